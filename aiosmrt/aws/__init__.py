@@ -1,0 +1,1 @@
+"""What botocore and aiobotocore know: credentials, endpoint rules, shared configuration."""

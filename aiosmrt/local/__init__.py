@@ -1,0 +1,1 @@
+"""A SageMaker Runtime on loopback, for tests, demonstrations and development without AWS."""

@@ -1,0 +1,1 @@
+"""How bytes reach the service: the Transport protocol and what implements it on aiohttp."""
