@@ -1,0 +1,107 @@
+"""Settings as frozen dataclasses, with the defaults and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiosmrt.errors import ParamValidationError
+
+__all__ = ["DEFAULT_MAX_ATTEMPTS", "RetryPolicy"]
+
+# AWS standard mode: one call and two retries.
+DEFAULT_MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """When a failed attempt is repeated, and after how long.
+
+    The defaults are the AWS SDKs' standard mode, revision 2.1, plus what SageMaker Runtime's own errors need.
+    A change is ``dataclasses.replace(policy, …)``.
+
+    Args:
+        max_attempts: requests per call including the first; None takes ``AWS_MAX_ATTEMPTS``, then the profile's
+            ``max_attempts``, then 3.
+        base_delay: back-off base in seconds for transient errors: a retry waits up to ``base_delay * 2**n``.
+        throttling_base_delay: the same for throttling and for a model that is still loading.
+        max_delay: the longest back-off in seconds.
+        retry_read_timeouts: whether a call that timed out while reading is sent again. Off, because the model may
+            still be running: a second request doubles its load.
+        retry_model_statuses: the container's own statuses (ModelError's OriginalStatusCode) that are retried, such as
+            ``{429, 503}``; 0 stands for a container that timed out. None are by default.
+        bucket_tokens: size of the client's retry bucket; it bounds the share of retries while the service is ill.
+        retry_cost: tokens that a retry takes.
+        throttling_retry_cost: tokens that a retry after throttling takes.
+
+    Raises:
+        ParamValidationError: a number is out of its range.
+
+    >>> RetryPolicy(max_attempts=1).max_attempts
+    1
+    """
+
+    max_attempts: int | None = None
+    base_delay: float = 0.05
+    throttling_base_delay: float = 1.0
+    max_delay: float = 20.0
+    retry_read_timeouts: bool = False
+    retry_model_statuses: frozenset[int] = frozenset()
+    bucket_tokens: int = 500
+    retry_cost: int = 14
+    throttling_retry_cost: int = 5
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.max_attempts is not None and (not isinstance(self.max_attempts, int) or self.max_attempts < 1):
+            faults.append(f"retry.max_attempts must be a whole number from 1, or None; got {self.max_attempts!r}")
+        faults += [
+            f"retry.{name} must not be negative; got {getattr(self, name)!r}"
+            for name in (
+                "base_delay",
+                "throttling_base_delay",
+                "max_delay",
+                "bucket_tokens",
+                "retry_cost",
+                "throttling_retry_cost",
+            )
+            # written so that NaN is refused too
+            if not getattr(self, name) >= 0
+        ]
+        if faults:
+            raise ParamValidationError(faults)
+
+    @classmethod
+    def from_retries(cls, retries: Mapping[str, Any]) -> RetryPolicy:
+        """Read the ``retries`` dictionary of ``botocore.config.Config``.
+
+        Args:
+            retries: ``total_max_attempts`` counts the first request, ``max_attempts`` does not, and the first wins over
+                the second; ``mode`` may be ``"standard"``, ``"legacy"`` or ``"adaptive"``, which all mean this policy.
+
+        Raises:
+            ParamValidationError: an unknown key or a value out of range, by botocore's own rules.
+
+        >>> RetryPolicy.from_retries({"max_attempts": 4, "mode": "standard"}).max_attempts
+        5
+        """
+        faults = [
+            f'Unknown parameter in retries: "{key}", must be one of: max_attempts, mode, total_max_attempts'
+            for key in retries
+            if key not in ("max_attempts", "mode", "total_max_attempts")
+        ]
+        mode = retries.get("mode")
+        if mode not in (None, "legacy", "standard", "adaptive"):
+            faults.append(f"retries.mode must be legacy, standard or adaptive; got {mode!r}")
+        for key, least in (("max_attempts", 0), ("total_max_attempts", 1)):
+            value = retries.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                faults.append(f"retries.{key} must be a whole number from {least}; got {value!r}")
+        if faults:
+            raise ParamValidationError(faults)
+        if (total := retries.get("total_max_attempts")) is not None:
+            return cls(max_attempts=total)
+        if (again := retries.get("max_attempts")) is not None:
+            return cls(max_attempts=again + 1)
+        return cls()

@@ -1,0 +1,479 @@
+"""The whole error tree.
+
+::
+
+    AiosmrtError
+     ├── ServiceError                     also botocore.exceptions.ClientError; .response as botocore gives it
+     │    ├── ValidationError             400
+     │    │    ├── EndpointNotFoundError
+     │    │    └── NoCapacityError        scaled to zero, scaling out now
+     │    ├── ThrottlingError             ThrottlingException and its kin, bare 429
+     │    ├── ModelNotReadyException      429
+     │    ├── ModelError                  424; .original_status_code, .original_message, .log_stream_arn
+     │    ├── InternalFailure             500
+     │    ├── ServiceUnavailable          503
+     │    ├── InternalDependencyException 530
+     │    └── EventStreamError            inside a response stream, after the 200
+     │         ├── ModelStreamError       .error_code
+     │         └── InternalStreamFailure
+     ├── TransportError                   nothing usable came back
+     │    ├── EndpointConnectionError     no connection: refused, unresolvable, unreachable
+     │    ├── ConnectTimeoutError
+     │    ├── SSLError
+     │    ├── ProxyConnectionError
+     │    ├── ConnectionClosedError       the connection died before a response
+     │    ├── ReadTimeoutError            the service was silent too long
+     │    └── ResponseStreamingError      the response broke off in the middle
+     ├── DeadlineExceededError            the caller's own deadline
+     ├── EventStreamFormatError           bytes that are no event stream
+     │    ├── ChecksumMismatchError
+     │    ├── FrameLengthError
+     │    ├── HeaderFormatError
+     │    └── TruncatedStreamError        the stream ended inside a frame
+     ├── ParamValidationError             refused before anything was sent
+     ├── OperationNotPageableError
+     ├── ClientStateError                 closed, or used from another event loop or after a fork
+     └── ConfigurationError
+          ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
+          ├── ProfileNotFoundError, ConfigFileError
+          └── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
+
+Errors that have a counterpart in botocore inherit from it as well, so ``except`` clauses written for boto3 or
+aiobotocore keep catching. Each error carries the facts that retry decisions rest on, and never a payload, a custom
+attribute or a credential.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, cast
+
+from botocore import exceptions as boto
+
+__all__ = [
+    "AiosmrtError",
+    "ApiVersionNotFoundError",
+    "Cause",
+    "ChecksumMismatchError",
+    "ClientStateError",
+    "ConfigFileError",
+    "ConfigurationError",
+    "ConnectTimeoutError",
+    "ConnectionClosedError",
+    "CredentialRetrievalError",
+    "DeadlineExceededError",
+    "EndpointConnectionError",
+    "EndpointNotFoundError",
+    "EndpointResolutionError",
+    "EventStreamError",
+    "EventStreamFormatError",
+    "FrameLengthError",
+    "HeaderFormatError",
+    "InternalDependencyException",
+    "InternalFailure",
+    "InternalStreamFailure",
+    "InvalidRegionError",
+    "ModelError",
+    "ModelNotReadyException",
+    "ModelStreamError",
+    "NoCapacityError",
+    "NoCredentialsError",
+    "NoRegionError",
+    "OperationNotPageableError",
+    "ParamValidationError",
+    "PartialCredentialsError",
+    "ProfileNotFoundError",
+    "ProxyConnectionError",
+    "ReadTimeoutError",
+    "ResponseStreamingError",
+    "SSLError",
+    "ServiceError",
+    "ServiceUnavailable",
+    "ThrottlingError",
+    "TransportError",
+    "TruncatedStreamError",
+    "ValidationError",
+]
+
+Cause: TypeAlias = Literal[
+    "throttling",  # the service asks for less
+    "model_not_ready",  # the model is still loading; no sign of too much load
+    "transient",  # a 5xx that says nothing about the request
+    "connection",  # no response byte came
+    "truncated",  # a response that broke off
+    "read_timeout",  # the model may still be running
+    "clock_skew",  # the signature's time was refused
+    "model",  # the container answered with an error
+    "none",  # trying again would not help
+]
+
+
+class AiosmrtError(Exception):
+    """Root of every error that this package raises on purpose.
+
+    Attributes:
+        operation: the API operation, such as ``"InvokeEndpoint"``; None outside a call.
+        endpoint_name: the endpoint that was called; None outside a call.
+        request_id: the service's request id; None when no response came.
+        attempts: how many requests were sent; 0 when none was.
+        cause: what a retry policy decides on.
+        retry_after: seconds that the service asked to wait; None when it did not.
+
+    >>> AiosmrtError("broken").retry_safe
+    False
+    """
+
+    default_cause: Cause = "none"
+
+    operation: str | None = None
+    endpoint_name: str | None = None
+    request_id: str | None = None
+    attempts: int = 0
+    retry_after: float | None = None
+
+    def __init__(self, message: str, *, cause: Cause | None = None, retry_after: float | None = None) -> None:
+        # botocore's own constructors format their message from keywords; ours is ready-made.
+        Exception.__init__(self, message)
+        self.cause: Cause = cause or self.default_cause
+        self.kwargs: Any = {}
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+    @property
+    def throttling(self) -> bool:
+        """Whether the service asked for less load."""
+        return self.cause == "throttling"
+
+    @property
+    def retry_safe(self) -> bool:
+        """Whether the same request may succeed later without harm: no model is left running by this failure."""
+        return self.cause not in ("none", "read_timeout", "model")
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else type(self).__name__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[AiosmrtError], args: tuple[Any, ...], state: dict[str, Any]) -> AiosmrtError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ServiceError(AiosmrtError, boto.ClientError):
+    """The service answered with an error; also a ``botocore.exceptions.ClientError``.
+
+    Args:
+        response: the ``{"Error": {"Code", "Message"}, "ResponseMetadata": …}`` dictionary that botocore would give.
+        operation: the API operation.
+        cause: what a retry policy decides on; None for the class's own.
+        retry_after: seconds from ``x-amz-retry-after``; None when absent.
+
+    >>> error = ServiceError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "InvokeEndpoint")
+    >>> error.code, str(error)
+    ('AccessDenied', 'An error occurred (AccessDenied) when calling the InvokeEndpoint operation: no')
+    """
+
+    def __init__(
+        self,
+        response: dict[str, Any],
+        operation: str,
+        *,
+        cause: Cause | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        error = response.get("Error", {})
+        metadata = response.get("ResponseMetadata", {})
+        message = self.MSG_TEMPLATE.format(
+            error_code=error.get("Code", "Unknown"),
+            error_message=error.get("Message", "Unknown"),
+            operation_name=operation,
+            retry_info=_retry_info(metadata),
+        )
+        super().__init__(message, cause=cause, retry_after=retry_after)
+        self.response: Any = response
+        self.operation = operation
+        self.operation_name = operation
+        self.request_id = metadata.get("RequestId")
+
+    @property
+    def code(self) -> str:
+        """The error code, such as ``"ModelError"``."""
+        return str(self.response.get("Error", {}).get("Code", ""))
+
+    @property
+    def message(self) -> str:
+        """The service's message; empty when it gave none."""
+        return self.response.get("Error", {}).get("Message") or ""
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status; None inside a stream."""
+        return cast("int | None", self.response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+
+
+def _retry_info(metadata: dict[str, Any]) -> str:
+    if metadata.get("MaxAttemptsReached", False):
+        return f" (reached max retries: {metadata.get('RetryAttempts', 0)})"
+    return ""
+
+
+class ValidationError(ServiceError):
+    """The service refused the request's parameters."""
+
+
+class EndpointNotFoundError(ValidationError):
+    """There is no endpoint of this name in the account and region."""
+
+
+class NoCapacityError(ValidationError):
+    """The inference component is scaled to zero and is scaling out now."""
+
+
+class ThrottlingError(ServiceError):
+    """Too many requests: ``ThrottlingException`` and its kin, or a bare 429."""
+
+    default_cause: Cause = "throttling"
+
+
+class ModelNotReadyException(ServiceError):
+    """The model is still being loaded."""
+
+    default_cause: Cause = "model_not_ready"
+
+
+class ModelError(ServiceError):
+    """The model's container answered with an error, or not in time."""
+
+    default_cause: Cause = "model"
+
+    @property
+    def original_status_code(self) -> int | None:
+        """The container's HTTP status; 0 when it timed out, None when the service did not say."""
+        return cast("int | None", self.response.get("OriginalStatusCode"))
+
+    @property
+    def original_message(self) -> str | None:
+        """The container's message; None when the service did not say."""
+        return cast("str | None", self.response.get("OriginalMessage"))
+
+    @property
+    def log_stream_arn(self) -> str | None:
+        """The CloudWatch log stream of the container; None when the service did not say."""
+        return cast("str | None", self.response.get("LogStreamArn"))
+
+
+class InternalFailure(ServiceError):
+    """The service failed."""
+
+    default_cause: Cause = "transient"
+
+
+class ServiceUnavailable(ServiceError):
+    """The service is unavailable."""
+
+    default_cause: Cause = "transient"
+
+
+class InternalDependencyException(ServiceError):
+    """Something that the service depends on failed."""
+
+    default_cause: Cause = "transient"
+
+
+class EventStreamError(ServiceError, boto.EventStreamError):
+    """The service reported an error inside a response stream."""
+
+
+class ModelStreamError(EventStreamError):
+    """The model's container broke its response stream off."""
+
+    default_cause: Cause = "model"
+
+    @property
+    def error_code(self) -> str | None:
+        """``"ModelInvocationTimeExceeded"`` or ``"StreamBroken"``; None when the service did not say."""
+        return cast("str | None", self.response.get("ErrorCode"))
+
+
+class InternalStreamFailure(EventStreamError):
+    """The service broke a response stream off."""
+
+    default_cause: Cause = "transient"
+
+
+class TransportError(AiosmrtError, boto.HTTPClientError):
+    """The exchange failed below the service: no usable response came.
+
+    Args:
+        message: what happened.
+        endpoint_url: scheme, host and port that were called; None when unknown.
+        cause: what a retry policy decides on; None for the class's own.
+    """
+
+    default_cause: Cause = "connection"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        endpoint_url: str | None = None,
+        cause: Cause | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, cause=cause, retry_after=retry_after)
+        self.endpoint_url = endpoint_url
+        self.request = None
+        self.response = None
+
+
+class EndpointConnectionError(TransportError, boto.EndpointConnectionError):
+    """No connection could be made."""
+
+
+class ConnectTimeoutError(TransportError, boto.ConnectTimeoutError, TimeoutError):
+    """No connection within ``connect_timeout``."""
+
+
+class SSLError(TransportError, boto.SSLError):
+    """The TLS handshake failed; a certificate does not get better by trying again."""
+
+    default_cause: Cause = "none"
+
+
+class ProxyConnectionError(TransportError, boto.ProxyConnectionError):
+    """The proxy could not be reached or refused."""
+
+
+class ConnectionClosedError(TransportError, boto.ConnectionClosedError):
+    """The connection closed before any byte of a response."""
+
+
+class ReadTimeoutError(TransportError, boto.ReadTimeoutError, TimeoutError):
+    """The service was silent for ``read_timeout``; the model may still be running."""
+
+    default_cause: Cause = "read_timeout"
+
+
+class ResponseStreamingError(TransportError, boto.ResponseStreamingError):
+    """The response broke off before its end."""
+
+    default_cause: Cause = "truncated"
+
+
+class DeadlineExceededError(AiosmrtError, TimeoutError):
+    """The caller's ``deadline`` passed; the last attempt's error, where there was one, is the ``__cause__``."""
+
+
+class EventStreamFormatError(AiosmrtError):
+    """The bytes are not an event stream; a decoder that raised this stays failed."""
+
+    default_cause: Cause = "truncated"
+
+
+class ChecksumMismatchError(EventStreamFormatError):
+    """A CRC of a frame does not match."""
+
+
+class FrameLengthError(EventStreamFormatError):
+    """A frame's lengths contradict each other or exceed the limits."""
+
+
+class HeaderFormatError(EventStreamFormatError):
+    """A frame's header block is malformed."""
+
+
+class TruncatedStreamError(EventStreamFormatError):
+    """The stream ended inside a frame."""
+
+
+class ParamValidationError(AiosmrtError, boto.ParamValidationError):
+    """The parameters break the service model's rules; nothing was sent. Names every fault, a line each.
+
+    Args:
+        faults: the faults, each naming its parameter but never quoting a sensitive value.
+
+    >>> print(ParamValidationError(["Missing required parameter in input: \\"Body\\""]))
+    Parameter validation failed:
+    Missing required parameter in input: "Body"
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        report = "\n".join(faults)
+        super().__init__(f"Parameter validation failed:\n{report}")
+        self.faults = faults
+        self.kwargs = {"report": report}
+
+
+class OperationNotPageableError(AiosmrtError, boto.OperationNotPageableError):
+    """No operation of this service is paginated."""
+
+
+class ClientStateError(AiosmrtError, RuntimeError):
+    """The client cannot be used here: it is closed, or belongs to another event loop or process."""
+
+
+class ConfigurationError(AiosmrtError):
+    """Something in arguments, environment or AWS configuration files is missing or contradictory."""
+
+
+class NoRegionError(ConfigurationError, boto.NoRegionError):
+    """No region is configured."""
+
+
+class InvalidRegionError(ConfigurationError, boto.InvalidRegionError):
+    """The region is not a valid host label."""
+
+
+class ApiVersionNotFoundError(ConfigurationError, boto.ApiVersionNotFoundError):
+    """The requested API version does not exist."""
+
+
+class EndpointResolutionError(ConfigurationError, boto.EndpointProviderError):
+    """The service's endpoint rules have no answer for this configuration."""
+
+
+class ProfileNotFoundError(ConfigurationError, boto.ProfileNotFound):
+    """The named profile is not in the AWS configuration files."""
+
+
+class ConfigFileError(ConfigurationError, boto.ConfigParseError):
+    """An AWS configuration file could not be parsed."""
+
+
+class NoCredentialsError(ConfigurationError, boto.NoCredentialsError):
+    """No provider has credentials."""
+
+
+class PartialCredentialsError(ConfigurationError, boto.PartialCredentialsError):
+    """An access key without its secret key, or the reverse."""
+
+
+class CredentialRetrievalError(ConfigurationError, boto.CredentialRetrievalError):
+    """A provider failed to deliver credentials."""
+
+
+_BY_CODE: dict[str, type[ServiceError]] = {
+    cls.__name__: cls
+    for cls in (
+        ValidationError,
+        ModelNotReadyException,
+        ModelError,
+        InternalFailure,
+        ServiceUnavailable,
+        InternalDependencyException,
+        ModelStreamError,
+        InternalStreamFailure,
+    )
+}
+
+
+def class_of(code: str) -> type[ServiceError]:
+    """The class for an error code; ServiceError itself for a code that the service model does not name.
+
+    >>> class_of("ModelError").__name__, class_of("AccessDeniedException").__name__
+    ('ModelError', 'ServiceError')
+    """
+    return _BY_CODE.get(code, ServiceError)
