@@ -1,0 +1,403 @@
+"""Whether a failed attempt is repeated, and after how long: AWS's standard mode plus what SageMaker Runtime needs.
+
+Theory of operation
+-------------------
+`classify` turns a service's answer into a *cause*; errors of the transport carry theirs already.  The first attempt
+of a call that succeeds costs one `RetryBucket.on_success`.  At the first failure the caller makes a `RetryState`,
+asks `RetryState.decide` after every failed attempt, and sleeps for as long as it says or gives up.
+
+The rules are those of the AWS SDKs' standard mode, revision 2.1:
+
+- 3 attempts; before retry number i (from 0) a wait of ``rand * min(b * 2**i, 20 s)``, where b is 50 ms, or 1 s after
+  throttling; a hint h from ``x-amz-retry-after`` (milliseconds) makes it ``max(t, min(h, t + 5 s))``.
+- A bucket of 500 tokens per client bounds retries while the service is ill: a retry takes 14, one after throttling 5.
+  The success of a call gives back what its last retry took, or 1 when it took nothing.
+
+On top of them:
+
+- ``model_not_ready`` (a multi-model endpoint is loading the model) is a matter of time and no sign of load: it takes no
+  tokens, and *with a deadline* it is repeated until the deadline, whatever ``max_attempts`` says; those attempts do
+  not count against the other causes either. Without a deadline it is bound by ``max_attempts`` like every other cause.
+- ``clock_skew`` is repeated once, at once and for nothing: the caller has corrected its clock meanwhile.
+- ``read_timeout`` is repeated only if the policy says so, ``model`` only for the container statuses that it names.
+- A stream is repeated only while no part of it was handed out.
+- Nothing is repeated when the wait would end at or past the call's deadline; no tokens are taken then.
+
+Everything is a function of its arguments: the clock and the random numbers are the caller's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal, TypeAlias
+
+from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
+from aiosmrt.errors import Cause
+from aiosmrt.policy.clockskew import MAX_SKEW, SIGNATURE_ERROR_CODES
+
+THROTTLING_CODES: Final = frozenset(
+    {
+        "BandwidthLimitExceeded",
+        "EC2ThrottledException",
+        "LimitExceededException",
+        "PriorRequestNotComplete",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+        "TransactionInProgressException",
+    }
+)
+"""Error codes by which AWS services ask for less load (the table that all AWS SDKs share)."""
+
+MAX_HINT_EXTRA: Final = 5.0
+"""Seconds by which ``x-amz-retry-after`` can lengthen a wait."""
+
+TRANSIENT_STATUSES: Final = frozenset({500, 502, 503, 504, 530})
+"""Statuses that say nothing about the request; 530 is SageMaker's InternalDependencyException."""
+
+_CAUSE_BY_CODE: Final[dict[str, Cause]] = {
+    **dict.fromkeys(THROTTLING_CODES, "throttling"),
+    "ModelNotReadyException": "model_not_ready",
+    "ModelError": "model",
+    "ValidationError": "none",
+    # By their codes too, because inside a stream there is no status but the 200 that it began with.
+    "InternalDependencyException": "transient",
+    "InternalFailure": "transient",
+    "InternalServerError": "transient",
+    "InternalServerException": "transient",
+    "InternalStreamFailure": "transient",
+    "ModelStreamError": "transient",
+    "RequestTimeout": "transient",
+    "RequestTimeoutException": "transient",
+    "ServiceUnavailable": "transient",
+    "ServiceUnavailableException": "transient",
+}
+
+_RETRYABLE: Final = frozenset(
+    {"throttling", "model_not_ready", "transient", "connection", "truncated", "clock_skew"},
+)
+_SLOW_START: Final = frozenset({"throttling", "model_not_ready", "model"})
+_FREE: Final = frozenset({"model_not_ready", "clock_skew"})
+
+_NO_CAPACITY: Final = "Inference Component has no capacity to process this request."
+
+StopReason: TypeAlias = Literal[
+    "not_retryable",  # the cause, under this policy
+    "stream_started",  # a part was handed out already
+    "clock_skew",  # the clock was corrected once, and the signature is refused still
+    "max_attempts",
+    "deadline",  # the wait would end past it
+    "retry_bucket",  # the client's retries are used up; successes refill it
+]
+
+
+def classify(status: int, code: str, *, skew: float | None = None) -> Cause:
+    """Name the cause of a service's error, which is what retry decisions rest on.
+
+    Args:
+        status: the HTTP status, also that of the response in whose stream the error came.
+        code: the error's code; empty when the answer has none (a proxy's page, an empty body).
+        skew: for a refused signature, by how many seconds its time was off the service's clock; None when unknown.
+
+    Returns:
+        The cause; ``"none"`` when trying again would not help.
+
+    Example:
+        >>> classify(400, "ThrottlingException"), classify(502, ""), classify(424, "ModelError")
+        ('throttling', 'transient', 'model')
+        >>> classify(403, "InvalidSignatureException", skew=-900.0)
+        'clock_skew'
+    """
+    cause = _CAUSE_BY_CODE.get(code)
+    if cause is not None:
+        return cause
+    if code in SIGNATURE_ERROR_CODES:
+        return "clock_skew" if skew is not None and abs(skew) > MAX_SKEW else "none"
+    if status == 429:
+        return "throttling"
+    return "transient" if status in TRANSIENT_STATUSES else "none"
+
+
+def is_no_capacity(code: str, message: str) -> bool:
+    """Tell whether an inference component is scaled to zero and scaling out now.
+
+    Only the start of the message counts, because further on it may quote what a client sent.
+
+    Example:
+        >>> is_no_capacity("ValidationError", "Inference Component has no capacity to process this request. Wait.")
+        True
+    """
+    return code == "ValidationError" and message.startswith(_NO_CAPACITY)
+
+
+def is_endpoint_not_found(code: str, message: str) -> bool:
+    """Tell whether the endpoint does not exist: ``Endpoint X of account Y not found.``
+
+    Only the start of the message counts, because further on it may quote what a client sent.
+
+    Example:
+        >>> is_endpoint_not_found("ValidationError", "Endpoint churn of account 123456789012 not found.")
+        True
+    """
+    if code != "ValidationError" or not message.startswith("Endpoint "):
+        return False
+    words = message.split(" ", 7)[2:]
+    return len(words) >= 5 and words[:2] == ["of", "account"] and words[3] == "not" and words[4].startswith("found.")
+
+
+def parse_retry_after(header: str | None) -> float | None:
+    """Read ``x-amz-retry-after``, the service's hint in whole milliseconds.
+
+    Args:
+        header: the header's value; None when it is absent.
+
+    Returns:
+        Seconds, or None when the header is absent, negative or no number; AWS's SDKs ignore it then.
+
+    Example:
+        >>> parse_retry_after("1500"), parse_retry_after("-1"), parse_retry_after("soon")
+        (1.5, None, None)
+    """
+    if header is None:
+        return None
+    digits = header.strip(" \t")
+    # Longer than any wait could be; and int() and float() have limits of their own far above.
+    if len(digits) > 18 or not (digits.isascii() and digits.isdigit()):
+        return None
+    return int(digits) / 1000
+
+
+def backoff(base: float, retries: int, max_delay: float, rand: float, retry_after: float | None = None) -> float:
+    """Compute the wait before a retry.
+
+    Args:
+        base: the longest first wait in seconds; it doubles with every retry.
+        retries: how many retries there were before this one.
+        max_delay: the longest wait in seconds before the service's hint is considered.
+        rand: a random number in [0, 1).
+        retry_after: the service's hint in seconds; None when it gave none.
+
+    Returns:
+        Seconds; the hint can lengthen the wait by at most 5 s, and never shortens it.
+
+    Example:
+        >>> backoff(0.05, 1, 20.0, 0.5)
+        0.05
+        >>> backoff(1.0, 0, 20.0, 0.5, retry_after=60.0)
+        5.5
+    """
+    # A call that waits for its model may retry without end, and a float overflows at 2**1024.
+    delay = rand * min(base * 2.0 ** min(retries, 64), max_delay)
+    return delay if retry_after is None else max(delay, min(retry_after, delay + MAX_HINT_EXTRA))
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBucketStatistics:
+    """A retry bucket's state at one moment.
+
+    Args:
+        tokens: what is left.
+        max_tokens: what it holds when full.
+        granted: retries that it let pass for tokens.
+        refused: retries that it stopped.
+    """
+
+    tokens: int
+    max_tokens: int
+    granted: int
+    refused: int
+
+
+class RetryBucket:
+    """A client's allowance of retries, so that a service in trouble is not hit harder for it.
+
+    Args:
+        max_tokens: what it holds when full, as at the beginning; with 0 nothing is ever retried for tokens.
+
+    Example:
+        >>> bucket = RetryBucket(20)
+        >>> bucket.withdraw(14), bucket.withdraw(14)
+        (True, False)
+        >>> bucket.on_success()
+        >>> bucket.statistics()
+        RetryBucketStatistics(tokens=7, max_tokens=20, granted=1, refused=1)
+    """
+
+    __slots__ = ("_granted", "_max_tokens", "_refused", "_tokens")
+
+    def __init__(self, max_tokens: int = 500) -> None:
+        self._max_tokens = max_tokens
+        self._tokens = max_tokens
+        self._granted = 0
+        self._refused = 0
+
+    def withdraw(self, cost: int) -> bool:
+        """Take ``cost`` tokens for a retry, all or none, and say whether they were there."""
+        if cost > self._tokens:
+            self._refused += 1
+            return False
+        self._tokens -= cost
+        self._granted += 1
+        return True
+
+    def on_success(self, refund: int = 1) -> None:
+        """Give tokens back after a call's success: what its last retry took, or 1 when it took nothing."""
+        if self._tokens != self._max_tokens:
+            self._tokens = min(self._tokens + refund, self._max_tokens)
+
+    def statistics(self) -> RetryBucketStatistics:
+        """Count tokens and retries."""
+        return RetryBucketStatistics(self._tokens, self._max_tokens, self._granted, self._refused)
+
+    def __repr__(self) -> str:
+        return f"<RetryBucket tokens={self._tokens} max_tokens={self._max_tokens}>"
+
+
+class RetryState:
+    """One call's way through its attempts, from its first failure on.
+
+    Args:
+        policy: the rules; ``max_attempts=None`` counts as 3.
+        bucket: the client's allowance of retries.
+        deadline: when the call must be over, in seconds of the clock that `decide` is given; None for no limit.
+
+    Example:
+        >>> state = RetryState(RetryPolicy(), RetryBucket(), deadline=10.0)
+        >>> state.decide("transient", now=0.0, rand=0.5)
+        0.025
+        >>> state.decide("none", now=0.1, rand=0.5)
+        'not_retryable'
+        >>> state.attempt
+        2
+    """
+
+    __slots__ = ("_bucket", "_corrected", "_deadline", "_max_attempts", "_policy", "_refund", "_retries", "_waits")
+
+    def __init__(self, policy: RetryPolicy, bucket: RetryBucket, *, deadline: float | None = None) -> None:
+        self._policy = policy
+        self._bucket = bucket
+        self._deadline = deadline
+        self._max_attempts = DEFAULT_MAX_ATTEMPTS if policy.max_attempts is None else policy.max_attempts
+        self._retries = 0
+        self._waits = 0
+        self._refund = 1
+        self._corrected = False
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that is under way, or that was the last; the first is 1."""
+        return 1 + self._retries + self._waits
+
+    @property
+    def max_attempts(self) -> int:
+        """How many attempts the policy allows, waits for a model under a deadline aside."""
+        return self._max_attempts
+
+    def decide(
+        self,
+        cause: Cause,
+        *,
+        now: float,
+        rand: float,
+        retry_after: float | None = None,
+        original_status: int | None = None,
+        stream_started: bool = False,
+    ) -> float | StopReason:
+        """Decide after a failed attempt; a wait as the answer begins the next attempt and takes its tokens.
+
+        Args:
+            cause: why the attempt failed.
+            now: the time in seconds, of the deadline's clock.
+            rand: a random number in [0, 1).
+            retry_after: the service's hint in seconds (`parse_retry_after`); None when it gave none.
+            original_status: the container's status where the cause is ``"model"``, 0 when it timed out.
+            stream_started: whether a part of a response stream was handed out.
+
+        Returns:
+            Seconds to wait before the next attempt, or the reason why there is none.
+        """
+        policy = self._policy
+        if not (
+            cause in _RETRYABLE
+            or (cause == "read_timeout" and policy.retry_read_timeouts)
+            or (cause == "model" and original_status in policy.retry_model_statuses)
+        ):
+            return "not_retryable"
+        if stream_started:
+            return "stream_started"
+        if cause == "clock_skew" and self._corrected:
+            return "clock_skew"
+        waits = cause == "model_not_ready" and self._deadline is not None
+        if not waits and self._retries + 1 >= self._max_attempts:
+            return "max_attempts"
+        if cause == "clock_skew":
+            delay = 0.0
+        else:
+            base = policy.throttling_base_delay if cause in _SLOW_START else policy.base_delay
+            delay = backoff(base, self._waits if waits else self._retries, policy.max_delay, rand, retry_after)
+        if self._deadline is not None and now + delay >= self._deadline:
+            return "deadline"
+        if cause not in _FREE:
+            cost = policy.throttling_retry_cost if cause == "throttling" else policy.retry_cost
+            if not self._bucket.withdraw(cost):
+                return "retry_bucket"
+            self._refund = cost
+        self._corrected = self._corrected or cause == "clock_skew"
+        if waits:
+            self._waits += 1
+        else:
+            self._retries += 1
+        return delay
+
+    def on_success(self) -> None:
+        """Give the last retry's tokens back; call it once, when the call has succeeded."""
+        self._bucket.on_success(self._refund)
+
+    def __repr__(self) -> str:
+        return f"<RetryState attempt={self.attempt} max_attempts={self._max_attempts}>"
+
+
+def invocation_id(random_bits: int) -> str:
+    """Form a call's ``amz-sdk-invocation-id``, a version 4 UUID that all its attempts share.
+
+    Args:
+        random_bits: 128 random bits, of which 122 are used.
+
+    Example:
+        >>> invocation_id(0)
+        '00000000-0000-4000-8000-000000000000'
+    """
+    # The version nibble and the variant bits (RFC 9562, section 5.4) are set in the integer: one format call.
+    bits = random_bits & ~((0xF << 76) | (0x3 << 62)) | (0x4 << 76) | (0x2 << 62)
+    text = f"{bits:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def sdk_request(attempt: int, max_attempts: int, expires_at: float | None = None) -> str:
+    """Form the value of ``amz-sdk-request``, by which the service sees retries.
+
+    Args:
+        attempt: the attempt's number, from 1.
+        max_attempts: how many the policy allows; an attempt beyond it (`RetryState.attempt`) is its own maximum.
+        expires_at: when nobody will be waiting for the answer any more, in seconds since 1970 by the service's clock;
+            None when unknown.
+
+    Example:
+        >>> sdk_request(1, 3)
+        'attempt=1; max=3'
+        >>> sdk_request(2, 3, 1_700_000_000.5)
+        'ttl=20231114T221320Z; attempt=2; max=3'
+    """
+    count = f"attempt={attempt}; max={max(attempt, max_attempts)}"
+    if expires_at is None:
+        return count
+    # Cutting up isoformat() takes a third of strftime()'s time.
+    iso = datetime.fromtimestamp(int(expires_at), UTC).isoformat()
+    return f"ttl={iso[:4]}{iso[5:7]}{iso[8:13]}{iso[14:16]}{iso[17:19]}Z; {count}"
