@@ -1,0 +1,217 @@
+"""The operations of SageMaker Runtime as one table.
+
+Header names differ from operation to operation (``Accept`` travels as ``Accept`` in one and as
+``X-Amzn-SageMaker-Accept`` in another), so they are data here and are put together nowhere else. The table restates the
+service model that botocore ships (``botocore/data/sagemaker-runtime/2017-05-13/service-2.json.gz``); a conformance
+test compares the two member by member, so a new member shows up as a failing test.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+__all__ = ["API_VERSION", "BY_NAME", "OPERATIONS", "SERVICE_ID", "SIGNING_NAME", "Member", "Operation", "Rule"]
+
+API_VERSION = "2017-05-13"
+SERVICE_ID = "SageMaker Runtime"
+SIGNING_NAME = "sagemaker"
+
+
+class Rule(NamedTuple):
+    """What the service model allows as a value.
+
+    Args:
+        type: the model's shape type.
+        min: least length (strings, in characters) or value (integers); None for no bound.
+        max: greatest length (strings in characters, blobs in bytes) or value; None for no bound.
+        pattern: the model's pattern as it stands there, in Java's syntax; None for none.
+        sensitive: whether the value must stay out of logs and errors.
+    """
+
+    type: Literal["string", "integer", "blob", "stream"] = "string"
+    min: int | None = None
+    max: int | None = None
+    pattern: str | None = None
+    sensitive: bool = False
+
+
+class Member(NamedTuple):
+    """A request or response member.
+
+    Args:
+        name: AWS's name.
+        rule: what it may be.
+        location: where it travels; ``"body"`` is a key of a JSON body.
+        header: the header's name on the wire; None elsewhere.
+        required: whether a request needs it.
+    """
+
+    name: str
+    rule: Rule
+    location: Literal["uri", "header", "payload", "body"] = "header"
+    header: str | None = None
+    required: bool = False
+
+
+class Operation(NamedTuple):
+    """An operation of the service.
+
+    Args:
+        name: AWS's name, as in ``make_request``.
+        method: the client's method.
+        path_suffix: what follows ``/endpoints/{EndpointName}``.
+        status: the HTTP status of success.
+        members: request members in the model's order.
+        results: response members in the model's order.
+        errors: codes that the model names for it.
+        streams: whether the response is an event stream.
+    """
+
+    name: str
+    method: str
+    path_suffix: str
+    status: int
+    members: tuple[Member, ...]
+    results: tuple[Member, ...]
+    errors: tuple[str, ...]
+    streams: bool = False
+
+
+_NAME = "^[a-zA-Z0-9](-*[a-zA-Z0-9])*"
+_PRINTABLE = r"\A\S[\p{Print}]*\z"
+
+_ENDPOINT_NAME = Rule(max=63, pattern=_NAME)
+_HEADER = Rule(max=1024, pattern=r"\p{ASCII}*")
+_CUSTOM_ATTRIBUTES = Rule(max=1024, pattern=r"\p{ASCII}*", sensitive=True)
+_BODY = Rule("blob", max=6291456, sensitive=True)
+_TARGET = Rule(max=63, pattern=_NAME)
+_INFERENCE_ID = Rule(min=1, max=64, pattern=_PRINTABLE)
+_INFERENCE_COMPONENT = Rule(max=63, pattern=r"^[a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?$")
+_SESSION_ID = Rule(max=256, pattern=f"{_NAME}$")
+_PREFIX_AWARE_ID = Rule(min=1, max=64, pattern=_PRINTABLE)
+_NEW_SESSION = Rule(
+    max=256,
+    pattern=_NAME + r";\sExpires=[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+)
+
+INVOKE_ENDPOINT = Operation(
+    name="InvokeEndpoint",
+    method="invoke_endpoint",
+    path_suffix="/invocations",
+    status=200,
+    members=(
+        Member("EndpointName", _ENDPOINT_NAME, "uri", required=True),
+        Member("Body", _BODY, "payload", required=True),
+        Member("ContentType", _HEADER, header="Content-Type"),
+        Member("Accept", _HEADER, header="Accept"),
+        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
+        Member("TargetModel", Rule(min=1, max=1024, pattern=_PRINTABLE), header="X-Amzn-SageMaker-Target-Model"),
+        Member("TargetVariant", _TARGET, header="X-Amzn-SageMaker-Target-Variant"),
+        Member("TargetContainerHostname", _TARGET, header="X-Amzn-SageMaker-Target-Container-Hostname"),
+        Member("InferenceId", _INFERENCE_ID, header="X-Amzn-SageMaker-Inference-Id"),
+        Member("EnableExplanations", Rule(min=1, max=64, pattern=".*"), header="X-Amzn-SageMaker-Enable-Explanations"),
+        Member("InferenceComponentName", _INFERENCE_COMPONENT, header="X-Amzn-SageMaker-Inference-Component"),
+        Member(
+            "SessionId",
+            Rule(max=256, pattern=f"^(NEW_SESSION)$|{_NAME}$"),
+            header="X-Amzn-SageMaker-Session-Id",
+        ),
+        Member("PrefixAwareId", _PREFIX_AWARE_ID, header="X-Amzn-SageMaker-Prefix-Aware-Id"),
+    ),
+    results=(
+        Member("Body", _BODY, "payload", required=True),
+        Member("ContentType", _HEADER, header="Content-Type"),
+        Member("InvokedProductionVariant", _HEADER, header="x-Amzn-Invoked-Production-Variant"),
+        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
+        Member("NewSessionId", _NEW_SESSION, header="X-Amzn-SageMaker-New-Session-Id"),
+        Member("ClosedSessionId", _SESSION_ID, header="X-Amzn-SageMaker-Closed-Session-Id"),
+    ),
+    errors=(
+        "InternalFailure",
+        "ServiceUnavailable",
+        "ValidationError",
+        "ModelError",
+        "InternalDependencyException",
+        "ModelNotReadyException",
+    ),
+)
+
+INVOKE_ENDPOINT_ASYNC = Operation(
+    name="InvokeEndpointAsync",
+    method="invoke_endpoint_async",
+    path_suffix="/async-invocations",
+    status=202,
+    members=(
+        Member("EndpointName", _ENDPOINT_NAME, "uri", required=True),
+        Member("ContentType", _HEADER, header="X-Amzn-SageMaker-Content-Type"),
+        Member("Accept", _HEADER, header="X-Amzn-SageMaker-Accept"),
+        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
+        Member("InferenceId", _INFERENCE_ID, header="X-Amzn-SageMaker-Inference-Id"),
+        Member(
+            "InputLocation",
+            Rule(min=1, max=1024, pattern="^(https|s3)://([^/]+)/?(.*)$"),
+            header="X-Amzn-SageMaker-InputLocation",
+        ),
+        Member(
+            "S3OutputPathExtension",
+            Rule(min=1, max=512, pattern=r"^(?!s3:|https:)[a-zA-Z0-9!_.*'()/-]+$"),
+            header="X-Amzn-SageMaker-S3OutputPathExtension",
+        ),
+        Member(
+            "Filename",
+            Rule(min=1, max=32, pattern=r"^(?!.*\..*\.)[a-zA-Z0-9][a-zA-Z0-9-_\.]*$"),
+            header="X-Amzn-SageMaker-Filename",
+        ),
+        Member("RequestTTLSeconds", Rule("integer", 60, 21600), header="X-Amzn-SageMaker-RequestTTLSeconds"),
+        Member(
+            "InvocationTimeoutSeconds",
+            Rule("integer", 1, 3600),
+            header="X-Amzn-SageMaker-InvocationTimeoutSeconds",
+        ),
+        Member("Body", Rule("blob", max=128000, sensitive=True), "payload"),
+    ),
+    results=(
+        Member("InferenceId", _HEADER, "body"),
+        Member("OutputLocation", _HEADER, header="X-Amzn-SageMaker-OutputLocation"),
+        Member("FailureLocation", _HEADER, header="X-Amzn-SageMaker-FailureLocation"),
+    ),
+    errors=("InternalFailure", "ServiceUnavailable", "ValidationError"),
+)
+
+INVOKE_ENDPOINT_WITH_RESPONSE_STREAM = Operation(
+    name="InvokeEndpointWithResponseStream",
+    method="invoke_endpoint_with_response_stream",
+    path_suffix="/invocations-response-stream",
+    status=200,
+    members=(
+        Member("EndpointName", _ENDPOINT_NAME, "uri", required=True),
+        Member("Body", _BODY, "payload", required=True),
+        Member("ContentType", _HEADER, header="Content-Type"),
+        Member("Accept", _HEADER, header="X-Amzn-SageMaker-Accept"),
+        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
+        Member("TargetVariant", _TARGET, header="X-Amzn-SageMaker-Target-Variant"),
+        Member("TargetContainerHostname", _TARGET, header="X-Amzn-SageMaker-Target-Container-Hostname"),
+        Member("InferenceId", _INFERENCE_ID, header="X-Amzn-SageMaker-Inference-Id"),
+        Member("InferenceComponentName", _INFERENCE_COMPONENT, header="X-Amzn-SageMaker-Inference-Component"),
+        Member("SessionId", _SESSION_ID, header="X-Amzn-SageMaker-Session-Id"),
+        Member("PrefixAwareId", _PREFIX_AWARE_ID, header="X-Amzn-SageMaker-Prefix-Aware-Id"),
+    ),
+    results=(
+        Member("Body", Rule("stream"), "payload", required=True),
+        Member("ContentType", _HEADER, header="X-Amzn-SageMaker-Content-Type"),
+        Member("InvokedProductionVariant", _HEADER, header="x-Amzn-Invoked-Production-Variant"),
+        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
+    ),
+    errors=(
+        "InternalFailure",
+        "ServiceUnavailable",
+        "ValidationError",
+        "ModelError",
+        "ModelStreamError",
+        "InternalStreamFailure",
+    ),
+    streams=True,
+)
+
+OPERATIONS = (INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
+BY_NAME = {operation.name: operation for operation in OPERATIONS}

@@ -1,0 +1,224 @@
+"""From a call's parameters to the head of its request, checked against the service model first.
+
+Most calls of a program repeat the same endpoint, content type and variant, so a checked head is kept and found again
+by one dictionary look-up; members that change from call to call (inference id, custom attributes, …) and members whose
+type Python's equality would confuse (``60 == 60.0``) are checked each time. Patterns are matched in full, although
+most of the model's are not anchored at their end, and no control character gets into a header: it would be a second
+header to the server.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aiosmrt.errors import ParamValidationError
+from aiosmrt.wire.operations import Member, Operation
+
+__all__ = ["Head", "HeadBuilder", "full_pattern"]
+
+# More than any program's distinct (endpoint, variant, content type, …) combinations; a bound for made-up names.
+MAX_HEADS = 1024
+
+# Members that usually differ from call to call.
+_VARYING = frozenset({"CustomAttributes", "InferenceId", "SessionId", "PrefixAwareId", "InputLocation", "Filename"})
+
+# C0, DEL, C1, and halves of surrogate pairs, which have no encoding.
+_UNSENDABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+# As much of a faulty value as an error quotes, in characters.
+_QUOTED = 80
+
+
+class Head(NamedTuple):
+    """What the parameters besides the body say on the wire.
+
+    Args:
+        endpoint_name: the checked EndpointName.
+        path: the request path, percent-encoded.
+        headers: name and value of each header of the service model, to be signed.
+        has_content_type: whether ``Content-Type`` is among them.
+    """
+
+    endpoint_name: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    has_content_type: bool
+
+
+def full_pattern(pattern: str) -> re.Pattern[str]:
+    r"""Compile a pattern of the service model, which is in Java's syntax, for ``fullmatch``.
+
+    >>> bool(full_pattern(r"\A\S[\p{Print}]*\z").fullmatch("request 1"))
+    True
+    >>> bool(full_pattern(r"\p{ASCII}*").fullmatch("é"))
+    False
+    """
+    pattern = pattern.removeprefix(r"\A").removesuffix(r"\z")
+    pattern = pattern.replace(r"[\p{Print}]", r"[\x20-\x7e]").replace(r"\p{ASCII}", r"[\x00-\x7f]")
+    return re.compile(pattern)
+
+
+class HeadBuilder:
+    """Builds and remembers the request heads of one operation.
+
+    Args:
+        operation: the operation.
+
+    >>> from aiosmrt.wire.operations import INVOKE_ENDPOINT
+    >>> builder = HeadBuilder(INVOKE_ENDPOINT)
+    >>> values = builder.values({"EndpointName": "churn", "ContentType": "text/csv"})
+    >>> builder.head(values, b"1,2,3").path
+    '/endpoints/churn/invocations'
+    >>> builder.head(values, b"1,2,3").headers
+    (('Content-Type', 'text/csv'),)
+    """
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.members: tuple[Member, ...] = tuple(m for m in operation.members if m.location != "payload")
+        self._body = next(m for m in operation.members if m.location == "payload")
+        self._input_location = next((i for i, m in enumerate(self.members) if m.name == "InputLocation"), None)
+        self._fresh = tuple(i for i, m in enumerate(self.members) if m.name in _VARYING or m.rule.type == "integer")
+        self._patterns: dict[str, re.Pattern[str]] = {}
+        self._heads: dict[tuple[Any, ...], Head] = {}
+
+    def __repr__(self) -> str:
+        return f"<HeadBuilder {self.operation.name} heads={len(self._heads)}>"
+
+    def values(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Order parameters by the service model, None where one is not given; ``Body`` is left out."""
+        return tuple(params.get(member.name) for member in self.members)
+
+    def unknown(self, params: Mapping[str, Any]) -> list[str]:
+        """A fault for each name that the operation does not have."""
+        known = [member.name for member in self.operation.members]
+        return [
+            f'Unknown parameter in input: "{_quote(name)}", must be one of: {", ".join(known)}'
+            for name in params
+            if name not in known
+        ]
+
+    def head(self, values: tuple[Any, ...], body: object, unknown: Sequence[str] = ()) -> Head:
+        """The request head for checked parameters.
+
+        Args:
+            values: one per member, in the order of ``members``; None for a parameter that is not given.
+            body: what the caller gave as ``Body``; looked at for presence and type only.
+            unknown: faults found before, to be named with the others.
+
+        Raises:
+            ParamValidationError: with every fault of the call.
+        """
+        if type(body) is bytes and self._input_location is None and not unknown:
+            try:
+                known = self._heads.get(values)
+            except TypeError:  # an unhashable value: the checks below name it
+                known = None
+            if known is not None:
+                return known
+        faults = [*unknown, *self._body_faults(values, body)]
+        common = list(values)
+        for i in self._fresh:
+            common[i] = None
+        key = tuple(common)
+        try:
+            base = self._heads.get(key)
+        except TypeError:
+            base = None
+        checked = enumerate(self.members) if base is None else ((i, self.members[i]) for i in self._fresh)
+        for i, member in checked:
+            self._check(member, values[i], faults)
+        if faults:
+            raise ParamValidationError(faults)
+        if base is None:
+            base = self._build(key)
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            self._heads[key] = base
+        extra = tuple((str(self.members[i].header), str(values[i])) for i in self._fresh if values[i] is not None)
+        return base._replace(headers=base.headers + extra) if extra else base
+
+    def check_body_size(self, size_bytes: int) -> None:
+        """Refuse a body that the service model rules out for certain.
+
+        Only asynchronous inference has a hard limit; the 6 MiB that the model states for the others is below what the
+        service takes.
+
+        Raises:
+            ParamValidationError: the body is too large.
+        """
+        limit = self._body.rule.max
+        if self._input_location is not None and limit is not None and size_bytes > limit:
+            raise ParamValidationError(
+                [f"Invalid length for parameter Body, size: {size_bytes} bytes, valid max size: {limit} bytes"]
+            )
+
+    def _build(self, key: Sequence[Any]) -> Head:
+        name = ""
+        headers = []
+        for member, value in zip(self.members, key, strict=True):
+            if member.location == "uri":
+                name = value
+            elif value is not None and member.header is not None:
+                headers.append((member.header, value))
+        # the pattern of EndpointName leaves nothing to encode
+        path = f"/endpoints/{name}{self.operation.path_suffix}"
+        return Head(name, path, tuple(headers), any(header == "Content-Type" for header, _ in headers))
+
+    def _body_faults(self, values: tuple[Any, ...], body: object) -> list[str]:
+        if body is None:
+            if self._input_location is None:
+                return ['Missing required parameter in input: "Body"']
+            if values[self._input_location] is None:
+                return ["Exactly one of Body and InputLocation must be given, got neither"]
+            return []
+        faults = []
+        if self._input_location is not None and values[self._input_location] is not None:
+            faults.append("Exactly one of Body and InputLocation must be given, got both")
+        if not isinstance(body, (bytes, bytearray, memoryview, str)) and not hasattr(body, "read"):
+            faults.append(
+                f"Invalid type for parameter Body, type: {type(body)}, valid types: {bytes}, {bytearray}, "
+                f"{memoryview}, {str}, seekable binary file"
+            )
+        return faults
+
+    def _check(self, member: Member, value: Any, faults: list[str]) -> None:
+        name, rule = member.name, member.rule
+        if value is None:
+            if member.required:
+                faults.append(f'Missing required parameter in input: "{name}"')
+            return
+        if rule.type == "integer":
+            if not isinstance(value, int) or isinstance(value, bool):
+                faults.append(f"Invalid type for parameter {name}, type: {type(value)}, valid types: {int}")
+            elif (rule.min is not None and value < rule.min) or (rule.max is not None and value > rule.max):
+                faults.append(
+                    f"Invalid value for parameter {name}, value: {value}, valid range: {rule.min} to {rule.max}"
+                )
+            return
+        if not isinstance(value, str):
+            faults.append(f"Invalid type for parameter {name}, type: {type(value)}, valid types: {str}")
+            return
+        length = len(value)
+        shown = "" if rule.sensitive else f", value: {_quote(value)}"
+        if rule.min is not None and length < rule.min:
+            faults.append(f"Invalid length for parameter {name}{shown}, valid min length: {rule.min}")
+        elif rule.max is not None and length > rule.max:
+            faults.append(f"Invalid length for parameter {name}{shown}, length: {length}, valid max length: {rule.max}")
+        elif _UNSENDABLE.search(value):
+            faults.append(f"Invalid value for parameter {name}: control characters are not allowed in a header")
+        elif rule.pattern is not None and not self._pattern(rule.pattern).fullmatch(value):
+            faults.append(f"Invalid value for parameter {name}{shown}, valid pattern: {rule.pattern}")
+
+    def _pattern(self, pattern: str) -> re.Pattern[str]:
+        compiled = self._patterns.get(pattern)
+        if compiled is None:
+            compiled = self._patterns[pattern] = full_pattern(pattern)
+        return compiled
+
+
+def _quote(value: object) -> str:
+    text = str(value)
+    return ascii(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…")[1:-1]

@@ -1,0 +1,171 @@
+"""From a response's status, headers and body to the dictionaries that botocore would give.
+
+Successes and errors alike: code that reads ``response["ResponseMetadata"]["RequestId"]`` or ``error.response["Error"]``
+after moving over from boto3 or aiobotocore finds the same keys. Where botocore's parser fails on a malformed error
+body (JSON that is no object, bytes that are no UTF-8), this one gives the error without its message.
+"""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from aiosmrt.wire.operations import Operation
+
+__all__ = ["ReplyReader", "failure", "stream_failure"]
+
+# Members of the modelled errors besides Message, which all of them have.
+_ERROR_MEMBERS: dict[str, tuple[tuple[str, type], ...]] = {
+    "ModelError": (("OriginalStatusCode", int), ("OriginalMessage", str), ("LogStreamArn", str)),
+    "ModelStreamError": (("ErrorCode", str),),
+    "InternalDependencyException": (),
+    "InternalFailure": (),
+    "InternalStreamFailure": (),
+    "ModelNotReadyException": (),
+    "ServiceUnavailable": (),
+    "ValidationError": (),
+}
+
+
+class ReplyReader:
+    """Makes result dictionaries of one operation.
+
+    Args:
+        operation: the operation.
+    """
+
+    __slots__ = ("_headers", "_json", "_payload")
+
+    def __init__(self, operation: Operation) -> None:
+        self._headers = tuple(
+            (member.name, member.header.lower()) for member in operation.results if member.header is not None
+        )
+        self._json = tuple(member.name for member in operation.results if member.location == "body")
+        self._payload = any(member.location == "payload" for member in operation.results)
+
+    def result(self, status: int, headers: dict[str, str], body: object, attempts: int) -> dict[str, Any]:
+        """The result dictionary.
+
+        Args:
+            status: the HTTP status.
+            headers: the response headers, names in lower case.
+            body: what stands under ``"Body"``; for an operation without a payload member, the JSON document's bytes.
+            attempts: how many requests were sent.
+        """
+        metadata = _metadata(status, headers)
+        metadata["RetryAttempts"] = attempts - 1
+        result: dict[str, Any] = {"ResponseMetadata": metadata}
+        for name, header in self._headers:
+            if header in headers:
+                result[name] = headers[header]
+        if self._payload:
+            result["Body"] = body
+        elif isinstance(body, bytes):
+            document = _document(body)
+            for name in self._json:
+                if (value := document.get(name)) is not None:
+                    result[name] = value
+        return result
+
+
+def _metadata(status: int, headers: dict[str, str]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    if (request_id := headers.get("x-amzn-requestid")) is not None:
+        metadata["RequestId"] = request_id
+    elif (request_id := headers.get("x-amz-request-id")) is not None:
+        metadata["RequestId"] = request_id
+        metadata["HostId"] = headers.get("x-amz-id-2", "")
+    metadata["HTTPStatusCode"] = status
+    metadata["HTTPHeaders"] = headers
+    return metadata
+
+
+def failure(status: int, headers: dict[str, str], body: bytes, attempts: int) -> dict[str, Any]:
+    """The ``response`` dictionary of an error answer.
+
+    The code is taken from ``x-amzn-errortype``, else from the body's ``code`` or ``__type``, else it is the status; it
+    is cut at the first ``:``, and what follows the last ``#`` of the rest is kept.
+
+    Args:
+        status: the HTTP status.
+        headers: the response headers, names in lower case.
+        body: the response body; may be JSON, HTML of a proxy, or empty.
+        attempts: how many requests were sent.
+
+    >>> failure(400, {"x-amzn-errortype": "ThrottlingException:http://x/"}, b'{"message":null}', 1)["Error"]
+    {'Message': None, 'Code': 'ThrottlingException'}
+    """
+    metadata = _metadata(status, headers)
+    metadata["RetryAttempts"] = attempts - 1
+    stripped = body.strip()
+    if status >= 500 and (not stripped or stripped.startswith(b"<html>")):
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = ""
+        return {"Error": {"Code": str(status), "Message": phrase}, "ResponseMetadata": metadata}
+    document = _document(body)
+    code: object = headers.get("x-amzn-errortype")
+    for key in ("code", "Code", "__type"):
+        if code is None:
+            code = document.get(key)
+    if not isinstance(code, str):
+        code = str(status)
+    code = _bare_code(code)
+    message = document.get("message", document.get("Message", ""))
+    response = {"Error": {"Message": message, "Code": code}, "ResponseMetadata": metadata}
+    response.update(_modelled(code, document))
+    return response
+
+
+def stream_failure(message_type: str, exception_type: str | None, headers: Any, payload: bytes) -> dict[str, Any]:
+    """The ``response`` dictionary of an ``exception`` or ``error`` message inside an event stream.
+
+    Args:
+        message_type: the message's ``:message-type``.
+        exception_type: its ``:exception-type``; None when it has none.
+        headers: all its headers.
+        payload: its payload.
+
+    >>> stream_failure("exception", "ModelStreamError", {}, b'{"ErrorCode":"StreamBroken"}')["ErrorCode"]
+    'StreamBroken'
+    """
+    if message_type == "exception" and exception_type is not None:
+        document = _document(payload)
+        code = _bare_code(exception_type)
+        message = document.get("Message", document.get("message", ""))
+        return {"Error": {"Code": code, "Message": message}, **_modelled(code, document)}
+    return {"Error": {"Code": str(headers.get(":error-code", "")), "Message": str(headers.get(":error-message", ""))}}
+
+
+def _bare_code(code: str) -> str:
+    return code.split(":", 1)[0].rsplit("#", 1)[-1]
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    if not body:
+        return {}
+    text = body.decode("utf-8", "replace")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        # a plain-text body is the message, as in botocore
+        return {"message": text}
+    return document if isinstance(document, dict) else {}
+
+
+def _modelled(code: str, document: dict[str, Any]) -> dict[str, Any]:
+    members = _ERROR_MEMBERS.get(code)
+    if members is None:
+        return {}
+    found: dict[str, Any] = {}
+    for name, convert in (("Message", str), *members):
+        value = document.get(name)
+        if value is None:
+            continue
+        try:
+            found[name] = convert(value)
+        except (TypeError, ValueError):
+            found[name] = value
+    return found
