@@ -1,0 +1,71 @@
+"""boto3's and aiobotocore's clients as the tests make them, with credentials that are obviously fake."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+REGION = "eu-central-1"
+
+
+class FakeCredentials(NamedTuple):
+    """Long-term credentials that belong to nobody."""
+
+    access_key: str
+    secret_key: str
+
+
+CREDENTIALS = FakeCredentials("AKIDEXAMPLE", "fake-secret-key-for-tests")
+
+CLIENT_ARGUMENTS: dict[str, Any] = {
+    "region_name": REGION,
+    "aws_access_key_id": CREDENTIALS.access_key,
+    "aws_secret_access_key": CREDENTIALS.secret_key,
+}
+
+
+def isolate_aws(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Remove every AWS and proxy variable, and point the configuration files at ones that do not exist."""
+    for name in os.environ:
+        if name.startswith("AWS_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(directory / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(directory / "no-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@asynccontextmanager
+async def aiobotocore_client(endpoint_url: str, **config: Any) -> AsyncIterator[Any]:
+    """An aiobotocore client for `endpoint_url`; `config` goes to its Config."""
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import get_session
+
+    context = get_session().create_client(
+        "sagemaker-runtime", endpoint_url=endpoint_url, config=AioConfig(**config), **CLIENT_ARGUMENTS
+    )
+    async with context as client:
+        yield client
+
+
+@asynccontextmanager
+async def boto3_client(endpoint_url: str, **config: Any) -> AsyncIterator[Any]:
+    """A boto3 client for `endpoint_url`, to be called in a thread; `config` goes to its Config."""
+    import asyncio
+
+    import boto3
+    from botocore.config import Config
+
+    def create() -> Any:
+        session = boto3.session.Session()
+        return session.client(
+            "sagemaker-runtime", endpoint_url=endpoint_url, config=Config(**config), **CLIENT_ARGUMENTS
+        )
+
+    client = await asyncio.to_thread(create)
+    try:
+        yield client
+    finally:
+        await asyncio.to_thread(client.close)
