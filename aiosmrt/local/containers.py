@@ -1,0 +1,373 @@
+"""Model containers as child processes, under the contract that SageMaker hosting has with a container image.
+
+Theory of operation. The contract, from "Custom Inference Code with Hosting Services" in SageMaker's Developer Guide:
+the container listens on the port in ``SAGEMAKER_BIND_TO_PORT`` (8080 without it), answers ``GET /ping`` with 200 once
+it can take requests and within 2 s each time, and answers ``POST /invocations``; to end it, the service sends SIGTERM
+and, 30 s later, SIGKILL.
+
+Between us and the container stands ``supervisor.py``. It stops the container with everything that it started when our
+end of a pipe closes, which the kernel does for us should we die. So there is one way to stop, and nothing to clean up
+after a crash. A stop lets the container end in order; when whoever waits for the stop is cancelled as well, the
+container is killed at once instead, and the cancellation goes on when it is gone.
+
+States: idle → starting → running → idle. ``start`` and ``stop`` are the only transitions; a container that dies by
+itself is noticed at once by ``wait`` and by ``start``, and ``stop`` then only collects it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+import aiohttp
+
+from aiosmrt.errors import AiosmrtError, ClientStateError
+
+__all__ = ["ContainerError", "ModelContainer"]
+
+_T = TypeVar("_T")
+
+PING_TIMEOUT = 2.0  # the service's own
+PING_INTERVALS = (0.02, 0.05, 0.1, 0.25)  # the last one repeats
+STOP_GRACE = 30.0  # the service's own
+MAX_OUTPUT_LINES = 200
+MAX_LINE_BYTES = 4096
+LINES_IN_ERROR = 12
+SUPERVISOR_MARGIN = 5.0  # what the supervisor may take beyond the grace period before it is killed itself
+
+
+class ContainerError(AiosmrtError):
+    """A model container did not start, or did not become ready.
+
+    Attributes:
+        returncode: its exit code, negative for a signal as in ``subprocess``; None when it was still running.
+        output: the last lines that it wrote, oldest first.
+    """
+
+    def __init__(self, message: str, *, returncode: int | None = None, output: tuple[str, ...] = ()) -> None:
+        super().__init__("\n".join((message, *(f"    {line}" for line in output[-LINES_IN_ERROR:]))))
+        self.returncode = returncode
+        self.output = output
+
+
+class ModelContainer:
+    """One model container: a command that serves ``/ping`` and ``/invocations``, run as a child process.
+
+    The child's environment is this process's without its ``AWS_*`` variables, then ``environment``, then
+    ``SAGEMAKER_BIND_TO_PORT`` and, with a ``model_dir``, ``SM_MODEL_DIR``. Its standard input is empty.
+
+    Args:
+        command: the program and its arguments; no shell is involved.
+        environment: variables to add or replace.
+        inherit_aws: whether the child also gets this process's ``AWS_*`` variables, credentials among them.
+        model_dir: folder of the unpacked model artifact, ``/opt/ml/model`` in the service; None for none.
+        working_dir: folder to start in; None for the current one.
+        port: TCP port that the container is told to listen on; 0 for a free one, chosen at each start.
+        startup_timeout: seconds until ``/ping`` has to answer 200 (the service waits 480 by default).
+        grace: seconds between SIGTERM and SIGKILL when it is stopped.
+        on_output: called with each line that the container writes; None keeps only the last 200 lines for ``output``.
+
+    Raises:
+        ContainerError: by ``start``, when the container ends or stays unready.
+
+    >>> ModelContainer(["python", "serve.py"], port=8080)
+    <ModelContainer 'python serve.py' idle>
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        inherit_aws: bool = False,
+        model_dir: str | os.PathLike[str] | None = None,
+        working_dir: str | os.PathLike[str] | None = None,
+        port: int = 0,
+        startup_timeout: float = 60.0,
+        grace: float = STOP_GRACE,
+        on_output: Callable[[str], object] | None = None,
+    ) -> None:
+        if isinstance(command, str) or not command:
+            raise ValueError("command must be a non-empty sequence of arguments, not a string")
+        self._command = tuple(command)
+        self._environment = dict(environment or {})
+        self._inherit_aws = inherit_aws
+        self._model_dir = model_dir
+        self._working_dir = working_dir
+        self._requested_port = port
+        self._startup_timeout = startup_timeout
+        self._grace = grace
+        self._on_output = on_output
+        self._output_error: Exception | None = None
+        self._lines: collections.deque[str] = collections.deque(maxlen=MAX_OUTPUT_LINES)
+        self._starts = 0
+        self._port = 0
+        self._starting = False
+        self._run: _Run | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._returncode: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<ModelContainer {shlex.join(self._command[:3])!r} {self._state()}>"
+
+    def _state(self) -> str:
+        if self._starting:
+            return "starting"
+        if self.running:
+            return f"running on {self.url}"
+        return "idle" if self._returncode is None else f"ended with {self._returncode}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has been started and has not ended."""
+        return self._run is not None and not self._run.ended.done()
+
+    @property
+    def port(self) -> int:
+        """The port that the container was told to listen on; 0 before the first start."""
+        return self._port or self._requested_port
+
+    @property
+    def url(self) -> str:
+        """Where the container answers: ``http://127.0.0.1:PORT``, without a slash at its end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def returncode(self) -> int | None:
+        """How the last run ended: exit code, or the negative number of a signal; None before that."""
+        return self._returncode
+
+    @property
+    def output(self) -> tuple[str, ...]:
+        """The last 200 lines of standard output and error together, each cut at 4096 bytes."""
+        return tuple(self._lines)
+
+    def statistics(self) -> dict[str, int | bool | None]:
+        """Counts for reports: ``starts``, ``running``, ``port`` and the last ``returncode``."""
+        return {
+            "starts": self._starts,
+            "running": self.running,
+            "port": self.port,
+            "returncode": self._returncode,
+        }
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the container and return when ``/ping`` answers 200.
+
+        Raises:
+            ContainerError: it ended before that, or did not answer in ``startup_timeout``; it is stopped then.
+            ClientStateError: it is running already.
+        """
+        if self._starting or self.running:
+            raise ClientStateError(f"the container is already {self._state()}")
+        if os.name != "posix" or not sys.executable:
+            raise ContainerError("model containers need a POSIX system and a Python interpreter to supervise them")
+        self._starting = True
+        try:
+            await self.stop()  # of a run that ended by itself
+            self._returncode = None
+            self._lines.clear()
+            self._port = self._requested_port or _free_port()
+            # Not cancellable half way: a process is either not started, or started and known to be ours.
+            run = await _uncancelled(self._spawn())
+            await self._until_ready(run)
+        except BaseException:
+            await self.stop()
+            raise
+        finally:
+            self._starting = False
+
+    async def stop(self) -> None:
+        """Stop the container and everything that it started; no effect when it is not running.
+
+        SIGTERM, then SIGKILL after ``grace``. Cancelling this skips the rest of the grace period, and still returns
+        only when no process is left. An exception out of ``on_output`` is raised here.
+        """
+        if self._run is None:
+            return
+        run = self._run
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._finish(run))
+        await _uncancelled(self._stopping, lambda: run.signal(signal.SIGTERM))
+        if self._output_error is not None:
+            error, self._output_error = self._output_error, None
+            raise error
+
+    async def wait(self) -> int:
+        """Wait until the process ends, by itself or through ``stop``, and return how (see ``returncode``).
+
+        Raises:
+            ClientStateError: it was never started.
+        """
+        if self._run is not None:
+            return await asyncio.shield(self._run.ended)
+        if self._returncode is None:
+            raise ClientStateError("the container has not been started")
+        return self._returncode
+
+    def _child_environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if self._inherit_aws or name[:4] != "AWS_"}
+        own = {"SAGEMAKER_BIND_TO_PORT": str(self._port)}
+        if self._model_dir is not None:
+            own["SM_MODEL_DIR"] = os.fspath(self._model_dir)
+        return inherited | self._environment | own
+
+    async def _spawn(self) -> _Run:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-IS",
+                str(Path(__file__).with_name("supervisor.py")),
+                str(self._grace),
+                str(os.getpid()),
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=self._child_environment(),
+                cwd=self._working_dir,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ContainerError(f"the container could not be started: {error}") from error
+        self._starts += 1
+        self._stopping = None
+        self._run = _Run(process, asyncio.get_running_loop().create_task(self._collect(process)))
+        return self._run
+
+    async def _collect(self, process: asyncio.subprocess.Process) -> int:
+        """Read what the container writes until its end, then its exit code."""
+        output = cast("asyncio.StreamReader", process.stdout)
+        rest = b""
+        while chunk := await output.read(65536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._take(line)
+            if len(rest) > MAX_LINE_BYTES:
+                self._take(rest)
+                rest = b""
+        if rest:
+            self._take(rest)
+        self._returncode = await process.wait()
+        return self._returncode
+
+    def _take(self, raw: bytes) -> None:
+        line = raw[:MAX_LINE_BYTES].decode(errors="replace").rstrip("\r")
+        self._lines.append(line)
+        if self._on_output is not None and self._output_error is None:
+            try:
+                self._on_output(line)
+            except Exception as error:  # kept for stop(): the pipe must go on being drained, or the container blocks
+                self._output_error = error
+
+    async def _until_ready(self, run: _Run) -> None:
+        answers = ["nothing"]
+        ready = asyncio.get_running_loop().create_task(_answers_ping(self.url, answers))
+        try:
+            await asyncio.wait({ready, run.ended}, timeout=self._startup_timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            await _uncancelled(asyncio.wait({ready}))
+        if run.ended.done():
+            code = run.ended.result()
+            how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+            raise ContainerError(f"the container ended before it was ready: {how}", returncode=code, output=self.output)
+        if ready.cancelled():
+            raise ContainerError(
+                f"the container did not answer GET /ping with 200 on port {self._port} "
+                f"within {self._startup_timeout:g} s (last: {answers[-1]})",
+                output=self.output,
+            )
+        ready.result()
+
+    async def _finish(self, run: _Run) -> None:
+        """Let the supervisor stop everything, and leave nothing behind should it fail to."""
+        cast("asyncio.StreamWriter", run.process.stdin).close()
+        done, _ = await asyncio.wait({run.ended}, timeout=self._grace + SUPERVISOR_MARGIN)
+        if not done:
+            run.signal(signal.SIGKILL)
+            # Its death kills the main process (Linux); a process that escaped may still hold the pipe open.
+            done, _ = await asyncio.wait({run.ended}, timeout=SUPERVISOR_MARGIN)
+        if not done:
+            run.ended.cancel()
+            await asyncio.wait({run.ended})
+        self._run = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """One life of the process: from its start until it has been collected."""
+
+    process: asyncio.subprocess.Process
+    ended: asyncio.Task[int]  # owns the reading of the output and the wait for the exit code
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+
+async def _answers_ping(url: str, answers: list[str]) -> None:
+    """Return when ``GET /ping`` gives 200; ``answers`` keeps what it gave last."""
+    timeout = aiohttp.ClientTimeout(total=PING_TIMEOUT)
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        attempt = 0
+        while True:
+            try:
+                async with session.get(f"{url}/ping", allow_redirects=False) as response:
+                    if response.status == 200:
+                        return
+                    answers[:] = [f"HTTP {response.status}"]
+            except TimeoutError:
+                answers[:] = [f"no answer within {PING_TIMEOUT:g} s"]
+            except aiohttp.ClientError as error:
+                answers[:] = [type(error).__name__]
+            await asyncio.sleep(PING_INTERVALS[min(attempt, len(PING_INTERVALS) - 1)])
+            attempt += 1
+
+
+async def _uncancelled(
+    work: Coroutine[Any, Any, _T] | asyncio.Task[_T], on_cancel: Callable[[], object] = lambda: None
+) -> _T:
+    """Await the work to its end even when cancelled meanwhile, and only then pass the cancellation on."""
+    task = work if isinstance(work, asyncio.Task) else asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+            on_cancel()
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # marked as seen: the cancellation wins over it
+        raise cancelled
+    return task.result()
+
+
+def _free_port() -> int:
+    """A TCP port of the loopback interface that is free right now; the child has to bind it itself."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
