@@ -398,6 +398,6 @@ def sdk_request(attempt: int, max_attempts: int, expires_at: float | None = None
     count = f"attempt={attempt}; max={max(attempt, max_attempts)}"
     if expires_at is None:
         return count
-    # Cutting up isoformat() takes a third of strftime()'s time.
-    iso = datetime.fromtimestamp(int(expires_at), UTC).isoformat()
-    return f"ttl={iso[:4]}{iso[5:7]}{iso[8:13]}{iso[14:16]}{iso[17:19]}Z; {count}"
+    # Fields and not strftime(), which is slower: this is made for every attempt of a call with a deadline.
+    t = datetime.fromtimestamp(expires_at, UTC)
+    return f"ttl={t.year}{t.month:02}{t.day:02}T{t.hour:02}{t.minute:02}{t.second:02}Z; {count}"

@@ -1,0 +1,117 @@
+"""The clock's offset from a response's Date header, and when it is the reason of a refused signature."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from aiosmrt.policy.clockskew import (
+    MAX_SKEW,
+    SIGNATURE_ERROR_CODES,
+    correct_offset,
+    estimate_offset,
+    parse_http_date,
+)
+
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+THEN = 784111777.0
+
+
+def http_date(timestamp: float) -> str:
+    return format_datetime(datetime.fromtimestamp(int(timestamp), UTC), usegmt=True)
+
+
+@given(st.datetimes(min_value=datetime(1000, 1, 1), max_value=datetime(9999, 12, 31, 23, 59, 59)))
+@example(datetime(2000, 2, 29))
+@example(datetime(2100, 2, 28))
+@example(datetime(2024, 2, 29, 23, 59, 59))
+def test_every_date_is_read_as_the_standard_library_reads_it(moment: datetime) -> None:
+    moment = moment.replace(microsecond=0, tzinfo=UTC)
+    header = format_datetime(moment, usegmt=True)
+    assert parse_http_date(header) == moment.timestamp() == parsedate_to_datetime(header).timestamp()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Sunday, 06-Nov-94 08:49:37 GMT",
+        "Sun Nov  6 08:49:37 1994",
+        "Sun, 6 Nov 1994 08:49:37 GMT",
+        "Sun, 06 Nov 1994 08:49:37 UTC",
+        "Sun, 06 Nov 1994 08:49:37 +0000",
+        "Mon, 06 Nov 1994 08:49:37 GMT",
+        "Sun, 06 nov 1994 08:49:37 GMT",
+        "Sun, 06 Nov 1994 24:49:37 GMT",
+        "Sun, 06 Nov 1994 08:60:37 GMT",
+        "Sun, 06 Nov 1994 08:49:61 GMT",
+        "Sun, 00 Nov 1994 08:49:37 GMT",
+        "Thu, 31 Nov 1994 08:49:37 GMT",
+        "Wed, 29 Feb 1995 08:49:37 GMT",
+        "Mon, 29 Feb 2100 08:49:37 GMT",
+        "Sun, +6 Nov 1994 08:49:37 GMT",
+        "Sun, 06 Nov 1_94 08:49:37 GMT",
+        "Sun, 06 Nov 199\u0664 08:49:37 GMT",
+        DATE + " ",
+        " " + DATE[:-1],
+    ],
+)
+def test_anything_else_is_no_date(header: str) -> None:
+    assert parse_http_date(header) is None
+
+
+def test_a_leap_second_counts_as_the_next_minutes_first() -> None:
+    assert parse_http_date("Sat, 31 Dec 2016 23:59:60 GMT") == parse_http_date("Sun, 01 Jan 2017 00:00:00 GMT")
+
+
+@given(st.text(max_size=40) | st.text(alphabet="SunNovGMT0123456789:, ", min_size=29, max_size=29))
+def test_parsing_never_raises(header: str) -> None:
+    parsed = parse_http_date(header)
+    if parsed is not None:
+        assert http_date(parsed) == header
+
+
+@given(
+    now=st.floats(1e9, 3e9),
+    clock_error=st.floats(-1e6, 1e6),
+    there=st.floats(0, 30),
+    back=st.floats(0, 30),
+)
+def test_the_offset_is_good_to_half_the_round_trip_and_a_second(
+    now: float, clock_error: float, there: float, back: float
+) -> None:
+    """``clock_error`` is how far the local clock runs ahead; the service reads its own between the two ways."""
+    sent, received = now + clock_error, now + there + back + clock_error
+    offset = estimate_offset(sent, received, http_date(now + there))
+    assert offset is not None
+    assert abs(offset + clock_error) <= (there + back) / 2 + 1.001
+
+
+def test_no_offset_without_a_date() -> None:
+    assert estimate_offset(THEN, THEN, "yesterday") is None
+    assert correct_offset("RequestExpired", 0.0, THEN, THEN, None) is None
+    assert correct_offset("RequestExpired", 0.0, THEN - 1000, THEN - 1000, "yesterday") is None
+
+
+@pytest.mark.parametrize("code", sorted(SIGNATURE_ERROR_CODES))
+@pytest.mark.parametrize("skew", [MAX_SKEW + 1, -MAX_SKEW - 1, 86_400.0])
+def test_a_refused_signature_is_corrected_above_the_threshold(code: str, skew: float) -> None:
+    assert correct_offset(code, 0.0, THEN - skew, THEN - skew, DATE) == skew
+
+
+def test_it_is_not_corrected_at_the_threshold_or_for_another_error() -> None:
+    assert correct_offset("RequestExpired", 0.0, THEN - MAX_SKEW, THEN - MAX_SKEW, DATE) is None
+    assert correct_offset("AccessDeniedException", 0.0, THEN - 5000, THEN - 5000, DATE) is None
+
+
+def test_what_counts_is_the_offset_that_the_refused_request_was_signed_with() -> None:
+    """A call signed before a correction signs again; one signed after it and refused has another fault."""
+    local = THEN - 900
+    assert correct_offset("InvalidSignatureException", 0.0, local, local, DATE) == 900
+    assert correct_offset("InvalidSignatureException", 899.0, local, local, DATE) is None
+    # and a clock that was set right meanwhile makes the old correction the fault
+    assert correct_offset("InvalidSignatureException", 900.0, THEN, THEN, DATE) == 0
