@@ -134,7 +134,7 @@ def stream_failure(message_type: str, exception_type: str | None, headers: Any, 
     if message_type == "exception" and exception_type is not None:
         document = _document(payload)
         code = _bare_code(exception_type)
-        message = document.get("Message", document.get("message", ""))
+        message = next((document[key] for key in ("Message", "message") if document.get(key) is not None), "")
         return {"Error": {"Code": code, "Message": message}, **_modelled(code, document)}
     return {"Error": {"Code": str(headers.get(":error-code", "")), "Message": str(headers.get(":error-message", ""))}}
 
