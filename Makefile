@@ -1,0 +1,81 @@
+# make help says what there is. Everything is installed into this folder: .venv*, .cache, tests/conformance/js/node_modules.
+
+PYTHON ?= $(shell .ci/python)
+NEWEST ?= $(shell .ci/python newest)
+PYTEST_FLAGS ?=
+
+# The oldest releases that pyproject.toml allows. boto3 follows from the botocore that aiobotocore asks for.
+OLDEST := 'aiobotocore==2.13.0' 'aiohttp==3.12.0'
+# The AWS CLI asks for exactly one botocore, which would decide ours: it lives alone.
+AWS_CLI := 'awscli>=1.38,<2'
+
+JS := tests/conformance/js
+export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-newest test-oldest lint types contract bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker Runtime
+	@.venv/bin/aiosmrt demo
+
+test: .venv/.dev peers ## the tests
+	.venv/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-newest: ## the tests on the newest Python of this machine
+	@test -n "$(NEWEST)"
+	@$(MAKE) --no-print-directory .venv-newest/.test peers
+	.venv-newest/bin/python -m pytest --ignore=tests/typing $(PYTEST_FLAGS)
+
+test-oldest: .venv-oldest/.test peers ## the tests on the oldest aiobotocore and aiohttp that are allowed
+	.venv-oldest/bin/python -m pytest --ignore=tests/typing $(PYTEST_FLAGS)
+
+lint: .venv/.dev ## ruff: rules and format
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: .venv/.dev ## mypy --strict and pyright
+	.venv/bin/mypy --strict
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+contract: .venv/.dev ## which room may import which
+	.venv/bin/lint-imports
+
+bench: .venv/.dev ## client overhead and stream throughput beside boto3, aiobotocore and bare aiohttp
+	.venv/bin/python benchmarks/overhead.py
+	.venv/bin/python benchmarks/stream.py
+
+clean: ## remove what the other targets installed
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache $(JS)/node_modules
+
+.venv/.demo: pyproject.toml
+	@.ci/environment .venv "$(PYTHON)" -e '.[demo]'
+	@touch $@
+
+.venv/.dev: pyproject.toml
+	@.ci/environment .venv "$(PYTHON)" -e '.[demo]' --group dev
+	@touch $@ .venv/.demo
+
+.venv-newest/.test: pyproject.toml
+	@.ci/environment .venv-newest "$(NEWEST)" -e '.[demo]' --group test
+	@touch $@
+
+.venv-oldest/.test: pyproject.toml
+	@.ci/environment .venv-oldest "$(PYTHON)" -e '.[demo]' --group test $(OLDEST)
+	@touch $@
+
+# Clients of other makers. Their tests skip, with a reason, what is not there; .ci/run insists on all of them.
+.PHONY: peers
+peers: .venv-awscli/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
+
+.venv-awscli/.installed: Makefile
+	@.ci/environment .venv-awscli "$(PYTHON)" $(AWS_CLI)
+	@touch $@
+
+$(JS)/node_modules/.installed: $(JS)/package-lock.json
+	@cd $(JS) && npm ci --silent
+	@touch $@
