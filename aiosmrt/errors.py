@@ -35,7 +35,7 @@
      ├── ClientStateError                 closed, or used from another event loop or after a fork
      └── ConfigurationError
           ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
-          ├── ProfileNotFoundError, ConfigFileError
+          ├── ProfileNotFoundError, ConfigFileError, InvalidConfigError
           └── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
 
 Errors that have a counterpart in botocore inherit from it as well, so ``except`` clauses written for boto3 or
@@ -71,6 +71,7 @@ __all__ = [
     "InternalDependencyException",
     "InternalFailure",
     "InternalStreamFailure",
+    "InvalidConfigError",
     "InvalidRegionError",
     "ModelError",
     "ModelNotReadyException",
@@ -184,19 +185,16 @@ class ServiceError(AiosmrtError, boto.ClientError):
         cause: Cause | None = None,
         retry_after: float | None = None,
     ) -> None:
-        error = response.get("Error", {})
-        metadata = response.get("ResponseMetadata", {})
-        message = self.MSG_TEMPLATE.format(
-            error_code=error.get("Code", "Unknown"),
-            error_message=error.get("Message", "Unknown"),
-            operation_name=operation,
-            retry_info=_retry_info(metadata),
-        )
-        super().__init__(message, cause=cause, retry_after=retry_after)
+        super().__init__(_describe(response, operation), cause=cause, retry_after=retry_after)
         self.response: Any = response
         self.operation = operation
         self.operation_name = operation
-        self.request_id = metadata.get("RequestId")
+        self.request_id = response.get("ResponseMetadata", {}).get("RequestId")
+
+    def note_max_attempts(self) -> None:
+        """Say in response and message that retries were used up, as botocore does."""
+        self.response.setdefault("ResponseMetadata", {})["MaxAttemptsReached"] = True
+        self.args = (_describe(self.response, self.operation_name),)
 
     @property
     def code(self) -> str:
@@ -214,10 +212,14 @@ class ServiceError(AiosmrtError, boto.ClientError):
         return cast("int | None", self.response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
 
 
-def _retry_info(metadata: dict[str, Any]) -> str:
-    if metadata.get("MaxAttemptsReached", False):
-        return f" (reached max retries: {metadata.get('RetryAttempts', 0)})"
-    return ""
+def _describe(response: dict[str, Any], operation: str) -> str:
+    error = response.get("Error", {})
+    metadata = response.get("ResponseMetadata", {})
+    retries = f" (reached max retries: {metadata.get('RetryAttempts', 0)})" if "MaxAttemptsReached" in metadata else ""
+    return (
+        f"An error occurred ({error.get('Code', 'Unknown')}) when calling the {operation} operation{retries}: "
+        f"{error.get('Message', 'Unknown')}"
+    )
 
 
 class ValidationError(ServiceError):
@@ -443,6 +445,10 @@ class ConfigFileError(ConfigurationError, boto.ConfigParseError):
     """An AWS configuration file could not be parsed."""
 
 
+class InvalidConfigError(ConfigurationError, boto.InvalidConfigError):
+    """A value in the environment or in an AWS configuration file makes no sense."""
+
+
 class NoCredentialsError(ConfigurationError, boto.NoCredentialsError):
     """No provider has credentials."""
 
@@ -470,10 +476,17 @@ _BY_CODE: dict[str, type[ServiceError]] = {
 }
 
 
-def class_of(code: str) -> type[ServiceError]:
-    """The class for an error code; ServiceError itself for a code that the service model does not name.
+def class_of(code: str, *, in_stream: bool = False) -> type[ServiceError]:
+    """The class for an error code; the general one for a code that the service model does not name.
+
+    Args:
+        code: the error's code.
+        in_stream: whether the error came inside a response stream.
 
     >>> class_of("ModelError").__name__, class_of("AccessDeniedException").__name__
     ('ModelError', 'ServiceError')
     """
-    return _BY_CODE.get(code, ServiceError)
+    if not in_stream:
+        return _BY_CODE.get(code, ServiceError)
+    found = _BY_CODE.get(code, EventStreamError)
+    return found if issubclass(found, EventStreamError) else EventStreamError

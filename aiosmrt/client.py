@@ -1,0 +1,587 @@
+"""The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client.
+
+This module is its surface: arguments, results, views, facts. What a call does is in `aiosmrt.call`; what a client and
+its views share is in `aiosmrt.shared`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+
+from aiosmrt._version import __version__
+from aiosmrt.aws.credentials import CredentialsCache
+from aiosmrt.call import Call
+from aiosmrt.config import RetryPolicy
+from aiosmrt.errors import (
+    ApiVersionNotFoundError,
+    OperationNotPageableError,
+    ParamValidationError,
+)
+from aiosmrt.events import Observer
+from aiosmrt.limiter import LimiterStatistics
+from aiosmrt.meta import ClientExceptions, ClientMeta
+from aiosmrt.policy.retry import RetryBucket
+from aiosmrt.shared import Limiters, Options, Plan, Shared, body_digest, emit
+from aiosmrt.wire.operations import API_VERSION, BY_NAME, OPERATIONS
+from aiosmrt.wire.sigv4 import Credentials
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from aiosmrt.types import (
+        Body,
+        InvokeEndpointAsyncOutput,
+        InvokeEndpointOutput,
+        InvokeEndpointWithResponseStreamOutput,
+    )
+
+__all__ = ["Client", "ClientStatistics"]
+
+
+class _Unset:
+    """Stands for an argument of ``with_options`` that was not given, because None is a value."""
+
+    def __repr__(self) -> str:
+        return "<unchanged>"
+
+
+_UNSET: Final = _Unset()
+
+_METHODS = {operation.method: operation.name for operation in OPERATIONS}
+
+# SigV4 query signatures are valid for a week at most.
+_MAX_EXPIRES_SECONDS = 604_800
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatistics:
+    """A client's numbers at one moment; views count into their client's.
+
+    Args:
+        in_use: calls and streams that hold a place under ``max_concurrency`` now.
+        waiting: calls that wait for one.
+        calls: calls begun.
+        attempts: requests sent.
+        retries: repeated requests, by cause.
+        throttles: answers by which the service asked for less load.
+        bytes_sent: bytes of request bodies, retries included.
+        bytes_received: bytes of response bodies; of streams, the payload.
+        endpoints: the limiter's state for each endpoint of this client or view.
+    """
+
+    in_use: int
+    waiting: int
+    calls: int
+    attempts: int
+    retries: Mapping[str, int]
+    throttles: int
+    bytes_sent: int
+    bytes_received: int
+    endpoints: Mapping[str, LimiterStatistics]
+
+
+class Client:
+    """Calls Amazon SageMaker endpoints.
+
+    Making one does no I/O and needs no running loop; files, environment and credentials are read at the first call. It
+    belongs to the event loop of that call. Use ``async with``, or ``await client.close()`` in the end.
+
+    Args:
+        region_name: AWS region; None takes ``AWS_DEFAULT_REGION``, ``AWS_REGION``, then the profile's.
+        endpoint_url: the service's URL in place of AWS's, such as a local runtime's; None takes
+            ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME``, ``AWS_ENDPOINT_URL`` and the profile's, then the region's.
+        profile_name: profile of the AWS configuration files; None takes ``AWS_PROFILE``, then ``default``.
+        aws_access_key_id: static credentials, with the two that follow; None for the provider chain.
+        aws_secret_access_key: belongs to ``aws_access_key_id``.
+        aws_session_token: belongs to temporary credentials; None for permanent ones.
+        credentials: credentials in place of the provider chain: `aiosmrt.Credentials`, an async callable that returns
+            them, or a botocore or aiobotocore credentials object; None for the chain.
+        api_version: ``"2017-05-13"`` or None, which is the same: the only version of this API.
+        verify: True checks certificates against the system's authorities (or ``AWS_CA_BUNDLE``), False checks
+            nothing, a path names a file or folder of authorities, an ``ssl.SSLContext`` is used as it is.
+        connect_timeout: seconds for a new connection, TLS included; None for no limit.
+        read_timeout: seconds that the service may be silent; None for no limit. The model has 60 s to answer, and
+            AWS asks for 70 here (API reference, InvokeEndpoint).
+        deadline: seconds for a whole call: waiting for its turn, attempts and back-off; of a stream, everything up to
+            the response's head. None for no limit.
+        max_concurrency: calls in flight per endpoint; further ones wait in the order they came.
+        retry: when to try again; a `RetryPolicy`, or the ``retries`` dictionary of botocore's ``Config``.
+        sign: whether requests are signed; False needs neither credentials nor region where ``endpoint_url`` is given.
+        user_agent_extra: appended to the ``User-Agent`` header; None for nothing.
+        use_fips_endpoint: None takes ``AWS_USE_FIPS_ENDPOINT``, then the profile's.
+        use_dualstack_endpoint: None takes ``AWS_USE_DUALSTACK_ENDPOINT``, then the profile's.
+        session: your own ``aiohttp.ClientSession``; it is used as it is, ``verify`` aside, and not closed. None for an
+            own one.
+        observers: callables that are handed each `aiosmrt.events` record.
+
+    Raises:
+        ParamValidationError: an argument is out of its range.
+        ApiVersionNotFoundError: another ``api_version``.
+        PartialCredentialsError: one of access key and secret key without the other.
+
+    >>> client = Client(region_name="eu-central-1")
+    >>> client
+    <aiosmrt.Client region_name='eu-central-1'>
+    """
+
+    def __init__(
+        self,
+        region_name: str | None = None,
+        *,
+        endpoint_url: str | None = None,
+        profile_name: str | None = None,
+        aws_access_key_id: str | None = None,
+        aws_secret_access_key: str | None = None,
+        aws_session_token: str | None = None,
+        credentials: Credentials | Callable[[], Awaitable[Credentials]] | Any | None = None,
+        api_version: str | None = None,
+        verify: bool | str | os.PathLike[str] | ssl.SSLContext = True,
+        connect_timeout: float | None = 5.0,
+        read_timeout: float | None = 70.0,
+        deadline: float | None = None,
+        max_concurrency: int = 100,
+        retry: RetryPolicy | Mapping[str, Any] = RetryPolicy(),  # noqa: B008 (frozen)
+        sign: bool = True,
+        user_agent_extra: str | None = None,
+        use_fips_endpoint: bool | None = None,
+        use_dualstack_endpoint: bool | None = None,
+        session: aiohttp.ClientSession | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        if api_version not in (None, API_VERSION):
+            raise ApiVersionNotFoundError(
+                f"Unable to load data for sagemaker-runtime, API version {api_version!r}: there is {API_VERSION} only"
+            )
+        policy = _policy(retry)
+        self._options = Options(
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            deadline=deadline,
+            retry=policy,
+            sign=sign,
+            user_agent=_user_agent(user_agent_extra),
+            observers=tuple(observers),
+            limiters=Limiters(max_concurrency),
+            bucket=RetryBucket(policy.bucket_tokens),
+        )
+        self._region_name = region_name
+        self._endpoint_url = endpoint_url
+
+        self._shared = Shared(
+            settings={
+                "region_name": region_name,
+                "endpoint_url": endpoint_url,
+                "profile_name": profile_name,
+                "use_fips_endpoint": use_fips_endpoint,
+                "use_dualstack_endpoint": use_dualstack_endpoint,
+                "sign": sign,
+            },
+            credentials=CredentialsCache(
+                access_key=aws_access_key_id,
+                secret_key=aws_secret_access_key,
+                session_token=aws_session_token,
+                credentials=credentials,
+                profile_name=profile_name,
+                region_name=region_name,
+                observer=partial(emit, self._options.observers) if observers else None,
+            ),
+            verify=verify,
+            session=session,
+        )
+        self._is_view = False
+
+    def __repr__(self) -> str:
+        facts = [f"region_name={self._region_name!r}"] if self._region_name is not None else []
+        if self._endpoint_url is not None:
+            facts.append(f"endpoint_url={self._endpoint_url!r}")
+        if self._is_view:
+            facts.append("view")
+        if self._shared.closed:
+            facts.append("closed")
+        return f"<aiosmrt.Client {' '.join(facts)}>" if facts else "<aiosmrt.Client>"
+
+    # The operations
+
+    async def invoke_endpoint(
+        self,
+        *,
+        EndpointName: str,
+        Body: Body,
+        ContentType: str | None = None,
+        Accept: str | None = None,
+        CustomAttributes: str | None = None,
+        TargetModel: str | None = None,
+        TargetVariant: str | None = None,
+        TargetContainerHostname: str | None = None,
+        InferenceId: str | None = None,
+        EnableExplanations: str | None = None,
+        InferenceComponentName: str | None = None,
+        SessionId: str | None = None,
+        PrefixAwareId: str | None = None,
+    ) -> InvokeEndpointOutput:
+        """Get an inference from the model behind an endpoint.
+
+        Arguments, limits and results are those of AWS's InvokeEndpoint; None leaves one out. ``Body`` may be bytes, a
+        bytearray, a memoryview, a str (sent as UTF-8) or a seekable binary file, which is read from its position to
+        its end without blocking the loop. The response body is received before this returns.
+
+        Raises:
+            ParamValidationError: before anything is sent; it names every fault.
+            ServiceError: the service answered with an error, as one of its subclasses where the model names it.
+            TransportError: no response, or one that broke off.
+            DeadlineExceededError: the ``deadline`` passed.
+        """
+        plan = self._plan("InvokeEndpoint")
+        head = plan.heads.head(
+            (
+                EndpointName,
+                ContentType,
+                Accept,
+                CustomAttributes,
+                TargetModel,
+                TargetVariant,
+                TargetContainerHostname,
+                InferenceId,
+                EnableExplanations,
+                InferenceComponentName,
+                SessionId,
+                PrefixAwareId,
+            ),
+            Body,
+        )
+        shared = self._shared
+        if shared.ready_on is not asyncio.get_running_loop():
+            await shared.prepare()
+        body = Body if type(Body) is bytes else await shared.body_bytes(Body)
+        return cast("InvokeEndpointOutput", await Call(shared, self._options, plan, head, body).exchange())
+
+    async def invoke_endpoint_async(
+        self,
+        *,
+        EndpointName: str,
+        ContentType: str | None = None,
+        Accept: str | None = None,
+        CustomAttributes: str | None = None,
+        InferenceId: str | None = None,
+        InputLocation: str | None = None,
+        S3OutputPathExtension: str | None = None,
+        Filename: str | None = None,
+        RequestTTLSeconds: int | None = None,
+        InvocationTimeoutSeconds: int | None = None,
+        Body: Body | None = None,
+    ) -> InvokeEndpointAsyncOutput:
+        """Queue an inference at an asynchronous endpoint.
+
+        Arguments, limits and results are those of AWS's InvokeEndpointAsync; None leaves one out. Exactly one of
+        ``InputLocation`` (``s3://`` or ``https://``) and ``Body`` (up to 128,000 bytes) must be given.
+
+        Raises:
+            ParamValidationError: before anything is sent; it names every fault.
+            ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`.
+        """
+        plan = self._plan("InvokeEndpointAsync")
+        head = plan.heads.head(
+            (
+                EndpointName,
+                ContentType,
+                Accept,
+                CustomAttributes,
+                InferenceId,
+                InputLocation,
+                S3OutputPathExtension,
+                Filename,
+                RequestTTLSeconds,
+                InvocationTimeoutSeconds,
+            ),
+            Body,
+        )
+        return cast("InvokeEndpointAsyncOutput", await self._call(plan, head, Body))
+
+    async def invoke_endpoint_with_response_stream(
+        self,
+        *,
+        EndpointName: str,
+        Body: Body,
+        ContentType: str | None = None,
+        Accept: str | None = None,
+        CustomAttributes: str | None = None,
+        TargetVariant: str | None = None,
+        TargetContainerHostname: str | None = None,
+        InferenceId: str | None = None,
+        InferenceComponentName: str | None = None,
+        SessionId: str | None = None,
+        PrefixAwareId: str | None = None,
+    ) -> InvokeEndpointWithResponseStreamOutput:
+        """Get an inference as a stream of parts, each handed out as it arrives.
+
+        Arguments, limits and results are those of AWS's InvokeEndpointWithResponseStream; None leaves one out. Iterate
+        over ``result["Body"]``, best inside ``async with``, which gives the connection up when the block is left early.
+
+        Raises:
+            ParamValidationError: before anything is sent; it names every fault.
+            ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`. What goes wrong after the
+                response's head is raised by the iteration, see `aiosmrt.streams.EventStream`.
+        """
+        plan = self._plan("InvokeEndpointWithResponseStream")
+        head = plan.heads.head(
+            (
+                EndpointName,
+                ContentType,
+                Accept,
+                CustomAttributes,
+                TargetVariant,
+                TargetContainerHostname,
+                InferenceId,
+                InferenceComponentName,
+                SessionId,
+                PrefixAwareId,
+            ),
+            Body,
+        )
+        return cast("InvokeEndpointWithResponseStreamOutput", await self._call(plan, head, Body))
+
+    async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call an operation by AWS's name.
+
+        Args:
+            operation_name: such as ``"InvokeEndpoint"``.
+            params: its parameters under AWS's names; None for none.
+
+        Raises:
+            ParamValidationError: an unknown operation, or as the operation's own method.
+            ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`.
+        """
+        if operation_name not in BY_NAME:
+            raise ParamValidationError(
+                [f"Unknown operation: {operation_name!r:.80}, must be one of: {', '.join(BY_NAME)}"]
+            )
+        plan = self._plan(operation_name)
+        given = {} if params is None else params
+        body = given.get("Body")
+        head = plan.heads.head(plan.heads.values(given), body, plan.heads.unknown(given))
+        return await self._call(plan, head, body)
+
+    async def generate_presigned_url(
+        self,
+        ClientMethod: str,
+        Params: Mapping[str, Any] | None = None,
+        ExpiresIn: int = 3600,
+        HttpMethod: str | None = None,
+    ) -> str:
+        """Sign a URL with which somebody without credentials can make one call.
+
+        The caller of the URL must send the same body, and the headers that the parameters stand for.
+
+        Args:
+            ClientMethod: the client's method, such as ``"invoke_endpoint"``.
+            Params: its parameters under AWS's names; None for none.
+            ExpiresIn: seconds for which the URL is valid, 1 to 604,800.
+            HttpMethod: the HTTP method; None for the operation's, which is POST.
+
+        Raises:
+            ParamValidationError: an unknown method or faulty parameters.
+            NoCredentialsError: there is nothing to sign with.
+        """
+        if ClientMethod not in _METHODS:
+            raise ParamValidationError([f"Client does not have method: {ClientMethod!r:.80}"])
+        if isinstance(ExpiresIn, bool) or not isinstance(ExpiresIn, int) or not 1 <= ExpiresIn <= _MAX_EXPIRES_SECONDS:
+            raise ParamValidationError(
+                [f"ExpiresIn must be 1 to {_MAX_EXPIRES_SECONDS} seconds; got {ExpiresIn!r:.80}"]
+            )
+        plan = self._plan(_METHODS[ClientMethod])
+        given = {} if Params is None else Params
+        body = given.get("Body")
+        head = plan.heads.head(plan.heads.values(given), body, plan.heads.unknown(given))
+        shared = self._shared
+        if shared.ready_on is not asyncio.get_running_loop():
+            await shared.prepare()
+        data = b"" if body is None else await shared.body_bytes(body)
+        plan.heads.check_body_size(len(data))
+        digest = await shared.off_loop(body_digest, data)
+        path = shared.base_path + head.path
+        query = shared.signer.presign(
+            shared.credentials.current() or await shared.credentials.get(),
+            shared.wall_clock() + shared.clock_offset,
+            method=HttpMethod or "POST",
+            host=shared.endpoint.host,
+            path=path,
+            query="",
+            headers=head.headers,
+            payload_sha256=digest,
+            expires_in=ExpiresIn,
+        )
+        return f"{shared.configuration().origin}{path}?{query}"
+
+    # Around the operations
+
+    def with_options(
+        self,
+        *,
+        connect_timeout: float | _Unset | None = _UNSET,
+        read_timeout: float | _Unset | None = _UNSET,
+        deadline: float | _Unset | None = _UNSET,
+        max_concurrency: int | _Unset = _UNSET,
+        retry: RetryPolicy | Mapping[str, Any] | _Unset = _UNSET,
+        sign: bool | _Unset = _UNSET,
+        user_agent_extra: str | _Unset | None = _UNSET,
+        observers: Sequence[Observer] | _Unset = _UNSET,
+    ) -> Client:
+        """A view on the same connections and credentials with other settings.
+
+        Closing a view does nothing; closing the client ends its views. A view shares its client's limiters unless it
+        names a ``max_concurrency`` of its own, and its client's retry bucket unless it names a ``retry`` of its own.
+
+        Args:
+            connect_timeout, read_timeout, deadline, max_concurrency, retry, sign, user_agent_extra, observers: as in
+                the constructor; what is not given stays as it is.
+
+        >>> client = Client("eu-central-1")
+        >>> impatient = client.with_options(deadline=2.0, retry=RetryPolicy(max_attempts=1))
+        """
+        changes: dict[str, Any] = {
+            name: value
+            for name, value in (
+                ("connect_timeout", connect_timeout),
+                ("read_timeout", read_timeout),
+                ("deadline", deadline),
+                ("sign", sign),
+            )
+            if not isinstance(value, _Unset)
+        }
+        if not isinstance(max_concurrency, _Unset):
+            changes["limiters"] = Limiters(max_concurrency)
+        if not isinstance(retry, _Unset):
+            changes["retry"] = policy = _policy(retry)
+            changes["bucket"] = RetryBucket(policy.bucket_tokens)
+        if not isinstance(user_agent_extra, _Unset):
+            changes["user_agent"] = _user_agent(user_agent_extra)
+        if not isinstance(observers, _Unset):
+            changes["observers"] = tuple(observers)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view._options = replace(self._options, **changes)
+        view._is_view = True
+        return view
+
+    def statistics(self) -> ClientStatistics:
+        """The client's numbers now; see `ClientStatistics`."""
+        counters = self._shared.counters
+        endpoints = {name: limiter.statistics() for name, limiter in self._options.limiters.by_endpoint.items()}
+        return ClientStatistics(
+            in_use=sum(state.in_use for state in endpoints.values()),
+            waiting=sum(state.waiting for state in endpoints.values()),
+            calls=counters.calls,
+            attempts=counters.attempts,
+            retries=dict(counters.retries),
+            throttles=counters.throttles,
+            bytes_sent=counters.bytes_sent,
+            bytes_received=counters.bytes_received,
+            endpoints=endpoints,
+        )
+
+    @property
+    def exceptions(self) -> ClientExceptions:
+        """The error classes, as ``client.exceptions.ModelError``."""
+        return ClientExceptions()
+
+    @property
+    def meta(self) -> ClientMeta:
+        """Region, URL and service model facts; before the first call, this reads environment and files."""
+        return ClientMeta(self._shared.configuration())
+
+    @property
+    def endpoint_url(self) -> str:
+        """The service's URL; before the first call, this reads environment and files."""
+        return self._shared.configuration().endpoint.url
+
+    def can_paginate(self, operation_name: str) -> bool:
+        """Whether a method is paginated; none of this service is.
+
+        Args:
+            operation_name: the client's method.
+
+        Raises:
+            KeyError: there is no such method, as in botocore.
+        """
+        _METHODS[operation_name]
+        return False
+
+    def get_paginator(self, operation_name: str) -> NoReturn:
+        """Nothing to get: no operation of this service is paginated.
+
+        Raises:
+            OperationNotPageableError: always, unless there is no such method (KeyError).
+        """
+        _METHODS[operation_name]
+        raise OperationNotPageableError(f"Operation cannot be paginated: {operation_name}")
+
+    def get_waiter(self, waiter_name: str) -> NoReturn:
+        """Nothing to get: this service has no waiters.
+
+        Raises:
+            ValueError: always, as in botocore.
+        """
+        raise ValueError(f"Waiter does not exist: {waiter_name}")
+
+    @property
+    def waiter_names(self) -> list[str]:
+        """Names of this service's waiters: none."""
+        return []
+
+    async def close(self) -> None:
+        """Close connections and background work; on a view, do nothing. May be called more than once.
+
+        Raises:
+            ClientStateError: called on another event loop, or in another process, than the calls were.
+        """
+        if not self._is_view:
+            await self._shared.close()
+
+    async def __aenter__(self) -> Client:
+        if self._shared.ready_on is not asyncio.get_running_loop():
+            self._shared.bind(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # Inside
+
+    def _plan(self, operation_name: str) -> Plan:
+        return self._shared.plans[operation_name]
+
+    async def _call(self, plan: Plan, head: Any, body: Any) -> dict[str, Any]:
+        shared = self._shared
+        if shared.ready_on is not asyncio.get_running_loop():
+            await shared.prepare()
+        data = b"" if body is None else body if type(body) is bytes else await shared.body_bytes(body)
+        plan.heads.check_body_size(len(data))
+        call = Call(shared, self._options, plan, head, data)
+        return await (call.open() if plan.operation.streams else call.exchange())
+
+
+def _policy(retry: RetryPolicy | Mapping[str, Any]) -> RetryPolicy:
+    if isinstance(retry, RetryPolicy):
+        return retry
+    if isinstance(retry, Mapping):
+        return RetryPolicy.from_retries(retry)
+    raise ParamValidationError([f"retry must be a RetryPolicy or a retries dictionary; got {type(retry)}"])
+
+
+def _user_agent(extra: str | None) -> str:
+    own = f"aiosmrt/{__version__} python/{platform.python_version()} os/{platform.system().lower()}"
+    if extra is None:
+        return own
+    if not extra.isascii() or not extra.isprintable():
+        raise ParamValidationError(["user_agent_extra must be printable ASCII"])
+    return f"{own} {extra}"

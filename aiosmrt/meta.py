@@ -1,0 +1,85 @@
+"""Facts about a client in the places where botocore has them: ``client.meta`` and ``client.exceptions``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from botocore import exceptions as boto
+
+from aiosmrt import errors
+from aiosmrt.wire.operations import API_VERSION, OPERATIONS, SERVICE_ID, SIGNING_NAME
+
+if TYPE_CHECKING:
+    from aiosmrt.shared import Configuration
+
+__all__ = ["ClientExceptions", "ClientMeta", "ServiceModel"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceModel:
+    """What the service model says about the service."""
+
+    service_name: str = "sagemaker-runtime"
+    service_id: str = SERVICE_ID
+    api_version: str = API_VERSION
+    endpoint_prefix: str = "runtime.sagemaker"
+    signing_name: str = SIGNING_NAME
+    signature_version: str = "v4"
+    protocol: str = "rest-json"
+    operation_names: tuple[str, ...] = tuple(operation.name for operation in OPERATIONS)
+
+
+class ClientMeta:
+    """Region, URL and service model facts of a client.
+
+    Args:
+        configuration: the client's.
+    """
+
+    __slots__ = ("_configuration", "service_model")
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self.service_model = ServiceModel()
+
+    def __repr__(self) -> str:
+        return f"<ClientMeta region_name={self.region_name!r} endpoint_url={self.endpoint_url!r}>"
+
+    @property
+    def region_name(self) -> str | None:
+        """The AWS region; None where none is configured and none is needed."""
+        return self._configuration.settings.region_name
+
+    @property
+    def endpoint_url(self) -> str:
+        """The service's URL."""
+        return self._configuration.endpoint.url
+
+    @property
+    def method_to_api_mapping(self) -> dict[str, str]:
+        """The operation behind each method."""
+        return {operation.method: operation.name for operation in OPERATIONS}
+
+
+class ClientExceptions:
+    """The service's error classes, as attributes named by their codes.
+
+    >>> ClientExceptions().ModelError is errors.ModelError
+    True
+    """
+
+    ClientError = boto.ClientError
+    InternalDependencyException = errors.InternalDependencyException
+    InternalFailure = errors.InternalFailure
+    InternalStreamFailure = errors.InternalStreamFailure
+    ModelError = errors.ModelError
+    ModelNotReadyException = errors.ModelNotReadyException
+    ModelStreamError = errors.ModelStreamError
+    ServiceUnavailable = errors.ServiceUnavailable
+    ValidationError = errors.ValidationError
+
+    def from_code(self, code: str) -> type[boto.ClientError]:
+        """The class for an error code; ``ClientError`` for one that the service model does not name."""
+        found = errors.class_of(code)
+        return boto.ClientError if found is errors.ServiceError else found

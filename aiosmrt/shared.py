@@ -1,0 +1,366 @@
+"""What a client and its views share: configuration, connections, credentials, clock offset, counters.
+
+A `Shared` is made without I/O and belongs to the first event loop that uses it. `Shared.prepare` does, once and off
+the loop, all that needs files or heavy imports. From then on a call finds everything ready in attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from aiosmrt.aws.credentials import CredentialsCache
+from aiosmrt.aws.hosts import ResolvedEndpoint, resolve_endpoint
+from aiosmrt.aws.settings import Settings, resolve_settings
+from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
+from aiosmrt.errors import ClientStateError, ParamValidationError
+from aiosmrt.events import Event, Observer
+from aiosmrt.limiter import Limiter
+from aiosmrt.policy.retry import RetryBucket
+from aiosmrt.transport.session import SessionTransport
+from aiosmrt.wire.operations import OPERATIONS, Operation
+from aiosmrt.wire.params import HeadBuilder
+from aiosmrt.wire.replies import ReplyReader
+from aiosmrt.wire.sigv4 import Signer
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from aiosmrt.transport import Transport
+    from aiosmrt.types import Body
+
+__all__ = ["HASH_INLINE_BYTES", "Counters", "Limiters", "Options", "Plan", "Shared"]
+
+T = TypeVar("T")
+
+# Above this size a thread's hand-over costs less than the loop's stall (docs/design/architecture.md, Hashing).
+HASH_INLINE_BYTES = 256 * 1024
+
+# Endpoint names whose limiters are kept although nobody uses them.
+_MAX_IDLE_LIMITERS = 1024
+
+
+class Limiters:
+    """The limiters of a client or view, one per endpoint.
+
+    Args:
+        max_concurrency: calls in flight per endpoint.
+
+    Raises:
+        ParamValidationError: ``max_concurrency`` is no whole number from 1.
+    """
+
+    def __init__(self, max_concurrency: int) -> None:
+        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+            raise ParamValidationError([f"max_concurrency must be a whole number from 1; got {max_concurrency!r}"])
+        self.max_concurrency = max_concurrency
+        self.by_endpoint: dict[str, Limiter] = {}
+
+    def of(self, endpoint_name: str) -> Limiter:
+        """The endpoint's limiter."""
+        limiter = self.by_endpoint.get(endpoint_name)
+        if limiter is None:
+            if len(self.by_endpoint) >= _MAX_IDLE_LIMITERS:
+                self._drop_idle()
+            limiter = self.by_endpoint[endpoint_name] = Limiter(self.max_concurrency)
+        return limiter
+
+    def _drop_idle(self) -> None:
+        for name, limiter in list(self.by_endpoint.items()):
+            state = limiter.statistics()
+            if not state.in_use and not state.waiting:
+                del self.by_endpoint[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What may differ between a client and its views; see `aiosmrt.Client` for each."""
+
+    connect_timeout: float | None
+    read_timeout: float | None
+    deadline: float | None
+    retry: RetryPolicy
+    sign: bool
+    user_agent: str
+    observers: tuple[Observer, ...]
+    limiters: Limiters
+    bucket: RetryBucket
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} must be a positive number of seconds, or None; got {value!r}"
+            for name in ("connect_timeout", "read_timeout", "deadline")
+            if (value := getattr(self, name)) is not None
+            and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0)
+        ]
+        faults += [f"observers must be callables; got {type(o)}" for o in self.observers if not callable(o)]
+        if faults:
+            raise ParamValidationError(faults)
+
+
+class Plan:
+    """An operation with what builds its requests and reads its replies."""
+
+    __slots__ = ("heads", "operation", "reader")
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.heads = HeadBuilder(operation)
+        self.reader = ReplyReader(operation)
+
+
+class Counters:
+    """Running totals of a client and its views."""
+
+    __slots__ = ("attempts", "bytes_received", "bytes_sent", "calls", "retries", "throttles")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.attempts = 0
+        self.throttles = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.retries: dict[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What arguments, environment and files amount to."""
+
+    settings: Settings
+    endpoint: ResolvedEndpoint
+    origin: str
+    base_path: str
+    verify: bool | ssl.SSLContext
+    proxy: str | None
+
+
+class Shared:
+    """What a client and its views share.
+
+    Args:
+        settings: the client's arguments for `aiosmrt.aws.settings.resolve_settings`.
+        credentials: where credentials come from.
+        verify: as the client's argument.
+        session: the caller's own aiohttp session; None for an own one.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: dict[str, Any],
+        credentials: CredentialsCache,
+        verify: bool | str | os.PathLike[str] | ssl.SSLContext,
+        session: aiohttp.ClientSession | None,
+    ) -> None:
+        self._settings_arguments = settings
+        self._verify = verify
+        self._session = session
+        self._configuration: Configuration | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        # binds to a loop where it is waited for, not where it is made
+        self._lock = asyncio.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self.closed = False
+        # The loop on which everything below is ready: one comparison decides whether a call can go straight on.
+        self.ready_on: asyncio.AbstractEventLoop | None = None
+        self.transport: Transport
+        self.credentials = credentials
+        self.signer: Signer
+        self.endpoint: ResolvedEndpoint
+        self.base_path = ""
+        self.max_attempts = DEFAULT_MAX_ATTEMPTS
+        self.plans = {operation.name: Plan(operation) for operation in OPERATIONS}
+        self.counters = Counters()
+        # Seconds by which the service's clock is ahead of this machine's.
+        self.clock_offset = 0.0
+        self.wall_clock: Callable[[], float] = time.time
+        self.clock: Callable[[], float] = time.monotonic
+        self.random: Callable[[], float] = random.random
+        self.random_bits: Callable[[int], int] = random.getrandbits
+        self.sleep: Callable[[float], Any] = asyncio.sleep
+
+    # Configuration
+
+    def configuration(self) -> Configuration:
+        """Resolve arguments, environment and files, once; reads files and may import botocore.
+
+        Raises:
+            ConfigurationError: something is missing or contradictory.
+        """
+        if self._configuration is None:
+            settings = resolve_settings(**self._settings_arguments)
+            endpoint = resolve_endpoint(
+                settings.region_name,
+                use_fips=settings.use_fips_endpoint,
+                use_dualstack=settings.use_dualstack_endpoint,
+                endpoint_url=settings.endpoint_url,
+            )
+            parts = urlsplit(endpoint.url)
+            self._configuration = Configuration(
+                settings=settings,
+                endpoint=endpoint,
+                origin=f"{parts.scheme}://{parts.netloc}",
+                base_path=endpoint.path,
+                verify=self._tls(settings.ca_bundle),
+                proxy=None if self._session is not None else _proxy(parts.scheme, parts.hostname or ""),
+            )
+        return self._configuration
+
+    def _tls(self, ca_bundle: str | None) -> bool | ssl.SSLContext:
+        verify: Any = self._verify
+        if verify is True and ca_bundle is not None:
+            verify = ca_bundle
+        if isinstance(verify, (bool, ssl.SSLContext)):
+            return verify
+        path = os.fspath(verify)
+        try:
+            if Path(path).is_dir():
+                return ssl.create_default_context(capath=path)
+            return ssl.create_default_context(cafile=path)
+        except (OSError, ssl.SSLError) as error:
+            raise ParamValidationError([f"verify: {path!r} cannot be loaded as CA certificates: {error}"]) from error
+
+    # Life
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tie this to the running loop, or say why it cannot be used on it.
+
+        Raises:
+            ClientStateError: closed, or tied to another loop or process.
+        """
+        if self.closed:
+            raise ClientStateError("the client is closed")
+        if self._loop is None:
+            self._loop = loop
+            self._pid = os.getpid()
+        elif self._pid != os.getpid():
+            raise ClientStateError(
+                "the client was first used in another process and its connections cannot be shared after a fork: "
+                "make a client in each process"
+            )
+        elif self._loop is not loop:
+            raise ClientStateError("the client belongs to another event loop: make a client for each loop")
+
+    async def prepare(self) -> None:
+        """Make everything ready for calls on the running loop.
+
+        Raises:
+            ClientStateError: closed, or tied to another loop or process.
+            ConfigurationError: something is missing or contradictory.
+        """
+        loop = asyncio.get_running_loop()
+        self.bind(loop)
+        async with self._lock:
+            if self.ready_on is loop:
+                return
+            configuration = await self.off_loop(self.configuration)
+            if self.closed:
+                raise ClientStateError("the client is closed")
+            settings, endpoint = configuration.settings, configuration.endpoint
+            self.endpoint = endpoint
+            self.base_path = configuration.base_path
+            self.max_attempts = settings.max_attempts or DEFAULT_MAX_ATTEMPTS
+            self.signer = Signer(region=endpoint.signing_region or "", service=endpoint.signing_name)
+            self.transport = SessionTransport(
+                configuration.origin, session=self._session, verify=configuration.verify, proxy=configuration.proxy
+            )
+            self.ready_on = loop
+
+    async def close(self) -> None:
+        """Close connections and background work; may be called more than once.
+
+        Raises:
+            ClientStateError: called on another loop, or in another process, than the one of the calls.
+        """
+        if self.closed:
+            return
+        self.bind(asyncio.get_running_loop())
+        self.closed = True
+        try:
+            if self.ready_on is not None:
+                self.ready_on = None
+                await self.transport.close()
+        finally:
+            await self.credentials.close()
+            if self._executor is not None:
+                self._executor.shutdown(wait=False)
+                self._executor = None
+
+    # Work off the loop
+
+    async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a blocking function in this client's one thread."""
+        if self._executor is None:
+            # One thread: four uploads hashed at once would only take turns, and hold up the loop in between.
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aiosmrt")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def body_bytes(self, body: Body) -> bytes | memoryview:
+        """A request body as bytes that nobody changes.
+
+        Raises:
+            ParamValidationError: a file that is not binary or not seekable.
+        """
+        if isinstance(body, bytes):
+            return body
+        if isinstance(body, str):
+            return body.encode()
+        if isinstance(body, memoryview):
+            # read-only memory over bytes is as good as bytes; anything else may change under the signature
+            if body.readonly and body.c_contiguous and isinstance(body.obj, bytes):
+                return body.cast("B")
+            return bytes(body)
+        if isinstance(body, bytearray):
+            return bytes(body)
+        return await self.off_loop(_read_file, body)
+
+
+def emit(observers: tuple[Observer, ...], event: Event) -> None:
+    """Hand an event to observers; what one raises goes to the loop's exception handler."""
+    for observer in observers:
+        try:
+            observer(event)
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"an observer failed on {type(event).__name__}", "exception": error}
+            )
+
+
+def with_max_attempts(policy: RetryPolicy, max_attempts: int) -> RetryPolicy:
+    """The policy with its number of attempts filled in where it leaves it open."""
+    return policy if policy.max_attempts is not None else replace(policy, max_attempts=max_attempts)
+
+
+def body_digest(body: bytes | memoryview) -> str:
+    """The body's SHA-256 in hexadecimal; above `HASH_INLINE_BYTES` this belongs off the loop."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def _read_file(file: Any) -> bytes:
+    if not hasattr(file, "seekable") or not file.seekable():
+        raise ParamValidationError(["Body: the file is not seekable; read it and pass its bytes"])
+    # nothing is read yet: a text file shows by the type of what it gives
+    if isinstance(file.read(0), str):
+        raise ParamValidationError(['Body: the file is open in text mode; open it with "rb"'])
+    return bytes(file.read())
+
+
+def _proxy(scheme: str, host: str) -> str | None:
+    """The proxy that the environment names for a host, by the rules of urllib, which botocore follows as well."""
+    proxies = getproxies()
+    if not proxies or (host and proxy_bypass(host)):
+        return None
+    return proxies.get(scheme) or proxies.get("all")

@@ -1,0 +1,390 @@
+"""The transport over ``aiohttp.ClientSession``.
+
+aiohttp's connector owns the connections; this module gives it sockets that notice a dead peer, switches off what a
+signed API call must not have (redirects, cookies, decompression, invented headers), and maps aiohttp's errors.
+
+The pool has no limit of its own: the client's limiter decides how many calls run, and a second queue behind it would
+be neither fair nor visible. A pooled connection is dropped after `IDLE_SECONDS` unused, well before NAT gateways and
+VPC endpoints forget it after 350 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from aiosmrt.errors import (
+    ClientStateError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    SSLError,
+    TransportError,
+)
+from aiosmrt.transport import Reply, Request
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractStreamWriter
+
+__all__ = ["SessionTransport", "open_socket"]
+
+IDLE_SECONDS = 50.0
+
+# A dead peer is noticed 15 s after the last sign of life, on an idle connection as on one with unacknowledged data.
+_KEEPALIVE_IDLE_SECONDS = 5
+_KEEPALIVE_INTERVAL_SECONDS = 5
+_KEEPALIVE_PROBES = 2
+_USER_TIMEOUT_SECONDS = 15
+
+# aiohttp pauses reading at twice this: 256 KiB were the fastest mark for streams (docs/design/architecture.md).
+_READ_BUFFER_BYTES = 2**17
+
+# Up to here a body goes out in one write with the head; above it in slices, so that the loop runs in between.
+_WHOLE_BODY_BYTES = 2**16
+_SLICE_BYTES = 2**18
+
+# Distinct request targets (endpoint and operation) whose URL objects are kept.
+_MAX_URLS = 1024
+
+# aiohttp would say application/octet-stream where the caller said nothing.
+_NO_CONTENT_TYPE = ("Content-Type",)
+
+
+def open_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Make a TCP socket that notices a dead peer within seconds.
+
+    A half-open connection answers nothing and fails nothing: without keep-alive a call on it waits out its whole read
+    timeout, and without ``TCP_USER_TIMEOUT`` unacknowledged data is repeated for up to 15 minutes, during which
+    keep-alive probes are not sent (tcp(7), RFC 5482).
+
+    Args:
+        address: an entry of ``getaddrinfo``, as aiohttp's ``socket_factory`` is given it.
+    """
+    family, kind, protocol, _, _ = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # names and availability differ between Linux, macOS and Windows
+        for name, value in (
+            ("TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", _KEEPALIVE_IDLE_SECONDS),
+            ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_SECONDS),
+            ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
+            ("TCP_USER_TIMEOUT", _USER_TIMEOUT_SECONDS * 1000),
+        ):
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class _SlicedBody(aiohttp.Payload):
+    """A large body as aiohttp's payload: written in slices under back-pressure, neither copied nor warned about."""
+
+    # nothing to close, which aiohttp wants to know
+    _autoclose = True
+    _value: bytes | memoryview
+
+    def __init__(self, value: bytes | memoryview) -> None:
+        super().__init__(value)
+        self._size = len(value)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return bytes(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        await self.write_with_length(writer, None)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        view = memoryview(self._value)[:content_length]
+        for start in range(0, len(view), _SLICE_BYTES):
+            await writer.write(view[start : start + _SLICE_BYTES])
+
+
+class _Watched:
+    """An exchange that must not stay silent for too long."""
+
+    __slots__ = ("cancelling", "expired", "expires_at", "received_bytes", "response", "task")
+
+    def __init__(self, task: asyncio.Task[Any], expires_at: float) -> None:
+        self.task = task
+        self.cancelling = task.cancelling()
+        self.expires_at = expires_at
+        self.expired = False
+        self.response: aiohttp.ClientResponse | None = None
+        self.received_bytes = 0
+
+
+class _ReadWatchdog:
+    """One timer for the read timeouts of all exchanges that have the same one.
+
+    aiohttp's own read timeout arms and cancels a timer twice per exchange, which is 5 to 8 % of a call
+    (benchmarks/overhead.py). Here an exchange is put at the end of an ordered dictionary and taken out again. All have
+    the same timeout, so the order of arrival is the order of expiry, and only the first one needs a timer.
+
+    Args:
+        seconds: the read timeout.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._watched: dict[_Watched, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self) -> _Watched:
+        task = asyncio.current_task()
+        if task is None:
+            raise ClientStateError("a call must run in a task")
+        watched = _Watched(task, self._loop.time() + self._seconds)
+        self._watched[watched] = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(watched.expires_at, self._look)
+        return watched
+
+    def forget(self, watched: _Watched) -> None:
+        del self._watched[watched]
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for watched in list(self._watched):
+            if watched.expires_at > now:
+                break
+            response = watched.response
+            received = 0 if response is None else response.content.total_bytes
+            if watched.expired:
+                continue
+            if received > watched.received_bytes:
+                # a long body that trickles in is not silent
+                del self._watched[watched]
+                watched.received_bytes = received
+                watched.expires_at = now + self._seconds
+                self._watched[watched] = None
+            else:
+                watched.expired = True
+                watched.task.cancel()
+        following = next((watched for watched in self._watched if not watched.expired), None)
+        if following is not None:
+            self._timer = self._loop.call_at(following.expires_at, self._look)
+
+
+class SessionTransport:
+    """Carries requests through an ``aiohttp.ClientSession``. Made on the event loop that uses it.
+
+    Args:
+        origin: scheme, host and port of the service, without a path.
+        session: the caller's own session, which is neither configured nor closed here; None for an own one.
+        verify: whether certificates are checked, or the context to check them with.
+        proxy: URL of an HTTP proxy; None for a direct connection.
+
+    >>> async def main():
+    ...     transport = SessionTransport("http://127.0.0.1:9")
+    ...     try:
+    ...         await transport.exchange(Request("/", [], b"", 1.0, 1.0))
+    ...     except EndpointConnectionError as error:
+    ...         return error.endpoint_url
+    ...     finally:
+    ...         await transport.close()
+    >>> asyncio.run(main())
+    'http://127.0.0.1:9'
+    """
+
+    def __init__(
+        self,
+        origin: str,
+        *,
+        session: aiohttp.ClientSession | None = None,
+        verify: bool | ssl.SSLContext = True,
+        proxy: str | None = None,
+    ) -> None:
+        self.origin = origin
+        self._owned = session is None
+        self._session = session if session is not None else _new_session()
+        self._urls: dict[str, URL] = {}
+        self._timeouts: dict[tuple[float | None, float | None], aiohttp.ClientTimeout] = {}
+        self._watchdogs: dict[float, _ReadWatchdog] = {}
+        self._verify = verify
+        self._proxy = proxy
+
+    def __repr__(self) -> str:
+        return f"<SessionTransport {self.origin} {'own' if self._owned else 'shared'} session>"
+
+    async def exchange(self, request: Request) -> Reply:
+        """Send a request and receive its whole response; see `aiosmrt.transport.Transport.exchange`."""
+        read_timeout = request.read_timeout
+        # A large upload is not silence; aiohttp starts its own timer behind the last byte of the body.
+        if read_timeout is None or len(request.body) > _WHOLE_BODY_BYTES:
+            return await self._exchange(request, read_timeout, None)
+        watchdog = self._watchdogs.get(read_timeout)
+        if watchdog is None:
+            watchdog = self._watchdogs[read_timeout] = _ReadWatchdog(read_timeout)
+        watched = watchdog.watch()
+        try:
+            return await self._exchange(request, None, watched)
+        except asyncio.CancelledError:
+            # as asyncio.timeout does it: somebody else's cancellation at the same time goes first
+            if watched.expired and watched.task.uncancel() <= watched.cancelling:
+                raise _read_timeout(self.origin) from None
+            raise
+        finally:
+            watchdog.forget(watched)
+
+    async def _exchange(self, request: Request, read_timeout: float | None, watched: _Watched | None) -> Reply:
+        try:
+            response = await self._post(request, read_timeout)
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            self._raise_head(error)
+        if watched is not None:
+            watched.response = response
+        try:
+            body = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _body_error(error, self.origin) from error
+        return Reply(response.status, _headers(response), body)
+
+    async def open(self, request: Request) -> SessionReplyStream:
+        """Send a request and receive its response's head; see `aiosmrt.transport.Transport.open`."""
+        try:
+            response = await self._post(request, request.read_timeout)
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            self._raise_head(error)
+        return SessionReplyStream(response, self.origin)
+
+    async def close(self) -> None:
+        """Close the session if it is the transport's own."""
+        for watchdog in self._watchdogs.values():
+            watchdog.close()
+        if self._owned:
+            await self._session.close()
+
+    def _post(self, request: Request, read_timeout: float | None) -> Awaitable[aiohttp.ClientResponse]:
+        target, pairs, body, connect_timeout, _ = request
+        url = self._urls.get(target)
+        if url is None:
+            if len(self._urls) >= _MAX_URLS:
+                self._urls.clear()
+            # the very bytes that were signed must be sent
+            url = self._urls[target] = URL(self.origin + target, encoded=True)
+        timeout = self._timeouts.get((connect_timeout, read_timeout))
+        if timeout is None:
+            timeout = self._timeouts[connect_timeout, read_timeout] = aiohttp.ClientTimeout(
+                total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=read_timeout
+            )
+        headers = CIMultiDict(pairs)
+        return self._session.post(
+            url,
+            data=body if len(body) <= _WHOLE_BODY_BYTES else _SlicedBody(body),
+            headers=headers,
+            skip_auto_headers=None if "Content-Type" in headers else _NO_CONTENT_TYPE,
+            timeout=timeout,
+            allow_redirects=False,
+            ssl=self._verify,
+            proxy=self._proxy,
+        )
+
+    def _raise_head(self, error: Exception) -> NoReturn:
+        if isinstance(error, RuntimeError) and not isinstance(error, OSError):
+            if self._session.closed:
+                raise ClientStateError("the client's session is closed") from error
+            raise error
+        raise _head_error(error, self.origin) from error
+
+
+class SessionReplyStream:
+    """A response of `SessionTransport` whose body is read as it arrives.
+
+    Args:
+        response: aiohttp's response, its head received.
+        origin: the service's origin, for errors.
+    """
+
+    __slots__ = ("_origin", "_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse, origin: str) -> None:
+        self._response = response
+        self._origin = origin
+        self.status = response.status
+        self.headers = _headers(response)
+
+    async def read(self) -> bytes:
+        """Whatever has arrived; empty at the end. See `aiosmrt.transport.ReplyStream.read`."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _body_error(error, self._origin) from error
+
+    def close(self) -> None:
+        """Give the connection up unless the body was read to its end."""
+        self._response.close()
+
+
+def _new_session() -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=open_socket)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        read_bufsize=_READ_BUFFER_BYTES,
+    )
+
+
+def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in response.headers.items():
+        name = name.lower()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _head_error(error: Exception, origin: str) -> TransportError:
+    """The error for an exchange that failed before its response's head; the first row that fits counts."""
+    for foreign, ours, text in (
+        (aiohttp.ConnectionTimeoutError, ConnectTimeoutError, "Connect timeout on"),
+        (aiohttp.ClientConnectorCertificateError, SSLError, "The certificate is not valid for"),
+        (aiohttp.ClientSSLError, SSLError, "TLS failed with"),
+        (aiohttp.ClientProxyConnectionError, ProxyConnectionError, "Could not reach the proxy for"),
+        (aiohttp.ClientHttpProxyError, ProxyConnectionError, "The proxy refused a tunnel to"),
+        (aiohttp.ClientConnectorError, EndpointConnectionError, "Could not connect to"),
+        (aiohttp.SocketTimeoutError, ReadTimeoutError, "Read timeout on"),
+        (aiohttp.ServerDisconnectedError, ConnectionClosedError, "Connection was closed before a response from"),
+        (aiohttp.ClientOSError, ConnectionClosedError, "Connection was closed before a response from"),
+        (aiohttp.ClientResponseError, ResponseStreamingError, "Malformed response from"),
+        (ssl.SSLError, SSLError, "TLS failed with"),
+        (TimeoutError, ReadTimeoutError, "Read timeout on"),
+        (OSError, ConnectionClosedError, "Connection was closed before a response from"),
+    ):
+        if isinstance(error, foreign):
+            return ours(f'{text} endpoint URL: "{origin}"', endpoint_url=origin)
+    return ConnectionClosedError(
+        f'No response from endpoint URL: "{origin}" ({type(error).__name__})', endpoint_url=origin
+    )
+
+
+def _body_error(error: Exception, origin: str) -> TransportError:
+    """The error for a response that failed after its head."""
+    if isinstance(error, TimeoutError):
+        return _read_timeout(origin)
+    return ResponseStreamingError(
+        f'The response broke off from endpoint URL: "{origin}" ({type(error).__name__})', endpoint_url=origin
+    )
+
+
+def _read_timeout(origin: str) -> ReadTimeoutError:
+    return ReadTimeoutError(f'Read timeout on endpoint URL: "{origin}"', endpoint_url=origin)

@@ -1,0 +1,76 @@
+"""What comes back on the AWS side, as typed dictionaries with AWS's names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, BinaryIO, NotRequired, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from aiosmrt.streams import EventStream, StreamingBody
+
+__all__ = [
+    "Body",
+    "InvokeEndpointAsyncOutput",
+    "InvokeEndpointOutput",
+    "InvokeEndpointWithResponseStreamOutput",
+    "PayloadPart",
+    "ResponseMetadata",
+    "ResponseStreamEvent",
+]
+
+Body: TypeAlias = "bytes | bytearray | memoryview | str | BinaryIO"
+
+
+class ResponseMetadata(TypedDict):
+    """About the response; ``HTTPHeaders`` has its names in lower case, ``RetryAttempts`` counts retries."""
+
+    RequestId: NotRequired[str]
+    HostId: NotRequired[str]
+    HTTPStatusCode: int
+    HTTPHeaders: dict[str, str]
+    RetryAttempts: int
+
+
+class InvokeEndpointOutput(TypedDict):
+    """The result of ``invoke_endpoint``; what the service did not send is absent."""
+
+    ResponseMetadata: ResponseMetadata
+    Body: StreamingBody
+    ContentType: NotRequired[str]
+    InvokedProductionVariant: NotRequired[str]
+    CustomAttributes: NotRequired[str]
+    NewSessionId: NotRequired[str]
+    ClosedSessionId: NotRequired[str]
+
+
+class InvokeEndpointAsyncOutput(TypedDict):
+    """The result of ``invoke_endpoint_async``; what the service did not send is absent."""
+
+    ResponseMetadata: ResponseMetadata
+    InferenceId: NotRequired[str]
+    OutputLocation: NotRequired[str]
+    FailureLocation: NotRequired[str]
+
+
+class PayloadPart(TypedDict):
+    """A part of a streamed response; where the parts are cut means nothing."""
+
+    Bytes: bytes
+
+
+class ResponseStreamEvent(TypedDict):
+    """An event of a response stream."""
+
+    PayloadPart: PayloadPart
+
+
+class InvokeEndpointWithResponseStreamOutput(TypedDict):
+    """The result of ``invoke_endpoint_with_response_stream``; what the service did not send is absent."""
+
+    ResponseMetadata: ResponseMetadata
+    Body: EventStream
+    ContentType: NotRequired[str]
+    InvokedProductionVariant: NotRequired[str]
+    CustomAttributes: NotRequired[str]
+
+
+Params: TypeAlias = dict[str, Any]
