@@ -195,7 +195,7 @@ def canonical_path(path: str) -> str:
             kept.append(segment)
     if not kept:
         return "/"
-    return quote(f"/{'/'.join(kept)}{'/' if path.endswith('/') else ''}", safe="/~")
+    return quote(f"/{'/'.join(kept)}{'/' if path.endswith('/') else ''}")
 
 
 def canonical_query(query: str) -> str:
@@ -569,7 +569,7 @@ class Signer:
         ]
         if credentials.token:
             parameters.append(("X-Amz-Security-Token", credentials.token))
-        whole = "&".join(f"{quote(name, safe='-._~')}={quote(value, safe='-._~')}" for name, value in parameters)
+        whole = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in parameters)
         text = string_to_sign(date, scope, canonical_request(method, path, whole, signed, payload_sha256))
         return f"{whole}&X-Amz-Signature={signature(self._key(credentials, date[:8]), text)}"
 

@@ -1,0 +1,137 @@
+"""How long does one signature take, against botocore's?
+
+The request is an InvokeEndpoint call as a client sends it: five headers besides the signer's own, a 1 KiB body, with
+and without a session token of the usual size. Peers:
+
+- ``aiosmrt``: ``Signer.sign`` plus the hash of the body, as botocore's call includes it.
+- ``aiosmrt, steps``: the pure functions without any cache, as a verifying server walks them.
+- ``botocore``: ``SigV4Auth.add_auth`` on one ready request, so that building requests is not counted against it.
+
+Every peer must give the same signature before it is timed. Rounds are interleaved, so that a slow spell of the machine
+falls on all peers alike; reported is the median of the rounds' means.
+
+    python benchmarks/signing.py [--rounds 15] [--json signing.json]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import botocore
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials as BotocoreCredentials
+
+from aiosmrt import __version__
+from aiosmrt.wire import sigv4
+
+REGION = "eu-central-1"
+HOST = f"runtime.sagemaker.{REGION}.amazonaws.com"
+PATH = "/endpoints/churn-prediction-production/invocations"
+BODY = bytes(range(256)) * 4
+HEADERS = [
+    ("Content-Type", "application/json"),
+    ("Accept", "application/json"),
+    ("X-Amzn-SageMaker-Custom-Attributes", "trace=7f3a; tenant=42"),
+    ("amz-sdk-invocation-id", "0f8fad5b-d9cb-469f-a165-70867728950e"),
+    ("amz-sdk-request", "attempt=1; max=3"),
+]
+SCENARIOS = {
+    "long-lived credentials": None,
+    "session token of 900 characters": "not-a-real-token" * 56 + "abcd",
+}
+
+
+def peers(token: str | None) -> dict[str, Callable[[float], str]]:
+    """What is timed: each takes a moment in epoch seconds and gives an Authorization header."""
+    keys = sigv4.Credentials("AKIDEXAMPLE", "not-a-real-secret", token)
+    signer = sigv4.Signer(region=REGION)
+
+    def cached(timestamp: float) -> str:
+        payload = sha256(BODY).hexdigest()
+        added = signer.sign(
+            keys, timestamp, method="POST", host=HOST, path=PATH, query="", headers=HEADERS, payload_sha256=payload
+        )
+        return added[-1][1]
+
+    def steps(timestamp: float) -> str:
+        date = sigv4.amz_date(timestamp)
+        scope = sigv4.credential_scope(date[:8], REGION, "sagemaker")
+        headers = [("host", HOST), ("x-amz-date", date), *HEADERS]
+        if token:
+            headers.append(("x-amz-security-token", token))
+        canonical = sigv4.canonical_request("POST", PATH, "", headers, sha256(BODY).hexdigest())
+        key = sigv4.signing_key(keys.secret_key, date[:8], REGION, "sagemaker")
+        names = canonical.split("\n")[-2]
+        signed = sigv4.signature(key, sigv4.string_to_sign(date, scope, canonical))
+        return f"{sigv4.ALGORITHM} Credential={keys.access_key}/{scope}, SignedHeaders={names}, Signature={signed}"
+
+    auth = SigV4Auth(BotocoreCredentials(keys.access_key, keys.secret_key, token), "sagemaker", REGION)
+    request = AWSRequest("POST", f"https://{HOST}{PATH}", headers=dict(HEADERS), data=BODY)
+
+    def botocores(timestamp: float) -> str:
+        auth.add_auth(request)
+        return str(request.headers["Authorization"])
+
+    return {"aiosmrt": cached, "aiosmrt, steps": steps, "botocore": botocores}
+
+
+def check(candidates: dict[str, Callable[[float], str]]) -> None:
+    """All peers sign alike; botocore reads the clock itself, so a second that ends in between is tried again."""
+    for _ in range(5):
+        now = time.time()
+        if len({sign(now) for sign in candidates.values()}) == 1:
+            return
+    sys.exit("the peers disagree about the signature")
+
+
+def measure(rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds per signature, by scenario and peer."""
+    result = {}
+    for scenario, token in SCENARIOS.items():
+        candidates = peers(token)
+        check(candidates)
+        timings: dict[str, list[float]] = {name: [] for name in candidates}
+        for _ in range(rounds):
+            for name, sign in candidates.items():
+                calls = 200 if name == "botocore" else 2000
+                start = time.perf_counter()
+                for _ in range(calls):
+                    sign(time.time())
+                timings[name].append((time.perf_counter() - start) / calls)
+        result[scenario] = {name: statistics.median(values) for name, values in timings.items()}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time one signature against botocore's.")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds per scenario (default 15)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+
+    seconds = measure(arguments.rounds)
+    print(f"Python {platform.python_version()}, botocore {botocore.__version__}, aiosmrt {__version__}")
+    for scenario, by_peer in seconds.items():
+        print(f"\n{scenario:<36}{'µs/signature':>14}{'botocore is':>16}")
+        for name, value in by_peer.items():
+            print(f"  {name:<34}{value * 1e6:>14.2f}{by_peer['botocore'] / value:>15.1f}x")
+    if arguments.json:
+        document = {
+            "benchmark": "signing",
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "versions": {"botocore": botocore.__version__, "aiosmrt": __version__},
+            "rounds": arguments.rounds,
+            "seconds_per_signature": seconds,
+        }
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
