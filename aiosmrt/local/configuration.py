@@ -1,0 +1,358 @@
+"""A local runtime as a TOML file describes it.
+
+The file is read strictly: a key that is unknown, missing or of the wrong type is an error that names it.
+
+    region = "us-east-1"                # also account_id, port, verify_signatures, model_timeout, stream_timeout,
+    seed = 7                            # max_body_bytes, keepalive_timeout, drain_timeout; seed makes chance repeatable
+
+    [[credentials]]                     # accepted signatures; without them those of the environment
+    access_key = "AKIDEXAMPLE"          # and optionally token
+    secret_key = "not-a-real-secret"
+
+    [endpoints.churn]                   # one target: url, handler ("module:function") or container
+    url = "http://127.0.0.1:8080"
+
+    [[endpoints.digits.variants]]       # or several variants
+    name = "Blue"
+    weight = 3
+    container = { command = ["python", "serve.py"], environment = { THREADS = "1" }, startup_timeout = 30 }
+
+    [[endpoints.digits.variants]]
+    name = "Green"
+    instances = [{ url = "http://127.0.0.1:8081" }, { url = "http://127.0.0.1:8082" }]
+
+    [[endpoints.shared.inference_components]]
+    name = "adapter"
+    handler = "my_models:adapter"
+
+    [[endpoints.churn.faults]]          # at the top level, [[faults]] are for all endpoints
+    effect = "throttling"
+    next = 3
+
+    [[endpoints.churn.faults]]
+    effect = "reset_after_headers"
+    after_bytes = 100
+    every = 10                          # or probability = 0.1; operation = "InvokeEndpoint" limits any of them
+
+Paths are relative to the file. ``EFFECTS`` has the names of effects and takes their arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import random
+import tomllib
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.local import faults
+from aiosmrt.local.containers import ModelContainer
+from aiosmrt.local.faults import Effect, Fault, Schedule
+from aiosmrt.local.routing import EndpointConfiguration, InferenceComponent, ProductionVariant
+from aiosmrt.local.targets import TargetSource, base_url
+from aiosmrt.wire.sigv4 import Credentials
+
+__all__ = ["EFFECTS", "load_settings", "parse_settings"]
+
+EFFECTS: Final[Mapping[str, Callable[..., Effect]]] = {
+    "throttling": faults.throttling,
+    "too_many_requests": faults.too_many_requests,
+    "model_not_ready": faults.model_still_loading,
+    "internal_failure": faults.internal_failure,
+    "service_unavailable": faults.service_unavailable,
+    "bad_gateway": faults.bad_gateway,
+    "gateway_timeout": faults.gateway_timeout,
+    "internal_dependency": faults.internal_dependency,
+    "no_capacity": faults.no_capacity,
+    "validation_error": faults.validation_failure,
+    "model_failure": faults.ModelFailure,
+    "signature_expired": faults.SignatureExpired,
+    "skewed_clock": faults.SkewedClock,
+    "reset_before_headers": faults.ResetBeforeHeaders,
+    "close_before_headers": faults.CloseBeforeHeaders,
+    "stall": faults.Stall,
+    "reset_after_headers": faults.ResetAfterHeaders,
+    "truncate": faults.Truncate,
+    "stall_in_body": faults.StallInBody,
+    "drip": faults.Drip,
+    "stream_failure": faults.StreamFailure,
+    "idle_close": faults.IdleClose,
+}
+
+_TOP_LEVEL: Final[Mapping[str, Any]] = {
+    "region": str,
+    "account_id": str,
+    "port": int,
+    "verify_signatures": bool,
+    "model_timeout": float,
+    "stream_timeout": float,
+    "max_body_bytes": int,
+    "keepalive_timeout": float,
+    "drain_timeout": float,
+}
+
+
+class _Table:
+    """A TOML table whose keys are taken one by one; what is left over is an error."""
+
+    def __init__(self, values: Mapping[str, Any], path: str) -> None:
+        self._values = dict(values)
+        self._known: list[str] = []
+        self._path = path
+
+    def name(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+    def error(self, key: str, reason: str) -> ConfigurationError:
+        return ConfigurationError(f"{self.name(key)}: {reason}")
+
+    def take(self, key: str, kind: Any) -> Any:
+        """The value of a key, or None when it is not there."""
+        self._known.append(key)
+        if key not in self._values:
+            return None
+        value = self._values.pop(key)
+        if not _fits(value, kind):
+            raise self.error(key, f"needs {_described(kind)}, not {_shown(value)}")
+        return float(value) if kind is float else value
+
+    def need(self, key: str, kind: Any) -> Any:
+        value = self.take(key, kind)
+        if value is None:
+            raise self.error(key, "is missing")
+        return value
+
+    def table(self, key: str) -> _Table | None:
+        values = self.take(key, dict)
+        return None if values is None else _Table(values, self.name(key))
+
+    def tables(self, key: str) -> list[_Table]:
+        listed = self.take(key, list) or []
+        for i, values in enumerate(listed):
+            if not isinstance(values, dict):
+                raise self.error(f"{key}[{i}]", f"needs a table, not {_shown(values)}")
+        return [_Table(values, self.name(f"{key}[{i}]")) for i, values in enumerate(listed)]
+
+    def children(self) -> dict[str, _Table]:
+        """Every remaining key as a table of its own."""
+        return {key: cast("_Table", self.table(key)) for key in list(self._values)}
+
+    def end(self) -> None:
+        for key in self._values:
+            near = difflib.get_close_matches(key, self._known, 1)
+            raise self.error(key, f"is unknown{f'; did you mean {near[0]}?' if near else ''}")
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """Read a file into the arguments of ``LocalRuntime``.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no TOML, or a key is unknown or has a wrong value.
+    """
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: not TOML: {error}") from error
+    try:
+        return parse_settings(document, path.parent)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def parse_settings(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Turn a TOML document into the arguments of ``LocalRuntime``.
+
+    Args:
+        document: the document.
+        folder: what relative paths in it start from.
+
+    Raises:
+        ConfigurationError: a key is unknown or has a wrong value.
+
+    >>> parse_settings({"region": "eu-west-1", "endpoints": {"churn": {"url": "http://127.0.0.1:8080"}}}, Path())
+    ... # doctest: +ELLIPSIS
+    {'region': 'eu-west-1', 'endpoints': {'churn': EndpointConfiguration(...)}, 'faults': {}}
+    >>> parse_settings({"reigon": "eu-west-1"}, Path())
+    Traceback (most recent call last):
+    aiosmrt.errors.ConfigurationError: reigon: is unknown; did you mean region?
+    """
+    top = _Table(document, "")
+    settings = {key: value for key, kind in _TOP_LEVEL.items() if (value := top.take(key, kind)) is not None}
+    seed = top.take("seed", int)
+    if seed is not None:
+        settings["chance"] = random.Random(seed)  # noqa: S311 - routing, not secrets
+    credentials = [_credentials(table) for table in top.tables("credentials")]
+    if credentials:
+        settings["credentials"] = credentials
+    script: dict[str, list[Fault]] = {}
+    if for_all := _faults(top):
+        script["*"] = for_all
+    endpoints = {}
+    table = top.table("endpoints")
+    for name, endpoint in {} if table is None else table.children().items():
+        if acting := _faults(endpoint):
+            script[name] = acting
+        endpoints[name] = _endpoint(endpoint, folder)
+    top.end()
+    return {**settings, "endpoints": endpoints, "faults": script}
+
+
+def _credentials(table: _Table) -> Credentials:
+    try:
+        return Credentials(table.need("access_key", str), table.need("secret_key", str), token=table.take("token", str))
+    except ValueError as error:
+        raise table.error("access_key", str(error)) from error
+    finally:
+        table.end()
+
+
+def _endpoint(table: _Table, folder: Path) -> EndpointConfiguration:
+    variants = [_variant(one, folder) for one in table.tables("variants")]
+    components = [_component(one, folder) for one in table.tables("inference_components")]
+    if not variants and not components:
+        variants = [ProductionVariant(_target(table, folder))]
+    given = {
+        key: value
+        for key, kind in (("multi_model", bool), ("model_timeout", float), ("session_seconds", float))
+        if (value := table.take(key, kind)) is not None
+    }
+    table.end()
+    return EndpointConfiguration(variants, components, **given)
+
+
+def _variant(table: _Table, folder: Path) -> ProductionVariant:
+    name, weight = table.need("name", str), table.take("weight", float)
+    variant = ProductionVariant(_targets(table, folder), name, 1.0 if weight is None else weight)
+    table.end()
+    return variant
+
+
+def _component(table: _Table, folder: Path) -> InferenceComponent:
+    name, variant = table.need("name", str), table.take("variant", str)
+    component = InferenceComponent(_targets(table, folder), name, variant or "AllTraffic")
+    table.end()
+    return component
+
+
+def _targets(table: _Table, folder: Path) -> list[TargetSource]:
+    instances = table.take("instances", list)
+    if instances is None:
+        return [_target(table, folder)]
+    targets = []
+    for i, values in enumerate(instances):
+        if not isinstance(values, dict):
+            raise table.error(f"instances[{i}]", f"needs a table, not {_shown(values)}")
+        instance = _Table(values, table.name(f"instances[{i}]"))
+        targets.append(_target(instance, folder))
+        instance.end()
+    return targets
+
+
+def _target(table: _Table, folder: Path) -> TargetSource:
+    url, handler, container = table.take("url", str), table.take("handler", str), table.table("container")
+    if sum(given is not None for given in (url, handler, container)) != 1:
+        raise table.error("url", "exactly one of url, handler and container is needed")
+    if container is not None:
+        return _container(container, folder)
+    if handler is not None:
+        return _handler(table, handler)
+    try:
+        base_url(url)
+    except ConfigurationError as error:
+        raise table.error("url", str(error)) from error
+    return cast("str", url)
+
+
+def _container(table: _Table, folder: Path) -> ModelContainer:
+    command = table.need("command", list)
+    if not command or not all(isinstance(argument, str) for argument in command):
+        raise table.error("command", "needs a list of strings: the program and its arguments")
+    environment = table.take("environment", dict)
+    for name, value in (environment or {}).items():
+        if not isinstance(value, str):
+            raise table.error(f"environment.{name}", f"needs a string, not {_shown(value)}")
+    folders = {key: folder / value for key in ("model_dir", "working_dir") if (value := table.take(key, str))}
+    kinds = {"inherit_aws": bool, "port": int, "startup_timeout": float, "grace": float}
+    others = {key: value for key, kind in kinds.items() if (value := table.take(key, kind)) is not None}
+    table.end()
+    return ModelContainer(command, environment=environment, **folders, **others)
+
+
+def _handler(table: _Table, handler: str) -> TargetSource:
+    module, _, attribute = handler.partition(":")
+    if not module or not attribute:
+        raise table.error("handler", 'needs "module:function"')
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise table.error("handler", f"cannot be imported: {error}") from error
+    if not callable(target):
+        raise table.error("handler", f"{handler} is no callable")
+    return cast("TargetSource", target)
+
+
+def _faults(table: _Table) -> list[Fault]:
+    return [_fault(one) for one in table.tables("faults")]
+
+
+def _fault(table: _Table) -> Fault:
+    name = table.need("effect", str)
+    make = EFFECTS.get(name)
+    if make is None:
+        near = difflib.get_close_matches(name, EFFECTS, 1)
+        raise table.error("effect", f"{name!r} is unknown{f'; did you mean {near[0]}?' if near else ''}")
+    hints = get_type_hints(make)
+    arguments = {}
+    for parameter in inspect.signature(make).parameters.values():
+        value = table.take(parameter.name, hints[parameter.name])
+        if value is not None:
+            arguments[parameter.name] = value
+        elif parameter.default is parameter.empty:
+            raise table.error(parameter.name, "is missing")
+    when = {
+        key: value
+        for key, kind in (("next", int), ("every", int), ("probability", float), ("operation", str))
+        if (value := table.take(key, kind)) is not None
+    }
+    table.end()
+    try:
+        return Fault(make(**arguments), Schedule(**when))
+    except ConfigurationError as error:
+        raise table.error("effect", str(error)) from error
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) in (types.UnionType, Union):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) in (types.UnionType, Union):
+        return " or ".join(_described(one) for one in get_args(kind) if one is not types.NoneType)
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(one) for one in get_args(kind))
+    names = {str: "a string", int: "an integer", float: "a number", bool: "true or false", dict: "a table"}
+    return names.get(kind, "a list")
+
+
+def _shown(value: object) -> str:
+    names = {str: "a string", int: "an integer", float: "a number", bool: "a boolean", dict: "a table", list: "a list"}
+    return names.get(type(value), type(value).__name__)

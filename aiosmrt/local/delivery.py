@@ -1,0 +1,150 @@
+"""Putting an answer on the wire, whole or as a scripted fault wants it.
+
+An answer's body is a series of pieces: one for a plain body, one per message of a response stream. Effects on the body
+are written as transformations of that series, so that a cut inside a frame, a pause or a reset happens at an exact
+byte. To end a connection is an exception (``Cut``) that leaves the series; whoever delivers then closes or resets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+
+from aiosmrt.local.faults import Drip, Effect, ResetAfterHeaders, StallInBody, StreamFailure, Truncate
+from aiosmrt.local.invocation import model_stream_error
+from aiosmrt.local.requestlog import RequestRecord
+
+__all__ = ["Cut", "cut_connection", "shaped"]
+
+Stall = Callable[[float | None], Awaitable[None]]
+
+
+class Cut(Exception):
+    """The connection ends here.
+
+    Args:
+        reset: with a TCP reset; in order otherwise.
+    """
+
+    def __init__(self, *, reset: bool) -> None:
+        super().__init__("reset" if reset else "closed")
+        self.reset = reset
+
+
+def cut_connection(transport: asyncio.Transport, *, reset: bool) -> None:
+    """End a connection at once.
+
+    Args:
+        transport: the connection.
+        reset: send RST and drop what is not sent yet; otherwise FIN after it.
+    """
+    if reset:
+        connection = transport.get_extra_info("socket")
+        # closing a socket that lingers for zero seconds resets its connection
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
+
+
+async def shaped(
+    pieces: AsyncIterator[bytes], effect: Effect | None, stall: Stall, record: RequestRecord, *, streams: bool
+) -> AsyncGenerator[bytes, None]:
+    """The bytes of a body as an effect wants them.
+
+    Args:
+        pieces: the body.
+        effect: what happens to it; None for nothing.
+        stall: waits for so many seconds, or until released for None.
+        record: told the parts sent and an error inside the stream.
+        streams: whether the body is a response stream.
+
+    Raises:
+        Cut: the connection is to end here.
+    """
+    source = _counted(pieces, record) if streams else pieces
+    match effect:
+        case ResetAfterHeaders():
+            async for chunk in _up_to(source, effect.after_parts, effect.after_bytes):
+                yield chunk
+            raise Cut(reset=True)
+        case Truncate():
+            async for chunk in _up_to(source, effect.after_parts, effect.after_bytes):
+                yield chunk
+            if not effect.clean_ending:
+                raise Cut(reset=False)
+        case StallInBody():
+            marked = _marked(source, effect.after_parts, effect.after_bytes)
+            async with aclosing(marked):
+                async for part in marked:
+                    if part is None:
+                        await stall(effect.seconds)
+                    else:
+                        yield part
+        case Drip():
+            async for piece in source:
+                for start in range(0, len(piece), effect.piece_bytes):
+                    yield piece[start : start + effect.piece_bytes]
+                    await asyncio.sleep(effect.seconds)
+        case StreamFailure() if streams:
+            async for chunk in _up_to(source, effect.after_parts, 0):
+                yield chunk
+            record.error_code = effect.exception
+            yield model_stream_error(effect.error_code, effect.message, effect.exception)
+        case _:
+            async for piece in source:
+                yield piece
+
+
+async def single(body: bytes) -> AsyncGenerator[bytes, None]:
+    """A plain body as a series of one piece."""
+    yield body
+
+
+async def _counted(pieces: AsyncIterator[bytes], record: RequestRecord) -> AsyncGenerator[bytes, None]:
+    async for piece in pieces:
+        yield piece
+        # asked for the next one: this one has gone out whole
+        if record.error_code is None:
+            record.parts += 1
+
+
+async def _up_to(pieces: AsyncIterator[bytes], after_parts: int, after_bytes: int) -> AsyncGenerator[bytes, None]:
+    marked = _marked(pieces, after_parts, after_bytes)
+    async with aclosing(marked):
+        async for part in marked:
+            if part is None:
+                return
+            yield part
+
+
+async def _marked(
+    pieces: AsyncIterator[bytes], after_parts: int, after_bytes: int
+) -> AsyncGenerator[bytes | None, None]:
+    """The pieces, and None at the mark: after so many whole ones and so many bytes, or at the end if that is nearer."""
+    parts, left, passed = after_parts, after_bytes, False
+    if parts == left == 0:
+        passed = True
+        yield None
+    async for piece in pieces:
+        if passed:
+            yield piece
+        elif parts:
+            parts -= 1
+            yield piece
+            if parts == left == 0:
+                passed = True
+                yield None
+        elif left <= len(piece):
+            passed = True
+            yield piece[:left]
+            yield None
+            yield piece[left:]
+        else:
+            left -= len(piece)
+            yield piece
+    if not passed:
+        yield None

@@ -1,0 +1,476 @@
+"""Scripted faults: what goes wrong at an endpoint, and when.
+
+A ``Fault`` joins an effect with a schedule, a set of calls. Effects act at one of four stages of an exchange, and at
+most one effect acts at each, the first in the script whose schedule says so:
+
+- ``clock``: the server's time is off (``SkewedClock``);
+- ``answer``: something other than the model answers, or nothing does (``ErrorAnswer`` and its named forms,
+  ``ModelFailure``, ``ResetBeforeHeaders``, ``CloseBeforeHeaders``, ``Stall``);
+- ``body``: what happens to the answer's body (``ResetAfterHeaders``, ``Truncate``, ``StallInBody``, ``Drip``,
+  ``StreamFailure``);
+- ``connection``: what happens to the connection afterwards (``IdleClose``).
+
+Every call that names the endpoint counts, whether its signature holds or not; each attempt of a retried call is a call.
+``next`` counts the calls on which it acted, ``every`` counts all calls.
+
+>>> script = FaultScript([throttling().next(1), ResetBeforeHeaders().every(3)], random.Random(7))
+>>> [tuple(effect.name for effect in script.effects("InvokeEndpoint").values()) for _ in range(4)]
+[('throttling',), (), ('reset_before_headers',), ()]
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.local.answers import AnswerContext, ErrorAnswer, model_error, model_not_ready, validation_error
+from aiosmrt.local.routing import NO_CAPACITY
+from aiosmrt.local.verify import signature_expired
+from aiosmrt.wire.operations import BY_NAME
+from aiosmrt.wire.sigv4 import amz_date
+
+__all__ = [
+    "CloseBeforeHeaders",
+    "Drip",
+    "Effect",
+    "ErrorEffect",
+    "Fault",
+    "FaultScript",
+    "Faults",
+    "IdleClose",
+    "ModelFailure",
+    "Replaced",
+    "ResetAfterHeaders",
+    "ResetBeforeHeaders",
+    "Schedule",
+    "SignatureExpired",
+    "SkewedClock",
+    "Stage",
+    "Stall",
+    "StallInBody",
+    "StreamFailure",
+    "Truncate",
+    "bad_gateway",
+    "gateway_timeout",
+    "internal_dependency",
+    "internal_failure",
+    "model_still_loading",
+    "no_capacity",
+    "service_unavailable",
+    "throttling",
+    "too_many_requests",
+    "validation_failure",
+]
+
+Stage = Literal["clock", "answer", "body", "connection"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Which calls of an endpoint are meant.
+
+    Args:
+        next: as many calls, from the next one on; None for no limit.
+        every: each n-th call; None for each.
+        probability: the chance of each call, from 0 to 1; None for certain.
+        operation: only calls of the operation with this name; None for all. Only these are counted.
+
+    Raises:
+        ConfigurationError: a number out of range, or an unknown operation.
+    """
+
+    next: int | None = None
+    every: int | None = None
+    probability: float | None = None
+    operation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.next is not None and self.next < 1:
+            raise ConfigurationError(f"next counts calls from 1, not {self.next}")
+        if self.every is not None and self.every < 1:
+            raise ConfigurationError(f"every counts calls from 1, not {self.every}")
+        if self.probability is not None and not 0 <= self.probability <= 1:
+            raise ConfigurationError(f"a probability is from 0 to 1, not {self.probability}")
+        if self.operation is not None and self.operation not in BY_NAME:
+            raise ConfigurationError(f"{self.operation!r} is no operation; there are {', '.join(BY_NAME)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An effect on scheduled calls.
+
+    Args:
+        effect: what goes wrong.
+        schedule: when.
+    """
+
+    effect: Effect
+    schedule: Schedule
+
+
+class Effect:
+    """Something that goes wrong in an exchange; its methods say when."""
+
+    __slots__ = ()
+    stage: ClassVar[Stage]
+
+    @property
+    def name(self) -> str:
+        """The effect's name in the request log and in TOML."""
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("_")
+
+    def next(self, calls: int = 1, *, operation: str | None = None) -> Fault:
+        """On the next so many calls."""
+        return Fault(self, Schedule(next=calls, operation=operation))
+
+    def every(self, calls: int, *, operation: str | None = None) -> Fault:
+        """On each n-th call."""
+        return Fault(self, Schedule(every=calls, operation=operation))
+
+    def with_probability(self, probability: float, *, operation: str | None = None) -> Fault:
+        """On each call with this chance, drawn from the runtime's random source."""
+        return Fault(self, Schedule(probability=probability, operation=operation))
+
+    def always(self, *, operation: str | None = None) -> Fault:
+        """On every call."""
+        return Fault(self, Schedule(operation=operation))
+
+
+class ErrorEffect(Effect):
+    """An effect that answers with an error in the model's place."""
+
+    __slots__ = ()
+    stage: ClassVar[Stage] = "answer"
+
+    def error(self, context: AnswerContext) -> ErrorAnswer:
+        """What is answered."""
+        raise NotImplementedError
+
+
+Faults = Effect | Fault | Iterable[Effect | Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class SkewedClock(Effect):
+    """The server's clock is off, in its ``Date`` header and in its check of signatures.
+
+    Args:
+        seconds: how far ahead it is; negative for behind.
+    """
+
+    seconds: float
+    stage: ClassVar[Stage] = "clock"
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced(ErrorEffect):
+    """Something answers in the model's place.
+
+    Args:
+        answer: the answer.
+        label: its name in the request log.
+    """
+
+    answer: ErrorAnswer
+    label: str = "replaced"
+
+    @property
+    def name(self) -> str:
+        """The error's own name."""
+        return self.label
+
+    def error(self, context: AnswerContext) -> ErrorAnswer:
+        """What is answered."""
+        return self.answer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailure(ErrorEffect):
+    """The container fails: a ModelError.
+
+    Args:
+        status: the container's HTTP status; 0 for a container that gave no answer.
+        message: the container's error text.
+    """
+
+    status: int = 500
+    message: str = "Internal Server Error"
+
+    def error(self, context: AnswerContext) -> ErrorAnswer:
+        """What is answered."""
+        return model_error(context, self.status, self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureExpired(ErrorEffect):
+    """The signature is refused as too old, whatever its date.
+
+    Args:
+        seconds: how old it is said to be.
+    """
+
+    seconds: float = 900.0
+
+    def error(self, context: AnswerContext) -> ErrorAnswer:
+        """What is answered."""
+        return signature_expired(amz_date(context.now - self.seconds), context.now)
+
+
+@dataclass(frozen=True, slots=True)
+class ResetBeforeHeaders(Effect):
+    """The connection is reset (TCP RST) before any byte of the answer.
+
+    Args:
+        after_model: whether the model runs first, so that its work is done and the answer lost.
+    """
+
+    after_model: bool = False
+    stage: ClassVar[Stage] = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class CloseBeforeHeaders(Effect):
+    """The connection is closed in order (TCP FIN) before any byte of the answer.
+
+    Args:
+        after_model: whether the model runs first.
+    """
+
+    after_model: bool = False
+    stage: ClassVar[Stage] = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Stall(Effect):
+    """Nothing happens for a while; then the call goes on to the model.
+
+    Args:
+        seconds: how long; None until the runtime's ``release_stalled``.
+    """
+
+    seconds: float | None = None
+    stage: ClassVar[Stage] = "answer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetAfterHeaders(Effect):
+    """The connection is reset (TCP RST) after the answer's head and part of its body.
+
+    Args:
+        after_parts: messages of a response stream that are sent whole first.
+        after_bytes: bytes of the body that follow them.
+    """
+
+    after_parts: int = 0
+    after_bytes: int = 0
+    stage: ClassVar[Stage] = "body"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncate(Effect):
+    """The body ends early.
+
+    Args:
+        after_parts: messages of a response stream that are sent whole first.
+        after_bytes: bytes of the body that follow them; inside a message they cut its frame.
+        clean_ending: whether the HTTP framing ends as if all were well (a chunked body with its last chunk); the
+            connection is closed in the middle otherwise.
+    """
+
+    after_parts: int = 0
+    after_bytes: int = 0
+    clean_ending: bool = False
+    stage: ClassVar[Stage] = "body"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StallInBody(Effect):
+    """The body stops for a while, then goes on.
+
+    Args:
+        after_parts: messages of a response stream that are sent whole first.
+        after_bytes: bytes of the body that follow them.
+        seconds: how long; None until the runtime's ``release_stalled``.
+    """
+
+    after_parts: int = 0
+    after_bytes: int = 0
+    seconds: float | None = None
+    stage: ClassVar[Stage] = "body"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drip(Effect):
+    """The body comes in small pieces with pauses between them.
+
+    Args:
+        piece_bytes: the size of a piece.
+        seconds: the pause after each.
+    """
+
+    piece_bytes: int = 1
+    seconds: float = 0.01
+    stage: ClassVar[Stage] = "body"
+
+    def __post_init__(self) -> None:
+        if self.piece_bytes < 1:
+            raise ConfigurationError(f"a piece has at least one byte, not {self.piece_bytes}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamFailure(Effect):
+    """A response stream ends with an exception message; other answers are left alone.
+
+    Args:
+        after_parts: messages that are sent first; fewer if the model gives fewer.
+        exception: ``ModelStreamError`` or ``InternalStreamFailure``.
+        error_code: the ``ErrorCode`` of a ModelStreamError: ``StreamBroken`` or ``ModelInvocationTimeExceeded``.
+        message: its text.
+    """
+
+    after_parts: int = 0
+    exception: Literal["ModelStreamError", "InternalStreamFailure"] = "ModelStreamError"
+    error_code: str = "StreamBroken"
+    message: str = "The response stream was interrupted."
+    stage: ClassVar[Stage] = "body"
+
+    def __post_init__(self) -> None:
+        if self.exception not in ("ModelStreamError", "InternalStreamFailure"):
+            raise ConfigurationError(f"{self.exception!r} is neither ModelStreamError nor InternalStreamFailure")
+
+
+@dataclass(frozen=True, slots=True)
+class IdleClose(Effect):
+    """The connection is closed without notice once the answer is out, though the answer kept it alive.
+
+    Args:
+        seconds: how long after.
+    """
+
+    seconds: float = 0.0
+    stage: ClassVar[Stage] = "connection"
+
+
+def throttling(retry_after: float | None = None) -> Replaced:
+    """ThrottlingException: 400, the type only in the header, a null message; the hint is in seconds."""
+    answer = ErrorAnswer(400, "ThrottlingException", None, retry_after=retry_after, message_key="message")
+    return Replaced(answer, "throttling")
+
+
+def too_many_requests(retry_after: float | None = None) -> Replaced:
+    """A bare 429 with an empty body, as a proxy gives it."""
+    return Replaced(ErrorAnswer(429, None, body=b"", retry_after=retry_after), "too_many_requests")
+
+
+def model_still_loading() -> Replaced:
+    """ModelNotReadyException, 429."""
+    return Replaced(model_not_ready(), "model_not_ready")
+
+
+def internal_failure(retry_after: float | None = None) -> Replaced:
+    """InternalFailure, 500."""
+    answer = ErrorAnswer(500, "InternalFailure", "An internal failure occurred.", retry_after=retry_after)
+    return Replaced(answer, "internal_failure")
+
+
+def service_unavailable(retry_after: float | None = None) -> Replaced:
+    """ServiceUnavailable, 503."""
+    answer = ErrorAnswer(503, "ServiceUnavailable", "The service is unavailable. Try your call again.")
+    return Replaced(
+        ErrorAnswer(answer.status, answer.code, answer.message, retry_after=retry_after), "service_unavailable"
+    )
+
+
+def bad_gateway() -> Replaced:
+    """502 with a load balancer's HTML page."""
+    return Replaced(_page(502, "Bad Gateway"), "bad_gateway")
+
+
+def gateway_timeout() -> Replaced:
+    """504 with a load balancer's HTML page."""
+    return Replaced(_page(504, "Gateway Time-out"), "gateway_timeout")
+
+
+def internal_dependency() -> Replaced:
+    """InternalDependencyException, 530."""
+    answer = ErrorAnswer(530, "InternalDependencyException", "A dependency of the service failed.")
+    return Replaced(answer, "internal_dependency")
+
+
+def no_capacity() -> Replaced:
+    """The ValidationError of an inference component that is scaled to zero."""
+    return Replaced(validation_error(NO_CAPACITY), "no_capacity")
+
+
+def validation_failure(message: str) -> Replaced:
+    """A ValidationError with this text."""
+    return Replaced(validation_error(message), "validation_error")
+
+
+def _page(status: int, title: str) -> ErrorAnswer:
+    page = f"<html>\n<head><title>{status} {title}</title></head>\n<body><h1>{status} {title}</h1></body>\n</html>\n"
+    return ErrorAnswer(status, None, body=page.encode(), content_type="text/html")
+
+
+@dataclass(slots=True)
+class _Entry:
+    fault: Fault
+    calls: int = 0
+    acted: int = 0
+
+
+class FaultScript:
+    """The faults of one endpoint, with how often each has acted.
+
+    Args:
+        faults: in order of precedence; a bare effect acts always.
+        chance: the source of random numbers.
+    """
+
+    def __init__(self, faults: Iterable[Effect | Fault], chance: random.Random) -> None:
+        self._chance = chance
+        self._entries: list[_Entry] = []
+        self.extend(faults)
+
+    def extend(self, faults: Iterable[Effect | Fault]) -> Self:
+        """Add faults at the end."""
+        self._entries += [_Entry(fault if isinstance(fault, Fault) else fault.always()) for fault in faults]
+        return self
+
+    def clear(self) -> None:
+        """Remove all faults."""
+        self._entries.clear()
+
+    def effects(self, operation: str) -> dict[Stage, Effect]:
+        """What acts on the call that comes now, by stage; counts it."""
+        acting: dict[Stage, Effect] = {}
+        for entry in self._entries:
+            schedule, effect = entry.fault.schedule, entry.fault.effect
+            if schedule.operation is not None and schedule.operation != operation:
+                continue
+            entry.calls += 1
+            due = (
+                (schedule.next is None or entry.acted < schedule.next)
+                and (schedule.every is None or entry.calls % schedule.every == 0)
+                and (schedule.probability is None or self._chance.random() < schedule.probability)
+            )
+            if due and effect.stage not in acting:
+                entry.acted += 1
+                acting[effect.stage] = effect
+        return acting
+
+
+def as_faults(faults: Faults) -> list[Effect | Fault]:
+    """One fault or several as a list.
+
+    Raises:
+        ConfigurationError: something else is among them.
+    """
+    listed = [faults] if isinstance(faults, (Effect, Fault)) else list(faults)
+    for fault in listed:
+        if not isinstance(fault, (Effect, Fault)):
+            raise ConfigurationError(f"a fault is an effect or a Fault, not {type(fault).__name__}")
+    return listed

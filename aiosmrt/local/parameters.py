@@ -1,0 +1,101 @@
+"""From a request's path and headers to the operation's members, checked as the service checks them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from urllib.parse import unquote
+
+from aiosmrt.local.answers import Refused, unknown_operation, validation_error
+from aiosmrt.wire.operations import OPERATIONS, Member, Operation
+from aiosmrt.wire.params import full_pattern
+
+__all__ = ["read_parameters", "route_of"]
+
+_BY_SUFFIX = {operation.path_suffix: operation for operation in OPERATIONS}
+
+
+def route_of(method: str, path: str) -> tuple[Operation, str]:
+    """The operation and the endpoint's name that a request line stands for.
+
+    Args:
+        method: the HTTP method.
+        path: the path as on the request line, percent-encoded.
+
+    Raises:
+        Refused: they belong to no operation.
+
+    >>> operation, name = route_of("POST", "/endpoints/churn/invocations")
+    >>> operation.name, name
+    ('InvokeEndpoint', 'churn')
+    """
+    start, _, rest = path.removeprefix("/").partition("/")
+    name, slash, suffix = rest.partition("/")
+    operation = _BY_SUFFIX.get(slash + suffix)
+    if method != "POST" or start != "endpoints" or not name or operation is None or not path.startswith("/"):
+        raise Refused(unknown_operation())
+    return operation, unquote(name)
+
+
+def read_parameters(operation: Operation, endpoint: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """The members that a request carries, the body aside.
+
+    Args:
+        operation: the operation.
+        endpoint: the endpoint's name from the path.
+        headers: the request's headers, names in lower case.
+
+    Raises:
+        Refused: with a ValidationError that names every member at fault, as the service words it.
+
+    >>> from aiosmrt.wire.operations import INVOKE_ENDPOINT
+    >>> read_parameters(INVOKE_ENDPOINT, "churn", {"accept": "text/csv", "x-other": "1"})
+    {'EndpointName': 'churn', 'Accept': 'text/csv'}
+    """
+    values: dict[str, str] = {}
+    faults: list[str] = []
+    for member in operation.members:
+        if member.location == "uri":
+            value: str | None = endpoint
+        else:
+            value = None if member.header is None else headers.get(member.header.lower())
+        if value is not None:
+            values[member.name] = value
+            faults += [_sentence(member, value, constraint) for constraint in _broken_constraints(member, value)]
+    if faults:
+        count = f"{len(faults)} validation error{'s' if len(faults) > 1 else ''} detected: "
+        raise Refused(validation_error(count + "; ".join(faults)))
+    return values
+
+
+def _broken_constraints(member: Member, value: str) -> list[str]:
+    rule = member.rule
+    broken = []
+    if rule.type == "integer":
+        if not re.fullmatch(r"-?\d{1,18}", value):
+            return ["Member must be an integer"]
+        if rule.max is not None and int(value) > rule.max:
+            broken.append(f"Member must have value less than or equal to {rule.max}")
+        if rule.min is not None and int(value) < rule.min:
+            broken.append(f"Member must have value greater than or equal to {rule.min}")
+        return broken
+    if rule.max is not None and len(value) > rule.max:
+        broken.append(f"Member must have length less than or equal to {rule.max}")
+    if rule.min is not None and len(value) < rule.min:
+        broken.append(f"Member must have length greater than or equal to {rule.min}")
+    if rule.pattern is not None and not _compiled(rule.pattern).fullmatch(value):
+        broken.append(f"Member must satisfy regular expression pattern: {rule.pattern}")
+    return broken
+
+
+def _sentence(member: Member, value: str, constraint: str) -> str:
+    name = member.name[0].lower() + member.name[1:]
+    # the service leaves the value of a sensitive member out
+    shown = "Value" if member.rule.sensitive else f"Value '{value}'"
+    return f"{shown} at '{name}' failed to satisfy constraint: {constraint}"
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return full_pattern(pattern)

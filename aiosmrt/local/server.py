@@ -1,0 +1,368 @@
+"""The HTTP side of the local runtime: one request in, one answer out, one record of it.
+
+A request passes these stations, each of which may end it: the request line names an operation; scripted faults for the
+endpoint are drawn; the body is read up to the service's limit; the signature is checked over what arrived; a fault may
+answer in the model's place; members are checked; the invocation is made and its reply delivered, through a fault on
+the body if one was drawn. Whatever ends it, the record goes into the log when nothing of the exchange is left.
+
+A handler is cancelled when its client goes away, and with it the invocation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from email.utils import formatdate
+from hashlib import sha256
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, body_too_large
+from aiosmrt.local.delivery import Cut, cut_connection, shaped, single
+from aiosmrt.local.faults import (
+    CloseBeforeHeaders,
+    Effect,
+    ErrorEffect,
+    FaultScript,
+    IdleClose,
+    ResetBeforeHeaders,
+    SkewedClock,
+    Stage,
+    Stall,
+    Truncate,
+)
+from aiosmrt.local.invocation import Invoker, Reply
+from aiosmrt.local.parameters import read_parameters, route_of
+from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
+from aiosmrt.local.verify import SignatureVerifier
+
+__all__ = ["MAX_BODY_BYTES", "RequestServer"]
+
+MAX_BODY_BYTES: Final = 25 * 1024 * 1024  # what AWS documents for real-time endpoints
+
+# Above this a hash takes more than a millisecond, which is too long for the event loop that also plays the client.
+_HASH_IN_THREAD_BYTES: Final = 1024 * 1024
+
+_SDK_REQUEST = re.compile(r"\b(attempt|max)=(\d{1,9})")
+
+
+class RequestServer:
+    """Answers the requests of a local runtime.
+
+    Args:
+        invoker: serves the calls.
+        verifier: checks signatures; None accepts everything.
+        scripts: the faults of each endpoint by name; those under ``*`` are for all.
+        log: takes the records.
+        progress: told when something changes.
+        region: the region played.
+        account_id: the account played.
+        clock: gives the time in epoch seconds.
+        chance: the source of random numbers.
+        max_body_bytes: the largest body that is read.
+        record_bodies: whether records keep headers and bodies.
+    """
+
+    def __init__(
+        self,
+        *,
+        invoker: Invoker,
+        verifier: SignatureVerifier | None,
+        scripts: Mapping[str, FaultScript],
+        log: RequestLog,
+        progress: Progress,
+        region: str,
+        account_id: str,
+        clock: Callable[[], float],
+        chance: random.Random,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        record_bodies: bool = False,
+    ) -> None:
+        self._invoker = invoker
+        self._verifier = verifier
+        self._scripts = scripts
+        self._log = log
+        self._progress = progress
+        self._region = region
+        self._account_id = account_id
+        self._clock = clock
+        self._chance = chance
+        self._max_body_bytes = max_body_bytes
+        self._record_bodies = record_bodies
+        self._handlers: dict[asyncio.Task[object], RequestHandler] = {}
+        self._gate = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._connections: dict[RequestHandler, int] = {}
+        self._connections_seen = 0
+        self.stalled = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being handled."""
+        return len(self._handlers)
+
+    @property
+    def connections_seen(self) -> int:
+        """How many connections have brought a request."""
+        return self._connections_seen
+
+    def busy(self, protocol: RequestHandler) -> bool:
+        """Whether a request of this connection is being handled."""
+        return protocol in self._handlers.values()
+
+    def release_stalled(self) -> None:
+        """Let every stalled call go on."""
+        self._gate.set()
+        self._gate = asyncio.Event()
+
+    def cancel_timers(self) -> None:
+        """Forget the idle closes that are still to come."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    async def cancel_handlers(self) -> None:
+        """Cancel what is being handled and wait until it has ended."""
+        tasks = set(self._handlers)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; aiohttp's handler."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        if task is None or request.transport is None:
+            raise ConnectionResetError("the client has gone")
+        started = loop.time()
+        record = self._new_record(request)
+        self._handlers[task] = request.protocol
+        self._progress.changed()
+        try:
+            return await _Exchange(self, request, record).answer()
+        except Cut as cut:
+            record.outcome = "cut"
+            if request.transport is not None:
+                cut_connection(request.transport, reset=cut.reset)
+            gone: asyncio.Future[web.StreamResponse] = loop.create_future()
+            return await gone  # the lost connection cancels it
+        finally:
+            del self._handlers[task]
+            record.seconds = loop.time() - started
+            self._log.add(record)
+
+    async def stall(self, seconds: float | None) -> None:
+        """Wait so long, or until released."""
+        self.stalled += 1
+        self._progress.changed()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._gate.wait()
+        except TimeoutError:
+            pass  # that was the pause
+        finally:
+            self.stalled -= 1
+
+    def close_later(self, request: web.BaseRequest, seconds: float) -> None:
+        """Close a connection after so many seconds, should it be idle then."""
+        transport, protocol = request.transport, request.protocol
+
+        def close() -> None:
+            self._timers.discard(timer)
+            if transport is not None and not self.busy(protocol):
+                transport.close()
+
+        timer = asyncio.get_running_loop().call_later(seconds, close)
+        self._timers.add(timer)
+
+    def effects(self, endpoint: str, operation: str) -> dict[Stage, Effect]:
+        """Draw the faults of a call."""
+        acting: dict[Stage, Effect] = {}
+        for name in (endpoint, "*"):
+            if name in self._scripts:
+                acting = self._scripts[name].effects(operation) | acting
+        return acting
+
+    def _new_record(self, request: web.BaseRequest) -> RequestRecord:
+        protocol = request.protocol
+        if protocol not in self._connections:
+            self._connections = {one: number for one, number in self._connections.items() if one.transport is not None}
+            self._connections_seen += 1
+            self._connections[protocol] = self._connections_seen
+        numbers = {
+            name: int(number) for name, number in _SDK_REQUEST.findall(request.headers.get("amz-sdk-request", ""))
+        }
+        record = RequestRecord(
+            request_id=str(uuid.UUID(int=self._chance.getrandbits(128), version=4)),
+            method=request.method,
+            path=request.raw_path.partition("?")[0],
+            outcome="disconnected",
+            attempt=numbers.get("attempt"),
+            max_attempts=numbers.get("max"),
+            invocation_id=request.headers.get("amz-sdk-invocation-id"),
+            user_agent=request.headers.get("User-Agent"),
+            connection=self._connections[protocol],
+            started_at=self._clock(),
+        )
+        if self._record_bodies:
+            record.headers = {
+                name.lower(): value for name, value in request.headers.items() if name.lower() != "authorization"
+            }
+        return record
+
+
+class _Exchange:
+    """One request on its way through the stations."""
+
+    def __init__(self, server: RequestServer, request: web.BaseRequest, record: RequestRecord) -> None:
+        self._server = server
+        self._request = request
+        self._record = record
+        self._effects: dict[Stage, Effect] = {}
+        self._context = AnswerContext(server._region, server._account_id, "", record.started_at)
+
+    async def answer(self) -> web.StreamResponse:
+        async with AsyncExitStack() as stack:
+            try:
+                reply, streams = await self._reply(stack)
+            except Refused as refused:
+                return await self._refuse(refused.answer)
+            return await self._deliver(self._record_status(200), reply.headers, reply.body, streams=streams)
+
+    async def _reply(self, stack: AsyncExitStack) -> tuple[Reply, bool]:
+        server, request, record = self._server, self._request, self._record
+        path, _, query = request.raw_path.partition("?")
+        operation, endpoint = route_of(request.method, path)
+        record.operation, record.endpoint = operation.name, endpoint
+        self._effects = server.effects(endpoint, operation.name)
+        record.fault = tuple(effect.name for effect in self._effects.values())
+        now = record.started_at
+        if isinstance(skew := self._effects.get("clock"), SkewedClock):
+            now += skew.seconds
+        self._context = AnswerContext(server._region, server._account_id, endpoint, now)
+        body = await self._read_body()
+        await self._verify(path, query, body)
+        await self._apply_answer_effect(after_model=False)
+        headers = {name.lower(): value for name, value in reversed(list(request.headers.items()))}
+        parameters = read_parameters(operation, endpoint, headers)
+        self._note(parameters)
+        reply = await stack.enter_async_context(
+            server._invoker.invoke(operation, parameters, body, self._context, record)
+        )
+        await self._apply_answer_effect(after_model=True)
+        return reply, operation.streams
+
+    def _note(self, parameters: Mapping[str, str]) -> None:
+        record = self._record
+        record.inference_component = parameters.get("InferenceComponentName")
+        record.target_model = parameters.get("TargetModel")
+        record.session_id = parameters.get("SessionId")
+        record.inference_id = parameters.get("InferenceId")
+
+    async def _read_body(self) -> bytes:
+        request, limit = self._request, self._server._max_body_bytes
+        too_large = Refused(body_too_large(limit))
+        if (request.content_length or 0) > limit:
+            raise too_large
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        chunks, size = [], 0
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+            chunks.append(chunk)
+        body = b"".join(chunks)
+        self._record.request_bytes = size
+        if self._server._record_bodies:
+            self._record.request_body = body
+        return body
+
+    async def _verify(self, path: str, query: str, body: bytes) -> None:
+        verifier = self._server._verifier
+        if verifier is None:
+            return
+        if len(body) > _HASH_IN_THREAD_BYTES:
+            payload_sha256 = await asyncio.to_thread(lambda: sha256(body).hexdigest())
+        else:
+            payload_sha256 = sha256(body).hexdigest()
+        verified = verifier.verify(
+            method=self._request.method,
+            path=path,
+            query=query,
+            headers=[
+                (name.decode(), value.decode(errors="surrogateescape")) for name, value in self._request.raw_headers
+            ],
+            payload_sha256=payload_sha256,
+            now=self._context.now,
+        )
+        self._record.access_key_id, self._record.presigned = verified.access_key, verified.presigned
+
+    async def _apply_answer_effect(self, *, after_model: bool) -> None:
+        match self._effects.get("answer"):
+            case ErrorEffect() as effect if not after_model:
+                raise Refused(effect.error(self._context))
+            case Stall() as effect if not after_model:
+                await self._server.stall(effect.seconds)
+            case (ResetBeforeHeaders() | CloseBeforeHeaders()) as effect if effect.after_model == after_model:
+                raise Cut(reset=isinstance(effect, ResetBeforeHeaders))
+
+    async def _refuse(self, answer: ErrorAnswer) -> web.StreamResponse:
+        self._record.error_code = (answer.code or str(answer.status)).partition(":")[0].rpartition("#")[2]
+        return await self._deliver(
+            self._record_status(answer.status), answer.headers(), answer.encoded(), streams=False
+        )
+
+    def _record_status(self, status: int) -> int:
+        self._record.status = status
+        return status
+
+    async def _deliver(
+        self, status: int, headers: list[tuple[str, str]], body: bytes | AsyncIterator[bytes], *, streams: bool
+    ) -> web.StreamResponse:
+        request, record, server = self._request, self._record, self._server
+        effect = self._effects.get("body")
+        response = web.StreamResponse(status=status)
+        response.headers.extend(headers)
+        response.headers["x-amzn-RequestId"] = record.request_id
+        response.headers["Date"] = formatdate(self._context.now, usegmt=True)
+        response.headers["Server"] = "aiosmrt-local"
+        if isinstance(body, bytes) and not (isinstance(effect, Truncate) and effect.clean_ending):
+            response.content_length = len(body)
+        if effect is not None and request.transport is not None:
+            # each write is then on its way before the next: what a cut leaves out is exact
+            request.transport.set_write_buffer_limits(high=0)
+        await response.prepare(request)
+        if isinstance(body, bytes) and effect is None:
+            await response.write_eof(body)
+            record.response_bytes = len(body)
+            record.response_body = body if server._record_bodies else None
+        else:
+            await self._write(response, body, effect, streams=streams)
+        record.outcome = "answered"
+        if isinstance(closing := self._effects.get("connection"), IdleClose):
+            server.close_later(request, closing.seconds)
+        return response
+
+    async def _write(
+        self, response: web.StreamResponse, body: bytes | AsyncIterator[bytes], effect: Effect | None, *, streams: bool
+    ) -> None:
+        record, server = self._record, self._server
+        kept: list[bytes] = []
+        pieces = single(body) if isinstance(body, bytes) else body
+        async with aclosing(shaped(pieces, effect, server.stall, record, streams=streams)) as chunks:
+            async for chunk in chunks:
+                await response.write(chunk)
+                record.response_bytes += len(chunk)
+                if server._record_bodies:
+                    kept.append(chunk)
+        if server._record_bodies:
+            record.response_body = b"".join(kept)
+        await response.write_eof()

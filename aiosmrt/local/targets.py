@@ -1,0 +1,378 @@
+"""What an invocation is handed to: an async Python callable, the URL of a model container, or a container to start.
+
+All three keep SageMaker's container contract (``POST /invocations``, ``GET /ping``). A target is opened for one
+invocation and gives a reply whose body is either complete or an iterator of what arrives; leaving the context ends
+whatever the invocation still holds. A target says how a container failed and never what the caller gets to see:
+``ContainerFailure`` for an answer other than 2xx, or for none (status 0).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.local.answers import Refused, model_not_ready
+
+__all__ = [
+    "CallableTarget",
+    "Container",
+    "ContainerFailure",
+    "ContainerReply",
+    "Handler",
+    "HandlerResult",
+    "Invocation",
+    "Target",
+    "TargetSource",
+    "UrlTarget",
+    "as_target",
+]
+
+logger = logging.getLogger(__name__)
+
+PING_TIMEOUT: Final = 2.0  # seconds, SageMaker's own limit for GET /ping
+MAX_ERROR_BYTES: Final = 64 * 1024  # as much of a container's error body as can matter for a 2,048-character message
+_UNSENDABLE: Final = re.compile("[\x00-\x1f\x7f]")
+CONTAINER_EXITED: Final = "An error occurred while handling request as the model process exited."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """One call as a model container gets to see it.
+
+    Args:
+        body: the request's payload.
+        headers: the headers that SageMaker hands on to a container, and no others.
+        content_type: the payload's media type; None when the caller gave none.
+        accept: the media type asked for; None likewise.
+        endpoint: the endpoint's name.
+        variant: the production variant that was chosen.
+        streaming: whether the answer goes out as a response stream.
+        custom_attributes: the caller's opaque value.
+        target_model: the model of a multi-model endpoint.
+        target_container_hostname: the container of a multi-container endpoint.
+        inference_component: the inference component asked for.
+        inference_id: the caller's id for the inference.
+        session_id: the session; for a new one, the id that the runtime will give it unless the callable names another.
+        new_session: whether the caller asked for a new session.
+        prefix_aware_id: the caller's hint for prefix-aware routing.
+        enable_explanations: the caller's condition for explanations.
+    """
+
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    endpoint: str
+    variant: str
+    streaming: bool = False
+    content_type: str | None = None
+    accept: str | None = None
+    custom_attributes: str | None = field(default=None, repr=False)
+    target_model: str | None = None
+    target_container_hostname: str | None = None
+    inference_component: str | None = None
+    inference_id: str | None = None
+    session_id: str | None = None
+    new_session: bool = False
+    prefix_aware_id: str | None = None
+    enable_explanations: str | None = None
+
+
+class ContainerFailure(Exception):
+    """The container answered with an error; an async callable raises it to do the same.
+
+    Args:
+        status: the HTTP status, other than 2xx; 0 for a container that gave no answer.
+        message: the error's text, which the caller sees as ``OriginalMessage``.
+    """
+
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"container status {self.status}"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerReply:
+    """A container's answer with status 2xx.
+
+    Args:
+        headers: the response headers, names in lower case.
+        body: all of it, or an iterator of what arrives.
+    """
+
+    headers: Mapping[str, str]
+    body: bytes | AsyncIterator[bytes] = field(repr=False)
+
+
+Body = bytes | bytearray | memoryview | str | AsyncIterator[bytes]
+HandlerResult = Body | tuple[Body, Mapping[str, str]]
+Handler = Callable[[Invocation], Awaitable[HandlerResult] | HandlerResult]
+
+
+class Target(Protocol):
+    """Something that serves invocations."""
+
+    @property
+    def makes_sessions(self) -> bool:
+        """Whether the runtime makes the session when the reply to ``NEW_SESSION`` announces none."""
+        ...
+
+    def open(self, invocation: Invocation) -> AbstractAsyncContextManager[ContainerReply]:
+        """Hand an invocation over.
+
+        Raises:
+            ContainerFailure: on entering, or while the body is iterated.
+            Refused: on entering, when the container is not ready.
+        """
+        ...
+
+
+@runtime_checkable
+class Container(Protocol):
+    """A model container that the runtime starts and stops, such as ``ModelContainer``."""
+
+    @property
+    def url(self) -> str:
+        """Where it answers once started."""
+        ...
+
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        ...
+
+    async def start(self) -> None:
+        """Start it and return when it answers its pings."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop it and everything it started."""
+        ...
+
+
+TargetSource = Handler | str | Container
+
+
+class CallableTarget:
+    """An async Python callable as a model container.
+
+    Args:
+        handler: takes an ``Invocation``; gives bytes (or text), an async iterator of bytes for a response in parts, or
+            either with a mapping of response headers (``Content-Type``, custom attributes, session headers). An
+            async generator function does as well. It raises ``ContainerFailure`` to answer as a failing container;
+            any other exception is logged and answered as a container's 500.
+    """
+
+    makes_sessions = True
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    def __repr__(self) -> str:
+        return f"<CallableTarget {getattr(self._handler, '__qualname__', type(self._handler).__name__)}>"
+
+    @asynccontextmanager
+    async def open(self, invocation: Invocation) -> AsyncIterator[ContainerReply]:
+        """Call the handler; a body in parts is answered once its first part is there."""
+        with _handler_errors():
+            result: object = self._handler(invocation)
+            if inspect.isawaitable(result):
+                result = await result
+            body, headers = _unpack(result)
+        if isinstance(body, bytes):
+            yield ContainerReply(headers, body)
+            return
+        try:
+            with _handler_errors():
+                first = await anext(body, None)
+            async with aclosing(_in_parts(first, body)) as parts:
+                yield ContainerReply(headers, parts)
+        finally:
+            close = getattr(body, "aclose", None)
+            if close is not None:
+                await close()
+
+
+def _unpack(result: object) -> tuple[bytes | AsyncIterator[bytes], dict[str, str]]:
+    headers: dict[str, str] = {}
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+        result, given = result
+        headers = {str(name).lower(): str(value) for name, value in given.items()}
+        if any(_UNSENDABLE.search(text) for header in headers.items() for text in header):
+            raise ValueError("a response header holds a control character")
+    if isinstance(result, AsyncIterator):
+        return result, headers
+    return _as_bytes(result), headers
+
+
+def _as_bytes(value: object) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise TypeError(
+        "a handler gives bytes, text, an async iterator of bytes, or one of them with a mapping of headers; "
+        f"not {type(value).__name__}"
+    )
+
+
+async def _in_parts(first: object, rest: AsyncIterator[object]) -> AsyncGenerator[bytes, None]:
+    if first is None:
+        return
+    with _handler_errors():
+        yield _as_bytes(first)
+        async for part in rest:
+            yield _as_bytes(part)
+
+
+@contextmanager
+def _handler_errors() -> Iterator[None]:
+    """Turn a handler's own exceptions into a container's 500, as a serving toolkit would."""
+    try:
+        yield
+    except (ContainerFailure, GeneratorExit):
+        raise
+    except Exception as error:
+        logger.exception("The handler of a local endpoint failed")
+        raise ContainerFailure(500, f"{type(error).__name__}: {error}") from error
+
+
+class UrlTarget:
+    """A model container that is reached over HTTP.
+
+    The container has to answer ``GET /ping`` with 200 once before it gets its first invocation, and again after it has
+    gone away; until then callers get ModelNotReadyException.
+
+    Args:
+        url: where it listens, ``http://host:port`` with an optional path; None while the container is not started.
+        session: gives the runtime's HTTP session.
+
+    Raises:
+        ConfigurationError: the URL is not an HTTP one.
+    """
+
+    makes_sessions = False
+
+    def __init__(self, url: str | Callable[[], str | None], session: Callable[[], aiohttp.ClientSession]) -> None:
+        self._url = (lambda: base_url(url)) if isinstance(url, str) else url
+        if isinstance(url, str):
+            base_url(url)
+        self._session = session
+        self._ready_at: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<UrlTarget {self._url()}>"
+
+    async def _ready(self) -> str:
+        """The container's base URL, once it has answered a ping.
+
+        Raises:
+            Refused: it does not, as far as one attempt tells.
+        """
+        url = self._url()
+        if url is None:
+            raise Refused(model_not_ready())
+        if url != self._ready_at:
+            try:
+                async with self._session().get(
+                    f"{url}/ping", timeout=aiohttp.ClientTimeout(total=PING_TIMEOUT), allow_redirects=False
+                ) as response:
+                    ready = response.status == 200
+            except (aiohttp.ClientError, TimeoutError):
+                ready = False
+            if not ready:
+                raise Refused(model_not_ready())
+            self._ready_at = url
+        return url
+
+    @asynccontextmanager
+    async def open(self, invocation: Invocation) -> AsyncIterator[ContainerReply]:
+        """Post the invocation to ``/invocations``."""
+        url = await self._ready()
+        try:
+            response = await self._session().post(
+                f"{url}/invocations",
+                data=invocation.body,
+                headers=invocation.headers,
+                skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+                allow_redirects=False,
+            )
+        except aiohttp.ClientError as error:
+            self._ready_at = None
+            raise ContainerFailure(0, CONTAINER_EXITED) from error
+        try:
+            if not 200 <= response.status < 300:
+                try:
+                    text = await response.content.read(MAX_ERROR_BYTES)
+                except aiohttp.ClientError:
+                    text = b""  # the status is the container's answer, its text is lost
+                raise ContainerFailure(response.status, text.decode("utf-8", "replace"))
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            if invocation.streaming:
+                async with aclosing(_arriving(response)) as parts:
+                    yield ContainerReply(headers, parts)
+                return
+            try:
+                body = await response.read()
+            except aiohttp.ClientError as error:
+                raise ContainerFailure(0, CONTAINER_EXITED) from error
+            yield ContainerReply(headers, body)
+        finally:
+            response.close() if not response.content.at_eof() else response.release()
+
+
+async def _arriving(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    try:
+        async for chunk in response.content.iter_any():
+            yield chunk
+    except aiohttp.ClientError as error:
+        raise ContainerFailure(0, CONTAINER_EXITED) from error
+
+
+def base_url(url: str) -> str:
+    """The part before ``/invocations`` of a container's URL.
+
+    Raises:
+        ConfigurationError: it is not an HTTP URL with a host.
+
+    >>> base_url("http://127.0.0.1:8080/invocations")
+    'http://127.0.0.1:8080'
+    """
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid or parts.query or parts.fragment:
+        raise ConfigurationError(f"a model container's URL reads http://host:port, not {url!r}")
+    return url.rstrip("/").removesuffix("/invocations").rstrip("/")
+
+
+def as_target(source: Any, session: Callable[[], aiohttp.ClientSession]) -> Target:
+    """The target for what a user gives as one.
+
+    Raises:
+        ConfigurationError: it is none of a callable, a URL and a container.
+    """
+    if isinstance(source, str):
+        return UrlTarget(source, session)
+    if isinstance(source, Container):
+        container = source
+        return UrlTarget(lambda: container.url if container.running else None, session)
+    if callable(source):
+        return CallableTarget(source)
+    raise ConfigurationError(
+        f"an endpoint needs an async callable, the URL of a model container or a ModelContainer, "
+        f"not {type(source).__name__}"
+    )

@@ -1,0 +1,269 @@
+"""Signature Version 4 as a server checks it: from a request to whose it is, or to AWS's refusal.
+
+The order of the checks is AWS's as far as it can be seen from outside: is there a signature at all, is it complete, is
+the access key known (and its session token right), is it scoped to this region and service, is it of this time, and
+does it cover what was received. The last one walks the same four steps as the signer over what arrived, and compares
+in constant time. The sentences are AWS's, which programs are known to match on.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from aiosmrt.local.answers import ErrorAnswer, Refused, access_denied
+from aiosmrt.wire import sigv4
+from aiosmrt.wire.operations import SIGNING_NAME
+from aiosmrt.wire.sigv4 import Authorization, Credentials, SignatureFormatError
+
+__all__ = ["SIGNATURE_WINDOW", "SignatureVerifier", "Verified", "signature_expired"]
+
+SIGNATURE_WINDOW = 300.0  # seconds that a signature may be off the server's clock, either way
+TERMINATOR = "aws4_request"
+
+_MISMATCH = (
+    "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key "
+    "and signing method. Consult the service documentation for details."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Whose request it is, and whether its signature came in the query."""
+
+    access_key: str
+    presigned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    authorization: Authorization
+    date: str
+    valid_seconds: float
+    token: str | None
+    query: str
+    presigned: bool
+
+
+class SignatureVerifier:
+    """Checks requests against a set of credentials.
+
+    Args:
+        credentials: those that are accepted.
+        region: the only region that a signature may be scoped to.
+        service: likewise the service's signing name.
+
+    >>> signer = sigv4.Signer(region="us-east-1")
+    >>> credentials = Credentials("AKIDEXAMPLE", "not-a-real-secret")
+    >>> added = signer.sign(credentials, 1440938160.0, method="POST", host="localhost", path="/ping", query="",
+    ...     headers=[], payload_sha256=sigv4.EMPTY_SHA256)
+    >>> verifier = SignatureVerifier([credentials], region="us-east-1")
+    >>> verifier.verify(method="POST", path="/ping", query="", headers=[("Host", "localhost"), *added],
+    ...     payload_sha256=sigv4.EMPTY_SHA256, now=1440938161.0)
+    Verified(access_key='AKIDEXAMPLE', presigned=False)
+    """
+
+    def __init__(self, credentials: Iterable[Credentials], *, region: str, service: str = SIGNING_NAME) -> None:
+        self._credentials = {one.access_key: one for one in credentials}
+        self._region = region
+        self._service = service
+
+    def __repr__(self) -> str:
+        return f"<SignatureVerifier {self._region}/{self._service} access_keys={list(self._credentials)}>"
+
+    def verify(
+        self,
+        *,
+        method: str,
+        path: str,
+        query: str,
+        headers: Sequence[tuple[str, str]],
+        payload_sha256: str,
+        now: float,
+    ) -> Verified:
+        """Check one request.
+
+        Args:
+            method: the HTTP method.
+            path: the path as on the request line.
+            query: the query as on the request line, without the ``?``.
+            headers: every header received, in order.
+            payload_sha256: the hash of the body received.
+            now: the server's time in epoch seconds.
+
+        Raises:
+            Refused: with AWS's answer to what is wrong.
+        """
+        claim = _claim(query, headers)
+        credentials = self._known(claim, now)
+        self._check_scope(claim)
+        _check_time(claim, now)
+        self._check_signature(claim, credentials, method, path, headers, payload_sha256)
+        return Verified(credentials.access_key, claim.presigned)
+
+    def _known(self, claim: _Claim, now: float) -> Credentials:
+        credentials = self._credentials.get(claim.authorization.access_key)
+        if credentials is None or not hmac.compare_digest(
+            (claim.token or "").encode("utf-8", "surrogateescape"), (credentials.token or "").encode()
+        ):
+            raise Refused(
+                access_denied(
+                    403, "UnrecognizedClientException", "The security token included in the request is invalid."
+                )
+            )
+        if credentials.expires_at is not None and credentials.expires_at <= now:
+            raise Refused(
+                access_denied(403, "ExpiredTokenException", "The security token included in the request is expired")
+            )
+        return credentials
+
+    def _check_scope(self, claim: _Claim) -> None:
+        authorization = claim.authorization
+        faults = []
+        if authorization.day != claim.date[:8]:
+            faults.append(
+                f"Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: "
+                f"'{authorization.day}' != '{claim.date[:8]}', from '{claim.date}'."
+            )
+        if authorization.region != self._region:
+            faults.append(f"Credential should be scoped to a valid region, not '{authorization.region}'.")
+        if authorization.service != self._service:
+            faults.append(f"Credential should be scoped to correct service: '{self._service}'.")
+        if faults:
+            raise Refused(_invalid(" ".join(faults)))
+
+    def _check_signature(
+        self,
+        claim: _Claim,
+        credentials: Credentials,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[str, str]],
+        payload_sha256: str,
+    ) -> None:
+        authorization = claim.authorization
+        required = ("host",) if claim.presigned else ("host", "x-amz-date")
+        for name in required:
+            if name not in authorization.signed_headers:
+                shown = {"host": "Host", "x-amz-date": "X-Amz-Date"}[name]
+                raise Refused(_invalid(f"'{shown}' must be a 'SignedHeader' in the AWS Authorization."))
+        covered = [(name, value) for name, value in headers if name.lower() in authorization.signed_headers]
+        if {name.lower() for name, _ in covered} != set(authorization.signed_headers):
+            raise Refused(_invalid(_MISMATCH))
+        try:
+            canonical = sigv4.canonical_request(method, path, claim.query, covered, payload_sha256)
+            text = sigv4.string_to_sign(claim.date, authorization.scope, canonical)
+        except ValueError as error:  # bytes that are no UTF-8, which no signer can have signed
+            raise Refused(_invalid(_MISMATCH)) from error
+        key = sigv4.signing_key(credentials.secret_key, authorization.day, self._region, self._service)
+        if not hmac.compare_digest(sigv4.signature(key, text), authorization.signature):
+            raise Refused(_invalid(_MISMATCH))
+
+
+def signature_expired(date: str, now: float, valid_seconds: float = SIGNATURE_WINDOW) -> ErrorAnswer:
+    """AWS's answer to a signature of the past.
+
+    >>> signature_expired("20150830T123600Z", 1440939060.0).message
+    'Signature expired: 20150830T123600Z is now earlier than 20150830T124600Z (20150830T125100Z - 5 min.)'
+    """
+    earliest, current = sigv4.amz_date(now - valid_seconds), sigv4.amz_date(now)
+    return _invalid(
+        f"Signature expired: {date} is now earlier than {earliest} ({current} - {valid_seconds / 60:g} min.)"
+    )
+
+
+def _check_time(claim: _Claim, now: float) -> None:
+    signed_at = sigv4.parse_amz_date(claim.date)
+    if signed_at < now - claim.valid_seconds:
+        raise Refused(signature_expired(claim.date, now, claim.valid_seconds))
+    if signed_at > now + SIGNATURE_WINDOW:
+        latest, current = sigv4.amz_date(now + SIGNATURE_WINDOW), sigv4.amz_date(now)
+        raise Refused(
+            _invalid(
+                f"Signature not yet current: {claim.date} is still later than {latest} "
+                f"({current} + {SIGNATURE_WINDOW / 60:g} min.)"
+            )
+        )
+
+
+def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
+    """What the request says about its signature.
+
+    Raises:
+        Refused: it has none, or an incomplete one.
+    """
+    values: dict[str, list[str]] = {}
+    for name, value in headers:
+        values.setdefault(name.lower(), []).append(value)
+    authorizations = values.get("authorization", [])
+    if authorizations:
+        if len(authorizations) > 1:
+            raise Refused(_incomplete("The request holds more than one Authorization header."))
+        authorization = _authorization(authorizations[0])
+        dates, tokens = values.get("x-amz-date", []), values.get("x-amz-security-token", [None])
+        if len(dates) != 1 or len(tokens) != 1:
+            raise Refused(
+                _incomplete(
+                    "Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header."
+                    if not dates
+                    else "The request holds X-Amz-Date or X-Amz-Security-Token more than once."
+                )
+            )
+        date = dates[0].strip()
+        try:
+            sigv4.parse_amz_date(date)
+        except SignatureFormatError as error:
+            raise Refused(
+                _incomplete(
+                    f"Date must be in ISO-8601 'basic format'. Got '{date}'. See http://en.wikipedia.org/wiki/ISO_8601"
+                )
+            ) from error
+        return _Claim(authorization, date, SIGNATURE_WINDOW, tokens[0], query, presigned=False)
+    if "X-Amz-Algorithm=" not in query and "X-Amz-Signature=" not in query:
+        raise Refused(access_denied(403, "MissingAuthenticationTokenException", "Missing Authentication Token"))
+    try:
+        presigned = sigv4.parse_presigned(query)
+    except SignatureFormatError as error:
+        raise Refused(_incomplete(f"{error}.")) from error
+    return _Claim(
+        presigned.authorization,
+        presigned.date,
+        float(presigned.expires_in),
+        presigned.token,
+        presigned.query,
+        presigned=True,
+    )
+
+
+def _authorization(value: str) -> Authorization:
+    try:
+        return sigv4.parse_authorization(value)
+    except SignatureFormatError as error:
+        raise Refused(_malformed(value, str(error))) from error
+
+
+def _malformed(value: str, reason: str) -> ErrorAnswer:
+    """AWS's sentence for what is wrong with an Authorization header, ours where it has none."""
+    parts = dict(re.findall(r"(Credential|SignedHeaders|Signature)=([^,\s]*)", value))
+    missing = [name for name in ("Credential", "Signature", "SignedHeaders") if not parts.get(name)]
+    if missing:
+        return _incomplete(" ".join(f"Authorization header requires '{name}' parameter." for name in missing))
+    elements = parts["Credential"].split("/")
+    if len(elements) != 5:
+        return _incomplete(
+            "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, "
+            f"got {len(elements)}."
+        )
+    if elements[-1] != TERMINATOR:
+        return _invalid(f"Credential should be scoped with a valid terminator: '{TERMINATOR}', not '{elements[-1]}'.")
+    return _incomplete(f"{reason[0].upper()}{reason[1:]}.")
+
+
+def _incomplete(message: str) -> ErrorAnswer:
+    return access_denied(400, "IncompleteSignatureException", message)
+
+
+def _invalid(message: str) -> ErrorAnswer:
+    return access_denied(403, "InvalidSignatureException", message)
