@@ -1,0 +1,162 @@
+"""Where requests go and what region they are signed for: botocore's endpoint rules for SageMaker Runtime.
+
+botocore ships, as data, the rule set of the service and the partitions of AWS with their regions; its
+``EndpointProvider`` evaluates them. This module asks it, once per client, with the same four inputs as a botocore
+client (region, FIPS, dual-stack, custom endpoint). The evaluation costs 0.5 ms but its imports some 70, so it belongs
+off the event loop, and a plain custom endpoint, for which the rule set has a single answer, does without it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from aiosmrt.errors import EndpointResolutionError
+
+__all__ = ["API_VERSION", "ResolvedEndpoint", "resolve_endpoint"]
+
+API_VERSION = "2017-05-13"
+SERVICE_NAME = "sagemaker-runtime"
+SIGNING_NAME = "sagemaker"
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# Labels as botocore.utils.is_valid_endpoint_url has them; a service name on a container network may have underscores.
+_HOST_NAME = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\.?")
+_MAX_HOST_NAME = 255
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEndpoint:
+    """Where requests go and how they are signed.
+
+    Attributes:
+        url: scheme, host, port and, for a custom endpoint, its path; without a trailing slash.
+        host: the Host header: lower case, the port only when it is not the scheme's own.
+        signing_region: the region in the signature's scope; None when the client has none and does not sign.
+        signing_name: the service in the signature's scope.
+
+    >>> ResolvedEndpoint("http://127.0.0.1:8080/v1", "127.0.0.1:8080", "eu-west-1").path
+    '/v1'
+    """
+
+    url: str
+    host: str
+    signing_region: str | None
+    signing_name: str = SIGNING_NAME
+
+    @property
+    def path(self) -> str:
+        """What precedes every operation's path; empty for the service's own endpoints."""
+        return urlsplit(self.url).path
+
+
+def resolve_endpoint(
+    region: str | None,
+    *,
+    use_fips: bool = False,
+    use_dualstack: bool = False,
+    endpoint_url: str | None = None,
+) -> ResolvedEndpoint:
+    """Resolve the endpoint that botocore's client for ``sagemaker-runtime`` would call; call it off the event loop.
+
+    Args:
+        region: the region; a FIPS pseudo-region such as ``fips-us-east-1`` stands for its region and ``use_fips``.
+        use_fips: whether the FIPS endpoint is wanted.
+        use_dualstack: whether the endpoint that also speaks IPv6 is wanted.
+        endpoint_url: a custom endpoint (http or https, possibly with a path); None means the service's own.
+
+    Raises:
+        EndpointResolutionError: the rules have no answer, such as for FIPS with a custom endpoint, or
+            ``endpoint_url`` is no usable URL.
+
+    Source: the rule set ``endpoint-rule-set-1`` of sagemaker-runtime in the installed botocore.
+
+    >>> resolve_endpoint("eu-central-1").url
+    'https://runtime.sagemaker.eu-central-1.amazonaws.com'
+    >>> resolve_endpoint("us-east-1-fips").host
+    'runtime-fips.sagemaker.us-east-1.amazonaws.com'
+    >>> resolve_endpoint("eu-central-1", endpoint_url="http://LOCALHOST:8080/").url
+    'http://localhost:8080'
+    """
+    if region is not None:
+        normal = region.replace("fips-", "").replace("-fips", "")
+        use_fips = use_fips or normal != region
+        region = normal
+    if endpoint_url is not None:
+        url, host = _checked(endpoint_url)
+        if use_fips or use_dualstack:
+            _evaluate(region, use_fips, use_dualstack, url)  # raises: the rules allow neither with a custom endpoint
+        return ResolvedEndpoint(url, host, region)
+    evaluated = _evaluate(region, use_fips, use_dualstack, None)
+    url, host = _checked(evaluated.url)
+    for scheme in evaluated.properties.get("authSchemes", ()):
+        if scheme.get("name") == "sigv4":
+            signing_region = scheme.get("signingRegion", region)
+            return ResolvedEndpoint(url, host, signing_region, scheme.get("signingName", SIGNING_NAME))
+    return ResolvedEndpoint(url, host, region)
+
+
+def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool, endpoint_url: str | None) -> Any:
+    from botocore.endpoint_provider import EndpointProvider
+    from botocore.exceptions import EndpointProviderError
+    from botocore.loaders import create_loader
+
+    loader = create_loader(os.environ.get("AWS_DATA_PATH"))
+    # By path: looking the service up by name lists the 400 directories of botocore's data first, 20 ms.
+    rules = loader.load_data(f"{SERVICE_NAME}/{API_VERSION}/endpoint-rule-set-1")
+    provider = EndpointProvider(rules, loader.load_data("partitions"))
+    parameters: dict[str, Any] = {"UseFIPS": use_fips, "UseDualStack": use_dualstack}
+    if region is not None:
+        parameters["Region"] = region
+    if endpoint_url is not None:
+        parameters["Endpoint"] = endpoint_url
+    try:
+        return provider.resolve_endpoint(**parameters)
+    except EndpointProviderError as error:
+        failure = EndpointResolutionError(str(error))
+        failure.kwargs = error.kwargs
+        raise failure from error
+
+
+def _checked(url: str) -> tuple[str, str]:
+    """The URL in normal form and its Host header."""
+    # urlsplit drops tabs and line ends in silence, and the path goes into signatures as it is.
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise _invalid("it holds blanks, control characters or non-ASCII ones")
+    split = _split(url)
+    if split is None:
+        raise _invalid("its host or port is malformed")
+    parts, host, port = split
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise _invalid("its scheme must be http or https")
+    if not host:
+        raise _invalid("it has no valid host name")
+    if "@" in parts.netloc:
+        raise _invalid("it must not hold a user name or password")
+    if parts.query or parts.fragment:
+        raise _invalid("it must not hold a query or a fragment")
+    if port is not None and port != _DEFAULT_PORTS[parts.scheme]:
+        host = f"{host}:{port}"
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}", host
+
+
+def _invalid(problem: str) -> EndpointResolutionError:
+    # The URL is not quoted: it may hold a password.
+    return EndpointResolutionError(f"Invalid endpoint URL: {problem}")
+
+
+def _split(url: str) -> tuple[SplitResult, str, int | None] | None:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        if ":" in host:
+            return parts, f"[{ipaddress.IPv6Address(host)}]", port
+    except ValueError:
+        return None
+    if len(host) > _MAX_HOST_NAME or not _HOST_NAME.fullmatch(host):
+        host = ""
+    return parts, host, port

@@ -1,0 +1,119 @@
+"""The AWS configuration files: ``~/.aws/config`` and ``~/.aws/credentials``, as botocore reads them.
+
+botocore's own parser does the reading, because its dialect (nested sections, quoted section names, expansion of
+variables in paths) is the contract. It costs 2 ms to import and is loaded only when one of the files is there.
+Errors name the file and the line and never quote it: what a parser stumbles over may well be a secret key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiosmrt.errors import ConfigFileError, ProfileNotFoundError
+
+__all__ = ["SharedConfig", "load_shared_config", "selected_profile"]
+
+Section = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SharedConfig:
+    """Both files, parsed; the repr holds no value out of them.
+
+    Attributes:
+        profiles: what each profile says; the credentials file wins where both files set a key.
+        config_profiles: the profiles of the config file alone.
+        credentials_profiles: the profiles of the credentials file alone.
+        services: the ``[services NAME]`` sections of the config file.
+    """
+
+    profiles: Mapping[str, Section] = field(default_factory=dict)
+    config_profiles: Mapping[str, Section] = field(default_factory=dict)
+    credentials_profiles: Mapping[str, Section] = field(default_factory=dict)
+    services: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"SharedConfig(profiles={sorted(self.profiles)!r})"
+
+    def profile(self, name: str | None) -> Section:
+        """The settings of a profile.
+
+        Args:
+            name: the profile; None means ``default``, which need not exist.
+
+        Raises:
+            ProfileNotFoundError: neither file has a profile of this name.
+
+        >>> SharedConfig({"prod": {"region": "eu-west-1"}}).profile("prod")
+        {'region': 'eu-west-1'}
+        >>> SharedConfig().profile(None)
+        {}
+        """
+        if name is None:
+            return self.profiles.get("default", {})
+        try:
+            return self.profiles[name]
+        except KeyError:
+            error = ProfileNotFoundError(f"The config profile ({name}) could not be found")
+            error.kwargs = {"profile": name}
+            raise error from None
+
+
+def selected_profile(profile_name: str | None) -> str | None:
+    """The profile to use: the argument, then ``AWS_DEFAULT_PROFILE``, then ``AWS_PROFILE``; None when none is named.
+
+    Source: ``BOTOCORE_DEFAUT_SESSION_VARIABLES`` in botocore.configprovider, which has the two in this order.
+
+    >>> selected_profile("prod")
+    'prod'
+    """
+    return profile_name or os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE") or None
+
+
+def load_shared_config() -> SharedConfig:
+    """Read both files, where they exist; blocks on the file system, so call it off the event loop.
+
+    Raises:
+        ConfigFileError: a file is not what botocore can parse.
+
+    >>> isinstance(load_shared_config(), SharedConfig)
+    True
+    """
+    config = _parsed(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"), with_sections=True)
+    credentials = _parsed(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), with_sections=False)
+    config_profiles: dict[str, Section] = config.get("profiles", {})
+    profiles = {name: dict(values) for name, values in config_profiles.items()}
+    for name, values in credentials.items():
+        profiles.setdefault(name, {}).update(values)
+    return SharedConfig(profiles, config_profiles, credentials, config.get("services", {}))
+
+
+def _parsed(path: str, *, with_sections: bool) -> dict[str, Any]:
+    # As botocore.configloader expands it.
+    path = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
+    if not os.path.isfile(path):  # noqa: PTH113
+        return {}
+    from botocore import configloader, exceptions
+
+    parse = configloader.load_config if with_sections else configloader.raw_config_parse
+    try:
+        parsed: dict[str, Any] = parse(path)
+        return parsed
+    except exceptions.ConfigNotFound:
+        return {}  # gone since the check above
+    except exceptions.ConfigParseError as error:
+        failure = ConfigFileError(f"Unable to parse config file: {path} ({_what_is_wrong(error.kwargs.get('error'))})")
+        failure.kwargs = {"path": path}
+    # Raised out here, because the parser's own error quotes the file.
+    raise failure
+
+
+def _what_is_wrong(error: object) -> str:
+    lines = [str(line) for line, _ in getattr(error, "errors", ())]
+    lines = lines or ([str(line)] if (line := getattr(error, "lineno", None)) else [])
+    if lines:
+        return f"{type(error).__name__} in line {', '.join(lines)}"
+    return type(error).__name__
