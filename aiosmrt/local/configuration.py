@@ -52,7 +52,7 @@ from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_t
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import faults
 from aiosmrt.local.containers import ModelContainer
-from aiosmrt.local.faults import Effect, Fault, Schedule
+from aiosmrt.local.faultscript import Effect, Fault, Schedule
 from aiosmrt.local.routing import EndpointConfiguration, InferenceComponent, ProductionVariant
 from aiosmrt.local.targets import TargetSource, base_url
 from aiosmrt.wire.sigv4 import Credentials
@@ -62,7 +62,7 @@ __all__ = ["EFFECTS", "load_settings", "parse_settings"]
 EFFECTS: Final[Mapping[str, Callable[..., Effect]]] = {
     "throttling": faults.throttling,
     "too_many_requests": faults.too_many_requests,
-    "model_not_ready": faults.model_still_loading,
+    "model_not_ready": faults.model_not_ready,
     "internal_failure": faults.internal_failure,
     "service_unavailable": faults.service_unavailable,
     "bad_gateway": faults.bad_gateway,

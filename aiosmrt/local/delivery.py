@@ -13,7 +13,8 @@ import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
-from aiosmrt.local.faults import Drip, Effect, ResetAfterHeaders, StallInBody, StreamFailure, Truncate
+from aiosmrt.local.faults import Drip, ResetAfterHeaders, StallInBody, StreamFailure, Truncate
+from aiosmrt.local.faultscript import Effect
 from aiosmrt.local.invocation import model_stream_error
 from aiosmrt.local.requestlog import RequestRecord
 

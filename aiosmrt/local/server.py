@@ -27,16 +27,14 @@ from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, body_too_
 from aiosmrt.local.delivery import Cut, cut_connection, shaped, single
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
-    Effect,
     ErrorEffect,
-    FaultScript,
     IdleClose,
     ResetBeforeHeaders,
     SkewedClock,
-    Stage,
     Stall,
     Truncate,
 )
+from aiosmrt.local.faultscript import Effect, FaultScript, Stage
 from aiosmrt.local.invocation import Invoker, Reply
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord

@@ -1,0 +1,156 @@
+"""When scripted faults act: schedules, and the script of an endpoint.
+
+>>> from aiosmrt.local.faults import ResetBeforeHeaders, throttling
+>>> script = FaultScript([throttling().next(1), ResetBeforeHeaders().every(3)], random.Random(7))
+>>> [tuple(effect.name for effect in script.effects("InvokeEndpoint").values()) for _ in range(4)]
+[('throttling',), (), ('reset_before_headers',), ()]
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.wire.operations import BY_NAME
+
+__all__ = ["Effect", "Fault", "FaultScript", "Faults", "Schedule", "Stage", "as_faults"]
+
+Stage = Literal["clock", "answer", "body", "connection"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Which calls of an endpoint are meant.
+
+    Args:
+        next: as many calls, from the next one on; None for no limit.
+        every: each n-th call; None for each.
+        probability: the chance of each call, from 0 to 1; None for certain.
+        operation: only calls of the operation with this name; None for all. Only these are counted.
+
+    Raises:
+        ConfigurationError: a number out of range, or an unknown operation.
+    """
+
+    next: int | None = None
+    every: int | None = None
+    probability: float | None = None
+    operation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.next is not None and self.next < 1:
+            raise ConfigurationError(f"next counts calls from 1, not {self.next}")
+        if self.every is not None and self.every < 1:
+            raise ConfigurationError(f"every counts calls from 1, not {self.every}")
+        if self.probability is not None and not 0 <= self.probability <= 1:
+            raise ConfigurationError(f"a probability is from 0 to 1, not {self.probability}")
+        if self.operation is not None and self.operation not in BY_NAME:
+            raise ConfigurationError(f"{self.operation!r} is no operation; there are {', '.join(BY_NAME)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An effect on scheduled calls.
+
+    Args:
+        effect: what goes wrong.
+        schedule: when.
+    """
+
+    effect: Effect
+    schedule: Schedule
+
+
+class Effect:
+    """Something that goes wrong in an exchange; its methods say when."""
+
+    __slots__ = ()
+    stage: ClassVar[Stage]
+
+    @property
+    def name(self) -> str:
+        """The effect's name in the request log and in TOML."""
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("_")
+
+    def next(self, calls: int = 1, *, operation: str | None = None) -> Fault:
+        """On the next so many calls."""
+        return Fault(self, Schedule(next=calls, operation=operation))
+
+    def every(self, calls: int, *, operation: str | None = None) -> Fault:
+        """On each n-th call."""
+        return Fault(self, Schedule(every=calls, operation=operation))
+
+    def with_probability(self, probability: float, *, operation: str | None = None) -> Fault:
+        """On each call with this chance, drawn from the runtime's random source."""
+        return Fault(self, Schedule(probability=probability, operation=operation))
+
+    def always(self, *, operation: str | None = None) -> Fault:
+        """On every call."""
+        return Fault(self, Schedule(operation=operation))
+
+
+Faults = Effect | Fault | Iterable[Effect | Fault]
+
+
+@dataclass(slots=True)
+class _Entry:
+    fault: Fault
+    calls: int = 0
+    acted: int = 0
+
+
+class FaultScript:
+    """The faults of one endpoint, with how often each has acted.
+
+    Args:
+        faults: in order of precedence; a bare effect acts always.
+        chance: the source of random numbers.
+    """
+
+    def __init__(self, faults: Iterable[Effect | Fault], chance: random.Random) -> None:
+        self._chance = chance
+        self._entries: list[_Entry] = []
+        self.extend(faults)
+
+    def extend(self, faults: Iterable[Effect | Fault]) -> Self:
+        """Add faults at the end."""
+        self._entries += [_Entry(fault if isinstance(fault, Fault) else fault.always()) for fault in faults]
+        return self
+
+    def clear(self) -> None:
+        """Remove all faults."""
+        self._entries.clear()
+
+    def effects(self, operation: str) -> dict[Stage, Effect]:
+        """What acts on the call that comes now, by stage; counts it."""
+        acting: dict[Stage, Effect] = {}
+        for entry in self._entries:
+            schedule, effect = entry.fault.schedule, entry.fault.effect
+            if schedule.operation is not None and schedule.operation != operation:
+                continue
+            entry.calls += 1
+            due = (
+                (schedule.next is None or entry.acted < schedule.next)
+                and (schedule.every is None or entry.calls % schedule.every == 0)
+                and (schedule.probability is None or self._chance.random() < schedule.probability)
+            )
+            if due and effect.stage not in acting:
+                entry.acted += 1
+                acting[effect.stage] = effect
+        return acting
+
+
+def as_faults(faults: Faults) -> list[Effect | Fault]:
+    """One fault or several as a list.
+
+    Raises:
+        ConfigurationError: something else is among them.
+    """
+    listed = [faults] if isinstance(faults, (Effect, Fault)) else list(faults)
+    for fault in listed:
+        if not isinstance(fault, (Effect, Fault)):
+            raise ConfigurationError(f"a fault is an effect or a Fault, not {type(fault).__name__}")
+    return listed

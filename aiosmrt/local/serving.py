@@ -1,0 +1,95 @@
+"""The local runtime as a program: what ``aiosmrt serve`` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.local.configuration import load_settings
+from aiosmrt.local.routing import EndpointSource
+from aiosmrt.local.runtime import LocalRuntime
+
+__all__ = ["serve"]
+
+
+async def serve(
+    endpoints: Mapping[str, EndpointSource] | None = None,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    port: int | None = None,
+    region: str | None = None,
+    verify_signatures: bool | None = None,
+    announce: Callable[[str], object] = lambda line: print(line, flush=True),
+) -> None:
+    """Run a local runtime until SIGTERM or SIGINT, as ``aiosmrt serve`` does.
+
+    Args:
+        endpoints: what serves each endpoint; added to those of ``config``, which must not name the same ones.
+        config: a TOML file; None for none.
+        port: the TCP port, 0 for a free one; None takes that of ``config``, else 0.
+        region: the region to play; None takes that of ``config``, else of ``AWS_REGION`` or ``AWS_DEFAULT_REGION``,
+            else us-east-1.
+        verify_signatures: whether signatures are checked; None takes that of ``config``, else checks them.
+        announce: told the URL, once, when requests are answered.
+
+    Raises:
+        ConfigurationError: nothing to serve, or something that makes no sense.
+        ContainerError: a container did not start.
+        OSError: the port is taken.
+    """
+    settings: dict[str, Any] = {} if config is None else load_settings(Path(config))
+    known = dict(settings.get("endpoints", {}))
+    for name, source in (endpoints or {}).items():
+        if name in known:
+            raise ConfigurationError(f"endpoint {name} is given twice, on the command line and in the file")
+        known[name] = source
+    if not known:
+        raise ConfigurationError("there is no endpoint to serve")
+    settings["endpoints"] = known
+    settings.setdefault("region", os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1")
+    given = {"port": port, "region": region, "verify_signatures": verify_signatures}
+    settings.update({name: value for name, value in given.items() if value is not None})
+    runtime = LocalRuntime(**settings)
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    stop = asyncio.Event()
+
+    def end() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()  # the second signal: no more grace
+        stop.set()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, end)
+    try:
+        await _run_until(stop, runtime, announce)
+    except asyncio.CancelledError:
+        if not stop.is_set() or task is None:
+            raise
+        task.uncancel()
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+async def _run_until(stop: asyncio.Event, runtime: LocalRuntime, announce: Callable[[str], object]) -> None:
+    starting = asyncio.ensure_future(runtime.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            announce(runtime.url)
+            await stopping
+    finally:
+        starting.cancel()
+        stopping.cancel()
+        await asyncio.wait({starting, stopping})
+        await runtime.close()
