@@ -3,6 +3,7 @@
 import struct
 import zlib
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from botocore.eventstream import EventStreamBuffer
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from aiosmrt.errors import EventStreamFormatError
 from aiosmrt.wire.eventheaders import Byte, HeaderValue, Long, Short, Timestamp, Uuid
-from aiosmrt.wire.eventstream import Decoder, Message, encode, encode_payload_part
+from aiosmrt.wire.eventstream import Decoder, encode, encode_payload_part
 from tests.fuzz.eventstream import check
 
 
@@ -42,7 +43,7 @@ PAYLOADS = st.binary(max_size=200) | st.integers(0, 20_000).map(bytes)
 MESSAGES = st.lists(st.tuples(HEADERS, PAYLOADS), max_size=5)
 
 
-def _decode(chunks: list[bytes]) -> list[Message]:
+def _decode(chunks: list[bytes]) -> list[Any]:
     decoder = Decoder()
     messages = [message for chunk in chunks for message in decoder.feed(chunk)]
     decoder.finish()
@@ -75,7 +76,7 @@ def test_parts_of_varying_length(parts: list[bytes], chunk_bytes: int) -> None:
 
 @given(MESSAGES)
 def test_botocore_reads_what_we_write(messages: list[tuple[dict[str, HeaderValue], bytes]]) -> None:
-    buffer = EventStreamBuffer()
+    buffer: Any = EventStreamBuffer()
     for headers, payload in messages:
         buffer.add_data(encode(headers, payload))
     assert [(message.headers, message.payload) for message in buffer] == messages
