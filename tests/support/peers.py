@@ -69,3 +69,13 @@ async def boto3_client(endpoint_url: str, **config: Any) -> AsyncIterator[Any]:
         yield client
     finally:
         await asyncio.to_thread(client.close)
+
+
+@asynccontextmanager
+async def aiosmrt_client(endpoint_url: str, *, retries: Any = None, **arguments: Any) -> AsyncIterator[Any]:
+    """Our client for `endpoint_url`; `retries` as in botocore's Config, the rest goes to its constructor."""
+    from aiosmrt.client import Client
+
+    retry = {} if retries is None else {"retry": retries}
+    async with Client(endpoint_url=endpoint_url, **CLIENT_ARGUMENTS, **retry, **arguments) as client:
+        yield client

@@ -49,9 +49,10 @@ async function call(client, { id, operation, input }) {
   try {
     const command = new sagemaker[`${operation}Command`](mapValues(input, fromWire));
     const { Body: body, ...rest } = await client.send(command, { abortSignal: abort.signal });
-    const streamed = body !== undefined && body[Symbol.asyncIterator] !== undefined;
+    // The client gives null in place of an empty body.
+    const streamed = body?.[Symbol.asyncIterator] !== undefined;
     const output = mapValues(rest, toWire);
-    if (body !== undefined && !streamed) output.Body = toWire(body);
+    if (body && !streamed) output.Body = toWire(body);
     send({ id, event: "output", output });
     if (streamed) {
       for await (const event of body) {
