@@ -1,0 +1,13 @@
+"""No AWS setting of the machine reaches a test."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.peers import isolate_aws
+
+
+@pytest.fixture(autouse=True)
+def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Remove AWS variables and point the configuration files at ones that do not exist."""
+    isolate_aws(monkeypatch, tmp_path)
