@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
 
 if TYPE_CHECKING:
@@ -82,10 +82,6 @@ _OWN_PARAMETERS = frozenset(
         "X-Amz-SignedHeaders",
     }
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_SIGNATURE = re.compile(r"[0-9a-f]{64}")
-_CREDENTIAL = re.compile(r"(.+)/([0-9]{8})/([^/]+)/([^/]+)/aws4_request")
-_AMZ_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 
 
 class SignatureFormatError(ValueError):
@@ -160,7 +156,7 @@ def parse_amz_date(text: str) -> float:
     >>> parse_amz_date("20150830T123600Z")
     1440938160.0
     """
-    if _AMZ_DATE.fullmatch(text):
+    if re.fullmatch("[0-9]{8}T[0-9]{6}Z", text):
         try:
             return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
         except ValueError:
@@ -291,8 +287,7 @@ def signature(key: bytes, text: str) -> str:
 # -- Reading a signature back -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Authorization:
+class Authorization(NamedTuple):
     """Who claims to have signed a request, for which scope, over which headers (lower case, as listed)."""
 
     access_key: str
@@ -300,17 +295,19 @@ class Authorization:
     region: str
     service: str
     signed_headers: tuple[str, ...]
-    # A presigned URL's signature is as good as a password until it expires.
-    signature: str = field(repr=False)
+    signature: str
 
     @property
     def scope(self) -> str:
         """The credential scope that the string to sign names."""
         return credential_scope(self.day, self.region, self.service)
 
+    def __repr__(self) -> str:
+        # Without the signature: a presigned URL's is as good as a password until it expires.
+        return f"Authorization({self.access_key!r}, {self.scope!r}, signed_headers={self.signed_headers!r})"
 
-@dataclass(frozen=True, slots=True)
-class PresignedQuery:
+
+class PresignedQuery(NamedTuple):
     """The claim of a presigned URL: the authorization, and what a header would say otherwise.
 
     ``date`` is as in ``X-Amz-Date``, ``expires_in`` the validity in seconds from it, ``token`` the session token
@@ -320,8 +317,11 @@ class PresignedQuery:
     authorization: Authorization
     date: str
     expires_in: int
-    token: str | None = field(repr=False)
-    query: str = field(repr=False)
+    token: str | None
+    query: str
+
+    def __repr__(self) -> str:
+        return f"PresignedQuery({self.authorization!r}, date={self.date!r}, expires_in={self.expires_in})"
 
 
 def parse_authorization(value: str) -> Authorization:
@@ -390,10 +390,10 @@ def _authorization(parts: dict[str, str], credential: str, signed_headers: str, 
     for name in (credential, signed_headers, signed):
         if not parts.get(name):
             raise SignatureFormatError(f"{name} is missing or empty")
-    match = _CREDENTIAL.fullmatch(parts[credential])
+    match = re.fullmatch("(.+)/([0-9]{8})/([^/]+)/([^/]+)/aws4_request", parts[credential])
     if match is None:
         raise SignatureFormatError(f"{credential} is not of the form access-key/YYYYMMDD/region/service/aws4_request")
-    if not _SIGNATURE.fullmatch(parts[signed]):
+    if not re.fullmatch("[0-9a-f]{64}", parts[signed]):
         raise SignatureFormatError(f"{signed} is not 64 lower-case hexadecimal digits")
     names = tuple(parts[signed_headers].lower().split(";"))
     if "" in names or len(set(names)) != len(names):
@@ -415,8 +415,7 @@ _GAP = "\0"
 _Shape = tuple[str, str, str, str, int, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Second:
+class _Second(NamedTuple):
     """What all signatures of one second with the same credentials have in common."""
 
     credentials: Credentials
@@ -427,9 +426,12 @@ class _Second:
     inner: _Hash
     outer: _Hash
 
+    def __repr__(self) -> str:
+        # Without the headers: the session token is among them.
+        return f"<second {self.second} as {self.credentials!r}>"
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Template:
+
+class _Template(NamedTuple):
     """A canonical request in pieces, with a gap at every odd place, and which of a call's values go there."""
 
     text: list[str]
@@ -621,7 +623,7 @@ class Signer:
 
 
 def _check(method: str, host: str, path: str, query: str, names: Sequence[str]) -> None:
-    if _CONTROL.search("".join((method, host, path, query, *names))):
+    if re.search(r"[\x00-\x1f\x7f]", "".join((method, host, path, query, *names))):
         raise ValueError("a control character in the method, host, path, query or a header's name")
     own = sorted({name.lower() for name in names} & _OWN_HEADERS)
     if own:
