@@ -1,0 +1,274 @@
+"""A loopback stand-in for SageMaker Runtime that costs nearly nothing, for benchmarks.
+
+Theory of operation
+-------------------
+A benchmark of a client is honest when the server is never the bottleneck, so this one does no work per request
+beyond finding its end. It runs in a process of its own, pinned to one core; the client is pinned to another.
+Every answer is a bytes object made at start-up. A request's head is searched for two things only: its path, which
+picks the answer, and its Content-Length, which says how much body to throw away. A body goes into one scratch buffer
+that is reused for all reads and all connections (asyncio's BufferedProtocol), so a 6 MiB request costs no memory.
+
+The path decides the answer:
+
+- ``.../invocations`` gets a JSON object of 33 bytes;
+- ``.../invocations-response-stream`` gets event-stream frames, chunked. The endpoint's name says which, as
+  ``KIND-COUNT``: ``small-10000`` is 10,000 parts of 64 bytes and ``large-1000`` 1,000 parts of 64 KiB, both written
+  in pieces of about 64 KiB; ``token-200`` is 200 parts of 64 bytes, each in a chunk and a write of its own, one per
+  turn of the loop, as a model emits tokens; ``paced-200`` is the same at one part every 5 ms, so that a client that
+  keeps up finds one part per read. Other names get ``small-100``. A number is at most 1,000,000.
+
+Signatures are not checked. Expect: 100-continue and chunked requests are not understood: such a request is refused
+with a status that shows up in the benchmark.
+
+The frames are made here and not by ``aiosmrt.wire``, so that a benchmark depends on no code that it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+JSON_BODY = b'{"predictions": [0.25, 0.5, 1.0]}'
+REQUEST_ID = b"00000000-0000-4000-8000-000000000000"
+COMMON_HEADERS = (
+    b"x-amzn-requestid: " + REQUEST_ID + b"\r\n"
+    b"x-Amzn-Invoked-Production-Variant: AllTraffic\r\n"
+    b"Date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
+)
+INVOKE_RESPONSE = (
+    b"HTTP/1.1 200 OK\r\n" + COMMON_HEADERS + b"Content-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n" % len(JSON_BODY)
+) + JSON_BODY
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\n" + COMMON_HEADERS + b"X-Amzn-SageMaker-Content-Type: application/octet-stream\r\n"
+    b"Content-Type: application/vnd.amazon.eventstream\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+LAST_CHUNK = b"0\r\n\r\n"
+
+MAX_HEAD_BYTES = 64 * 1024
+SCRATCH_BYTES = 256 * 1024
+SMALL_PART_BYTES = 64
+LARGE_PART_BYTES = 64 * 1024
+PIECE_BYTES = 64 * 1024
+MAX_PARTS = 1_000_000
+PACE_SECONDS = 0.005
+
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
+_STREAM_PATH = re.compile(rb"/endpoints/(small|large|token|paced)-(\d{1,7})/invocations-response-stream")
+
+
+def payload_part(payload: bytes) -> bytes:
+    """One PayloadPart event as the service frames it."""
+    headers = b"".join(
+        struct.pack("!B", len(name)) + name + struct.pack("!BH", 7, len(value)) + value
+        for name, value in (
+            (b":event-type", b"PayloadPart"),
+            (b":content-type", b"application/octet-stream"),
+            (b":message-type", b"event"),
+        )
+    )
+    prelude = struct.pack("!II", 16 + len(headers) + len(payload), len(headers))
+    checked = prelude + struct.pack("!I", zlib.crc32(prelude)) + headers + payload
+    return checked + struct.pack("!I", zlib.crc32(checked))
+
+
+def chunk(data: bytes) -> bytes:
+    """The bytes as one HTTP chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@lru_cache(maxsize=32)
+def stream_pieces(kind: bytes, count: int) -> tuple[bytes, int, bytes]:
+    """A repeated piece, how often it goes out, and the rest with the end of the body: what a stream is made of."""
+    frame = payload_part(bytes(LARGE_PART_BYTES if kind == b"large" else SMALL_PART_BYTES))
+    per_piece = 1 if kind in (b"token", b"paced") else max(1, PIECE_BYTES // len(frame))
+    whole, rest = divmod(count, per_piece)
+    return chunk(frame * per_piece), whole, (chunk(frame * rest) if rest else b"") + LAST_CHUNK
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One keep-alive connection: finds the end of each request and writes the answer that its path names."""
+
+    def __init__(self, scratch: memoryview) -> None:
+        self._scratch = scratch
+        self._head = bytearray()
+        self._skip = 0
+        self._answer = INVOKE_RESPONSE
+        self._stream: tuple[bytes, int, float] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._writer: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by isinstance
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._writer is not None:
+            self._writer.cancel()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._skip >= nbytes:
+            self._skip -= nbytes
+            if not self._skip:
+                self._reply()
+            return
+        self._head += self._scratch[self._skip : nbytes]
+        if self._skip:
+            self._skip = 0
+            self._reply()
+        while (end := self._head.find(b"\r\n\r\n")) >= 0:
+            self._read_head(bytes(self._head[: end + 2]))
+            taken = end + 4 + self._skip
+            self._skip = max(0, taken - len(self._head))
+            del self._head[:taken]
+            if self._skip:
+                return
+            self._reply()
+        if len(self._head) > MAX_HEAD_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large")
+
+    def _read_head(self, head: bytes) -> None:
+        length = _CONTENT_LENGTH.search(head)
+        self._skip = int(length[1]) if length else 0
+        path = head[: head.index(b"\r\n")]
+        if not length and b"\r\ntransfer-encoding:" in head.lower():
+            self._refuse(b"411 Length Required")
+        elif b"/invocations-response-stream" in path:
+            wanted = _STREAM_PATH.search(path)
+            kind, count = (wanted[1], min(int(wanted[2]), MAX_PARTS)) if wanted else (b"small", 100)
+            piece, repeats, rest = stream_pieces(kind, count)
+            self._stream = piece, repeats, PACE_SECONDS if kind == b"paced" else 0.0
+            self._answer = rest
+        elif b"/invocations" in path:
+            self._answer = INVOKE_RESPONSE
+        else:
+            self._refuse(b"404 Not Found")
+
+    def _reply(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._stream is None:
+            self._transport.write(self._answer)
+            return
+        piece, repeats, pause = self._stream
+        self._stream = None
+        self._writer = asyncio.get_running_loop().create_task(self._write_stream(piece, repeats, pause, self._answer))
+
+    async def _write_stream(self, piece: bytes, repeats: int, pause: float, rest: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(STREAM_HEAD)
+        for _ in range(repeats):
+            await self._writable.wait()
+            self._transport.write(piece)
+            await asyncio.sleep(pause)
+        self._transport.write(rest)
+
+    def _refuse(self, status: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(b"HTTP/1.1 %b\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+            self._transport.close()
+
+
+async def serve(port: int, tls: ssl.SSLContext | None, *, until_eof: bool) -> None:
+    """Serve on 127.0.0.1 for good, or until standard input (a pipe) ends: then the server goes when its parent does."""
+    loop = asyncio.get_running_loop()
+    scratch = memoryview(bytearray(SCRATCH_BYTES))
+    server = await loop.create_server(lambda: Connection(scratch), "127.0.0.1", port, ssl=tls, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    ended = asyncio.Event()
+    if until_eof:
+        loop.add_reader(sys.stdin.fileno(), ended.set)
+    async with server:
+        await ended.wait()
+
+
+def self_signed_certificate(directory: Path) -> tuple[Path, Path]:
+    """Write a certificate for 127.0.0.1 and localhost with openssl, and give its path and its key's."""
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+            "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+            "-keyout", str(key), "-out", str(certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
+@contextlib.contextmanager
+def running(*, core: int | None = None, loop: str = "asyncio", tls: bool = False) -> Iterator[tuple[str, Path | None]]:
+    """Run the server in a child process; yields its URL and the certificate to trust, or None without TLS."""
+    with tempfile.TemporaryDirectory(prefix="loopback-server-") as name:
+        command = [sys.executable, str(Path(__file__)), "--until-eof", "--loop", loop]
+        if core is not None:
+            command += ["--core", str(core)]
+        certificate = None
+        if tls:
+            certificate, key = self_signed_certificate(Path(name))
+            command += ["--certificate", str(certificate), "--key", str(key)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                port = int(process.stdout.readline())
+                yield f"{'https' if tls else 'http'}://127.0.0.1:{port}", certificate
+            finally:
+                process.stdin.close()
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Answer SageMaker Runtime calls on 127.0.0.1 at next to no cost.")
+    parser.add_argument("--port", type=int, default=0, help="0: one that is free; it is printed on a line of its own")
+    parser.add_argument("--core", type=int, help="the core to stay on (Linux)")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    parser.add_argument("--until-eof", action="store_true", help="end when standard input, a pipe, does")
+    parser.add_argument("--certificate", type=Path, help="serve TLS with this certificate (PEM)")
+    parser.add_argument("--key", type=Path, help="the certificate's key (PEM)")
+    arguments = parser.parse_args()
+    if arguments.core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {arguments.core})
+    tls = None
+    if arguments.certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(arguments.certificate, arguments.key)
+    factory = None
+    if arguments.loop == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(arguments.port, tls, until_eof=arguments.until_eof))
+
+
+if __name__ == "__main__":
+    main()
