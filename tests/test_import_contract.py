@@ -1,0 +1,135 @@
+"""Which room imports what: the contracts in pyproject.toml, what they cannot express, and what an import loads.
+
+import-linter sees a foreign package as one thing, so rules about its parts are checked here, on the syntax trees.
+"""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "aiosmrt"
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+
+CLOCKS = {"now", "utcnow", "today"}
+
+
+def lint(directory: Path) -> subprocess.CompletedProcess[str]:
+    config = str(ROOT / "pyproject.toml")
+    program = f"from importlinter.cli import lint_imports; raise SystemExit(lint_imports({config!r}, no_cache=True))"
+    return subprocess.run([sys.executable, "-c", program], cwd=directory, capture_output=True, text=True, timeout=60)
+
+
+def sources(*rooms: str) -> Iterator[tuple[str, ast.Module]]:
+    for room in rooms or ("",):
+        for file in sorted((PACKAGE / room).rglob("*.py")):
+            yield str(file.relative_to(PACKAGE)), ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The dotted names that a module imports; for ``from a import b`` that is ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_contracts_are_kept():
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+VIOLATIONS = {
+    "layers": ("wire/operations.py", "import aiosmrt.shared"),
+    "pure": ("policy/retry.py", "import time"),
+    "local": ("local/verify.py", "import aiosmrt.client"),
+    "aiohttp": ("limiter.py", "import aiohttp"),
+    "botocore": ("limiter.py", "import botocore.session"),
+    "extras": ("limiter.py", "import click"),
+}
+
+
+def test_each_contract_can_be_broken(tmp_path):
+    assert set(VIOLATIONS) == {contract["id"] for contract in CONTRACTS}
+    shutil.copytree(PACKAGE, tmp_path / "aiosmrt", ignore=shutil.ignore_patterns("__pycache__"))
+    for file, line in VIOLATIONS.values():
+        with (tmp_path / "aiosmrt" / file).open("a", encoding="utf-8") as module:
+            module.write(f"\n{line}\n")
+    done = lint(tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"Contracts: 0 kept, {len(CONTRACTS)} broken." in done.stdout
+
+
+def test_a_module_without_a_place_is_named(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "aiosmrt", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "aiosmrt" / "newcomer.py").write_text("")
+    done = lint(tmp_path)
+    assert done.returncode == 1
+    assert "newcomer" in done.stdout
+
+
+def test_outside_aws_botocore_gives_its_exceptions_alone():
+    for file, tree in sources():
+        if not file.startswith("aws/"):
+            foreign = [name for name in imported(tree) if name.split(".")[0] in ("botocore", "aiobotocore", "boto3")]
+            assert [name for name in foreign if not name.startswith("botocore.exceptions")] == [], file
+
+
+def test_the_command_line_takes_no_client_from_aiohttp():
+    for file, tree in sources("cli"):
+        taken = {name for name in imported(tree) if name.split(".")[0] == "aiohttp"}
+        assert taken <= {"aiohttp", "aiohttp.web"}, file
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "aiohttp"
+        }
+        assert used <= {"__version__", "web"}, file
+
+
+def test_wire_and_policy_read_no_clock_through_datetime():
+    for file, tree in sources("wire", "policy"):
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert [call for call in calls if isinstance(call, ast.Attribute) and call.attr in CLOCKS] == [], file
+
+
+LOADED_LATER = [
+    # found in the settings or looked up only when a client has to: 150 ms and 18 MiB
+    "aiobotocore",
+    "boto3",
+    "botocore.auth",
+    "botocore.configloader",
+    "botocore.credentials",
+    "botocore.endpoint_provider",
+    "botocore.loaders",
+    "botocore.session",
+    "botocore.utils",
+    "dateutil",
+    "jmespath",
+    "urllib3",
+    # rooms of their own
+    "aiosmrt.cli",
+    "aiosmrt.local",
+    # extras
+    "click",
+    "numpy",
+    "rich",
+    "uvloop",
+]
+
+
+@pytest.mark.parametrize("statement", ["import aiosmrt", "import aiosmrt; aiosmrt.Client('eu-central-1')"])
+def test_importing_loads_nothing_that_may_never_be_needed(statement):
+    program = f"import sys; {statement}; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert {"aiosmrt.client", "aiohttp"} <= loaded
+    assert sorted(loaded.intersection(LOADED_LATER)) == []
