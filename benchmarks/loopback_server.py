@@ -115,7 +115,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by isinstance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by isinstance
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._writer is not None:
