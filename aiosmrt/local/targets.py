@@ -9,6 +9,7 @@ whatever the invocation still holds. A target says how a container failed and ne
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -303,7 +304,7 @@ class UrlTarget:
         try:
             response = await self._session().post(
                 f"{url}/invocations",
-                data=invocation.body,
+                data=io.BytesIO(invocation.body),  # written in pieces, which lets other requests in between
                 headers=invocation.headers,
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
                 allow_redirects=False,

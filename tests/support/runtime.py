@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from time import time
 from typing import Any, Self
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from aiosmrt.local import LocalRuntime
 from aiosmrt.wire.sigv4 import Credentials, Signer
-from tests.support.peers import CREDENTIALS, REGION
+from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
 
 ACCEPTED = Credentials(CREDENTIALS.access_key, CREDENTIALS.secret_key)
 
@@ -33,6 +34,25 @@ async def words(invocation: Any) -> AsyncIterator[bytes]:
     """A model that gives its payload back word by word."""
     for word in invocation.body.split():
         yield word
+
+
+@cache
+def _aiobotocore_session() -> Any:
+    from aiobotocore.session import get_session
+
+    return get_session()
+
+
+def aiobotocore_client(url: str, **config: Any) -> Any:
+    """An aiobotocore client that does not retry; its data files are read once for all tests."""
+    from aiobotocore.config import AioConfig
+
+    return _aiobotocore_session().create_client(
+        "sagemaker-runtime",
+        endpoint_url=url,
+        config=AioConfig(**({"retries": {"total_max_attempts": 1}} | config)),
+        **CLIENT_ARGUMENTS,
+    )
 
 
 @dataclass

@@ -1,0 +1,683 @@
+"""Calls of the local runtime through boto3 and aiobotocore: routing, container contract, errors, sessions."""
+
+import asyncio
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from botocore.exceptions import ClientError
+
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.local import (
+    ContainerFailure,
+    EndpointConfiguration,
+    InferenceComponent,
+    Invocation,
+    LocalRuntime,
+    ProductionVariant,
+)
+from tests.support.peers import boto3_client
+from tests.support.runtime import (
+    Draft,
+    InProcessContainer,
+    RawConnection,
+    aiobotocore_client,
+    echo,
+    local_runtime,
+)
+
+ACCOUNT = "123456789012"
+
+
+async def invoke(runtime: LocalRuntime, endpoint: str, **members: Any) -> tuple[dict[str, Any], bytes]:
+    """One call through aiobotocore; its result and body."""
+    async with aiobotocore_client(runtime.url) as client:
+        result = await client.invoke_endpoint(EndpointName=endpoint, **({"Body": b""} | members))
+        async with result["Body"] as body:
+            return result, await body.read()
+
+
+async def refusal(runtime: LocalRuntime, endpoint: str, **members: Any) -> dict[str, Any]:
+    """The response dictionary of a call that fails."""
+    with pytest.raises(ClientError) as caught:
+        await invoke(runtime, endpoint, **members)
+    response: dict[str, Any] = caught.value.response
+    return response
+
+
+async def model_failure(runtime: LocalRuntime, endpoint: str, **members: Any) -> tuple[int, str]:
+    response = await refusal(runtime, endpoint, **members)
+    assert response["Error"]["Code"] == "ModelError"
+    assert response["ResponseMetadata"]["HTTPStatusCode"] == 424
+    return response["OriginalStatusCode"], response["OriginalMessage"]
+
+
+async def validation_message(runtime: LocalRuntime, endpoint: str, **members: Any) -> str:
+    response = await refusal(runtime, endpoint, **members)
+    assert response["Error"]["Code"] == "ValidationError"
+    assert response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    message: str = response["Error"]["Message"]
+    return message
+
+
+class TestCallables:
+    async def test_an_invocation_says_all_that_the_caller_said(self) -> None:
+        seen: list[Invocation] = []
+
+        async def model(invocation: Invocation) -> bytes:
+            seen.append(invocation)
+            return b""
+
+        async with local_runtime({"churn": model}) as runtime:
+            await invoke(
+                runtime,
+                "churn",
+                Body=b"1,2",
+                ContentType="text/csv",
+                Accept="application/json",
+                CustomAttributes="trace=1",
+                TargetModel="a/model.tar.gz",
+                TargetVariant="AllTraffic",
+                TargetContainerHostname="second",
+                InferenceId="inference 1",
+                EnableExplanations="`true`",
+            )
+        (invocation,) = seen
+        assert invocation.body == b"1,2"
+        assert invocation.endpoint == "churn"
+        assert invocation.variant == "AllTraffic"
+        assert invocation.streaming is False
+        assert invocation.content_type == "text/csv"
+        assert invocation.accept == "application/json"
+        assert invocation.custom_attributes == "trace=1"
+        assert invocation.target_model == "a/model.tar.gz"
+        assert invocation.target_container_hostname == "second"
+        assert invocation.inference_id == "inference 1"
+        assert invocation.enable_explanations == "`true`"
+        assert invocation.session_id is None
+        assert "1,2" not in repr(invocation)
+        assert "trace=1" not in repr(invocation)
+
+    @pytest.mark.parametrize(
+        "result", [b"done", bytearray(b"done"), memoryview(b"done"), "done", (b"done", {"Content-Type": "text/plain"})]
+    )
+    async def test_what_a_callable_may_give(self, result: Any) -> None:
+        async def model(invocation: Invocation) -> Any:
+            return result
+
+        async with local_runtime({"churn": model}) as runtime:
+            answer, body = await invoke(runtime, "churn")
+        assert body == b"done"
+        assert answer["ContentType"] == ("text/plain" if isinstance(result, tuple) else "application/octet-stream")
+
+    async def test_an_async_generator_is_collected(self) -> None:
+        async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+            yield b"one "
+            yield b"two"
+
+        async with local_runtime({"churn": model}) as runtime:
+            assert (await invoke(runtime, "churn"))[1] == b"one two"
+
+    async def test_response_headers(self) -> None:
+        async def model(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+            return b"{}", {
+                "content-type": "application/json; charset=utf-8",
+                "X-Amzn-SageMaker-Custom-Attributes": "out",
+                "X-Internal": "secret",
+                "Set-Cookie": "a=b",
+            }
+
+        async with local_runtime({"churn": model}) as runtime:
+            answer, _ = await invoke(runtime, "churn")
+        assert answer["ContentType"] == "application/json; charset=utf-8"
+        assert answer["CustomAttributes"] == "out"
+        assert answer["InvokedProductionVariant"] == "AllTraffic"
+        assert not {"x-internal", "set-cookie"} & set(answer["ResponseMetadata"]["HTTPHeaders"])
+
+    async def test_a_container_failure(self) -> None:
+        async def model(invocation: Invocation) -> bytes:
+            raise ContainerFailure(400, "too few columns")
+
+        async with local_runtime({"churn": model}) as runtime:
+            response = await refusal(runtime, "churn")
+        assert response["OriginalStatusCode"] == 400
+        assert response["OriginalMessage"] == "too few columns"
+        assert response["LogStreamArn"] == (
+            f"arn:aws:logs:eu-central-1:{ACCOUNT}:log-group:/aws/sagemaker/Endpoints/churn"
+        )
+        assert response["Error"] == {
+            "Code": "ModelError",
+            "Message": (
+                'Received client error (400) from primary with message "too few columns". See '
+                "https://eu-central-1.console.aws.amazon.com/cloudwatch/home?region=eu-central-1"
+                f"#logEventViewer:group=/aws/sagemaker/Endpoints/churn in account {ACCOUNT} for more information."
+            ),
+        }
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (KeyError("column"), "KeyError: 'column'"),
+            (TimeoutError("inner"), "TimeoutError: inner"),
+            (None, "TypeError: a handler gives bytes, text, an async iterator of bytes, or one of them with"),
+        ],
+    )
+    async def test_a_bug_in_a_callable_is_a_500_and_logged(
+        self, error: Exception | None, message: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def model(invocation: Invocation) -> Any:
+            if error is not None:
+                raise error
+
+        async with local_runtime({"churn": model}) as runtime:
+            status, text = await model_failure(runtime, "churn")
+        assert status == 500
+        assert text.startswith(message)
+        assert caplog.messages == ["The handler of a local endpoint failed"]
+
+    async def test_a_header_that_would_be_two_is_a_500(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def model(invocation: Invocation) -> Any:
+            return b"", {"Content-Type": "text/plain\r\nX-Injected: 1"}
+
+        async with local_runtime({"churn": model}) as runtime:
+            assert (await model_failure(runtime, "churn"))[0] == 500
+        assert caplog.messages == ["The handler of a local endpoint failed"]
+
+    async def test_a_model_that_does_not_answer_in_time(self) -> None:
+        ended = asyncio.Event()
+
+        async def model(invocation: Invocation) -> bytes:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+            return b""
+
+        async with local_runtime({"churn": model}, model_timeout=0.05) as runtime:
+            status, text = await model_failure(runtime, "churn")
+            assert status == 0
+            assert text.startswith("Your invocation timed out while waiting for a response from container primary.")
+            assert ended.is_set()
+        patient = EndpointConfiguration([ProductionVariant(model)], model_timeout=0.01)
+        async with local_runtime({"churn": patient}) as runtime:
+            assert (await model_failure(runtime, "churn"))[0] == 0
+
+    async def test_a_client_that_goes_away_ends_the_invocation(self) -> None:
+        ended = asyncio.Event()
+
+        async def model(invocation: Invocation) -> bytes:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+            return b""
+
+        async with local_runtime({"echo": model}) as runtime:
+            async with RawConnection.to(runtime.url) as connection:
+                await connection.write(Draft(runtime.url).sign().encode())
+                await runtime.wait_for_in_flight(1)
+            (record,) = await runtime.wait_for_requests(1)
+            assert ended.is_set()
+        assert record.outcome == "disconnected"
+        assert record.status is None
+        assert record.request_bytes == 5
+
+
+class TestContainers:
+    async def test_what_a_container_gets_and_gives(self) -> None:
+        async def serve(request: web.Request) -> web.Response:
+            headers = {"X-Amzn-SageMaker-Custom-Attributes": "out", "X-Internal": "1", "Content-Type": "text/plain"}
+            return web.Response(body=b"scored", headers=headers)
+
+        async with InProcessContainer(serve) as container, local_runtime({"churn": container.url}) as runtime:
+            answer, body = await invoke(
+                runtime,
+                "churn",
+                Body=b"1,2",
+                ContentType="text/csv",
+                Accept="text/plain",
+                CustomAttributes="in",
+                TargetModel="m.tar.gz",
+                InferenceId="id",
+            )
+            assert container.pings == 1
+            async with RawConnection.to(runtime.url) as connection:
+                bare = await connection.exchange(Draft(runtime.url, "/endpoints/churn/invocations").sign().encode())
+            assert bare.status == 200
+            assert container.pings == 1
+        assert body == b"scored"
+        assert answer["ContentType"] == "text/plain"
+        assert answer["CustomAttributes"] == "out"
+        assert "x-internal" not in answer["ResponseMetadata"]["HTTPHeaders"]
+        first, second = container.received
+        assert first.path == "/invocations"
+        assert first.body == b"1,2"
+        assert first.headers == {
+            "host": container.url.removeprefix("http://"),
+            "content-length": "3",
+            "content-type": "text/csv",
+            "accept": "text/plain",
+            "x-amzn-sagemaker-custom-attributes": "in",
+            "x-amzn-sagemaker-target-model": "m.tar.gz",
+            "x-amzn-sagemaker-inference-id": "id",
+            "x-amzn-sagemaker-forwarded-api": "InvokeEndpoint",
+        }
+        assert set(second.headers) == {"host", "content-length", "x-amzn-sagemaker-forwarded-api"}
+
+    async def test_a_container_that_fails(self) -> None:
+        async def serve(request: web.Request) -> web.Response:
+            return web.Response(status=507, text="out of memory")
+
+        async with InProcessContainer(serve) as container, local_runtime({"churn": container.url}) as runtime:
+            assert await model_failure(runtime, "churn") == (507, "out of memory")
+
+    async def test_a_redirect_is_a_failure(self) -> None:
+        async def serve(request: web.Request) -> web.Response:
+            return web.Response(status=302, headers={"Location": "/elsewhere"})
+
+        async with InProcessContainer(serve) as container, local_runtime({"churn": container.url}) as runtime:
+            assert (await model_failure(runtime, "churn"))[0] == 302
+
+    async def test_a_long_error_is_cut_at_the_service_models_limit(self) -> None:
+        async def serve(request: web.Request) -> web.Response:
+            return web.Response(status=500, text="x" * 100_000)
+
+        async with InProcessContainer(serve) as container, local_runtime({"churn": container.url}) as runtime:
+            response = await refusal(runtime, "churn")
+        assert len(response["OriginalMessage"]) == 2048
+        assert len(response["Error"]["Message"]) == 2048
+
+    @pytest.mark.parametrize("after", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"])
+    async def test_a_container_that_dies_while_it_answers(self, after: bytes) -> None:
+        async def serve(request: web.Request) -> web.Response:
+            assert request.transport is not None
+            request.transport.write(after)
+            request.transport.close()
+            return web.Response()
+
+        async with InProcessContainer(serve) as container, local_runtime({"churn": container.url}) as runtime:
+            assert await model_failure(runtime, "churn") == (
+                0,
+                "An error occurred while handling request as the model process exited.",
+            )
+
+    async def test_a_container_that_is_not_ready(self) -> None:
+        async with InProcessContainer() as container, local_runtime({"churn": container.url}) as runtime:
+            container.ping_status = 503
+            response = await refusal(runtime, "churn")
+            assert response["Error"]["Code"] == "ModelNotReadyException"
+            assert response["ResponseMetadata"]["HTTPStatusCode"] == 429
+            assert container.received == []
+            container.ping_status = 200
+            assert (await invoke(runtime, "churn", Body=b"now"))[1] == b"now"
+
+    async def test_a_container_that_goes_away_and_comes_back(self) -> None:
+        async with InProcessContainer() as container, local_runtime({"churn": container.url}) as runtime:
+            await invoke(runtime, "churn")
+            await container.stop()
+            assert (await model_failure(runtime, "churn"))[0] == 0
+            assert (await refusal(runtime, "churn"))["Error"]["Code"] == "ModelNotReadyException"
+            await container.start()
+            assert (await invoke(runtime, "churn", Body=b"back"))[1] == b"back"
+
+    async def test_a_container_is_started_and_stopped(self) -> None:
+        container = InProcessContainer()
+        variants = [ProductionVariant(container, "A"), ProductionVariant(container, "B")]
+        async with local_runtime({"churn": variants, "other": container}) as runtime:
+            assert container.running
+            assert (await invoke(runtime, "churn", Body=b"1"))[1] == b"1"
+            assert (await invoke(runtime, "other", Body=b"2"))[1] == b"2"
+        assert not container.running
+
+    async def test_a_container_that_runs_already_is_left_running(self) -> None:
+        async with InProcessContainer() as container:
+            async with local_runtime({"churn": container}) as runtime:
+                await invoke(runtime, "churn")
+            assert container.running
+
+    @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://h:x", "http://h/?a=b"])
+    async def test_urls_that_are_none(self, url: str) -> None:
+        with pytest.raises(ConfigurationError, match="http://host:port"):
+            local_runtime({"churn": url})
+
+
+def shares(*weights: float) -> list[ProductionVariant]:
+    def model(name: str) -> Any:
+        async def serve(invocation: Invocation) -> str:
+            assert invocation.variant == name
+            return name
+
+        return serve
+
+    return [ProductionVariant(model(f"v{i}"), f"v{i}", weight) for i, weight in enumerate(weights)]
+
+
+class TestVariants:
+    async def test_weights(self) -> None:
+        counts: Counter[str] = Counter()
+        async with (
+            local_runtime({"ab": shares(1, 3, 0)}, chance=random.Random(7)) as runtime,
+            aiobotocore_client(runtime.url) as client,
+        ):
+            for _ in range(200):
+                result = await client.invoke_endpoint(EndpointName="ab", Body=b"")
+                counts[result["InvokedProductionVariant"]] += 1
+                async with result["Body"] as body:
+                    assert (await body.read()).decode() == result["InvokedProductionVariant"]
+        assert counts.total() == 200
+        assert set(counts) == {"v0", "v1"}
+        assert 120 < counts["v1"] < 180
+        assert Counter(record.variant for record in runtime.requests) == counts
+
+    async def test_a_target_variant(self) -> None:
+        async with local_runtime({"ab": shares(1, 1, 0)}) as runtime:
+            for name in ("v2", "v0", "v2", "v1"):
+                answer, body = await invoke(runtime, "ab", TargetVariant=name)
+                assert body.decode() == answer["InvokedProductionVariant"] == name
+            message = await validation_message(runtime, "ab", TargetVariant="v9")
+        assert message == f"Variant v9 of Endpoint ab of account {ACCOUNT} not found."
+
+    async def test_instances_of_a_variant(self) -> None:
+        containers = InProcessContainer(), InProcessContainer()
+        variant = ProductionVariant(containers)
+        async with local_runtime({"churn": variant}, chance=random.Random(1)) as runtime:
+            for _ in range(20):
+                await invoke(runtime, "churn")
+        served = [len(container.received) for container in containers]
+        assert sum(served) == 20
+        assert min(served) > 2
+
+    async def test_a_single_model_endpoint_refuses_a_target_model(self) -> None:
+        configuration = EndpointConfiguration([ProductionVariant(echo)], multi_model=False)
+        async with local_runtime({"churn": configuration}) as runtime:
+            message = await validation_message(runtime, "churn", TargetModel="m")
+        assert message == "Endpoint churn is not a multi-model endpoint and does not support target model header."
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            (shares(0, 0), "weight 0"),
+            (shares(-1), "negative weight"),
+            (shares(float("nan")), "negative weight"),
+            ([*shares(1), *shares(1)], "two production variants named v0"),
+            ([ProductionVariant(echo, "no_underscores")], "'no_underscores' is no name"),
+            (ProductionVariant([]), "no target"),
+            (EndpointConfiguration(), "either production variants or inference components"),
+            ([echo], "ProductionVariant objects only"),
+            (7, "not int"),
+        ],
+    )
+    async def test_endpoints_that_make_no_sense(self, source: Any, message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            local_runtime({"churn": source})
+
+    async def test_an_endpoint_name_that_no_call_could_have(self) -> None:
+        with pytest.raises(ConfigurationError, match="no name of an endpoint"):
+            local_runtime({"under_score": echo})
+
+
+class TestInferenceComponents:
+    @pytest.fixture
+    async def runtime(self) -> AsyncIterator[LocalRuntime]:
+        async def named(invocation: Invocation) -> str:
+            return f"{invocation.inference_component} on {invocation.variant}"
+
+        components = [
+            InferenceComponent(named, "alpha"),
+            InferenceComponent(named, "beta", "Spare"),
+            InferenceComponent([], "asleep"),
+        ]
+        endpoints = {"shared": EndpointConfiguration(inference_components=components), "plain": echo}
+        async with local_runtime(endpoints) as runtime:
+            yield runtime
+
+    async def test_a_component_is_chosen_by_name(self, runtime: LocalRuntime) -> None:
+        answer, body = await invoke(runtime, "shared", InferenceComponentName="beta")
+        assert body == b"beta on Spare"
+        assert answer["InvokedProductionVariant"] == "Spare"
+        assert (await invoke(runtime, "shared", InferenceComponentName="alpha"))[1] == b"alpha on AllTraffic"
+        assert [record.inference_component for record in runtime.requests] == ["beta", "alpha"]
+
+    async def test_a_component_is_required_unknown_asleep_or_not_allowed(self, runtime: LocalRuntime) -> None:
+        assert (await validation_message(runtime, "shared")).startswith(
+            "Inference Component Name header is required for endpoints"
+        )
+        message = await validation_message(runtime, "shared", InferenceComponentName="gamma")
+        assert message == f"Inference Component gamma of account {ACCOUNT} not found."
+        assert (await validation_message(runtime, "shared", InferenceComponentName="asleep")).startswith(
+            "Inference Component has no capacity to process this request. ApplicationAutoScaling may be in-progress"
+        )
+        assert (await validation_message(runtime, "plain", InferenceComponentName="alpha")).startswith(
+            "Inference Component Name header is not allowed for endpoints"
+        )
+
+
+class TestSessions:
+    @pytest.fixture
+    def now(self) -> list[float]:
+        return [1_700_000_000.0]
+
+    @pytest.fixture
+    async def unverified(self, now: list[float]) -> AsyncIterator[LocalRuntime]:
+        async def stateful(invocation: Invocation) -> Any:
+            if invocation.body == b"close":
+                return b"", {"X-Amzn-SageMaker-Closed-Session-Id": str(invocation.session_id)}
+            return f"{invocation.variant} {invocation.session_id} {invocation.new_session}"
+
+        variants = [ProductionVariant(stateful, "A"), ProductionVariant(stateful, "B")]
+        async with local_runtime(
+            {"chat": variants}, verify_signatures=False, clock=lambda: now[0], chance=random.Random(3)
+        ) as runtime:
+            yield runtime
+
+    async def test_a_session_lives_where_it_was_made(self, unverified: LocalRuntime) -> None:
+        made = {}
+        for _ in range(6):
+            answer, body = await invoke(unverified, "chat", SessionId="NEW_SESSION")
+            session_id, _, expires = answer["NewSessionId"].partition("; ")
+            assert expires == "Expires=2023-11-14T22:33:20Z"
+            assert body.decode() == f"{answer['InvokedProductionVariant']} {session_id} True"
+            made[session_id] = answer["InvokedProductionVariant"]
+        assert len(made) == 6
+        assert set(made.values()) == {"A", "B"}
+        for session_id, variant in [*made.items()] * 3:
+            answer, body = await invoke(unverified, "chat", SessionId=session_id)
+            assert body.decode() == f"{variant} {session_id} False"
+            assert "NewSessionId" not in answer
+        assert unverified.statistics()["sessions"] == 6
+        assert unverified.requests[0].session_id == "NEW_SESSION"
+
+    async def test_a_session_is_closed(self, unverified: LocalRuntime) -> None:
+        answer, _ = await invoke(unverified, "chat", SessionId="NEW_SESSION")
+        session_id = answer["NewSessionId"].partition(";")[0]
+        answer, _ = await invoke(unverified, "chat", SessionId=session_id, Body=b"close")
+        assert answer["ClosedSessionId"] == session_id
+        message = await validation_message(unverified, "chat", SessionId=session_id)
+        assert message == f"Session {session_id} of Endpoint chat does not exist or has expired."
+        assert unverified.statistics()["sessions"] == 0
+
+    async def test_a_session_expires(self, unverified: LocalRuntime, now: list[float]) -> None:
+        answer, _ = await invoke(unverified, "chat", SessionId="NEW_SESSION")
+        session_id = answer["NewSessionId"].partition(";")[0]
+        now[0] += 1199
+        await invoke(unverified, "chat", SessionId=session_id)
+        now[0] += 1
+        assert "has expired" in await validation_message(unverified, "chat", SessionId=session_id)
+
+    async def test_a_session_and_another_variant(self, unverified: LocalRuntime) -> None:
+        answer, _ = await invoke(unverified, "chat", SessionId="NEW_SESSION", TargetVariant="A")
+        session_id = answer["NewSessionId"].partition(";")[0]
+        await invoke(unverified, "chat", SessionId=session_id, TargetVariant="A")
+        assert "lives on another target" in await validation_message(
+            unverified, "chat", SessionId=session_id, TargetVariant="B"
+        )
+
+    @pytest.mark.parametrize("name", ["X-Amzn-SageMaker-Session-Id", "X-Amzn-SageMaker-New-Session-Id"])
+    async def test_a_container_makes_the_session(self, name: str) -> None:
+        async def serve(request: web.Request) -> web.Response:
+            session_id = request.headers.get("X-Amzn-SageMaker-Session-Id")
+            if session_id == "NEW_SESSION":
+                return web.Response(headers={name: "chat-1; Expires=2100-01-01T00:00:00Z"})
+            if await request.read() == b"close":
+                return web.Response(headers={"X-Amzn-SageMaker-Closed-Session-Id": session_id or ""})
+            return web.Response(text=session_id or "")
+
+        async with InProcessContainer(serve) as container, local_runtime({"chat": container.url}) as runtime:
+            assert (await invoke(runtime, "chat", SessionId="NEW_SESSION"))[0]["NewSessionId"] == (
+                "chat-1; Expires=2100-01-01T00:00:00Z"
+            )
+            assert (await invoke(runtime, "chat", SessionId="chat-1"))[1] == b"chat-1"
+            answer, _ = await invoke(runtime, "chat", SessionId="chat-1", Body=b"close")
+            assert answer["ClosedSessionId"] == "chat-1"
+            await validation_message(runtime, "chat", SessionId="chat-1")
+
+    async def test_a_container_that_makes_no_session(self) -> None:
+        async with InProcessContainer() as container, local_runtime({"chat": container.url}) as runtime:
+            assert "NewSessionId" not in (await invoke(runtime, "chat", SessionId="NEW_SESSION"))[0]
+            assert runtime.statistics()["sessions"] == 0
+
+    async def test_no_session_is_made_through_a_stream(self) -> None:
+        async with local_runtime({"chat": echo}) as runtime:
+            path = "/endpoints/chat/invocations-response-stream"
+            draft = Draft(runtime.url, path, headers=[("X-Amzn-SageMaker-Session-Id", "NEW_SESSION")]).sign()
+            async with RawConnection.to(runtime.url) as connection:
+                answer = await connection.exchange(draft.encode())
+        assert answer.status == 400
+        assert json.loads(answer.body)["Message"] == (
+            "1 validation error detected: Value 'NEW_SESSION' at 'sessionId' failed to satisfy constraint: "
+            "Member must satisfy regular expression pattern: ^[a-zA-Z0-9](-*[a-zA-Z0-9])*$"
+        )
+
+
+class TestRefusals:
+    @pytest.fixture
+    async def runtime(self) -> AsyncIterator[LocalRuntime]:
+        async with local_runtime({"echo": echo}, max_body_bytes=2_000_000) as runtime:
+            yield runtime
+
+    async def test_an_unknown_endpoint(self, runtime: LocalRuntime) -> None:
+        assert await validation_message(runtime, "nowhere") == f"Endpoint nowhere of account {ACCOUNT} not found."
+
+    async def test_every_bad_parameter_is_named(self, runtime: LocalRuntime) -> None:
+        message = await validation_message(
+            runtime, "-" * 64, TargetVariant="under_score", CustomAttributes="x" * 1025, InferenceId=" "
+        )
+        failed, pattern = "failed to satisfy constraint: Member must", r"^[a-zA-Z0-9](-*[a-zA-Z0-9])*"
+        faults = [
+            f"Value '{'-' * 64}' at 'endpointName' {failed} have length less than or equal to 63",
+            f"Value '{'-' * 64}' at 'endpointName' {failed} satisfy regular expression pattern: {pattern}",
+            f"Value at 'customAttributes' {failed} have length less than or equal to 1024",
+            f"Value 'under_score' at 'targetVariant' {failed} satisfy regular expression pattern: {pattern}",
+        ]
+        assert message.startswith("6 validation errors detected: ")
+        for fault in faults:
+            assert fault in message
+
+    async def test_integers_of_the_asynchronous_operation(self, runtime: LocalRuntime) -> None:
+        headers = [
+            ("X-Amzn-SageMaker-InputLocation", "s3://bucket/key"),
+            ("X-Amzn-SageMaker-RequestTTLSeconds", "59"),
+            ("X-Amzn-SageMaker-InvocationTimeoutSeconds", "soon"),
+        ]
+        draft = Draft(runtime.url, "/endpoints/echo/async-invocations", body=b"", headers=headers).sign()
+        async with RawConnection.to(runtime.url) as connection:
+            answer = await connection.exchange(draft.encode())
+        assert json.loads(answer.body)["Message"] == (
+            "2 validation errors detected: Value '59' at 'requestTTLSeconds' failed to satisfy constraint: Member must "
+            "have value greater than or equal to 60; Value 'soon' at 'invocationTimeoutSeconds' failed to satisfy "
+            "constraint: Member must be an integer"
+        )
+
+    async def test_asynchronous_inference(self, runtime: LocalRuntime) -> None:
+        async with aiobotocore_client(runtime.url) as client:
+            with pytest.raises(client.exceptions.ValidationError) as caught:
+                await client.invoke_endpoint_async(EndpointName="echo", InputLocation="s3://bucket/key")
+        assert caught.value.response["Error"]["Message"] == (
+            f"Endpoint echo of account {ACCOUNT} has no asynchronous inference configuration."
+        )
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("POST", "/"),
+            ("POST", "/endpoints"),
+            ("POST", "/endpoints//invocations"),
+            ("POST", "/endpoints/echo"),
+            ("POST", "/endpoints/echo/invocations/"),
+            ("POST", "/endpoints/echo/ping"),
+            ("POST", "/endpoints/e/c/h/invocations"),
+            ("GET", "/endpoints/echo/invocations"),
+            ("PUT", "/endpoints/echo/invocations"),
+            ("GET", "/ping"),
+        ],
+    )
+    async def test_routes_that_are_none(self, runtime: LocalRuntime, method: str, path: str) -> None:
+        async with RawConnection.to(runtime.url) as connection:
+            answer = await connection.exchange(Draft(runtime.url, path, method=method).encode())
+        assert answer.status == 404
+        assert answer.headers["x-amzn-errortype"] == "UnknownOperationException"
+        assert answer.body == b"<UnknownOperationException/>\n"
+        (record,) = runtime.requests
+        assert record.operation is None
+        assert record.error_code == "UnknownOperationException"
+
+    async def test_a_body_above_the_limit(self, runtime: LocalRuntime) -> None:
+        assert len((await invoke(runtime, "echo", Body=io.BytesIO(b"x" * 2_000_000)))[1]) == 2_000_000
+        response = await refusal(runtime, "echo", Body=io.BytesIO(b"x" * 2_000_001))
+        assert response["ResponseMetadata"]["HTTPStatusCode"] == 413
+        assert response["Error"] == {"Code": "413", "Message": "HTTP content length exceeded 2000000 bytes."}
+
+    async def test_a_chunked_body_above_the_limit(self, runtime: LocalRuntime) -> None:
+        head = Draft(runtime.url, body=b"").encode().replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        async with RawConnection.to(runtime.url) as connection:
+            await connection.write(head)
+            for _ in range(3):
+                await connection.write(b"f4240\r\n" + bytes(1_000_000) + b"\r\n")
+            await connection.write(b"0\r\n\r\n")
+            assert (await connection.answer()).status == 413
+
+    async def test_every_answer_has_a_request_id(self, runtime: LocalRuntime) -> None:
+        await invoke(runtime, "echo")
+        await refusal(runtime, "nowhere")
+        ids = [record.request_id for record in runtime.requests]
+        assert len(set(ids)) == 2
+        response = await refusal(runtime, "nowhere")
+        assert response["ResponseMetadata"]["RequestId"] == runtime.requests[-1].request_id
+
+    async def test_expect_100_continue(self, runtime: LocalRuntime) -> None:
+        draft = Draft(runtime.url).sign()
+        draft.headers.append(("Expect", "100-continue"))
+        head, _, body = draft.encode().partition(b"\r\n\r\n")
+        async with RawConnection.to(runtime.url) as connection:
+            await connection.write(head + b"\r\n\r\n")
+            assert await connection.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await connection.write(body)
+            answer = await connection.answer()
+        assert (answer.status, answer.body) == (200, body)
+
+    async def test_a_compressed_body_is_left_alone(self, runtime: LocalRuntime) -> None:
+        draft = Draft(runtime.url, body=b"not gzip at all", headers=[("Content-Encoding", "gzip")]).sign()
+        async with RawConnection.to(runtime.url) as connection:
+            assert (await connection.exchange(draft.encode())).body == b"not gzip at all"
+
+
+async def test_boto3_in_threads() -> None:
+    async with (
+        local_runtime({"echo": echo}) as runtime,
+        boto3_client(runtime.url, max_pool_connections=8) as client,
+    ):
+
+        def call(number: int) -> bytes:
+            result = client.invoke_endpoint(EndpointName="echo", Body=str(number).encode(), ContentType="text/csv")
+            body: bytes = result["Body"].read()
+            return body
+
+        answers = await asyncio.gather(*(asyncio.to_thread(call, number) for number in range(50)))
+        assert answers == [str(number).encode() for number in range(50)]
+        assert len(await runtime.wait_for_requests(50)) == 50
+        assert runtime.statistics()["by_status"] == {200: 50}
