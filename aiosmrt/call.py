@@ -205,13 +205,13 @@ class Call:
         """Sign and send once; a reply that reports an error is raised as one."""
         shared = self._shared
         options = self._options
+        if shared.ready_on is None:
+            raise ClientStateError("the client was closed during the call")
         credentials = None
         if options.sign:
             credentials = shared.credentials.current()
             if credentials is None:
                 credentials = await shared.credentials.get()
-        if shared.ready_on is None:
-            raise ClientStateError("the client was closed during the call")
         attempt = 1 if self._state is None else self._state.attempt
         self._sent += 1
         counters = shared.counters
