@@ -1,0 +1,41 @@
+"""A raw server, and clients for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiosmrt
+from tests.support.peers import CLIENT_ARGUMENTS, REGION, isolate_aws
+from tests.support.raw_server import RawServer
+
+
+@pytest.fixture(autouse=True)
+def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No AWS setting of the machine reaches a test."""
+    isolate_aws(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RawServer]:
+    async with RawServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def make_client(server: RawServer) -> AsyncIterator[Callable[..., aiosmrt.Client]]:
+    """Makes clients of the server; all are closed in the end."""
+    clients = []
+
+    def make(**arguments: Any) -> aiosmrt.Client:
+        chosen = {"region_name": REGION} if "credentials" in arguments else CLIENT_ARGUMENTS
+        client = aiosmrt.Client(**{"endpoint_url": server.url, **chosen, **arguments})
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        await client.close()

@@ -1,0 +1,257 @@
+"""Cancellation at every await of a plain call, on every way that a call can take."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+import aiosmrt
+from aiosmrt.shared import HASH_INLINE_BYTES
+from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.cancellation.leftovers import connections_in_use, nothing_is_held
+from tests.support.raw_server import OK, RESET, RawServer, error_response, response
+
+MakeClient = Callable[..., aiosmrt.Client]
+
+each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
+
+# Waits in back-off last a millisecond at most.
+QUICK = aiosmrt.RetryPolicy(base_delay=0.001, throttling_base_delay=0.001)
+
+
+def invoke(client: aiosmrt.Client, body: Any = b"1,2,3") -> Coroutine[Any, Any, Any]:
+    return client.invoke_endpoint(EndpointName="churn", Body=body, ContentType="text/csv")
+
+
+async def answers(client: aiosmrt.Client, server: RawServer) -> None:
+    """Nothing is held, and the client makes the next call as if nothing had been."""
+    await nothing_is_held(client, server)
+    server.forget_scripts()
+    result = await invoke(client)
+    assert await result["Body"].read() == b"ok"
+    await nothing_is_held(client, server)
+
+
+@each_moment
+async def test_first_call_of_a_client(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+    """Configuration, credentials, connecting: each run has a client of its own."""
+    clients: list[aiosmrt.Client] = []
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        clients.append(make_client())
+        return invoke(clients[-1])
+
+    async def after() -> None:
+        await answers(clients[-1], server)
+        await clients[-1].close()
+
+    assert await cancel_everywhere(prepare, moment, after=after) >= 3
+
+
+@each_moment
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"deadline": 60.0},
+        {"observers": (lambda event: None,)},
+        {"deadline": 60.0, "observers": (lambda event: None,)},
+    ],
+    ids=["plain", "deadline", "observed", "deadline and observed"],
+)
+async def test_call_on_a_pooled_connection(
+    moment: Moment, options: dict[str, Any], make_client: MakeClient, server: RawServer
+) -> None:
+    client = make_client(**options)
+    await invoke(client)
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        return invoke(client)
+
+    assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= 1
+    assert server.connections_made > 1, "a cancelled exchange must not leave its connection in the pool"
+
+
+@each_moment
+async def test_body_that_arrives_in_pieces(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+    client = make_client()
+    await invoke(client)
+    gates: list[asyncio.Event] = []
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        gates.append(asyncio.Event())
+        server.play([response(200, b"o", length=2), gates[-1], b"k"])
+        return invoke(client)
+
+    async def after() -> None:
+        gates[-1].set()
+        await answers(client, server)
+
+    # The first suspension is for the head, the next for the rest of the body.
+    suspensions = await cancel_everywhere(
+        prepare, moment, after=after, on_suspend=lambda number: number and gates[-1].set()
+    )
+    assert suspensions >= 2
+
+
+@each_moment
+async def test_waiting_for_a_turn(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+    waits: list[aiosmrt.events.LimiterWaited] = []
+
+    def observe(event: aiosmrt.events.Event) -> None:
+        if isinstance(event, aiosmrt.events.LimiterWaited):
+            waits.append(event)
+
+    client = make_client(max_concurrency=1, observers=(observe,))
+    await invoke(client)
+    gates: list[asyncio.Event] = []
+    holders: list[asyncio.Task[Any]] = []
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        gates.append(asyncio.Event())
+        server.play([gates[-1], *OK])
+        count = len(server.requests)
+        holders.append(asyncio.create_task(invoke(client)))
+        await server.received(count + 1)
+        return invoke(client)
+
+    async def after() -> None:
+        gates[-1].set()
+        await holders[-1]
+        await answers(client, server)
+
+    # The call is in the queue when it suspends first; then the holder of the place may end.
+    assert await cancel_everywhere(prepare, moment, after=after, on_suspend=lambda _: gates[-1].set()) >= 2
+    assert waits
+
+
+@each_moment
+@pytest.mark.parametrize(
+    "failure",
+    [
+        [error_response(503, "ServiceUnavailable")],
+        [error_response(400, "ThrottlingException", None)],
+        [RESET],
+        [response(200, b"o", length=2), RESET],
+    ],
+    ids=["transient", "throttling", "reset", "truncated"],
+)
+async def test_back_off(moment: Moment, failure: Any, make_client: MakeClient, server: RawServer) -> None:
+    client = make_client(retry=QUICK)
+    await invoke(client)
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        server.play(failure)
+        return invoke(client)
+
+    assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= 3
+    assert client.statistics().retries
+
+
+@each_moment
+@pytest.mark.parametrize("kind", ["large body", "file"])
+async def test_work_off_the_loop(moment: Moment, kind: str, make_client: MakeClient, server: RawServer) -> None:
+    client = make_client()
+    await invoke(client)
+    size = HASH_INLINE_BYTES + 1
+    files: list[io.BytesIO] = []
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        if kind == "file":
+            files.append(io.BytesIO(bytes(size)))
+        return invoke(client, files[-1] if files else bytes(size))
+
+    assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= (2 if files else 1) + 1
+    assert max(len(request.body) for request in server.requests) == size
+    assert not any(file.closed for file in files), "a caller's file is the caller's to close"
+
+
+@each_moment
+async def test_first_credentials(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+    clients: list[aiosmrt.Client] = []
+
+    async def provide() -> aiosmrt.Credentials:
+        await asyncio.sleep(0)
+        return aiosmrt.Credentials("AKIDEXAMPLE", "fake-secret-key-for-tests")
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        # Ready but for its credentials.
+        clients.append(make_client(credentials=provide))
+        await clients[-1].with_options(sign=False).invoke_endpoint(EndpointName="churn", Body=b"")
+        return invoke(clients[-1])
+
+    async def after() -> None:
+        await answers(clients[-1], server)
+        await clients[-1].close()
+
+    assert await cancel_everywhere(prepare, moment, after=after) >= 2
+
+
+@each_moment
+async def test_close(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+    clients: list[aiosmrt.Client] = []
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        clients.append(make_client())
+        await invoke(clients[-1])
+        return clients[-1].close()
+
+    async def after() -> None:
+        await clients[-1].close()
+        with pytest.raises(aiosmrt.ClientStateError):
+            await invoke(clients[-1])
+        await server.until(lambda: server.connections_open == 0)
+
+    await cancel_everywhere(prepare, moment, after=after)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_many_calls_cancelled_at_random(seed: int, make_client: MakeClient, server: RawServer) -> None:
+    """Half of 200 calls that share 5 places are cancelled, at whatever they are doing after some turns of the loop."""
+    client = make_client(max_concurrency=5, retry=QUICK)
+    await invoke(client)
+    server.play(*([error_response(503, "ServiceUnavailable")] if n % 3 == 0 else OK for n in range(200)))
+    chance = random.Random(seed)
+    calls = [asyncio.create_task(invoke(client)) for _ in range(200)]
+    pending = set(calls)
+    while pending:
+        for _ in range(chance.randrange(8)):
+            await asyncio.sleep(0)
+        pending = {call for call in pending if not call.done()}
+        for call in chance.sample(sorted(pending, key=calls.index), min(len(pending), 2)):
+            if chance.random() < 0.5:
+                call.cancel()
+        if pending:
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    cancelled = sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert 20 < cancelled < 180
+    for outcome in outcomes:
+        # A call that met the server's failing answers three times in a row has failed properly.
+        expected = (dict, asyncio.CancelledError, aiosmrt.ServiceUnavailable)
+        assert isinstance(outcome, expected), outcome
+    await answers(client, server)
+    assert connections_in_use(client) == 0
+
+
+async def test_closing_the_client_ends_its_calls(make_client: MakeClient, server: RawServer) -> None:
+    """One call waits for its response's head, one for the rest of its body, one for its turn."""
+    client = make_client(max_concurrency=2, read_timeout=None)
+    await invoke(client)
+    server.play([asyncio.Event()], [response(200, b"o", length=2), asyncio.Event()])
+    calls = [asyncio.create_task(invoke(client)) for _ in range(3)]
+    await server.received(3)
+    # Another round trip: by its end the half body has arrived too.
+    await invoke(client.with_options(max_concurrency=1))
+    assert client.statistics().waiting == 1
+    await client.close()
+    _, pending = await asyncio.wait(calls, timeout=5)
+    assert not pending, "a call outlived its client"
+    assert [type(call.exception()) for call in calls] == [aiosmrt.ClientStateError] * 3
+    await server.until(lambda: server.connections_open == 0)
+    await nothing_is_held(client, server)

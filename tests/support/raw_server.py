@@ -1,0 +1,229 @@
+"""An HTTP/1.1 server on loopback that plays a script, byte by byte and event by event.
+
+A script is a sequence of steps for one request: bytes are written as they stand, an ``asyncio.Event`` is waited for,
+`RESET` aborts the connection with a TCP reset, `CLOSE` ends it with a FIN. A connection outlives its script unless one
+of the two ended it. The server takes the scripts in order, one per request, whichever connection the request comes on;
+when they are used up it plays ``otherwise``. What a client did can be read off ``requests`` and ``connections_made``.
+
+Nothing in here sleeps: a test decides by events when the next byte goes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+
+class End(enum.Enum):
+    """How a script ends its connection."""
+
+    RESET = enum.auto()
+    CLOSE = enum.auto()
+
+
+RESET: Final = End.RESET
+CLOSE: Final = End.CLOSE
+
+Step: TypeAlias = bytes | asyncio.Event | End
+Script: TypeAlias = Sequence[Step]
+
+
+def response(
+    status: int = 200,
+    body: bytes = b"",
+    headers: Iterable[tuple[str, str]] = (),
+    *,
+    length: int | None = None,
+    chunked: bool = False,
+) -> bytes:
+    """A response's bytes.
+
+    Args:
+        status: the HTTP status.
+        body: the body, or its first part when ``length`` or ``chunked`` announces more.
+        headers: headers besides the framing.
+        length: the ``Content-Length`` to claim; None for the body's own.
+        chunked: write the body as the first chunk of a chunked one, without the ending.
+    """
+    lines = [f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in headers)]
+    lines.append(
+        "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body) if length is None else length}"
+    )
+    head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+    return head + (chunk(body) if chunked else body)
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body; none at all for no data."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+OK: Final = (response(200, b"ok", [("Content-Type", "text/plain")]),)
+
+
+def error_response(
+    status: int,
+    code: str | None,
+    message: str | None = "for a test",
+    headers: Iterable[tuple[str, str]] = (),
+    **members: object,
+) -> bytes:
+    """A service error as SageMaker Runtime frames it: the type in a header, the message and members as JSON."""
+    type_header = [] if code is None else [("x-amzn-errortype", f"{code}:http://internal.amazon.com/coral/")]
+    body = json.dumps({"message": message, **members}).encode()
+    return response(status, body, [*type_header, ("Content-Type", "application/json"), *headers])
+
+
+@dataclass(frozen=True, slots=True)
+class RawRequest:
+    """A request as it came; header names in lower case, ``connection`` counted from 0."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    connection: int
+
+
+class RawServer:
+    """``async with RawServer([script, …]) as server:`` listens on a loopback port until the block ends.
+
+    Args:
+        scripts: what to play, one script per request.
+        otherwise: what to play when they are used up.
+    """
+
+    def __init__(self, scripts: Iterable[Script] = (), *, otherwise: Script = OK) -> None:
+        self.otherwise = otherwise
+        self.requests: list[RawRequest] = []
+        self.connections_made = 0
+        self.connections_open = 0
+        self._scripts: deque[Script] = deque(scripts)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+
+    def play(self, *scripts: Script) -> None:
+        """Append scripts for the next requests."""
+        self._scripts.extend(scripts)
+
+    def forget_scripts(self) -> None:
+        """Drop the scripts that were not played yet."""
+        self._scripts.clear()
+
+    @property
+    def url(self) -> str:
+        """The server's origin."""
+        assert self._server is not None
+        return "http://{}:{}".format(*self._server.sockets[0].getsockname())
+
+    @property
+    def tasks(self) -> frozenset[asyncio.Task[None]]:
+        """The server's own tasks, which are nobody's leak."""
+        return frozenset(self._tasks)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until a condition on the server's record holds."""
+        async with self._changed:
+            await self._changed.wait_for(holds)
+
+    async def received(self, count: int) -> None:
+        """Wait until ``count`` requests came in whole."""
+        await self.until(lambda: len(self.requests) >= count)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _note(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        number = self.connections_made
+        self.connections_made += 1
+        self.connections_open += 1
+        await self._note()
+        try:
+            # A client that goes away ends its connection here; what it did is in the record.
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while True:
+                    self.requests.append(await _receive(reader, number))
+                    await self._note()
+                    script = self._scripts.popleft() if self._scripts else self.otherwise
+                    if not await _play(script, reader, writer):
+                        break
+        except asyncio.CancelledError:
+            # asyncio's streams report a handler that ends cancelled; this is how the server stops.
+            pass
+        finally:
+            self._tasks.discard(task)
+            self.connections_open -= 1
+            writer.close()
+            with suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
+            await self._note()
+
+
+async def _play(script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Play a script; whether the connection goes on."""
+    for step in script:
+        if isinstance(step, bytes):
+            writer.write(step)
+            await writer.drain()
+        elif isinstance(step, asyncio.Event):
+            if not await _set_or_gone(step, reader):
+                return False
+        elif step is CLOSE:
+            return False
+        else:
+            sock = writer.get_extra_info("socket")
+            # No linger: the kernel answers with RST instead of FIN.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+            return False
+    return True
+
+
+async def _set_or_gone(event: asyncio.Event, reader: asyncio.StreamReader) -> bool:
+    """Wait for the event, or for the client to go away; whether it was the event."""
+    waits = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(reader.read(1))}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        return event.is_set()
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def _receive(reader: asyncio.StreamReader, number: int) -> RawRequest:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    request_line, *lines = head.split("\r\n")[:-2]
+    method, target, _ = request_line.split(" ")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return RawRequest(method, target, headers, body, number)
