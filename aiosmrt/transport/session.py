@@ -53,11 +53,22 @@ _READ_BUFFER_BYTES = 2**17
 _WHOLE_BODY_BYTES = 2**16
 _SLICE_BYTES = 2**18
 
+# asyncio reads 256 KiB at a time into a new object. Blocks of 128 KiB and more are mapped and unmapped by the C library
+# (M_MMAP_THRESHOLD in mallopt(3)), which costs more than reading one token: benchmarks/stream.py, "tokens".
+_MAX_READ_BYTES = 131_000
+
 # Distinct request targets (endpoint and operation) whose URL objects are kept.
 _MAX_URLS = 1024
 
 # aiohttp would say application/octet-stream where the caller said nothing.
 _NO_CONTENT_TYPE = ("Content-Type",)
+
+
+class _Socket(socket.socket):
+    __slots__ = ()
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        return socket.socket.recv(self, bufsize if bufsize < _MAX_READ_BYTES else _MAX_READ_BYTES, flags)
 
 
 def open_socket(address: tuple[Any, ...]) -> socket.socket:
@@ -71,7 +82,7 @@ def open_socket(address: tuple[Any, ...]) -> socket.socket:
         address: an entry of ``getaddrinfo``, as aiohttp's ``socket_factory`` is given it.
     """
     family, kind, protocol, _, _ = address
-    sock = socket.socket(family, kind, protocol)
+    sock = _Socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # names and availability differ between Linux, macOS and Windows
@@ -220,6 +231,8 @@ class SessionTransport:
         self._urls: dict[str, URL] = {}
         self._timeouts: dict[tuple[float | None, float | None], aiohttp.ClientTimeout] = {}
         self._watchdogs: dict[float, _ReadWatchdog] = {}
+        # responses whose bodies are still being received
+        self._reading: set[aiohttp.ClientResponse] = set()
         self._verify = verify
         self._proxy = proxy
 
@@ -253,10 +266,13 @@ class SessionTransport:
             self._raise_head(error)
         if watched is not None:
             watched.response = response
+        self._reading.add(response)
         try:
             body = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise _body_error(error, self.origin) from error
+        finally:
+            self._reading.discard(response)
         return Reply(response.status, _headers(response), body)
 
     async def open(self, request: Request) -> SessionReplyStream:
@@ -265,13 +281,17 @@ class SessionTransport:
             response = await self._post(request, request.read_timeout)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             self._raise_head(error)
-        return SessionReplyStream(response, self.origin)
+        return SessionReplyStream(response, self.origin, self._reading)
 
     async def close(self) -> None:
         """Close the session if it is the transport's own."""
         for watchdog in self._watchdogs.values():
             watchdog.close()
         if self._owned:
+            # aiohttp (3.14) closes connections in use without a word to those who read from them: they would wait on
+            for response in self._reading:
+                response.content.set_exception(aiohttp.ClientConnectionError("the session was closed"))
+            self._reading.clear()
             await self._session.close()
 
     def _post(self, request: Request, read_timeout: float | None) -> Awaitable[aiohttp.ClientResponse]:
@@ -313,13 +333,16 @@ class SessionReplyStream:
     Args:
         response: aiohttp's response, its head received.
         origin: the service's origin, for errors.
+        reading: the transport's open responses, which this one is among until it is closed.
     """
 
-    __slots__ = ("_origin", "_response", "headers", "status")
+    __slots__ = ("_origin", "_reading", "_response", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, origin: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, origin: str, reading: set[aiohttp.ClientResponse]) -> None:
         self._response = response
         self._origin = origin
+        self._reading = reading
+        reading.add(response)
         self.status = response.status
         self.headers = _headers(response)
 
@@ -332,6 +355,7 @@ class SessionReplyStream:
 
     def close(self) -> None:
         """Give the connection up unless the body was read to its end."""
+        self._reading.discard(self._response)
         self._response.close()
 
 
