@@ -1,9 +1,9 @@
 """Where requests go and what region they are signed for: botocore's endpoint rules for SageMaker Runtime.
 
 botocore ships, as data, the rule set of the service and the partitions of AWS with their regions; its
-``EndpointProvider`` evaluates them. This module asks it, once per client, with the same four inputs as a botocore
-client (region, FIPS, dual-stack, custom endpoint). The evaluation costs 0.5 ms but its imports some 70, so it belongs
-off the event loop, and a plain custom endpoint, for which the rule set has a single answer, does without it.
+``EndpointProvider`` evaluates them. This module asks it, once per client, with the same inputs as a botocore client
+(region, FIPS, dual-stack). The evaluation costs 0.5 ms but its imports some 70, so it belongs off the event loop. A
+custom endpoint needs no rules: as in botocore's clients, it is called whatever the other options say.
 """
 
 from __future__ import annotations
@@ -65,15 +65,16 @@ def resolve_endpoint(
 
     Args:
         region: the region; a FIPS pseudo-region such as ``fips-us-east-1`` stands for its region and ``use_fips``.
-        use_fips: whether the FIPS endpoint is wanted.
-        use_dualstack: whether the endpoint that also speaks IPv6 is wanted.
+        use_fips: whether the FIPS endpoint is wanted; a custom endpoint is called all the same.
+        use_dualstack: whether the endpoint that also speaks IPv6 is wanted; likewise.
         endpoint_url: a custom endpoint (http or https, possibly with a path); None means the service's own.
 
     Raises:
-        EndpointResolutionError: the rules have no answer, such as for FIPS with a custom endpoint, or
+        EndpointResolutionError: the rules have no answer, such as for dual-stack in a partition without it, or
             ``endpoint_url`` is no usable URL.
 
-    Source: the rule set ``endpoint-rule-set-1`` of sagemaker-runtime in the installed botocore.
+    Source: the rule set ``endpoint-rule-set-1`` of sagemaker-runtime in the installed botocore, and
+    ``ClientArgsCreator.compute_endpoint_resolver_builtin_defaults`` in botocore.args.
 
     >>> resolve_endpoint("eu-central-1").url
     'https://runtime.sagemaker.eu-central-1.amazonaws.com'
@@ -88,10 +89,8 @@ def resolve_endpoint(
         region = normal
     if endpoint_url is not None:
         url, host = _checked(endpoint_url)
-        if use_fips or use_dualstack:
-            _evaluate(region, use_fips, use_dualstack, url)  # raises: the rules allow neither with a custom endpoint
         return ResolvedEndpoint(url, host, region)
-    evaluated = _evaluate(region, use_fips, use_dualstack, None)
+    evaluated = _evaluate(region, use_fips, use_dualstack)
     url, host = _checked(evaluated.url)
     for scheme in evaluated.properties.get("authSchemes", ()):
         if scheme.get("name") == "sigv4":
@@ -100,7 +99,7 @@ def resolve_endpoint(
     return ResolvedEndpoint(url, host, region)
 
 
-def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool, endpoint_url: str | None) -> Any:
+def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool) -> Any:
     from botocore.endpoint_provider import EndpointProvider
     from botocore.exceptions import EndpointProviderError
     from botocore.loaders import create_loader
@@ -112,8 +111,6 @@ def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool, endpoint_
     parameters: dict[str, Any] = {"UseFIPS": use_fips, "UseDualStack": use_dualstack}
     if region is not None:
         parameters["Region"] = region
-    if endpoint_url is not None:
-        parameters["Endpoint"] = endpoint_url
     try:
         return provider.resolve_endpoint(**parameters)
     except EndpointProviderError as error:
