@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -52,7 +53,11 @@ def cut_connection(transport: asyncio.Transport, *, reset: bool) -> None:
 
 
 async def shaped(
-    pieces: AsyncIterator[bytes], effect: Effect | None, stall: Stall, record: RequestRecord, *, streams: bool
+    pieces: AsyncIterator[bytes],
+    effect: Effect | None,
+    stall: Stall,
+    record: RequestRecord,
+    ends: deque[int] | None,
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of a body as an effect wants them.
 
@@ -60,13 +65,13 @@ async def shaped(
         pieces: the body.
         effect: what happens to it; None for nothing.
         stall: waits for so many seconds, or until released for None.
-        record: told the parts sent and an error inside the stream.
-        streams: whether the body is a response stream.
+        record: told of an error inside the stream.
+        ends: takes the offset at which each part of a response stream ends; None for a body that is none.
 
     Raises:
         Cut: the connection is to end here.
     """
-    source = _counted(pieces, record) if streams else pieces
+    source = pieces if ends is None else _measured(pieces, record, ends)
     match effect:
         case ResetAfterHeaders():
             async for chunk in _up_to(source, effect.after_parts, effect.after_bytes):
@@ -90,7 +95,7 @@ async def shaped(
                 for start in range(0, len(piece), effect.piece_bytes):
                     yield piece[start : start + effect.piece_bytes]
                     await asyncio.sleep(effect.seconds)
-        case StreamFailure() if streams:
+        case StreamFailure() if ends is not None:
             async for chunk in _up_to(source, effect.after_parts, 0):
                 yield chunk
             record.error_code = effect.exception
@@ -105,12 +110,15 @@ async def single(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
 
 
-async def _counted(pieces: AsyncIterator[bytes], record: RequestRecord) -> AsyncGenerator[bytes, None]:
+async def _measured(
+    pieces: AsyncIterator[bytes], record: RequestRecord, ends: deque[int]
+) -> AsyncGenerator[bytes, None]:
+    offset = 0
     async for piece in pieces:
+        offset += len(piece)
+        if record.error_code is None:  # an exception message is no part
+            ends.append(offset)
         yield piece
-        # asked for the next one: this one has gone out whole
-        if record.error_code is None:
-            record.parts += 1
 
 
 async def _up_to(pieces: AsyncIterator[bytes], after_parts: int, after_bytes: int) -> AsyncGenerator[bytes, None]:

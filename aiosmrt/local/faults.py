@@ -31,6 +31,7 @@ __all__ = [
     "CloseBeforeHeaders",
     "Drip",
     "Effect",
+    "ErrorAnswer",
     "ErrorEffect",
     "Fault",
     "IdleClose",

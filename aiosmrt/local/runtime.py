@@ -238,6 +238,7 @@ class LocalRuntime:
             "stalled": self._server.stalled,
             "connections": 0 if self._web is None else len(self._web.connections),
             "connections_seen": self._server.connections_seen,
+            "closes_to_come": self._server.closes_to_come,
             "sessions": sum(len(endpoint.sessions) for endpoint in self._endpoints.values()),
             "request_bytes": self._log.request_bytes,
             "response_bytes": self._log.response_bytes,

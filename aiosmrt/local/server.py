@@ -14,6 +14,7 @@ import asyncio
 import random
 import re
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from email.utils import formatdate
@@ -104,6 +105,11 @@ class RequestServer:
     def in_flight(self) -> int:
         """How many requests are being handled."""
         return len(self._handlers)
+
+    @property
+    def closes_to_come(self) -> int:
+        """How many scripted idle closes are still to come."""
+        return len(self._timers)
 
     @property
     def connections_seen(self) -> int:
@@ -354,11 +360,15 @@ class _Exchange:
     ) -> None:
         record, server = self._record, self._server
         kept: list[bytes] = []
+        ends: deque[int] = deque()
         pieces = single(body) if isinstance(body, bytes) else body
-        async with aclosing(shaped(pieces, effect, server.stall, record, streams=streams)) as chunks:
+        async with aclosing(shaped(pieces, effect, server.stall, record, ends if streams else None)) as chunks:
             async for chunk in chunks:
                 await response.write(chunk)
                 record.response_bytes += len(chunk)
+                while ends and ends[0] <= record.response_bytes:
+                    ends.popleft()
+                    record.parts += 1
                 if server._record_bodies:
                     kept.append(chunk)
         if server._record_bodies:

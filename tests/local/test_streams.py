@@ -1,0 +1,303 @@
+"""Response streams: a container's answer re-framed as it arrives, and what becomes of its failures."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from botocore.exceptions import ClientError, EventStreamError
+
+from aiosmrt.local import ContainerFailure, EndpointConfiguration, Invocation, LocalRuntime, ProductionVariant
+from aiosmrt.wire.eventstream import Decoder
+from tests.support.runtime import (
+    Draft,
+    InProcessContainer,
+    RawConnection,
+    aiobotocore_client,
+    echo,
+    local_runtime,
+    words,
+)
+
+PATH = "/endpoints/llm/invocations-response-stream"
+
+
+async def parts_of(runtime: LocalRuntime, **members: Any) -> tuple[dict[str, Any], list[bytes]]:
+    """One streamed call through aiobotocore: its result and the parts."""
+    async with aiobotocore_client(runtime.url) as client:
+        result = await client.invoke_endpoint_with_response_stream(
+            EndpointName="llm", **({"Body": b"one two three"} | members)
+        )
+        parts = [event["PayloadPart"]["Bytes"] async for event in result["Body"]]
+        return result, parts
+
+
+async def messages_of(runtime: LocalRuntime) -> list[tuple[dict[str, Any], bytes]]:
+    """One streamed call over a socket: its decoded messages."""
+    async with RawConnection.to(runtime.url) as connection:
+        answer = await connection.exchange(Draft(runtime.url, PATH, body=b"one two three").sign().encode())
+    assert answer.status == 200
+    assert answer.ended == "complete"
+    decoder = Decoder()
+    messages = decoder.feed(answer.body)
+    decoder.finish()
+    return [(dict(headers), payload) for headers, payload in messages]
+
+
+async def test_a_callables_parts() -> None:
+    async with local_runtime({"llm": words}) as runtime:
+        result, parts = await parts_of(runtime)
+        assert parts == [b"one", b"two", b"three"]
+        assert result["InvokedProductionVariant"] == "AllTraffic"
+        assert runtime.requests[0].parts == 3
+        assert await messages_of(runtime) == [
+            (
+                {
+                    ":event-type": "PayloadPart",
+                    ":content-type": "application/octet-stream",
+                    ":message-type": "event",
+                },
+                word,
+            )
+            for word in (b"one", b"two", b"three")
+        ]
+
+
+async def test_what_a_streaming_callable_is_told_and_tells() -> None:
+    seen: list[Invocation] = []
+
+    async def model(invocation: Invocation) -> tuple[AsyncIterator[bytes], dict[str, str]]:
+        seen.append(invocation)
+        headers = {"Content-Type": "text/event-stream", "X-Amzn-SageMaker-Custom-Attributes": "out"}
+        return words(invocation), headers
+
+    async with local_runtime({"llm": model}) as runtime:
+        result, parts = await parts_of(runtime, Accept="text/event-stream", ContentType="text/plain")
+    assert parts == [b"one", b"two", b"three"]
+    assert result["ContentType"] == "text/event-stream"
+    assert result["CustomAttributes"] == "out"
+    assert result["ResponseMetadata"]["HTTPHeaders"]["content-type"] == "application/vnd.amazon.eventstream"
+    assert seen[0].streaming is True
+    assert seen[0].accept == "text/event-stream"
+    assert seen[0].headers["Accept"] == "text/event-stream"
+    assert seen[0].headers["X-Amzn-SageMaker-Forwarded-Api"] == "InvokeEndpointWithResponseStream"
+
+
+async def test_a_plain_answer_is_one_part() -> None:
+    async with local_runtime({"llm": echo}) as runtime:
+        assert (await parts_of(runtime))[1] == [b"one two three"]
+        assert (await parts_of(runtime, Body=b""))[1] == []
+
+
+async def test_empty_parts_are_left_out() -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        for part in (b"", b"a", b"", b"b"):
+            yield part
+
+    async with local_runtime({"llm": model}) as runtime:
+        assert (await parts_of(runtime))[1] == [b"a", b"b"]
+
+
+async def test_a_part_goes_out_before_the_next_exists() -> None:
+    go_on = asyncio.Event()
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first")
+        await go_on.wait()
+        await response.write(b"second")
+        return response
+
+    async with (
+        InProcessContainer(serve) as container,
+        local_runtime({"llm": container.url}) as runtime,
+        aiobotocore_client(runtime.url) as client,
+    ):
+        result = await client.invoke_endpoint_with_response_stream(EndpointName="llm", Body=b"")
+        events = aiter(result["Body"])
+        assert await events.__anext__() == {"PayloadPart": {"Bytes": b"first"}}
+        go_on.set()
+        assert [event async for event in events] == [{"PayloadPart": {"Bytes": b"second"}}]
+        assert container.received[0].headers["x-amzn-sagemaker-forwarded-api"] == "InvokeEndpointWithResponseStream"
+
+
+async def test_a_large_piece_is_cut_into_parts() -> None:
+    payload = bytes(range(256)) * 40_000
+
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        yield payload
+
+    async with local_runtime({"llm": model}) as runtime:
+        _, parts = await parts_of(runtime)
+    assert [len(part) for part in parts] == [4_194_304, 4_194_304, 1_851_392]
+    assert b"".join(parts) == payload
+
+
+@pytest.mark.parametrize("raises_at", ["call", "first part"])
+async def test_a_failure_before_the_head_is_a_model_error(raises_at: str) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        raise ContainerFailure(503, "overloaded")
+        yield b""
+
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        if raises_at == "call":
+            raise ContainerFailure(503, "overloaded")
+        return parts()
+
+    async with local_runtime({"llm": model}) as runtime, aiobotocore_client(runtime.url) as client:
+        with pytest.raises(client.exceptions.ModelError) as caught:
+            await client.invoke_endpoint_with_response_stream(EndpointName="llm", Body=b"")
+    assert caught.value.response["OriginalStatusCode"] == 503
+    assert caught.value.response["OriginalMessage"] == "overloaded"
+
+
+async def test_a_container_failure_before_the_head() -> None:
+    async def serve(request: web.Request) -> web.Response:
+        return web.Response(status=400, text="bad prompt")
+
+    async with (
+        InProcessContainer(serve) as container,
+        local_runtime({"llm": container.url}) as runtime,
+        aiobotocore_client(runtime.url) as client,
+    ):
+        with pytest.raises(client.exceptions.ModelError) as caught:
+            await client.invoke_endpoint_with_response_stream(EndpointName="llm", Body=b"")
+    assert caught.value.response["OriginalStatusCode"] == 400
+
+
+async def stream_error(runtime: LocalRuntime, count: int) -> tuple[str, dict[str, str]]:
+    """The type and the document of the exception that follows so many parts."""
+    *parts, (headers, payload) = await messages_of(runtime)
+    assert [part[0][":event-type"] for part in parts] == ["PayloadPart"] * count
+    assert headers[":message-type"] == "exception"
+    assert headers[":content-type"] == "application/json"
+    return headers[":exception-type"], json.loads(payload)
+
+
+@pytest.mark.parametrize("error", [ContainerFailure(500, "secret detail"), ValueError("secret detail")])
+async def test_a_failure_after_the_head(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        yield b"one"
+        yield b"two"
+        raise error
+
+    async with local_runtime({"llm": model}) as runtime:
+        kind, document = await stream_error(runtime, 2)
+        (record,) = await runtime.wait_for_requests(1)
+        with pytest.raises(EventStreamError, match="ModelStreamError"):
+            await parts_of(runtime)
+    assert kind == "ModelStreamError"
+    assert document["ErrorCode"] == "StreamBroken"
+    assert document["Message"].startswith("An error occurred while streaming")
+    assert (record.status, record.error_code, record.parts, record.outcome) == (200, "ModelStreamError", 2, "answered")
+
+
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n", "Content-Length: 9\r\n\r\none"])
+async def test_a_container_that_dies_in_its_stream(framing: str) -> None:
+    async def serve(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.write(f"HTTP/1.1 200 OK\r\n{framing}".encode())
+        request.transport.close()
+        return web.Response()
+
+    async with InProcessContainer(serve) as container, local_runtime({"llm": container.url}) as runtime:
+        kind, document = await stream_error(runtime, 1)
+    assert (kind, document["ErrorCode"]) == ("ModelStreamError", "StreamBroken")
+
+
+async def test_a_stream_that_takes_too_long() -> None:
+    ended = asyncio.Event()
+
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        try:
+            yield b"one"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    endpoint = EndpointConfiguration([ProductionVariant(model)], model_timeout=0.05)
+    async with local_runtime({"llm": endpoint}, stream_timeout=0.05) as runtime:
+        kind, document = await stream_error(runtime, 1)
+        assert ended.is_set()
+    assert (kind, document["ErrorCode"]) == ("ModelStreamError", "ModelInvocationTimeExceeded")
+
+
+async def test_a_stream_that_does_not_begin_in_time() -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async with local_runtime({"llm": model}, model_timeout=0.02) as runtime, aiobotocore_client(runtime.url) as client:
+        with pytest.raises(client.exceptions.ModelError) as caught:
+            await client.invoke_endpoint_with_response_stream(EndpointName="llm", Body=b"")
+    assert caught.value.response["OriginalStatusCode"] == 0
+
+
+async def test_a_client_that_leaves_ends_the_models_stream() -> None:
+    ended = asyncio.Event()
+
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 100_000
+        finally:
+            ended.set()
+
+    async with local_runtime({"llm": model}) as runtime:
+        async with RawConnection.to(runtime.url) as connection:
+            await connection.write(Draft(runtime.url, PATH).sign().encode())
+            await connection.reader.readexactly(1_000_000)
+        (record,) = await runtime.wait_for_requests(1)
+        assert ended.is_set()
+    assert record.outcome == "disconnected"
+    assert record.status == 200
+    assert record.parts >= 9
+
+
+async def test_a_client_that_leaves_ends_the_containers_request() -> None:
+    ended = asyncio.Event()
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            await response.write(b"one")
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return response
+
+    async with InProcessContainer(serve) as container, local_runtime({"llm": container.url}) as runtime:
+        async with RawConnection.to(runtime.url) as connection:
+            await connection.write(Draft(runtime.url, PATH).sign().encode())
+            await connection.reader.readuntil(b"one")
+        await ended.wait()
+        assert (await runtime.wait_for_requests(1))[0].outcome == "disconnected"
+
+
+async def test_a_slow_reader_holds_the_model_back() -> None:
+    made = 0
+
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        nonlocal made
+        for _ in range(1000):
+            made += 1
+            yield b"x" * 100_000
+
+    async with local_runtime({"llm": model}) as runtime, RawConnection.to(runtime.url) as connection:
+        await connection.write(Draft(runtime.url, PATH).sign().encode())
+        await connection.reader.readexactly(100_000)
+        before = -1
+        while made != before:  # until nothing moves any more
+            before = made
+            await asyncio.sleep(0.02)
+        assert made < 500
+
+
+async def test_streaming_needs_a_known_endpoint() -> None:
+    async with local_runtime({"other": words}) as runtime, aiobotocore_client(runtime.url) as client:
+        with pytest.raises(ClientError, match="Endpoint llm of account 123456789012 not found"):
+            await client.invoke_endpoint_with_response_stream(EndpointName="llm", Body=b"")
