@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
 
 from aiosmrt.aws.credentials import CredentialsCache
 from aiosmrt.aws.hosts import ResolvedEndpoint, resolve_endpoint
@@ -277,7 +279,12 @@ class Shared:
             self.transport = SessionTransport(
                 configuration.origin, session=self._session, verify=configuration.verify, proxy=configuration.proxy
             )
+            _connected().add(self)
             self.ready_on = loop
+
+    def forget(self) -> None:
+        """Be unprepared in a forked child, so that `bind` gets to say why even on the parent's loop."""
+        self.ready_on = None
 
     async def close(self) -> None:
         """Close connections and background work; may be called more than once.
@@ -326,6 +333,21 @@ class Shared:
         if isinstance(body, bytearray):
             return bytes(body)
         return await self.off_loop(_read_file, body)
+
+
+@cache
+def _connected() -> WeakSet[Shared]:
+    """The clients with connections, which a forked child would share with its parent; watched from the first one on."""
+    connected: WeakSet[Shared] = WeakSet()
+
+    def forget_all() -> None:
+        for shared in connected:
+            shared.forget()
+
+    if hasattr(os, "register_at_fork"):
+        # Cheaper than asking for the process id at every call.
+        os.register_at_fork(after_in_child=forget_all)
+    return connected
 
 
 def emit(observers: tuple[Observer, ...], event: Event) -> None:

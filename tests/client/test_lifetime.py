@@ -1,0 +1,196 @@
+"""Where and how long a client can be used: one loop, one process, until it is closed."""
+
+import asyncio
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from aiosmrt import Client, ClientStateError
+from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.recording_server import RecordedRequest, RecordingServer, Response
+
+
+async def call(client: Client) -> int:
+    response = await client.invoke_endpoint(EndpointName="e", Body=b"")
+    return response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+@pytest.fixture
+def server_in_a_thread() -> Iterator[str]:
+    """The URL of a server that has a loop and a thread of its own, so that a test may run several loops."""
+    started: Any = threading.Event()
+    found: list[Any] = []
+
+    async def serve() -> None:
+        async with RecordingServer() as server:
+            stop = asyncio.Event()
+            found.extend((server.url, asyncio.get_running_loop(), stop))
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    started.wait(10)
+    url, loop, stop = found
+    yield url
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_second_loop_is_told(server_in_a_thread: str) -> None:
+    client = Client(endpoint_url=server_in_a_thread, **CLIENT_ARGUMENTS)
+    with asyncio.Runner() as first:
+        assert first.run(call(client)) == 200
+
+        async def elsewhere() -> None:
+            for use in (call(client), client.close(), client.__aenter__()):
+                with pytest.raises(ClientStateError, match="event loop"):
+                    await use
+
+        thread = threading.Thread(target=asyncio.run, args=(elsewhere(),))
+        thread.start()
+        thread.join(30)
+        # The first loop has lost nothing by it.
+        assert first.run(call(client)) == 200
+        first.run(client.close())
+
+
+def in_child(check: Callable[[], object]) -> str:
+    """Run `check` in a forked child; what went wrong there, or nothing."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        try:
+            check()
+            message = ""
+        except BaseException:
+            message = traceback.format_exc()
+        os.write(writer, message.encode()[:60_000])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        message = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return message
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_is_told(server_in_a_thread: str) -> None:
+    client = Client(endpoint_url=server_in_a_thread, **CLIENT_ARGUMENTS)
+    with asyncio.Runner() as runner:
+        assert runner.run(call(client)) == 200
+
+        def on_a_new_loop() -> None:
+            with pytest.raises(ClientStateError, match="process"):
+                asyncio.run(call(client))
+
+        def on_the_same_loop() -> None:
+            with pytest.raises(ClientStateError, match="process"):
+                runner.run(call(client))
+
+        assert in_child(on_a_new_loop) == ""
+        assert in_child(on_the_same_loop) == ""
+        # The parent's connections are as they were.
+        assert runner.run(call(client)) == 200
+        runner.run(client.close())
+
+
+def test_a_client_not_used_before_a_fork_works_after_it(server_in_a_thread: str) -> None:
+    client = Client(endpoint_url=server_in_a_thread, **CLIENT_ARGUMENTS)
+
+    async def use() -> None:
+        async with client:
+            assert await call(client) == 200
+
+    with pytest.warns(DeprecationWarning, match="fork") if _fork_warns() else _nothing():
+        assert in_child(lambda: asyncio.run(use())) == ""
+
+
+def _fork_warns() -> bool:
+    import sys
+
+    return sys.version_info >= (3, 12)
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+async def test_a_closed_client_is_told(client: Client) -> None:
+    assert await call(client) == 200
+    await client.close()
+    await client.close()
+    for use in (
+        call(client),
+        client.invoke_endpoint_async(EndpointName="e", Body=b""),
+        client.invoke_endpoint_with_response_stream(EndpointName="e", Body=b""),
+        client.make_request("InvokeEndpoint", {"EndpointName": "e", "Body": b""}),
+        client.__aenter__(),
+    ):
+        with pytest.raises(ClientStateError, match="closed"):
+            await use
+    assert "closed" in repr(client)
+
+
+async def test_a_client_closed_before_its_first_call(client: Client) -> None:
+    await client.close()
+    with pytest.raises(ClientStateError, match="closed"):
+        await call(client)
+
+
+async def test_leaving_the_block_closes_every_connection(server: RecordingServer) -> None:
+    async with Client(endpoint_url=server.url, **CLIENT_ARGUMENTS) as client:
+        await asyncio.gather(*(call(client) for _ in range(5)))
+        assert server.connections_open > 0
+    await server.until(lambda server: server.connections_open == 0)
+
+
+async def test_closing_ends_calls_that_are_under_way(client: Client, server: RecordingServer) -> None:
+    never = asyncio.Event()
+
+    async def silence(request: RecordedRequest) -> Response:
+        await never.wait()
+        return Response()
+
+    server.answer = silence
+    under_way = asyncio.create_task(call(client))
+    await server.until(lambda server: len(server.requests) == 1)
+    await client.close()
+    with pytest.raises(ClientStateError, match="closed"):
+        await under_way
+    assert client.statistics().in_use == 0
+
+
+async def test_first_calls_at_once_prepare_once(client: Client, server: RecordingServer) -> None:
+    assert await asyncio.gather(*(call(client) for _ in range(20))) == [200] * 20
+    assert len(server.requests) == 20
+    assert client.statistics().calls == 20
+
+
+async def test_a_view_ends_with_its_client_and_not_the_other_way_round(client: Client) -> None:
+    view = client.with_options(deadline=5.0)
+    async with view:
+        assert await call(view) == 200
+    assert await call(view) == 200
+    assert await call(client) == 200
+    await client.close()
+    with pytest.raises(ClientStateError, match="closed"):
+        await call(view)
+
+
+async def test_nothing_is_left_when_a_first_call_is_cancelled(client: Client, server: RecordingServer) -> None:
+    first = asyncio.create_task(call(client))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await call(client) == 200
+    assert client.statistics().in_use == 0
