@@ -1,0 +1,216 @@
+"""``aiosmrt demo``: the main job on real input, against a local SageMaker Runtime.
+
+A model container (`aiosmrt.cli.digits`) runs in a process of its own behind a `LocalRuntime`, which throttles every
+so many requests on purpose. All of scikit-learn's 1,797 digits are classified, a call each, concurrently under the
+client's limiter; then once more in a single call whose answer is streamed. Nothing is taken on trust: each prediction
+is compared with the true label, and a call that fails ends the demonstration with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from aiosmrt.client import Client, ClientStatistics
+from aiosmrt.config import RetryPolicy
+from aiosmrt.errors import AiosmrtError, ConfigurationError
+from aiosmrt.events import AttemptEnded, Event
+
+__all__ = ["demo"]
+
+ENDPOINT = "digits"
+REGION = "us-east-1"
+# Both ends of the demonstration use these, and nobody else.
+ACCESS_KEY, SECRET_KEY = "AKIDEXAMPLE", "not-a-real-secret"
+# So many that one call is practically never throttled to its end: 0.02**8 for each.
+MAX_ATTEMPTS = 8
+
+
+@dataclass(slots=True)
+class Scores:
+    """What one pass over the digits gave."""
+
+    labels: list[int]
+    seconds: float
+    latencies: list[float]
+    statistics: ClientStatistics
+
+
+@dataclass(slots=True)
+class StreamedScores:
+    """The same from one streamed call."""
+
+    labels: list[int]
+    parts: int
+    first_part_seconds: float
+    seconds: float
+
+
+@click.command
+@click.option("--max-concurrency", type=click.IntRange(1), default=32, show_default=True, help="Calls in flight.")
+@click.option(
+    "--throttle-every",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Refuse every N-th request as too many; 0 for none.",
+)
+def demo(max_concurrency: int, throttle_every: int) -> None:
+    """Classify 1,797 handwritten digits through a local SageMaker Runtime."""
+    try:
+        import sklearn  # noqa: F401 - the container process needs it, and this is the time to say so
+    except ModuleNotFoundError:
+        raise ConfigurationError("the demonstration needs scikit-learn: pip install 'aiosmrt[demo]'") from None
+    asyncio.run(_demo(max_concurrency, throttle_every))
+
+
+async def _demo(max_concurrency: int, throttle_every: int) -> None:
+    from rich.console import Console
+
+    from aiosmrt.cli.digits import digits
+    from aiosmrt.local import Credentials, LocalRuntime, ModelContainer
+    from aiosmrt.local.faults import throttling
+
+    console = Console()
+    faults = {ENDPOINT: throttling().every(throttle_every, operation="InvokeEndpoint")} if throttle_every else {}
+    container = ModelContainer([sys.executable, "-m", "aiosmrt.cli.digits"])
+    with console.status("training the model and starting its container"):
+        runtime = LocalRuntime(
+            {ENDPOINT: container}, credentials=Credentials(ACCESS_KEY, SECRET_KEY), region=REGION, faults=faults
+        )
+        starting = asyncio.create_task(runtime.start())
+        try:
+            images, truth = await asyncio.to_thread(digits)
+            await starting
+        except BaseException:
+            starting.cancel()
+            await asyncio.wait({starting})
+            await runtime.close()
+            raise
+    try:
+        console.print(f"SageMaker Runtime on {runtime.url}, model container on {container.url}")
+        rows = [",".join(f"{pixel:g}" for pixel in image) for image in images]
+        latencies: list[float] = []
+
+        def note(event: Event) -> None:
+            if isinstance(event, AttemptEnded) and event.error is None:
+                latencies.append(event.duration)
+
+        async with Client(
+            REGION,
+            endpoint_url=runtime.url,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            max_concurrency=max_concurrency,
+            retry=RetryPolicy(max_attempts=MAX_ATTEMPTS),
+            observers=(note,),
+        ) as client:
+            scores = await _score(client, rows, latencies, console)
+            streamed = await _stream(client, rows, console)
+    finally:
+        await runtime.close()
+    if streamed.labels != scores.labels:
+        raise AiosmrtError("the streamed labels differ from those of the single calls")
+    _report(console, scores, streamed, [int(label) for label in truth])
+
+
+async def _score(client: Client, rows: list[str], latencies: list[float], console: Any) -> Scores:
+    """Classify every row with a call of its own."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    labels = [-1] * len(rows)
+
+    async def score(index: int) -> None:
+        response = await client.invoke_endpoint(
+            EndpointName=ENDPOINT, Body=rows[index], ContentType="text/csv", Accept="application/json"
+        )
+        labels[index] = json.loads(await response["Body"].read())["predictions"][0]
+        progress.advance(bar)
+
+    with Progress(
+        *Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    ) as progress:
+        bar = progress.add_task("invoke_endpoint", total=len(rows))
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as calls:
+            for index in range(len(rows)):
+                calls.create_task(score(index))
+        seconds = time.perf_counter() - began
+    return Scores(labels, seconds, latencies, client.statistics())
+
+
+async def _stream(client: Client, rows: list[str], console: Any) -> StreamedScores:
+    """Classify all rows in one call, and read its answer as it comes."""
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    began = time.perf_counter()
+    response = await client.invoke_endpoint_with_response_stream(
+        EndpointName=ENDPOINT, Body="\n".join(rows), ContentType="text/csv", Accept="application/jsonlines"
+    )
+    labels: list[int] = []
+    parts, first, rest = 0, 0.0, b""
+    columns = (
+        Progress.get_default_columns()[:3],
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns[0], *columns[1:], console=console) as progress:
+        bar = progress.add_task("response stream", total=len(rows), note="")
+        async with response["Body"] as stream:
+            async for event in stream:
+                parts += 1
+                first = first or time.perf_counter() - began
+                # A part may end anywhere, in the middle of a line too.
+                *lines, rest = (rest + event["PayloadPart"]["Bytes"]).split(b"\n")
+                labels += [json.loads(line)["label"] for line in lines]
+                progress.update(bar, completed=len(labels), note=f"{parts} parts")
+    return StreamedScores(labels, parts, first, time.perf_counter() - began)
+
+
+def _report(console: Any, scores: Scores, streamed: StreamedScores, truth: list[int]) -> None:
+    from rich.table import Table
+
+    from aiosmrt.cli.digits import TRAINING_ROWS
+
+    held_out = len(truth) - TRAINING_ROWS
+    p50, p95, p99 = (1000 * _percentile(scores.latencies, share) for share in (50, 95, 99))
+    retries = ", ".join(f"{count} after {cause}" for cause, count in scores.statistics.retries.items() if count)
+    table = Table(
+        title="Handwritten digits through invoke_endpoint",
+        caption=f"The model was trained on the first {TRAINING_ROWS} rows and has not seen the other {held_out}. "
+        "Latency is of answered requests, without back-off.",
+        show_header=False,
+    )
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("rows", f"{len(truth):,}")
+    table.add_row("accuracy, all rows", f"{_accuracy(scores.labels, truth):.2%}")
+    table.add_row(
+        f"accuracy, {held_out} unseen rows", f"{_accuracy(scores.labels[TRAINING_ROWS:], truth[TRAINING_ROWS:]):.2%}"
+    )
+    table.add_row("calls/s", f"{len(truth) / scores.seconds:,.0f}")
+    table.add_row("latency p50 / p95 / p99", f"{p50:.1f} / {p95:.1f} / {p99:.1f} ms")
+    table.add_row("retries", retries or "0")
+    table.add_row(
+        "streamed in one call",
+        f"{len(streamed.labels):,} rows, {streamed.parts} parts\n"
+        f"first after {1000 * streamed.first_part_seconds:.0f} ms, last after {1000 * streamed.seconds:.0f} ms",
+    )
+    console.print(table)
+
+
+def _accuracy(labels: list[int], truth: list[int]) -> float:
+    return sum(label == true for label, true in zip(labels, truth, strict=True)) / len(truth)
+
+
+def _percentile(values: list[float], share: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[share - 1]

@@ -1,0 +1,126 @@
+"""The demonstration: its model container on its own, and the whole of it as a process."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aiosmrt.cli.digits import PIXELS, ROWS_PER_CHUNK, TRAINING_ROWS, digits, rows_in, trained_model
+from aiosmrt.local import ModelContainer
+from tests.support.command_line import PROGRAM, environment, run
+
+ROW = [0.0] * PIXELS
+
+
+@pytest.fixture
+async def container() -> AsyncIterator[ModelContainer]:
+    async with ModelContainer(
+        [sys.executable, "-m", "aiosmrt.cli.digits"], environment={"PYTHONPATH": _root()}
+    ) as model:
+        yield model
+
+
+def _root() -> str:
+    return str(Path(sys.modules["aiosmrt"].__file__ or "").parent.parent)
+
+
+def csv(rows: Any) -> bytes:
+    return b"\n".join(b",".join(b"%g" % pixel for pixel in row) for row in rows)
+
+
+def test_the_model_knows_what_it_has_not_seen() -> None:
+    images, labels = digits()
+    assert len(images) == len(labels) == 1797
+    assert trained_model().score(images[TRAINING_ROWS:], labels[TRAINING_ROWS:]) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [("text/csv", csv([ROW, ROW]) + b"\r\n\r\n"), ("application/json", json.dumps({"instances": [ROW, ROW]}).encode())],
+)
+def test_rows_come_as_csv_or_json(content_type: str, body: bytes) -> None:
+    assert rows_in(content_type, body) == [ROW, ROW]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "problem"),
+    [
+        ("text/plain", b"", "content type must be"),
+        ("text/csv", b"", "at least one row"),
+        ("text/csv", b"1,2,3", "64 pixels"),
+        ("text/csv", b"secret", "rows of numbers"),
+        ("text/csv", b"\xff", "rows of numbers"),
+        ("application/json", b"{", "rows of numbers"),
+        ("application/json", b"[]", "rows of numbers"),
+        ("application/json", b'{"instances": [["secret"]]}', "rows of numbers"),
+        ("application/json", b'{"instances": 7}', "rows of numbers"),
+        ("application/json", b'{"instances": []}', "at least one row"),
+    ],
+)
+def test_bad_rows_are_refused_without_quoting_them(content_type: str, body: bytes, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as caught:
+        rows_in(content_type, body)
+    assert "secret" not in str(caught.value)
+
+
+async def test_the_container_answers_as_asked(container: ModelContainer) -> None:
+    images = digits()[0][: 3 * ROWS_PER_CHUNK]
+    body, expected = csv(images), [int(label) for label in trained_model().predict(images)]
+    async with aiohttp.ClientSession(container.url) as session:
+
+        async def invoke(accept: str, data: bytes = body) -> aiohttp.ClientResponse:
+            headers = {"Content-Type": "text/csv", "Accept": accept}
+            response = await session.post("/invocations", data=data, headers=headers)
+            await response.read()
+            return response
+
+        response = await invoke("application/json")
+        assert (await response.json())["predictions"] == expected
+        response = await invoke("text/csv")
+        assert [int(line) for line in (await response.text()).splitlines()] == expected
+        response = await invoke("application/jsonlines")
+        assert response.headers["Transfer-Encoding"] == "chunked"
+        assert [json.loads(line)["label"] for line in (await response.text()).splitlines()] == expected
+        response = await invoke("text/csv", b"1,2")
+        assert (response.status, await response.text()) == (
+            400,
+            "bad input: at least one row is needed, and 64 pixels in each",
+        )
+
+
+@pytest.fixture
+async def report(tmp_path: Path) -> str:
+    ended = await run(*PROGRAM, "demo", env=environment(tmp_path, COLUMNS="100"), cwd=tmp_path)
+    assert (ended.code, ended.stderr) == (0, b"")
+    return ended.stdout.decode()
+
+
+async def test_the_demonstration_scores_every_digit_and_tells_the_truth(report: str) -> None:
+    images, labels = digits()
+    right = trained_model().predict(images) == labels
+    cells = dict(re.findall(r"│ (.+?) +│ +(.+?) │", report))
+    assert cells["rows"] == "1,797"
+    assert cells["accuracy, all rows"] == f"{right.mean():.2%}"
+    assert cells["accuracy, 899 unseen rows"] == f"{right[TRAINING_ROWS:].mean():.2%}"
+    assert re.fullmatch(r"\d+ after throttling", cells["retries"])
+    # Every 50th request is refused, the repeated ones count too.
+    assert int(cells["retries"].split()[0]) == 1797 // 49
+    assert int(cells["calls/s"].replace(",", "")) > 0
+    assert re.fullmatch(r"[\d.]+ / [\d.]+ / [\d.]+ ms", cells["latency p50 / p95 / p99"])
+    parts = re.fullmatch(r"1,797 rows, (\d+) parts", cells["streamed in one call"])
+    assert parts is not None
+    assert int(parts[1]) > 1
+
+
+async def test_it_says_what_it_needs(tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules['sklearn'] = None; from aiosmrt.cli import main; sys.exit(main(['demo']))"
+    ended = await run(sys.executable, "-c", blocked, env=environment(tmp_path), cwd=tmp_path)
+    assert (ended.code, ended.stdout) == (253, b"")
+    assert ended.stderr == b"aiosmrt: error: the demonstration needs scikit-learn: pip install 'aiosmrt[demo]'\n"

@@ -1,0 +1,190 @@
+"""`invoke-endpoint` and its siblings, run as processes against a local runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from aiosmrt.local import LocalRuntime
+from aiosmrt.local.faults import StallInBody, StreamFailure, Truncate
+from tests.cli.conftest import Cli
+from tests.support.command_line import PROGRAM, environment, started
+
+
+async def test_the_body_goes_to_the_file_and_the_rest_is_printed(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "body").write_bytes(b"\xff\x00body")
+    ended = await cli(
+        *("invoke-endpoint", "--endpoint-name", "echo", "--body", "fileb://body", "--content-type", "a/b"),
+        *("--custom-attributes", "x=1", "out"),
+    )
+    assert (ended.code, ended.stderr) == (0, b"")
+    assert ended.stdout.decode().splitlines() == [
+        "{",
+        '    "ContentType": "a/b",',
+        '    "InvokedProductionVariant": "AllTraffic",',
+        '    "CustomAttributes": "x=1"',
+        "}",
+    ]
+    assert (tmp_path / "out").read_bytes() == b"\xff\x00body"
+
+
+async def test_from_standard_input_to_standard_output(cli: Cli) -> None:
+    ended = await cli("invoke-endpoint", "--endpoint-name", "echo", "--body", "-", "-", stdin=b"\xff\x00piped")
+    assert (ended.code, ended.stdout) == (0, b"\xff\x00piped")
+    assert json.loads(ended.stderr)["ContentType"] == "application/octet-stream"
+
+
+async def test_every_flag_reaches_the_service(cli: Cli, runtime: LocalRuntime) -> None:
+    ended = await cli(
+        *("invoke-endpoint", "--endpoint-name", "echo", "--body", "-1,2", "--content-type", "text/csv"),
+        *("--accept", "text/plain", "--target-variant", "AllTraffic", "--inference-id", "id-1"),
+        *("--enable-explanations", "`true`", "--prefix-aware-id", "prefix", "out"),
+    )
+    assert (ended.code, ended.stderr) == (0, b"")
+    (record,) = await runtime.wait_for_requests(1)
+    headers = dict(record.headers or {})
+    assert record.request_body == b"-1,2"
+    assert headers["content-type"] == "text/csv"
+    assert headers["accept"] == "text/plain"
+    assert headers["x-amzn-sagemaker-target-variant"] == "AllTraffic"
+    assert headers["x-amzn-sagemaker-inference-id"] == "id-1"
+    assert headers["x-amzn-sagemaker-enable-explanations"] == "`true`"
+    assert headers["x-amzn-sagemaker-prefix-aware-id"] == "prefix"
+    assert "md/command#aiosmrt" in headers["user-agent"]
+
+
+async def test_common_flags_may_stand_before_the_command_and_those_after_it_win(
+    cli: Cli, runtime: LocalRuntime, tmp_path: Path
+) -> None:
+    ended = await cli(
+        *("--endpoint-url", "http://127.0.0.1:1", "--query", "ContentType", "--output", "text"),
+        *("invoke-endpoint", "--endpoint-url", runtime.url, "--endpoint-name", "echo", "--body", "x", "out"),
+    )
+    assert ended == (0, b"application/octet-stream\n", b"")
+
+
+async def test_the_debug_flag_shows_attempts_and_no_payload(cli: Cli) -> None:
+    ended = await cli("invoke-endpoint", "--debug", "--endpoint-name", "echo", "--body", "hidden", "out")
+    assert ended.code == 0
+    assert b"AttemptStarted(operation='InvokeEndpoint', endpoint_name='echo'" in ended.stderr
+    assert b"CallEnded(" in ended.stderr
+    assert b"hidden" not in ended.stderr
+
+
+async def test_a_stream_is_written_part_by_part(cli: Cli, tmp_path: Path) -> None:
+    ended = await cli(
+        "invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two three", "out"
+    )
+    assert (ended.code, ended.stderr) == (0, b"")
+    assert (tmp_path / "out").read_bytes() == b"onetwothree"
+    assert "Body" not in json.loads(ended.stdout)
+
+
+async def test_a_part_is_written_when_it_comes_and_an_interrupt_ends_it(runtime: LocalRuntime, tmp_path: Path) -> None:
+    runtime.inject("parts", StallInBody(after_parts=1))
+    command = ("invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two", "-")
+    env = environment(tmp_path, AWS_ENDPOINT_URL=runtime.url)
+    async with started(*PROGRAM, *command, env=env) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert await process.stdout.readexactly(3) == b"one"
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+        assert (await process.stdout.read(), await process.stderr.read()) == (b"", b"")
+
+
+async def test_a_reader_that_goes_away_ends_a_stream_quietly(runtime: LocalRuntime, tmp_path: Path) -> None:
+    runtime.inject("parts", StallInBody(after_parts=1))
+    command = ("invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two", "-")
+    read_end, write_end = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM,
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=write_end,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(tmp_path, AWS_ENDPOINT_URL=runtime.url),
+    )
+    os.close(write_end)
+    await runtime.wait_for_stalled(1)
+    os.close(read_end)
+    runtime.release_stalled()
+    _, stderr = await process.communicate()
+    assert stderr == b""
+    assert process.returncode == 141
+
+
+async def test_a_stream_that_fails_keeps_what_came(cli: Cli, runtime: LocalRuntime, tmp_path: Path) -> None:
+    runtime.inject("parts", StreamFailure(after_parts=2, message="the model\nstumbled").next())
+    command = ("invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two three", "out")
+    ended = await cli(*command)
+    assert (ended.code, ended.stdout) == (254, b"")
+    assert ended.stderr.startswith(b"aiosmrt: error: An error occurred (ModelStreamError) when calling the InvokeEnd")
+    assert ended.stderr.count(b"\n") == 1
+    assert (tmp_path / "out").read_bytes() == b"onetwo"
+
+
+async def test_a_stream_cut_inside_a_frame_is_an_error(cli: Cli, runtime: LocalRuntime, tmp_path: Path) -> None:
+    runtime.inject("parts", Truncate(after_parts=1, after_bytes=9, clean_ending=True).always())
+    ended = await cli("invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two", "out")
+    assert ended.code == 255
+    assert ended.stderr.count(b"\n") == 1
+    assert (tmp_path / "out").read_bytes() == b"one"
+
+
+async def test_an_error_of_the_service_is_one_line_and_leaves_the_file_alone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"before")
+    ended = await cli("invoke-endpoint", "--endpoint-name", "failing", "--body", "x", "out")
+    assert (ended.code, ended.stdout) == (254, b"")
+    assert ended.stderr.startswith(b"aiosmrt: error: An error occurred (ModelError) when calling the InvokeEndpoint op")
+    assert b"out of; memory" in ended.stderr
+    assert ended.stderr.count(b"\n") == 1
+    assert (tmp_path / "out").read_bytes() == b"before"
+
+
+async def test_an_asynchronous_call_has_no_outfile(cli: Cli, runtime: LocalRuntime) -> None:
+    command = ("invoke-endpoint-async", "--endpoint-name", "missing", "--input-location", "s3://bucket/key")
+    ended = await cli(*command, "--request-ttl-seconds", "60", "--no-paginate")
+    (record,) = await runtime.wait_for_requests(1)
+    headers = dict(record.headers or {})
+    assert headers["x-amzn-sagemaker-requestttlseconds"] == "60"
+    assert headers["x-amzn-sagemaker-inputlocation"] == "s3://bucket/key"
+    assert ended.code == 254
+
+
+async def test_no_connection_is_another_code(cli: Cli) -> None:
+    ended = await cli(
+        *("invoke-endpoint", "--endpoint-name", "x", "--body", "x", "--endpoint-url", "http://127.0.0.1:1", "out"),
+        AWS_MAX_ATTEMPTS="1",
+    )
+    assert (ended.code, ended.stdout) == (255, b"")
+    assert ended.stderr.startswith(b"aiosmrt: error: Could not connect to ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "problem"),
+    [
+        (("--profile", "nobody"), {}, "nobody"),
+        ((), {"AWS_DEFAULT_REGION": "", "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": ""}, "region"),
+        ((), {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "credentials"),
+    ],
+)
+async def test_a_wrong_configuration_is_another_code(
+    cli: Cli, arguments: tuple[str, ...], variables: dict[str, str], problem: str
+) -> None:
+    ended = await cli("invoke-endpoint", "--endpoint-name", "x", "--body", "x", *arguments, "out", **variables)
+    assert (ended.code, ended.stdout) == (253, b"")
+    assert problem in ended.stderr.decode()
+    assert ended.stderr.count(b"\n") == 1
+
+
+async def test_unsigned_requests_need_no_credentials(cli: Cli) -> None:
+    variables = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    ended = await cli("invoke-endpoint", "--no-sign-request", "--endpoint-name", "x", "--body", "x", "out", **variables)
+    assert ended.code == 254
+    assert b"MissingAuthenticationToken" in ended.stderr

@@ -1,0 +1,175 @@
+"""From flags to request members."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from botocore import xform_name
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosmrt.cli.output import formatted
+from aiosmrt.cli.parameters import HELP, ParameterError, flag_name, request_parameters, skeleton
+from aiosmrt.wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, OPERATIONS
+
+MEMBERS = sorted({member.name for operation in OPERATIONS for member in operation.members})
+
+
+def parameters(given: dict[str, str], **options: Any) -> dict[str, Any]:
+    return request_parameters(INVOKE_ENDPOINT, given, **options)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_flags_are_named_as_the_aws_cli_names_them(member: str) -> None:
+    assert flag_name(member) == "--" + xform_name(member, "-")
+
+
+def test_every_member_has_help_and_nothing_else_has() -> None:
+    assert sorted(HELP) == MEMBERS
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "://" not in text and text != "-"))
+def test_text_is_sent_as_utf_8(text: str) -> None:
+    assert parameters({"Body": text}) == {"Body": text.encode()}
+
+
+def test_an_argument_that_is_no_utf_8_is_sent_as_its_own_bytes() -> None:
+    assert parameters({"Body": b"\xff\x00".decode(errors="surrogateescape")}) == {"Body": b"\xff\x00"}
+
+
+def test_binary_files_are_taken_byte_by_byte(tmp_path: Path) -> None:
+    (tmp_path / "body").write_bytes(b"\xff\r\n\x00")
+    assert parameters({"Body": f"fileb://{tmp_path}/body"}) == {"Body": b"\xff\r\n\x00"}
+
+
+def test_text_files_serve_every_member_and_have_their_line_ends_normalised(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes("ä\r\nb\rc\n".encode())
+    value = f"file://{tmp_path}/text"
+    assert parameters({"Body": value, "CustomAttributes": value}) == {
+        "Body": "ä\nb\nc\n".encode(),
+        "CustomAttributes": "ä\nb\nc\n",
+    }
+
+
+def test_paths_know_home_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "body").write_bytes(b"found")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    assert parameters({"Body": "fileb://~/body"}) == parameters({"Body": "fileb://$FOLDER/body"}) == {"Body": b"found"}
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\x00piped")))
+    assert parameters({"Body": "-"}, text_is_base64=True) == {"Body": b"\x00piped"}
+
+
+def test_a_dash_is_standard_input_for_bodies_alone() -> None:
+    assert parameters({"CustomAttributes": "-"}) == {"CustomAttributes": "-"}
+
+
+@given(st.binary())
+def test_base64_text_is_decoded_on_request(body: bytes) -> None:
+    text = base64.b64encode(body).decode()
+    assert parameters({"Body": text}, text_is_base64=True) == {"Body": body}
+    assert parameters({"Body": text}) == {"Body": text.encode()}
+
+
+def test_binary_files_are_never_base64(tmp_path: Path) -> None:
+    (tmp_path / "body").write_bytes(b"QUJD")
+    assert parameters({"Body": f"fileb://{tmp_path}/body"}, text_is_base64=True) == {"Body": b"QUJD"}
+    assert parameters({"Body": f"file://{tmp_path}/body"}, text_is_base64=True) == {"Body": b"ABC"}
+
+
+def test_whole_numbers(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("60\n")
+    given = {"RequestTTLSeconds": f"file://{tmp_path}/number", "InvocationTimeoutSeconds": "7"}
+    assert request_parameters(INVOKE_ENDPOINT_ASYNC, given) == {"RequestTTLSeconds": 60, "InvocationTimeoutSeconds": 7}
+    with pytest.raises(ParameterError, match=r"'--request-ttl-seconds': 'soon' is not a whole number"):
+        request_parameters(INVOKE_ENDPOINT_ASYNC, {"RequestTTLSeconds": "soon"})
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("fileb:///no/such/file", "Unable to load paramfile fileb:///no/such/file: .*No such file"),
+        ("file:///no/such/file", "Unable to load paramfile file:///no/such/file: .*No such file"),
+        ("file://binary", "its text is not UTF-8. For binary files, use fileb://"),
+        ("fileb://.", "Is a directory"),
+    ],
+)
+def test_what_cannot_be_read_is_told(value: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParameterError, match=f"Error parsing parameter '--body': .*{problem}"):
+        parameters({"Body": value})
+
+
+def test_bad_base64_is_told_without_quoting_it() -> None:
+    with pytest.raises(ParameterError, match="Invalid base64") as caught:
+        parameters({"Body": "secret!"}, text_is_base64=True)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_json_document_gives_members_and_flags_win(tmp_path: Path) -> None:
+    document = json.dumps({"EndpointName": "one", "Body": "text", "Accept": "a/b"})
+    assert parameters({"EndpointName": "two"}, input_json=document) == {
+        "EndpointName": "two",
+        "Body": b"text",
+        "Accept": "a/b",
+    }
+    (tmp_path / "input").write_text(document)
+    assert parameters({}, input_json=f"file://{tmp_path}/input")["EndpointName"] == "one"
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [("{", "Invalid JSON: "), ("[]", "Invalid JSON: an object"), ('{"Bodi": ""}', "Unknown members: Bodi")],
+)
+def test_a_bad_json_document_is_told(document: str, problem: str) -> None:
+    with pytest.raises(ParameterError, match=f"'--cli-input-json': {problem}"):
+        parameters({}, input_json=document)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_the_skeleton_names_every_member(operation: Any) -> None:
+    assert list(skeleton(operation)) == [member.name for member in operation.members]
+
+
+RESULT = {"ContentType": "text/csv", "InvokedProductionVariant": "ä", "Nothing": None}
+
+
+@pytest.mark.parametrize(
+    ("output", "query", "text"),
+    [
+        (
+            None,
+            None,
+            '{\n    "ContentType": "text/csv",\n    "InvokedProductionVariant": "ä",\n    "Nothing": null\n}\n',
+        ),
+        ("json", "ContentType", '"text/csv"\n'),
+        ("json", "Missing", "null\n"),
+        ("text", None, "text/csv\tä\tNone\n"),
+        ("text", "ContentType", "text/csv\n"),
+        ("text", "[InvokedProductionVariant, ContentType]", "ä\ttext/csv\n"),
+        ("text", "[[ContentType], [Nothing]]", "text/csv\nNone\n"),
+        ("text", "{b: ContentType, a: Nothing}", "None\ttext/csv\n"),
+    ],
+)
+def test_results_are_printed_in_the_wanted_form(output: str | None, query: str | None, text: str) -> None:
+    assert formatted(RESULT, output=output, query=query) == text
+
+
+@pytest.mark.parametrize("output", ["json", "text"])
+def test_an_empty_result_prints_nothing(output: str) -> None:
+    assert formatted({}, output=output, query=None) == ""
+
+
+def test_a_query_that_is_none_is_told() -> None:
+    with pytest.raises(ParameterError, match=r"'--query': Bad value \[: "):
+        formatted(RESULT, output=None, query="[")

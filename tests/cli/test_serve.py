@@ -1,0 +1,69 @@
+"""`serve` as a process: ready, used, ended."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiosmrt.client import Client
+from aiosmrt.local import ModelContainer
+from tests.support.command_line import PROGRAM, environment, run, started
+from tests.support.peers import CLIENT_ARGUMENTS
+
+CONTAINER = Path(__file__).parent.parent / "local" / "container_program.py"
+COMMAND = [sys.executable, "-I", str(CONTAINER)]
+
+
+async def invoke(url: str, endpoint: str) -> bytes:
+    async with Client(endpoint_url=url, **CLIENT_ARGUMENTS) as client:
+        response = await client.invoke_endpoint(EndpointName=endpoint, Body=b"body")
+        return await response["Body"].read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_says_where_it_is_serves_and_ends_in_order(number: signal.Signals, tmp_path: Path) -> None:
+    async with ModelContainer(COMMAND) as container:
+        command = ("serve", "--port", "0", "--endpoint", f"model={container.url}")
+        async with started(*PROGRAM, *command, env=environment(tmp_path)) as process:
+            assert process.stdout is not None
+            line = (await process.stdout.readline()).decode()
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+\n", line)
+            assert await invoke(line.strip(), "model") == b"body"
+            process.send_signal(number)
+            stdout, stderr = await process.communicate()
+        assert (process.returncode, stdout, stderr) == (0, b"", b"")
+        assert container.running
+
+
+async def test_a_file_says_more_and_flags_add_to_it(tmp_path: Path) -> None:
+    (tmp_path / "runtime.toml").write_text(f"[endpoints.started]\ncontainer = {{ command = {COMMAND!r} }}\n")
+    async with ModelContainer(COMMAND) as container:
+        command = ("serve", "--endpoint", f"running={container.url}", "runtime.toml")
+        async with started(*PROGRAM, *command, env=environment(tmp_path), cwd=tmp_path) as process:
+            assert process.stdout is not None
+            url = (await process.stdout.readline()).decode().strip()
+            assert [await invoke(url, name) for name in ("started", "running")] == [b"body", b"body"]
+            process.terminate()
+            _, stderr = await process.communicate()
+        assert (process.returncode, stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "problem"),
+    [
+        ((), {}, 253, "no endpoint to serve"),
+        (("--endpoint", "m=http://127.0.0.1:1"), {"AWS_ACCESS_KEY_ID": ""}, 253, "AWS_ACCESS_KEY_ID"),
+        (("missing.toml",), {}, 252, "missing.toml"),
+    ],
+)
+async def test_what_is_missing_is_told(
+    arguments: tuple[str, ...], variables: dict[str, str], code: int, problem: str, tmp_path: Path
+) -> None:
+    ended = await run(*PROGRAM, "serve", *arguments, env=environment(tmp_path, **variables), cwd=tmp_path)
+    assert (ended.code, ended.stdout) == (code, b"")
+    assert problem in ended.stderr.decode()
+    assert ended.stderr.count(b"\n") == 1

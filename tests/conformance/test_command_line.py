@@ -1,0 +1,192 @@
+"""`aiosmrt` beside the AWS CLI, byte for byte: the same flags give the same requests, files and output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosmrt.local import Credentials, Invocation, LocalRuntime, RequestRecord
+from tests.support.command_line import PROGRAM, Ended, environment, run
+from tests.support.peers import CREDENTIALS, REGION
+
+# What a client says about itself or about the attempt.
+OWN_HEADERS = {
+    "amz-sdk-invocation-id",
+    "amz-sdk-request",
+    "user-agent",
+    "x-amz-user-agent",
+    "connection",
+    "accept-encoding",
+}
+DATED_HEADERS = {"x-amz-date", "date"}
+
+# Version 1 of the AWS CLI has 2 for its parser's errors and 255 for all others; ours are version 2's.
+EXIT_CODES = {0: {0}, 252: {2, 252, 255}, 253: {253, 255}, 254: {254, 255}, 255: {255}}
+
+
+async def answer(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+    return b"\xff\x00" + invocation.body, {
+        "Content-Type": invocation.content_type or "application/octet-stream",
+        "X-Amzn-SageMaker-Custom-Attributes": '<&> \\ " attributes',
+    }
+
+
+@pytest.fixture
+async def runtime() -> AsyncIterator[LocalRuntime]:
+    credentials = Credentials(CREDENTIALS.access_key, CREDENTIALS.secret_key)
+    endpoints: dict[str, Any] = {"model": answer}
+    async with LocalRuntime(endpoints, credentials=credentials, region=REGION, record_bodies=True) as runtime:
+        yield runtime
+
+
+class Both:
+    """Runs a command line with both programs, each in a folder of its own."""
+
+    def __init__(self, aws_cli: str, url: str, folder: Path) -> None:
+        self.folders = folder / "aws", folder / "aiosmrt"
+        for path in self.folders:
+            path.mkdir()
+        self._programs = (aws_cli, "sagemaker-runtime"), PROGRAM
+        self._url = url
+
+    def write(self, name: str, content: bytes) -> None:
+        for folder in self.folders:
+            (folder / name).write_bytes(content)
+
+    async def run(self, *arguments: str, **variables: str) -> tuple[Ended, Ended]:
+        variables = {"AWS_ENDPOINT_URL": self._url, "AWS_MAX_ATTEMPTS": "1", **variables}
+        theirs, ours = await asyncio.gather(
+            *(
+                run(*program, *arguments, env=environment(folder, **variables), cwd=folder)
+                for program, folder in zip(self._programs, self.folders, strict=True)
+            )
+        )
+        return theirs, ours
+
+
+@pytest.fixture
+def both(aws_cli: str, runtime: LocalRuntime, tmp_path: Path) -> Both:
+    return Both(aws_cli, runtime.url, tmp_path)
+
+
+def told(record: RequestRecord) -> dict[str, str]:
+    headers = {name: value for name, value in (record.headers or {}).items() if name not in OWN_HEADERS}
+    if headers.get("accept") == "*/*":
+        del headers["accept"]  # aiohttp says so where nothing was asked for; the AWS CLI says nothing
+    return {name: "dated" if name in DATED_HEADERS else value for name, value in headers.items()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--body", "plain text, \u00e4", "--content-type", "text/csv", "--accept", "text/plain"),
+        ("--body", "fileb://binary", "--custom-attributes", "file://text"),
+        ("--body", "file://text", "--query", "[ContentType, InvokedProductionVariant]", "--output", "text"),
+        ("--body", "x", "--output", "text", "--no-paginate", "--color", "off"),
+        ("--body", "x", "--query", "{b: ContentType, a: Missing}"),
+        (
+            *(
+                "--body=-1",
+                "--target-variant",
+                "AllTraffic",
+                "--inference-id",
+                "id-1",
+                "--enable-explanations",
+                "`true`",
+            ),
+            *("--cli-read-timeout", "30", "--cli-connect-timeout", "0"),
+        ),
+    ],
+    ids=["text", "binary", "query-text", "text-output", "query-json", "flags"],
+)
+async def test_invoke_endpoint(both: Both, runtime: LocalRuntime, arguments: tuple[str, ...]) -> None:
+    both.write("binary", b"\xff\x00\r\n")
+    both.write("text", b"some text")
+    theirs, ours = await both.run("invoke-endpoint", "--endpoint-name", "model", *arguments, "out")
+    assert ours == theirs
+    assert ours.code == 0
+    assert ours.stdout
+    first, second = ((folder / "out").read_bytes() for folder in both.folders)
+    assert first == second
+    assert first.startswith(b"\xff\x00")
+    records = await runtime.wait_for_requests(2)
+    assert records[0].request_body == records[1].request_body
+    assert told(records[0]) == told(records[1])
+
+
+async def test_text_files_with_other_line_ends(both: Both, runtime: LocalRuntime) -> None:
+    both.write("text", "a\r\nb\rc\n\u00e4".encode())
+    theirs, ours = await both.run("invoke-endpoint", "--endpoint-name", "model", "--body", "file://text", "out")
+    assert ours == theirs
+    records = await runtime.wait_for_requests(2)
+    assert records[0].request_body == records[1].request_body == "a\nb\nc\n\u00e4".encode()
+
+
+async def test_the_skeleton(both: Both) -> None:
+    theirs, ours = await both.run("invoke-endpoint-async", "--generate-cli-skeleton")
+    assert ours == theirs
+    assert ours.code == 0
+
+
+async def test_members_from_a_json_document(both: Both, runtime: LocalRuntime) -> None:
+    document = {"EndpointName": "nobody", "InputLocation": "s3://bucket/key", "RequestTTLSeconds": 60, "Accept": "a/b"}
+    both.write("input.json", json.dumps(document).encode())
+    theirs, ours = await both.run(
+        *("invoke-endpoint-async", "--cli-input-json", "file://input.json", "--accept", "c/d"),
+        *("--invocation-timeout-seconds", "7", "--endpoint-name", "model"),
+    )
+    assert (ours.code, ours.stdout) == (254, theirs.stdout)
+    records = await runtime.wait_for_requests(2)
+    assert told(records[0]) == told(records[1])
+    assert told(records[0])["x-amzn-sagemaker-accept"] == "c/d"
+    assert {record.endpoint for record in records} == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "same_text"),
+    [
+        (("--endpoint-name", "missing", "--body", "x", "out"), {}, 254, True),
+        (("--endpoint-name", "model", "--body", "x", "--target-variant", "Other", "out"), {}, 254, True),
+        (("--endpoint-name", "model", "--body", "x", "missing/out"), {}, 255, False),
+        (("--endpoint-name", "model", "--body", "fileb://missing", "out"), {}, 252, True),
+        (("--endpoint-name", "model", "--body", "x"), {}, 252, True),
+        (("--endpoint-name", "model", "out"), {}, 252, True),
+        (("--endpoint-name", "model", "--body", "x", "--unknown", "out"), {}, 252, False),
+        (("--endpoint-name", "model", "--body", "x", "--profile", "nobody", "out"), {}, 253, True),
+        (
+            ("--endpoint-name", "model", "--body", "x", "out"),
+            {"AWS_DEFAULT_REGION": "", "AWS_ENDPOINT_URL": ""},
+            253,
+            False,
+        ),
+        (
+            ("--endpoint-name", "model", "--body", "x", "out"),
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+            253,
+            False,
+        ),
+        (
+            ("--endpoint-name", "model", "--body", "x", "--endpoint-url", "http://127.0.0.1:1", "out"),
+            {},
+            255,
+            False,
+        ),
+    ],
+)
+async def test_failures(
+    both: Both, arguments: tuple[str, ...], variables: dict[str, str], code: int, same_text: bool
+) -> None:
+    theirs, ours = await both.run("invoke-endpoint", *arguments, **variables)
+    assert ours.code == code
+    assert theirs.code in EXIT_CODES[code]
+    assert ours.stdout == theirs.stdout == b""
+    assert [path.name for folder in both.folders for path in folder.iterdir()] == []
+    prefix, _, line = ours.stderr.decode().partition("aiosmrt: error: ")
+    assert (prefix, line.count("\n")) == ("", 1)
+    if same_text:
+        assert line.partition(" (see ")[0].strip() in theirs.stderr.decode()

@@ -1,0 +1,68 @@
+"""The `aiosmrt` command as a process of its own, the way a shell starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import aiosmrt
+from tests.support.peers import CREDENTIALS, REGION
+
+# A warning would stand on standard error, which the tests compare.
+PROGRAM = (sys.executable, "-W", "error", "-m", "aiosmrt.cli")
+
+
+class Ended(NamedTuple):
+    """A finished process."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """What a process needs, with fake credentials and nothing of the machine's AWS settings."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "PYTHONPATH": str(Path(aiosmrt.__file__).parent.parent),
+        "AWS_ACCESS_KEY_ID": CREDENTIALS.access_key,
+        "AWS_SECRET_ACCESS_KEY": CREDENTIALS.secret_key,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_DEFAULT_REGION": REGION,
+        **variables,
+    }
+
+
+@asynccontextmanager
+async def started(
+    *command: str, env: Mapping[str, str], cwd: Path | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process with pipes, which does not outlive the block."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(env),
+        cwd=cwd,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def run(*command: str, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> Ended:
+    """Run a process to its end."""
+    async with started(*command, env=env, cwd=cwd) as process:
+        stdout, stderr = await process.communicate(stdin)
+    assert process.returncode is not None
+    return Ended(process.returncode, stdout, stderr)
