@@ -125,6 +125,7 @@ class LocalRuntime:
         self._web: web.Server | None = None
         self._listener: asyncio.Server | None = None
         self._hurry = asyncio.Event()
+        self._closing: asyncio.Future[None] | None = None
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], *, port: int | None = None) -> Self:
@@ -276,10 +277,14 @@ class LocalRuntime:
         )
         try:
             await self._start_containers()
-            self._listener = await asyncio.get_running_loop().create_server(self._web, HOST, self._port, backlog=1024)
+            # not cancellable half way: a listener that nobody has got yet could not be closed
+            await _to_the_end(self._listen(self._web))
         except BaseException:
             await self.close()
             raise
+
+    async def _listen(self, connections: web.Server) -> None:
+        self._listener = await asyncio.get_running_loop().create_server(connections, HOST, self._port, backlog=1024)
 
     async def _start_containers(self) -> None:
         try:
@@ -295,16 +300,31 @@ class LocalRuntime:
         """End in order; no effect when it does not run. Cancelling this skips the grace periods."""
         if self._web is None:
             return
-        await _to_the_end(self._close(), on_cancel=self._hurry.set)
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await _to_the_end(self._closing, on_cancel=self._hurry.set)
 
     async def _close(self) -> None:
-        connections, self._web = self._web, None
+        try:
+            await self._end()
+        finally:
+            self._web = self._closing = None
+
+    async def _end(self) -> None:
+        connections = self._web
         if self._listener is not None:
+            # What was accepted in the turn in which a listener is closed is dropped unclosed by asyncio (3.11): stop
+            # accepting first. Loops that accept in another way take no notice.
+            for listening in self._listener.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            for _ in range(2):
+                await asyncio.sleep(0)
             self._listener.close()
         self._server.cancel_timers()
         self._server.release_stalled()
         if connections is not None:
-            connections.pre_shutdown()
+            self.close_idle_connections()
+            connections.pre_shutdown()  # the others end with their answer
             await self._drain()
             await self._server.cancel_handlers()
             transports = [protocol.transport for protocol in connections.connections]
@@ -398,7 +418,9 @@ def _distinct(containers: Iterable[Container]) -> list[Container]:
     return list({id(container): container for container in containers}.values())
 
 
-async def _to_the_end(work: Coroutine[Any, Any, None], on_cancel: Callable[[], None]) -> None:
+async def _to_the_end(
+    work: Coroutine[Any, Any, None] | asyncio.Future[None], on_cancel: Callable[[], None] = lambda: None
+) -> None:
     """Await work to its end even when cancelled meanwhile, and only then pass the cancellation on."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

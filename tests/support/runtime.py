@@ -243,6 +243,15 @@ class InProcessContainer:
         return await self._serve(request)
 
     async def start(self) -> None:
+        starting = asyncio.create_task(self._start())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await starting
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_get("/ping", self._ping)
         app.router.add_post("/invocations", self._invoke)

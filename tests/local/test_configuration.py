@@ -1,0 +1,235 @@
+"""TOML files: what they give, and what is said about those that are wrong."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.local import Credentials, Invocation, LocalRuntime, ModelContainer, faults
+from aiosmrt.local.configuration import EFFECTS, load_settings, parse_settings
+from aiosmrt.local.faultscript import Schedule
+from aiosmrt.wire.operations import BY_NAME
+from tests.support.runtime import Draft, RawConnection
+
+FULL = """
+region = "eu-central-1"
+account_id = "210987654321"
+port = 0
+verify_signatures = true
+model_timeout = 5
+stream_timeout = 7.5
+max_body_bytes = 1000
+keepalive_timeout = 30
+drain_timeout = 1
+seed = 7
+
+[[credentials]]
+access_key = "AKIDEXAMPLE"
+secret_key = "not-a-real-secret"
+
+[[credentials]]
+access_key = "ASIDEXAMPLE"
+secret_key = "not-a-real-secret"
+token = "not-a-real-token"
+
+[[faults]]
+effect = "skewed_clock"
+seconds = 10
+
+[endpoints.churn]
+url = "http://127.0.0.1:8080"
+multi_model = false
+model_timeout = 3
+session_seconds = 60
+
+[[endpoints.churn.faults]]
+effect = "throttling"
+retry_after = 1.5
+next = 3
+
+[[endpoints.churn.faults]]
+effect = "truncate"
+after_bytes = 100
+clean_ending = true
+every = 10
+operation = "InvokeEndpoint"
+
+[[endpoints.digits.variants]]
+name = "Blue"
+weight = 3
+
+[endpoints.digits.variants.container]
+command = ["python", "serve.py"]
+environment = { THREADS = "1" }
+model_dir = "model"
+working_dir = "."
+startup_timeout = 30
+grace = 2.5
+
+[[endpoints.digits.variants]]
+name = "Green"
+instances = [{ url = "http://127.0.0.1:8081" }, { handler = "tests.local.test_configuration:model" }]
+
+[[endpoints.shared.inference_components]]
+name = "adapter"
+variant = "Spare"
+url = "http://127.0.0.1:8082"
+"""
+
+
+async def model(invocation: Invocation) -> bytes:
+    return invocation.body.upper()
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "runtime.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, FULL))
+    endpoints = settings.pop("endpoints")
+    script = settings.pop("faults")
+    chance = settings.pop("chance")
+    credentials = settings.pop("credentials")
+    assert settings == {
+        "region": "eu-central-1",
+        "account_id": "210987654321",
+        "port": 0,
+        "verify_signatures": True,
+        "model_timeout": 5.0,
+        "stream_timeout": 7.5,
+        "max_body_bytes": 1000,
+        "keepalive_timeout": 30.0,
+        "drain_timeout": 1.0,
+    }
+    assert chance.random() == random.Random(7).random()
+    assert credentials == [
+        Credentials("AKIDEXAMPLE", "not-a-real-secret"),
+        Credentials("ASIDEXAMPLE", "not-a-real-secret", token="not-a-real-token"),
+    ]
+    assert script == {
+        "*": [faults.SkewedClock(10.0).always()],
+        "churn": [
+            faults.throttling(1.5).next(3),
+            faults.Fault(
+                faults.Truncate(after_bytes=100, clean_ending=True), Schedule(every=10, operation="InvokeEndpoint")
+            ),
+        ],
+    }
+    churn, digits, shared = endpoints["churn"], endpoints["digits"], endpoints["shared"]
+    assert churn.variants[0].target == "http://127.0.0.1:8080"
+    assert (churn.multi_model, churn.model_timeout, churn.session_seconds) == (False, 3.0, 60.0)
+    blue, green = digits.variants
+    assert (blue.name, blue.weight) == ("Blue", 3.0)
+    assert isinstance(blue.target[0], ModelContainer)
+    assert "python serve.py" in repr(blue.target[0])
+    assert (green.name, green.weight) == ("Green", 1.0)
+    assert green.target[0] == "http://127.0.0.1:8081"
+    assert green.target[1].__name__ == "model"
+    (component,) = shared.inference_components
+    assert (component.name, component.variant) == ("adapter", "Spare")
+
+
+async def test_a_runtime_from_a_file(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        region = "eu-central-1"
+        credentials = [{ access_key = "AKIDEXAMPLE", secret_key = "fake-secret-key-for-tests" }]
+        endpoints.echo.handler = "tests.local.test_configuration:model"
+        endpoints.echo.faults = [{ effect = "internal_failure", next = 1 }]
+        """,
+    )
+    async with LocalRuntime.from_toml(path) as runtime, RawConnection.to(runtime.url) as connection:
+        assert (await connection.exchange(Draft(runtime.url, body=b"loud").sign().encode())).status == 500
+        answer = await connection.exchange(Draft(runtime.url, body=b"loud").sign().encode())
+        assert (answer.status, answer.body) == (200, b"LOUD")
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_every_effect_has_a_name(name: str) -> None:
+    needed: dict[str, Any] = {"validation_error": {"message": "no"}, "skewed_clock": {"seconds": 1}}
+    table = {"effect": name, **needed.get(name, {})}
+    settings = parse_settings({"faults": [table]}, Path())
+    (fault,) = settings["faults"]["*"]
+    assert fault.effect.name == name
+    assert fault.schedule == Schedule()
+
+
+URL = 'url = "http://127.0.0.1:8080"'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("region = 7", "region: needs a string, not an integer"),
+        ("port = true", "port: needs an integer, not a boolean"),
+        ("model_timeout = 'long'", "model_timeout: needs a number, not a string"),
+        ("endpoints = []", "endpoints: needs a table, not a list"),
+        ("endpoint.a.b = 1", "endpoint: is unknown; did you mean endpoints?"),
+        ("[endpoints.churn]", "endpoints.churn.url: exactly one of url, handler and container is needed"),
+        (f"[endpoints.churn]\n{URL}\nhandler = 'a:b'", "endpoints.churn.url: exactly one of url, handler and"),
+        (f"[endpoints.churn]\n{URL}\nulr = 1", "endpoints.churn.ulr: is unknown; did you mean url?"),
+        ("[endpoints.churn]\nurl = '127.0.0.1'", "endpoints.churn.url: a model container's URL reads"),
+        ("[endpoints.churn]\nhandler = 'a.b'", 'endpoints.churn.handler: needs "module:function"'),
+        ("[endpoints.churn]\nhandler = 'no_such_module:f'", "endpoints.churn.handler: cannot be imported: No module"),
+        ("[endpoints.churn]\nhandler = 'json:nothing'", "endpoints.churn.handler: cannot be imported: module"),
+        ("[endpoints.churn]\nhandler = 'json:__name__'", "endpoints.churn.handler: json:__name__ is no callable"),
+        ("[endpoints.churn.container]\nport = 1", "endpoints.churn.container.command: is missing"),
+        ("[endpoints.churn.container]\ncommand = 'a b'", "endpoints.churn.container.command: needs a list, not"),
+        ("[endpoints.churn.container]\ncommand = [1]", "endpoints.churn.container.command: needs a list of strings"),
+        (
+            "[endpoints.churn.container]\ncommand = ['a']\nenvironment.A = 1",
+            "endpoints.churn.container.environment.A: needs a string, not an integer",
+        ),
+        (f"[[endpoints.churn.variants]]\n{URL}", "endpoints.churn.variants[0].name: is missing"),
+        (f"[[endpoints.churn.variants]]\nname = 'A'\nweight = '1'\n{URL}", "variants[0].weight: needs a number"),
+        ("endpoints.churn.variants = [1]", "endpoints.churn.variants[0]: needs a table, not an integer"),
+        (
+            "[[endpoints.churn.variants]]\nname = 'A'\ninstances = [1]",
+            "endpoints.churn.variants[0].instances[0]: needs a table",
+        ),
+        ("[[faults]]\neffect = 'throtling'", "faults[0].effect: 'throtling' is unknown; did you mean throttling?"),
+        ("[[faults]]\nnext = 1", "faults[0].effect: is missing"),
+        ("[[faults]]\neffect = 'skewed_clock'", "faults[0].seconds: is missing"),
+        ("[[faults]]\neffect = 'throttling'\nnext = 0", "faults[0].effect: next counts calls from 1, not 0"),
+        ("[[faults]]\neffect = 'throttling'\nafter = 1", "faults[0].after: is unknown"),
+        ("[[faults]]\neffect = 'drip'\npiece_bytes = 1.5", "faults[0].piece_bytes: needs an integer, not a number"),
+        ("[[faults]]\neffect = 'stall'\nseconds = 'x'", "faults[0].seconds: needs a number, not a string"),
+        (
+            "[[faults]]\neffect = 'stream_failure'\nexception = 'Boom'",
+            "faults[0].exception: needs 'ModelStreamError' or 'InternalStreamFailure', not a string",
+        ),
+        ("[[credentials]]\naccess_key = 'A'", "credentials[0].secret_key: is missing"),
+        ("[[credentials]]\naccess_key = ' '\nsecret_key = 's'", "credentials[0].access_key: access_key holds"),
+        ("region = ", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml: No such file"):
+        LocalRuntime.from_toml(tmp_path / "nowhere.toml")
+
+
+def test_a_fault_for_an_endpoint_that_the_file_does_not_have(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, f"[endpoints.churn]\n{URL}"))
+    settings["faults"] = {"chrun": [faults.throttling()]}
+    with pytest.raises(ConfigurationError, match="not there: 'chrun'"):
+        LocalRuntime(**settings, verify_signatures=False)
+
+
+def test_the_operations_that_a_fault_may_name() -> None:
+    for operation in BY_NAME:
+        table = {"effect": "throttling", "operation": operation}
+        assert parse_settings({"faults": [table]}, Path())["faults"]["*"][0].schedule.operation == operation
