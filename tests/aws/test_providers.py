@@ -225,7 +225,7 @@ async def test_a_given_object_that_fails_is_translated() -> None:
 # Environment
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"]),
@@ -297,7 +297,7 @@ def profiles(draw: st.DrawFn) -> tuple[str, str]:
     return config, credentials
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(profiles(), st.sampled_from([None, "default", "prod"]), st.sampled_from([None, "prod"]))
 def test_static_keys_of_profiles_are_found_as_by_botocore(
     tmp_path_factory: pytest.TempPathFactory, files: tuple[str, str], profile_name: str | None, environment: str | None
