@@ -96,7 +96,7 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
             await runtime.close()
             raise
     try:
-        console.print(f"SageMaker Runtime on {runtime.url}, model container on {container.url}")
+        console.print(f"SageMaker Runtime on {runtime.url}, model container on {container.url}", soft_wrap=True)
         rows = [",".join(f"{pixel:g}" for pixel in image) for image in images]
         latencies: list[float] = []
 
