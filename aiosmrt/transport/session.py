@@ -11,10 +11,9 @@ VPC endpoints forget it after 350 s.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import aiohttp
 from multidict import CIMultiDict
@@ -32,19 +31,15 @@ from aiosmrt.errors import (
     TransportError,
 )
 from aiosmrt.transport import Reply, Request
+from aiosmrt.transport.sockets import open_socket
+from aiosmrt.transport.watchdog import ReadWatchdog, Watched
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
-__all__ = ["SessionTransport", "open_socket"]
+__all__ = ["SessionTransport"]
 
 IDLE_SECONDS = 50.0
-
-# A dead peer is noticed 15 s after the last sign of life, on an idle connection as on one with unacknowledged data.
-_KEEPALIVE_IDLE_SECONDS = 5
-_KEEPALIVE_INTERVAL_SECONDS = 5
-_KEEPALIVE_PROBES = 2
-_USER_TIMEOUT_SECONDS = 15
 
 # aiohttp pauses reading at twice this: 256 KiB were the fastest mark for streams (docs/design/architecture.md).
 _READ_BUFFER_BYTES = 2**17
@@ -53,51 +48,11 @@ _READ_BUFFER_BYTES = 2**17
 _WHOLE_BODY_BYTES = 2**16
 _SLICE_BYTES = 2**18
 
-# asyncio reads 256 KiB at a time into a new object. Blocks of 128 KiB and more are mapped and unmapped by the C library
-# (M_MMAP_THRESHOLD in mallopt(3)), which costs more than reading one token: benchmarks/stream.py, "tokens".
-_MAX_READ_BYTES = 131_000
-
 # Distinct request targets (endpoint and operation) whose URL objects are kept.
 _MAX_URLS = 1024
 
 # aiohttp would say application/octet-stream where the caller said nothing.
 _NO_CONTENT_TYPE = ("Content-Type",)
-
-
-class _Socket(socket.socket):
-    __slots__ = ()
-
-    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        return socket.socket.recv(self, bufsize if bufsize < _MAX_READ_BYTES else _MAX_READ_BYTES, flags)
-
-
-def open_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Make a TCP socket that notices a dead peer within seconds.
-
-    A half-open connection answers nothing and fails nothing: without keep-alive a call on it waits out its whole read
-    timeout, and without ``TCP_USER_TIMEOUT`` unacknowledged data is repeated for up to 15 minutes, during which
-    keep-alive probes are not sent (tcp(7), RFC 5482).
-
-    Args:
-        address: an entry of ``getaddrinfo``, as aiohttp's ``socket_factory`` is given it.
-    """
-    family, kind, protocol, _, _ = address
-    sock = _Socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # names and availability differ between Linux, macOS and Windows
-        for name, value in (
-            ("TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", _KEEPALIVE_IDLE_SECONDS),
-            ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_SECONDS),
-            ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
-            ("TCP_USER_TIMEOUT", _USER_TIMEOUT_SECONDS * 1000),
-        ):
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 class _SlicedBody(aiohttp.Payload):
@@ -121,79 +76,6 @@ class _SlicedBody(aiohttp.Payload):
         view = memoryview(self._value)[:content_length]
         for start in range(0, len(view), _SLICE_BYTES):
             await writer.write(view[start : start + _SLICE_BYTES])
-
-
-class _Watched:
-    """An exchange that must not stay silent for too long."""
-
-    __slots__ = ("cancelling", "expired", "expires_at", "received_bytes", "response", "task")
-
-    def __init__(self, task: asyncio.Task[Any], expires_at: float) -> None:
-        self.task = task
-        self.cancelling = task.cancelling()
-        self.expires_at = expires_at
-        self.expired = False
-        self.response: aiohttp.ClientResponse | None = None
-        self.received_bytes = 0
-
-
-class _ReadWatchdog:
-    """One timer for the read timeouts of all exchanges that have the same one.
-
-    aiohttp's own read timeout arms and cancels a timer twice per exchange, which is 5 to 8 % of a call
-    (benchmarks/overhead.py). Here an exchange is put at the end of an ordered dictionary and taken out again. All have
-    the same timeout, so the order of arrival is the order of expiry, and only the first one needs a timer.
-
-    Args:
-        seconds: the read timeout.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._watched: dict[_Watched, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def watch(self) -> _Watched:
-        task = asyncio.current_task()
-        if task is None:
-            raise ClientStateError("a call must run in a task")
-        watched = _Watched(task, self._loop.time() + self._seconds)
-        self._watched[watched] = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(watched.expires_at, self._look)
-        return watched
-
-    def forget(self, watched: _Watched) -> None:
-        del self._watched[watched]
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        for watched in list(self._watched):
-            if watched.expires_at > now:
-                break
-            response = watched.response
-            received = 0 if response is None else response.content.total_bytes
-            if watched.expired:
-                continue
-            if received > watched.received_bytes:
-                # a long body that trickles in is not silent
-                del self._watched[watched]
-                watched.received_bytes = received
-                watched.expires_at = now + self._seconds
-                self._watched[watched] = None
-            else:
-                watched.expired = True
-                watched.task.cancel()
-        following = next((watched for watched in self._watched if not watched.expired), None)
-        if following is not None:
-            self._timer = self._loop.call_at(following.expires_at, self._look)
 
 
 class SessionTransport:
@@ -230,7 +112,7 @@ class SessionTransport:
         self._session = session if session is not None else _new_session()
         self._urls: dict[str, URL] = {}
         self._timeouts: dict[tuple[float | None, float | None], aiohttp.ClientTimeout] = {}
-        self._watchdogs: dict[float, _ReadWatchdog] = {}
+        self._watchdogs: dict[float, ReadWatchdog] = {}
         # responses whose bodies are still being received
         self._reading: set[aiohttp.ClientResponse] = set()
         self._verify = verify
@@ -247,7 +129,7 @@ class SessionTransport:
             return await self._exchange(request, read_timeout, None)
         watchdog = self._watchdogs.get(read_timeout)
         if watchdog is None:
-            watchdog = self._watchdogs[read_timeout] = _ReadWatchdog(read_timeout)
+            watchdog = self._watchdogs[read_timeout] = ReadWatchdog(read_timeout)
         watched = watchdog.watch()
         try:
             return await self._exchange(request, None, watched)
@@ -259,7 +141,7 @@ class SessionTransport:
         finally:
             watchdog.forget(watched)
 
-    async def _exchange(self, request: Request, read_timeout: float | None, watched: _Watched | None) -> Reply:
+    async def _exchange(self, request: Request, read_timeout: float | None, watched: Watched | None) -> Reply:
         try:
             response = await self._post(request, read_timeout)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
