@@ -15,7 +15,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -350,12 +350,13 @@ def base_url(url: str) -> str:
     >>> base_url("http://127.0.0.1:8080/invocations")
     'http://127.0.0.1:8080'
     """
+    parts = None
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         valid = False
-    if not valid or parts.query or parts.fragment:
+    if parts is None or not valid or parts.query or parts.fragment:
         raise ConfigurationError(f"a model container's URL reads http://host:port, not {url!r}")
     return url.rstrip("/").removesuffix("/invocations").rstrip("/")
 
@@ -372,7 +373,7 @@ def as_target(source: Any, session: Callable[[], aiohttp.ClientSession]) -> Targ
         container = source
         return UrlTarget(lambda: container.url if container.running else None, session)
     if callable(source):
-        return CallableTarget(source)
+        return CallableTarget(cast("Handler", source))
     raise ConfigurationError(
         f"an endpoint needs an async callable, the URL of a model container or a ModelContainer, "
         f"not {type(source).__name__}"
