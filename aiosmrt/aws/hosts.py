@@ -1,20 +1,26 @@
-"""Where requests go and what region they are signed for: botocore's endpoint rules for SageMaker Runtime.
+"""Where requests go and what region they are signed for: AWS's endpoint rules for SageMaker Runtime.
 
-botocore ships, as data, the rule set of the service and the partitions of AWS with their regions; its
-``EndpointProvider`` evaluates them. This module asks it, once per client, with the same inputs as a botocore client
-(region, FIPS, dual-stack). The evaluation costs 0.5 ms but its imports some 70, so it belongs off the event loop. A
-custom endpoint needs no rules: as in botocore's clients, it is called whatever the other options say.
+botocore ships, as data, the rule set of the service and the partitions of AWS with their regions. This module evaluates
+them, once per client, with the same inputs as a botocore client (region, FIPS, dual-stack): itself where it can
+(``endpoint_rules``), by botocore where the rules are beyond that or where the user has put data of his own beside
+botocore's. A custom endpoint needs no rules: as in botocore's clients, it is called whatever the other options say.
 """
 
 from __future__ import annotations
 
+import gzip
 import ipaddress
+import json
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+import botocore
+
+from aiosmrt.aws.endpoint_rules import RuleEndpoint, UnsupportedRuleError, evaluate_rules
 from aiosmrt.errors import EndpointResolutionError
 
 __all__ = ["API_VERSION", "ResolvedEndpoint", "resolve_endpoint"]
@@ -99,24 +105,45 @@ def resolve_endpoint(
     return ResolvedEndpoint(url, host, region)
 
 
-def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool) -> Any:
+def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool) -> RuleEndpoint:
+    parameters = {"Region": region, "UseFIPS": use_fips, "UseDualStack": use_dualstack}
+    if not _has_own_data():
+        rules, partitions = _bundled(f"{SERVICE_NAME}/{API_VERSION}/endpoint-rule-set-1"), _bundled("partitions")
+        if rules is not None and partitions is not None:
+            try:
+                return evaluate_rules(rules, partitions, parameters)
+            except UnsupportedRuleError:
+                pass  # a rule set newer than this package
+    return _ask_botocore({name: value for name, value in parameters.items() if value is not None})
+
+
+def _has_own_data() -> bool:
+    return bool(os.environ.get("AWS_DATA_PATH")) or os.path.isdir(os.path.expanduser("~/.aws/models"))  # noqa: PTH111, PTH112
+
+
+def _bundled(name: str) -> Any:
+    """A data file out of botocore's package; None when it is not a plain or gzipped file there."""
+    path = Path(botocore.__file__).parent / "data" / f"{name}.json"
+    try:
+        if path.is_file():
+            return json.loads(path.read_bytes())
+        return json.loads(gzip.decompress(path.with_suffix(".json.gz").read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def _ask_botocore(parameters: dict[str, Any]) -> RuleEndpoint:
     from botocore.endpoint_provider import EndpointProvider
     from botocore.exceptions import EndpointProviderError
     from botocore.loaders import create_loader
 
     loader = create_loader(os.environ.get("AWS_DATA_PATH"))
-    # By path: looking the service up by name lists the 400 directories of botocore's data first, 20 ms.
-    rules = loader.load_data(f"{SERVICE_NAME}/{API_VERSION}/endpoint-rule-set-1")
-    provider = EndpointProvider(rules, loader.load_data("partitions"))
-    parameters: dict[str, Any] = {"UseFIPS": use_fips, "UseDualStack": use_dualstack}
-    if region is not None:
-        parameters["Region"] = region
+    rules = loader.load_service_model(SERVICE_NAME, "endpoint-rule-set-1", API_VERSION)
     try:
-        return provider.resolve_endpoint(**parameters)
+        found = EndpointProvider(rules, loader.load_data("partitions")).resolve_endpoint(**parameters)
     except EndpointProviderError as error:
-        failure = EndpointResolutionError(str(error))
-        failure.kwargs = error.kwargs
-        raise failure from error
+        raise EndpointResolutionError(str(error)) from error
+    return RuleEndpoint(found.url, found.properties)
 
 
 def _checked(url: str) -> tuple[str, str]:
