@@ -88,6 +88,10 @@ _FREE: Final = frozenset({"model_not_ready", "clock_skew"})
 
 _NO_CAPACITY: Final = "Inference Component has no capacity to process this request."
 
+# A UUID's version nibble and variant bits (RFC 9562, section 5.4); all others are random.
+_UUID_VERSION_4: Final = (0x4 << 76) | (0x2 << 62)
+_UUID_RANDOM: Final = (1 << 128) - 1 ^ ((0xF << 76) | (0x3 << 62))
+
 StopReason: TypeAlias = Literal[
     "not_retryable",  # the cause, under this policy
     "stream_started",  # a part was handed out already
@@ -374,9 +378,8 @@ def invocation_id(random_bits: int) -> str:
         >>> invocation_id(0)
         '00000000-0000-4000-8000-000000000000'
     """
-    # The version nibble and the variant bits (RFC 9562, section 5.4) are set in the integer: one format call.
-    bits = random_bits & ~((0xF << 76) | (0x3 << 62)) | (0x4 << 76) | (0x2 << 62)
-    text = f"{bits:032x}"
+    # bytes.hex() is the fastest way from an integer to padded hexadecimal.
+    text = (random_bits & _UUID_RANDOM | _UUID_VERSION_4).to_bytes(16, "big").hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 

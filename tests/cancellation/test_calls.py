@@ -193,6 +193,40 @@ async def test_first_credentials(moment: Moment, make_client: MakeClient, server
 
 
 @each_moment
+async def test_credentials_that_others_wait_for_too(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+    """Many calls share one request for credentials; it is not lost with the call that began it."""
+    gates: list[asyncio.Event] = []
+    clients: list[aiosmrt.Client] = []
+    others: list[asyncio.Task[Any]] = []
+    asked = 0
+
+    async def provide() -> aiosmrt.Credentials:
+        nonlocal asked
+        asked += 1
+        await gates[-1].wait()
+        return aiosmrt.Credentials("AKIDEXAMPLE", "fake-secret-key-for-tests")
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        gates.append(asyncio.Event())
+        clients.append(make_client(credentials=provide))
+        await clients[-1].with_options(sign=False).invoke_endpoint(EndpointName="churn", Body=b"")
+        return invoke(clients[-1])
+
+    def another_call(number: int) -> None:
+        if number == 0:
+            others.append(asyncio.create_task(invoke(clients[-1])))
+            others[-1].get_loop().call_soon(gates[-1].set)
+
+    async def after() -> None:
+        assert await (await others[-1])["Body"].read() == b"ok"
+        await answers(clients[-1], server)
+        await clients[-1].close()
+
+    assert await cancel_everywhere(prepare, moment, after=after, on_suspend=another_call) >= 2
+    assert asked == len(clients)
+
+
+@each_moment
 async def test_close(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
     clients: list[aiosmrt.Client] = []
 
