@@ -114,3 +114,13 @@ async def cancel_everywhere(
 
 async def _awaited(run: CancelledRun[T]) -> T:
     return await run
+
+
+def after_the_first(move_on: Callable[[], object]) -> Callable[[int], None]:
+    """An ``on_suspend`` that acts at every suspension but the first."""
+
+    def on_suspend(number: int) -> None:
+        if number:
+            move_on()
+
+    return on_suspend

@@ -15,7 +15,8 @@ def connections_in_use(client: aiosmrt.Client) -> int:
 
 def connections_idle(client: aiosmrt.Client) -> int:
     """Connections that wait in the client's pool."""
-    return sum(map(len, client._shared.transport._session.connector._conns.values()))  # type: ignore[attr-defined]
+    pooled = client._shared.transport._session.connector._conns  # type: ignore[attr-defined]
+    return sum(len(connections) for connections in pooled.values())
 
 
 async def nothing_is_held(client: aiosmrt.Client, server: RawServer) -> None:

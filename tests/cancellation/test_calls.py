@@ -12,7 +12,7 @@ import pytest
 
 import aiosmrt
 from aiosmrt.shared import HASH_INLINE_BYTES
-from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.cancellation.driver import Moment, after_the_first, cancel_everywhere
 from tests.cancellation.leftovers import connections_in_use, nothing_is_held
 from tests.support.raw_server import OK, RESET, RawServer, error_response, response
 
@@ -94,7 +94,7 @@ async def test_body_that_arrives_in_pieces(moment: Moment, make_client: MakeClie
 
     # The first suspension is for the head, the next for the rest of the body.
     suspensions = await cancel_everywhere(
-        prepare, moment, after=after, on_suspend=lambda number: number and gates[-1].set()
+        prepare, moment, after=after, on_suspend=after_the_first(lambda: gates[-1].set())
     )
     assert suspensions >= 2
 

@@ -10,7 +10,7 @@ import pytest
 
 import aiosmrt
 from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
-from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.cancellation.driver import Moment, after_the_first, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
 from tests.support.raw_server import CLOSE, LAST_CHUNK, RawServer, Script, chunk, response
 
@@ -134,7 +134,7 @@ async def test_an_error_whose_body_is_slow(moment: Moment, make_client: MakeClie
 
     # The first suspension is for the head, the next for the rest of the body.
     suspensions = await cancel_everywhere(
-        prepare, moment, after=lambda: answers(client, server), on_suspend=lambda number: number and gates[-1].set()
+        prepare, moment, after=lambda: answers(client, server), on_suspend=after_the_first(lambda: gates[-1].set())
     )
     assert suspensions >= 4
     assert client.statistics().retries["transient"] >= 2

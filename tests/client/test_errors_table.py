@@ -124,7 +124,7 @@ NO_CAPACITY = (
 )
 NOT_FOUND = "Endpoint churn of account 123456789012 not found."
 HTML = b"<html><body>Bad Gateway</body></html>"
-MODEL_ERROR = {"OriginalStatusCode": 503, "OriginalMessage": "busy", "LogStreamArn": "arn:aws:logs:x"}
+MODEL_ERROR: dict[str, Any] = {"OriginalStatusCode": 503, "OriginalMessage": "busy", "LogStreamArn": "arn:aws:logs:x"}
 
 TRANSIENT = [0.025, 0.05]
 SLOW = [0.5, 1.0]
