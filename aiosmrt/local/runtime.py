@@ -326,8 +326,9 @@ class LocalRuntime:
             self.close_idle_connections()
             connections.pre_shutdown()  # the others end with their answer
             await self._drain()
-            await self._server.cancel_handlers()
+            # taken before their handlers end and forget them: closing alone would wait for those who read nothing
             transports = [protocol.transport for protocol in connections.connections]
+            await self._server.cancel_handlers()
             await connections.shutdown(1.0)
             for transport in transports:
                 if transport is not None:

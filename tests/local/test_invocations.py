@@ -25,6 +25,7 @@ from tests.support.peers import boto3_client
 from tests.support.runtime import (
     Draft,
     InProcessContainer,
+    RawAnswer,
     RawConnection,
     aiobotocore_client,
     echo,
@@ -457,13 +458,39 @@ class TestInferenceComponents:
         )
 
 
+class Chat:
+    """Calls with a session, over a socket: the oldest botocore does not know sessions."""
+
+    def __init__(self, runtime: LocalRuntime) -> None:
+        self.runtime = runtime
+
+    async def __call__(self, session_id: str, body: bytes = b"", variant: str | None = None) -> RawAnswer:
+        headers = [("X-Amzn-SageMaker-Session-Id", session_id)]
+        if variant is not None:
+            headers.append(("X-Amzn-SageMaker-Target-Variant", variant))
+        draft = Draft(self.runtime.url, "/endpoints/chat/invocations", body=body, headers=headers).sign()
+        async with RawConnection.to(self.runtime.url) as connection:
+            return await connection.exchange(draft.encode())
+
+    async def new(self, variant: str | None = None) -> str:
+        answer = await self("NEW_SESSION", variant=variant)
+        assert answer.status == 200
+        return answer.headers["x-amzn-sagemaker-new-session-id"].partition(";")[0]
+
+    async def refusal(self, session_id: str, variant: str | None = None) -> str:
+        answer = await self(session_id, variant=variant)
+        assert (answer.status, answer.headers["x-amzn-errortype"]) == (400, "ValidationError")
+        message: str = json.loads(answer.body)["Message"]
+        return message
+
+
 class TestSessions:
     @pytest.fixture
     def now(self) -> list[float]:
         return [1_700_000_000.0]
 
     @pytest.fixture
-    async def unverified(self, now: list[float]) -> AsyncIterator[LocalRuntime]:
+    async def runtime(self, now: list[float]) -> AsyncIterator[LocalRuntime]:
         async def stateful(invocation: Invocation) -> Any:
             if invocation.body == b"close":
                 return b"", {"X-Amzn-SageMaker-Closed-Session-Id": str(invocation.session_id)}
@@ -475,47 +502,55 @@ class TestSessions:
         ) as runtime:
             yield runtime
 
-    async def test_a_session_lives_where_it_was_made(self, unverified: LocalRuntime) -> None:
+    @pytest.fixture
+    def chat(self, runtime: LocalRuntime) -> Chat:
+        return Chat(runtime)
+
+    async def test_a_session_lives_where_it_was_made(self, chat: Chat, runtime: LocalRuntime) -> None:
         made = {}
         for _ in range(6):
-            answer, body = await invoke(unverified, "chat", SessionId="NEW_SESSION")
-            session_id, _, expires = answer["NewSessionId"].partition("; ")
+            answer = await chat("NEW_SESSION")
+            session_id, _, expires = answer.headers["x-amzn-sagemaker-new-session-id"].partition("; ")
             assert expires == "Expires=2023-11-14T22:33:20Z"
-            assert body.decode() == f"{answer['InvokedProductionVariant']} {session_id} True"
-            made[session_id] = answer["InvokedProductionVariant"]
+            variant = answer.headers["x-amzn-invoked-production-variant"]
+            assert answer.body.decode() == f"{variant} {session_id} True"
+            made[session_id] = variant
         assert len(made) == 6
         assert set(made.values()) == {"A", "B"}
         for session_id, variant in [*made.items()] * 3:
-            answer, body = await invoke(unverified, "chat", SessionId=session_id)
-            assert body.decode() == f"{variant} {session_id} False"
-            assert "NewSessionId" not in answer
-        assert unverified.statistics()["sessions"] == 6
-        assert unverified.requests[0].session_id == "NEW_SESSION"
+            answer = await chat(session_id)
+            assert answer.body.decode() == f"{variant} {session_id} False"
+            assert "x-amzn-sagemaker-new-session-id" not in answer.headers
+        assert runtime.statistics()["sessions"] == 6
+        assert runtime.requests[0].session_id == "NEW_SESSION"
 
-    async def test_a_session_is_closed(self, unverified: LocalRuntime) -> None:
-        answer, _ = await invoke(unverified, "chat", SessionId="NEW_SESSION")
-        session_id = answer["NewSessionId"].partition(";")[0]
-        answer, _ = await invoke(unverified, "chat", SessionId=session_id, Body=b"close")
-        assert answer["ClosedSessionId"] == session_id
-        message = await validation_message(unverified, "chat", SessionId=session_id)
+    async def test_a_session_is_closed(self, chat: Chat, runtime: LocalRuntime) -> None:
+        session_id = await chat.new()
+        answer = await chat(session_id, b"close")
+        assert answer.headers["x-amzn-sagemaker-closed-session-id"] == session_id
+        message = await chat.refusal(session_id)
         assert message == f"Session {session_id} of Endpoint chat does not exist or has expired."
-        assert unverified.statistics()["sessions"] == 0
+        assert runtime.statistics()["sessions"] == 0
 
-    async def test_a_session_expires(self, unverified: LocalRuntime, now: list[float]) -> None:
-        answer, _ = await invoke(unverified, "chat", SessionId="NEW_SESSION")
-        session_id = answer["NewSessionId"].partition(";")[0]
+    async def test_a_session_expires(self, chat: Chat, now: list[float]) -> None:
+        session_id = await chat.new()
         now[0] += 1199
-        await invoke(unverified, "chat", SessionId=session_id)
+        assert (await chat(session_id)).status == 200
         now[0] += 1
-        assert "has expired" in await validation_message(unverified, "chat", SessionId=session_id)
+        assert "has expired" in await chat.refusal(session_id)
 
-    async def test_a_session_and_another_variant(self, unverified: LocalRuntime) -> None:
-        answer, _ = await invoke(unverified, "chat", SessionId="NEW_SESSION", TargetVariant="A")
-        session_id = answer["NewSessionId"].partition(";")[0]
-        await invoke(unverified, "chat", SessionId=session_id, TargetVariant="A")
-        assert "lives on another target" in await validation_message(
-            unverified, "chat", SessionId=session_id, TargetVariant="B"
-        )
+    async def test_a_session_and_another_variant(self, chat: Chat) -> None:
+        session_id = await chat.new("A")
+        assert (await chat(session_id, variant="A")).status == 200
+        assert "lives on another target" in await chat.refusal(session_id, "B")
+
+    async def test_a_session_of_another_endpoint(self) -> None:
+        async with local_runtime({"chat": echo, "other": echo}) as runtime:
+            session_id = await Chat(runtime).new()
+            draft = Draft(runtime.url, "/endpoints/other/invocations")
+            draft.headers.append(("X-Amzn-SageMaker-Session-Id", session_id))
+            async with RawConnection.to(runtime.url) as connection:
+                assert (await connection.exchange(draft.sign().encode())).status == 400
 
     @pytest.mark.parametrize("name", ["X-Amzn-SageMaker-Session-Id", "X-Amzn-SageMaker-New-Session-Id"])
     async def test_a_container_makes_the_session(self, name: str) -> None:
@@ -528,18 +563,29 @@ class TestSessions:
             return web.Response(text=session_id or "")
 
         async with InProcessContainer(serve) as container, local_runtime({"chat": container.url}) as runtime:
-            assert (await invoke(runtime, "chat", SessionId="NEW_SESSION"))[0]["NewSessionId"] == (
-                "chat-1; Expires=2100-01-01T00:00:00Z"
-            )
-            assert (await invoke(runtime, "chat", SessionId="chat-1"))[1] == b"chat-1"
-            answer, _ = await invoke(runtime, "chat", SessionId="chat-1", Body=b"close")
-            assert answer["ClosedSessionId"] == "chat-1"
-            await validation_message(runtime, "chat", SessionId="chat-1")
+            chat = Chat(runtime)
+            answer = await chat("NEW_SESSION")
+            assert answer.headers["x-amzn-sagemaker-new-session-id"] == "chat-1; Expires=2100-01-01T00:00:00Z"
+            assert (await chat("chat-1")).body == b"chat-1"
+            answer = await chat("chat-1", b"close")
+            assert answer.headers["x-amzn-sagemaker-closed-session-id"] == "chat-1"
+            await chat.refusal("chat-1")
 
     async def test_a_container_that_makes_no_session(self) -> None:
         async with InProcessContainer() as container, local_runtime({"chat": container.url}) as runtime:
-            assert "NewSessionId" not in (await invoke(runtime, "chat", SessionId="NEW_SESSION"))[0]
+            answer = await Chat(runtime)("NEW_SESSION")
+            assert answer.status == 200
+            assert "x-amzn-sagemaker-new-session-id" not in answer.headers
             assert runtime.statistics()["sessions"] == 0
+
+    async def test_botocore_reads_it(self) -> None:
+        async with local_runtime({"chat": echo}) as runtime, aiobotocore_client(runtime.url) as client:
+            members = client.meta.service_model.operation_model("InvokeEndpoint").output_shape.members
+            if "NewSessionId" not in members:
+                pytest.skip("this botocore does not know sessions")
+            result = await client.invoke_endpoint(EndpointName="chat", Body=b"", SessionId="NEW_SESSION")
+            result["Body"].close()
+            assert result["NewSessionId"].partition("; ")[2].startswith("Expires=")
 
     async def test_no_session_is_made_through_a_stream(self) -> None:
         async with local_runtime({"chat": echo}) as runtime:
