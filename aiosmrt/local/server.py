@@ -48,6 +48,7 @@ MAX_BODY_BYTES: Final = 25 * 1024 * 1024  # what AWS documents for real-time end
 # Above this a hash takes more than a millisecond, which is too long for the event loop that also plays the client.
 _HASH_IN_THREAD_BYTES: Final = 1024 * 1024
 
+_AUTHORITY = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
 _SDK_REQUEST = re.compile(r"\b(attempt|max)=(\d{1,9})")
 
 
@@ -206,7 +207,7 @@ class RequestServer:
         record = RequestRecord(
             request_id=str(uuid.UUID(int=self._chance.getrandbits(128), version=4)),
             method=request.method,
-            path=request.raw_path.partition("?")[0],
+            path=_target(request)[0],
             outcome="disconnected",
             attempt=numbers.get("attempt"),
             max_attempts=numbers.get("max"),
@@ -220,6 +221,16 @@ class RequestServer:
                 name.lower(): value for name, value in request.headers.items() if name.lower() != "authorization"
             }
         return record
+
+
+def _target(request: web.BaseRequest) -> tuple[str, str]:
+    """The path and the query of a request line as they were sent."""
+    target = request.raw_path
+    if not target.startswith("/"):
+        # the absolute form, which RFC 9112 wants every server to take
+        target = _AUTHORITY.sub("", target, count=1)
+    path, _, query = target.partition("?")
+    return path, query
 
 
 class _Exchange:
@@ -242,7 +253,7 @@ class _Exchange:
 
     async def _reply(self, stack: AsyncExitStack) -> tuple[Reply, bool]:
         server, request, record = self._server, self._request, self._record
-        path, _, query = request.raw_path.partition("?")
+        path, query = _target(request)
         operation, endpoint = route_of(request.method, path)
         record.operation, record.endpoint = operation.name, endpoint
         self._effects = server.effects(endpoint, operation.name)

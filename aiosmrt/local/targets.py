@@ -12,6 +12,7 @@ import inspect
 import io
 import logging
 import re
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -172,7 +173,7 @@ class CallableTarget:
         handler: takes an ``Invocation``; gives bytes (or text), an async iterator of bytes for a response in parts, or
             either with a mapping of response headers (``Content-Type``, custom attributes, session headers). An
             async generator function does as well. It raises ``ContainerFailure`` to answer as a failing container;
-            any other exception is logged and answered as a container's 500.
+            any other exception is logged (its type and place) and answered as a container's 500.
     """
 
     makes_sessions = True
@@ -245,7 +246,11 @@ def _handler_errors() -> Iterator[None]:
     except (ContainerFailure, GeneratorExit):
         raise
     except Exception as error:
-        logger.exception("The handler of a local endpoint failed")
+        # its text goes to the caller, like a container's, and not into the log: it may quote the payload
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error(  # noqa: TRY400 - for the same reason
+            "The handler of a local endpoint failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno
+        )
         raise ContainerFailure(500, f"{type(error).__name__}: {error}") from error
 
 

@@ -4,8 +4,10 @@ import asyncio
 import io
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from aiosmrt.local import (
     InferenceComponent,
     Invocation,
     LocalRuntime,
+    ModelContainer,
     ProductionVariant,
 )
 from tests.support.peers import boto3_client
@@ -33,6 +36,7 @@ from tests.support.runtime import (
 )
 
 ACCOUNT = "123456789012"
+CONTAINER_PROGRAM = Path(__file__).with_name("container_program.py")
 
 
 async def invoke(runtime: LocalRuntime, endpoint: str, **members: Any) -> tuple[dict[str, Any], bytes]:
@@ -179,7 +183,10 @@ class TestCallables:
             status, text = await model_failure(runtime, "churn")
         assert status == 500
         assert text.startswith(message)
-        assert caplog.messages == ["The handler of a local endpoint failed"]
+        (line,) = caplog.messages
+        assert line.startswith(f"The handler of a local endpoint failed: {message.partition(':')[0]} at ")
+        assert "column" not in caplog.text
+        assert "inner" not in caplog.text
 
     async def test_a_header_that_would_be_two_is_a_500(self, caplog: pytest.LogCaptureFixture) -> None:
         async def model(invocation: Invocation) -> Any:
@@ -187,7 +194,7 @@ class TestCallables:
 
         async with local_runtime({"churn": model}) as runtime:
             assert (await model_failure(runtime, "churn"))[0] == 500
-        assert caplog.messages == ["The handler of a local endpoint failed"]
+        assert len(caplog.messages) == 1
 
     async def test_a_model_that_does_not_answer_in_time(self) -> None:
         ended = asyncio.Event()
@@ -340,6 +347,16 @@ class TestContainers:
             async with local_runtime({"churn": container}) as runtime:
                 await invoke(runtime, "churn")
             assert container.running
+
+    async def test_a_container_in_a_process_of_its_own(self) -> None:
+        container = ModelContainer([sys.executable, str(CONTAINER_PROGRAM)])
+        async with local_runtime({"churn": container}) as runtime:
+            assert (await invoke(runtime, "churn", Body=b"scored elsewhere"))[1] == b"scored elsewhere"
+            await container.stop()
+            assert (await refusal(runtime, "churn"))["Error"]["Code"] == "ModelNotReadyException"
+            await container.start()
+            assert (await invoke(runtime, "churn", Body=b"again"))[1] == b"again"
+        assert not container.running
 
     @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://h:x", "http://h/?a=b"])
     async def test_urls_that_are_none(self, url: str) -> None:
@@ -694,6 +711,12 @@ class TestRefusals:
         assert len(set(ids)) == 2
         response = await refusal(runtime, "nowhere")
         assert response["ResponseMetadata"]["RequestId"] == runtime.requests[-1].request_id
+
+    async def test_the_absolute_form_of_a_target(self, runtime: LocalRuntime) -> None:
+        request = Draft(runtime.url, query="a=b").sign().encode().replace(b"POST /", b"POST HTTP://any.example/")
+        async with RawConnection.to(runtime.url) as connection:
+            assert (await connection.exchange(request)).status == 200
+        assert runtime.requests[0].path == "/endpoints/echo/invocations"
 
     async def test_expect_100_continue(self, runtime: LocalRuntime) -> None:
         draft = Draft(runtime.url).sign()
