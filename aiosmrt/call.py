@@ -234,13 +234,20 @@ class Call:
         self._sent_at = now = shared.wall_clock()
         self._signed_offset = offset = shared.clock_offset
         now += offset
-        expires_at = None if self._deadline is None else now + self._deadline - shared.clock()
+        max_attempts = options.retry.max_attempts or shared.max_attempts
+        if self._deadline is not None:
+            progress = sdk_request(attempt, max_attempts, now + self._deadline - shared.clock())
+        elif attempt == 1:
+            known = shared.first_attempts
+            progress = known.get(max_attempts) or known.setdefault(max_attempts, sdk_request(1, max_attempts))
+        else:
+            progress = sdk_request(attempt, max_attempts)
         headers = [
             ("Host", shared.endpoint.host),
             ("Accept-Encoding", "identity"),
             ("User-Agent", options.user_agent),
             ("amz-sdk-invocation-id", self._invocation_id),
-            ("amz-sdk-request", sdk_request(attempt, options.retry.max_attempts or shared.max_attempts, expires_at)),
+            ("amz-sdk-request", progress),
             *head.headers,
         ]
         if credentials is not None:

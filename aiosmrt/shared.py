@@ -12,7 +12,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -186,13 +186,16 @@ class Shared:
         self.max_attempts = DEFAULT_MAX_ATTEMPTS
         self.plans = {operation.name: Plan(operation) for operation in OPERATIONS}
         self.counters = Counters()
+        # The header of a first attempt, by the number of attempts: the same for all calls without a deadline.
+        self.first_attempts: dict[int, str] = {}
         # Seconds by which the service's clock is ahead of this machine's.
         self.clock_offset = 0.0
         self.wall_clock: Callable[[], float] = time.time
         self.clock: Callable[[], float] = time.monotonic
         self.random: Callable[[], float] = random.random
         self.random_bits: Callable[[int], int] = random.getrandbits
-        self.sleep: Callable[[float], Any] = asyncio.sleep
+        self.sleep: Callable[[float], Awaitable[None]] = self._sleep
+        self._sleepers: set[asyncio.Future[None]] = set()
 
     # Configuration
 
@@ -296,6 +299,8 @@ class Shared:
             return
         self.bind(asyncio.get_running_loop())
         self.closed = True
+        for sleeper in self._sleepers:
+            _wake(sleeper)
         try:
             if self.ready_on is not None:
                 self.ready_on = None
@@ -305,6 +310,18 @@ class Shared:
             if self._executor is not None:
                 self._executor.shutdown(wait=False)
                 self._executor = None
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not beyond the client's closing: a call in back-off then finds out at once."""
+        loop = asyncio.get_running_loop()
+        sleeper: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _wake, sleeper)
+        self._sleepers.add(sleeper)
+        try:
+            await sleeper
+        finally:
+            timer.cancel()
+            self._sleepers.discard(sleeper)
 
     # Work off the loop
 
@@ -364,6 +381,11 @@ def emit(observers: tuple[Observer, ...], event: Event) -> None:
 def with_max_attempts(policy: RetryPolicy, max_attempts: int) -> RetryPolicy:
     """The policy with its number of attempts filled in where it leaves it open."""
     return policy if policy.max_attempts is not None else replace(policy, max_attempts=max_attempts)
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
 
 
 def body_digest(body: bytes | memoryview) -> str:

@@ -12,10 +12,14 @@ from aiosmrt.errors import ClientStateError
 __all__ = ["ReadWatchdog", "Watched"]
 
 
+# How often within a read timeout a body that trickles in is looked at: it may stay silent for so much longer.
+_LOOKS = 10
+
+
 class Watched:
     """An exchange that must not stay silent for too long."""
 
-    __slots__ = ("cancelling", "expired", "expires_at", "received_bytes", "response", "task")
+    __slots__ = ("cancelling", "expired", "expires_at", "received_bytes", "response", "task", "timer")
 
     def __init__(self, task: asyncio.Task[Any], expires_at: float) -> None:
         self.task = task
@@ -24,6 +28,7 @@ class Watched:
         self.expired = False
         self.response: aiohttp.ClientResponse | None = None
         self.received_bytes = 0
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class ReadWatchdog:
@@ -44,6 +49,7 @@ class ReadWatchdog:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> Watched:
+        """Begin to watch the exchange of the current task."""
         task = asyncio.current_task()
         if task is None:
             raise ClientStateError("a call must run in a task")
@@ -54,9 +60,13 @@ class ReadWatchdog:
         return watched
 
     def forget(self, watched: Watched) -> None:
-        del self._watched[watched]
+        """The exchange is over."""
+        self._watched.pop(watched, None)
+        if watched.timer is not None:
+            watched.timer.cancel()
 
     def close(self) -> None:
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -64,22 +74,24 @@ class ReadWatchdog:
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for watched in list(self._watched):
+        while self._watched:
+            watched = next(iter(self._watched))
             if watched.expires_at > now:
-                break
-            response = watched.response
-            received = 0 if response is None else response.content.total_bytes
-            if watched.expired:
-                continue
-            if received > watched.received_bytes:
-                # a long body that trickles in is not silent
-                del self._watched[watched]
-                watched.received_bytes = received
-                watched.expires_at = now + self._seconds
-                self._watched[watched] = None
-            else:
-                watched.expired = True
-                watched.task.cancel()
-        following = next((watched for watched in self._watched if not watched.expired), None)
-        if following is not None:
-            self._timer = self._loop.call_at(following.expires_at, self._look)
+                self._timer = self._loop.call_at(watched.expires_at, self._look)
+                return
+            del self._watched[watched]
+            self._judge(watched)
+
+    def _judge(self, watched: Watched) -> None:
+        """End an exchange that was silent; look at a long body that trickles in from time to time."""
+        watched.timer = None
+        now = self._loop.time()
+        received = 0 if watched.response is None else watched.response.content.total_bytes
+        if received > watched.received_bytes:
+            watched.received_bytes = received
+            watched.expires_at = now + self._seconds
+        elif watched.expires_at <= now:
+            watched.expired = True
+            watched.task.cancel()
+            return
+        watched.timer = self._loop.call_later(self._seconds / _LOOKS, self._judge, watched)

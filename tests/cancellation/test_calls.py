@@ -289,3 +289,22 @@ async def test_closing_the_client_ends_its_calls(make_client: MakeClient, server
     assert [type(call.exception()) for call in calls] == [aiosmrt.ClientStateError] * 3
     await server.until(lambda: server.connections_open == 0)
     await nothing_is_held(client, server)
+
+
+async def test_closing_the_client_ends_a_back_off(make_client: MakeClient, server: RawServer) -> None:
+    """The wait would be an hour: the call ends by the closing or not at all."""
+    hour = aiosmrt.RetryPolicy(base_delay=3600.0, max_delay=3600.0)
+    waiting = asyncio.Event()
+
+    def observe(event: aiosmrt.Event) -> None:
+        if type(event).__name__ == "RetryScheduled":
+            waiting.set()
+
+    client = make_client(retry=hour, observers=[observe])
+    client._shared.random = lambda: 1.0
+    server.play(error_response(500, "InternalFailure"))
+    call = asyncio.create_task(invoke(client))
+    await waiting.wait()
+    await client.close()
+    with pytest.raises(aiosmrt.ClientStateError):
+        await asyncio.wait_for(call, 5)
