@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiosmrt.errors import EndpointResolutionError
 
@@ -30,8 +29,7 @@ class UnsupportedRuleError(Exception):
     """The rule set uses what this evaluator does not know."""
 
 
-@dataclass(frozen=True, slots=True)
-class RuleEndpoint:
+class RuleEndpoint(NamedTuple):
     """The answer: the URL, and what the rules say about it besides, such as how to sign."""
 
     url: str

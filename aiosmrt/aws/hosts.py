@@ -8,7 +8,6 @@ botocore's. A custom endpoint needs no rules: as in botocore's clients, it is ca
 
 from __future__ import annotations
 
-import gzip
 import ipaddress
 import json
 import os
@@ -127,6 +126,8 @@ def _bundled(name: str) -> Any:
     try:
         if path.is_file():
             return json.loads(path.read_bytes())
+        import gzip
+
         return json.loads(gzip.decompress(path.with_suffix(".json.gz").read_bytes()))
     except (OSError, ValueError):
         return None

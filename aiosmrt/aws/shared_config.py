@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from aiosmrt.errors import ConfigFileError, ProfileNotFoundError
 
@@ -18,9 +18,10 @@ __all__ = ["SharedConfig", "load_shared_config", "selected_profile"]
 
 Section = Mapping[str, Any]
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True, repr=False)
-class SharedConfig:
+
+class SharedConfig(NamedTuple):
     """Both files, parsed; the repr holds no value out of them.
 
     Attributes:
@@ -30,10 +31,10 @@ class SharedConfig:
         services: the ``[services NAME]`` sections of the config file.
     """
 
-    profiles: Mapping[str, Section] = field(default_factory=dict)
-    config_profiles: Mapping[str, Section] = field(default_factory=dict)
-    credentials_profiles: Mapping[str, Section] = field(default_factory=dict)
-    services: Mapping[str, Any] = field(default_factory=dict)
+    profiles: Mapping[str, Section] = _NOTHING
+    config_profiles: Mapping[str, Section] = _NOTHING
+    credentials_profiles: Mapping[str, Section] = _NOTHING
+    services: Mapping[str, Any] = _NOTHING
 
     def __repr__(self) -> str:
         return f"SharedConfig(profiles={sorted(self.profiles)!r})"
