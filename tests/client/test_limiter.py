@@ -260,7 +260,9 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @rule()
     def arrive(self) -> None:
-        # Run at once, so that the order of arrival is the order of the queue.
+        # Run at once, so that the order of arrival is the order of the queue; and before that, because one who finds a
+        # free slot goes on at once, ahead of one who was given a slot earlier and has yet to wake up.
+        self._run()
         self.queue.append((self.arrivals, self.loop.create_task(self._wait(self.arrivals))))
         self.arrivals += 1
         self._run()
