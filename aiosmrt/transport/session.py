@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import aiohttp
 from multidict import CIMultiDict
@@ -142,28 +142,31 @@ class SessionTransport:
             watchdog.forget(watched)
 
     async def _exchange(self, request: Request, read_timeout: float | None, watched: Watched | None) -> Reply:
+        failure: Exception
         try:
             response = await self._post(request, read_timeout)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            self._raise_head(error)
-        if watched is not None:
-            watched.response = response
-        self._reading.add(response)
-        try:
-            body = await response.read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise _body_error(error, self.origin) from error
-        finally:
-            self._reading.discard(response)
-        return Reply(response.status, _headers(response), body)
+            failure = self._head_failure(error)
+        else:
+            if watched is not None:
+                watched.response = response
+            self._reading.add(response)
+            try:
+                return Reply(response.status, _headers(response), await response.read())
+            except (aiohttp.ClientError, OSError) as error:
+                failure = _body_error(error, self.origin)
+            finally:
+                self._reading.discard(response)
+        # behind the handlers, so that the foreign error does not hang on as the context
+        raise failure
 
     async def open(self, request: Request) -> SessionReplyStream:
         """Send a request and receive its response's head; see `aiosmrt.transport.Transport.open`."""
         try:
-            response = await self._post(request, request.read_timeout)
+            return SessionReplyStream(await self._post(request, request.read_timeout), self.origin, self._reading)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            self._raise_head(error)
-        return SessionReplyStream(response, self.origin, self._reading)
+            failure = self._head_failure(error)
+        raise failure
 
     async def close(self) -> None:
         """Close the session if it is the transport's own."""
@@ -201,12 +204,10 @@ class SessionTransport:
             proxy=self._proxy,
         )
 
-    def _raise_head(self, error: Exception) -> NoReturn:
+    def _head_failure(self, error: Exception) -> Exception:
         if isinstance(error, RuntimeError) and not isinstance(error, OSError):
-            if self._session.closed:
-                raise ClientStateError("the client's session is closed") from error
-            raise error
-        raise _head_error(error, self.origin) from error
+            return ClientStateError("the client's session is closed") if self._session.closed else error
+        return _head_error(error, self.origin)
 
 
 class SessionReplyStream:
@@ -233,7 +234,8 @@ class SessionReplyStream:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
-            raise _body_error(error, self._origin) from error
+            failure = _body_error(error, self._origin)
+        raise failure
 
     def close(self) -> None:
         """Give the connection up unless the body was read to its end."""
@@ -277,7 +279,7 @@ def _head_error(error: Exception, origin: str) -> TransportError:
         (OSError, ConnectionClosedError, "Connection was closed before a response from"),
     ):
         if isinstance(error, foreign):
-            return ours(f'{text} endpoint URL: "{origin}"', endpoint_url=origin)
+            return _caused(ours(f'{text} endpoint URL: "{origin}"', endpoint_url=origin), error)
     return ConnectionClosedError(
         f'No response from endpoint URL: "{origin}" ({type(error).__name__})', endpoint_url=origin
     )
@@ -286,10 +288,26 @@ def _head_error(error: Exception, origin: str) -> TransportError:
 def _body_error(error: Exception, origin: str) -> TransportError:
     """The error for a response that failed after its head."""
     if isinstance(error, TimeoutError):
-        return _read_timeout(origin)
-    return ResponseStreamingError(
+        return _caused(_read_timeout(origin), error)
+    ours = ResponseStreamingError(
         f'The response broke off from endpoint URL: "{origin}" ({type(error).__name__})', endpoint_url=origin
     )
+    return _caused(ours, error)
+
+
+def _caused(ours: TransportError, error: Exception) -> TransportError:
+    """Give an error its cause, as far as that keeps to itself what nobody is to see.
+
+    aiohttp's errors hold the request's headers (session token, custom attributes), a piece of what could not be parsed,
+    or the proxy's password; the operating system's hold a number and a sentence.
+    """
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        ours.__cause__ = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        ours.__cause__ = error.os_error
+    elif isinstance(error, OSError):
+        ours.__cause__ = error
+    return ours
 
 
 def _read_timeout(origin: str) -> ReadTimeoutError:

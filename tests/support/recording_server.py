@@ -52,6 +52,7 @@ class Response:
     """What to answer: a whole body, or chunks written one by one as they are produced.
 
     `cut` closes the connection after the last byte without ending the framing; `reset` does so with a TCP reset.
+    `raw` goes out as it stands in place of all the rest.
     """
 
     status: int = 200
@@ -61,6 +62,7 @@ class Response:
     reset: bool = False
     close: bool = False
     declared_length: int | None = None
+    raw: bytes | None = None
 
 
 Answer: TypeAlias = Callable[[RecordedRequest], Response | Awaitable[Response | None] | None]
@@ -208,6 +210,10 @@ async def _chunked(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _send(writer: asyncio.StreamWriter, response: Response) -> None:
+    if response.raw is not None:
+        writer.write(response.raw)
+        await writer.drain()
+        return
     headers = list(response.headers)
     whole = isinstance(response.body, bytes)
     if isinstance(response.body, bytes):

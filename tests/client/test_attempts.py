@@ -1,0 +1,247 @@
+"""How often and how long a call is tried: settings from everywhere, and the caller's deadline over all of it.
+
+The table of errors has its own test; here it is one kind of failure, and who decides on the number and the time.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosmrt import Client, DeadlineExceededError, RetryPolicy, ServiceError, errors
+from tests.client.conftest import MakeClient
+from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond
+
+CALL: dict[str, Any] = {"EndpointName": "e", "Body": b"1,2"}
+UNAVAILABLE = respond(503, b"{}", [("x-amzn-errortype", "ServiceUnavailable")])
+
+
+async def no_sleep(delay: float) -> None:
+    await asyncio.sleep(0)
+
+
+async def attempts_of(client: Client, server: RecordingServer) -> int:
+    """How many requests one failing call sends."""
+    server.answer = UNAVAILABLE
+    client._shared.sleep = no_sleep
+    before = len(server.requests)
+    with pytest.raises(ServiceError) as caught:
+        await client.invoke_endpoint(**CALL)
+    sent = server.requests[before:]
+    assert caught.value.attempts == len(sent)
+    assert caught.value.response["ResponseMetadata"]["RetryAttempts"] == len(sent) - 1
+    assert {str(request.header("amz-sdk-request")).partition("; ")[2] for request in sent} == {f"max={len(sent)}"}
+    return len(sent)
+
+
+async def test_three_by_default(client: Client, server: RecordingServer) -> None:
+    assert await attempts_of(client, server) == 3
+
+
+async def test_aws_max_attempts(make_client: MakeClient, server: RecordingServer, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "5")
+    assert await attempts_of(make_client(), server) == 5
+    # A policy that says nothing of attempts leaves them to the environment; one that does wins.
+    assert await attempts_of(make_client(retry=RetryPolicy(base_delay=0.1)), server) == 5
+    assert await attempts_of(make_client(retry=RetryPolicy(max_attempts=2)), server) == 2
+    assert await attempts_of(make_client().with_options(retry={"total_max_attempts": 4}), server) == 4
+
+
+async def test_max_attempts_of_the_profile(
+    make_client: MakeClient, server: RecordingServer, monkeypatch: Any, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("[default]\nmax_attempts = 4\n[profile patient]\nmax_attempts = 6\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    assert await attempts_of(make_client(), server) == 4
+    assert await attempts_of(make_client(profile_name="patient"), server) == 6
+    monkeypatch.setenv("AWS_PROFILE", "patient")
+    assert await attempts_of(make_client(), server) == 6
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert await attempts_of(make_client(), server) == 1
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+async def test_a_senseless_aws_max_attempts(make_client: MakeClient, monkeypatch: Any, value: str) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
+    with pytest.raises(errors.ConfigurationError, match="AWS_MAX_ATTEMPTS"):
+        await make_client().invoke_endpoint(**CALL)
+
+
+@pytest.mark.parametrize(
+    ("retries", "attempts"),
+    [
+        ({"max_attempts": 0}, 1),
+        ({"max_attempts": 3}, 4),
+        ({"total_max_attempts": 2}, 2),
+        ({"total_max_attempts": 2, "max_attempts": 9, "mode": "standard"}, 2),
+        ({"mode": "adaptive"}, 3),
+        ({}, 3),
+    ],
+)
+async def test_botocores_retries_dictionary(
+    make_client: MakeClient, server: RecordingServer, retries: dict[str, Any], attempts: int
+) -> None:
+    assert await attempts_of(make_client(retry=retries), server) == attempts
+
+
+async def test_the_client_shares_one_retry_bucket(make_client: MakeClient, server: RecordingServer) -> None:
+    """While the service is ill, retries become few: 30 tokens pay for two, whoever asks."""
+    client = make_client(retry=RetryPolicy(max_attempts=3, bucket_tokens=30))
+    view = client.with_options(read_timeout=5.0)
+    client._shared.sleep = no_sleep
+    server.answer = UNAVAILABLE
+    counts = []
+    for caller in (client, view, client):
+        before = len(server.requests)
+        with pytest.raises(ServiceError):
+            await caller.invoke_endpoint(**CALL)
+        counts.append(len(server.requests) - before)
+    assert counts == [3, 1, 1]
+
+
+# The deadline
+
+
+class Silence:
+    """A service that never answers, and hears when its callers leave."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+
+    async def __call__(self, request: RecordedRequest) -> Response:
+        await self.over.wait()
+        return Response()
+
+
+@pytest.fixture
+async def silence(server: RecordingServer) -> AsyncIterator[Silence]:
+    silence = Silence()
+    server.answer = silence
+    yield silence
+    silence.over.set()
+
+
+async def test_the_deadline_ends_an_attempt(make_client: MakeClient, server: RecordingServer, silence: Silence) -> None:
+    client = make_client(deadline=0.05)
+    with pytest.raises(DeadlineExceededError) as caught:
+        await client.invoke_endpoint(**CALL)
+    assert isinstance(caught.value, TimeoutError)
+    assert (caught.value.attempts, caught.value.operation, caught.value.endpoint_name) == (1, "InvokeEndpoint", "e")
+    assert "0.05" in str(caught.value)
+    assert client.statistics().in_use == 0
+    silence.over.set()
+    await server.until(lambda server: server.connections_open == 0)
+
+
+async def test_the_deadline_covers_the_wait_for_a_turn(
+    make_client: MakeClient, server: RecordingServer, silence: Silence
+) -> None:
+    client = make_client(max_concurrency=1)
+    holder = asyncio.create_task(client.invoke_endpoint(**CALL))
+    await server.until(lambda server: len(server.requests) == 1)
+    with pytest.raises(DeadlineExceededError) as caught:
+        await client.with_options(deadline=0.05).invoke_endpoint(**CALL)
+    assert caught.value.attempts == 0
+    assert client.statistics().waiting == 0
+    assert client.statistics().in_use == 1
+    silence.over.set()
+    await holder
+    assert len(server.requests) == 1
+
+
+async def test_no_back_off_goes_past_the_deadline(make_client: MakeClient, server: RecordingServer) -> None:
+    """A wait that cannot be followed by an attempt is not begun: the last error comes at once."""
+    slept: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        slept.append(delay)
+
+    server.answer = UNAVAILABLE
+    client = make_client(deadline=5.0, retry=RetryPolicy(max_attempts=3, base_delay=10.0))
+    client._shared.sleep = sleep
+    client._shared.random = lambda: 0.999
+    with pytest.raises((ServiceError, DeadlineExceededError)) as caught:
+        await client.invoke_endpoint(**CALL)
+    assert slept == []
+    assert len(server.requests) == 1
+    last = caught.value if isinstance(caught.value, ServiceError) else caught.value.__cause__
+    assert isinstance(last, errors.ServiceUnavailable)
+
+
+async def test_the_deadline_in_a_back_off_names_what_went_before(
+    make_client: MakeClient, server: RecordingServer
+) -> None:
+    async def sleep(delay: float) -> None:
+        await asyncio.Event().wait()
+
+    server.answer = UNAVAILABLE
+    client = make_client(deadline=0.2, retry=RetryPolicy(base_delay=0.0))
+    client._shared.sleep = sleep
+    with pytest.raises(DeadlineExceededError) as caught:
+        await client.invoke_endpoint(**CALL)
+    assert isinstance(caught.value.__cause__, errors.ServiceUnavailable)
+    assert caught.value.attempts == 1
+    assert client.statistics().in_use == 0
+
+
+async def test_the_service_is_told_of_the_deadline(make_client: MakeClient, server: RecordingServer) -> None:
+    client = make_client(deadline=30.0)
+    client._shared.wall_clock = lambda: 1_800_000_000.0
+    await client.invoke_endpoint(**CALL)
+    facts = dict(part.split("=") for part in str(server.last.header("amz-sdk-request")).split("; "))
+    assert facts["attempt"] == "1"
+    # 1,800,000,000 is 2027-01-15T08:00:00Z; up to a second may have passed since the call began.
+    assert facts["ttl"] in ("20270115T080030Z", "20270115T080029Z")
+
+
+async def test_a_streams_deadline_ends_with_its_head(make_client: MakeClient, server: RecordingServer) -> None:
+    from aiosmrt.wire.eventstream import encode_payload_part
+
+    go_on = asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield encode_payload_part(b"one")
+        await go_on.wait()
+        yield encode_payload_part(b"two")
+
+    server.answer = lambda request: Response(200, (), parts())
+    client = make_client(deadline=0.3)
+    response = await client.invoke_endpoint_with_response_stream(**CALL)
+    async with response["Body"] as stream:
+        assert await anext(stream) == {"PayloadPart": {"Bytes": b"one"}}
+        # Longer than the deadline: what comes after the head has all the time it needs.
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.4, go_on.set)
+        assert await anext(stream) == {"PayloadPart": {"Bytes": b"two"}}
+
+
+async def test_a_stream_whose_head_does_not_come(make_client: MakeClient, silence: Silence) -> None:
+    client = make_client(deadline=0.05)
+    with pytest.raises(DeadlineExceededError):
+        await client.invoke_endpoint_with_response_stream(**CALL)
+    assert client.statistics().in_use == 0
+
+
+async def test_a_timeout_of_the_callers_own_stays_one(make_client: MakeClient, silence: Silence) -> None:
+    client = make_client(deadline=30.0)
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(0.05):
+            await client.invoke_endpoint(**CALL)
+    assert not isinstance(caught.value, DeadlineExceededError)
+    assert client.statistics().in_use == 0
+
+
+async def test_credentials_count_into_the_deadline(server: RecordingServer) -> None:
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    arguments = {"region_name": CLIENT_ARGUMENTS["region_name"], "endpoint_url": server.url}
+    async with Client(**arguments, credentials=never, deadline=0.05) as client:
+        with pytest.raises(DeadlineExceededError):
+            await client.invoke_endpoint(**CALL)
+        assert client.statistics().in_use == 0
+    assert server.requests == []
