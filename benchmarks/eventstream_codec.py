@@ -98,13 +98,13 @@ def measure(make: Callable[[], Feed], case: Case) -> float:
 
 
 def worst_feed(case: Case) -> float:
-    """Seconds that the slowest single chunk took."""
+    """CPU seconds that the slowest single chunk took: for so long an event loop would stand still."""
     feed = ours()
     worst = 0.0
     for chunk in case.chunks:
-        start = time.perf_counter()
+        start = time.thread_time()
         feed(chunk)
-        worst = max(worst, time.perf_counter() - start)
+        worst = max(worst, time.thread_time() - start)
     return worst
 
 
