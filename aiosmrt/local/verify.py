@@ -22,6 +22,7 @@ from aiosmrt.wire.sigv4 import Authorization, Credentials, SignatureFormatError
 __all__ = ["SIGNATURE_WINDOW", "SignatureVerifier", "Verified", "signature_expired"]
 
 SIGNATURE_WINDOW = 300.0  # seconds that a signature may be off the server's clock, either way
+MAX_SIGNING_KEYS = 64
 TERMINATOR = "aws4_request"
 
 _MISMATCH = (
@@ -42,6 +43,7 @@ class Verified:
 class _Claim:
     authorization: Authorization
     date: str
+    signed_at: float
     valid_seconds: float
     token: str | None
     query: str
@@ -70,6 +72,7 @@ class SignatureVerifier:
         self._credentials = {one.access_key: one for one in credentials}
         self._region = region
         self._service = service
+        self._keys: dict[tuple[str, str], bytes] = {}  # by access key and day
 
     def __repr__(self) -> str:
         return f"<SignatureVerifier {self._region}/{self._service} access_keys={list(self._credentials)}>"
@@ -158,9 +161,18 @@ class SignatureVerifier:
             text = sigv4.string_to_sign(claim.date, authorization.scope, canonical)
         except ValueError as error:  # bytes that are no UTF-8, which no signer can have signed
             raise Refused(_invalid(_MISMATCH)) from error
-        key = sigv4.signing_key(credentials.secret_key, authorization.day, self._region, self._service)
+        key = self._signing_key(credentials, authorization.day)
         if not hmac.compare_digest(sigv4.signature(key, text), authorization.signature):
             raise Refused(_invalid(_MISMATCH))
+
+    def _signing_key(self, credentials: Credentials, day: str) -> bytes:
+        key = self._keys.get((credentials.access_key, day))
+        if key is None:
+            if len(self._keys) >= MAX_SIGNING_KEYS:
+                self._keys.clear()
+            key = sigv4.signing_key(credentials.secret_key, day, self._region, self._service)
+            self._keys[credentials.access_key, day] = key
+        return key
 
 
 def signature_expired(date: str, now: float, valid_seconds: float = SIGNATURE_WINDOW) -> ErrorAnswer:
@@ -176,10 +188,9 @@ def signature_expired(date: str, now: float, valid_seconds: float = SIGNATURE_WI
 
 
 def _check_time(claim: _Claim, now: float) -> None:
-    signed_at = sigv4.parse_amz_date(claim.date)
-    if signed_at < now - claim.valid_seconds:
+    if claim.signed_at < now - claim.valid_seconds:
         raise Refused(signature_expired(claim.date, now, claim.valid_seconds))
-    if signed_at > now + SIGNATURE_WINDOW:
+    if claim.signed_at > now + SIGNATURE_WINDOW:
         latest, current = sigv4.amz_date(now + SIGNATURE_WINDOW), sigv4.amz_date(now)
         raise Refused(
             _invalid(
@@ -229,14 +240,14 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
             )
         date = dates[0].strip()
         try:
-            sigv4.parse_amz_date(date)
+            signed_at = sigv4.parse_amz_date(date)
         except SignatureFormatError as error:
             raise Refused(
                 _incomplete(
                     f"Date must be in ISO-8601 'basic format'. Got '{date}'. See http://en.wikipedia.org/wiki/ISO_8601"
                 )
             ) from error
-        return _Claim(authorization, date, SIGNATURE_WINDOW, tokens[0], query, presigned=False)
+        return _Claim(authorization, date, signed_at, SIGNATURE_WINDOW, tokens[0], query, presigned=False)
     if "X-Amz-Algorithm=" not in query and "X-Amz-Signature=" not in query:
         raise Refused(access_denied(403, "MissingAuthenticationTokenException", "Missing Authentication Token"))
     try:
@@ -246,6 +257,7 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
     return _Claim(
         presigned.authorization,
         presigned.date,
+        sigv4.parse_amz_date(presigned.date),
         float(presigned.expires_in),
         presigned.token,
         presigned.query,
