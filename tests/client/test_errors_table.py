@@ -348,7 +348,7 @@ async def test_the_deadline_ends_a_call_wherever_it_is(
         holder = asyncio.ensure_future(invoke_endpoint(client))
         await server.received(1)
     with pytest.raises(aiosmrt.DeadlineExceededError) as caught:
-        await invoke_endpoint(client.with_options(deadline=0.02))
+        await invoke_endpoint(client.with_options(deadline=0.25))
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.endpoint_name == "churn"
     assert len(server.requests) == 1
