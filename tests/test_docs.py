@@ -1,0 +1,153 @@
+"""The Python in README.md and docs/ runs as it stands, against a local SageMaker Runtime.
+
+The blocks of a page run in order and share their names, like cells of a notebook: a block may await at its top level.
+Before each block, ``client`` is a client of the runtime and ``runtime`` the runtime, without faults; a few modules are
+imported, and ``config`` is one of aiobotocore's.
+
+- A ``text`` block right behind a Python block is what that one prints (``...`` stands for anything).
+- A block with ``asyncio.run`` runs as a script, in a thread of its own.
+- A block with test functions runs under pytest, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import doctest
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiobotocore.config
+import aiobotocore.session
+import pytest
+
+import aiosmrt
+from aiosmrt.local import ContainerFailure, Credentials, Invocation, LocalRuntime, faults
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REGION = "eu-central-1"
+
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_CHECKER = doctest.OutputChecker()
+
+
+class Block(NamedTuple):
+    """A fenced Python block, the number of its first line, and the output that the page shows for it."""
+
+    line: int
+    code: str
+    output: str | None
+
+
+def blocks(page: str) -> Iterator[Block]:
+    fences = list(_FENCE.finditer(page))
+    for fence, following in zip(fences, [*fences[1:], None], strict=True):
+        if fence[1] != "python":
+            continue
+        shown = None
+        if following is not None and following[1] == "text" and not page[fence.end() : following.start()].strip():
+            shown = following[2]
+        yield Block(page.count("\n", 0, fence.start()) + 2, fence[2], shown)
+
+
+async def churn(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+    """A score for each row: the share of its fields that are odd numbers."""
+    try:
+        rows = [[int(field) for field in row.split(b",")] for row in invocation.body.split()]
+    except ValueError:
+        raise ContainerFailure(400, "a field is not a number") from None
+    scores = [sum(field % 2 for field in row) / len(row) for row in rows]
+    return "\n".join(f"{score:.2f}" for score in scores).encode(), {"Content-Type": "text/csv"}
+
+
+async def llm(invocation: Invocation) -> AsyncIterator[bytes]:
+    """A line of JSON for each word, cut where no reader would cut."""
+    lines = b"".join(json.dumps({"text": word}).encode() + b"\n" for word in ("To", " be", " or", " not"))
+    for start in range(0, len(lines), 10):
+        yield lines[start : start + 10]
+
+
+@pytest.fixture
+async def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[LocalRuntime]:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    key = Credentials("AKIDEXAMPLE", "not-a-real-secret")
+    async with LocalRuntime({"churn": churn, "llm": llm}, credentials=key, region=REGION, drain_timeout=1.0) as running:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": key.access_key,
+            "AWS_SECRET_ACCESS_KEY": key.secret_key,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": running.url,
+            "AWS_CONFIG_FILE": str(tmp_path / "config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+async def run_under_pytest(code: str, folder: Path) -> None:
+    (folder / "test_page.py").write_text(code)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"),
+        *("-o", "asyncio_default_fixture_loop_scope=function", "test_page.py"),
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    report, _ = await process.communicate()
+    assert process.returncode == 0, report.decode()
+
+
+async def run_block(block: Block, page: Path, names: dict[str, Any], folder: Path) -> str:
+    """Run a block and give what it printed; what it raises points at its line of the page."""
+    if re.search(r"^(async )?def test_", block.code, re.MULTILINE):
+        await run_under_pytest(block.code, folder)
+        return ""
+    source = "\n" * (block.line - 1) + block.code
+    code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        if "asyncio.run(" in block.code:
+            await asyncio.to_thread(exec, code, {"__name__": "__main__"})
+        else:
+            pending = eval(code, names)
+            if pending is not None:
+                await pending
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+async def test_page(page: Path, runtime: LocalRuntime, tmp_path: Path) -> None:
+    found = list(blocks(page.read_text()))
+    assert found, "a page for users shows code"
+    names: dict[str, Any] = {"asyncio": asyncio, "aiosmrt": aiosmrt, "json": json, "faults": faults}
+    names |= {"aiobotocore": aiobotocore, "config": aiobotocore.config.AioConfig()}
+    async with aiosmrt.Client() as client:
+        for block in found:
+            runtime.clear_faults()
+            runtime.clear_requests()
+            names |= {"client": client, "runtime": runtime}
+            async with asyncio.timeout(30):
+                printed = await run_block(block, page, names, tmp_path)
+            if block.output is not None:
+                where = f"{page.name}, line {block.line}"
+                printed = printed.rstrip("\n") + "\n"
+                assert _CHECKER.check_output(block.output, printed, doctest.ELLIPSIS), f"{where} printed:\n{printed}"
+
+
+def test_blocks_are_found_with_their_lines_and_outputs() -> None:
+    page = (
+        "# T\n\n```python\na = 1\n```\n\n```text\n1\n```\n\n```\nnone\n```\n```python\nb = 2\n```\nx\n```text\nx\n```\n"
+    )
+    assert list(blocks(page)) == [Block(4, "a = 1\n", "1\n"), Block(14, "b = 2\n", None)]
