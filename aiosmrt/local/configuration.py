@@ -78,6 +78,7 @@ EFFECTS: Final[Mapping[str, Callable[..., Effect]]] = {
     "stall": faults.Stall,
     "reset_after_headers": faults.ResetAfterHeaders,
     "truncate": faults.Truncate,
+    "corrupt": faults.Corrupt,
     "stall_in_body": faults.StallInBody,
     "drip": faults.Drip,
     "stream_failure": faults.StreamFailure,

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
-from aiosmrt.local.faults import Drip, ResetAfterHeaders, StallInBody, StreamFailure, Truncate
+from aiosmrt.local.faults import Corrupt, Drip, ResetAfterHeaders, StallInBody, StreamFailure, Truncate
 from aiosmrt.local.faultscript import Effect
 from aiosmrt.local.invocation import model_stream_error
 from aiosmrt.local.requestlog import RequestRecord
@@ -82,9 +82,19 @@ async def shaped(
                 yield chunk
             if not effect.clean_ending:
                 raise Cut(reset=False)
+        case Corrupt():
+            damage = False
+            async with aclosing(_marked(source, effect.after_parts, effect.after_bytes)) as marked:
+                async for part in marked:
+                    if part is None:
+                        damage = True
+                    elif damage and part:
+                        damage = False
+                        yield bytes([part[0] ^ 0xFF]) + part[1:]
+                    else:
+                        yield part
         case StallInBody():
-            marked = _marked(source, effect.after_parts, effect.after_bytes)
-            async with aclosing(marked):
+            async with aclosing(_marked(source, effect.after_parts, effect.after_bytes)) as marked:
                 async for part in marked:
                     if part is None:
                         await stall(effect.seconds)

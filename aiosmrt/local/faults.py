@@ -6,8 +6,8 @@ most one effect acts at each, the first in the script whose schedule says so:
 - ``clock``: the server's time is off (``SkewedClock``);
 - ``answer``: something other than the model answers, or nothing does (``ErrorAnswer`` and its named forms,
   ``ModelFailure``, ``ResetBeforeHeaders``, ``CloseBeforeHeaders``, ``Stall``);
-- ``body``: what happens to the answer's body (``ResetAfterHeaders``, ``Truncate``, ``StallInBody``, ``Drip``,
-  ``StreamFailure``);
+- ``body``: what happens to the answer's body (``ResetAfterHeaders``, ``Truncate``, ``Corrupt``, ``StallInBody``,
+  ``Drip``, ``StreamFailure``);
 - ``connection``: what happens to the connection afterwards (``IdleClose``).
 
 Every call that names the endpoint counts, whether its signature holds or not; each attempt of a retried call is a call.
@@ -29,6 +29,7 @@ from aiosmrt.wire.sigv4 import amz_date
 
 __all__ = [
     "CloseBeforeHeaders",
+    "Corrupt",
     "Drip",
     "Effect",
     "ErrorAnswer",
@@ -201,6 +202,20 @@ class Truncate(Effect):
     after_parts: int = 0
     after_bytes: int = 0
     clean_ending: bool = False
+    stage: ClassVar[Stage] = "body"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrupt(Effect):
+    """One byte of the body arrives inverted.
+
+    Args:
+        after_parts: messages of a response stream that are sent whole first.
+        after_bytes: bytes of the body between them and the damaged one.
+    """
+
+    after_parts: int = 0
+    after_bytes: int = 0
     stage: ClassVar[Stage] = "body"
 
 

@@ -374,7 +374,8 @@ class LocalRuntime:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                # containers close idle connections after as little as 2 s, and a POST that meets that is lost
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=1.0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from aiosmrt.errors import ConfigurationError
+from aiosmrt.errors import ConfigurationError, EventStreamFormatError, TruncatedStreamError
 from aiosmrt.local import Invocation, LocalRuntime, faults
 from aiosmrt.local.faultscript import Effect, Fault, FaultScript
-from aiosmrt.wire.eventstream import Decoder, TruncatedStreamError
+from aiosmrt.wire.eventstream import Decoder
 from tests.support.runtime import (
     Draft,
     RawAnswer,
@@ -307,6 +307,22 @@ class TestBodies:
         decoder = Decoder()
         assert [payload for _, payload in decoder.feed(answer.body)] == [b"one"]
         decoder.finish()
+
+    @pytest.mark.parametrize("after_bytes", [0, 4, 8, 50, 105])
+    async def test_a_damaged_stream(self, runtime: LocalRuntime, after_bytes: int) -> None:
+        runtime.inject("words", faults.Corrupt(after_parts=1, after_bytes=after_bytes).next(1))
+        damaged, sound = await ask(runtime, STREAM), await ask(runtime, STREAM)
+        at = len(sound.body) // 2 + after_bytes
+        assert damaged.ended == "complete"
+        assert damaged.body == sound.body[:at] + bytes([sound.body[at] ^ 0xFF]) + sound.body[at + 1 :]
+        decoder = Decoder()
+        assert [payload for _, payload in decoder.feed(damaged.body)] == [b"one"]
+        with pytest.raises(EventStreamFormatError):
+            decoder.finish()
+
+    async def test_damage_behind_the_end(self, runtime: LocalRuntime) -> None:
+        runtime.inject("echo", faults.Corrupt(after_bytes=7))
+        assert (await ask(runtime)).body == b"one two"
 
     async def test_a_cut_does_not_wait_for_the_models_next_part(self) -> None:
         async def model(invocation: Invocation) -> AsyncIterator[bytes]:
