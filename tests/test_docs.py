@@ -150,4 +150,4 @@ def test_blocks_are_found_with_their_lines_and_outputs() -> None:
     page = (
         "# T\n\n```python\na = 1\n```\n\n```text\n1\n```\n\n```\nnone\n```\n```python\nb = 2\n```\nx\n```text\nx\n```\n"
     )
-    assert list(blocks(page)) == [Block(4, "a = 1\n", "1\n"), Block(14, "b = 2\n", None)]
+    assert list(blocks(page)) == [Block(4, "a = 1\n", "1\n"), Block(15, "b = 2\n", None)]
