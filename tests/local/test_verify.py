@@ -85,7 +85,7 @@ def added_query(draft: Draft) -> None:
     draft.query = "a=b"
 
 
-def other_method(draft: Draft) -> None:
+def removed_header(draft: Draft) -> None:
     draft.headers = [(name, value) for name, value in draft.headers if name != "Content-Type"]
 
 
@@ -103,7 +103,7 @@ def repeated_header(draft: Draft) -> None:
         tampered_signature,
         tampered_body,
         added_query,
-        other_method,
+        removed_header,
         other_host,
         repeated_header,
         lambda draft: draft.replace_header("Content-Type", lambda value: "application/json"),
