@@ -137,7 +137,7 @@ class HeadBuilder:
             if len(self._heads) >= MAX_HEADS:
                 self._heads.clear()
             self._heads[key] = base
-        extra = tuple((str(self.members[i].header), str(values[i])) for i in self._fresh if values[i] is not None)
+        extra = tuple((str(self.members[i].header), _plain(values[i])) for i in self._fresh if values[i] is not None)
         return base._replace(headers=base.headers + extra) if extra else base
 
     def check_body_size(self, size_bytes: int) -> None:
@@ -160,9 +160,9 @@ class HeadBuilder:
         headers = []
         for member, value in zip(self.members, key, strict=True):
             if member.location == "uri":
-                name = value
+                name = _plain(value)
             elif value is not None and member.header is not None:
-                headers.append((member.header, value))
+                headers.append((member.header, _plain(value)))
         # the pattern of EndpointName leaves nothing to encode
         path = f"/endpoints/{name}{self.operation.path_suffix}"
         return Head(name, path, tuple(headers), any(header == "Content-Type" for header, _ in headers))
@@ -217,6 +217,11 @@ class HeadBuilder:
         if compiled is None:
             compiled = self._patterns[pattern] = full_pattern(pattern)
         return compiled
+
+
+def _plain(value: Any) -> str:
+    """The text that goes on the wire; members of an enumeration that are strings or integers print as their names."""
+    return str.__str__(value) if isinstance(value, str) else int.__repr__(value)
 
 
 def _quote(value: object) -> str:
