@@ -254,7 +254,8 @@ class ModelError(ServiceError):
     @property
     def original_status_code(self) -> int | None:
         """The container's HTTP status; 0 when it timed out, None when the service did not say."""
-        return cast("int | None", self.response.get("OriginalStatusCode"))
+        status = self.response.get("OriginalStatusCode")
+        return status if isinstance(status, int) else None
 
     @property
     def original_message(self) -> str | None:

@@ -166,6 +166,6 @@ def _modelled(code: str, document: dict[str, Any]) -> dict[str, Any]:
             continue
         try:
             found[name] = convert(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             found[name] = value
     return found
