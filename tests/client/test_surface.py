@@ -138,6 +138,12 @@ async def test_a_view_changes_what_it_names_and_nothing_else(make_client: MakeCl
         assert str(server.last.header("User-Agent")).endswith(agent)
 
 
+async def waiting_calls(client: Client, count: int) -> None:
+    """Let the calls run that were begun until so many of them wait for a turn."""
+    while client.statistics().waiting < count:
+        await asyncio.sleep(0)
+
+
 class Gate:
     """An answer that is held back until it is opened, and counts who waits behind it."""
 
@@ -164,6 +170,7 @@ async def test_max_concurrency_is_per_endpoint_and_in_order(make_client: MakeCli
         for name in ("a", "b")
     ]
     await server.until(lambda server: len(server.requests) == 4)
+    await waiting_calls(client, 8)
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (4, 8)
     assert set(statistics.endpoints) == {"a", "b"}
@@ -195,6 +202,8 @@ async def test_a_view_with_a_limit_of_its_own(make_client: MakeClient, server: R
     same, other = client.with_options(deadline=30.0), client.with_options(max_concurrency=2)
     calls = [asyncio.create_task(caller.invoke_endpoint(**CALL)) for caller in (client, same, other, other, other)]
     await server.until(lambda server: len(server.requests) == 3)
+    await waiting_calls(client, 1)
+    await waiting_calls(other, 1)
     assert (client.statistics().in_use, client.statistics().waiting) == (1, 1)
     assert (same.statistics().in_use, same.statistics().waiting) == (1, 1)
     assert (other.statistics().in_use, other.statistics().waiting) == (2, 1)
@@ -209,8 +218,7 @@ async def test_a_stream_holds_its_place_until_it_ends(make_client: MakeClient, s
     response = await client.invoke_endpoint_with_response_stream(**CALL)
     assert client.statistics().in_use == 1
     waiting = asyncio.create_task(client.invoke_endpoint(**CALL))
-    while not client.statistics().waiting:
-        await asyncio.sleep(0)
+    await waiting_calls(client, 1)
     async with response["Body"]:
         pass
     await waiting
@@ -294,8 +302,7 @@ async def test_observers_see_failures_streams_and_waits(make_client: MakeClient,
     server.answer = respond(200, encode_payload_part(b"one") + encode_payload_part(b"twoo"))
     response = await client.invoke_endpoint_with_response_stream(**CALL)
     waiting = asyncio.create_task(client.invoke_endpoint(**CALL))
-    while not client.statistics().waiting:
-        await asyncio.sleep(0)
+    await waiting_calls(client, 1)
     async with response["Body"] as stream:
         assert len([event async for event in stream]) == 2
     (ended,) = [event for event in seen if isinstance(event, events.StreamEnded)]

@@ -722,6 +722,8 @@ async def test_a_file_goes_out_equally(both: Both, tmp_path: Any) -> None:
         ({"CustomAttributes": "a  b   c"}, "inner-spaces"),
         ({"CustomAttributes": 'a,b;c="d" %20 ~\'()*!'}, "punctuation"),
         ({"EnableExplanations": "`probability>0.8`"}, "backticks"),
+        # The model's patterns of the two allow it.
+        ({"EnableExplanations": "größe > 3 ∧ ü"}, "not-ascii"),
         ({"InferenceComponentName": "component-1", "TargetVariant": "blue"}, "two-targets"),
         ({"ContentType": "text/csv; charset=utf-8", "Accept": "*/*"}, "types"),
     ],
@@ -735,6 +737,14 @@ async def test_values_that_signatures_stumble_over(both: Both, values: dict[str,
     assert ours.request is not None
     assert theirs.request is not None
     compare_wire(OPERATIONS[0], members, ours.request, theirs.request)
+
+
+async def test_a_location_that_is_not_ascii_goes_out_equally(both: Both) -> None:
+    members = {"EndpointName": "e", "InputLocation": "s3://bucket/größe 1,2/入力.csv"}
+    ours, theirs = await both.call("invoke_endpoint_async", **members)
+    assert ours.request is not None
+    assert theirs.request is not None
+    compare_wire(OPERATIONS[1], members, ours.request, theirs.request)
 
 
 async def test_a_session_token_goes_out_equally(server: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> None:

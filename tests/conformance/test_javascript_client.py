@@ -1,6 +1,7 @@
 """The local runtime under the JavaScript client of AWS: its signatures, its parsing and its stream reader."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,7 +9,12 @@ import pytest
 
 from aiosmrt.local import ContainerFailure, Credentials, Invocation, LocalRuntime, faults
 from aiosmrt.wire.operations import BY_NAME
-from tests.support.javascript_sdk import JavaScriptClient, JavaScriptError, javascript_client
+from tests.support.javascript_sdk import (
+    JAVASCRIPT_DIRECTORY,
+    JavaScriptClient,
+    JavaScriptError,
+    javascript_client,
+)
 from tests.support.peers import CREDENTIALS, REGION
 from tests.support.recording_server import RecordingServer, respond
 from tests.support.signatures import verify_signature
@@ -282,3 +288,12 @@ async def test_asynchronous_inference(node: str, javascript: JavaScriptClient, a
     for member in BY_NAME["InvokeEndpointAsync"].members:
         if member.header is not None and member.name in members:
             assert request.header(member.header) == str(members[member.name])
+
+
+def test_the_lock_file_names_no_registry() -> None:
+    """Whoever installs it takes the packages from the registry that they have configured."""
+    lock = json.loads((JAVASCRIPT_DIRECTORY / "package-lock.json").read_text())
+    packages = {path: package for path, package in lock["packages"].items() if path}
+    assert len(packages) > 10
+    assert all("integrity" in package and "resolved" not in package for package in packages.values())
+    assert "omit-lockfile-registry-resolved=true" in (JAVASCRIPT_DIRECTORY / ".npmrc").read_text().splitlines()

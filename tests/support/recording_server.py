@@ -1,8 +1,8 @@
 """A raw HTTP/1.1 server that stores what arrives, byte for byte, and answers as it is told.
 
-Nothing is normalised: header names keep their case and order, the request target stays as it was sent, and the body
-is what the framing says it is. So two clients can be compared by what they put on the wire, and signatures can be
-verified over exactly what was received.
+Nothing is normalised: header names keep their case and order (values are read as UTF-8), the request target stays as
+it was sent, and the body is what the framing says it is. So two clients can be compared by what they put on the wire,
+and signatures can be verified over exactly what was received.
 """
 
 import asyncio
@@ -185,7 +185,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def _receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> RecordedRequest:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("utf-8", "surrogateescape")
     request_line, *lines = head.split("\r\n")[:-2]
     method, target, _ = request_line.split(" ")
     headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
