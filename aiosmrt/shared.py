@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
+import math
 import os
 import random
 import ssl
@@ -104,7 +106,7 @@ class Options:
             f"{name} must be a positive number of seconds, or None; got {value!r}"
             for name in ("connect_timeout", "read_timeout", "deadline")
             if (value := getattr(self, name)) is not None
-            and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0)
+            and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf)
         ]
         faults += [f"observers must be callables; got {type(o)}" for o in self.observers if not callable(o)]
         if faults:
@@ -336,12 +338,17 @@ class Shared:
         """A request body as bytes that nobody changes.
 
         Raises:
-            ParamValidationError: a file that is not binary or not seekable.
+            ParamValidationError: a text without an encoding, or a file that is not binary or not seekable.
         """
         if isinstance(body, bytes):
             return body
         if isinstance(body, str):
-            return body.encode()
+            try:
+                return body.encode()
+            except UnicodeEncodeError:
+                # without the error as its cause, which holds the body
+                fault = "Body: the text has halves of surrogate pairs, which have no encoding"
+            raise ParamValidationError([fault])
         if isinstance(body, memoryview):
             # read-only memory over bytes is as good as bytes; anything else may change under the signature
             if body.readonly and body.c_contiguous and isinstance(body.obj, bytes):
@@ -394,12 +401,17 @@ def body_digest(body: bytes | memoryview) -> str:
 
 
 def _read_file(file: Any) -> bytes:
+    if inspect.iscoroutinefunction(file.read):
+        raise ParamValidationError(["Body: the file is an asynchronous one; read it and pass its bytes"])
     if not hasattr(file, "seekable") or not file.seekable():
         raise ParamValidationError(["Body: the file is not seekable; read it and pass its bytes"])
     # nothing is read yet: a text file shows by the type of what it gives
     if isinstance(file.read(0), str):
         raise ParamValidationError(['Body: the file is open in text mode; open it with "rb"'])
-    return bytes(file.read())
+    data = file.read()
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ParamValidationError([f"Body: the file's read() gave {type(data)} in place of bytes"])
+    return bytes(data)
 
 
 def _proxy(scheme: str, host: str) -> str | None:

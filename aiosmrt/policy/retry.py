@@ -86,6 +86,9 @@ _RETRYABLE: Final = frozenset(
 _SLOW_START: Final = frozenset({"throttling", "model_not_ready", "model"})
 _FREE: Final = frozenset({"model_not_ready", "clock_skew"})
 
+# Seconds since 1970 from which a year has five digits, for which the ttl field has no form.
+_YEAR_10000: Final = 253_402_300_800
+
 _NO_CAPACITY: Final = "Inference Component has no capacity to process this request."
 
 # A UUID's version nibble and variant bits (RFC 9562, section 5.4); all others are random.
@@ -399,7 +402,7 @@ def sdk_request(attempt: int, max_attempts: int, expires_at: float | None = None
         'ttl=20231114T221320Z; attempt=2; max=3'
     """
     count = f"attempt={attempt}; max={max(attempt, max_attempts)}"
-    if expires_at is None:
+    if expires_at is None or expires_at >= _YEAR_10000:
         return count
     # Fields and not strftime(), which is slower: this is made for every attempt of a call with a deadline.
     t = datetime.fromtimestamp(expires_at, UTC)
