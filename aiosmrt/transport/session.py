@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from multidict import CIMultiDict
@@ -109,7 +109,9 @@ class SessionTransport:
     ) -> None:
         self.origin = origin
         self._owned = session is None
-        self._session = session if session is not None else _new_session()
+        # exchanges that are watched from the moment on that they have a connection
+        self._expected: dict[asyncio.Task[Any], Watched] = {}
+        self._session = session if session is not None else _new_session(self._expected)
         self._urls: dict[str, URL] = {}
         self._timeouts: dict[tuple[float | None, float | None], aiohttp.ClientTimeout] = {}
         self._watchdogs: dict[float, ReadWatchdog] = {}
@@ -124,13 +126,16 @@ class SessionTransport:
     async def exchange(self, request: Request) -> Reply:
         """Send a request and receive its whole response; see `aiosmrt.transport.Transport.exchange`."""
         read_timeout = request.read_timeout
-        # A large upload is not silence; aiohttp starts its own timer behind the last byte of the body.
-        if read_timeout is None or len(request.body) > _WHOLE_BODY_BYTES:
+        # A large upload is not silence; aiohttp starts its own timer behind the last byte of the body. And of the
+        # caller's own session nobody says here when it has a connection.
+        if read_timeout is None or len(request.body) > _WHOLE_BODY_BYTES or not self._owned:
             return await self._exchange(request, read_timeout, None)
         watchdog = self._watchdogs.get(read_timeout)
         if watchdog is None:
             watchdog = self._watchdogs[read_timeout] = ReadWatchdog(read_timeout)
-        watched = watchdog.watch()
+        watched = watchdog.expect()
+        task = watched.task
+        self._expected[task] = watched
         try:
             return await self._exchange(request, None, watched)
         except asyncio.CancelledError:
@@ -139,6 +144,7 @@ class SessionTransport:
                 raise _read_timeout(self.origin) from None
             raise
         finally:
+            del self._expected[task]
             watchdog.forget(watched)
 
     async def _exchange(self, request: Request, read_timeout: float | None, watched: Watched | None) -> Reply:
@@ -190,7 +196,11 @@ class SessionTransport:
         timeout = self._timeouts.get((connect_timeout, read_timeout))
         if timeout is None:
             timeout = self._timeouts[connect_timeout, read_timeout] = aiohttp.ClientTimeout(
-                total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=read_timeout
+                total=None,
+                # includes the wait for a place in the pool, which may be long where the caller's own session limits it
+                connect=connect_timeout if self._owned else None,
+                sock_connect=connect_timeout,
+                sock_read=read_timeout,
             )
         headers = CIMultiDict(pairs)
         return self._session.post(
@@ -200,6 +210,8 @@ class SessionTransport:
             skip_auto_headers=None if "Content-Type" in headers else _NO_CONTENT_TYPE,
             timeout=timeout,
             allow_redirects=False,
+            # the caller's own session may want it, but then the service's answer would be lost
+            raise_for_status=False,
             ssl=self._verify,
             proxy=self._proxy,
         )
@@ -243,8 +255,23 @@ class SessionReplyStream:
         self._response.close()
 
 
-def _new_session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=open_socket)
+class _Connector(aiohttp.TCPConnector):
+    """Begins to watch an exchange when it has its connection: making one has a time limit of its own."""
+
+    def __init__(self, expected: dict[asyncio.Task[Any], Watched]) -> None:
+        super().__init__(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=open_socket)
+        self._expected = expected
+
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> aiohttp.connector.Connection:
+        connection = await super().connect(req, traces, timeout)
+        watched = self._expected.get(asyncio.current_task())  # type: ignore[arg-type]
+        if watched is not None:
+            watched.watchdog.begin(watched)
+        return connection
+
+
+def _new_session(expected: dict[asyncio.Task[Any], Watched]) -> aiohttp.ClientSession:
+    connector = _Connector(expected)
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),

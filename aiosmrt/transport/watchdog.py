@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import aiohttp
@@ -19,12 +20,13 @@ _LOOKS = 10
 class Watched:
     """An exchange that must not stay silent for too long."""
 
-    __slots__ = ("cancelling", "expired", "expires_at", "received_bytes", "response", "task", "timer")
+    __slots__ = ("cancelling", "expired", "expires_at", "received_bytes", "response", "task", "timer", "watchdog")
 
-    def __init__(self, task: asyncio.Task[Any], expires_at: float) -> None:
+    def __init__(self, task: asyncio.Task[Any], watchdog: ReadWatchdog) -> None:
         self.task = task
+        self.watchdog = watchdog
         self.cancelling = task.cancelling()
-        self.expires_at = expires_at
+        self.expires_at = math.inf
         self.expired = False
         self.response: aiohttp.ClientResponse | None = None
         self.received_bytes = 0
@@ -36,7 +38,7 @@ class ReadWatchdog:
 
     aiohttp's own read timeout arms and cancels a timer twice per exchange, which is 5 to 8 % of a call
     (benchmarks/overhead.py). Here an exchange is put at the end of an ordered dictionary and taken out again. All have
-    the same timeout, so the order of arrival is the order of expiry, and only the first one needs a timer.
+    the same timeout, so the order of beginning is the order of expiry, and only the first one needs a timer.
 
     Args:
         seconds: the read timeout.
@@ -48,16 +50,23 @@ class ReadWatchdog:
         self._watched: dict[Watched, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self) -> Watched:
-        """Begin to watch the exchange of the current task."""
+    def expect(self) -> Watched:
+        """Name the current task's exchange, to be watched from `begin` to `forget`.
+
+        Raises:
+            ClientStateError: there is no task to be ended.
+        """
         task = asyncio.current_task()
         if task is None:
             raise ClientStateError("a call must run in a task")
-        watched = Watched(task, self._loop.time() + self._seconds)
+        return Watched(task, self)
+
+    def begin(self, watched: Watched) -> None:
+        """The exchange has a connection; from now on it must not be silent."""
+        watched.expires_at = self._loop.time() + self._seconds
         self._watched[watched] = None
         if self._timer is None:
             self._timer = self._loop.call_at(watched.expires_at, self._look)
-        return watched
 
     def forget(self, watched: Watched) -> None:
         """The exchange is over."""

@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -329,32 +329,36 @@ async def test_read_timeout(make_client: MakeClient, server: RecordingServer) ->
     await server.until(lambda server: server.connections_open == 0)
 
 
-async def test_connect_timeout(make_client: MakeClient) -> None:
-    # A listener whose queue is full answers no further handshake.
-    with socket.socket() as listener:
+@pytest.fixture
+def busy_url() -> Iterator[str]:
+    """A listener whose queue is full and answers no further handshake."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         port = listener.getsockname()[1]
-        waiting = []
-        try:
-            while True:
-                filler = socket.socket()
-                waiting.append(filler)
-                filler.settimeout(0.2)
-                try:
-                    filler.connect(("127.0.0.1", port))
-                except TimeoutError:
-                    break
-                assert len(waiting) < 50
-            client = make_client(
-                endpoint_url=f"http://127.0.0.1:{port}", connect_timeout=0.05, retry=RetryPolicy(max_attempts=1)
-            )
-            with pytest.raises(errors.ConnectTimeoutError) as caught:
-                await client.invoke_endpoint(**CALL)
-            assert isinstance(caught.value, boto.ConnectTimeoutError)
-        finally:
-            for filler in waiting:
-                filler.close()
+        for _ in range(50):
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.2)
+            try:
+                filler.connect(("127.0.0.1", port))
+            except TimeoutError:
+                break
+        else:
+            raise AssertionError("the queue does not fill")
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("read_timeout", [70.0, 0.02])
+async def test_connect_timeout(make_client: MakeClient, busy_url: str, read_timeout: float) -> None:
+    # A read timeout that is shorter does not turn this into one, for which there would be no second attempt.
+    client = make_client(
+        endpoint_url=busy_url, connect_timeout=0.05, read_timeout=read_timeout, retry=RetryPolicy(max_attempts=2)
+    )
+    with pytest.raises(errors.ConnectTimeoutError) as caught:
+        await client.invoke_endpoint(**CALL)
+    assert isinstance(caught.value, boto.ConnectTimeoutError)
+    assert caught.value.attempts == 2
 
 
 # A session of the caller's own
@@ -397,6 +401,43 @@ async def test_trace_configs_of_the_callers_own_session_see_the_requests(server:
     ):
         await client.invoke_endpoint(**CALL)
     assert seen == ["/endpoints/e/invocations"]
+
+
+async def test_a_wait_in_the_pool_of_the_callers_own_session_is_no_timeout(server: RecordingServer) -> None:
+    """The first call's answer takes longer than both timeouts would let the second wait for its connection."""
+    go_on = asyncio.Event()
+
+    async def answer(request: RecordedRequest) -> Response:
+        await go_on.wait()
+        return Response()
+
+    server.answer = answer
+    once = RetryPolicy(max_attempts=1)
+    arguments: dict[str, Any] = {**CLIENT_ARGUMENTS, "retry": once, "connect_timeout": 0.05}
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+        Client(endpoint_url=server.url, session=session, **arguments) as client,
+    ):
+        first = asyncio.create_task(client.with_options(read_timeout=30.0).invoke_endpoint(**CALL))
+        await server.until(lambda server: len(server.requests) == 1)
+        second = asyncio.create_task(client.with_options(read_timeout=0.2).invoke_endpoint(**CALL))
+        done, _ = await asyncio.wait([second], timeout=0.4)
+        assert not done
+        go_on.set()
+        await asyncio.gather(first, second)
+
+
+async def test_the_callers_own_session_may_raise_for_statuses(server: RecordingServer) -> None:
+    server.answer = respond(400, b'{"message": "m"}', [("x-amzn-errortype", "ValidationError")])
+    async with (
+        aiohttp.ClientSession(raise_for_status=True) as session,
+        Client(endpoint_url=server.url, session=session, **CLIENT_ARGUMENTS) as client,
+    ):
+        with pytest.raises(errors.ValidationError):
+            await client.invoke_endpoint(**CALL)
+        with pytest.raises(errors.ValidationError):
+            await client.invoke_endpoint_with_response_stream(**CALL)
+    assert len(server.requests) == 2
 
 
 class MockedResponse(aiohttp.ClientResponse):

@@ -76,7 +76,8 @@ async def watched_task(watchdog: ReadWatchdog) -> tuple[asyncio.Task[None], Watc
     started: asyncio.Future[Watched] = asyncio.get_running_loop().create_future()
 
     async def wait() -> None:
-        watched = watchdog.watch()
+        watched = watchdog.expect()
+        watchdog.begin(watched)
         started.set_result(watched)
         try:
             await asyncio.get_running_loop().create_future()
