@@ -77,10 +77,13 @@ def member_values(member: Member) -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def full_of(draw: st.DrawFn, operation: Operation, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Parameters of a valid call: what is required, and any of the rest."""
+def full_of(
+    draw: st.DrawFn, operation: Operation, *, without: frozenset[str] = frozenset(), everything: bool = False
+) -> dict[str, Any]:
+    """Parameters of a valid call: what is required, and any or all of the rest."""
     params: dict[str, Any] = {}
-    chosen = draw(st.sets(st.sampled_from([m.name for m in operation.members if m.name not in without])))
+    names = {member.name for member in operation.members} - without
+    chosen = names if everything else draw(st.sets(st.sampled_from(sorted(names))))
     for member in operation.members:
         if member.name not in without and (member.required or member.name in chosen):
             params[member.name] = draw(member_values(member))
