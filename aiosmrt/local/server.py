@@ -156,8 +156,9 @@ class RequestServer:
             record.outcome = "cut"
             if request.transport is not None:
                 cut_connection(request.transport, reset=cut.reset)
-            gone: asyncio.Future[web.StreamResponse] = loop.create_future()
-            return await gone  # the lost connection cancels it
+            return await _until_cancelled(loop)
+        except ConnectionResetError:  # the client left while its answer was being written
+            return await _until_cancelled(loop)
         finally:
             del self._handlers[task]
             record.seconds = loop.time() - started
@@ -231,6 +232,12 @@ def _target(request: web.BaseRequest) -> tuple[str, str]:
         target = _AUTHORITY.sub("", target, count=1)
     path, _, query = target.partition("?")
     return path, query
+
+
+async def _until_cancelled(loop: asyncio.AbstractEventLoop) -> web.StreamResponse:
+    """Wait for the lost connection to cancel the handler; aiohttp would report any other end of it."""
+    gone: asyncio.Future[web.StreamResponse] = loop.create_future()
+    return await gone
 
 
 class _Exchange:

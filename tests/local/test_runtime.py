@@ -135,6 +135,23 @@ async def test_requests_in_flight_are_cancelled_in_the_end() -> None:
     assert runtime.statistics()["in_flight"] == 0
 
 
+async def test_a_client_that_leaves_as_its_answer_comes_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    model = Held()
+    async with local_runtime({"echo": model}) as runtime, RawConnection.to(runtime.url) as connection:
+        await connection.write(Draft(runtime.url).sign().encode())
+        await runtime.wait_for_in_flight(1)
+        assert runtime._web is not None
+        (served,) = runtime._web.connections
+        # The model's answer and the lost connection meet in one turn of the loop, in this order.
+        model.go_on.set()
+        assert served.transport is not None
+        served.transport.abort()
+        (record,) = await runtime.wait_for_requests(1)
+    assert model.ended == ["answered"]
+    assert record.outcome == "disconnected"
+    assert caplog.records == []
+
+
 async def test_stalled_calls_are_released_in_the_end() -> None:
     async with RawConnectionLater() as later:
         async with local_runtime({"echo": echo}, faults={"echo": faults.Stall()}, drain_timeout=30) as runtime:
