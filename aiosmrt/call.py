@@ -85,6 +85,8 @@ class Call:
     _request_id: str | None = None
     _sent = 0
     _started = 0.0
+    # whether the call's stream is over
+    _finished = False
     _limiter: Limiter
     _send: Callable[[Request], Awaitable[AnyReply]]
     _sent_at: float
@@ -356,6 +358,8 @@ class Call:
     async def _reopen(self, error: AiosmrtError, *, stream_started: bool) -> Any:
         while True:
             await self._shared.sleep(self._decide(error, stream_started=stream_started))
+            if self._finished:
+                raise error
             try:
                 return await self._attempt()
             except AiosmrtError as another:
@@ -363,6 +367,7 @@ class Call:
 
     def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
         """Give the call's place back when its stream is over."""
+        self._finished = True
         self._limiter.release()
         self._shared.counters.bytes_received += payload_bytes
         if self._options.observers:

@@ -208,6 +208,8 @@ class EventStream:
                 if failure is None:
                     try:
                         chunk = await self._stream.read()
+                        if not self._open:
+                            break  # closed meanwhile, and what arrived at the same time is given up
                         if not chunk:
                             self._decoder.finish()
                             self._close(complete=True)
@@ -215,12 +217,19 @@ class EventStream:
                             return
                         continue
                     except (TransportError, EventStreamFormatError) as error:
+                        if not self._open:
+                            break
                         failure = error
                 self._stream.close()
-                self._stream = await self._owner.recover(failure, stream_started=self._parts > 0)
+                stream = await self._owner.recover(failure, stream_started=self._parts > 0)
+                self._stream = stream
+                if not self._open:
+                    stream.close()
                 self._decoder = Decoder()
                 self._failure = None
-            except BaseException:
+            except BaseException as error:
+                if not self._open and isinstance(error, AiosmrtError):
+                    break  # closed by another task meanwhile: an end, not a failure
                 self._close(complete=False)
                 raise
         raise StopAsyncIteration
@@ -269,5 +278,7 @@ class EventStream:
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "_open", False):
-            _warn(f"unclosed {self!r}: read it to its end, or use `async with`", ResourceWarning, source=self)
-            self._close(complete=False)
+            try:
+                _warn(f"unclosed {self!r}: read it to its end, or use `async with`", ResourceWarning, source=self)
+            finally:
+                self._close(complete=False)
