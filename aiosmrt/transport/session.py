@@ -246,8 +246,19 @@ class SessionReplyStream:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
+            if data := self._arrived_before(error):
+                return data
             failure = _body_error(error, self._origin)
         raise failure
+
+    def _arrived_before(self, error: BaseException) -> bytes:
+        """What came before a failure and was not read yet: aiohttp (3.14) puts the failure first and keeps the data."""
+        content = self._response.content
+        content.set_exception(None)  # type: ignore[arg-type]
+        try:
+            return content.read_nowait()
+        finally:
+            content.set_exception(error)
 
     def close(self) -> None:
         """Give the connection up unless the body was read to its end."""
