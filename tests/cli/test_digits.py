@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from aiosmrt.cli.digits import PIXELS, ROWS_PER_CHUNK, TRAINING_ROWS, digits, rows_in, trained_model
 from aiosmrt.local import ModelContainer
-from tests.support.command_line import PROGRAM, environment, run
+from tests.support.command_line import PROGRAM, environment, run, started
 
 ROW = [0.0] * PIXELS
 
@@ -117,6 +118,21 @@ async def test_the_demonstration_scores_every_digit_and_tells_the_truth(report: 
     parts = re.fullmatch(r"1,797 rows, (\d+) parts", cells["streamed in one call"])
     assert parts is not None
     assert int(parts[1]) > 1
+
+
+async def test_an_interrupt_ends_it_with_its_container(tmp_path: Path) -> None:
+    async with started(*PROGRAM, "demo", env=environment(tmp_path), cwd=tmp_path) as process:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode()
+        found = re.fullmatch(r"SageMaker Runtime on (\S+), model container on (\S+)\n", line)
+        assert found is not None
+        process.send_signal(signal.SIGINT)
+        _, stderr = await process.communicate()
+    assert (process.returncode, stderr) == (130, b"")
+    async with aiohttp.ClientSession() as session:
+        for url in found.groups():
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await session.get(url)
 
 
 async def test_it_says_what_it_needs(tmp_path: Path) -> None:
