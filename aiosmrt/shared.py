@@ -28,7 +28,7 @@ from aiosmrt.aws.credentials import CredentialsCache
 from aiosmrt.aws.hosts import ResolvedEndpoint, resolve_endpoint
 from aiosmrt.aws.settings import Settings, resolve_settings
 from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
-from aiosmrt.errors import ClientStateError, ParamValidationError
+from aiosmrt.errors import ClientStateError, InvalidConfigError, ParamValidationError
 from aiosmrt.events import Event, Observer
 from aiosmrt.limiter import Limiter
 from aiosmrt.policy.retry import RetryBucket
@@ -222,7 +222,7 @@ class Shared:
                 origin=f"{parts.scheme}://{parts.netloc}",
                 base_path=endpoint.path,
                 verify=self._tls(settings.ca_bundle),
-                proxy=None if self._session is not None else _proxy(parts.scheme, parts.hostname or ""),
+                proxy=None if self._session is not None else _proxy(parts.scheme, parts.netloc, parts.hostname or ""),
             )
         return self._configuration
 
@@ -414,9 +414,25 @@ def _read_file(file: Any) -> bytes:
     return bytes(data)
 
 
-def _proxy(scheme: str, host: str) -> str | None:
-    """The proxy that the environment names for a host, by the rules of urllib, which botocore follows as well."""
+def _proxy(scheme: str, netloc: str, host: str) -> str | None:
+    """The proxy that the environment names for a scheme and host, by botocore's rules (botocore.httpsession).
+
+    Raises:
+        InvalidConfigError: it is no URL of an HTTP proxy.
+    """
     proxies = getproxies()
-    if not proxies or (host and proxy_bypass(host)):
+    proxy = proxies.get(scheme)
+    # an entry of NO_PROXY may name the port
+    if not proxy or proxy_bypass(netloc) or proxy_bypass(host):
         return None
-    return proxies.get(scheme) or proxies.get("all")
+    if "://" not in proxy:
+        proxy = f"http://{proxy.removeprefix('//')}"
+    try:
+        parts = urlsplit(proxy)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        # not quoted: it may hold a password
+        raise InvalidConfigError(f"{scheme.upper()}_PROXY must be the URL of an HTTP proxy, such as http://host:3128")
+    return proxy

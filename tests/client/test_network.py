@@ -159,6 +159,35 @@ async def test_http_proxy(make_client: MakeClient, server: RecordingServer, monk
         assert len(server.requests) == len(proxy.requests) == 1
 
 
+async def test_a_proxy_without_a_scheme(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with RecordingServer(respond(200, b"by proxy")) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.host)
+        assert await read(make_client(endpoint_url="http://runtime.example:8080")) == b"by proxy"
+
+
+async def test_what_goes_past_the_proxy(
+    make_client: MakeClient, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # botocore does not read it either, and aiohttp speaks no SOCKS
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert await read(make_client()) == b""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for exception in (server.host, "127.0.0.1", "*"):
+        monkeypatch.setenv("NO_PROXY", exception)
+        assert await read(make_client()) == b""
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    "url", ["socks5://u:pass-word@127.0.0.1:9", "http://[::1", "http://u:pass-word@h:x", "http://"]
+)
+async def test_what_is_no_proxy(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("HTTP_PROXY", url)
+    with pytest.raises(errors.InvalidConfigError, match="HTTP_PROXY") as caught:
+        await make_client(endpoint_url="http://runtime.example").invoke_endpoint(**CALL)
+    assert "pass-word" not in str(caught.value)
+
+
 class Tunnel:
     """A proxy that knows CONNECT alone."""
 
