@@ -197,11 +197,11 @@ class Call:
             if credentials is None:
                 credentials = await shared.credentials.get()
         attempt = 1 if self._state is None else self._state.attempt
+        request = self._request(credentials, attempt)
         self._sent += 1
         counters = shared.counters
         counters.attempts += 1
         counters.bytes_sent += len(self._body)
-        request = self._request(credentials, attempt)
         observed = bool(options.observers)
         began = 0.0
         if observed:
@@ -247,7 +247,7 @@ class Call:
         headers = [
             ("Host", shared.endpoint.host),
             ("Accept-Encoding", "identity"),
-            ("User-Agent", options.user_agent),
+            ("User-Agent", options.user_agent + shared.user_agent_app),
             ("amz-sdk-invocation-id", self._invocation_id),
             ("amz-sdk-request", progress),
             *head.headers,

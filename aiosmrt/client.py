@@ -364,7 +364,7 @@ class Client:
                 [f"Unknown operation: {operation_name!r:.80}, must be one of: {', '.join(BY_NAME)}"]
             )
         plan = self._plan(operation_name)
-        given = {} if params is None else params
+        given = _named(params)
         body = given.get("Body")
         head = plan.heads.head(plan.heads.values(given), body, plan.heads.unknown(given))
         return await self._call(plan, head, body)
@@ -388,7 +388,7 @@ class Client:
 
         Raises:
             ParamValidationError: an unknown method or faulty parameters.
-            NoCredentialsError: there is nothing to sign with.
+            NoCredentialsError, NoRegionError: there is nothing to sign with.
         """
         if ClientMethod not in _METHODS:
             raise ParamValidationError([f"Client does not have method: {ClientMethod!r:.80}"])
@@ -397,7 +397,7 @@ class Client:
                 [f"ExpiresIn must be 1 to {_MAX_EXPIRES_SECONDS} seconds; got {ExpiresIn!r:.80}"]
             )
         plan = self._plan(_METHODS[ClientMethod])
-        given = {} if Params is None else Params
+        given = _named(Params)
         body = given.get("Body")
         head = plan.heads.head(plan.heads.values(given), body, plan.heads.unknown(given))
         shared = self._shared
@@ -570,6 +570,14 @@ class Client:
         return await (call.open() if plan.operation.streams else call.exchange())
 
 
+def _named(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping):
+        raise ParamValidationError([f"Invalid type for the parameters, type: {type(params)}, valid types: a mapping"])
+    return params
+
+
 def _policy(retry: RetryPolicy | Mapping[str, Any]) -> RetryPolicy:
     if isinstance(retry, RetryPolicy):
         return retry
@@ -582,6 +590,6 @@ def _user_agent(extra: str | None) -> str:
     own = f"aiosmrt/{__version__} python/{platform.python_version()} os/{platform.system().lower()}"
     if extra is None:
         return own
-    if not extra.isascii() or not extra.isprintable():
+    if not isinstance(extra, str) or not extra.isascii() or not extra.isprintable():
         raise ParamValidationError(["user_agent_extra must be printable ASCII"])
     return f"{own} {extra}"

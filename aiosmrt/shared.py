@@ -12,6 +12,7 @@ import inspect
 import math
 import os
 import random
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
@@ -28,7 +29,7 @@ from aiosmrt.aws.credentials import CredentialsCache
 from aiosmrt.aws.hosts import ResolvedEndpoint, resolve_endpoint
 from aiosmrt.aws.settings import Settings, resolve_settings
 from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
-from aiosmrt.errors import ClientStateError, InvalidConfigError, ParamValidationError
+from aiosmrt.errors import ClientStateError, InvalidConfigError, NoRegionError, ParamValidationError
 from aiosmrt.events import Event, Observer
 from aiosmrt.limiter import Limiter
 from aiosmrt.policy.retry import RetryBucket
@@ -50,6 +51,9 @@ T = TypeVar("T")
 
 # Above this size a thread's hand-over costs less than the loop's stall (docs/design/architecture.md, Hashing).
 HASH_INLINE_BYTES = 256 * 1024
+
+# What may not be in a part of the User-Agent header, as in botocore: a token (RFC 9110, 5.6.2) less "#", and a comma.
+_UNFIT_FOR_USER_AGENT = re.compile(r"[^A-Za-z0-9!$%&'*+.^_`|~,-]")
 
 # Endpoint names whose limiters are kept although nobody uses them.
 _MAX_IDLE_LIMITERS = 1024
@@ -124,6 +128,17 @@ class Plan:
         self.reader = ReplyReader(operation)
 
 
+class _SignerWithoutRegion(Signer):
+    """In the place of a signer where no region is known; calls that are not signed never ask it."""
+
+    __slots__ = ()
+
+    def sign(self, *arguments: Any, **named: Any) -> NoReturn:
+        raise NoRegionError("You must specify a region.")
+
+    presign = sign
+
+
 class Counters:
     """Running totals of a client and its views."""
 
@@ -168,6 +183,8 @@ class Shared:
         verify: bool | str | os.PathLike[str] | ssl.SSLContext,
         session: aiohttp.ClientSession | None,
     ) -> None:
+        if not isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)) or verify == "":
+            raise ParamValidationError([f"verify must be True, False, a path or an ssl.SSLContext; got {verify!r:.80}"])
         self._settings_arguments = settings
         self._verify = verify
         self._session = session
@@ -186,6 +203,8 @@ class Shared:
         self.endpoint: ResolvedEndpoint
         self.base_path = ""
         self.max_attempts = DEFAULT_MAX_ATTEMPTS
+        # the application's id as a part of the User-Agent header, a blank before it
+        self.user_agent_app = ""
         self.plans = {operation.name: Plan(operation) for operation in OPERATIONS}
         self.counters = Counters()
         # The header of a first attempt, by the number of attempts: the same for all calls without a deadline.
@@ -280,7 +299,12 @@ class Shared:
             self.endpoint = endpoint
             self.base_path = configuration.base_path
             self.max_attempts = settings.max_attempts or DEFAULT_MAX_ATTEMPTS
-            self.signer = Signer(region=endpoint.signing_region or "", service=endpoint.signing_name)
+            if settings.user_agent_appid is not None:
+                self.user_agent_app = f" app/{_UNFIT_FOR_USER_AGENT.sub('-', settings.user_agent_appid)}"
+            if endpoint.signing_region is None:
+                self.signer = _SignerWithoutRegion(region="")
+            else:
+                self.signer = Signer(region=endpoint.signing_region, service=endpoint.signing_name)
             self.transport = SessionTransport(
                 configuration.origin, session=self._session, verify=configuration.verify, proxy=configuration.proxy
             )
@@ -328,7 +352,13 @@ class Shared:
     # Work off the loop
 
     async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a blocking function in this client's one thread."""
+        """Run a blocking function in this client's one thread.
+
+        Raises:
+            ClientStateError: the client was closed.
+        """
+        if self.closed:
+            raise ClientStateError("the client is closed")
         if self._executor is None:
             # One thread: four uploads hashed at once would only take turns, and hold up the loop in between.
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aiosmrt")

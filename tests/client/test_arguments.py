@@ -1,15 +1,17 @@
 """What a caller may pass: values that only look unusual get through whole, and senseless ones get a clear error."""
 
+import asyncio
 import enum
 import io
 import math
+import threading
 from typing import Any
 
 import pytest
 
-from aiosmrt import Client, ParamValidationError
+from aiosmrt import Client, ParamValidationError, errors
 from tests.client.conftest import MakeClient
-from tests.support.peers import CREDENTIALS
+from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS
 from tests.support.recording_server import RecordingServer, respond
 from tests.support.signatures import verify_signature
 
@@ -79,3 +81,75 @@ async def test_bodies_that_give_no_bytes(client: Client, server: RecordingServer
     with pytest.raises(ParamValidationError, match="Body"):
         await client.invoke_endpoint(EndpointName="e", Body=body)
     assert server.requests == []
+
+
+async def test_a_client_closed_while_it_reads_a_file_has_no_thread_left(
+    client: Client, server: RecordingServer
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    class SlowFile(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if size != 0:
+                reading.set()
+                assert go_on.wait(10)
+            return super().read(size)
+
+    await client.invoke_endpoint(**CALL)
+    call = asyncio.create_task(client.invoke_endpoint(EndpointName="e", Body=SlowFile(bytes(1_000_000))))
+    await asyncio.to_thread(reading.wait, 10)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("aiosmrt")]
+    await client.close()
+    go_on.set()
+    with pytest.raises(errors.ClientStateError, match="closed"):
+        await call
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 10)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("aiosmrt")]
+    assert len(server.requests) == 1
+
+
+# The client's own
+
+
+@pytest.mark.parametrize("verify", [None, 0, 1, b"x", "", 1.5])
+def test_verify_that_is_nothing_of_the_kind(verify: Any) -> None:
+    with pytest.raises(ParamValidationError, match="verify"):
+        Client("eu-central-1", verify=verify)
+
+
+@pytest.mark.parametrize("extra", [5, b"app/1", "app\n", "größe"])
+def test_user_agent_extra_that_cannot_be_sent(extra: Any) -> None:
+    with pytest.raises(ParamValidationError, match="user_agent_extra"):
+        Client("eu-central-1", user_agent_extra=extra)
+
+
+async def test_parameters_that_are_no_mapping(client: Client, server: RecordingServer) -> None:
+    wrong: list[Any] = [[], "EndpointName", 5]
+    for params in wrong:
+        with pytest.raises(ParamValidationError, match="mapping"):
+            await client.make_request("InvokeEndpoint", params)
+        with pytest.raises(ParamValidationError, match="mapping"):
+            await client.generate_presigned_url("invoke_endpoint", params)
+    assert server.requests == []
+
+
+async def test_the_applications_id(make_client: MakeClient, server: RecordingServer, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AWS_SDK_UA_APP_ID", "batch scoring\r\nX: y")
+    client = make_client(user_agent_extra="extra/1")
+    for caller in (client, client.with_options(user_agent_extra=None)):
+        await caller.invoke_endpoint(**CALL)
+        assert "app/batch-scoring--X--y" in str(server.last.header("User-Agent")).split(" ")
+        assert server.last.header("X") is None
+
+
+async def test_signing_without_a_region(server: RecordingServer) -> None:
+    keys = {name: value for name, value in CLIENT_ARGUMENTS.items() if name != "region_name"}
+    async with Client(endpoint_url=server.url, sign=False, **keys) as client:
+        await client.invoke_endpoint(**CALL)
+        with pytest.raises(errors.NoRegionError) as caught:
+            await client.with_options(sign=True).invoke_endpoint(**CALL)
+        assert caught.value.attempts == 0
+        with pytest.raises(errors.NoRegionError):
+            await client.generate_presigned_url("invoke_endpoint", CALL)
+    assert len(server.requests) == 1
