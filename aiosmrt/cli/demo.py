@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import statistics
 import sys
 import time
@@ -69,7 +70,16 @@ def demo(max_concurrency: int, throttle_every: int) -> None:
         import sklearn  # noqa: F401 - the container process needs it, and this is the time to say so
     except ModuleNotFoundError:
         raise ConfigurationError("the demonstration needs scikit-learn: pip install 'aiosmrt[demo]'") from None
+    _shut_out_surroundings()
     asyncio.run(_demo(max_concurrency, throttle_every))
+
+
+def _shut_out_surroundings() -> None:
+    """The demonstration calls nobody but itself: no AWS setting and no proxy of this machine has a say in it."""
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name.lower() in ("http_proxy", "all_proxy"):
+            del os.environ[name]
+    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
 
 async def _demo(max_concurrency: int, throttle_every: int) -> None:
@@ -140,9 +150,12 @@ async def _score(client: Client, rows: list[str], latencies: list[float], consol
     ) as progress:
         bar = progress.add_task("invoke_endpoint", total=len(rows))
         began = time.perf_counter()
-        async with asyncio.TaskGroup() as calls:
-            for index in range(len(rows)):
-                calls.create_task(score(index))
+        try:
+            async with asyncio.TaskGroup() as calls:
+                for index in range(len(rows)):
+                    calls.create_task(score(index))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # one is enough to say what is wrong
         seconds = time.perf_counter() - began
     return Scores(labels, seconds, latencies, client.statistics())
 

@@ -98,7 +98,8 @@ async def test_the_container_answers_as_asked(container: ModelContainer) -> None
 
 @pytest.fixture
 async def report(tmp_path: Path) -> str:
-    ended = await run(*PROGRAM, "demo", env=environment(tmp_path, COLUMNS="100"), cwd=tmp_path)
+    surroundings = {"AWS_PROFILE": "nobody", "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
+    ended = await run(*PROGRAM, "demo", env=environment(tmp_path, COLUMNS="100", **surroundings), cwd=tmp_path)
     assert (ended.code, ended.stderr) == (0, b"")
     return ended.stdout.decode()
 
