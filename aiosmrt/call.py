@@ -177,6 +177,9 @@ class Call:
             raise
 
     async def _wait_for_turn(self) -> None:
+        if self._shared.ready_on is None:
+            # those who waited were told when it was closed, nobody will tell this one
+            raise ClientStateError("the client was closed during the call")
         if not self._options.observers:
             await self._limiter.acquire()
             return

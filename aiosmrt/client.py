@@ -196,6 +196,7 @@ class Client:
             verify=verify,
             session=session,
         )
+        self._shared.limiters.add(self._options.limiters)
         self._is_view = False
 
     def __repr__(self) -> str:
@@ -468,6 +469,7 @@ class Client:
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._options = replace(self._options, **changes)
+        self._shared.limiters.add(view._options.limiters)
         view._is_view = True
         return view
 

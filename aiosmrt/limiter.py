@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiosmrt.policy.capacity import Capacity, FixedCapacity
@@ -101,7 +102,7 @@ class Limiter:
         except asyncio.CancelledError:
             if waiter.cancelled():
                 self._waiters.pop(waiter, None)
-            else:
+            elif waiter.exception() is None:
                 self.release()
             raise
 
@@ -138,6 +139,17 @@ class Limiter:
     def capacity_changed(self) -> None:
         """Admit waiters that a larger limit has room for, after the capacity was changed from outside."""
         self._grant()
+
+    def refuse_waiters(self, error: Callable[[], Exception]) -> None:
+        """Raise an error in everybody who waits, because no slot will be granted to them any more.
+
+        Args:
+            error: makes an error, one for each.
+        """
+        while self._waiters:
+            waiter, _ = self._waiters.popitem(last=False)
+            if not waiter.done():
+                waiter.set_exception(error())
 
     def statistics(self) -> LimiterStatistics:
         """Count what is held and who waits."""

@@ -84,6 +84,11 @@ class Limiters:
             limiter = self.by_endpoint[endpoint_name] = Limiter(self.max_concurrency)
         return limiter
 
+    def close(self) -> None:
+        """Tell the calls that wait that the client is closed."""
+        for limiter in self.by_endpoint.values():
+            limiter.refuse_waiters(lambda: ClientStateError("the client was closed during the call"))
+
     def _drop_idle(self) -> None:
         for name, limiter in list(self.by_endpoint.items()):
             state = limiter.statistics()
@@ -217,6 +222,8 @@ class Shared:
         self.random_bits: Callable[[int], int] = random.getrandbits
         self.sleep: Callable[[float], Awaitable[None]] = self._sleep
         self._sleepers: set[asyncio.Future[None]] = set()
+        # those of the client and of its views
+        self.limiters: WeakSet[Limiters] = WeakSet()
 
     # Configuration
 
@@ -327,6 +334,9 @@ class Shared:
         self.closed = True
         for sleeper in self._sleepers:
             _wake(sleeper)
+        # A stream that nobody reads keeps its place, and those behind it would wait for ever.
+        for limiters in self.limiters:
+            limiters.close()
         try:
             if self.ready_on is not None:
                 self.ready_on = None

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ClientStateError
+from aiosmrt.wire.eventstream import encode_payload_part
+from tests.client.conftest import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS
-from tests.support.recording_server import RecordedRequest, RecordingServer, Response
+from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond
 
 
 async def call(client: Client) -> int:
@@ -194,3 +196,25 @@ async def test_nothing_is_left_when_a_first_call_is_cancelled(client: Client, se
         await first
     assert await call(client) == 200
     assert client.statistics().in_use == 0
+
+
+async def test_closing_ends_the_wait_behind_a_stream_that_nobody_reads(
+    make_client: MakeClient, server: RecordingServer
+) -> None:
+    server.answer = respond(200, encode_payload_part(b"one"))
+    client = make_client(max_concurrency=1)
+    callers = (client, client.with_options(max_concurrency=1))
+    streams = [
+        (await caller.invoke_endpoint_with_response_stream(EndpointName="e", Body=b""))["Body"] for caller in callers
+    ]
+    waiting = [asyncio.create_task(call(caller)) for caller in callers]
+    await asyncio.sleep(0)
+    assert [caller.statistics().waiting for caller in callers] == [1, 1]
+    await client.close()
+    for task in waiting:
+        with pytest.raises(ClientStateError, match="closed"):
+            await task
+    for stream in streams:
+        stream.close()
+    assert [(caller.statistics().in_use, caller.statistics().waiting) for caller in callers] == [(0, 0), (0, 0)]
+    assert len(server.requests) == 2
