@@ -9,6 +9,9 @@ A call takes a place under ``max_concurrency`` before its first attempt and keep
 that throttles is called by fewer. A plain call gives it back with its result, a stream when it ends. The call's
 ``deadline`` spans everything up to the result; for a stream, everything up to the response's head.
 
+An error that leaves a call is deleted from the frames that raised it. Its traceback holds those frames, so that they,
+the call and its body would otherwise stay until the garbage collector finds them.
+
 The path of a call that succeeds at once, without observers and deadline, is kept short on purpose: it is what the
 client costs (benchmarks/overhead.py).
 """
@@ -128,17 +131,17 @@ class Call:
         options = self._options
         clock = self._shared.clock
         self._started = clock()
-        error: BaseException | None = None
+        error: str | None = None
         try:
             if options.deadline is None:
                 return await self._run()
             self._deadline = self._started + options.deadline
             return await self._before_deadline(self._run())
         except BaseException as raised:
-            error = raised
+            error = type(raised).__name__
             raise
         finally:
-            self._emit(CallEnded, self._sent, clock() - self._started, None if error is None else type(error).__name__)
+            self._emit(CallEnded, self._sent, clock() - self._started, error)
 
     async def _before_deadline(self, work: Coroutine[Any, Any, Any]) -> Any:
         left = None if self._deadline is None else self._deadline - self._shared.clock()
@@ -148,9 +151,10 @@ class Call:
         except TimeoutError as late:
             if isinstance(late, AiosmrtError) or not timer.expired():
                 raise
+            cause, self._last_error = self._last_error, None
             raise self._place(
                 DeadlineExceededError(f"The call did not finish within its deadline of {self._options.deadline} s")
-            ) from self._last_error
+            ) from cause
 
     async def _run(self) -> Any:
         """Take a place and make attempts until one succeeds; the place is kept on success only."""
@@ -217,11 +221,12 @@ class Call:
                     options.bucket.on_success()
                 else:
                     self._state.on_success()
+                    self._last_error = None
                 if observed:
                     self._emit_attempt(attempt, began, reply.status, None, reply.headers)
                 return reply
             body = reply.body if isinstance(reply, Reply) else await _drain(reply)
-        except AiosmrtError as error:
+        except BaseException as error:
             if observed:
                 self._emit_attempt(attempt, began, None, type(error).__name__, None)
             raise
@@ -229,7 +234,10 @@ class Call:
         refusal = self._service_error(reply.status, reply.headers, body)
         if observed:
             self._emit_attempt(attempt, began, reply.status, refusal.code, reply.headers)
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del refusal
 
     def _request(self, credentials: Any, attempt: int) -> Request:
         shared = self._shared
@@ -311,7 +319,6 @@ class Call:
         """Seconds until the next attempt; raises the error where there is none."""
         shared = self._shared
         options = self._options
-        self._last_error = error
         counters = shared.counters
         if error.throttling:
             counters.throttles += 1
@@ -333,7 +340,12 @@ class Call:
         if isinstance(decision, str):
             if decision == "max_attempts" and isinstance(error, ServiceError):
                 error.note_max_attempts()
-            raise error
+            self._last_error = None
+            try:
+                raise error
+            finally:
+                del error
+        self._last_error = error
         counters.retries[error.cause] = counters.retries.get(error.cause, 0) + 1
         if options.observers:
             self._emit(RetryScheduled, attempt, error.cause, decision)
@@ -355,18 +367,24 @@ class Call:
 
     async def recover(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
         """Make further attempts after a stream failed, where the policy allows; raises ``error`` where not."""
-        stream: ReplyStream = await self._before_deadline(self._reopen(error, stream_started=stream_started))
+        try:
+            stream: ReplyStream = await self._before_deadline(self._reopen(error, stream_started=stream_started))
+        finally:
+            del error
         return stream
 
     async def _reopen(self, error: AiosmrtError, *, stream_started: bool) -> Any:
-        while True:
-            await self._shared.sleep(self._decide(error, stream_started=stream_started))
-            if self._finished:
-                raise error
-            try:
-                return await self._attempt()
-            except AiosmrtError as another:
-                error = another
+        try:
+            while True:
+                await self._shared.sleep(self._decide(error, stream_started=stream_started))
+                if self._finished:
+                    raise error
+                try:
+                    return await self._attempt()
+                except AiosmrtError as another:
+                    error = another
+        finally:
+            del error
 
     def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
         """Give the call's place back when its stream is over."""

@@ -203,7 +203,7 @@ class EventStream:
     async def _receive(self) -> None:
         """Fill ``_ready`` with at least one payload, or raise."""
         while self._open:
-            failure = self._failure
+            failure, self._failure = self._failure, None
             try:
                 if failure is None:
                     try:
@@ -226,12 +226,14 @@ class EventStream:
                 if not self._open:
                     stream.close()
                 self._decoder = Decoder()
-                self._failure = None
             except BaseException as error:
                 if not self._open and isinstance(error, AiosmrtError):
                     break  # closed by another task meanwhile: an end, not a failure
                 self._close(complete=False)
+                self._decoder = Decoder()
                 raise
+            finally:
+                del failure  # as in aiosmrt.call; the decoder keeps its own, too
         raise StopAsyncIteration
 
     def _sort(self, messages: list[tuple[EventHeaders, bytes]]) -> bool:

@@ -163,8 +163,12 @@ class SessionTransport:
                 failure = _body_error(error, self.origin)
             finally:
                 self._reading.discard(response)
-        # behind the handlers, so that the foreign error does not hang on as the context
-        raise failure
+        # Behind the handlers, so that the foreign error does not hang on as the context; and without a reference from
+        # this frame, which the error's traceback holds.
+        try:
+            raise failure
+        finally:
+            del failure
 
     async def open(self, request: Request) -> SessionReplyStream:
         """Send a request and receive its response's head; see `aiosmrt.transport.Transport.open`."""
@@ -172,7 +176,10 @@ class SessionTransport:
             return SessionReplyStream(await self._post(request, request.read_timeout), self.origin, self._reading)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = self._head_failure(error)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure
 
     async def close(self) -> None:
         """Close the session if it is the transport's own."""
@@ -249,7 +256,10 @@ class SessionReplyStream:
             if data := self._arrived_before(error):
                 return data
             failure = _body_error(error, self._origin)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure
 
     def _arrived_before(self, error: BaseException) -> bytes:
         """What came before a failure and was not read yet: aiohttp (3.14) puts the failure first and keeps the data."""
