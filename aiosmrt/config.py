@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,28 +48,33 @@ class RetryPolicy:
     throttling_base_delay: float = 1.0
     max_delay: float = 20.0
     retry_read_timeouts: bool = False
-    retry_model_statuses: frozenset[int] = frozenset()
+    retry_model_statuses: Set[int] = frozenset()
     bucket_tokens: int = 500
     retry_cost: int = 14
     throttling_retry_cost: int = 5
 
     def __post_init__(self) -> None:
         faults = []
-        if self.max_attempts is not None and (not isinstance(self.max_attempts, int) or self.max_attempts < 1):
+        if self.max_attempts is not None and not _is_whole(self.max_attempts, 1):
             faults.append(f"retry.max_attempts must be a whole number from 1, or None; got {self.max_attempts!r}")
         faults += [
-            f"retry.{name} must not be negative; got {getattr(self, name)!r}"
-            for name in (
-                "base_delay",
-                "throttling_base_delay",
-                "max_delay",
-                "bucket_tokens",
-                "retry_cost",
-                "throttling_retry_cost",
-            )
+            f"retry.{name} must be seconds from 0; got {value!r}"
+            for name in ("base_delay", "throttling_base_delay", "max_delay")
             # written so that NaN is refused too
-            if not getattr(self, name) >= 0
+            if isinstance(value := getattr(self, name), bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < math.inf
         ]
+        faults += [
+            f"retry.{name} must be a whole number from 0; got {value!r}"
+            for name in ("bucket_tokens", "retry_cost", "throttling_retry_cost")
+            if not _is_whole(value := getattr(self, name), 0)
+        ]
+        statuses: object = self.retry_model_statuses
+        if not isinstance(statuses, Set) or not all(_is_whole(status, 0) for status in statuses):
+            faults.append(f"retry.retry_model_statuses must be a set of statuses; got {statuses!r:.80}")
+        else:
+            object.__setattr__(self, "retry_model_statuses", frozenset(statuses))
         if faults:
             raise ParamValidationError(faults)
 
@@ -96,7 +102,7 @@ class RetryPolicy:
             faults.append(f"retries.mode must be legacy, standard or adaptive; got {mode!r}")
         for key, least in (("max_attempts", 0), ("total_max_attempts", 1)):
             value = retries.get(key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is not None and not _is_whole(value, least):
                 faults.append(f"retries.{key} must be a whole number from {least}; got {value!r}")
         if faults:
             raise ParamValidationError(faults)
@@ -105,3 +111,7 @@ class RetryPolicy:
         if (again := retries.get("max_attempts")) is not None:
             return cls(max_attempts=again + 1)
         return cls()
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiosmrt import Client, ParamValidationError, errors
+from aiosmrt import Client, ParamValidationError, RetryPolicy, errors
 from tests.client.conftest import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS
 from tests.support.recording_server import RecordingServer, respond
@@ -153,3 +153,36 @@ async def test_signing_without_a_region(server: RecordingServer) -> None:
         with pytest.raises(errors.NoRegionError):
             await client.generate_presigned_url("invoke_endpoint", CALL)
     assert len(server.requests) == 1
+
+
+# Retries
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_attempts", 0),
+        ("max_attempts", True),
+        ("max_attempts", "3"),
+        ("base_delay", "0.05"),
+        ("base_delay", math.nan),
+        ("throttling_base_delay", -1),
+        ("max_delay", None),
+        ("max_delay", math.inf),
+        ("bucket_tokens", 1.5),
+        ("retry_cost", -1),
+        ("retry_model_statuses", 503),
+        ("retry_model_statuses", {"503"}),
+    ],
+)
+def test_retry_policies_that_make_no_sense(name: str, value: Any) -> None:
+    with pytest.raises(ParamValidationError, match=name):
+        RetryPolicy(**{name: value})
+
+
+def test_statuses_of_a_retry_policy_stay_as_they_were_given() -> None:
+    statuses = {429, 503}
+    policy = RetryPolicy(retry_model_statuses=statuses)
+    statuses.clear()
+    assert policy == RetryPolicy(retry_model_statuses=frozenset({429, 503}))
+    assert hash(policy) == hash(RetryPolicy(retry_model_statuses={503, 429}))
