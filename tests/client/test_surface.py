@@ -288,6 +288,23 @@ async def test_observers_see_every_step(make_client: MakeClient, server: Recordi
     assert finished.duration >= ended[1].duration >= 0
 
 
+async def test_observers_see_an_attempt_that_is_cancelled_end(make_client: MakeClient, server: RecordingServer) -> None:
+    seen: list[events.Event] = []
+    client = make_client(observers=[seen.append])
+    gate = Gate()
+    server.answer = gate
+    call = asyncio.create_task(client.invoke_endpoint(**CALL))
+    await server.until(lambda server: len(server.requests) == 1)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    gate.open.set()
+    ended = [event for event in seen if isinstance(event, events.AttemptEnded | events.CallEnded)]
+    assert [(type(event), event.error) for event in ended] == [
+        (events.AttemptEnded, "CancelledError"),
+        (events.CallEnded, "CancelledError"),
+    ]
+
+
 async def test_observers_see_failures_streams_and_waits(make_client: MakeClient, server: RecordingServer) -> None:
     from aiosmrt.wire.eventstream import encode_payload_part
 
