@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 
 from aiosmrt._version import __version__
 from aiosmrt.aws.credentials import CredentialsCache
@@ -434,7 +434,7 @@ class Client:
         sign: bool | _Unset = _UNSET,
         user_agent_extra: str | _Unset | None = _UNSET,
         observers: Sequence[Observer] | _Unset = _UNSET,
-    ) -> Client:
+    ) -> Self:
         """A view on the same connections and credentials with other settings.
 
         Closing a view does nothing; closing the client ends its views. A view shares its client's limiters unless it
@@ -547,7 +547,7 @@ class Client:
         if not self._is_view:
             await self._shared.close()
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         if self._shared.ready_on is not asyncio.get_running_loop():
             self._shared.bind(asyncio.get_running_loop())
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, BinaryIO, NotRequired, TypeAlias, TypedDict
+from typing import IO, TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from aiosmrt.streams import EventStream, StreamingBody
@@ -17,7 +17,7 @@ __all__ = [
     "ResponseStreamEvent",
 ]
 
-Body: TypeAlias = "bytes | bytearray | memoryview | str | BinaryIO"
+Body: TypeAlias = "bytes | bytearray | memoryview | str | IO[bytes]"
 
 
 class ResponseMetadata(TypedDict):
