@@ -10,7 +10,7 @@ import asyncio
 import os
 import platform
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -160,6 +160,16 @@ class Client:
             raise ApiVersionNotFoundError(
                 f"Unable to load data for sagemaker-runtime, API version {api_version!r}: there is {API_VERSION} only"
             )
+        _check_types(
+            str,
+            region_name=region_name,
+            endpoint_url=endpoint_url,
+            profile_name=profile_name,
+            aws_access_key_id=aws_access_key_id,
+            aws_secret_access_key=aws_secret_access_key,
+            aws_session_token=aws_session_token,
+        )
+        _check_types(bool, use_fips_endpoint=use_fips_endpoint, use_dualstack_endpoint=use_dualstack_endpoint)
         policy = _policy(retry)
         self._options = Options(
             connect_timeout=connect_timeout,
@@ -168,7 +178,7 @@ class Client:
             retry=policy,
             sign=sign,
             user_agent=_user_agent(user_agent_extra),
-            observers=tuple(observers),
+            observers=_observers(observers),
             limiters=Limiters(max_concurrency),
             bucket=RetryBucket(policy.bucket_tokens),
         )
@@ -465,7 +475,7 @@ class Client:
         if not isinstance(user_agent_extra, _Unset):
             changes["user_agent"] = _user_agent(user_agent_extra)
         if not isinstance(observers, _Unset):
-            changes["observers"] = tuple(observers)
+            changes["observers"] = _observers(observers)
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._options = replace(self._options, **changes)
@@ -570,6 +580,23 @@ class Client:
         plan.heads.check_body_size(len(data))
         call = Call(shared, self._options, plan, head, data)
         return await (call.open() if plan.operation.streams else call.exchange())
+
+
+def _check_types(kind: type, **arguments: object) -> None:
+    # the values are not quoted: there are secrets among them
+    faults = [
+        f"{name} must be a {kind.__name__} or None; got {type(value)}"
+        for name, value in arguments.items()
+        if value is not None and not isinstance(value, kind)
+    ]
+    if faults:
+        raise ParamValidationError(faults)
+
+
+def _observers(observers: Sequence[Observer]) -> tuple[Observer, ...]:
+    if not isinstance(observers, Iterable):
+        raise ParamValidationError([f"observers must be a sequence of callables; got {type(observers)}"])
+    return tuple(observers)
 
 
 def _named(params: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -48,8 +48,9 @@ class ClientMeta:
 
     @property
     def region_name(self) -> str | None:
-        """The AWS region; None where none is configured and none is needed."""
-        return self._configuration.settings.region_name
+        """The AWS region, of a FIPS pseudo-region the one it stands for; None where none is configured or needed."""
+        region_name = self._configuration.settings.region_name
+        return None if region_name is None else region_name.replace("fips-", "").replace("-fips", "")
 
     @property
     def endpoint_url(self) -> str:

@@ -117,6 +117,8 @@ class Options:
             if (value := getattr(self, name)) is not None
             and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf)
         ]
+        if not isinstance(self.sign, bool):
+            faults.append(f"sign must be True or False; got {self.sign!r:.80}")
         faults += [f"observers must be callables; got {type(o)}" for o in self.observers if not callable(o)]
         if faults:
             raise ParamValidationError(faults)

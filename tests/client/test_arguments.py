@@ -124,6 +124,41 @@ def test_user_agent_extra_that_cannot_be_sent(extra: Any) -> None:
         Client("eu-central-1", user_agent_extra=extra)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("region_name", 5),
+        ("endpoint_url", b"http://127.0.0.1"),
+        ("profile_name", 5),
+        ("aws_access_key_id", b"AKIDEXAMPLE"),
+        ("aws_secret_access_key", 123454321),
+        ("aws_session_token", 123454321),
+        ("use_fips_endpoint", "false"),
+        ("use_dualstack_endpoint", 0),
+        ("sign", "no"),
+        ("sign", None),
+        ("observers", print),
+        ("observers", [None]),
+        ("retry", None),
+    ],
+)
+def test_arguments_of_the_wrong_type(name: str, value: Any) -> None:
+    with pytest.raises(ParamValidationError, match=name) as caught:
+        Client(**{name: value})
+    assert "123454321" not in str(caught.value)
+    if name in ("sign", "observers", "retry"):
+        with pytest.raises(ParamValidationError, match=name):
+            Client("eu-central-1").with_options(**{name: value})
+
+
+def test_a_fips_pseudo_region_is_its_region_in_meta() -> None:
+    from botocore.session import get_session
+
+    theirs = get_session().create_client("sagemaker-runtime", "fips-us-east-1")
+    ours = Client("fips-us-east-1")
+    assert (ours.meta.region_name, ours.meta.endpoint_url) == (theirs.meta.region_name, theirs.meta.endpoint_url)
+
+
 async def test_parameters_that_are_no_mapping(client: Client, server: RecordingServer) -> None:
     wrong: list[Any] = [[], "EndpointName", 5]
     for params in wrong:
