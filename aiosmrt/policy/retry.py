@@ -17,7 +17,8 @@ On top of them:
 
 - ``model_not_ready`` (a multi-model endpoint is loading the model) is a matter of time and no sign of load: it takes no
   tokens, and *with a deadline* it is repeated until the deadline, whatever ``max_attempts`` says; those attempts do
-  not count against the other causes either. Without a deadline it is bound by ``max_attempts`` like every other cause.
+  not count against the other causes either. Without a deadline it is bound by ``max_attempts`` like every other cause,
+  and where ``max_attempts`` is 1 nothing is ever repeated, this neither.
 - ``clock_skew`` is repeated once, at once and for nothing: the caller has corrected its clock meanwhile.
 - ``read_timeout`` is repeated only if the policy says so, ``model`` only for the container statuses that it names.
 - A stream is repeated only while no part of it was handed out.
@@ -341,7 +342,7 @@ class RetryState:
             return "stream_started"
         if cause == "clock_skew" and self._corrected:
             return "clock_skew"
-        waits = cause == "model_not_ready" and self._deadline is not None
+        waits = cause == "model_not_ready" and self._deadline is not None and self._max_attempts > 1
         if not waits and self._retries + 1 >= self._max_attempts:
             return "max_attempts"
         if cause == "clock_skew":

@@ -288,6 +288,13 @@ def test_model_not_ready_goes_on_until_the_deadline_for_nothing() -> None:
     assert state.attempt == len(delays) + 1 > state.max_attempts
 
 
+def test_one_attempt_is_one_attempt_for_a_model_that_is_not_ready_too() -> None:
+    for deadline in (None, 60.0):
+        state = RetryState(RetryPolicy(max_attempts=1), RetryBucket(), deadline=deadline)
+        assert state.decide("model_not_ready", now=0.0, rand=0.5) == "max_attempts"
+        assert state.attempt == 1
+
+
 def test_model_not_ready_is_bound_by_max_attempts_without_a_deadline() -> None:
     state = RetryState(RetryPolicy(), RetryBucket(0))
     decisions = [state.decide("model_not_ready", now=0.0, rand=0.5) for _ in range(3)]
