@@ -16,6 +16,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -31,6 +32,7 @@ from aiosmrt.errors import (
     TransportError,
 )
 from aiosmrt.transport import Reply, Request
+from aiosmrt.transport.reading import OpenResponses
 from aiosmrt.transport.sockets import open_socket
 from aiosmrt.transport.watchdog import ReadWatchdog, Watched
 
@@ -50,6 +52,9 @@ _SLICE_BYTES = 2**18
 
 # Distinct request targets (endpoint and operation) whose URL objects are kept.
 _MAX_URLS = 1024
+
+# HttpProcessingError comes from aiohttp's parser in Python, which is no ClientError there.
+_BODY_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError)
 
 # aiohttp would say application/octet-stream where the caller said nothing.
 _NO_CONTENT_TYPE = ("Content-Type",)
@@ -115,8 +120,7 @@ class SessionTransport:
         self._urls: dict[str, URL] = {}
         self._timeouts: dict[tuple[float | None, float | None], aiohttp.ClientTimeout] = {}
         self._watchdogs: dict[float, ReadWatchdog] = {}
-        # responses whose bodies are still being received
-        self._reading: set[aiohttp.ClientResponse] = set()
+        self._reading = OpenResponses()
         self._verify = verify
         self._proxy = proxy
 
@@ -154,12 +158,17 @@ class SessionTransport:
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = self._head_failure(error)
         else:
+            content = response.content
+            # A small body has come with its head, and its connection is back in the pool: what read() would do beyond
+            # this is to tell the trace configurations of a caller's session.
+            if self._owned and response.connection is None and content.is_eof() and content.exception() is None:
+                return Reply(response.status, _headers(response), content.read_nowait())
             if watched is not None:
                 watched.response = response
             self._reading.add(response)
             try:
                 return Reply(response.status, _headers(response), await response.read())
-            except (aiohttp.ClientError, OSError) as error:
+            except _BODY_ERRORS as error:
                 failure = _body_error(error, self.origin)
             finally:
                 self._reading.discard(response)
@@ -186,10 +195,7 @@ class SessionTransport:
         for watchdog in self._watchdogs.values():
             watchdog.close()
         if self._owned:
-            # aiohttp (3.14) closes connections in use without a word to those who read from them: they would wait on
-            for response in self._reading:
-                response.content.set_exception(aiohttp.ClientConnectionError("the session was closed"))
-            self._reading.clear()
+            self._reading.close()
             await self._session.close()
 
     def _post(self, request: Request, read_timeout: float | None) -> Awaitable[aiohttp.ClientResponse]:
@@ -240,7 +246,7 @@ class SessionReplyStream:
 
     __slots__ = ("_origin", "_reading", "_response", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, origin: str, reading: set[aiohttp.ClientResponse]) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, origin: str, reading: OpenResponses) -> None:
         self._response = response
         self._origin = origin
         self._reading = reading
@@ -252,7 +258,7 @@ class SessionReplyStream:
         """Whatever has arrived; empty at the end. See `aiosmrt.transport.ReplyStream.read`."""
         try:
             return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
+        except _BODY_ERRORS as error:
             if data := self._arrived_before(error):
                 return data
             failure = _body_error(error, self._origin)
@@ -302,10 +308,10 @@ def _new_session(expected: dict[asyncio.Task[Any], Watched]) -> aiohttp.ClientSe
 
 
 def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in response.headers.items():
-        name = name.lower()
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    received = response.headers
+    headers = {name.lower(): value for name, value in received.items()}
+    if len(headers) != len(received):
+        headers = {name: ", ".join(received.getall(name)) for name in headers}
     return headers
 
 

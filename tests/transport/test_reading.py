@@ -1,0 +1,109 @@
+"""Readers are woken up when the rest of a body will never come."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiosmrt.errors import ResponseStreamingError
+from aiosmrt.transport import Reply, Request
+from aiosmrt.transport.session import SessionTransport
+from tests.support.raw_server import CLOSE, RawServer, Script, chunk, response
+
+# Where the size of a chunk belongs, and where a chunk ends.
+MALFORMED = [b"zz\r\n", b"5\r\nhelloXX"]
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def request(body: bytes = b"1,2") -> Request:
+    return Request("/endpoints/e/invocations", [("Content-Type", "text/csv")], body, 5.0, 60.0)
+
+
+def transport_to(server: RawServer) -> SessionTransport:
+    transport = SessionTransport(server.url)
+    transport._reading._interval = 0.02
+    return transport
+
+
+async def until_reading(transport: SessionTransport, exchange: asyncio.Task[Reply]) -> None:
+    while not len(transport._reading):
+        assert not exchange.done()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("malformed", MALFORMED)
+@pytest.mark.parametrize("size", [3, 1_000_000])
+async def test_a_malformed_chunk_ends_an_exchange(malformed: bytes, size: int) -> None:
+    go_on, never = asyncio.Event(), asyncio.Event()
+    script: Script = [response(200, b"one", chunked=True), go_on, malformed, never]
+    async with RawServer([script]) as server:
+        transport = transport_to(server)
+        exchange = asyncio.create_task(transport.exchange(request(bytes(size))))
+        await until_reading(transport, exchange)
+        go_on.set()
+        with pytest.raises(ResponseStreamingError):
+            await asyncio.wait_for(exchange, 5)
+        assert not len(transport._reading)
+        await transport.close()
+
+
+@pytest.mark.parametrize("malformed", MALFORMED)
+async def test_a_malformed_chunk_ends_a_stream(malformed: bytes) -> None:
+    go_on, never = asyncio.Event(), asyncio.Event()
+    script: Script = [response(200, b"one", chunked=True), go_on, malformed, never]
+
+    async def read_on() -> bytes:
+        """What comes before the failure, at most a part of the malformed chunk."""
+        received = b""
+        while data := await stream.read():
+            received += data
+        return received
+
+    async with RawServer([script]) as server:
+        transport = transport_to(server)
+        stream = await transport.open(request())
+        assert await stream.read() == b"one"
+        go_on.set()
+        with pytest.raises(ResponseStreamingError):
+            await asyncio.wait_for(read_on(), 5)
+        stream.close()
+        assert not len(transport._reading)
+        await transport.close()
+
+
+async def test_a_slow_body_is_left_alone() -> None:
+    """Looks come at every turn while a body is on its way, and while one that ends with its connection is complete."""
+    steps = [asyncio.Event(), asyncio.Event()]
+    chunked: Script = [response(200, b"one", chunked=True), steps[0], chunk(b"two"), b"0\r\n\r\n"]
+    until_the_end: Script = [b"HTTP/1.1 200 OK\r\n\r\none", steps[1], b"two", CLOSE]
+    async with RawServer([chunked, until_the_end]) as server:
+        transport = transport_to(server)
+        for step in steps:
+            exchange = asyncio.create_task(transport.exchange(request()))
+            await until_reading(transport, exchange)
+            step.set()
+            while not exchange.done():
+                transport._reading._look()
+                await asyncio.sleep(0)
+            assert (await exchange).body == b"onetwo"
+        await transport.close()
+
+
+def test_the_same_with_the_parser_in_python() -> None:
+    """aiohttp's other parser, as on PyPy, fails in its own way; it is chosen when aiohttp is imported."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "malformed", __file__],
+        env=os.environ | {"AIOHTTP_NO_EXTENSIONS": "1"},
+        cwd=Path(__file__).parent.parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert f"{3 * len(MALFORMED)} passed" in ended.stdout
