@@ -20,6 +20,7 @@ import asyncio
 import collections
 import contextlib
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -366,8 +367,17 @@ async def _uncancelled(
 
 
 def _free_port() -> int:
-    """A TCP port of the loopback interface that is free right now; the child has to bind it itself."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A TCP port of the loopback interface that is free right now; the child has to bind it itself.
+
+    It is taken below the ports that systems hand out by themselves (from 32768 on Linux, 49152 elsewhere), so that no
+    connection and no other server gets it by chance before the container, which may be seconds in starting, binds it.
+    """
+    for port in (*(20_000 + secrets.randbelow(12_000) for _ in range(50)), 0):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            chosen: int = listener.getsockname()[1]
+            return chosen
+    raise ContainerError("there is no free TCP port")
