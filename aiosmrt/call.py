@@ -145,8 +145,9 @@ class Call:
 
     async def _before_deadline(self, work: Coroutine[Any, Any, Any]) -> Any:
         left = None if self._deadline is None else self._deadline - self._shared.clock()
+        timer = asyncio.timeout(left)
         try:
-            async with asyncio.timeout(left) as timer:
+            async with timer:
                 return await work
         except TimeoutError as late:
             if isinstance(late, AiosmrtError) or not timer.expired():
