@@ -19,6 +19,8 @@ signature), walks the same steps over the headers named in it, and compares.
   are known before the request is; two hash objects that have already taken them in are copied for each call.
 - By shape (method, host, path, query and header names): the canonical request with a gap for every value.
   Sorting and quoting happen once per shape; a call fills the gaps.
+- By second and request head: the canonical request ends with its payload's hash, so a hash object that has taken in
+  all before it serves every call of the same head in that second.
 
 ``benchmarks/signing.py`` measures it against botocore's signer, ``tests/wire/test_sigv4.py`` proves the two equal.
 
@@ -407,6 +409,7 @@ def _authorization(parts: dict[str, str], credential: str, signed_headers: str, 
 # More shapes or keys than these in use at once are unusual; past them the caches start anew rather than grow.
 _MAX_TEMPLATES = 512
 _MAX_KEYS = 16
+_MAX_BEGINNINGS = 64
 
 # Stands for a value while a template is made. Control characters are refused, so no request brings one along.
 _GAP = "\0"
@@ -415,8 +418,19 @@ _GAP = "\0"
 _Shape = tuple[str, str, str, str, int, tuple[str, ...]]
 
 
+# Method, host, path, query, headers.
+_Request = tuple[str, str, str, str, tuple[tuple[str, str], ...]]
+
+
+class _Beginning(NamedTuple):
+    """A canonical request up to its payload's hash, and the Authorization header up to its signature."""
+
+    canonical: _Hash
+    authorization: str
+
+
 class _Second(NamedTuple):
-    """What all signatures of one second with the same credentials have in common."""
+    """What all signatures of one second with the same credentials have in common; alike requests share a beginning."""
 
     credentials: Credentials
     second: int
@@ -425,6 +439,7 @@ class _Second(NamedTuple):
     credential: str
     inner: _Hash
     outer: _Hash
+    beginnings: dict[_Request, _Beginning]
 
     def __repr__(self) -> str:
         # Without the headers: the session token is among them.
@@ -500,23 +515,19 @@ class Signer:
             ValueError: A header that signing itself sets, a control character in method, host, path or query, or
                 text that UTF-8 cannot express.
         """
+        second = int(timestamp)
         now = self._now
-        if now is None or now.second != int(timestamp) or now.credentials is not credentials:
-            now = self._now = self._at(int(timestamp), credentials)
-        names, values = zip(*headers) if headers else ((), ())  # noqa: B905 - pairs; the keyword costs 4 %
-        words = " ".join(values)
-        if words != " ".join(words.split()):
-            values = tuple(" ".join(value.split()) for value in values)
-        shape = (method, host, path, query, len(now.added_headers), names)
-        template = self._templates.get(shape) or self._add_template(shape)
-        text = template.text.copy()
-        text[1::2] = template.pick((*values, *now.added_values, payload_sha256))
-        canonical = _utf8("".join(text), "the request")
+        if now is None or now.second != second or now.credentials is not credentials:
+            now = self._now = self._at(second, credentials)
+        request = (method, host, path, query, tuple(headers))
+        beginning = now.beginnings.get(request) or self._begin(now, request)
+        canonical = beginning.canonical.copy()
+        canonical.update(_utf8(payload_sha256, "the payload's hash"))
         inner = now.inner.copy()
-        inner.update(sha256(canonical).hexdigest().encode())
+        inner.update(canonical.hexdigest().encode())
         outer = now.outer.copy()
         outer.update(inner.digest())
-        return [*now.added_headers, ("Authorization", now.credential + template.signed_headers + outer.hexdigest())]
+        return [*now.added_headers, ("Authorization", beginning.authorization + outer.hexdigest())]
 
     def presign(
         self,
@@ -600,7 +611,24 @@ class Signer:
             f"{ALGORITHM} Credential={credentials.access_key}/{scope}, SignedHeaders=",
             sha256(bytes(byte ^ 0x36 for byte in padded) + _preamble(date, scope).encode()),
             sha256(bytes(byte ^ 0x5C for byte in padded)),
+            {},
         )
+
+    def _begin(self, now: _Second, request: _Request) -> _Beginning:
+        method, host, path, query, headers = request
+        names, values = zip(*headers) if headers else ((), ())  # noqa: B905 - pairs; the keyword costs 4 %
+        words = " ".join(values)
+        if words != " ".join(words.split()):
+            values = tuple(" ".join(value.split()) for value in values)
+        shape = (method, host, path, query, len(now.added_headers), names)
+        template = self._templates.get(shape) or self._add_template(shape)
+        text = template.text.copy()
+        text[1::2] = template.pick((*values, *now.added_values, ""))
+        beginning = _Beginning(sha256(_utf8("".join(text), "the request")), now.credential + template.signed_headers)
+        if len(now.beginnings) >= _MAX_BEGINNINGS:
+            now.beginnings.clear()
+        now.beginnings[request] = beginning
+        return beginning
 
     def _add_template(self, shape: _Shape) -> _Template:
         method, host, path, query, added, given = shape

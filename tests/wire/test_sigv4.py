@@ -422,6 +422,22 @@ def test_caches_are_bounded():
     assert late == Signer(region="eu-central-1").sign(KEYS, WHEN, **INVOCATION)
 
 
+def test_calls_of_one_second_share_what_they_have_in_common_and_nothing_else():
+    signer = Signer(region="eu-central-1")
+    calls = [
+        request(
+            headers=[("Content-Type", kind), ("X-Amzn-SageMaker-Inference-Id", f"row-{row}")], payload_sha256=digest
+        )
+        for row in range(100)
+        for kind in ("text/csv", "application/json")
+        for digest in (sigv4.EMPTY_SHA256, sha256(b"1,2").hexdigest(), sigv4.UNSIGNED_PAYLOAD)
+    ]
+    for call in (*calls, *reversed(calls)):
+        assert signer.sign(KEYS, WHEN + 0.5, **call) == Signer(region="eu-central-1").sign(KEYS, WHEN, **call)
+    assert signer._now is not None
+    assert 0 < len(signer._now.beginnings) <= 64
+
+
 # -- Secrets ----------------------------------------------------------------------------------------------------------
 
 
