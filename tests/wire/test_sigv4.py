@@ -425,9 +425,7 @@ def test_caches_are_bounded():
 def test_calls_of_one_second_share_what_they_have_in_common_and_nothing_else():
     signer = Signer(region="eu-central-1")
     calls = [
-        request(
-            headers=[("Content-Type", kind), ("X-Amzn-SageMaker-Inference-Id", f"row-{row}")], payload_sha256=digest
-        )
+        request(headers=[("Content-Type", kind), ("X-Amzn-SageMaker-Inference-Id", f"{row}")], payload_sha256=digest)
         for row in range(100)
         for kind in ("text/csv", "application/json")
         for digest in (sigv4.EMPTY_SHA256, sha256(b"1,2").hexdigest(), sigv4.UNSIGNED_PAYLOAD)
