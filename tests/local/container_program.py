@@ -15,8 +15,6 @@ import threading
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--exit", type=int, help="write to standard error and exit with this code")
-    parser.add_argument("--ping-status", type=int, default=200)
-    parser.add_argument("--deaf", action="store_true", help="never listen")
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--farewell", action="store_true", help="exit with code 0 on SIGTERM")
     parser.add_argument("--child", action="store_true", help="start a process that hides in a session of its own")
@@ -44,15 +42,12 @@ def main() -> None:
     if arguments.exit is not None:
         print("cannot load the model", file=sys.stderr, flush=True)
         sys.exit(arguments.exit)
-    if arguments.deaf:
-        while True:
-            signal.pause()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.answer(arguments.ping_status, b"")
+            self.answer(200, b"")
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
