@@ -150,8 +150,16 @@ class SessionTransport:
         self._timeouts: dict[tuple[float | None, float | None], aiohttp.ClientTimeout] = {}
         self._watchdogs: dict[float, ReadWatchdog] = {}
         self._reading = OpenResponses()
-        self._verify = verify
-        self._proxy = proxy
+        # Arguments of all requests, with a content type and without; each costs, so the defaults are left out.
+        self._typed: dict[str, Any] = {}
+        if verify is not True:
+            self._typed["ssl"] = verify
+        if proxy is not None:
+            self._typed["proxy"] = proxy
+        if not self._owned:
+            # the caller's own session may want it, but then the service's answer would be lost
+            self._typed["raise_for_status"] = False
+        self._untyped = self._typed | {"skip_auto_headers": _NO_CONTENT_TYPE}
 
     def __repr__(self) -> str:
         return f"<SessionTransport {self.origin} {'own' if self._owned else 'shared'} session>"
@@ -199,6 +207,8 @@ class SessionTransport:
                 return Reply(response.status, _headers(response), await response.read())
             except _BODY_ERRORS as error:
                 failure = _body_error(error, self.origin)
+                # The response keeps its error, whose traceback would keep this frame and with it the response.
+                error.__traceback__ = None
             finally:
                 self._reading.discard(response)
         # Behind the handlers, so that the foreign error does not hang on as the context; and without a reference from
@@ -253,13 +263,9 @@ class SessionTransport:
             if self._owned  # middlewares of the caller's want what they know
             else body,
             headers=headers,
-            skip_auto_headers=None if "Content-Type" in headers else _NO_CONTENT_TYPE,
             timeout=timeout,
             allow_redirects=False,
-            # the caller's own session may want it, but then the service's answer would be lost
-            raise_for_status=False,
-            ssl=self._verify,
-            proxy=self._proxy,
+            **(self._typed if "Content-Type" in headers else self._untyped),
         )
 
     def _head_failure(self, error: Exception) -> Exception:
@@ -324,7 +330,7 @@ class _Connector(aiohttp.TCPConnector):
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> aiohttp.connector.Connection:
         connection = await super().connect(req, traces, timeout)
-        watched = self._expected.get(asyncio.current_task())  # type: ignore[arg-type]
+        watched = self._expected.get(asyncio.current_task(asyncio.get_running_loop()))  # type: ignore[arg-type]
         if watched is not None:
             watched.watchdog.begin(watched)
         return connection
