@@ -159,7 +159,7 @@ class SessionTransport:
         if not self._owned:
             # the caller's own session may want it, but then the service's answer would be lost
             self._typed["raise_for_status"] = False
-        self._untyped = self._typed | {"skip_auto_headers": _NO_CONTENT_TYPE}
+        self._untyped: dict[str, Any] = {**self._typed, "skip_auto_headers": _NO_CONTENT_TYPE}
 
     def __repr__(self) -> str:
         return f"<SessionTransport {self.origin} {'own' if self._owned else 'shared'} session>"
