@@ -1,0 +1,161 @@
+"""What users write; ``test_typing.py`` has it checked by mypy and pyright, strictly, and nothing here is run."""
+
+import io
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, assert_type
+
+import aiohttp
+
+import aiosmrt
+from aiosmrt import Client, Credentials, EventStream, RetryPolicy, StreamingBody
+from aiosmrt.types import InvokeEndpointOutput, ResponseMetadata
+
+
+async def one_call() -> bytes:
+    async with Client(region_name="eu-central-1") as client:
+        response = await client.invoke_endpoint(EndpointName="churn", Body=b"1,2,3", ContentType="text/csv")
+        assert_type(response, InvokeEndpointOutput)
+        assert_type(response["Body"], StreamingBody)
+        return await response["Body"].read()
+
+
+async def every_kind_of_body(client: Client, path: Path) -> None:
+    await client.invoke_endpoint(EndpointName="churn", Body=bytearray(8))
+    await client.invoke_endpoint(EndpointName="churn", Body=memoryview(b"1,2,3"))
+    await client.invoke_endpoint(EndpointName="churn", Body='{"instances": []}')
+    await client.invoke_endpoint(EndpointName="churn", Body=io.BytesIO(b"1,2,3"))
+    with path.open("rb") as file:
+        await client.invoke_endpoint(EndpointName="churn", Body=file)
+
+
+async def every_member(client: Client) -> None:
+    await client.invoke_endpoint(
+        EndpointName="churn",
+        Body=b"",
+        ContentType="text/csv",
+        Accept="text/csv",
+        CustomAttributes="trace=1",
+        TargetModel="model.tar.gz",
+        TargetVariant="blue",
+        TargetContainerHostname="second",
+        InferenceId="42",
+        EnableExplanations="`true`",
+        InferenceComponentName="adapter",
+        SessionId="NEW_SESSION",
+        PrefixAwareId="prefix",
+    )
+
+
+async def keys_of_a_result(client: Client) -> None:
+    response = await client.invoke_endpoint(EndpointName="churn", Body=b"1,2,3")
+    assert_type(response.get("InvokedProductionVariant"), str | None)
+    assert_type(response.get("NewSessionId"), str | None)
+    assert_type(response["ResponseMetadata"], ResponseMetadata)
+    assert_type(response["ResponseMetadata"]["HTTPStatusCode"], int)
+    assert_type(response["ResponseMetadata"]["HTTPHeaders"], dict[str, str])
+    if "ContentType" in response:
+        assert_type(response["ContentType"], str)
+
+
+async def pieces_of_a_body(client: Client) -> None:
+    response = await client.invoke_endpoint(EndpointName="churn", Body=b"1,2,3")
+    async with response["Body"] as body:
+        assert_type(await body.read(16), bytes)
+        async for chunk in body.iter_chunks(1024):
+            assert_type(chunk, bytes)
+        async for line in body.iter_lines(keepends=True):
+            assert_type(line, bytes)
+
+
+async def a_stream(client: Client) -> int:
+    response = await client.invoke_endpoint_with_response_stream(EndpointName="llm", Body=b"{}", SessionId="s-1")
+    assert_type(response["Body"], EventStream)
+    size = 0
+    async with response["Body"] as stream:
+        first = await anext(stream)
+        size += len(first["PayloadPart"]["Bytes"])
+        async for event in stream:
+            assert_type(event["PayloadPart"]["Bytes"], bytes)
+            size += len(event["PayloadPart"]["Bytes"])
+    return size
+
+
+async def a_queued_inference(client: Client) -> str | None:
+    response = await client.invoke_endpoint_async(
+        EndpointName="slow", InputLocation="s3://bucket/key", RequestTTLSeconds=3600, InvocationTimeoutSeconds=900
+    )
+    return response.get("OutputLocation")
+
+
+async def other_settings(client: Client) -> None:
+    impatient = client.with_options(deadline=2.0, retry=RetryPolicy(max_attempts=1), read_timeout=None)
+    assert_type(impatient, Client)
+    await impatient.invoke_endpoint(EndpointName="churn", Body=b"1,2,3")
+    client.with_options(retry={"mode": "standard", "max_attempts": 2})
+
+
+async def by_name(client: Client, params: Mapping[str, Any]) -> dict[str, Any]:
+    return await client.make_request("InvokeEndpoint", params)
+
+
+async def a_presigned_url(client: Client) -> str:
+    return await client.generate_presigned_url("invoke_endpoint", {"EndpointName": "churn", "Body": b""}, ExpiresIn=60)
+
+
+async def errors(client: Client) -> None:
+    try:
+        await client.invoke_endpoint(EndpointName="churn", Body=b"1,2,3")
+    except aiosmrt.ModelError as error:
+        assert_type(error.original_status_code, int | None)
+        assert_type(error.log_stream_arn, str | None)
+    except (aiosmrt.ThrottlingError, client.exceptions.ModelNotReadyException) as error:
+        assert_type(error.retry_after, float | None)
+        assert_type(error.attempts, int)
+    except aiosmrt.ReadTimeoutError as error:
+        assert_type(error.endpoint_url, str | None)
+    except TimeoutError:
+        raise
+    except aiosmrt.ParamValidationError as error:
+        assert_type(error.faults, list[str])
+    except aiosmrt.AiosmrtError as error:
+        assert_type(error.request_id, str | None)
+        assert_type(error.throttling, bool)
+
+
+async def fresh_credentials() -> Credentials:
+    return Credentials("AKIDEXAMPLE", "not-a-real-secret", token=None, expires_at=None)
+
+
+def watch(event: aiosmrt.Event) -> None:
+    print(event)
+
+
+def everything_given(session: aiohttp.ClientSession) -> Client:
+    return Client(
+        "eu-central-1",
+        endpoint_url="http://127.0.0.1:8080",
+        profile_name="work",
+        credentials=fresh_credentials,
+        api_version="2017-05-13",
+        verify=ssl.create_default_context(),
+        connect_timeout=None,
+        read_timeout=70,
+        deadline=90.0,
+        max_concurrency=32,
+        retry=RetryPolicy(retry_model_statuses=frozenset({503})),
+        sign=True,
+        user_agent_extra="batch/1",
+        use_fips_endpoint=False,
+        use_dualstack_endpoint=None,
+        session=session,
+        observers=[watch],
+    )
+
+
+def facts(client: Client) -> None:
+    statistics = client.statistics()
+    assert_type(statistics.retries, Mapping[str, int])
+    assert_type(client.meta.region_name, str | None)
+    assert_type(client.can_paginate("invoke_endpoint"), bool)
