@@ -14,7 +14,7 @@ export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-newest test-oldest lint types contract bench clean
+.PHONY: help demo test test-newest test-oldest lint types contract bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -30,8 +30,8 @@ test-newest: ## the tests on the newest Python of this machine
 	@$(MAKE) --no-print-directory .venv-newest/.test peers
 	.venv-newest/bin/python -m pytest --ignore=tests/typing $(PYTEST_FLAGS)
 
-test-oldest: .venv-oldest/.test peers ## the tests on the oldest aiobotocore and aiohttp that are allowed
-	.venv-oldest/bin/python -m pytest --ignore=tests/typing $(PYTEST_FLAGS)
+test-oldest: .venv-oldest/.test peers ## the tests on the oldest aiobotocore and aiohttp, calls through aiohttp's session
+	.venv-oldest/bin/python -m pytest --ignore=tests/typing --transport=session $(PYTEST_FLAGS)
 
 lint: .venv/.dev ## ruff: rules and format
 	.venv/bin/ruff check
@@ -44,9 +44,13 @@ types: .venv/.dev ## mypy --strict and pyright
 contract: .venv/.dev ## which room may import which
 	.venv/bin/lint-imports
 
-bench: .venv/.dev ## client overhead and stream throughput beside boto3, aiobotocore and bare aiohttp
+bench: .venv/.dev ## calls, large bodies and streams beside boto3, aiobotocore, bare aiohttp and asyncio alone
 	.venv/bin/python benchmarks/overhead.py
+	.venv/bin/python benchmarks/uploads.py
 	.venv/bin/python benchmarks/stream.py
+
+soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in the end
+	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
 	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache \

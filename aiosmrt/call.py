@@ -2,8 +2,8 @@
 
 ::
 
-    Call.run ──► limiter ──► ┌─► credentials ─► sign ─► transport ─► success ─► result
-                             └── back-off ◄── decide ◄── failure ──► error
+    limiter ──► ┌─► credentials ─► sign ─► transport ─► success ─► result
+                └── back-off ◄── decide ◄── failure ──► error
 
 A call takes a place under ``max_concurrency`` before its first attempt and keeps it through back-off, so that a service
 that throttles is called by fewer. A plain call gives it back with its result, a stream when it ends. The call's
@@ -12,15 +12,16 @@ that throttles is called by fewer. A plain call gives it back with its result, a
 An error that leaves a call is deleted from the frames that raised it. Its traceback holds those frames, so that they,
 the call and its body would otherwise stay until the garbage collector finds them.
 
-The path of a call that succeeds at once, without observers and deadline, is kept short on purpose: it is what the
-client costs (benchmarks/overhead.py).
+What a plain call costs that succeeds at once is what the client costs (benchmarks/overhead.py). `exchange` has that
+path in one piece; a `Call` goes on with it after a failure, and makes those with a deadline, observers or a stream. The
+two stand in one module, long as it is, because what is changed in one has to be looked at in the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiosmrt.errors import (
     AiosmrtError,
@@ -50,7 +51,6 @@ from aiosmrt.policy.clockskew import correct_offset
 from aiosmrt.policy.retry import (
     RetryState,
     classify,
-    invocation_id,
     is_endpoint_not_found,
     is_no_capacity,
     parse_retry_after,
@@ -58,15 +58,142 @@ from aiosmrt.policy.retry import (
 )
 from aiosmrt.shared import HASH_INLINE_BYTES, Options, Plan, Shared, body_digest, emit, with_max_attempts
 from aiosmrt.streams import EventStream, StreamingBody
-from aiosmrt.transport import Reply, ReplyStream, Request
-from aiosmrt.wire.eventstream import EventHeaders
-from aiosmrt.wire.params import Head
-from aiosmrt.wire.replies import failure, stream_failure
+from aiosmrt.transport import Reply, ReplyStream, Request, header_lines
+from aiosmrt.wire.params import MAX_HEADS, Head
+from aiosmrt.wire.replies import failure as error_response
+from aiosmrt.wire.replies import stream_failure
+from aiosmrt.wire.sigv4 import SignedRequest
 
-__all__ = ["Call"]
+if TYPE_CHECKING:
+    from aiosmrt.wire.eventstream import EventHeaders
+
+__all__ = ["Call", "Prepared", "exchange"]
 
 # What a transport brings: a whole reply for `Call.exchange`, an open one for `Call.open`.
 AnyReply: TypeAlias = Reply | ReplyStream
+
+
+async def exchange(shared: Shared, options: Options, plan: Plan, head: Head, body: bytes | memoryview) -> Any:
+    """Make a plain call and give its result dictionary.
+
+    Args:
+        shared: the client's.
+        options: the client's or view's.
+        plan: the operation.
+        head: the checked request head.
+        body: the request body.
+    """
+    counters = shared.counters
+    if options.deadline is not None or options.observers:
+        call = Call(shared, options, plan, head, body)
+        reply = await call.exchange()
+        sent = call.sent
+    else:
+        counters.calls += 1
+        digest = ""
+        if options.sign:
+            digest = body_digest(body) if len(body) <= HASH_INLINE_BYTES else await shared.off_loop(body_digest, body)
+        limiter = options.limiters.of(head.endpoint_name)
+        if not limiter.try_acquire():
+            _check_open(shared)
+            await limiter.acquire()
+        try:
+            if not shared.ready_in:
+                _check_open(shared)
+            credentials = None
+            if options.sign:
+                credentials = shared.credentials.current() or await shared.credentials.get()
+            # By identity, which is faster than by value; the head is kept with it, so that its identity stays its own.
+            prepared = options.prepared.get(id(head))
+            if prepared is None or prepared.head is not head:
+                prepared = _prepare(shared, options, head)
+            invocation_id = shared.next_invocation_id()
+            sent_at = shared.wall_clock()
+            offset = shared.clock_offset
+            headers = f"{prepared.first_lines}amz-sdk-invocation-id: {invocation_id}\r\n"
+            if credentials is not None:
+                headers += shared.signer.sign_lines(credentials, sent_at + offset, prepared.signed, digest)
+            sent = 1
+            counters.attempts += 1
+            counters.bytes_sent += len(body)
+            outcome: Reply | AiosmrtError
+            try:
+                outcome = await shared.transport.exchange(prepared.request(options, headers, body))
+            except AiosmrtError as error:
+                outcome = error
+            if isinstance(outcome, Reply) and outcome.status < 300:
+                reply = outcome
+                options.bucket.on_success()
+            else:
+                call = Call(shared, options, plan, head, body)
+                call.first_attempt_was(invocation_id, digest, limiter, sent_at, offset)
+                try:
+                    reply = await call.go_on_after(call.refusal(outcome) if isinstance(outcome, Reply) else outcome)
+                finally:
+                    del outcome
+                sent = call.sent
+        finally:
+            limiter.release()
+    counters.bytes_received += len(reply.body)
+    result_body: object = StreamingBody(reply.body) if plan.operation.status == 200 else reply.body
+    return plan.reader.result(reply.status, reply.headers, result_body, sent)
+
+
+class Prepared:
+    """What all requests of a client or view with the same head have in common.
+
+    Args:
+        shared: the client's.
+        options: the client's or view's.
+        head: the checked request head.
+    """
+
+    __slots__ = ("first_lines", "head", "lines", "signed")
+
+    def __init__(self, shared: Shared, options: Options, head: Head) -> None:
+        self.head = head
+        host = shared.endpoint.host
+        self.signed = SignedRequest("POST", host, shared.base_path + head.path, "", head.headers)
+        self.lines = header_lines(
+            [
+                ("Host", host),
+                ("Accept-Encoding", "identity"),
+                ("User-Agent", options.user_agent + shared.user_agent_app),
+                *head.headers,
+            ]
+        )
+        first = sdk_request(1, options.retry.max_attempts or shared.max_attempts)
+        self.first_lines = f"{self.lines}amz-sdk-request: {first}\r\n"
+
+    def request(self, options: Options, headers: str, body: bytes | memoryview) -> Request:
+        """A request for this head."""
+        return Request(
+            self.signed.path,
+            headers,
+            body,
+            options.connect_timeout,
+            options.read_timeout,
+            options.retry.retry_stale_connections,
+        )
+
+
+def _prepare(shared: Shared, options: Options, head: Head) -> Prepared:
+    kept = options.prepared
+    known = kept.get(id(head))
+    if known is not None and known.head is head:
+        return known
+    prepared = Prepared(shared, options, head)
+    if head.lasting:
+        if len(kept) >= MAX_HEADS:
+            kept.clear()
+        kept[id(head)] = prepared
+    return prepared
+
+
+def _check_open(shared: Shared) -> None:
+    if not shared.ready_in:
+        # those who waited were told when it was closed, nobody will tell this one
+        raise ClientStateError("the client was closed during the call")
 
 
 class Call:
@@ -80,40 +207,55 @@ class Call:
         body: the request body.
     """
 
-    # What a call that succeeds at once leaves as it is stands here and costs nothing.
-    _digest = ""
-    _state: RetryState | None = None
-    _deadline: float | None = None
-    _last_error: AiosmrtError | None = None
-    _request_id: str | None = None
-    _sent = 0
-    _started = 0.0
-    # whether the call's stream is over
-    _finished = False
-    _limiter: Limiter
-    _send: Callable[[Request], Awaitable[AnyReply]]
-    _sent_at: float
-    _signed_offset: float
-
     def __init__(self, shared: Shared, options: Options, plan: Plan, head: Head, body: bytes | memoryview) -> None:
         self._shared = shared
         self._options = options
         self._plan = plan
         self._head = head
         self._body = body
-        self._invocation_id = invocation_id(shared.random_bits(128))
+        self._invocation_id = shared.next_invocation_id()
+        self._digest = ""
+        self._send: Callable[[Request], Awaitable[AnyReply]] = shared.transport.exchange
+        self._limiter: Limiter
+        self._state: RetryState | None = None
+        self._started = 0.0
+        self._deadline: float | None = None
+        self._last_error: AiosmrtError | None = None
+        self._request_id: str | None = None
+        # of the last attempt
+        self._sent_at = 0.0
+        self._signed_offset = 0.0
+        # whether the call's stream is over
+        self._finished = False
+        # requests
+        self.sent = 0
 
-    # The two kinds of call
+    # The kinds of call
 
-    async def exchange(self) -> dict[str, Any]:
-        """Make the call and give its result dictionary."""
-        self._send = self._shared.transport.exchange
-        options = self._options
-        reply = await (self._run() if options.deadline is None and not options.observers else self._observed())
+    async def exchange(self) -> Reply:
+        """Make the call and bring its reply."""
+        reply: Reply = await self._observed()
         self._limiter.release()
-        self._shared.counters.bytes_received += len(reply.body)
-        body: object = StreamingBody(reply.body) if self._plan.operation.status == 200 else reply.body
-        return self._plan.reader.result(reply.status, reply.headers, body, self._sent)
+        return reply
+
+    def first_attempt_was(
+        self, invocation_id: str, digest: str, limiter: Limiter, sent_at: float, signed_offset: float
+    ) -> None:
+        """Take over from the function `exchange`, which keeps the place.
+
+        Args:
+            invocation_id: the call's.
+            digest: the body's hash.
+            limiter: who gave the place.
+            sent_at: the wall clock's time of the first attempt.
+            signed_offset: what was added to it for the signature.
+        """
+        self._invocation_id = invocation_id
+        self._digest = digest
+        self._limiter = limiter
+        self._sent_at = sent_at
+        self._signed_offset = signed_offset
+        self.sent = 1
 
     async def open(self) -> dict[str, Any]:
         """Make the call and give its result dictionary, with an open stream under ``"Body"``."""
@@ -122,7 +264,7 @@ class Call:
         reply = await (self._run() if options.deadline is None and not options.observers else self._observed())
         self._request_id = reply.headers.get("x-amzn-requestid")
         stream = EventStream(self, reply)
-        return self._plan.reader.result(reply.status, reply.headers, stream, self._sent)
+        return self._plan.reader.result(reply.status, reply.headers, stream, self.sent)
 
     # From the limiter to a successful reply
 
@@ -141,7 +283,7 @@ class Call:
             error = type(raised).__name__
             raise
         finally:
-            self._emit(CallEnded, self._sent, clock() - self._started, error)
+            self._emit(CallEnded, self.sent, clock() - self._started, error)
 
     async def _before_deadline(self, work: Coroutine[Any, Any, Any]) -> Any:
         left = None if self._deadline is None else self._deadline - self._shared.clock()
@@ -162,29 +304,41 @@ class Call:
         shared = self._shared
         shared.counters.calls += 1
         body = self._body
-        if self._options.sign and not self._digest:
-            if len(body) > HASH_INLINE_BYTES:
-                self._digest = await shared.off_loop(body_digest, body)
-            else:
-                self._digest = body_digest(body)
+        if self._options.sign:
+            large = len(body) > HASH_INLINE_BYTES
+            self._digest = await shared.off_loop(body_digest, body) if large else body_digest(body)
         limiter = self._limiter = self._options.limiters.of(self._head.endpoint_name)
         if not limiter.try_acquire():
             await self._wait_for_turn()
         try:
-            while True:
-                try:
-                    return await self._attempt()
-                except AiosmrtError as error:
-                    delay = self._decide(error, stream_started=False)
-                await shared.sleep(delay)
+            try:
+                return await self._attempt()
+            except AiosmrtError as error:
+                failure = error
+            try:
+                return await self.go_on_after(failure)
+            finally:
+                del failure
         except BaseException:
             limiter.release()
             raise
 
+    async def go_on_after(self, error: AiosmrtError, *, stream_started: bool = False) -> Any:
+        """Make further attempts until one succeeds; raises the error where there are no more."""
+        try:
+            while True:
+                await self._shared.sleep(self._decide(error, stream_started=stream_started))
+                if self._finished:
+                    raise error
+                try:
+                    return await self._attempt()
+                except AiosmrtError as another:
+                    error = another
+        finally:
+            del error
+
     async def _wait_for_turn(self) -> None:
-        if self._shared.ready_on is None:
-            # those who waited were told when it was closed, nobody will tell this one
-            raise ClientStateError("the client was closed during the call")
+        _check_open(self._shared)
         if not self._options.observers:
             await self._limiter.acquire()
             return
@@ -197,16 +351,13 @@ class Call:
         """Sign and send once; a reply that reports an error is raised as one."""
         shared = self._shared
         options = self._options
-        if shared.ready_on is None:
-            raise ClientStateError("the client was closed during the call")
+        _check_open(shared)
         credentials = None
         if options.sign:
-            credentials = shared.credentials.current()
-            if credentials is None:
-                credentials = await shared.credentials.get()
+            credentials = shared.credentials.current() or await shared.credentials.get()
         attempt = 1 if self._state is None else self._state.attempt
         request = self._request(credentials, attempt)
-        self._sent += 1
+        self.sent += 1
         counters = shared.counters
         counters.attempts += 1
         counters.bytes_sent += len(self._body)
@@ -226,13 +377,13 @@ class Call:
                 if observed:
                     self._emit_attempt(attempt, began, reply.status, None, reply.headers)
                 return reply
-            body = reply.body if isinstance(reply, Reply) else await _drain(reply)
+            if not isinstance(reply, Reply):
+                reply = Reply(reply.status, reply.headers, await _drain(reply))
         except BaseException as error:
             if observed:
                 self._emit_attempt(attempt, began, None, type(error).__name__, None)
             raise
-        counters.bytes_received += len(body)
-        refusal = self._service_error(reply.status, reply.headers, body)
+        refusal = self.refusal(reply)
         if observed:
             self._emit_attempt(attempt, began, reply.status, refusal.code, reply.headers)
         try:
@@ -243,46 +394,29 @@ class Call:
     def _request(self, credentials: Any, attempt: int) -> Request:
         shared = self._shared
         options = self._options
-        head = self._head
-        path = shared.base_path + head.path
+        prepared = _prepare(shared, options, self._head)
         self._sent_at = now = shared.wall_clock()
-        self._signed_offset = offset = shared.clock_offset
-        now += offset
-        max_attempts = options.retry.max_attempts or shared.max_attempts
-        if self._deadline is not None:
-            progress = sdk_request(attempt, max_attempts, now + self._deadline - shared.clock())
-        elif attempt == 1:
-            known = shared.first_attempts
-            progress = known.get(max_attempts) or known.setdefault(max_attempts, sdk_request(1, max_attempts))
+        self._signed_offset = shared.clock_offset
+        now += self._signed_offset
+        if attempt == 1 and self._deadline is None:
+            headers = prepared.first_lines
         else:
-            progress = sdk_request(attempt, max_attempts)
-        headers = [
-            ("Host", shared.endpoint.host),
-            ("Accept-Encoding", "identity"),
-            ("User-Agent", options.user_agent + shared.user_agent_app),
-            ("amz-sdk-invocation-id", self._invocation_id),
-            ("amz-sdk-request", progress),
-            *head.headers,
-        ]
+            expires_at = None if self._deadline is None else now + self._deadline - shared.clock()
+            max_attempts = options.retry.max_attempts or shared.max_attempts
+            headers = f"{prepared.lines}amz-sdk-request: {sdk_request(attempt, max_attempts, expires_at)}\r\n"
+        headers += f"amz-sdk-invocation-id: {self._invocation_id}\r\n"
         if credentials is not None:
-            headers += shared.signer.sign(
-                credentials,
-                now,
-                method="POST",
-                host=shared.endpoint.host,
-                path=path,
-                query="",
-                headers=head.headers,
-                payload_sha256=self._digest,
-            )
-        return Request(path, headers, self._body, options.connect_timeout, options.read_timeout)
+            headers += shared.signer.sign_lines(credentials, now, prepared.signed, self._digest)
+        return prepared.request(options, headers, self._body)
 
     # Failures
 
-    def _service_error(self, status: int, headers: dict[str, str], body: bytes) -> ServiceError:
+    def refusal(self, reply: Reply) -> ServiceError:
         """The error that a reply reports; a clock found wrong is corrected on the way."""
         shared = self._shared
-        response = failure(status, headers, body, self._sent)
+        status, headers, body = reply
+        shared.counters.bytes_received += len(body)
+        response = error_response(status, headers, body, self.sent)
         code = response["Error"]["Code"]
         message = response["Error"]["Message"]
         offset = correct_offset(code, self._signed_offset, self._sent_at, shared.wall_clock(), headers.get("date"))
@@ -313,7 +447,7 @@ class Call:
         """Say on the error where it happened."""
         error.operation = self._plan.operation.name
         error.endpoint_name = self._head.endpoint_name
-        error.attempts = self._sent
+        error.attempts = self.sent
         return error
 
     def _decide(self, error: AiosmrtError, *, stream_started: bool) -> float:
@@ -369,23 +503,10 @@ class Call:
     async def recover(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
         """Make further attempts after a stream failed, where the policy allows; raises ``error`` where not."""
         try:
-            stream: ReplyStream = await self._before_deadline(self._reopen(error, stream_started=stream_started))
+            stream: ReplyStream = await self._before_deadline(self.go_on_after(error, stream_started=stream_started))
         finally:
             del error
         return stream
-
-    async def _reopen(self, error: AiosmrtError, *, stream_started: bool) -> Any:
-        try:
-            while True:
-                await self._shared.sleep(self._decide(error, stream_started=stream_started))
-                if self._finished:
-                    raise error
-                try:
-                    return await self._attempt()
-                except AiosmrtError as another:
-                    error = another
-        finally:
-            del error
 
     def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
         """Give the call's place back when its stream is over."""

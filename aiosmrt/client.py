@@ -1,7 +1,7 @@
 """The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client.
 
 This module is its surface: arguments, results, views, facts. What a call does is in `aiosmrt.call`; what a client and
-its views share is in `aiosmrt.shared`.
+its views share is in `aiosmrt.shared`. Its length is that of AWS's parameter lists and their docstrings.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import asyncio
 import os
 import platform
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, cast
 
 from aiosmrt._version import __version__
 from aiosmrt.aws.credentials import CredentialsCache
-from aiosmrt.call import Call
+from aiosmrt.call import Call, exchange
 from aiosmrt.config import RetryPolicy
 from aiosmrt.errors import (
     ApiVersionNotFoundError,
@@ -36,6 +36,8 @@ from aiosmrt.wire.sigv4 import Credentials
 if TYPE_CHECKING:
     import aiohttp
 
+    from aiosmrt.aws.providers import CredentialsFunction, FrozenCredentialsSource
+    from aiosmrt.transport.choice import TransportName
     from aiosmrt.types import (
         Body,
         InvokeEndpointAsyncOutput,
@@ -61,9 +63,10 @@ _METHODS = {operation.method: operation.name for operation in OPERATIONS}
 _MAX_EXPIRES_SECONDS = 604_800
 
 
-@dataclass(frozen=True, slots=True)
-class ClientStatistics:
-    """A client's numbers at one moment; views count into their client's.
+class ClientStatistics(NamedTuple):
+    """A client's numbers at one moment; a client and its views count together.
+
+    A view that has a ``max_concurrency`` of its own has its own ``in_use``, ``waiting`` and ``endpoints``.
 
     Args:
         in_use: calls and streams that hold a place under ``max_concurrency`` now.
@@ -120,6 +123,9 @@ class Client:
         use_dualstack_endpoint: None takes ``AWS_USE_DUALSTACK_ENDPOINT``, then the profile's.
         session: your own ``aiohttp.ClientSession``; it is used as it is, ``verify`` aside, and not closed. None for an
             own one.
+        transport: what carries the calls: ``"pooled"`` is fast, and uses aiohttp for making connections only;
+            ``"session"`` goes through an ``aiohttp.ClientSession``; None takes the first, unless a ``session`` is given
+            or the environment names a proxy.
         observers: callables that are handed each `aiosmrt.events` record.
 
     Raises:
@@ -141,7 +147,7 @@ class Client:
         aws_access_key_id: str | None = None,
         aws_secret_access_key: str | None = None,
         aws_session_token: str | None = None,
-        credentials: Credentials | Callable[[], Awaitable[Credentials]] | Any | None = None,
+        credentials: Credentials | FrozenCredentialsSource | CredentialsFunction | None = None,
         api_version: str | None = None,
         verify: bool | str | os.PathLike[str] | ssl.SSLContext = True,
         connect_timeout: float | None = 5.0,
@@ -154,6 +160,7 @@ class Client:
         use_fips_endpoint: bool | None = None,
         use_dualstack_endpoint: bool | None = None,
         session: aiohttp.ClientSession | None = None,
+        transport: TransportName | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         if api_version not in (None, API_VERSION):
@@ -205,6 +212,7 @@ class Client:
             ),
             verify=verify,
             session=session,
+            transport=transport,
         )
         self._shared.limiters.add(self._options.limiters)
         self._is_view = False
@@ -269,10 +277,11 @@ class Client:
             Body,
         )
         shared = self._shared
-        if shared.ready_on is not asyncio.get_running_loop():
+        if not shared.is_ready():
             await shared.prepare()
         body = Body if type(Body) is bytes else await shared.body_bytes(Body)
-        return cast("InvokeEndpointOutput", await Call(shared, self._options, plan, head, body).exchange())
+        result: InvokeEndpointOutput = await exchange(shared, self._options, plan, head, body)
+        return result
 
     async def invoke_endpoint_async(
         self,
@@ -412,7 +421,7 @@ class Client:
         body = given.get("Body")
         head = plan.heads.head(plan.heads.values(given), body, plan.heads.unknown(given))
         shared = self._shared
-        if shared.ready_on is not asyncio.get_running_loop():
+        if not shared.is_ready():
             await shared.prepare()
         data = b"" if body is None else await shared.body_bytes(body)
         plan.heads.check_body_size(len(data))
@@ -558,7 +567,7 @@ class Client:
             await self._shared.close()
 
     async def __aenter__(self) -> Self:
-        if self._shared.ready_on is not asyncio.get_running_loop():
+        if not self._shared.is_ready():
             self._shared.bind(asyncio.get_running_loop())
         return self
 
@@ -574,12 +583,14 @@ class Client:
 
     async def _call(self, plan: Plan, head: Any, body: Any) -> dict[str, Any]:
         shared = self._shared
-        if shared.ready_on is not asyncio.get_running_loop():
+        if not shared.is_ready():
             await shared.prepare()
         data = b"" if body is None else body if type(body) is bytes else await shared.body_bytes(body)
         plan.heads.check_body_size(len(data))
-        call = Call(shared, self._options, plan, head, data)
-        return await (call.open() if plan.operation.streams else call.exchange())
+        if plan.operation.streams:
+            return await Call(shared, self._options, plan, head, data).open()
+        result: dict[str, Any] = await exchange(shared, self._options, plan, head, data)
+        return result
 
 
 def _check_types(kind: type, **arguments: object) -> None:

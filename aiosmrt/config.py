@@ -1,11 +1,9 @@
 """Settings as frozen dataclasses, with the defaults and why."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from aiosmrt.errors import ParamValidationError
 
@@ -30,6 +28,9 @@ class RetryPolicy:
         max_delay: the longest back-off in seconds.
         retry_read_timeouts: whether a call that timed out while reading is sent again. Off, because the model may
             still be running: a second request doubles its load.
+        retry_stale_connections: whether a request is sent again, on a fresh connection and without counting as an
+            attempt, when a pooled connection turns out to have been closed by the service before a byte of the
+            response came. Off, it is an ordinary connection error, which the other rules then judge.
         retry_model_statuses: the container's own statuses (ModelError's OriginalStatusCode) that are retried, such as
             ``{429, 503}``; 0 stands for a container that timed out. None are by default.
         bucket_tokens: size of the client's retry bucket; it bounds the share of retries while the service is ill.
@@ -37,7 +38,7 @@ class RetryPolicy:
         throttling_retry_cost: tokens that a retry after throttling takes.
 
     Raises:
-        ParamValidationError: a number is out of its range.
+        ParamValidationError: a number is out of its range, or a switch is neither True nor False.
 
     >>> RetryPolicy(max_attempts=1).max_attempts
     1
@@ -48,6 +49,7 @@ class RetryPolicy:
     throttling_base_delay: float = 1.0
     max_delay: float = 20.0
     retry_read_timeouts: bool = False
+    retry_stale_connections: bool = True
     retry_model_statuses: Set[int] = frozenset()
     bucket_tokens: int = 500
     retry_cost: int = 14
@@ -70,6 +72,11 @@ class RetryPolicy:
             for name in ("bucket_tokens", "retry_cost", "throttling_retry_cost")
             if not _is_whole(value := getattr(self, name), 0)
         ]
+        faults += [
+            f"retry.{name} must be True or False; got {value!r:.80}"
+            for name in ("retry_read_timeouts", "retry_stale_connections")
+            if not isinstance(value := getattr(self, name), bool)
+        ]
         statuses: object = self.retry_model_statuses
         if not isinstance(statuses, Set) or not all(_is_whole(status, 0) for status in statuses):
             faults.append(f"retry.retry_model_statuses must be a set of statuses; got {statuses!r:.80}")
@@ -79,7 +86,7 @@ class RetryPolicy:
             raise ParamValidationError(faults)
 
     @classmethod
-    def from_retries(cls, retries: Mapping[str, Any]) -> RetryPolicy:
+    def from_retries(cls, retries: Mapping[str, Any]) -> Self:
         """Read the ``retries`` dictionary of ``botocore.config.Config``.
 
         Args:

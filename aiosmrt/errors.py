@@ -40,7 +40,7 @@
 
 Errors that have a counterpart in botocore inherit from it as well, so ``except`` clauses written for boto3 or
 aiobotocore keep catching. Each error carries the facts that retry decisions rest on, and never a payload, a custom
-attribute or a credential.
+attribute or a credential. They are in one module so that the tree can be seen whole.
 """
 
 from __future__ import annotations

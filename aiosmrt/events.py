@@ -5,8 +5,6 @@ raises goes to the loop's exception handler and never into the call. Records hol
 a custom attribute or a credential. Nothing is made or called when a client has no observer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 

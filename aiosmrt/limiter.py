@@ -16,18 +16,15 @@ The queue is an ``OrderedDict`` because a waiter leaves from the middle when it 
 first are O(1), while a deque would search, and a plain dict would walk over its deleted front.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiosmrt.policy.capacity import Capacity, FixedCapacity
 
 
-@dataclass(frozen=True, slots=True)
-class LimiterStatistics:
+class LimiterStatistics(NamedTuple):
     """A limiter's state at one moment.
 
     Args:

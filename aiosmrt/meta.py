@@ -1,14 +1,11 @@
 """Facts about a client in the places where botocore has them: ``client.meta`` and ``client.exceptions``."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from botocore import exceptions as boto
 
 from aiosmrt import errors
-from aiosmrt.wire.operations import API_VERSION, OPERATIONS, SERVICE_ID, SIGNING_NAME
+from aiosmrt.wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_ID, SIGNING_NAME
 
 if TYPE_CHECKING:
     from aiosmrt.shared import Configuration
@@ -16,8 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientExceptions", "ClientMeta", "ServiceModel"]
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceModel:
+class ServiceModel(NamedTuple):
     """What the service model says about the service."""
 
     service_name: str = "sagemaker-runtime"
@@ -27,7 +23,7 @@ class ServiceModel:
     signing_name: str = SIGNING_NAME
     signature_version: str = "v4"
     protocol: str = "rest-json"
-    operation_names: tuple[str, ...] = tuple(operation.name for operation in OPERATIONS)
+    operation_names: tuple[str, ...] = tuple(BY_NAME)
 
 
 class ClientMeta:
@@ -39,7 +35,7 @@ class ClientMeta:
 
     __slots__ = ("_configuration", "service_model")
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: "Configuration") -> None:
         self._configuration = configuration
         self.service_model = ServiceModel()
 

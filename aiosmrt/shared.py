@@ -2,6 +2,8 @@
 
 A `Shared` is made without I/O and belongs to the first event loop that uses it. `Shared.prepare` does, once and off
 the loop, all that needs files or heavy imports. From then on a call finds everything ready in attributes.
+
+It is long because a client's whole life is here, from settings to closing; what calls do is elsewhere.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import random
 import re
 import ssl
 import time
+import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
@@ -32,8 +36,8 @@ from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
 from aiosmrt.errors import ClientStateError, InvalidConfigError, NoRegionError, ParamValidationError
 from aiosmrt.events import Event, Observer
 from aiosmrt.limiter import Limiter
-from aiosmrt.policy.retry import RetryBucket
-from aiosmrt.transport.session import SessionTransport
+from aiosmrt.policy.retry import RetryBucket, invocation_id
+from aiosmrt.transport.choice import TransportName, check_choice, open_transport
 from aiosmrt.wire.operations import OPERATIONS, Operation
 from aiosmrt.wire.params import HeadBuilder
 from aiosmrt.wire.replies import ReplyReader
@@ -42,6 +46,7 @@ from aiosmrt.wire.sigv4 import Signer
 if TYPE_CHECKING:
     import aiohttp
 
+    from aiosmrt.call import Prepared
     from aiosmrt.transport import Transport
     from aiosmrt.types import Body
 
@@ -109,6 +114,8 @@ class Options:
     observers: tuple[Observer, ...]
     limiters: Limiters
     bucket: RetryBucket
+    # by the identities of request heads
+    prepared: dict[int, Prepared] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         faults = [
@@ -140,10 +147,10 @@ class _SignerWithoutRegion(Signer):
 
     __slots__ = ()
 
-    def sign(self, *arguments: Any, **named: Any) -> NoReturn:
+    def sign_lines(self, *arguments: Any, **named: Any) -> NoReturn:
         raise NoRegionError("You must specify a region.")
 
-    presign = sign
+    presign = sign_lines
 
 
 class Counters:
@@ -160,8 +167,7 @@ class Counters:
         self.retries: dict[str, int] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(NamedTuple):
     """What arguments, environment and files amount to."""
 
     settings: Settings
@@ -180,6 +186,7 @@ class Shared:
         credentials: where credentials come from.
         verify: as the client's argument.
         session: the caller's own aiohttp session; None for an own one.
+        transport: which transport carries the calls; None for the fastest that can.
     """
 
     def __init__(
@@ -189,21 +196,26 @@ class Shared:
         credentials: CredentialsCache,
         verify: bool | str | os.PathLike[str] | ssl.SSLContext,
         session: aiohttp.ClientSession | None,
+        transport: TransportName | None = None,
     ) -> None:
+        check_choice(transport, session)
         if not isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)) or verify == "":
             raise ParamValidationError([f"verify must be True, False, a path or an ssl.SSLContext; got {verify!r:.80}"])
         self._settings_arguments = settings
         self._verify = verify
         self._session = session
+        self._transport_name: TransportName | None = transport
         self._configuration: Configuration | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bound_to: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         # binds to a loop where it is waited for, not where it is made
         self._lock = asyncio.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self.closed = False
-        # The loop on which everything below is ready: one comparison decides whether a call can go straight on.
-        self.ready_on: asyncio.AbstractEventLoop | None = None
+        self._prepared = False
+        # The thread in which everything below is ready while the loop runs; 0 as long as it is not.
+        self.ready_in = 0
+        self.loop: asyncio.AbstractEventLoop
         self.transport: Transport
         self.credentials = credentials
         self.signer: Signer
@@ -214,18 +226,24 @@ class Shared:
         self.user_agent_app = ""
         self.plans = {operation.name: Plan(operation) for operation in OPERATIONS}
         self.counters = Counters()
-        # The header of a first attempt, by the number of attempts: the same for all calls without a deadline.
-        self.first_attempts: dict[int, str] = {}
         # Seconds by which the service's clock is ahead of this machine's.
         self.clock_offset = 0.0
         self.wall_clock: Callable[[], float] = time.time
         self.clock: Callable[[], float] = time.monotonic
         self.random: Callable[[], float] = random.random
-        self.random_bits: Callable[[int], int] = random.getrandbits
+        # Invocation ids are version 4 UUIDs that differ in their last 12 digits, which are counted: forming one from
+        # random bits each time takes three times as long.
+        self._invocation_ids = invocation_id(random.getrandbits(128))[:24]
+        self._invocations = random.getrandbits(47)
         self.sleep: Callable[[float], Awaitable[None]] = self._sleep
         self._sleepers: set[asyncio.Future[None]] = set()
         # those of the client and of its views
         self.limiters: WeakSet[Limiters] = WeakSet()
+
+    def next_invocation_id(self) -> str:
+        """A call's ``amz-sdk-invocation-id``."""
+        self._invocations += 1
+        return f"{self._invocation_ids}{self._invocations:012x}"
 
     # Configuration
 
@@ -270,6 +288,14 @@ class Shared:
 
     # Life
 
+    def is_ready(self) -> bool:
+        """Whether a call on the running loop can go straight on.
+
+        On Python 3.11, `asyncio.get_running_loop` asks for the process id, at a system call per call. A thread runs one
+        loop at a time, so this is as good.
+        """
+        return self.ready_in == get_ident() and self.loop.is_running()
+
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tie this to the running loop, or say why it cannot be used on it.
 
@@ -278,15 +304,15 @@ class Shared:
         """
         if self.closed:
             raise ClientStateError("the client is closed")
-        if self._loop is None:
-            self._loop = loop
+        if self._bound_to is None:
+            self._bound_to = self.loop = loop
             self._pid = os.getpid()
         elif self._pid != os.getpid():
             raise ClientStateError(
                 "the client was first used in another process and its connections cannot be shared after a fork: "
                 "make a client in each process"
             )
-        elif self._loop is not loop:
+        elif self._bound_to is not loop:
             raise ClientStateError("the client belongs to another event loop: make a client for each loop")
 
     async def prepare(self) -> None:
@@ -299,7 +325,11 @@ class Shared:
         loop = asyncio.get_running_loop()
         self.bind(loop)
         async with self._lock:
-            if self.ready_on is loop:
+            if self.closed:
+                raise ClientStateError("the client is closed")
+            if self._prepared:
+                # Another call was first, or the loop runs in another thread now.
+                self.ready_in = get_ident()
                 return
             configuration = await self.off_loop(self.configuration)
             if self.closed:
@@ -314,15 +344,24 @@ class Shared:
                 self.signer = _SignerWithoutRegion(region="")
             else:
                 self.signer = Signer(region=endpoint.signing_region, service=endpoint.signing_name)
-            self.transport = SessionTransport(
-                configuration.origin, session=self._session, verify=configuration.verify, proxy=configuration.proxy
+            transport = await open_transport(
+                self._transport_name,
+                configuration.origin,
+                session=self._session,
+                verify=configuration.verify,
+                proxy=configuration.proxy,
             )
+            if self.closed:
+                await transport.close()
+                raise ClientStateError("the client is closed")
+            self.transport = transport
             _connected().add(self)
-            self.ready_on = loop
+            self._prepared = True
+            self.ready_in = get_ident()
 
     def forget(self) -> None:
         """Be unprepared in a forked child, so that `bind` gets to say why even on the parent's loop."""
-        self.ready_on = None
+        self.ready_in = 0
 
     async def close(self) -> None:
         """Close connections and background work; may be called more than once.
@@ -340,14 +379,18 @@ class Shared:
         for limiters in self.limiters:
             limiters.close()
         try:
-            if self.ready_on is not None:
-                self.ready_on = None
+            if self.ready_in:
+                self.ready_in = 0
                 await self.transport.close()
         finally:
             await self.credentials.close()
             if self._executor is not None:
                 self._executor.shutdown(wait=False)
                 self._executor = None
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "ready_in", 0):
+            _warn("unclosed aiosmrt.Client: use `async with`, or `await client.close()`", ResourceWarning, source=self)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, but not beyond the client's closing: a call in back-off then finds out at once."""

@@ -14,12 +14,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from aiosmrt.errors import AiosmrtError, EventStreamFormatError, TransportError
+from aiosmrt.errors import AiosmrtError, ClientStateError, EventStreamFormatError, TransportError
 from aiosmrt.transport import ReplyStream
-from aiosmrt.types import ResponseStreamEvent
-from aiosmrt.wire.eventstream import Decoder, EventHeaders
+
+if TYPE_CHECKING:
+    from aiosmrt.types import ResponseStreamEvent
+    from aiosmrt.wire.eventstream import Decoder, EventHeaders
 
 __all__ = ["EventStream", "StreamOwner", "StreamingBody"]
 
@@ -47,9 +49,6 @@ class StreamingBody:
 
     def __repr__(self) -> str:
         return f"<StreamingBody size_bytes={len(self._data)} position={self._position}>"
-
-    def __len__(self) -> int:
-        return len(self._data)
 
     async def read(self, amt: int | None = None) -> bytes:
         """Read on.
@@ -159,6 +158,7 @@ class EventStream:
 
     __slots__ = (
         "__weakref__",
+        "_arrived",
         "_decoder",
         "_failure",
         "_open",
@@ -166,17 +166,20 @@ class EventStream:
         "_parts",
         "_payload_bytes",
         "_ready",
+        "_receiving",
         "_stream",
     )
 
     def __init__(self, owner: StreamOwner, stream: ReplyStream) -> None:
         self._owner = owner
         self._stream = stream
-        self._decoder = Decoder()
-        # payloads in reverse: list.pop() from the end is the cheapest hand-over
+        self._decoder = _decoder()
         self._ready: list[bytes] = []
+        # payloads as they come
+        self._arrived: list[bytes] = []
         self._failure: AiosmrtError | None = None
         self._open = True
+        self._receiving = False
         self._parts = 0
         self._payload_bytes = 0
 
@@ -195,9 +198,16 @@ class EventStream:
             EventStreamFormatError: a malformed frame, or the stream ended inside one.
             ReadTimeoutError: silence for longer than ``read_timeout``.
             ResponseStreamingError: the connection was lost.
+            ClientStateError: another task is waiting for the next part.
         """
         if not self._ready:
-            await self._receive()
+            if self._receiving:
+                raise ClientStateError("another task is waiting for this stream's next part")
+            self._receiving = True
+            try:
+                await self._receive()
+            finally:
+                self._receiving = False
         return {"PayloadPart": {"Bytes": self._ready.pop()}}
 
     async def _receive(self) -> None:
@@ -207,14 +217,17 @@ class EventStream:
             try:
                 if failure is None:
                     try:
-                        chunk = await self._stream.read()
+                        more = await self._stream.receive(self._take)
                         if not self._open:
                             break  # closed meanwhile, and what arrived at the same time is given up
-                        if not chunk:
+                        if self._arrived:
+                            # payloads in reverse: list.pop() from the end is the cheapest hand-over
+                            self._arrived.reverse()
+                            self._ready, self._arrived = self._arrived, self._ready
+                            return
+                        if not more:
                             self._decoder.finish()
                             self._close(complete=True)
-                        elif self._sort(self._decoder.feed(chunk)):
-                            return
                         continue
                     except (TransportError, EventStreamFormatError) as error:
                         if not self._open:
@@ -225,35 +238,36 @@ class EventStream:
                 self._stream = stream
                 if not self._open:
                     stream.close()
-                self._decoder = Decoder()
+                self._decoder = _decoder()
             except BaseException as error:
                 if not self._open and isinstance(error, AiosmrtError):
                     break  # closed by another task meanwhile: an end, not a failure
                 self._close(complete=False)
-                self._decoder = Decoder()
+                self._decoder = _decoder()
                 raise
             finally:
                 del failure  # as in aiosmrt.call; the decoder keeps its own, too
         raise StopAsyncIteration
 
-    def _sort(self, messages: list[tuple[EventHeaders, bytes]]) -> bool:
-        """Keep the payloads up to the first failure; whether there are any."""
-        ready: list[bytes] = []
-        size = 0
+    def _take(self, data: bytes | memoryview) -> None:
+        """Decode what has arrived and keep its payloads, up to the first failure."""
+        if self._failure is not None:
+            return
+        try:
+            messages = self._decoder.feed(data)
+        except EventStreamFormatError as error:
+            self._failure = error
+            return
+        arrived = self._arrived
         for headers, payload in messages:
             if headers.event_type == "PayloadPart":
-                ready.append(payload)
-                size += len(payload)
+                arrived.append(payload)
+                self._payload_bytes += len(payload)
+                self._parts += 1
             elif headers.message_type != "event":
                 self._failure = self._owner.stream_error(headers, payload)
-                break
-        if self._failure is None:
-            self._failure = self._decoder.failure
-        ready.reverse()
-        self._ready = ready
-        self._parts += len(ready)
-        self._payload_bytes += size
-        return bool(ready)
+                return
+        self._failure = self._decoder.failure
 
     def close(self) -> None:
         """End the stream; what has not arrived is given up."""
@@ -284,3 +298,10 @@ class EventStream:
                 _warn(f"unclosed {self!r}: read it to its end, or use `async with`", ResourceWarning, source=self)
             finally:
                 self._close(complete=False)
+
+
+def _decoder() -> Decoder:
+    # loaded with the first stream
+    from aiosmrt.wire.eventstream import Decoder
+
+    return Decoder()

@@ -1,7 +1,5 @@
 """What comes back on the AWS side, as typed dictionaries with AWS's names."""
 
-from __future__ import annotations
-
 from typing import IO, TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ class InvokeEndpointOutput(TypedDict):
     """The result of ``invoke_endpoint``; what the service did not send is absent."""
 
     ResponseMetadata: ResponseMetadata
-    Body: StreamingBody
+    Body: "StreamingBody"
     ContentType: NotRequired[str]
     InvokedProductionVariant: NotRequired[str]
     CustomAttributes: NotRequired[str]
@@ -67,7 +65,7 @@ class InvokeEndpointWithResponseStreamOutput(TypedDict):
     """The result of ``invoke_endpoint_with_response_stream``; what the service did not send is absent."""
 
     ResponseMetadata: ResponseMetadata
-    Body: EventStream
+    Body: "EventStream"
     ContentType: NotRequired[str]
     InvokedProductionVariant: NotRequired[str]
     CustomAttributes: NotRequired[str]

@@ -101,6 +101,10 @@ def test_wire_and_policy_read_no_clock_through_datetime():
 
 
 LOADED_LATER = [
+    # of our own
+    "aiosmrt.transport.session",
+    "aiosmrt.types",
+    "aiosmrt.wire.eventstream",
     # found in the settings or looked up only when a client has to: 150 ms and 18 MiB
     "aiobotocore",
     "boto3",
@@ -114,6 +118,10 @@ LOADED_LATER = [
     "dateutil",
     "jmespath",
     "urllib3",
+    # for clients without an endpoint URL
+    "aiosmrt.aws.endpoint_rules",
+    # for credentials that are neither given nor in the environment
+    "aiosmrt.aws.private_loop",
     # rooms of their own
     "aiosmrt.cli",
     "aiosmrt.local",
@@ -125,11 +133,23 @@ LOADED_LATER = [
 ]
 
 
-@pytest.mark.parametrize("statement", ["import aiosmrt", "import aiosmrt; aiosmrt.Client('eu-central-1')"])
-def test_importing_loads_nothing_that_may_never_be_needed(statement):
+def loaded_by(statement: str) -> set[str]:
+    """The modules of a fresh interpreter after a statement."""
     program = f"import sys; {statement}; print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split())
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import aiosmrt", "import aiosmrt; aiosmrt.Client('eu-central-1')"])
+def test_importing_loads_nothing_that_may_never_be_needed(statement):
+    loaded = loaded_by(statement)
     assert {"aiosmrt.client", "aiohttp"} <= loaded
     assert sorted(loaded.intersection(LOADED_LATER)) == []
+
+
+def test_beside_aiohttp_importing_loads_the_exceptions_of_botocore_and_no_other_package():
+    added = loaded_by("import aiosmrt") - loaded_by("import aiohttp")
+    foreign = {name for name in added if name.split(".")[0] not in {"aiosmrt", *sys.stdlib_module_names}}
+    exceptions = {"botocore", "botocore.exceptions"}
+    assert {name for name in foreign if not name.startswith("botocore.vendored")} == exceptions

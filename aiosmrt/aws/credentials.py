@@ -21,8 +21,6 @@ timer: a client that makes no calls asks nobody for credentials.
 Source of the two windows: ``botocore.credentials``, where the second is the one in which calls wait.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import math

@@ -12,8 +12,6 @@ botocore.
 Source: "Endpoint rule set" in the Smithy specification; ``botocore.endpoint_provider``, with which the tests compare.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple

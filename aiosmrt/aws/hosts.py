@@ -6,21 +6,20 @@ them, once per client, with the same inputs as a botocore client (region, FIPS, 
 botocore's. A custom endpoint needs no rules: as in botocore's clients, it is called whatever the other options say.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import botocore
 
-from aiosmrt.aws.endpoint_rules import RuleEndpoint, UnsupportedRuleError, evaluate_rules
 from aiosmrt.errors import EndpointResolutionError
+
+if TYPE_CHECKING:
+    from aiosmrt.aws.endpoint_rules import RuleEndpoint
 
 __all__ = ["API_VERSION", "ResolvedEndpoint", "resolve_endpoint"]
 
@@ -34,8 +33,7 @@ _HOST_NAME = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63
 _MAX_HOST_NAME = 255
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedEndpoint:
+class ResolvedEndpoint(NamedTuple):
     """Where requests go and how they are signed.
 
     Attributes:
@@ -104,7 +102,10 @@ def resolve_endpoint(
     return ResolvedEndpoint(url, host, region)
 
 
-def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool) -> RuleEndpoint:
+def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool) -> "RuleEndpoint":
+    # a custom endpoint needs no rules
+    from aiosmrt.aws.endpoint_rules import UnsupportedRuleError, evaluate_rules
+
     parameters = {"Region": region, "UseFIPS": use_fips, "UseDualStack": use_dualstack}
     if not _has_own_data():
         rules, partitions = _bundled(f"{SERVICE_NAME}/{API_VERSION}/endpoint-rule-set-1"), _bundled("partitions")
@@ -133,10 +134,12 @@ def _bundled(name: str) -> Any:
         return None
 
 
-def _ask_botocore(parameters: dict[str, Any]) -> RuleEndpoint:
+def _ask_botocore(parameters: dict[str, Any]) -> "RuleEndpoint":
     from botocore.endpoint_provider import EndpointProvider
     from botocore.exceptions import EndpointProviderError
     from botocore.loaders import create_loader
+
+    from aiosmrt.aws.endpoint_rules import RuleEndpoint
 
     loader = create_loader(os.environ.get("AWS_DATA_PATH"))
     rules = loader.load_service_model(SERVICE_NAME, "endpoint-rule-set-1", API_VERSION)

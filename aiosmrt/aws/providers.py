@@ -10,8 +10,6 @@ again with ``get_frozen_credentials`` when the time comes; all that is read of i
 for which there is no public name.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +17,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from aiosmrt import errors
-from aiosmrt.aws.private_loop import run_on_private_loop
 from aiosmrt.aws.shared_config import load_shared_config, selected_profile
 from aiosmrt.wire.sigv4 import Credentials
 
@@ -162,6 +159,8 @@ class _Given:
                 frozen = await get()
             else:
                 # It may renew itself meanwhile, which blocks.
+                from aiosmrt.aws.private_loop import run_on_private_loop
+
                 frozen = await run_on_private_loop(_awaitable(get))
                 if inspect.isawaitable(frozen):
                     frozen = await frozen
@@ -196,6 +195,8 @@ class _DefaultChain:
         return environment_credentials(os.environ)
 
     async def fetch(self) -> Found:
+        from aiosmrt.aws.private_loop import run_on_private_loop
+
         # Sessions and clients live on a loop that ends with the work; the credentials object holds none of them.
         return await run_on_private_loop(self._fetch)
 

@@ -8,12 +8,9 @@ other AWS SDK reads, counts right after ``AWS_DEFAULT_REGION``.
 Nothing of botocore is loaded when neither configuration file exists.
 """
 
-from __future__ import annotations
-
 import os
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiosmrt.aws.shared_config import Section, SharedConfig, load_shared_config, selected_profile
 from aiosmrt.errors import InvalidConfigError, InvalidRegionError, NoRegionError
@@ -27,8 +24,7 @@ _SERVICE_VARIABLE = "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"
 _SERVICE_KEY = "sagemaker_runtime"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """Resolved settings of a client.
 
     Attributes:
@@ -38,7 +34,6 @@ class Settings:
         use_fips_endpoint: whether the FIPS endpoint is wanted.
         use_dualstack_endpoint: whether the endpoint that also speaks IPv6 is wanted.
         max_attempts: requests per call including the first; None when nobody set it.
-        retry_mode: ``AWS_RETRY_MODE`` or the profile's ``retry_mode``, unchecked; None when nobody set it.
         ca_bundle: path of a file with certificate authorities; None when nobody set it.
         user_agent_appid: the application's id for the User-Agent header; None when nobody set it.
         profile_name: the selected profile; None when none was named.
@@ -52,7 +47,6 @@ class Settings:
     use_fips_endpoint: bool = False
     use_dualstack_endpoint: bool = False
     max_attempts: int | None = None
-    retry_mode: str | None = None
     ca_bundle: str | None = None
     user_agent_appid: str | None = None
     profile_name: str | None = None
@@ -109,7 +103,6 @@ def resolve_settings(
         use_fips_endpoint=_flag(use_fips_endpoint, profile, "use_fips_endpoint"),
         use_dualstack_endpoint=_flag(use_dualstack_endpoint, profile, "use_dualstack_endpoint"),
         max_attempts=_max_attempts(profile),
-        retry_mode=_env("AWS_RETRY_MODE") or _text(profile, "retry_mode"),
         ca_bundle=_env("AWS_CA_BUNDLE") or _text(profile, "ca_bundle") or _env("REQUESTS_CA_BUNDLE"),
         user_agent_appid=_env("AWS_SDK_UA_APP_ID") or _text(profile, "sdk_ua_app_id"),
         profile_name=name,

@@ -5,8 +5,6 @@ variables in paths) is the contract. It costs 2 ms to import and is loaded only 
 Errors name the file and the line and never quote it: what a parser stumbles over may well be a secret key.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -16,6 +16,7 @@ Every call that names the endpoint counts, whether its signature holds or not; e
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -61,15 +62,15 @@ __all__ = [
 ]
 
 
-class ErrorEffect(Effect):
+class ErrorEffect(Effect, ABC):
     """An effect that answers with an error in the model's place."""
 
     __slots__ = ()
     stage: ClassVar[Stage] = "answer"
 
+    @abstractmethod
     def error(self, context: AnswerContext) -> ErrorAnswer:
         """What is answered."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

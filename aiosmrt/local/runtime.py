@@ -4,6 +4,8 @@
 containers, the containers that it started, and the tasks of requests in flight. It ends in order: no new connections,
 then a grace period for what is in flight, then cancellation, then the containers; an impatient caller (who cancels the
 closing) skips the grace periods and still leaves nothing behind.
+
+The module is long for its docstrings: it is the runtime's whole public surface.
 """
 
 from __future__ import annotations

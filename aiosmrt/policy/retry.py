@@ -24,14 +24,12 @@ On top of them:
 - A stream is repeated only while no part of it was handed out.
 - Nothing is repeated when the wait would end at or past the call's deadline; no tokens are taken then.
 
-Everything is a function of its arguments: the clock and the random numbers are the caller's.
+Everything is a function of its arguments: the clock and the random numbers are the caller's. The rules are one set and
+stand in one module, although that makes it a long one.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
 from aiosmrt.errors import Cause
@@ -206,8 +204,7 @@ def backoff(base: float, retries: int, max_delay: float, rand: float, retry_afte
     return delay if retry_after is None else max(delay, min(retry_after, delay + MAX_HINT_EXTRA))
 
 
-@dataclass(frozen=True, slots=True)
-class RetryBucketStatistics:
+class RetryBucketStatistics(NamedTuple):
     """A retry bucket's state at one moment.
 
     Args:

@@ -20,18 +20,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
-from aiosmrt.errors import (
-    ClientStateError,
-    ConnectionClosedError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    ProxyConnectionError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-    SSLError,
-    TransportError,
-)
-from aiosmrt.transport import Reply, Request
+from aiosmrt.errors import ClientStateError
+from aiosmrt.transport import IDLE_SECONDS, Reply, Request, Take
+from aiosmrt.transport.failures import body_error, closed_during_call, head_error, is_being_cancelled, timed_out
 from aiosmrt.transport.reading import OpenResponses
 from aiosmrt.transport.sockets import open_socket
 from aiosmrt.transport.watchdog import ReadWatchdog, Watched
@@ -40,8 +31,6 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
 __all__ = ["SessionTransport"]
-
-IDLE_SECONDS = 50.0
 
 # aiohttp pauses reading at twice this: 256 KiB were the fastest mark for streams (docs/design/architecture.md).
 _READ_BUFFER_BYTES = 2**17
@@ -121,10 +110,11 @@ class SessionTransport:
         verify: whether certificates are checked, or the context to check them with.
         proxy: URL of an HTTP proxy; None for a direct connection.
 
+    >>> from aiosmrt.errors import EndpointConnectionError
     >>> async def main():
     ...     transport = SessionTransport("http://127.0.0.1:9")
     ...     try:
-    ...         await transport.exchange(Request("/", [], b"", 1.0, 1.0))
+    ...         await transport.exchange(Request("/", "", b"", 1.0, 1.0))
     ...     except EndpointConnectionError as error:
     ...         return error.endpoint_url
     ...     finally:
@@ -182,7 +172,7 @@ class SessionTransport:
         except asyncio.CancelledError:
             # as asyncio.timeout does it: somebody else's cancellation at the same time goes first
             if watched.expired and watched.task.uncancel() <= watched.cancelling:
-                raise _read_timeout(self.origin) from None
+                raise timed_out(self.origin) from None
             raise
         finally:
             del self._expected[task]
@@ -192,6 +182,11 @@ class SessionTransport:
         failure: Exception
         try:
             response = await self._post(request, read_timeout)
+        except asyncio.CancelledError:
+            # aiohttp cancels the look-up of a name when it is closed, and with it those who wait for it
+            if not self._session.closed or is_being_cancelled():
+                raise
+            failure = closed_during_call()
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = self._head_failure(error)
         else:
@@ -206,7 +201,7 @@ class SessionTransport:
             try:
                 return Reply(response.status, _headers(response), await response.read())
             except _BODY_ERRORS as error:
-                failure = _body_error(error, self.origin)
+                failure = body_error(error, self.origin)
                 # The response keeps its error, whose traceback would keep this frame and with it the response.
                 error.__traceback__ = None
             finally:
@@ -222,6 +217,10 @@ class SessionTransport:
         """Send a request and receive its response's head; see `aiosmrt.transport.Transport.open`."""
         try:
             return SessionReplyStream(await self._post(request, request.read_timeout), self.origin, self._reading)
+        except asyncio.CancelledError:
+            if not self._session.closed or is_being_cancelled():
+                raise
+            failure: Exception = closed_during_call()
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = self._head_failure(error)
         try:
@@ -238,7 +237,7 @@ class SessionTransport:
             await self._session.close()
 
     def _post(self, request: Request, read_timeout: float | None) -> Awaitable[aiohttp.ClientResponse]:
-        target, pairs, body, connect_timeout, _ = request
+        target, lines, body, connect_timeout, _, _ = request
         url = self._urls.get(target)
         if url is None:
             if len(self._urls) >= _MAX_URLS:
@@ -254,7 +253,10 @@ class SessionTransport:
                 sock_connect=connect_timeout,
                 sock_read=read_timeout,
             )
-        headers = CIMultiDict(pairs)
+        headers: CIMultiDict[str] = CIMultiDict()
+        for line in lines.split("\r\n")[:-1]:
+            name, _, value = line.partition(": ")
+            headers.add(name, value)
         return self._session.post(
             url,
             data=_SlicedBody(body)
@@ -271,7 +273,7 @@ class SessionTransport:
     def _head_failure(self, error: Exception) -> Exception:
         if isinstance(error, RuntimeError) and not isinstance(error, OSError):
             return ClientStateError("the client's session is closed") if self._session.closed else error
-        return _head_error(error, self.origin)
+        return head_error(error, self.origin)
 
 
 class SessionReplyStream:
@@ -293,6 +295,13 @@ class SessionReplyStream:
         self.status = response.status
         self.headers = _headers(response)
 
+    async def receive(self, take: Take) -> bool:
+        """Hand on what has arrived; see `aiosmrt.transport.ReplyStream.receive`."""
+        data = await self.read()
+        if data:
+            take(data)
+        return bool(data)
+
     async def read(self) -> bytes:
         """Whatever has arrived; empty at the end. See `aiosmrt.transport.ReplyStream.read`."""
         try:
@@ -300,7 +309,7 @@ class SessionReplyStream:
         except _BODY_ERRORS as error:
             if data := self._arrived_before(error):
                 return data
-            failure = _body_error(error, self._origin)
+            failure = body_error(error, self._origin)
         try:
             raise failure
         finally:
@@ -352,56 +361,3 @@ def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
     if len(headers) != len(received):
         headers = {name: ", ".join(received.getall(name)) for name in headers}
     return headers
-
-
-def _head_error(error: Exception, origin: str) -> TransportError:
-    """The error for an exchange that failed before its response's head; the first row that fits counts."""
-    for foreign, ours, text in (
-        (aiohttp.ConnectionTimeoutError, ConnectTimeoutError, "Connect timeout on"),
-        (aiohttp.ClientConnectorCertificateError, SSLError, "The certificate is not valid for"),
-        (aiohttp.ClientSSLError, SSLError, "TLS failed with"),
-        (aiohttp.ClientProxyConnectionError, ProxyConnectionError, "Could not reach the proxy for"),
-        (aiohttp.ClientHttpProxyError, ProxyConnectionError, "The proxy refused a tunnel to"),
-        (aiohttp.ClientConnectorError, EndpointConnectionError, "Could not connect to"),
-        (aiohttp.SocketTimeoutError, ReadTimeoutError, "Read timeout on"),
-        (aiohttp.ServerDisconnectedError, ConnectionClosedError, "Connection was closed before a response from"),
-        (aiohttp.ClientOSError, ConnectionClosedError, "Connection was closed before a response from"),
-        (aiohttp.ClientResponseError, ResponseStreamingError, "Malformed response from"),
-        (ssl.SSLError, SSLError, "TLS failed with"),
-        (TimeoutError, ReadTimeoutError, "Read timeout on"),
-        (OSError, ConnectionClosedError, "Connection was closed before a response from"),
-    ):
-        if isinstance(error, foreign):
-            return _caused(ours(f'{text} endpoint URL: "{origin}"', endpoint_url=origin), error)
-    return ConnectionClosedError(
-        f'No response from endpoint URL: "{origin}" ({type(error).__name__})', endpoint_url=origin
-    )
-
-
-def _body_error(error: Exception, origin: str) -> TransportError:
-    """The error for a response that failed after its head."""
-    if isinstance(error, TimeoutError):
-        return _caused(_read_timeout(origin), error)
-    ours = ResponseStreamingError(
-        f'The response broke off from endpoint URL: "{origin}" ({type(error).__name__})', endpoint_url=origin
-    )
-    return _caused(ours, error)
-
-
-def _caused(ours: TransportError, error: Exception) -> TransportError:
-    """Give an error its cause, as far as that keeps to itself what nobody is to see.
-
-    aiohttp's errors hold the request's headers (session token, custom attributes), a piece of what could not be parsed,
-    or the proxy's password; the operating system's hold a number and a sentence.
-    """
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        ours.__cause__ = error.certificate_error
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        ours.__cause__ = error.os_error
-    elif isinstance(error, OSError):
-        ours.__cause__ = error
-    return ours
-
-
-def _read_timeout(origin: str) -> ReadTimeoutError:
-    return ReadTimeoutError(f'Read timeout on endpoint URL: "{origin}"', endpoint_url=origin)

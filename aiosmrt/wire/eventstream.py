@@ -21,6 +21,8 @@ and gives it away without a copy, so even the last chunk of a 24 MiB frame is no
 Messages that precede a malformed frame are never lost: `Decoder.feed` hands them out, and the error comes with the next
 call.  What a stream yields thus does not depend on where the network happened to cut it.
 
+Decoder and encoder are one module, long as it is: they share the format's constants, and each is read beside the other.
+
 The module is long because reading and writing are two sides of one format and are read side by side.
 """
 

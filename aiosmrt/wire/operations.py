@@ -6,8 +6,6 @@ service model that botocore ships (``botocore/data/sagemaker-runtime/2017-05-13/
 test compares the two member by member, so a new member shows up as a failing test.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 __all__ = ["API_VERSION", "BY_NAME", "OPERATIONS", "SERVICE_ID", "SIGNING_NAME", "Member", "Operation", "Rule"]

@@ -30,8 +30,6 @@ Source: "Create a signed AWS API request" in the AWS IAM User Guide, for service
 The file is long because both sides of the algorithm and the shortcut past it are best read, and changed, together.
 """
 
-from __future__ import annotations
-
 import hmac
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -418,15 +416,38 @@ _GAP = "\0"
 _Shape = tuple[str, str, str, str, int, tuple[str, ...]]
 
 
-# Method, host, path, query, headers.
-_Request = tuple[str, str, str, str, tuple[tuple[str, str], ...]]
+class SignedRequest(NamedTuple):
+    """What of a request is signed besides its payload.
+
+    Args:
+        method: The HTTP method.
+        host: The value of the ``Host`` header as it goes on the wire.
+        path: The path as on the request line, percent-encoded.
+        query: The query as on the request line, percent-encoded, without the ``?``; empty for none.
+        headers: The request's other headers. Those in ``UNSIGNED_HEADERS`` stay out of the signature.
+    """
+
+    method: str
+    host: str
+    path: str
+    query: str
+    headers: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        # Without the headers: custom attributes may be among them.
+        return f"<{self.method} {self.path} to {self.host}>"
 
 
 class _Beginning(NamedTuple):
-    """A canonical request up to its payload's hash, and the Authorization header up to its signature."""
+    """A canonical request up to its payload's hash, and the headers to add up to the signature."""
 
-    canonical: _Hash
-    authorization: str
+    request: SignedRequest
+    canonical: "_Hash"
+    lines: str
+
+    def __repr__(self) -> str:
+        # The session token is among the headers.
+        return "<a canonical request>"
 
 
 class _Second(NamedTuple):
@@ -437,9 +458,10 @@ class _Second(NamedTuple):
     added_headers: tuple[tuple[str, str], ...]
     added_values: tuple[str, ...]
     credential: str
-    inner: _Hash
-    outer: _Hash
-    beginnings: dict[_Request, _Beginning]
+    inner: "_Hash"
+    outer: "_Hash"
+    # by the identity of requests, which is faster than their value; each is kept, so that it stays its own
+    beginnings: dict[int, _Beginning]
 
     def __repr__(self) -> str:
         # Without the headers: the session token is among them.
@@ -515,19 +537,32 @@ class Signer:
             ValueError: A header that signing itself sets, a control character in method, host, path or query, or
                 text that UTF-8 cannot express.
         """
+        request = SignedRequest(method, host, path, query, tuple(headers))
+        _utf8(payload_sha256, "the payload's hash")
+        lines = self.sign_lines(credentials, timestamp, request, payload_sha256).split("\r\n")
+        return [(name, value) for name, _, value in (line.partition(": ") for line in lines[:-1])]
+
+    def sign_lines(
+        self, credentials: Credentials, timestamp: float, request: SignedRequest, payload_sha256: str
+    ) -> str:
+        """The same as `sign` for a request that is signed again and again: the headers as lines of HTTP/1.1.
+
+        It has to be the same object for what was computed once in a second to be found again.
+        """
         second = int(timestamp)
         now = self._now
         if now is None or now.second != second or now.credentials is not credentials:
             now = self._now = self._at(second, credentials)
-        request = (method, host, path, query, tuple(headers))
-        beginning = now.beginnings.get(request) or self._begin(now, request)
+        beginning = now.beginnings.get(id(request))
+        if beginning is None or beginning.request is not request:
+            beginning = self._begin(now, request)
         canonical = beginning.canonical.copy()
-        canonical.update(_utf8(payload_sha256, "the payload's hash"))
+        canonical.update(payload_sha256.encode())
         inner = now.inner.copy()
         inner.update(canonical.hexdigest().encode())
         outer = now.outer.copy()
         outer.update(inner.digest())
-        return [*now.added_headers, ("Authorization", beginning.authorization + outer.hexdigest())]
+        return f"{beginning.lines}{outer.hexdigest()}\r\n"
 
     def presign(
         self,
@@ -614,7 +649,7 @@ class Signer:
             {},
         )
 
-    def _begin(self, now: _Second, request: _Request) -> _Beginning:
+    def _begin(self, now: _Second, request: SignedRequest) -> _Beginning:
         method, host, path, query, headers = request
         names, values = zip(*headers) if headers else ((), ())  # noqa: B905 - pairs; the keyword costs 4 %
         words = " ".join(values)
@@ -624,10 +659,15 @@ class Signer:
         template = self._templates.get(shape) or self._add_template(shape)
         text = template.text.copy()
         text[1::2] = template.pick((*values, *now.added_values, ""))
-        beginning = _Beginning(sha256(_utf8("".join(text), "the request")), now.credential + template.signed_headers)
+        lines = "".join([f"{name}: {value}\r\n" for name, value in now.added_headers])
+        beginning = _Beginning(
+            request,
+            sha256(_utf8("".join(text), "the request")),
+            f"{lines}Authorization: {now.credential}{template.signed_headers}",
+        )
         if len(now.beginnings) >= _MAX_BEGINNINGS:
             now.beginnings.clear()
-        now.beginnings[request] = beginning
+        now.beginnings[id(request)] = beginning
         return beginning
 
     def _add_template(self, shape: _Shape) -> _Template:

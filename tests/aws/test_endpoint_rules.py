@@ -13,7 +13,7 @@ from botocore.exceptions import EndpointProviderError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosmrt.aws import hosts
+from aiosmrt.aws import endpoint_rules, hosts
 from aiosmrt.aws.endpoint_rules import UnsupportedRuleError, evaluate_rules
 from aiosmrt.errors import EndpointResolutionError
 from tests.aws import oracle
@@ -109,7 +109,7 @@ def test_rules_beyond_it_are_left_to_botocore(monkeypatch: pytest.MonkeyPatch) -
     def beyond(*_: object) -> None:
         raise UnsupportedRuleError("for the test")
 
-    monkeypatch.setattr(hosts, "evaluate_rules", beyond)
+    monkeypatch.setattr(endpoint_rules, "evaluate_rules", beyond)
     assert hosts.resolve_endpoint("cn-north-1", use_dualstack=True) == expected
     with pytest.raises(EndpointResolutionError, match="Missing Region"):
         hosts.resolve_endpoint(None)

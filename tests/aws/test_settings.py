@@ -34,7 +34,6 @@ SOURCES: list[tuple[str, str | None, str | None, list[str]]] = [
     ("use_fips_endpoint", "AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint", ["true", "TRUE", "false", "yes"]),
     ("use_dualstack_endpoint", "AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint", ["true", "False"]),
     ("max_attempts", "AWS_MAX_ATTEMPTS", "max_attempts", ["1", "7"]),
-    ("retry_mode", "AWS_RETRY_MODE", "retry_mode", ["standard", "adaptive", "legacy"]),
     ("ca_bundle", "AWS_CA_BUNDLE", "ca_bundle", ["/ca/one.pem", "/ca/two.pem"]),
     ("ca_bundle", "REQUESTS_CA_BUNDLE", None, ["/ca/requests.pem"]),
     ("user_agent_appid", "AWS_SDK_UA_APP_ID", "sdk_ua_app_id", ["app-one", "app-two"]),
@@ -101,7 +100,6 @@ def as_botocore(profile_name: str | None, region_name: str | None, endpoint_url:
         "use_fips_endpoint": bool(session.get_config_variable("use_fips_endpoint")),
         "use_dualstack_endpoint": bool(session.get_config_variable("use_dualstack_endpoint")),
         "max_attempts": retries.get("total_max_attempts"),
-        "retry_mode": retries["mode"],
         "ca_bundle": None if verify is True else verify,
         "user_agent_appid": session.get_config_variable("user_agent_appid"),
         "profile_name": session.profile,
@@ -126,14 +124,8 @@ def test_settings_are_those_of_a_botocore_client(case: dict[str, Any]) -> None:
                 assert isinstance(caught.value, errors.ConfigurationError)
                 return
             got = resolve_settings(profile_name=arguments[0], region_name=arguments[1], endpoint_url=arguments[2])
-    if got.retry_mode is None:
-        assert expected.pop("retry_mode") == botocore_default_retry_mode()
     del expected["is_fips_region"]
     assert {name: getattr(got, name) for name in expected} == expected
-
-
-def botocore_default_retry_mode() -> str:
-    return str(oracle.session().get_config_variable("retry_mode"))
 
 
 def test_with_nothing_configured_there_is_no_region() -> None:

@@ -25,6 +25,12 @@ async def server() -> AsyncIterator[RawServer]:
         yield server
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run everything on both transports."""
+    metafunc.fixturenames.insert(0, "transport_name")  # before the fixtures that make clients
+    metafunc.parametrize("transport_name", ["pooled", "session"], indirect=True)
+
+
 @pytest.fixture
 async def make_client(server: RawServer) -> AsyncIterator[Callable[..., aiosmrt.Client]]:
     """Makes clients of the server; all are closed in the end."""

@@ -6,27 +6,18 @@ import asyncio
 
 import aiosmrt
 from tests.support.raw_server import RawServer
-
-
-def connections_in_use(client: aiosmrt.Client) -> int:
-    """Connections that the client's pool has lent out; aiohttp has no public count of them."""
-    return len(client._shared.transport._session.connector._acquired)  # type: ignore[attr-defined]
-
-
-def connections_idle(client: aiosmrt.Client) -> int:
-    """Connections that wait in the client's pool."""
-    pooled = client._shared.transport._session.connector._conns  # type: ignore[attr-defined]
-    return sum(len(connections) for connections in pooled.values())
+from tests.transport.carrying import connections_idle, connections_in_use
 
 
 async def nothing_is_held(client: aiosmrt.Client, server: RawServer) -> None:
     """After a call of any outcome: no place, no connection and no task is kept."""
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (0, 0)
-    if client._shared.ready_on is not None:
-        assert connections_in_use(client) == 0
+    if client._shared.ready_in:
+        transport = client._shared.transport
+        assert connections_in_use(transport) == 0
         # What the client has given up, the server sees end; and no late request of it comes in after this.
-        await server.until(lambda: server.connections_open <= connections_idle(client))
+        await server.until(lambda: server.connections_open <= connections_idle(transport))
     ours = {asyncio.current_task(), *server.tasks}
     # A task that is being cancelled needs the loop's turns to end; one that is at work would need more than these.
     for _ in range(20):

@@ -13,6 +13,16 @@ from tests.support.recording_server import RecordingServer
 
 MakeClient = Callable[..., Client]
 
+# What they are about has nothing to do with a transport.
+ON_ONE_TRANSPORT = {"test_arguments", "test_construction", "test_limiter"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the others on both."""
+    if metafunc.module.__name__.rpartition(".")[2] not in ON_ONE_TRANSPORT:
+        metafunc.fixturenames.insert(0, "transport_name")  # before the fixtures that make clients
+        metafunc.parametrize("transport_name", ["pooled", "session"], indirect=True)
+
 
 @pytest.fixture(autouse=True)
 def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

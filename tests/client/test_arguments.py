@@ -208,11 +208,20 @@ async def test_signing_without_a_region(server: RecordingServer) -> None:
         ("retry_cost", -1),
         ("retry_model_statuses", 503),
         ("retry_model_statuses", {"503"}),
+        ("retry_read_timeouts", "False"),
+        ("retry_read_timeouts", None),
+        ("retry_stale_connections", 0),
+        ("retry_stale_connections", None),
     ],
 )
 def test_retry_policies_that_make_no_sense(name: str, value: Any) -> None:
     with pytest.raises(ParamValidationError, match=name):
         RetryPolicy(**{name: value})
+
+
+def test_stale_connections_are_replaced_unless_the_policy_says_otherwise() -> None:
+    assert RetryPolicy().retry_stale_connections
+    assert not RetryPolicy(retry_stale_connections=False).retry_stale_connections
 
 
 def test_statuses_of_a_retry_policy_stay_as_they_were_given() -> None:

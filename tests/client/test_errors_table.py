@@ -424,7 +424,7 @@ FAILURES = {
 async def test_lost_connections(
     failure: Failure, pooled: bool, make_client: MakeClient, server: RawServer, clock: Clock
 ) -> None:
-    client = make_client()
+    client = make_client(retry=RetryPolicy(retry_stale_connections=False))
     if pooled:
         await invoke_endpoint(client)
     before = len(server.requests)

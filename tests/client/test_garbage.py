@@ -80,7 +80,7 @@ async def test_a_call_leaves_nothing(
     server.answer = respond_in_turn(*responses)
     with suppress(AiosmrtError):
         await act(client)
-    assert len(calls) == 1
+    assert len(calls) == (outcome != "success")
     # The loop's handles of what has just run hold on until the next turn.
     await asyncio.sleep(0)
-    assert calls[0]() is None
+    assert [call() for call in calls if call() is not None] == []

@@ -1,9 +1,12 @@
 """Where and how long a client can be used: one loop, one process, until it is closed."""
 
 import asyncio
+import gc
 import os
 import threading
 import traceback
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -218,3 +221,27 @@ async def test_closing_ends_the_wait_behind_a_stream_that_nobody_reads(
         stream.close()
     assert [(caller.statistics().in_use, caller.statistics().waiting) for caller in callers] == [(0, 0), (0, 0)]
     assert len(server.requests) == 2
+
+
+async def until_collected(shared: weakref.ref[Any]) -> None:
+    """The client's thread may still have its last piece of work in hand."""
+    while shared() is not None:
+        await asyncio.to_thread(gc.collect)
+
+
+async def test_an_unclosed_client_says_so(server: RecordingServer) -> None:
+    client = Client(endpoint_url=server.url, transport="pooled", **CLIENT_ARGUMENTS)
+    await call(client)
+    transport, shared = client._shared.transport, weakref.ref(client._shared)
+    del client
+    with pytest.warns(ResourceWarning, match=r"unclosed aiosmrt\.Client"):
+        await until_collected(shared)
+    await transport.close()
+
+
+async def test_a_client_without_connections_needs_no_closing(server: RecordingServer) -> None:
+    client = Client(endpoint_url=server.url, **CLIENT_ARGUMENTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del client
+        gc.collect()

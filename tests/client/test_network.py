@@ -301,11 +301,12 @@ async def test_a_connection_is_used_again(client: Client, server: RecordingServe
 async def test_a_connection_idle_too_long_is_not_used_again(
     make_client: MakeClient, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aiosmrt.transport import session
+    from aiosmrt.transport import IDLE_SECONDS, pooled, session
 
     # NAT gateways and VPC endpoints forget a connection after 350 s, many load balancers after 60.
-    assert 1.0 <= session.IDLE_SECONDS < 60.0
-    monkeypatch.setattr(session, "IDLE_SECONDS", 1e-9)
+    assert 1.0 <= IDLE_SECONDS < 60.0
+    for module in (pooled, session):
+        monkeypatch.setattr(module, "IDLE_SECONDS", 1e-9)
     client = make_client()
     for _ in range(3):
         await client.invoke_endpoint(**CALL)
@@ -493,7 +494,7 @@ async def test_aioresponses(own: bool) -> None:
             headers={"x-amzn-errortype": "ModelError"},
             response_class=MockedResponse,
         )
-        client = await stack.enter_async_context(Client(session=session, **CLIENT_ARGUMENTS))
+        client = await stack.enter_async_context(Client(session=session, transport="session", **CLIENT_ARGUMENTS))
         response = await client.invoke_endpoint(EndpointName="churn", Body=b"1,2,3")
         assert response["ContentType"] == "text/csv"
         assert await response["Body"].read() == b"0.25"

@@ -98,7 +98,7 @@ def raw(content: bytes) -> Answer:
 
 
 async def silent(request: Any) -> Response:
-    await asyncio.sleep(30)
+    await asyncio.Event().wait()
     return Response()
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aiosmrt import Client, EventStream, ResponseStreamingError
+from aiosmrt import Client, ClientStateError, EventStream, ResponseStreamingError
+from aiosmrt.transport.bodystream import BodyStream
 from aiosmrt.wire.eventstream import encode_payload_part
 from tests.client.conftest import MakeClient
 from tests.support.raw_server import CLOSE, RESET, RawServer, Script, chunk, response
@@ -25,6 +26,14 @@ async def part(stream: EventStream) -> bytes:
     return (await anext(stream))["PayloadPart"]["Bytes"]
 
 
+def has_failed(stream: EventStream) -> bool:
+    """Whether the end is known below the stream, which has not been told."""
+    below: Any = stream._stream
+    if isinstance(below, BodyStream):
+        return below._failure is not None
+    return below._response.content.exception() is not None
+
+
 @pytest.mark.parametrize("end", [RESET, CLOSE])
 async def test_parts_that_arrived_before_the_connection_broke_are_handed_out(make_client: MakeClient, end: Any) -> None:
     go_on = asyncio.Event()
@@ -36,7 +45,7 @@ async def test_parts_that_arrived_before_the_connection_broke_are_handed_out(mak
             go_on.set()
             # Nobody reads until both the part and the end are here.
             await server.until(lambda: server.connections_open == 0)
-            while not stream._stream._response.content.exception():  # type: ignore[attr-defined]
+            while not has_failed(stream):
                 await asyncio.sleep(0)
             assert await part(stream) == b"two"
             with pytest.raises(ResponseStreamingError):
@@ -61,6 +70,21 @@ async def test_closing_a_stream_ends_the_task_that_reads_it(make_client: MakeCli
         assert len(server.requests) == 1
         assert client.statistics().in_use == 0
         assert client.statistics().retries == {}
+
+
+async def test_a_second_reader_is_told_of_the_first(make_client: MakeClient) -> None:
+    go_on = asyncio.Event()
+    script: Script = [response(200, b"", chunked=True), go_on, chunk(ONE), CLOSE]
+    async with RawServer([script]) as server:
+        client = make_client(endpoint_url=server.url)
+        async with await open_stream(client) as stream:
+            first = asyncio.create_task(part(stream))
+            await asyncio.sleep(0)
+            with pytest.raises(ClientStateError, match="another task"):
+                await part(stream)
+            go_on.set()
+            # The first one has not noticed.
+            assert await first == b"one"
 
 
 async def test_closing_a_stream_during_back_off_sends_nothing_more(client: Client, server: RecordingServer) -> None:

@@ -243,7 +243,9 @@ async def test_statistics(make_client: MakeClient, server: RecordingServer) -> N
         Response(503, (), b"{}"),
         Response(200, (), b"0123456789"),
     )
-    client = make_client(retry=RetryPolicy(max_attempts=4, base_delay=0.0, throttling_base_delay=0.0))
+    client = make_client(
+        retry=RetryPolicy(max_attempts=4, base_delay=0.0, throttling_base_delay=0.0, retry_stale_connections=False)
+    )
     before = client.statistics()
     assert (before.calls, before.attempts, before.retries, before.bytes_sent) == (0, 0, {}, 0)
     await client.invoke_endpoint(**CALL)

@@ -5,6 +5,9 @@ A script is a sequence of steps for one request: bytes are written as they stand
 of the two ended it. The server takes the scripts in order, one per request, whichever connection the request comes on;
 when they are used up it plays ``otherwise``. What a client did can be read off ``requests`` and ``connections_made``.
 
+A script that begins with `EARLY` is played as soon as a request's head is in. In it a number receives so many bytes of
+the request's body and `BODY` the rest of it, in pieces and slower than a client writes.
+
 Nothing in here sleeps: a test decides by events when the next byte goes out.
 """
 
@@ -14,11 +17,12 @@ import asyncio
 import enum
 import json
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
@@ -33,7 +37,24 @@ class End(enum.Enum):
 RESET: Final = End.RESET
 CLOSE: Final = End.CLOSE
 
-Step: TypeAlias = bytes | asyncio.Event | End
+
+class Receipt(enum.Enum):
+    """When the server receives a request's body."""
+
+    EARLY = enum.auto()
+    BODY = enum.auto()
+
+
+EARLY: Final = Receipt.EARLY
+BODY: Final = Receipt.BODY
+
+# Connections that come in at once; one beyond these would be made a second later.
+BACKLOG = 1024
+
+# What the server reads at a time of a body that a script receives.
+PIECE_BYTES = 2**15
+
+Step: TypeAlias = bytes | int | asyncio.Event | End | Receipt
 Script: TypeAlias = Sequence[Step]
 
 
@@ -100,11 +121,23 @@ class RawServer:
 
     Args:
         scripts: what to play, one script per request.
-        otherwise: what to play when they are used up.
+        otherwise: what to play when they are used up, or what makes it of the request.
+        tls: serve HTTPS with this; None for plain HTTP.
+        receive_buffer: bytes that the kernel takes in ahead of the server, about; None for the system's own choice.
     """
 
-    def __init__(self, scripts: Iterable[Script] = (), *, otherwise: Script = OK) -> None:
+    def __init__(
+        self,
+        scripts: Iterable[Script] = (),
+        *,
+        otherwise: Script | Callable[[RawRequest], Script] = OK,
+        tls: ssl.SSLContext | None = None,
+        receive_buffer: int | None = None,
+    ) -> None:
         self.otherwise = otherwise
+        self.body_bytes = 0
+        self._tls = tls
+        self._receive_buffer = receive_buffer
         self.requests: list[RawRequest] = []
         self.connections_made = 0
         self.connections_open = 0
@@ -125,7 +158,8 @@ class RawServer:
     def url(self) -> str:
         """The server's origin."""
         assert self._server is not None
-        return "http://{}:{}".format(*self._server.sockets[0].getsockname())
+        host, port = self._server.sockets[0].getsockname()
+        return f"{'http' if self._tls is None else 'https'}://{host}:{port}"
 
     @property
     def tasks(self) -> frozenset[asyncio.Task[None]]:
@@ -142,7 +176,13 @@ class RawServer:
         await self.until(lambda: len(self.requests) >= count)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        # With the protocol named, asyncio switches Nagle's algorithm off.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        if self._receive_buffer is not None:
+            # Accepted connections inherit it.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+        sock.bind(("127.0.0.1", 0))
+        self._server = await asyncio.start_server(self._connected, sock=sock, backlog=BACKLOG, ssl=self._tls)
         return self
 
     async def __aexit__(
@@ -171,10 +211,14 @@ class RawServer:
             # A client that goes away ends its connection here; what it did is in the record.
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 while True:
-                    self.requests.append(await _receive(reader, number))
+                    request = await _receive_head(reader, number)
+                    early = bool(self._scripts) and self._scripts[0][:1] in ([EARLY], (EARLY,))
+                    if not early:
+                        request = replace(request, body=await reader.readexactly(_length(request)))
+                    self.requests.append(request)
                     await self._note()
-                    script = self._scripts.popleft() if self._scripts else self.otherwise
-                    if not await _play(script, reader, writer):
+                    script = self._next_script(request)
+                    if not await self._play(script, request, reader, writer):
                         break
         except asyncio.CancelledError:
             # asyncio's streams report a handler that ends cancelled; this is how the server stops.
@@ -187,25 +231,50 @@ class RawServer:
                 await writer.wait_closed()
             await self._note()
 
+    def _next_script(self, request: RawRequest) -> Script:
+        if self._scripts:
+            return self._scripts.popleft()
+        return self.otherwise(request) if callable(self.otherwise) else self.otherwise
 
-async def _play(script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Play a script; whether the connection goes on."""
-    for step in script:
-        if isinstance(step, bytes):
-            writer.write(step)
-            await writer.drain()
-        elif isinstance(step, asyncio.Event):
-            if not await _set_or_gone(step, reader):
+    async def _play(
+        self, script: Script, request: RawRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Play a script; whether the connection goes on."""
+        body = bytearray()
+        for step in script:
+            if isinstance(step, int):
+                await self._receive(body, len(body) + step, reader)
+            elif isinstance(step, bytes):
+                writer.write(step)
+                await writer.drain()
+            elif isinstance(step, asyncio.Event):
+                if script[0] is EARLY:
+                    # What there is to read is the request's body, so nobody would notice the client's going.
+                    await step.wait()
+                elif not await _set_or_gone(step, reader):
+                    return False
+            elif step is CLOSE:
                 return False
-        elif step is CLOSE:
-            return False
-        else:
-            sock = writer.get_extra_info("socket")
-            # No linger: the kernel answers with RST instead of FIN.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
-            return False
-    return True
+            elif step is RESET:
+                sock = writer.get_extra_info("socket")
+                # No linger: the kernel answers with RST instead of FIN.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+                return False
+            elif step is BODY:
+                await self._receive(body, _length(request), reader)
+                at = next(at for at, recorded in enumerate(self.requests) if recorded is request)
+                self.requests[at] = replace(request, body=bytes(body))
+                await self._note()
+        return True
+
+    async def _receive(self, body: bytearray, until: int, reader: asyncio.StreamReader) -> None:
+        while len(body) < until:
+            body += await reader.readexactly(min(PIECE_BYTES, until - len(body)))
+            self.body_bytes = len(body)
+            await self._note()
+            # A turn of the loop for the client, in which it may write more than a piece.
+            await asyncio.sleep(0)
 
 
 async def _set_or_gone(event: asyncio.Event, reader: asyncio.StreamReader) -> bool:
@@ -220,10 +289,13 @@ async def _set_or_gone(event: asyncio.Event, reader: asyncio.StreamReader) -> bo
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-async def _receive(reader: asyncio.StreamReader, number: int) -> RawRequest:
+async def _receive_head(reader: asyncio.StreamReader, number: int) -> RawRequest:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     request_line, *lines = head.split("\r\n")[:-2]
     method, target, _ = request_line.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return RawRequest(method, target, headers, body, number)
+    return RawRequest(method, target, headers, b"", number)
+
+
+def _length(request: RawRequest) -> int:
+    return int(request.headers.get("content-length", "0"))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 def request(body: bytes = b"1,2") -> Request:
-    return Request("/endpoints/e/invocations", [("Content-Type", "text/csv")], body, 5.0, 60.0)
+    return Request("/endpoints/e/invocations", "Content-Type: text/csv\r\n", body, 5.0, 60.0)
 
 
 def transport_to(server: RawServer) -> SessionTransport:

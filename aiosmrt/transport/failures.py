@@ -1,0 +1,119 @@
+"""aiohttp's and the operating system's errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import aiohttp
+
+from aiosmrt.errors import (
+    ClientStateError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    SSLError,
+    TransportError,
+)
+
+__all__ = [
+    "body_error",
+    "broken_off",
+    "closed_during_call",
+    "connect_error",
+    "connection_closed",
+    "head_error",
+    "is_being_cancelled",
+    "malformed",
+    "timed_out",
+]
+
+
+def head_error(error: Exception, origin: str) -> TransportError:
+    """The error for an exchange that failed before its response's head; the first row that fits counts."""
+    for foreign, ours, text in (
+        (aiohttp.ConnectionTimeoutError, ConnectTimeoutError, "Connect timeout on"),
+        (aiohttp.ClientConnectorCertificateError, SSLError, "The certificate is not valid for"),
+        (aiohttp.ClientSSLError, SSLError, "TLS failed with"),
+        (aiohttp.ClientProxyConnectionError, ProxyConnectionError, "Could not reach the proxy for"),
+        (aiohttp.ClientHttpProxyError, ProxyConnectionError, "The proxy refused a tunnel to"),
+        (aiohttp.ClientConnectorError, EndpointConnectionError, "Could not connect to"),
+        (aiohttp.SocketTimeoutError, ReadTimeoutError, "Read timeout on"),
+        (aiohttp.ServerDisconnectedError, ConnectionClosedError, "Connection was closed before a response from"),
+        (aiohttp.ClientOSError, ConnectionClosedError, "Connection was closed before a response from"),
+        (aiohttp.ClientResponseError, ResponseStreamingError, "Malformed response from"),
+        (ssl.SSLError, SSLError, "TLS failed with"),
+        (TimeoutError, ReadTimeoutError, "Read timeout on"),
+        (OSError, ConnectionClosedError, "Connection was closed before a response from"),
+    ):
+        if isinstance(error, foreign):
+            return _caused(ours(f'{text} endpoint URL: "{origin}"', endpoint_url=origin), error)
+    return ConnectionClosedError(
+        f'No response from endpoint URL: "{origin}" ({type(error).__name__})', endpoint_url=origin
+    )
+
+
+def connect_error(error: Exception, origin: str) -> TransportError:
+    """The error for a connection that could not be made."""
+    if isinstance(error, TimeoutError):
+        return _caused(ConnectTimeoutError(f'Connect timeout on endpoint URL: "{origin}"', endpoint_url=origin), error)
+    return head_error(error, origin)
+
+
+def connection_closed(origin: str, error: Exception | None) -> TransportError:
+    """The error for a connection that ended before a response's head."""
+    text = f'Connection was closed before a response from endpoint URL: "{origin}"'
+    return _caused(ConnectionClosedError(text, endpoint_url=origin), error)
+
+
+def body_error(error: Exception, origin: str) -> TransportError:
+    """The error for a response that failed after its head."""
+    if isinstance(error, TimeoutError):
+        return _caused(timed_out(origin), error)
+    return broken_off(origin, error)
+
+
+def broken_off(origin: str, error: Exception | None) -> TransportError:
+    """The error for a body that its connection did not bring to its end."""
+    why = "" if error is None else f" ({type(error).__name__})"
+    text = f'The response broke off from endpoint URL: "{origin}"{why}'
+    return _caused(ResponseStreamingError(text, endpoint_url=origin), error)
+
+
+def malformed(origin: str, what: str) -> TransportError:
+    """The error for a response that is not HTTP/1.1; ``what`` quotes nothing of it."""
+    return ResponseStreamingError(f'Malformed response from endpoint URL: "{origin}" ({what})', endpoint_url=origin)
+
+
+def _caused(ours: TransportError, error: Exception | None) -> TransportError:
+    """Give an error its cause, as far as that keeps to itself what nobody is to see.
+
+    aiohttp's errors hold the request's headers (session token, custom attributes), a piece of what could not be parsed,
+    or the proxy's password; the operating system's hold a number and a sentence.
+    """
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        ours.__cause__ = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        ours.__cause__ = error.os_error
+    elif isinstance(error, OSError):
+        ours.__cause__ = error
+    return ours
+
+
+def timed_out(origin: str) -> ReadTimeoutError:
+    """The error for a connection that was silent for too long."""
+    return ReadTimeoutError(f'Read timeout on endpoint URL: "{origin}"', endpoint_url=origin)
+
+
+def closed_during_call() -> ClientStateError:
+    """The error for an exchange that was under way when its client was closed."""
+    return ClientStateError("the client was closed during the call")
+
+
+def is_being_cancelled() -> bool:
+    """Whether somebody cancelled the current task; if not, what it waited for was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,156 @@
+"""Carrying requests over either transport, on wires and clocks that a test controls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeAlias
+
+import pytest
+
+from aiosmrt.transport import Reply, ReplyStream, Request, Transport, header_lines
+from aiosmrt.transport import pooled as pooled_module
+from aiosmrt.transport import session as session_module
+from aiosmrt.transport.pooled import PooledTransport
+from aiosmrt.transport.session import SessionTransport
+
+MakeTransport: TypeAlias = Callable[..., Transport]
+Carry: TypeAlias = Callable[[Transport, Request], Awaitable[Reply]]
+
+MODULES: dict[str, Any] = {"pooled": pooled_module, "session": session_module}
+CLASSES: dict[str, Any] = {"pooled": PooledTransport, "session": SessionTransport}
+
+only_pooled = pytest.mark.parametrize("transport_name", ["pooled"], indirect=True)
+only_session = pytest.mark.parametrize("transport_name", ["session"], indirect=True)
+
+
+def request(
+    body: bytes | memoryview = b"1,2",
+    *,
+    target: str = "/endpoints/e/invocations",
+    connect_timeout: float | None = 30.0,
+    read_timeout: float | None = 30.0,
+    **more: Any,
+) -> Request:
+    """A request with timeouts that a test which does not name them never meets."""
+    return Request(target, header_lines([("Content-Type", "text/csv")]), body, connect_timeout, read_timeout, **more)
+
+
+async def whole(stream: ReplyStream) -> bytes:
+    """A stream's body; its end stays the end."""
+    pieces = []
+    while data := await stream.read():
+        pieces.append(data)
+    assert await stream.read() == b""
+    return b"".join(pieces)
+
+
+async def read_through(transport: Transport, request: Request) -> Reply:
+    """A reply by way of a stream."""
+    stream = await transport.open(request)
+    try:
+        return Reply(stream.status, stream.headers, await whole(stream))
+    finally:
+        stream.close()
+
+
+async def exchange(transport: Transport, request: Request) -> Reply:
+    """A reply as a whole."""
+    return await transport.exchange(request)
+
+
+each_way = pytest.mark.parametrize("carry", [exchange, read_through], ids=["exchange", "open"])
+
+
+def connections_idle(transport: Transport) -> int:
+    """Connections that wait for another exchange."""
+    if isinstance(transport, PooledTransport):
+        return len(transport._idle)
+    assert isinstance(transport, SessionTransport)
+    # aiohttp looks for those that were closed when it wants one.
+    pooled = [entry[0] for connections in _connector(transport)._conns.values() for entry in connections]
+    return sum(handler.is_connected() for handler in pooled)
+
+
+def connections_in_use(transport: Transport) -> int:
+    """Connections that are held and wait for none; aiohttp has no public count of its own."""
+    if isinstance(transport, PooledTransport):
+        # Each connection is a lease on one of the connector's, whether it is idle or not.
+        assert len(_connector(transport)._acquired) == len(transport._connections)
+        return len(transport._connections) - len(transport._idle)
+    return len(_connector(transport)._acquired)
+
+
+def _connector(transport: Transport) -> Any:
+    if isinstance(transport, PooledTransport):
+        return transport._connector
+    assert isinstance(transport, SessionTransport)
+    return transport._session.connector
+
+
+class Wire:
+    """The transports' sockets under a test's control: how much each read returns at most, and what was read.
+
+    asyncio asks for the rest of what has arrived in the loop's next turn, so a response that is on its way as a whole
+    is received in exactly the pieces that `cut` says.
+    """
+
+    def __init__(self) -> None:
+        self.reads: list[int] = []
+        # bytes that the kernel takes from the client ahead of the server, about; None for the system's own choice
+        self.send_buffer: int | None = None
+        self._pieces: Iterator[int] = iter(())
+        self._next: int | None = None
+
+    def cut(self, *pieces: int, then: int | None = None) -> None:
+        """Forget what was read, and limit the reads that follow.
+
+        Args:
+            pieces: the most bytes that each of the next reads returns.
+            then: the most bytes of every read after these; None for no limit.
+        """
+        self.reads.clear()
+
+        def limits() -> Iterator[int]:
+            yield from pieces
+            while then is not None:
+                yield then
+
+        self._pieces = limits()
+        self._next = next(self._pieces, None)
+
+    @property
+    def received(self) -> int:
+        """Bytes that were read since the last `cut`."""
+        return sum(self.reads)
+
+    async def has_received(self, count: int) -> None:
+        """Wait until so many bytes were read since the last `cut`, and what follows from them has been done."""
+        while self.received < count:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    def limit(self, size: int) -> int:
+        return size if self._next is None else min(size, self._next)
+
+    def note(self, count: int) -> None:
+        self.reads.append(count)
+        self._next = next(self._pieces, None)
+
+
+class LoopClock:
+    """Moves the running loop's time ahead of the machine's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._time = loop.time
+        self._ahead = 0.0
+        loop.time = self._now  # type: ignore[method-assign]
+
+    def _now(self) -> float:
+        return self._time() + self._ahead
+
+    async def advance(self, seconds: float) -> None:
+        """Let seconds pass; the timers that are due run before this returns."""
+        self._ahead += seconds
+        for _ in range(3):
+            await asyncio.sleep(0)

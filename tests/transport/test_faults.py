@@ -1,0 +1,645 @@
+"""What goes wrong on the way, at every byte of a response: a typed error at once, and no connection that is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+from collections.abc import Awaitable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from aiosmrt.errors import (
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    SSLError,
+    TransportError,
+)
+from aiosmrt.transport import Reply, ReplyStream, Request, Transport
+from tests.support.raw_server import (
+    CLOSE,
+    EARLY,
+    LAST_CHUNK,
+    RESET,
+    End,
+    RawRequest,
+    RawServer,
+    Script,
+    Step,
+    chunk,
+    response,
+)
+from tests.support.tls import client_context, server_context
+from tests.transport.carrying import (
+    CLASSES,
+    Carry,
+    LoopClock,
+    MakeTransport,
+    Wire,
+    connections_idle,
+    connections_in_use,
+    each_way,
+    exchange,
+    only_pooled,
+    only_session,
+    read_through,
+    request,
+    whole,
+)
+
+T = TypeVar("T")
+
+BODY = b"hello, world"
+HEADERS = [("x-amzn-RequestId", "1"), ("Content-Type", "text/csv")]
+HEAD = "".join(f"{name}: {value}\r\n" for name, value in HEADERS).encode()
+
+RESPONSES = {
+    "length": b"HTTP/1.1 200 OK\r\n" + HEAD + b"Content-Length: 12\r\n\r\n" + BODY,
+    "chunks": b"HTTP/1.1 200 OK\r\n"
+    + HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n6;a=b\r\nhello,\r\n6\r\n world\r\n0\r\nX-T: 1\r\n\r\n",
+    "until-the-end": b"HTTP/1.1 200 OK\r\n" + HEAD + b"\r\n" + BODY,
+    "after-100": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + BODY,
+}
+
+
+def head_end(sent: bytes) -> int:
+    """Where a response's body begins."""
+    return sent.index(b"\r\n\r\n", sent.index(b"HTTP/1.1 200")) + 4
+
+
+def at(number: int, **arguments: Any) -> Request:
+    """A request whose number `number_of` finds."""
+    return request(target=f"/{number}", **arguments)
+
+
+def number_of(sent: RawRequest) -> int:
+    return int(sent.target.removeprefix("/"))
+
+
+async def until_given_up(transport: Transport, server: RawServer) -> None:
+    """No connection is held, and the server has seen the end of all that were not pooled."""
+    assert connections_in_use(transport) == 0
+    await server.until(lambda: server.connections_open <= connections_idle(transport))
+
+
+# Ends
+
+
+@pytest.mark.parametrize("end", [CLOSE, RESET], ids=["fin", "reset"])
+@pytest.mark.parametrize("framing", RESPONSES)
+async def test_an_end_at_every_byte_of_an_exchange(
+    framing: str, end: End, transport_name: str, transport: Transport, server: RawServer
+) -> None:
+    sent = RESPONSES[framing]
+    server.otherwise = lambda asked: [sent[: number_of(asked)], end]
+    for count in range(len(sent)):
+        if ends_well(transport_name, framing, end, count):
+            reply = await transport.exchange(at(count))
+            assert reply.body == sent[head_end(sent) : count]
+            continue
+        with pytest.raises(TransportError) as caught:
+            await transport.exchange(at(count))
+        assert type(caught.value) is (ConnectionClosedError if count < head_end(sent) else ResponseStreamingError), (
+            count
+        )
+    assert [asked.connection for asked in server.requests] == list(range(len(sent)))
+    await until_given_up(transport, server)
+
+
+@pytest.mark.parametrize("end", [CLOSE, RESET], ids=["fin", "reset"])
+@pytest.mark.parametrize("framing", RESPONSES)
+async def test_an_end_at_every_byte_of_a_stream(
+    framing: str, end: End, transport_name: str, transport: Transport, server: RawServer
+) -> None:
+    """What came before it is handed out first."""
+    sent = RESPONSES[framing]
+    server.otherwise = lambda asked: [sent[: number_of(asked)], end]
+    for count in range(len(sent)):
+        if count < head_end(sent):
+            with pytest.raises(ConnectionClosedError):
+                await transport.open(at(count))
+            continue
+        stream = await transport.open(at(count))
+        pieces: list[bytes] = []
+        if ends_well(transport_name, framing, end, count):
+            pieces.append(await whole(stream))
+        else:
+            with pytest.raises(ResponseStreamingError):
+                await read_into(pieces, stream)
+            # It stays broken off.
+            with pytest.raises(ResponseStreamingError):
+                await stream.read()
+        stream.close()
+        received = b"".join(pieces)
+        assert BODY.startswith(received)
+        if framing != "chunks":
+            assert received == sent[head_end(sent) : count]
+    assert len(server.requests) == len(sent)
+    await until_given_up(transport, server)
+
+
+def ends_well(transport_name: str, framing: str, end: End, count: int) -> bool:
+    """Whether a response that ends after so many bytes is whole; to aiohttp a reset is an end like any other."""
+    if framing != "until-the-end" or count < head_end(RESPONSES[framing]):
+        return False
+    return end is CLOSE or transport_name == "session"
+
+
+async def read_into(pieces: list[bytes], stream: ReplyStream) -> None:
+    while data := await stream.read():
+        pieces.append(data)
+
+
+@each_way
+@pytest.mark.parametrize("end", [CLOSE, RESET], ids=["fin", "reset"])
+async def test_an_end_while_a_large_request_is_written(
+    carry: Carry, end: End, transport: Transport, server: RawServer
+) -> None:
+    """The server goes away with the head alone."""
+    server.play([EARLY, end])
+    with pytest.raises(ConnectionClosedError):
+        await asyncio.wait_for(carry(transport, request(bytes(2**24))), 10)
+    await until_given_up(transport, server)
+    assert (await carry(transport, request())).status == 200
+
+
+async def test_an_end_without_tls_saying_so(make_transport: MakeTransport) -> None:
+    """Anybody on the way can end a TCP connection.
+
+    A body whose end is the connection's would be whole by it: Python's TLS does not tell the two ends apart
+    (``ssl.OP_IGNORE_UNEXPECTED_EOF``), so nobody should rely on such a body.
+    """
+    cut = asyncio.Event()
+    script: Script = [response(200, b"he", length=5), asyncio.Event()]
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(2**16):
+            writer.write(data)
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward, back = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        copies = [asyncio.create_task(copy(reader, back)), asyncio.create_task(copy(onward, writer))]
+        await cut.wait()
+        for one in copies:
+            one.cancel()
+        back.close()
+        writer.close()
+        await writer.wait_closed()
+
+    async with (
+        RawServer([script], tls=server_context()) as server,
+        await asyncio.start_server(relay, "127.0.0.1", 0) as between,
+    ):
+        transport = make_transport(f"https://127.0.0.1:{between.sockets[0].getsockname()[1]}", verify=client_context())
+        stream = await transport.open(request())
+        assert await stream.read() == b"he"
+        cut.set()
+        with pytest.raises(ResponseStreamingError):
+            await stream.read()
+        stream.close()
+        assert connections_in_use(transport) == 0
+        await transport.close()
+
+
+# Silence
+
+
+@pytest.mark.parametrize("framing", RESPONSES)
+@each_way
+async def test_silence_at_every_byte(
+    carry: Carry,
+    framing: str,
+    clock: LoopClock,
+    wire: Wire,
+    transport_name: str,
+    transport: Transport,
+    server: RawServer,
+) -> None:
+    """All at once: each has received what there is, then the read timeout passes."""
+    if (transport_name, framing, carry) == ("session", "after-100", read_through):
+        pytest.skip("aiohttp (3.12 to 3.14) stops its timer after 100 Continue, which nobody has asked the service for")
+    sent, never = RESPONSES[framing], asyncio.Event()
+    server.otherwise = lambda asked: [sent[: number_of(asked)], never]
+    wire.cut()
+    counts = range(len(sent))
+    calls = [asyncio.create_task(_as_task(carry(transport, at(count, read_timeout=20.0)))) for count in counts]
+    await server.received(len(sent))
+    await wire.has_received(sum(counts))
+    await clock.advance(19.0)
+    assert not [count for count, call in zip(counts, calls, strict=True) if call.done()]
+    # Whoever received something since is looked at a tenth of the timeout later.
+    for _ in range(20):
+        await clock.advance(2.0)
+    done, pending = await asyncio.wait(calls, timeout=5)
+    assert not pending
+    assert {type(call.exception()) for call in done} == {ReadTimeoutError}
+    await until_given_up(transport, server)
+
+
+async def _as_task(awaited: Awaitable[T]) -> T:
+    return await awaited
+
+
+@each_way
+async def test_silence_by_the_clock(carry: Carry, transport: Transport, server: RawServer) -> None:
+    """The machine's, which nobody moves."""
+    loop = asyncio.get_running_loop()
+    for sent in ([asyncio.Event()], [response(200, b"he", length=5), asyncio.Event()]):
+        server.play(sent)
+        began = loop.time()
+        with pytest.raises(ReadTimeoutError):
+            await carry(transport, request(read_timeout=0.05))
+        assert loop.time() - began >= 0.045
+    await until_given_up(transport, server)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks", "until-the-end"])
+@each_way
+async def test_a_drip_is_no_silence(
+    carry: Carry, framing: str, clock: LoopClock, wire: Wire, transport: Transport, server: RawServer
+) -> None:
+    """A body that comes byte by byte may take longer than the read timeout many times over."""
+    body = bytes(range(60))
+    if framing == "chunks":
+        head = response(200, b"", chunked=True)
+        rest = b"".join(chunk(body[at : at + 4]) for at in range(0, len(body), 4)) + LAST_CHUNK
+    else:
+        head, rest = (
+            b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: 60\r\n" if framing == "length" else b"") + b"\r\n",
+            body,
+        )
+    gates = [asyncio.Event() for _ in rest]
+    drips: list[Step] = [
+        step for gate, at in zip(gates, range(len(rest)), strict=True) for step in (gate, rest[at : at + 1])
+    ]
+    server.play([head, *drips, *([CLOSE] if framing == "until-the-end" else [])])
+    wire.cut()
+    call = asyncio.create_task(_as_task(carry(transport, request(read_timeout=30.0))))
+    for count, gate in enumerate(gates, len(head)):
+        await wire.has_received(count)
+        # Up to seven bytes in a row are framing, which aiohttp's count does not see.
+        await clock.advance(3.0)
+        gate.set()
+    assert (await call).body == body
+
+
+async def test_a_reader_that_takes_its_time_is_no_silence(
+    clock: LoopClock, wire: Wire, transport: Transport, server: RawServer
+) -> None:
+    go_on = asyncio.Event()
+    server.play([response(200, b"hello", length=10), go_on, b"world"])
+    wire.cut()
+    stream = await transport.open(request(read_timeout=10.0))
+    assert await stream.read() == b"hello"
+    received = wire.received
+    go_on.set()
+    await wire.has_received(received + 5)
+    await clock.advance(100.0)
+    assert await stream.read() == b"world"
+    assert await stream.read() == b""
+    stream.close()
+
+
+async def test_silence_that_begins_late(
+    clock: LoopClock, transport_name: str, transport: Transport, server: RawServer
+) -> None:
+    """A reader that comes long after the last piece waits for as long as any other."""
+    server.play([response(200, b"hello", length=10), asyncio.Event()])
+    stream = await transport.open(request(read_timeout=10.0))
+    assert await stream.read() == b"hello"
+    if transport_name == "pooled":
+        await clock.advance(100.0)
+    waiting = asyncio.create_task(_as_task(stream.read()))
+    await asyncio.sleep(0)
+    await clock.advance(9.0)
+    assert not waiting.done()
+    await clock.advance(2.0)
+    await asyncio.wait([waiting], timeout=5)
+    assert isinstance(waiting.exception(), ReadTimeoutError)
+    stream.close()
+
+
+@only_pooled
+async def test_silence_while_nobody_reads_does_not_count(
+    clock: LoopClock, wire: Wire, transport: Transport, server: RawServer
+) -> None:
+    """The time begins when a reader waits. aiohttp's runs on."""
+    go_on = asyncio.Event()
+    server.play([response(200, b"hello", length=10), go_on, b"world"])
+    stream = await transport.open(request(read_timeout=10.0))
+    assert await stream.read() == b"hello"
+    await clock.advance(100.0)
+    waiting = asyncio.create_task(_as_task(stream.read()))
+    await asyncio.sleep(0)
+    await clock.advance(9.0)
+    go_on.set()
+    assert await waiting == b"world"
+    assert await stream.read() == b""
+    stream.close()
+
+
+async def test_no_read_timeout(clock: LoopClock, transport: Transport, server: RawServer) -> None:
+    go_on = asyncio.Event()
+    server.play([response(200, b"hello", length=10), go_on, b"world"])
+    call = asyncio.create_task(_as_task(transport.exchange(request(read_timeout=None))))
+    await server.received(1)
+    await clock.advance(1e6)
+    go_on.set()
+    assert (await call).body == b"helloworld"
+
+
+@only_pooled
+async def test_a_server_that_stops_receiving_is_silent(clock: LoopClock, make_transport: MakeTransport) -> None:
+    """aiohttp would wait for ever."""
+    async with RawServer([[EARLY, asyncio.Event()]], receive_buffer=2**16) as server:
+        transport = make_transport(server.url)
+        call = asyncio.create_task(_as_task(transport.exchange(request(bytes(2**24), read_timeout=10.0))))
+        await server.received(1)
+        for _ in range(50):
+            await clock.advance(1.0)
+        with pytest.raises(ReadTimeoutError):
+            await call
+        assert connections_in_use(transport) == 0
+        await transport.close()
+
+
+# Bytes that are no response
+
+
+MALFORMED = {
+    "another-protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "http-2": bytes.fromhex("000012040000000000000300000080000400010000000502") + b"\0" * 40,
+    "no-status": b"HTTP/1.1 OK\r\n\r\n",
+    "status-of-two-digits": b"HTTP/1.1 20 OK\r\n\r\n",
+    "bare-lf": b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+    "two-lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "length-no-number": b"HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\na",
+    "length-and-chunks": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "nul-in-a-header": b"HTTP/1.1 200 OK\r\nX-A: a\0b\r\nContent-Length: 0\r\n\r\n",
+    "space-before-colon": b"HTTP/1.1 200 OK\r\nX-A : a\r\nContent-Length: 0\r\n\r\n",
+    "header-without-colon": b"HTTP/1.1 200 OK\r\nX-A\r\nContent-Length: 0\r\n\r\n",
+    "long-header": b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n",
+    "many-headers": b"HTTP/1.1 200 OK\r\n" + b"X-A: a\r\n" * 20_000 + b"Content-Length: 0\r\n\r\n",
+    "endless-1xx": b"HTTP/1.1 100 Continue\r\n\r\n" * 2 + b"HTTP/1.1 099 X\r\n\r\n",
+    "101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "chunk-size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
+    "chunk-size-negative": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\na\r\n0\r\n\r\n",
+    "chunk-size-enormous": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 17 + b"\r\na\r\n0\r\n\r\n",
+    "chunk-end": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+    "other-coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+@each_way
+@only_pooled
+async def test_a_malformed_response(name: str, carry: Carry, transport: Transport, server: RawServer) -> None:
+    """Refused when it has come, whatever would come after it. aiohttp takes some of them."""
+    sent = MALFORMED[name]
+    for piece in (len(sent), 7):
+        pieces = [sent[at : at + piece] for at in range(0, len(sent), piece)] if len(sent) < 1000 else [sent]
+        server.play([*pieces, asyncio.Event()])
+        with pytest.raises(ResponseStreamingError) as caught:
+            await asyncio.wait_for(carry(transport, request()), 5)
+        # Nothing of what came is in the error: it may be somebody's data.
+        assert caught.value.__cause__ is None
+        assert connections_in_use(transport) == 0
+    await until_given_up(transport, server)
+    assert (await carry(transport, request())).body == b"ok"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks", "after-100"])
+@pytest.mark.parametrize("extra", [b"x", b"\r\n", response(200, b"another's")], ids=["byte", "line", "response"])
+@each_way
+async def test_data_behind_a_response(
+    framing: str, extra: bytes, carry: Carry, transport_name: str, transport: Transport, server: RawServer
+) -> None:
+    """Whoever sent it counts differently: it must never be the beginning of the next answer."""
+    server.play([RESPONSES[framing] + extra])
+    if transport_name == "pooled":
+        with pytest.raises(ResponseStreamingError):
+            await carry(transport, request())
+    else:
+        # aiohttp takes what comes behind it for another response, and an empty line for nothing.
+        with suppress(ResponseStreamingError):
+            assert (await carry(transport, request())).body == BODY
+    assert (await carry(transport, request())).body == b"ok"
+    if transport_name == "pooled" or extra != b"\r\n":
+        assert [asked.connection for asked in server.requests] == [0, 1]
+        await server.until(lambda: server.connections_open == 1)
+
+
+def mutated(sent: bytes, seed: int) -> bytes:
+    """A response with some bytes changed, taken out or put in."""
+    chance, changed = random.Random(seed), bytearray(sent)
+    for _ in range(chance.randrange(1, 4)):
+        at = chance.randrange(len(changed))
+        kind = chance.randrange(3)
+        if kind == 0:
+            changed[at] = chance.choice(b"\r\n :;,0123456789abcxyz\x00\xff")
+        elif kind == 1:
+            del changed[at : at + chance.randrange(1, 6)]
+        else:
+            changed[at:at] = chance.choice([b"\r\n", b"\n", b"\r", b" ", b"0", b"\r\nContent-Length: 3"])
+    return bytes(changed)
+
+
+GARBAGE = st.one_of(
+    st.binary(max_size=200),
+    st.builds(mutated, st.sampled_from(list(RESPONSES.values())), st.integers(0, 2**32)),
+    st.binary(max_size=50).map(lambda data: RESPONSES["chunks"][: head_end(RESPONSES["chunks"])] + data),
+)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("carry", [exchange, read_through], ids=["exchange", "open"])
+@given(sent=GARBAGE, cut=st.integers(1, 300), end=st.sampled_from([CLOSE, RESET, None]))
+@settings(max_examples=60)
+@example(sent=b"", cut=1, end=None)
+def test_garbage(name: str, carry: Carry, sent: bytes, cut: int, end: End | None) -> None:
+    """Whatever comes, a call ends in time, with a reply or a typed error, and asyncio has nothing to complain about."""
+
+    async def main() -> None:
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        pieces = [piece for piece in (sent[:cut], sent[cut:]) if piece]
+        async with RawServer([[*pieces, *([] if end is None else [end])]]) as server:
+            transport: Transport = CLASSES[name](server.url)
+            try:
+                reply = await asyncio.wait_for(carry(transport, request(read_timeout=0.05)), 10)
+            except TransportError:
+                pass
+            else:
+                assert type(reply) is Reply
+                assert type(reply.body) is bytes
+            assert connections_in_use(transport) == 0
+            if end is not None:
+                # What aiohttp takes for a response leaves a connection in its pool, which the server closes.
+                await server.until(lambda: server.connections_open == 0)
+                while connections_idle(transport):
+                    await asyncio.sleep(0)
+            assert (await carry(transport, request())).body == b"ok"
+            await transport.close()
+            await server.until(lambda: server.connections_open == 0)
+        assert not complaints
+
+    asyncio.run(main())
+
+
+# No connection
+
+
+@each_way
+async def test_a_refused_connection(carry: Carry, make_transport: MakeTransport) -> None:
+    async with RawServer() as gone:
+        url = gone.url
+    transport = make_transport(url)
+    for _ in range(2):
+        with pytest.raises(EndpointConnectionError) as caught:
+            await carry(transport, request())
+        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+        assert connections_in_use(transport) == 0
+
+
+@each_way
+async def test_an_unknown_host(carry: Carry, make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unknown(*arguments: Any, **named: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
+    transport = make_transport("http://runtime.example:8080")
+    with pytest.raises(EndpointConnectionError) as caught:
+        await carry(transport, request())
+    assert isinstance(caught.value.__cause__, OSError)
+    assert connections_in_use(transport) == 0
+
+
+@pytest.fixture
+def busy_url() -> Iterator[str]:
+    """A listener whose queue is full and answers no further handshake."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        for _ in range(50):
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.2)
+            try:
+                filler.connect(("127.0.0.1", port))
+            except TimeoutError:
+                break
+        else:
+            raise AssertionError("the queue does not fill")
+        yield f"http://127.0.0.1:{port}"
+
+
+@each_way
+@pytest.mark.parametrize("read_timeout", [30.0, 0.01, None])
+async def test_a_connection_that_takes_too_long(
+    carry: Carry, read_timeout: float | None, busy_url: str, make_transport: MakeTransport
+) -> None:
+    transport = make_transport(busy_url)
+    with pytest.raises(ConnectTimeoutError):
+        await carry(transport, request(connect_timeout=0.05, read_timeout=read_timeout))
+    assert connections_in_use(transport) == 0
+
+
+# TLS
+
+
+@each_way
+async def test_a_handshake_that_takes_too_long(carry: Carry, make_transport: MakeTransport, server: RawServer) -> None:
+    """A server of plain HTTP waits for the rest of what it takes for a head."""
+    transport = make_transport(server.url.replace("http", "https"), verify=client_context())
+    with pytest.raises(ConnectTimeoutError):
+        await carry(transport, request(connect_timeout=0.05))
+    await until_given_up(transport, server)
+    assert server.connections_made == 1
+
+
+@each_way
+async def test_a_server_without_tls(carry: Carry, make_transport: MakeTransport) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        transport = make_transport(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(SSLError):
+            await carry(transport, request())
+        assert connections_in_use(transport) == 0
+        await transport.close()
+
+
+@each_way
+@pytest.mark.parametrize("fault", ["unknown authority", "another name", "another authority"])
+async def test_a_certificate_that_does_not_hold(fault: str, carry: Carry, make_transport: MakeTransport) -> None:
+    identity = server_context("somewhere.example") if fault == "another name" else server_context()
+    verify = {
+        "unknown authority": True,
+        "another name": client_context(),
+        "another authority": client_context("others"),
+    }[fault]
+    async with RawServer(tls=identity) as server:
+        transport = make_transport(server.url, verify=verify)
+        for _ in range(2):
+            with pytest.raises(SSLError) as caught:
+                await carry(transport, request())
+            assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
+        assert server.requests == []
+        await until_given_up(transport, server)
+        await transport.close()
+
+
+@each_way
+async def test_a_certificate_that_nobody_checks(carry: Carry, make_transport: MakeTransport) -> None:
+    async with RawServer(tls=server_context("somewhere.example")) as server:
+        transport = make_transport(server.url, verify=False)
+        assert (await carry(transport, request())).body == b"ok"
+        await transport.close()
+
+
+@each_way
+async def test_the_name_that_is_asked_for(carry: Carry, make_transport: MakeTransport) -> None:
+    """The host's name goes along with the handshake: load balancers choose the certificate by it."""
+    names: list[str | None] = []
+    identity = server_context("localhost")
+    identity.sni_callback = lambda connection, name, context: names.append(name)
+    async with RawServer(tls=identity) as server:
+        transport = make_transport(server.url.replace("127.0.0.1", "localhost"), verify=client_context())
+        assert (await carry(transport, request())).body == b"ok"
+        assert names == ["localhost"]
+        await transport.close()
+
+
+# A proxy
+
+
+@only_session
+async def test_a_proxy(make_transport: MakeTransport, server: RawServer) -> None:
+    """The target is absolute (RFC 9112, 3.2.2)."""
+    transport = make_transport("http://runtime.example:8080", proxy=server.url)
+    assert (await transport.exchange(request())).body == b"ok"
+    assert server.requests[0].target == "http://runtime.example:8080/endpoints/e/invocations"
+
+
+@only_session
+async def test_a_proxy_that_is_not_there(make_transport: MakeTransport) -> None:
+    async with RawServer() as gone:
+        url = gone.url
+    transport = make_transport("http://runtime.example:8080", proxy=url)
+    with pytest.raises(ProxyConnectionError):
+        await transport.exchange(request())

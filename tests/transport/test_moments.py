@@ -1,0 +1,202 @@
+"""What happens at the same moment: an answer and a timer, an end and a pause, a connection and its client's closing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from aiosmrt.errors import ClientStateError, ReadTimeoutError
+from aiosmrt.transport.connection import Connection
+from aiosmrt.transport.pooled import PooledTransport
+from tests.support.raw_server import BODY, EARLY, RawServer, chunk, response
+from tests.support.tls import client_context, server_context
+from tests.transport.carrying import LoopClock, MakeTransport, Wire, connections_in_use, only_pooled, request, whole
+
+DATA = bytes(range(256)) * 1800  # more than a stream keeps, and then more than one read of it
+PIECES = [DATA[start : start + 8000] for start in range(0, len(DATA), 8000)]
+TLS_ENDINGS = {
+    "until-the-end": [b"HTTP/1.1 200 OK\r\n\r\n", *PIECES],
+    "length": [response(200, length=len(DATA), headers=[("Connection", "close")]), *PIECES],
+    "chunks": [response(200, chunked=True, headers=[("Connection", "close")]), *map(chunk, PIECES), b"0\r\n\r\n"],
+}
+
+
+@pytest.fixture
+async def pooled(make_transport: MakeTransport, server: RawServer) -> PooledTransport:
+    return make_transport(server.url)  # type: ignore[return-value]
+
+
+def serve_and_go(listening: socket.socket, pieces: list[bytes]) -> None:
+    """Answer one request over TLS and end without waiting for the client's part of it, as most servers do."""
+    connection, _ = listening.accept()
+    with server_context().wrap_socket(connection, server_side=True) as secured:
+        asked = b""
+        while b"\r\n\r\n" not in asked:
+            asked += secured.recv(65536)
+        for piece in pieces:
+            secured.sendall(piece)
+        socket.socket.shutdown(secured, socket.SHUT_WR)
+        # until the client has gone
+        while os.read(secured.fileno(), 65536):
+            pass
+
+
+@only_pooled
+@pytest.mark.parametrize("ending", TLS_ENDINGS)
+async def test_a_tls_stream_that_ends_while_nobody_reads(
+    ending: str, wire: Wire, make_transport: MakeTransport
+) -> None:
+    """asyncio reads once more, when reading goes on after the other side has ended, and then closes."""
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.create_task(asyncio.to_thread(serve_and_go, listening, TLS_ENDINGS[ending]))
+        transport = make_transport(f"https://127.0.0.1:{listening.getsockname()[1]}", verify=client_context())
+        wire.cut(then=8192)  # so that the receive buffer has no reason to grow
+        stream = await transport.open(request())
+        while 0 not in wire.reads:
+            await asyncio.sleep(0)
+        assert await whole(stream) == DATA
+        stream.close()
+        await serving
+        assert connections_in_use(transport) == 0
+    assert complaints == []
+
+
+@only_pooled
+@pytest.mark.parametrize("first", ["interim", "half-a-head", "head"])
+async def test_what_comes_before_the_body_is_no_silence(
+    first: str, clock: LoopClock, wire: Wire, pooled: PooledTransport, server: RawServer
+) -> None:
+    head, rest = {
+        "interim": (b"HTTP/1.1 102 Processing\r\n\r\n", response(200, b"hello")),
+        "half-a-head": (b"HTTP/1.1 200 OK\r\nContent-", b"Length: 5\r\n\r\nhello"),
+        "head": (response(200, length=5), b"hello"),
+    }[first]
+    gates = [asyncio.Event(), asyncio.Event()]
+    server.play([gates[0], head, gates[1], rest])
+    wire.cut()
+    call = asyncio.ensure_future(pooled.exchange(request(read_timeout=10.0)))
+    await server.received(1)
+    await clock.advance(7.0)
+    gates[0].set()
+    await wire.has_received(len(head))
+    await clock.advance(7.0)
+    assert not call.done()
+    gates[1].set()
+    assert (await call).body == b"hello"
+
+
+@only_pooled
+async def test_a_reader_whose_data_came_in_time_is_not_late(
+    clock: LoopClock, pooled: PooledTransport, server: RawServer
+) -> None:
+    """The loop was held up: the data and the timer meet in one turn, before the reader has its own."""
+    gates = [asyncio.Event(), asyncio.Event()]
+    server.play([response(200, length=10), gates[0], b"hello", gates[1], b"world"])
+    loop = asyncio.get_running_loop()
+    stream = await pooled.open(request(read_timeout=10.0))
+    taken: list[bytes] = []
+
+    def take(data: bytes | memoryview) -> None:
+        taken.append(bytes(data))
+        clock._ahead += 100.0
+        loop.call_soon(pooled._look)
+
+    waiting = asyncio.ensure_future(stream.receive(take))
+    await asyncio.sleep(0)
+    gates[0].set()
+    assert await waiting
+    assert taken == [b"hello"]
+    gates[1].set()
+    assert await stream.read() == b"world"
+    stream.close()
+
+
+@only_pooled
+async def test_a_stream_that_begins_during_an_upload_is_watched_while_somebody_reads(
+    clock: LoopClock, pooled: PooledTransport, server: RawServer
+) -> None:
+    go_on = asyncio.Event()
+    server.play([EARLY, response(200, b"abc", length=6), BODY, go_on, b"def"])
+    stream = await pooled.open(request(bytes(2**24), read_timeout=10.0))
+    assert await stream.read() == b"abc"
+    await server.until(lambda: len(server.requests[-1].body) == 2**24)
+    await clock.advance(100.0)
+    go_on.set()
+    assert await stream.read() == b"def"
+    stream.close()
+
+
+@only_pooled
+async def test_closing_when_a_connection_has_just_come_up(
+    pooled: PooledTransport, server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = pooled._connector.connect
+    closing: list[asyncio.Task[None]] = []
+
+    async def connect_and_close(*arguments: Any) -> Any:
+        lease = await connect(*arguments)
+        # runs before the one who waits for the connection
+        closing.append(asyncio.create_task(pooled.close()))
+        return lease
+
+    monkeypatch.setattr(pooled._connector, "connect", connect_and_close)
+    with pytest.raises(ClientStateError):
+        await pooled.exchange(request())
+    await closing[0]
+    assert connections_in_use(pooled) == 0
+    await server.until(lambda: server.connections_open == 0)
+
+
+class SlowTransport:
+    """A transport whose peer takes a little at a time."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.aborted = False
+
+    def get_protocol(self) -> asyncio.Protocol:
+        return asyncio.Protocol()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def write(self, data: bytes) -> None:
+        self.left += len(data)
+        if self.left > 2**16:
+            self.protocol.pause_writing()  # type: ignore[attr-defined]
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Lease:
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+async def test_a_slow_upload_is_no_silence_until_it_stands_still() -> None:
+    """The timer strikes within one slice of a body; what is left of the slice says whether it moves."""
+    owner = PooledTransport("http://127.0.0.1:9")
+    slow: Any = SlowTransport()
+    connection = Connection(owner, owner._receiver, Lease(), slow, owner.origin)  # type: ignore[arg-type]
+    waiter = connection.send(b"head", bytes(2**20), False, False, 10.0, 0.0)
+    for _ in range(20):
+        slow.left -= 1000
+        connection.expire()
+        assert not waiter.done()
+        assert connection.silent_until < math.inf
+    connection.expire()
+    assert slow.aborted
+    with pytest.raises(ReadTimeoutError):
+        await waiter
+    await owner.close()
