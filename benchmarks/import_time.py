@@ -10,6 +10,7 @@ the first round is thrown away. Reported are medians, and the median of the roun
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -29,8 +30,10 @@ print(time.perf_counter() - start, time.process_time() - cpu, len(sys.modules))
 
 def probe(module: str) -> tuple[float, float, int]:
     """Wall seconds, CPU seconds and loaded modules of one import in a fresh interpreter."""
+    # Otherwise every round would compile what has no byte code yet.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(module=module)], capture_output=True, check=True, text=True
+        [sys.executable, "-c", PROBE.format(module=module)], env=environ, capture_output=True, check=True, text=True
     )
     wall, cpu, modules = done.stdout.split()
     return float(wall), float(cpu), int(modules)

@@ -12,10 +12,11 @@ The path decides the answer:
 
 - ``.../invocations`` gets a JSON object of 33 bytes;
 - ``.../invocations-response-stream`` gets event-stream frames, chunked. The endpoint's name says which, as
-  ``KIND-COUNT``: ``small-10000`` is 10,000 parts of 64 bytes and ``large-1000`` 1,000 parts of 64 KiB, both written
-  in pieces of about 64 KiB; ``token-200`` is 200 parts of 64 bytes, each in a chunk and a write of its own, one per
-  turn of the loop, as a model emits tokens; ``paced-200`` is the same at one part every 5 ms, so that a client that
-  keeps up finds one part per read. Other names get ``small-100``. A number is at most 1,000,000.
+  ``KIND-COUNT``: ``small-10000`` is 10,000 parts of 64 bytes, about 64 KiB of them in a chunk of HTTP, and
+  ``large-1000`` 1,000 parts of 64 KiB, each in a chunk; both are written four chunks at a time, as fast as they are
+  taken; ``paced-200`` is 200 parts of 64 bytes, one every 2.5 to 7.5 ms, each in a chunk and a write of its own, as a
+  model emits tokens: an even pace would bring the streams' parts in bursts, larger ones for a slower client. Other
+  names get ``small-100``. A number is at most 1,000,000.
 
 Signatures are not checked. Expect: 100-continue and chunked requests are not understood: such a request is refused
 with a status that shows up in the benchmark.
@@ -29,7 +30,9 @@ import argparse
 import asyncio
 import contextlib
 import os
+import random
 import re
+import resource
 import ssl
 import struct
 import subprocess
@@ -63,12 +66,14 @@ MAX_HEAD_BYTES = 64 * 1024
 SCRATCH_BYTES = 256 * 1024
 SMALL_PART_BYTES = 64
 LARGE_PART_BYTES = 64 * 1024
-PIECE_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
+CHUNKS_PER_PIECE = 4
 MAX_PARTS = 1_000_000
 PACE_SECONDS = 0.005
+DESCRIPTORS = 10_000
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
-_STREAM_PATH = re.compile(rb"/endpoints/(small|large|token|paced)-(\d{1,7})/invocations-response-stream")
+_STREAM_PATH = re.compile(rb"/endpoints/(small|large|paced)-(\d{1,7})/invocations-response-stream")
 
 
 def payload_part(payload: bytes) -> bytes:
@@ -95,9 +100,23 @@ def chunk(data: bytes) -> bytes:
 def stream_pieces(kind: bytes, count: int) -> tuple[bytes, int, bytes]:
     """A repeated piece, how often it goes out, and the rest with the end of the body: what a stream is made of."""
     frame = payload_part(bytes(LARGE_PART_BYTES if kind == b"large" else SMALL_PART_BYTES))
-    per_piece = 1 if kind in (b"token", b"paced") else max(1, PIECE_BYTES // len(frame))
-    whole, rest = divmod(count, per_piece)
-    return chunk(frame * per_piece), whole, (chunk(frame * rest) if rest else b"") + LAST_CHUNK
+    per_chunk, per_piece = (1, 1) if kind == b"paced" else (max(1, CHUNK_BYTES // len(frame)), CHUNKS_PER_PIECE)
+    chunks, rest = divmod(count, per_chunk)
+    repeats, chunks = divmod(chunks, per_piece)
+    full = chunk(frame * per_chunk)
+    return full * per_piece, repeats, full * chunks + (chunk(frame * rest) if rest else b"") + LAST_CHUNK
+
+
+def stream_of(path: bytes) -> tuple[bytes, int]:
+    """Which stream a request line or path names: kind and number of parts."""
+    wanted = _STREAM_PATH.search(path)
+    return (wanted[1], min(int(wanted[2]), MAX_PARTS)) if wanted else (b"small", 100)
+
+
+def response_bytes(endpoint: str) -> int:
+    """How many bytes the stream of this endpoint has on the wire, its head included."""
+    piece, repeats, rest = stream_pieces(*stream_of(f"/endpoints/{endpoint}/invocations-response-stream".encode()))
+    return len(STREAM_HEAD) + len(piece) * repeats + len(rest)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -108,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
         self._head = bytearray()
         self._skip = 0
         self._answer = INVOKE_RESPONSE
-        self._stream: tuple[bytes, int, float] | None = None
+        self._stream: tuple[bytes, int, bool] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._writer: asyncio.Task[None] | None = None
@@ -158,10 +177,9 @@ class Connection(asyncio.BufferedProtocol):
         if not length and b"\r\ntransfer-encoding:" in head.lower():
             self._refuse(b"411 Length Required")
         elif b"/invocations-response-stream" in path:
-            wanted = _STREAM_PATH.search(path)
-            kind, count = (wanted[1], min(int(wanted[2]), MAX_PARTS)) if wanted else (b"small", 100)
+            kind, count = stream_of(path)
             piece, repeats, rest = stream_pieces(kind, count)
-            self._stream = piece, repeats, PACE_SECONDS if kind == b"paced" else 0.0
+            self._stream = piece, repeats, kind == b"paced"
             self._answer = rest
         elif b"/invocations" in path:
             self._answer = INVOKE_RESPONSE
@@ -174,17 +192,18 @@ class Connection(asyncio.BufferedProtocol):
         if self._stream is None:
             self._transport.write(self._answer)
             return
-        piece, repeats, pause = self._stream
+        piece, repeats, paced = self._stream
         self._stream = None
-        self._writer = asyncio.get_running_loop().create_task(self._write_stream(piece, repeats, pause, self._answer))
+        self._writer = asyncio.get_running_loop().create_task(self._write_stream(piece, repeats, paced, self._answer))
 
-    async def _write_stream(self, piece: bytes, repeats: int, pause: float, rest: bytes) -> None:
+    async def _write_stream(self, piece: bytes, repeats: int, paced: bool, rest: bytes) -> None:
         assert self._transport is not None
         self._transport.write(STREAM_HEAD)
         for _ in range(repeats):
             await self._writable.wait()
             self._transport.write(piece)
-            await asyncio.sleep(pause)
+            if paced:
+                await asyncio.sleep(random.uniform(0.5, 1.5) * PACE_SECONDS)
         self._transport.write(rest)
 
     def _refuse(self, status: bytes) -> None:
@@ -193,11 +212,19 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
 
+def raise_descriptor_limit() -> None:
+    """Let this process have as many connections as the benchmarks make at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
+        wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def serve(port: int, tls: ssl.SSLContext | None, *, until_eof: bool) -> None:
     """Serve on 127.0.0.1 for good, or until standard input (a pipe) ends: then the server goes when its parent does."""
     loop = asyncio.get_running_loop()
     scratch = memoryview(bytearray(SCRATCH_BYTES))
-    server = await loop.create_server(lambda: Connection(scratch), "127.0.0.1", port, ssl=tls, backlog=1024)
+    server = await loop.create_server(lambda: Connection(scratch), "127.0.0.1", port, ssl=tls, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     ended = asyncio.Event()
     if until_eof:
@@ -257,6 +284,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {arguments.core})
+    raise_descriptor_limit()
     tls = None
     if arguments.certificate is not None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -52,13 +52,12 @@ def peers(token: str | None) -> dict[str, Callable[[float], str]]:
     """What is timed: each takes a moment in epoch seconds and gives an Authorization header."""
     keys = sigv4.Credentials("AKIDEXAMPLE", "not-a-real-secret", token)
     signer = sigv4.Signer(region=REGION)
+    request_to_sign = sigv4.SignedRequest("POST", HOST, PATH, "", tuple(HEADERS))
 
     def cached(timestamp: float) -> str:
         payload = sha256(BODY).hexdigest()
-        added = signer.sign(
-            keys, timestamp, method="POST", host=HOST, path=PATH, query="", headers=HEADERS, payload_sha256=payload
-        )
-        return added[-1][1]
+        lines = signer.sign_lines(keys, timestamp, request_to_sign, payload)
+        return lines[lines.index("Authorization: ") + 15 : -2]
 
     def steps(timestamp: float) -> str:
         date = sigv4.amz_date(timestamp)

@@ -1,53 +1,69 @@
 """How fast do the parts of a response stream reach the caller, and what do they cost?
 
-    python benchmarks/stream.py [--quick] [--loop uvloop] [--json FILE]
+    python benchmarks/stream.py [--quick] [--loop uvloop] [--tls] [--clients aiosmrt,aiobotocore] [--json FILE]
 
 Each client calls ``invoke_endpoint_with_response_stream`` and walks through the events, touching every part's bytes:
 
 - small: one stream of 64-byte parts, as fast as it comes;
 - large: one stream of 64 KiB parts;
-- tokens: 64 streams at once, each with a part of 64 bytes every 5 ms, so one part per read.  Here the pace is the
-  server's, and the figure is CPU per event.
+- tokens: 64 streams at once, each with a part of 64 bytes about every 5 ms.  The pace is the server's, and the figure
+  is CPU per event: that of whole streams less that of streams of one part, so that making 64 calls does not count.  A
+  part in a read of its own is what a client that keeps up finds, and the bounds count their reads to show it.
 
-``bare aiohttp`` reads the same responses as bytes and decodes nothing: no client on aiohttp can do better.  All clients
-run in this process, in turns, round by round; the server runs in a process of its own on another core.  The figures
-are medians over the rounds.
+Bounds, which get the bytes of the same responses and decode no events:
+
+- aiohttp: reads the body with ``iter_any``; HTTP's chunks are parsed.  This is bare byte reading as one would write it;
+- floor: asyncio alone, which reads into one buffer and counts until as many bytes are there as the server sends;
+- floor-crc32: the floor, with the one thing that nobody who decodes events can leave out, a checksum over all bytes.
+
+Ratios are this client's events per second by the other's; for tokens, this client's CPU per event by the other's.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
-import os
 import statistics
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
-import aiobotocore.session
-import aiohttp
-import boto3
-from botocore.config import Config
-from loopback_server import LARGE_PART_BYTES, PACE_SECONDS, SMALL_PART_BYTES, running
-from reporting import cores, environment, print_table, stay_on, write_json
+from harness import (
+    FloorProtocol,
+    Target,
+    aiobotocore_client,
+    aiohttp_session,
+    aiosmrt_client,
+    arguments_of,
+    boto3_client,
+    connect,
+    median_ratio,
+    opened,
+    report_of,
+    seconds_and_cpu,
+    session_client,
+    take_turns,
+)
+from loopback_server import LARGE_PART_BYTES, PACE_SECONDS, SMALL_PART_BYTES, response_bytes
+from reporting import print_table, write_json
 
-import aiosmrt
-
-REGION = "us-east-1"
-ACCESS_KEY, SECRET_KEY = "AKIDEXAMPLE", "not-a-real-secret"
 STREAMS = 64
 
-Totals = tuple[int, int]
+
+class Totals(NamedTuple):
+    """What came of one response: parts and their bytes, or, where nothing is decoded, bytes of the body or of all."""
+
+    events: int
+    size: int
+    reads: int = 0
+
+
 Read = Callable[[str], Awaitable[Totals]]
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """What is streamed.  A slow client gets fewer parts, so that a round takes all of them about as long."""
 
     name: str
@@ -61,203 +77,244 @@ class Shape:
 def shapes(quick: bool) -> list[Shape]:
     scale = 1 if quick else 4
     return [
-        Shape("64 B parts", "small", SMALL_PART_BYTES, 50_000 * scale, 10_000 * scale),
-        Shape("64 KiB parts", "large", LARGE_PART_BYTES, 500 * scale, 500 * scale),
+        Shape("small", "small", SMALL_PART_BYTES, 50_000 * scale, 10_000 * scale),
+        Shape("large", "large", LARGE_PART_BYTES, 1_000 * scale, 1_000 * scale),
         Shape("tokens", "paced", SMALL_PART_BYTES, 60 * scale, 60 * scale, STREAMS),
     ]
 
 
-@asynccontextmanager
-async def read_with_aiosmrt(url: str) -> AsyncIterator[Read]:
-    async with aiosmrt.Client(
-        region_name=REGION, endpoint_url=url, aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY
-    ) as client:
-
-        async def read(endpoint: str) -> Totals:
-            events = size = 0
-            response = await client.invoke_endpoint_with_response_stream(EndpointName=endpoint, Body=b"{}")
-            async for event in response["Body"]:
-                events += 1
-                size += len(event["PayloadPart"]["Bytes"])
-            return events, size
-
-        yield read
+def path_of(endpoint: str) -> str:
+    return f"/endpoints/{endpoint}/invocations-response-stream"
 
 
-@asynccontextmanager
-async def read_with_aiobotocore(url: str) -> AsyncIterator[Read]:
-    async with aiobotocore.session.get_session().create_client(
-        "sagemaker-runtime",
-        region_name=REGION,
-        endpoint_url=url,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-        config=aiobotocore.config.AioConfig(max_pool_connections=STREAMS),
-    ) as client:
+def decoding(client_of: Callable[[Target], Any]) -> Callable[[Target], Any]:
+    """Reading with a client's ``invoke_endpoint_with_response_stream``."""
 
-        async def read(endpoint: str) -> Totals:
-            events = size = 0
-            response = await client.invoke_endpoint_with_response_stream(EndpointName=endpoint, Body=b"{}")
-            async for event in response["Body"]:
-                events += 1
-                size += len(event["PayloadPart"]["Bytes"])
-            return events, size
+    @asynccontextmanager
+    async def opening(target: Target) -> AsyncIterator[Read]:
+        async with client_of(target) as client:
 
-        yield read
+            async def read(endpoint: str) -> Totals:
+                events = size = 0
+                response = await client.invoke_endpoint_with_response_stream(EndpointName=endpoint, Body=b"{}")
+                async for event in response["Body"]:
+                    events += 1
+                    size += len(event["PayloadPart"]["Bytes"])
+                return Totals(events, size)
+
+            yield read
+
+    return opening
 
 
 @asynccontextmanager
-async def read_with_boto3(url: str) -> AsyncIterator[Read]:
-    client: Any = boto3.client(
-        "sagemaker-runtime",
-        region_name=REGION,
-        endpoint_url=url,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-        config=Config(max_pool_connections=STREAMS),
-    )
+async def boto3s(target: Target) -> AsyncIterator[Read]:
     loop = asyncio.get_running_loop()
+    with boto3_client(target) as client, ThreadPoolExecutor(STREAMS) as threads:
 
-    def read_in_thread(endpoint: str) -> Totals:
-        events = size = 0
-        response = client.invoke_endpoint_with_response_stream(EndpointName=endpoint, Body=b"{}")
-        for event in response["Body"]:
-            events += 1
-            size += len(event["PayloadPart"]["Bytes"])
-        return events, size
-
-    with ThreadPoolExecutor(STREAMS) as threads:
+        def read_in_thread(endpoint: str) -> Totals:
+            events = size = 0
+            response = client.invoke_endpoint_with_response_stream(EndpointName=endpoint, Body=b"{}")
+            for event in response["Body"]:
+                events += 1
+                size += len(event["PayloadPart"]["Bytes"])
+            return Totals(events, size)
 
         async def read(endpoint: str) -> Totals:
             return await loop.run_in_executor(threads, read_in_thread, endpoint)
 
         yield read
-    client.close()
 
 
 @asynccontextmanager
-async def read_with_bare_aiohttp(url: str) -> AsyncIterator[Read]:
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), read_bufsize=2**17, auto_decompress=False
-    ) as session:
+async def aiohttps(target: Target) -> AsyncIterator[Read]:
+    async with aiohttp_session(target, read_bufsize=2**17, auto_decompress=False) as session:
 
         async def read(endpoint: str) -> Totals:
-            size = 0
-            async with session.post(f"{url}/endpoints/{endpoint}/invocations-response-stream", data=b"{}") as response:
+            size = reads = 0
+            async with session.post(target.url + path_of(endpoint), data=b"{}") as response:
                 async for chunk in response.content.iter_any():
+                    reads += 1
                     size += len(chunk)
-            return 0, size
+            return Totals(0, size, reads)
 
         yield read
 
 
-CLIENTS = {
-    "aiosmrt": read_with_aiosmrt,
-    "aiobotocore": read_with_aiobotocore,
-    "boto3": read_with_boto3,
-    "bare aiohttp": read_with_bare_aiohttp,
+class FloorReader(FloorProtocol):
+    """Reads a given number of bytes into one buffer and looks at none of them."""
+
+    buffer = memoryview(bytearray(256 * 1024))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = self.reads = 0
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.size += nbytes
+        self.reads += 1
+        if self.size >= self.expected and self.waiter is not None:
+            self.waiter.set_result(None)
+
+    async def read(self, request: bytes, expected: int) -> Totals:
+        self.size = self.reads = 0
+        self.expected = expected
+        self.waiter = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        await self.waiter
+        return Totals(0, self.size, self.reads)
+
+
+class CheckingReader(FloorReader):
+    """The same, with a checksum over all bytes."""
+
+    checksum = 0
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.checksum = zlib.crc32(self.buffer[:nbytes], self.checksum)
+        super().buffer_updated(nbytes)
+
+
+def reading(reader: type[FloorReader]) -> Callable[[Target], Any]:
+    """Reading with asyncio alone, on connections that were made beforehand."""
+
+    @asynccontextmanager
+    async def opening(target: Target) -> AsyncIterator[Read]:
+        host = target.url.partition("://")[2]
+        idle = [await connect(target, reader) for _ in range(STREAMS)]
+
+        async def read(endpoint: str) -> Totals:
+            request = f"POST {path_of(endpoint)} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}"
+            connection = idle.pop()
+            totals = await connection.read(request.encode(), response_bytes(endpoint))
+            idle.append(connection)
+            return totals
+
+        try:
+            yield read
+        finally:
+            for connection in idle:
+                connection.transport.close()
+
+    return opening
+
+
+CLIENTS: dict[str, Callable[[Target], Any]] = {
+    "aiosmrt": decoding(aiosmrt_client),
+    "aiosmrt-session": decoding(session_client),
+    "aiobotocore": decoding(aiobotocore_client),
+    "boto3": boto3s,
+    "aiohttp": aiohttps,
+    "floor": reading(FloorReader),
+    "floor-crc32": reading(CheckingReader),
 }
 SLOW = ("aiobotocore", "boto3")
+UNDECODED = ("aiohttp", "floor", "floor-crc32")
+COMPARED = ("aiobotocore", *UNDECODED)
 
 
-async def measure(name: str, read: Read, shape: Shape) -> dict[str, float]:
-    """One round of one client: seconds and CPU seconds per event."""
-    parts = shape.parts_for_slow if name in SLOW else shape.parts
+async def streamed(name: str, read: Read, shape: Shape, parts: int) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and reads of one round of one client, which must have seen everything."""
     endpoint = f"{shape.kind}-{parts}"
-    gc.collect()
-    start, start_cpu = time.perf_counter(), time.process_time()
-    totals = await asyncio.gather(*(read(endpoint) for _ in range(shape.streams)))
-    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    for events, size in totals:
-        if name == "bare aiohttp":
-            complete = size > parts * shape.part_bytes
+    totals: list[Totals] = []
+
+    async def work() -> None:
+        totals.extend(await asyncio.gather(*(read(endpoint) for _ in range(shape.streams))))
+
+    seconds, cpu = await seconds_and_cpu(work)
+    for found in totals:
+        if name in UNDECODED:
+            complete = shape.part_bytes * parts < found.size <= response_bytes(endpoint)
         else:
-            complete = (events, size) == (parts, parts * shape.part_bytes)
+            complete = (found.events, found.size) == (parts, parts * shape.part_bytes)
         if not complete:
-            raise RuntimeError(f"{name} read {events} events and {size} bytes of {parts} parts")
-    events = parts * shape.streams
-    return {"seconds_per_event": seconds / events, "cpu_seconds_per_event": cpu / events}
+            raise RuntimeError(f"{name} read {found.events} events and {found.size} bytes of {parts} parts")
+    return seconds, cpu, sum(found.reads for found in totals)
 
 
-def summary(shape: Shape, rounds: list[dict[str, float]]) -> dict[str, float]:
-    seconds = statistics.median(result["seconds_per_event"] for result in rounds)
-    cpu = statistics.median(result["cpu_seconds_per_event"] for result in rounds)
-    return {
-        "events_per_second": 1 / seconds,
-        "payload_bytes_per_second": shape.part_bytes / seconds,
-        "cpu_seconds_per_event": cpu,
-        "rounds": len(rounds),
-    }
+async def run(target: Target, names: Sequence[str], chosen: Sequence[Shape], rounds: int) -> list[dict[str, Any]]:
+    """The figures of each shape."""
+    async with opened(CLIENTS, names, target) as readers:
 
+        async def sample(shape: Shape, name: str) -> dict[str, float]:
+            parts = shape.parts_for_slow if name in SLOW else shape.parts
+            seconds, cpu, reads = await streamed(name, readers[name], shape, parts)
+            if shape.kind == "paced":
+                less = await streamed(name, readers[name], shape, 1)
+                seconds, cpu, reads, parts = seconds - less[0], cpu - less[1], reads - less[2], parts - 1
+            events = parts * shape.streams
+            return {
+                "seconds_per_event": seconds / events,
+                "cpu_seconds_per_event": cpu / events,
+                "reads_per_event": reads / events,
+            }
 
-async def run(url: str, names: list[str], rounds: int, quick: bool) -> list[dict[str, Any]]:
-    results = []
-    async with AsyncExitStack() as stack:
-        readers = {name: await stack.enter_async_context(CLIENTS[name](url)) for name in names}
         for read in readers.values():
             await read("small-100")
-        for shape in shapes(quick):
-            measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-            for round_number in range(rounds):
-                turn = round_number % len(names)
-                for name in names[turn:] + names[:turn]:
-                    measured[name].append(await measure(name, readers[name], shape))
-            clients = {name: summary(shape, measured[name]) for name in names}
-            results.append({"shape": shape.name, "streams": shape.streams, "clients": clients})
-    return results
+        taken = await take_turns(rounds, chosen, names, sample)
+    return [
+        {
+            "shape": shape.name,
+            "streams": shape.streams,
+            "clients": {name: summary(shape, name, measured) for name in names},
+        }
+        for shape, measured in zip(chosen, taken, strict=True)
+    ]
+
+
+def summary(shape: Shape, name: str, measured: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    def values(of: str, what: str) -> list[float]:
+        return [sample[what] for sample in measured[of]]
+
+    seconds = statistics.median(values(name, "seconds_per_event"))
+    found: dict[str, Any] = {
+        "events_per_second": 1 / seconds,
+        "payload_bytes_per_second": shape.part_bytes / seconds,
+        "cpu_seconds_per_event": statistics.median(values(name, "cpu_seconds_per_event")),
+    }
+    if name in UNDECODED:
+        found["reads_per_event"] = statistics.median(values(name, "reads_per_event"))
+    for other in COMPARED:
+        if other in measured:
+            what = "seconds_per_event"
+            speed = median_ratio(values(other, what), values(name, what))
+            cpu = median_ratio(values(name, "cpu_" + what), values(other, "cpu_" + what))
+            found.setdefault("speed_ratio_to", {})[other] = speed
+            found.setdefault("cpu_ratio_to", {})[other] = cpu
+    return found
 
 
 def show(results: list[dict[str, Any]]) -> None:
     for result in results:
-        clients = result["clients"]
-        ours = clients.get("aiosmrt")
+        paced = result["streams"] > 1
+        others = [other for other in COMPARED if other in result["clients"]]
         rows = []
-        for name, found in clients.items():
-            if ours is None:
-                lead = ""
-            elif result["streams"] == 1:
-                lead = f"{ours['events_per_second'] / found['events_per_second']:.2f}"
-            else:  # the pace is the server's, and what differs is the CPU that the events cost
-                lead = f"{found['cpu_seconds_per_event'] / ours['cpu_seconds_per_event']:.2f}"
-            rows.append(
-                [
-                    name,
-                    f"{found['events_per_second']:,.0f}",
-                    f"{found['payload_bytes_per_second'] / 1e6:,.1f}",
-                    f"{found['cpu_seconds_per_event'] * 1e6:,.2f}",
-                    lead,
-                ]
-            )
-        title = f"{result['shape']}, {result['streams']} stream{'s' if result['streams'] > 1 else ''} at once"
-        if result["streams"] > 1:
-            title += f", a part every {PACE_SECONDS * 1e3:g} ms each"
-        print_table(title, ["client", "events/s", "MB/s", "CPU µs/event", "aiosmrt's lead"], rows)
+        for name, found in result["clients"].items():
+            row = [name, f"{found['events_per_second']:,.0f}", f"{found['payload_bytes_per_second'] / 1e6:,.1f}"]
+            row.append(f"{found['cpu_seconds_per_event'] * 1e6:,.2f}")
+            row.append(f"{found['reads_per_event']:.3f}" if "reads_per_event" in found else "")
+            row += [f"{found['cpu_ratio_to' if paced else 'speed_ratio_to'][other]:.2f}" for other in others]
+            rows.append(row)
+        title = f"{result['shape']}, {result['streams']} stream{'s' if paced else ''} at once"
+        if paced:
+            title += f", a part about every {PACE_SECONDS * 1e3:g} ms each"
+        ratios = [f"{'CPU' if paced else 'speed'} / {other}" for other in others]
+        print_table(title, ["client", "events/s", "MB/s", "CPU µs/event", "reads/event", *ratios], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure response streams against boto3, aiobotocore and aiohttp.")
-    parser.add_argument("--quick", action="store_true", help="shorter streams, fewer rounds")
-    parser.add_argument("--rounds", type=int, help="rounds per shape (default 9, quick 3)")
-    parser.add_argument("--clients", default=",".join(CLIENTS), help="which of them, with commas between")
-    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the clients' event loop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    arguments = parser.parse_args()
-    names = arguments.clients.split(",")
-    if unknown := set(names) - set(CLIENTS):
-        parser.error(f"no such client: {', '.join(sorted(unknown))}")
+    every = {shape.name for shape in shapes(quick=True)}
+    parser.add_argument("--shapes", default=",".join(sorted(every)), help="which of them, with commas between")
+    arguments = arguments_of(parser, CLIENTS)
+    if unknown := set(arguments.shapes.split(",")) - every:
+        parser.error(f"no such shape: {', '.join(sorted(unknown))}")
     rounds = arguments.rounds or (3 if arguments.quick else 9)
-    factory = None
-    if arguments.loop == "uvloop":
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    for variable in [variable for variable in os.environ if variable.startswith("AWS_")]:
-        del os.environ[variable]
-    report: dict[str, Any] = {"environment": environment(), "rounds": rounds, "loop": arguments.loop}
-    available = cores()
-    with running(core=available[0]) as (url, _), asyncio.Runner(loop_factory=factory) as runner:
-        stay_on(available[-1])
-        report["results"] = runner.run(run(url, names, rounds, arguments.quick))
+    chosen = [shape for shape in shapes(arguments.quick) if shape.name in arguments.shapes.split(",")]
+    report = report_of(arguments, STREAMS, rounds, lambda target: run(target, arguments.clients, chosen, rounds))
     show(report["results"])
     write_json(arguments.json, report)
 

@@ -1,0 +1,123 @@
+"""Does a client reach what it should? One row per target: what was asked, what was measured, met or not.
+
+    python benchmarks/targets.py [--passes 3] [--client aiosmrt] [--json FILE]
+
+Runs the other benchmarks, each in processes of its own, and takes the median of the passes: figures move by some per
+cent from one process to the next. Takes about three minutes, and wants two cores for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loopback_server import running
+from reporting import environment, print_table, write_json
+from startup import measure, scenarios
+
+# What each run is called here, and how it is started; the clients are added.
+CALLS = {
+    "asyncio": ["overhead.py", "--in-flight", "64,256"],
+    "uvloop": ["overhead.py", "--in-flight", "64", "--loop", "uvloop"],
+    "tls": ["overhead.py", "--in-flight", "64", "--tls"],
+    "stream": ["stream.py", "--quick"],
+    "uploads": ["uploads.py"],
+}
+PEERS = {"asyncio": ["aiohttp", "floor"], "stream": ["aiohttp"]}
+ROUNDS = 9
+STARTUP_ROUNDS = 5
+
+Found = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """A target: what, the limit, whether less or more is better, and where the figure is found in a pass."""
+
+    what: str
+    at_most: bool
+    limit: float
+    figure: Callable[[Found], float]
+    unit: str = ""
+
+    def met(self, measured: float) -> bool:
+        return measured <= self.limit if self.at_most else measured >= self.limit
+
+
+def cpu(run: str, bound: str) -> Callable[[Found], float]:
+    return lambda found: found[run][0]["cpu_ratio_to"][bound]
+
+
+def stream(number: int, ratio: str, other: str) -> Callable[[Found], float]:
+    return lambda found: found["stream"][number][ratio][other]
+
+
+ROWS = [
+    Row("1 KiB call, 64 in flight: CPU / aiobotocore", True, 1 / 20, cpu("asyncio", "aiobotocore")),
+    Row("the same / aiohttp, unsigned", True, 0.35, cpu("asyncio", "aiohttp")),
+    Row("the same / floor", True, 2.1, cpu("asyncio", "floor")),
+    Row("the same under uvloop: CPU / aiobotocore", True, 1 / 22, cpu("uvloop", "aiobotocore")),
+    Row("the same over TLS: CPU / aiobotocore", True, 1 / 16, cpu("tls", "aiobotocore")),
+    Row("256 in flight: CPU / own at 64", True, 1.2, lambda found: found["asyncio"][1]["cpu_ratio_to_own"]),
+    Row("64 B parts: events/s / aiobotocore", False, 14, stream(0, "speed_ratio_to", "aiobotocore")),
+    Row("64 KiB parts: MB/s / aiobotocore", False, 1.8, stream(1, "speed_ratio_to", "aiobotocore")),
+    Row("64 KiB parts: MB/s / bytes read with aiohttp", False, 0.6, stream(1, "speed_ratio_to", "aiohttp")),
+    Row("64 streams of tokens: CPU / aiobotocore", True, 0.4, stream(2, "cpu_ratio_to", "aiobotocore")),
+    Row("6 MiB bodies, four at once: lateness, p99", True, 5, lambda found: p99(found) * 1e3, " ms"),
+    Row("6 MiB bodies: aiobotocore's CPU / own", False, 1.45, lambda found: found["uploads"][0]["cpu_lead"]),
+    Row("start to first answer: time / aiobotocore", True, 0.55, lambda found: 1 / found["startup"]["wall_ratio"]),
+    Row("start to first answer: memory / aiobotocore", True, 0.65, lambda found: 1 / found["startup"]["memory_ratio"]),
+]
+
+
+def p99(found: Found) -> float:
+    return float(found["uploads"][0]["lateness_seconds"]["p99"])
+
+
+def run(name: str, client: str) -> list[dict[str, Any]]:
+    """The client's figures at each point of a benchmark, which runs in a process of its own."""
+    program, *options = CALLS[name]
+    clients = ",".join([client, "aiobotocore", *PEERS.get(name, [])])
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "report.json")
+        command = [sys.executable, str(Path(__file__).with_name(program)), *options, "--clients", clients]
+        subprocess.run([*command, "--rounds", str(ROUNDS), "--json", str(path)], check=True, stdout=subprocess.DEVNULL)
+        return [point["clients"][client] for point in json.loads(path.read_text())["results"]]
+
+
+def start_up() -> dict[str, Any]:
+    """How aiobotocore's start compares with aiosmrt's, with credentials from the environment."""
+    with tempfile.TemporaryDirectory() as home, running() as (server, _):
+        scenario = scenarios(server, Path(home))[0]
+        programs = {peer: scenario.programs[peer] for peer in ("aiosmrt", "aiobotocore")}
+        return measure(scenario._replace(programs=programs), server, STARTUP_ROUNDS)["aiobotocore"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare what a client reaches with what it should.")
+    parser.add_argument("--passes", type=int, default=3, help="how often everything runs (default 3)")
+    parser.add_argument("--client", choices=["aiosmrt", "aiosmrt-session"], default="aiosmrt")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    arguments = parser.parse_args()
+    passes = [
+        {name: run(name, arguments.client) for name in CALLS} | {"startup": start_up()} for _ in range(arguments.passes)
+    ]
+    rows, figures = [], []
+    for row in ROWS:
+        by_pass = [row.figure(found) for found in passes]
+        measured = statistics.median(by_pass)
+        met, target = row.met(measured), f"{'≤' if row.at_most else '≥'} {row.limit:.3g}{row.unit}"
+        rows.append([row.what, target, f"{measured:.3f}{row.unit}", "yes" if met else "NO"])
+        figures.append({"what": row.what, "target": target, "measured": measured, "met": met, "by_pass": by_pass})
+    print_table(f"{arguments.client}, medians of {arguments.passes} passes", ["", "target", "measured", "met"], rows)
+    write_json(arguments.json, {"environment": environment(), "client": arguments.client, "targets": figures})
+
+
+if __name__ == "__main__":
+    main()
