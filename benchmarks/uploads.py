@@ -119,7 +119,7 @@ def show(results: list[dict[str, Any]]) -> None:
                 name,
                 *(f"{found['lateness_seconds'][part] * 1e3:.1f}" for part in ("p50", "p99", "max")),
                 f"{found['cpu_seconds_per_call'] * 1e3:.2f}" if "cpu_seconds_per_call" in found else "",
-                f"{found['cpu_lead']:.2f}" if "cpu_lead_of_aiobotocore" in found else "",
+                f"{found['cpu_lead']:.2f}" if "cpu_lead" in found else "",
             ]
             for name, found in result["clients"].items()
         ]

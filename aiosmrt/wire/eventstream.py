@@ -32,10 +32,15 @@ import struct
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any, Final, TypeAlias, TypeVar
-from zlib import crc32
 
 from aiosmrt.errors import ChecksumMismatchError, EventStreamFormatError, FrameLengthError, TruncatedStreamError
 from aiosmrt.wire.eventheaders import EventHeaders, HeaderValue, encode_headers, parse_headers
+
+try:
+    # From the extra `speedups`: three times as fast as zlib's on 64 bytes, nine times on 64 KiB.
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
 
 __all__ = [
     "MAX_HEADERS_BYTES",
