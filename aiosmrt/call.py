@@ -117,8 +117,11 @@ async def exchange(shared: Shared, options: Options, plan: Plan, head: Head, bod
             counters.attempts += 1
             counters.bytes_sent += len(body)
             outcome: Reply | AiosmrtError
+            sending = shared.transport.exchange(prepared.request(options, headers, body))
+            # What waits with many others had better be small.
+            del headers
             try:
-                outcome = await shared.transport.exchange(prepared.request(options, headers, body))
+                outcome = await sending
             except AiosmrtError as error:
                 outcome = error
             if isinstance(outcome, Reply) and outcome.status < 300:

@@ -14,7 +14,11 @@ Bounds, which get the bytes of the same responses and decode no events:
 
 - aiohttp: reads the body with ``iter_any``; HTTP's chunks are parsed.  This is bare byte reading as one would write it;
 - floor: asyncio alone, which reads into one buffer and counts until as many bytes are there as the server sends;
-- floor-crc32: the floor, with the one thing that nobody who decodes events can leave out, a checksum over all bytes.
+- floor-crc32: the floor, with the one thing that nobody who decodes events can leave out, a checksum over all bytes;
+- floor-wake: the floor, with the one thing that nobody who hands on events as they come can leave out, a task woken up
+  for every read.
+
+aiosmrt takes its checksums from isal where that is installed (the extra ``speedups``).
 
 Ratios are this client's events per second by the other's; for tokens, this client's CPU per event by the other's.
 """
@@ -178,6 +182,25 @@ class CheckingReader(FloorReader):
         super().buffer_updated(nbytes)
 
 
+class WakingReader(FloorReader):
+    """The same without the checksum, with the task woken up for every read: what handing on as it arrives takes."""
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.size += nbytes
+        self.reads += 1
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def read(self, request: bytes, expected: int) -> Totals:
+        self.size = self.reads = 0
+        self.transport.write(request)
+        loop = asyncio.get_running_loop()
+        while self.size < expected:
+            self.waiter = loop.create_future()
+            await self.waiter
+        return Totals(0, self.size, self.reads)
+
+
 def reading(reader: type[FloorReader]) -> Callable[[Target], Any]:
     """Reading with asyncio alone, on connections that were made beforehand."""
 
@@ -210,9 +233,10 @@ CLIENTS: dict[str, Callable[[Target], Any]] = {
     "aiohttp": aiohttps,
     "floor": reading(FloorReader),
     "floor-crc32": reading(CheckingReader),
+    "floor-wake": reading(WakingReader),
 }
 SLOW = ("aiobotocore", "boto3")
-UNDECODED = ("aiohttp", "floor", "floor-crc32")
+UNDECODED = ("aiohttp", "floor", "floor-crc32", "floor-wake")
 COMPARED = ("aiobotocore", *UNDECODED)
 
 

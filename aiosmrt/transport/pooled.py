@@ -94,6 +94,8 @@ class PooledTransport:
     async def _carry(self, request: Request, streams: bool) -> Any:
         target, headers, body, connect_timeout, read_timeout, resend = request
         head = f"POST {target} HTTP/1.1\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode()
+        # Many wait here at the same time: what they hold goes through the processor's caches, and the collector.
+        del request, headers, target
         silence = math.inf if read_timeout is None else read_timeout
         now = self._loop.time()
         connection = self._take(now) if self._idle else None
