@@ -32,6 +32,13 @@
      │    └── TruncatedStreamError        the stream ended inside a frame
      ├── ParamValidationError             refused before anything was sent
      ├── OperationNotPageableError
+     ├── SerializationError               an object that the serializer cannot express; nothing was sent
+     ├── DeserializationError             a response that the deserializer cannot read
+     ├── StreamTimeoutError               the first or the next part of a stream came too late
+     ├── SessionClosedError               a stateful session that expired or was closed
+     ├── JobFailedError                   an asynchronous inference ended with a failure
+     ├── JobTimeoutError                  an asynchronous inference has no result yet
+     ├── ObjectStoreError                 S3 refused or failed; .code, .status
      ├── ClientStateError                 closed, or used from another event loop or after a fork
      └── ConfigurationError
           ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
@@ -61,6 +68,7 @@ __all__ = [
     "ConnectionClosedError",
     "CredentialRetrievalError",
     "DeadlineExceededError",
+    "DeserializationError",
     "EndpointConnectionError",
     "EndpointNotFoundError",
     "EndpointResolutionError",
@@ -73,12 +81,15 @@ __all__ = [
     "InternalStreamFailure",
     "InvalidConfigError",
     "InvalidRegionError",
+    "JobFailedError",
+    "JobTimeoutError",
     "ModelError",
     "ModelNotReadyException",
     "ModelStreamError",
     "NoCapacityError",
     "NoCredentialsError",
     "NoRegionError",
+    "ObjectStoreError",
     "OperationNotPageableError",
     "ParamValidationError",
     "PartialCredentialsError",
@@ -87,8 +98,11 @@ __all__ = [
     "ReadTimeoutError",
     "ResponseStreamingError",
     "SSLError",
+    "SerializationError",
     "ServiceError",
     "ServiceUnavailable",
+    "SessionClosedError",
+    "StreamTimeoutError",
     "ThrottlingError",
     "TransportError",
     "TruncatedStreamError",
@@ -412,6 +426,60 @@ class ParamValidationError(AiosmrtError, boto.ParamValidationError):
 
 class OperationNotPageableError(AiosmrtError, boto.OperationNotPageableError):
     """No operation of this service is paginated."""
+
+
+class SerializationError(AiosmrtError, ValueError):
+    """The serializer cannot express an object; nothing was sent. Says what is wrong and where, quoting nothing."""
+
+
+class DeserializationError(AiosmrtError, ValueError):
+    """The deserializer cannot read a response, or a stream's view a part. Says where, quoting nothing."""
+
+
+class StreamTimeoutError(AiosmrtError, TimeoutError):
+    """A stream's first part, or the next one, did not come within its limit; the stream is closed."""
+
+    default_cause: Cause = "read_timeout"
+
+
+class SessionClosedError(AiosmrtError):
+    """The stateful session has expired, was closed by its model, or was never opened by it."""
+
+
+class JobFailedError(AiosmrtError):
+    """An asynchronous inference ended with a failure.
+
+    Args:
+        message: what happened.
+        failure_location: the S3 URI of what the service wrote about it; None where there is nothing.
+        reason: what is written there, cut to 1,024 characters; None where it was not read.
+    """
+
+    default_cause: Cause = "model"
+
+    def __init__(self, message: str, *, failure_location: str | None = None, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.failure_location = failure_location
+        self.reason = reason
+
+
+class JobTimeoutError(AiosmrtError, TimeoutError):
+    """An asynchronous inference had neither result nor failure in time; it goes on, and can be waited for again."""
+
+
+class ObjectStoreError(AiosmrtError):
+    """S3 refused a request, failed, or could not be reached.
+
+    Args:
+        message: what happened; names bucket and key.
+        code: S3's error code, such as ``"AccessDenied"``, or the class of what went wrong on the way.
+        status: the HTTP status; None without a response.
+    """
+
+    def __init__(self, message: str, *, code: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
 
 
 class ClientStateError(AiosmrtError, RuntimeError):
