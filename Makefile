@@ -8,13 +8,16 @@ PYTEST_FLAGS ?=
 OLDEST := 'aiobotocore==2.13.0' 'aiohttp==3.12.0'
 # The AWS CLI asks for exactly one botocore, which would decide ours: it lives alone.
 AWS_CLI := 'awscli>=1.38,<2'
+# Model servers bring web frameworks, scikit-learn and pandas, 350 MB of them, and bounds on what we use: alone as well.
+MODEL_SERVERS := 'mlflow-skinny>=3.10,<4' 'litserve>=0.2.19,<1' 'scikit-learn>=1.5,<2' 'skops>=0.13,<1' 'pandas>=2.2,<4'
 
 JS := tests/conformance/js
 export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
+export AIOSMRT_TEST_MODELS := $(CURDIR)/.venv-models/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-newest test-oldest lint types contract bench soak clean
+.PHONY: help demo test test-models test-newest test-oldest lint types contract bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -25,13 +28,16 @@ demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker 
 test: .venv/.dev peers ## the tests
 	.venv/bin/python -m pytest $(PYTEST_FLAGS)
 
+test-models: .venv/.dev .venv-models/.installed ## the tests with MLflow's and LitServe's servers alone
+	.venv/bin/python -m pytest tests/models $(PYTEST_FLAGS)
+
 test-newest: ## the tests on the newest Python of this machine
 	@test -n "$(NEWEST)"
 	@$(MAKE) --no-print-directory .venv-newest/.test peers
-	.venv-newest/bin/python -m pytest --ignore=tests/typing $(PYTEST_FLAGS)
+	.venv-newest/bin/python -m pytest --ignore=tests/typing --ignore=tests/models $(PYTEST_FLAGS)
 
 test-oldest: .venv-oldest/.test peers ## the tests on the oldest aiobotocore and aiohttp, calls through aiohttp's session
-	.venv-oldest/bin/python -m pytest --ignore=tests/typing --transport=session $(PYTEST_FLAGS)
+	.venv-oldest/bin/python -m pytest --ignore=tests/typing --ignore=tests/models --transport=session $(PYTEST_FLAGS)
 
 lint: .venv/.dev ## ruff: rules and format
 	.venv/bin/ruff check
@@ -53,8 +59,8 @@ soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in t
 	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
-	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache \
-		.import_linter_cache $(JS)/node_modules
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .cache .hypothesis .pytest_cache .mypy_cache \
+		.ruff_cache .import_linter_cache $(JS)/node_modules
 
 .venv/.demo: pyproject.toml
 	@.ci/environment .venv "$(PYTHON)" -e '.[demo]'
@@ -72,12 +78,17 @@ clean: ## remove what the other targets installed
 	@.ci/environment .venv-oldest "$(PYTHON)" -e '.[demo]' --group test $(OLDEST)
 	@touch $@
 
-# Clients of other makers. Their tests skip, with a reason, what is not there; .ci/run insists on all of them.
+# Clients and model servers of other makers. Their tests skip, with a reason, what is not there; .ci/run insists on all
+# of them.
 .PHONY: peers
-peers: .venv-awscli/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
+peers: .venv-awscli/.installed .venv-models/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
 
 .venv-awscli/.installed: Makefile
 	@.ci/environment .venv-awscli "$(PYTHON)" $(AWS_CLI)
+	@touch $@
+
+.venv-models/.installed: Makefile
+	@.ci/environment .venv-models "$(PYTHON)" $(MODEL_SERVERS)
 	@touch $@
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json

@@ -230,7 +230,7 @@ class ModelContainer:
         inherited = {name: value for name, value in os.environ.items() if self._inherit_aws or name[:4] != "AWS_"}
         own = {"SAGEMAKER_BIND_TO_PORT": str(self._port)}
         if self._model_dir is not None:
-            own["SM_MODEL_DIR"] = os.fspath(self._model_dir)
+            own["SM_MODEL_DIR"] = str(Path(self._model_dir).absolute())  # the container may start in another folder
         return inherited | self._environment | own
 
     async def _spawn(self) -> _Run:

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support import availability
 from tests.support.javascript_sdk import JAVASCRIPT_DIRECTORY
 from tests.support.peers import CREDENTIALS, isolate_aws
 
@@ -20,14 +21,8 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def unavailable() -> Callable[[str], NoReturn]:
-    """Skip for want of a program; fail where the whole suite is required (AIOSMRT_REQUIRE_CONFORMANCE=1)."""
-
-    def stop(reason: str) -> NoReturn:
-        if os.environ.get("AIOSMRT_REQUIRE_CONFORMANCE") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-    return stop
+    """Skips for want of a program, or fails; see `tests.support.availability`."""
+    return availability.unavailable
 
 
 @pytest.fixture

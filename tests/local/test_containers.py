@@ -104,6 +104,14 @@ async def test_environment_is_the_parents_without_aws_variables(monkeypatch: Any
     assert (seen["INHERITED"], seen["MODEL"], seen["SM_MODEL_DIR"]) == ("yes", "digits", str(tmp_path))
 
 
+async def test_a_model_folder_is_found_from_another_working_folder(monkeypatch: Any, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    async with container(model_dir="model", working_dir="elsewhere") as model:
+        seen = json.loads(await invoke(model, b"environment"))
+    assert seen["SM_MODEL_DIR"] == str(tmp_path / "model")
+
+
 async def test_aws_variables_are_inherited_on_request_and_can_be_given_alone(monkeypatch: Any) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
     async with container(inherit_aws=True) as model:
