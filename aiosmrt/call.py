@@ -9,6 +9,10 @@ A call takes a place under ``max_concurrency`` before its first attempt and keep
 that throttles is called by fewer. A plain call gives it back with its result, a stream when it ends. The call's
 ``deadline`` spans everything up to the result; for a stream, everything up to the response's head.
 
+A call that waits for capacity gives its place back, and takes one again before it sends. That wait takes minutes, and
+places are counted per endpoint: inference components that are scaled to zero share theirs with components that are not,
+whose calls would otherwise wait along. The price is that it lines up for its place once more.
+
 An error that leaves a call is deleted from the frames that raised it. Its traceback holds those frames, so that they,
 the call and its body would otherwise stay until the garbage collector finds them.
 
@@ -21,8 +25,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from aiosmrt.capacitygate import CapacityGate, Visit
 from aiosmrt.errors import (
     AiosmrtError,
     Cause,
@@ -40,11 +47,15 @@ from aiosmrt.events import (
     AttemptEnded,
     AttemptStarted,
     CallEnded,
+    CallStarted,
+    CapacityWaited,
     ClockSkewCorrected,
     Event,
     LimiterWaited,
+    Observer,
     RetryScheduled,
     StreamEnded,
+    WaitOutcome,
 )
 from aiosmrt.limiter import Limiter
 from aiosmrt.policy.clockskew import correct_offset
@@ -56,6 +67,7 @@ from aiosmrt.policy.retry import (
     parse_retry_after,
     sdk_request,
 )
+from aiosmrt.policy.scaleout import ends_the_wait
 from aiosmrt.shared import HASH_INLINE_BYTES, Options, Plan, Shared, body_digest, emit, with_max_attempts
 from aiosmrt.streams import EventStream, StreamingBody
 from aiosmrt.transport import Reply, ReplyStream, Request, header_lines
@@ -72,6 +84,10 @@ __all__ = ["Call", "Prepared", "exchange"]
 # What a transport brings: a whole reply for `Call.exchange`, an open one for `Call.open`.
 AnyReply: TypeAlias = Reply | ReplyStream
 
+# What a call may name besides its endpoint and has a capacity of its own (the operation table has them as members).
+_COMPONENT_HEADER = "X-Amzn-SageMaker-Inference-Component"
+_VARIANT_HEADER = "X-Amzn-SageMaker-Target-Variant"
+
 
 async def exchange(shared: Shared, options: Options, plan: Plan, head: Head, body: bytes | memoryview) -> Any:
     """Make a plain call and give its result dictionary.
@@ -84,7 +100,8 @@ async def exchange(shared: Shared, options: Options, plan: Plan, head: Head, bod
         body: the request body.
     """
     counters = shared.counters
-    if options.deadline is not None or options.observers:
+    # While anything waits for capacity, it takes a `Call` to find out whether this one has to.
+    if options.deadline is not None or options.observers or shared.gates:
         call = Call(shared, options, plan, head, body)
         reply = await call.exchange()
         sent = call.sent
@@ -97,46 +114,54 @@ async def exchange(shared: Shared, options: Options, plan: Plan, head: Head, bod
         if not limiter.try_acquire():
             _check_open(shared)
             await limiter.acquire()
+        outcome: Reply | AiosmrtError | None = None
         try:
             if not shared.ready_in:
                 _check_open(shared)
             credentials = None
             if options.sign:
                 credentials = shared.credentials.current() or await shared.credentials.get()
-            # By identity, which is faster than by value; the head is kept with it, so that its identity stays its own.
-            prepared = options.prepared.get(id(head))
-            if prepared is None or prepared.head is not head:
-                prepared = _prepare(shared, options, head)
             invocation_id = shared.next_invocation_id()
             sent_at = shared.wall_clock()
             offset = shared.clock_offset
-            headers = f"{prepared.first_lines}amz-sdk-invocation-id: {invocation_id}\r\n"
-            if credentials is not None:
-                headers += shared.signer.sign_lines(credentials, sent_at + offset, prepared.signed, digest)
-            sent = 1
-            counters.attempts += 1
-            counters.bytes_sent += len(body)
-            outcome: Reply | AiosmrtError
-            sending = shared.transport.exchange(prepared.request(options, headers, body))
-            # What waits with many others had better be small.
-            del headers
-            try:
-                outcome = await sending
-            except AiosmrtError as error:
-                outcome = error
-            if isinstance(outcome, Reply) and outcome.status < 300:
-                reply = outcome
-                options.bucket.on_success()
-            else:
-                call = Call(shared, options, plan, head, body)
-                call.first_attempt_was(invocation_id, digest, limiter, sent_at, offset)
+            # Asked again, because this call may have been in the queue meanwhile.
+            if not shared.gates:
+                # By identity, which is faster than by value; the head is kept with it, so that its identity stays its
+                # own.
+                prepared = options.prepared.get(id(head))
+                if prepared is None or prepared.head is not head:
+                    prepared = _prepare(shared, options, head)
+                headers = f"{prepared.first_lines}amz-sdk-invocation-id: {invocation_id}\r\n"
+                if credentials is not None:
+                    headers += shared.signer.sign_lines(credentials, sent_at + offset, prepared.signed, digest)
+                counters.attempts += 1
+                counters.bytes_sent += len(body)
+                sending = shared.transport.exchange(prepared.request(options, headers, body))
+                # What waits with many others had better be small.
+                del headers
                 try:
-                    reply = await call.go_on_after(call.refusal(outcome) if isinstance(outcome, Reply) else outcome)
-                finally:
-                    del outcome
-                sent = call.sent
-        finally:
+                    outcome = await sending
+                except AiosmrtError as error:
+                    outcome = error
+        except BaseException:
             limiter.release()
+            raise
+        if isinstance(outcome, Reply) and outcome.status < 300:
+            limiter.release()
+            options.bucket.on_success()
+            reply = outcome
+            sent = 1
+        else:
+            call = Call(shared, options, plan, head, body)
+            call.take_over(invocation_id, digest, limiter)
+            if outcome is not None:
+                call.first_attempt_was(sent_at, offset)
+            try:
+                reply = await call.go_on_after(call.refusal(outcome) if isinstance(outcome, Reply) else outcome)
+            finally:
+                del outcome
+                call.let_go()
+            sent = call.sent
     counters.bytes_received += len(reply.body)
     result_body: object = StreamingBody(reply.body) if plan.operation.status == 200 else reply.body
     return plan.reader.result(reply.status, reply.headers, result_body, sent)
@@ -224,6 +249,7 @@ class Call:
         self._digest = ""
         self._send: Callable[[Request], Awaitable[AnyReply]] = shared.transport.exchange
         self._limiter: Limiter
+        self._has_place = False
         self._state: RetryState | None = None
         self._started = 0.0
         self._deadline: float | None = None
@@ -234,6 +260,10 @@ class Call:
         self._signed_offset = 0.0
         # whether the call's stream is over
         self._finished = False
+        # its error's class
+        self._stream_error: str | None = None
+        # its waits for capacity, from the first one on
+        self._visit: Visit | None = None
         # requests
         self.sent = 0
 
@@ -242,24 +272,29 @@ class Call:
     async def exchange(self) -> Reply:
         """Make the call and bring its reply."""
         reply: Reply = await self._observed()
-        self._limiter.release()
+        self.let_go()
         return reply
 
-    def first_attempt_was(
-        self, invocation_id: str, digest: str, limiter: Limiter, sent_at: float, signed_offset: float
-    ) -> None:
-        """Take over from the function `exchange`, which keeps the place.
+    def take_over(self, invocation_id: str, digest: str, limiter: Limiter) -> None:
+        """Take a call and its place over from the function `exchange`.
 
         Args:
             invocation_id: the call's.
             digest: the body's hash.
             limiter: who gave the place.
-            sent_at: the wall clock's time of the first attempt.
-            signed_offset: what was added to it for the signature.
         """
         self._invocation_id = invocation_id
         self._digest = digest
         self._limiter = limiter
+        self._has_place = True
+
+    def first_attempt_was(self, sent_at: float, signed_offset: float) -> None:
+        """Know of the attempt that the function `exchange` made.
+
+        Args:
+            sent_at: the wall clock's time then.
+            signed_offset: what was added to it for the signature.
+        """
         self._sent_at = sent_at
         self._signed_offset = signed_offset
         self.sent = 1
@@ -276,10 +311,12 @@ class Call:
     # From the limiter to a successful reply
 
     async def _observed(self) -> Any:
-        """`_run` within the deadline and with a `CallEnded` after it."""
+        """`_run` within the deadline, between a `CallStarted` and a `CallEnded`."""
         options = self._options
         clock = self._shared.clock
         self._started = clock()
+        if options.observers:
+            self._begin()
         error: str | None = None
         try:
             if options.deadline is None:
@@ -307,42 +344,114 @@ class Call:
             ) from cause
 
     async def _run(self) -> Any:
-        """Take a place and make attempts until one succeeds; the place is kept on success only."""
+        """Take a place and make attempts until one succeeds."""
         shared = self._shared
         shared.counters.calls += 1
         body = self._body
         if self._options.sign:
             large = len(body) > HASH_INLINE_BYTES
             self._digest = await shared.off_loop(body_digest, body) if large else body_digest(body)
-        limiter = self._limiter = self._options.limiters.of(self._head.endpoint_name)
-        if not limiter.try_acquire():
-            await self._wait_for_turn()
-        try:
-            try:
-                return await self._attempt()
-            except AiosmrtError as error:
-                failure = error
-            try:
-                return await self.go_on_after(failure)
-            finally:
-                del failure
-        except BaseException:
-            limiter.release()
-            raise
+        self._limiter = self._options.limiters.of(self._head.endpoint_name)
+        self._has_place = self._limiter.try_acquire()
+        return await self.go_on_after(None)
 
-    async def go_on_after(self, error: AiosmrtError, *, stream_started: bool = False) -> Any:
-        """Make further attempts until one succeeds; raises the error where there are no more."""
+    async def go_on_after(self, error: AiosmrtError | None, *, stream_started: bool = False) -> Any:
+        """Make attempts until one succeeds, and raise the error where there are no more; keep a place on success only.
+
+        Args:
+            error: why the last attempt failed; None before the first.
+            stream_started: whether a part of the response stream was handed out.
+        """
+        shared = self._shared
+        reply = None
         try:
-            while True:
-                await self._shared.sleep(self._decide(error, stream_started=stream_started))
-                if self._finished:
+            while reply is None:
+                if isinstance(error, NoCapacityError) and (visit := self._waits_for_capacity()) is not None:
+                    if not await self._wait_after(error, visit):
+                        self._last_error = None
+                        raise error
+                elif error is not None:
+                    if self._visit is not None and ends_the_wait(error.cause):
+                        self._visit.end()
+                    await shared.sleep(self._decide(error, stream_started=stream_started))
+                if shared.gates or not self._has_place:
+                    await self._take_place()
+                if self._finished and error is not None:
                     raise error
                 try:
-                    return await self._attempt()
+                    reply = await self._attempt()
                 except AiosmrtError as another:
                     error = another
+            return reply
         finally:
             del error
+            if reply is None:
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Give up what this call holds, a place or its part at a gate; may be called more than once."""
+        visit = self._visit
+        if visit is not None:
+            if visit.gate is not None and self._deadline is not None and self._last_error is None:
+                self._last_error = self._no_capacity(visit.gate)
+            visit.leave()
+        self._give_place_back()
+
+    # Places, and gates before them
+
+    async def _take_place(self) -> None:
+        """Have a place, and no closed gate ahead; also return when the call's stream is over.
+
+        Raises:
+            NoCapacityError: ``wait_for_capacity`` passed at the gate.
+        """
+        gates = self._shared.gates
+        while not self._finished:
+            visit = self._waits_for_capacity() if gates else None
+            gate = None if visit is None else visit.gate_ahead()
+            if visit is not None and gate is not None:
+                self._give_place_back()
+                if not await visit.wait(gate) and not self._finished:
+                    raise self._no_capacity(gate)
+                _check_open(self._shared)
+            elif self._has_place:
+                return
+            else:
+                if not self._limiter.try_acquire():
+                    await self._wait_for_turn()
+                self._has_place = True
+
+    def _give_place_back(self) -> None:
+        if self._has_place:
+            self._has_place = False
+            self._limiter.release()
+
+    def _waits_for_capacity(self) -> Visit | None:
+        """This call's waits for capacity; None where it does not wait."""
+        if self._visit is None and self._options.wait_for_capacity is not None:
+            name, headers = self._head.endpoint_name, dict(self._head.headers)
+            self._visit = Visit(
+                self._shared,
+                (name, headers.get(_COMPONENT_HEADER), headers.get(_VARIANT_HEADER)),
+                self._options.wait_for_capacity,
+                partial(_say_waited, self._options.observers, self._plan.operation.name, name, self._invocation_id),
+            )
+        return self._visit
+
+    async def _wait_after(self, error: NoCapacityError, visit: Visit) -> bool:
+        """Wait without a place after a refusal for want of capacity; False when the time for it is up."""
+        self._place(error)
+        if self._deadline is not None:
+            self._last_error = error
+        gate = visit.refused(error.response, error.retry_after)
+        del error
+        self._give_place_back()
+        if not await visit.wait(gate):
+            return False
+        _check_open(self._shared)
+        retries = self._shared.counters.retries
+        retries["no_capacity"] = retries.get("no_capacity", 0) + 1
+        return True
 
     async def _wait_for_turn(self) -> None:
         _check_open(self._shared)
@@ -352,7 +461,7 @@ class Call:
         clock = self._shared.clock
         began = clock()
         await self._limiter.acquire()
-        self._observe(LimiterWaited(self._plan.operation.name, self._head.endpoint_name, clock() - began))
+        self._emit(LimiterWaited, clock() - began)
 
     async def _attempt(self) -> Any:
         """Sign and send once; a reply that reports an error is raised as one."""
@@ -362,9 +471,9 @@ class Call:
         credentials = None
         if options.sign:
             credentials = shared.credentials.current() or await shared.credentials.get()
-        attempt = 1 if self._state is None else self._state.attempt
+        attempt = self.sent + 1
         request = self._request(credentials, attempt)
-        self.sent += 1
+        self.sent = attempt
         counters = shared.counters
         counters.attempts += 1
         counters.bytes_sent += len(self._body)
@@ -374,15 +483,18 @@ class Call:
             began = shared.clock()
             self._emit(AttemptStarted, attempt, len(self._body))
         try:
-            reply = await self._send(request)
+            visit = self._visit
+            reply = await (self._send(request) if visit is None else visit.answer(self._send(request)))
             if reply.status < 300:
                 if self._state is None:
                     options.bucket.on_success()
                 else:
                     self._state.on_success()
-                    self._last_error = None
+                self._last_error = None
                 if observed:
                     self._emit_attempt(attempt, began, reply.status, None, reply.headers)
+                if visit is not None:
+                    visit.end()
                 return reply
             if not isinstance(reply, Reply):
                 reply = Reply(reply.status, reply.headers, await _drain(reply))
@@ -450,6 +562,12 @@ class Call:
             retry_after=parse_retry_after(headers.get("x-amz-retry-after")),
         )
 
+    def _no_capacity(self, gate: CapacityGate) -> AiosmrtError:
+        """The error of a call that waited in vain and was not refused itself: what the last prober was told."""
+        response = deepcopy(gate.refusal)
+        response["ResponseMetadata"]["RetryAttempts"] = max(0, self.sent - 1)
+        return self._place(NoCapacityError(response, self._plan.operation.name))
+
     def _place(self, error: AiosmrtError) -> AiosmrtError:
         """Say on the error where it happened."""
         error.operation = self._plan.operation.name
@@ -470,7 +588,6 @@ class Call:
                 with_max_attempts(options.retry, shared.max_attempts), options.bucket, deadline=self._deadline
             )
         self._place(error)
-        attempt = state.attempt
         decision = state.decide(
             error.cause,
             now=shared.clock(),
@@ -490,7 +607,7 @@ class Call:
         self._last_error = error
         counters.retries[error.cause] = counters.retries.get(error.cause, 0) + 1
         if options.observers:
-            self._emit(RetryScheduled, attempt, error.cause, decision)
+            self._emit(RetryScheduled, self.sent, error.cause, decision)
         return decision
 
     # What an EventStream needs
@@ -511,6 +628,9 @@ class Call:
         """Make further attempts after a stream failed, where the policy allows; raises ``error`` where not."""
         try:
             stream: ReplyStream = await self._before_deadline(self.go_on_after(error, stream_started=stream_started))
+        except AiosmrtError as failure:
+            self._stream_error = type(failure).__name__
+            raise
         finally:
             del error
         return stream
@@ -518,12 +638,40 @@ class Call:
     def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
         """Give the call's place back when its stream is over."""
         self._finished = True
-        self._limiter.release()
+        if self._visit is not None:
+            self._visit.leave()
+        self._give_place_back()
         self._shared.counters.bytes_received += payload_bytes
         if self._options.observers:
-            self._emit(StreamEnded, parts, payload_bytes, self._shared.clock() - self._started, complete)
+            duration = self._shared.clock() - self._started
+            self._emit(StreamEnded, parts, payload_bytes, duration, complete, self._stream_error)
 
     # Events
+
+    def _begin(self) -> None:
+        """Say that the call begins, and take up the headers that observers have for it."""
+        endpoint, head, observers = self._shared.endpoint, self._head, self._options.observers
+        started = CallStarted(
+            self._plan.operation.name,
+            head.endpoint_name,
+            self._invocation_id,
+            endpoint.url + head.path,
+            endpoint.signing_region,
+            len(self._body),
+        )
+        emit(observers, started)
+        for observer in observers:
+            request_headers = getattr(observer, "request_headers", None)
+            if request_headers is None:
+                continue
+            from aiosmrt.wire.headers import extend
+
+            try:
+                self._head = extend(self._head, request_headers(started, dict(self._head.headers)))
+            except Exception as error:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "an observer's headers were left out", "exception": error}
+                )
 
     def _observe(self, event: Event) -> None:
         emit(self._options.observers, event)
@@ -545,6 +693,18 @@ class Call:
             None if headers is None else headers.get("x-amzn-requestid"),
             len(self._body),
         )
+
+
+def _say_waited(
+    observers: tuple[Observer, ...],
+    operation: str,
+    endpoint_name: str,
+    invocation_id: str,
+    duration: float,
+    outcome: WaitOutcome,
+) -> None:
+    # apart from `Call`, which its own method would keep alive
+    emit(observers, CapacityWaited(operation, endpoint_name, invocation_id, duration, outcome))
 
 
 async def _drain(stream: ReplyStream) -> bytes:

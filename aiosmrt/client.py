@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, TypeVar, Unpack, cast
 
 from aiosmrt._version import __version__
 from aiosmrt.aws.credentials import CredentialsCache
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     import aiohttp
 
     from aiosmrt.aws.providers import CredentialsFunction, FrozenCredentialsSource
+    from aiosmrt.aws.s3 import ObjectStore
+    from aiosmrt.endpoint import CallOptions, Endpoint
+    from aiosmrt.serializers import Deserializer, Serializer
     from aiosmrt.transport.choice import TransportName
     from aiosmrt.types import (
         Body,
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["Client", "ClientStatistics"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 class _Unset:
@@ -73,7 +79,7 @@ class ClientStatistics(NamedTuple):
         waiting: calls that wait for one.
         calls: calls begun.
         attempts: requests sent.
-        retries: repeated requests, by cause.
+        retries: repeated requests, by cause; ``"no_capacity"`` for those of calls that waited for capacity.
         throttles: answers by which the service asked for less load.
         bytes_sent: bytes of request bodies, retries included.
         bytes_received: bytes of response bodies; of streams, the payload.
@@ -113,8 +119,11 @@ class Client:
         connect_timeout: seconds for a new connection, TLS included; None for no limit.
         read_timeout: seconds that the service may be silent; None for no limit. The model has 60 s to answer, and
             AWS asks for 70 here (API reference, InvokeEndpoint).
-        deadline: seconds for a whole call: waiting for its turn, attempts and back-off; of a stream, everything up to
-            the response's head. None for no limit.
+        deadline: seconds for a whole call: waiting for its turn and for capacity, attempts and back-off; of a stream,
+            everything up to the response's head. None for no limit.
+        wait_for_capacity: seconds that a call waits, in all, while its inference component is scaled to zero and scales
+            out: one call asks again now and then, the others wait for it, without places under ``max_concurrency``.
+            None for not at all: a NoCapacityError is raised at once.
         max_concurrency: calls in flight per endpoint; further ones wait in the order they came.
         retry: when to try again; a `RetryPolicy`, or the ``retries`` dictionary of botocore's ``Config``.
         sign: whether requests are signed; False needs neither credentials nor region where ``endpoint_url`` is given.
@@ -153,6 +162,7 @@ class Client:
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = 70.0,
         deadline: float | None = None,
+        wait_for_capacity: float | None = None,
         max_concurrency: int = 100,
         retry: RetryPolicy | Mapping[str, Any] = RetryPolicy(),  # noqa: B008 (frozen)
         sign: bool = True,
@@ -182,6 +192,7 @@ class Client:
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             deadline=deadline,
+            wait_for_capacity=wait_for_capacity,
             retry=policy,
             sign=sign,
             user_agent=_user_agent(user_agent_extra),
@@ -448,6 +459,7 @@ class Client:
         connect_timeout: float | _Unset | None = _UNSET,
         read_timeout: float | _Unset | None = _UNSET,
         deadline: float | _Unset | None = _UNSET,
+        wait_for_capacity: float | _Unset | None = _UNSET,
         max_concurrency: int | _Unset = _UNSET,
         retry: RetryPolicy | Mapping[str, Any] | _Unset = _UNSET,
         sign: bool | _Unset = _UNSET,
@@ -460,8 +472,8 @@ class Client:
         names a ``max_concurrency`` of its own, and its client's retry bucket unless it names a ``retry`` of its own.
 
         Args:
-            connect_timeout, read_timeout, deadline, max_concurrency, retry, sign, user_agent_extra, observers: as in
-                the constructor; what is not given stays as it is.
+            connect_timeout, read_timeout, deadline, wait_for_capacity, max_concurrency, retry, sign, user_agent_extra,
+                observers: as in the constructor; what is not given stays as it is.
 
         >>> client = Client("eu-central-1")
         >>> impatient = client.with_options(deadline=2.0, retry=RetryPolicy(max_attempts=1))
@@ -472,6 +484,7 @@ class Client:
                 ("connect_timeout", connect_timeout),
                 ("read_timeout", read_timeout),
                 ("deadline", deadline),
+                ("wait_for_capacity", wait_for_capacity),
                 ("sign", sign),
             )
             if not isinstance(value, _Unset)
@@ -491,6 +504,57 @@ class Client:
         self._shared.limiters.add(view._options.limiters)
         view._is_view = True
         return view
+
+    def endpoint(
+        self,
+        name: str,
+        *,
+        serializer: Serializer[In],
+        deserializer: Deserializer[Out],
+        deadline: float | None = None,
+        wait_for_capacity: float | None = None,
+        upload_to: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Endpoint[In, Out]:
+        """An endpoint for Python objects: `predict`, `invoke`, `stream`, `map`, `submit` and `session`.
+
+        Args:
+            name: the endpoint's name.
+            serializer: makes request bodies; one of `aiosmrt.serializers`, or an object with ``content_type`` and
+                ``serialize(data)``.
+            deserializer: reads response bodies; one of `aiosmrt.serializers`, or an object with ``accept`` and
+                ``deserialize(body, content_type)``.
+            deadline: seconds for a whole call; None for the client's.
+            wait_for_capacity: seconds to wait while the endpoint scales out from zero; None for the client's.
+            upload_to: the S3 URI under which `submit` puts bodies that are too large for a request; None for nowhere.
+            options: members of all calls, such as ``inference_component="adapter"``; see
+                `aiosmrt.endpoint.CallOptions`. ``content_type`` and ``accept`` are the serializer's and the
+                deserializer's where they are not given.
+
+        Raises:
+            ParamValidationError: serializer or deserializer cannot be one.
+
+        >>> from aiosmrt.serializers import CSV, JSON
+        >>> endpoint = Client("eu-central-1").endpoint("churn", serializer=CSV, deserializer=JSON)
+        >>> endpoint.name
+        'churn'
+        """
+        # loaded with the first one
+        from aiosmrt.endpoint import Endpoint
+
+        client = self
+        if deadline is not None:
+            client = client.with_options(deadline=deadline)
+        if wait_for_capacity is not None:
+            client = client.with_options(wait_for_capacity=wait_for_capacity)
+        return Endpoint(
+            client, name, serializer=serializer, deserializer=deserializer, upload_to=upload_to, **options
+        )
+
+    @property
+    def max_concurrency(self) -> int:
+        """Calls in flight per endpoint."""
+        return self._options.limiters.max_concurrency
 
     def statistics(self) -> ClientStatistics:
         """The client's numbers now; see `ClientStatistics`."""
@@ -577,6 +641,10 @@ class Client:
         await self.close()
 
     # Inside
+
+    def _object_store(self) -> ObjectStore:
+        """Access to S3 with this client's credentials."""
+        return self._shared.object_store()
 
     def _plan(self, operation_name: str) -> Plan:
         return self._shared.plans[operation_name]

@@ -3,10 +3,12 @@
 An observer is a plain callable. It runs on the event loop between two steps of a call, so it must be quick; what it
 raises goes to the loop's exception handler and never into the call. Records hold sizes and names, never a payload,
 a custom attribute or a credential. Nothing is made or called when a client has no observer.
+
+An observer may also have a say in what is sent: see `HeaderSource`.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from aiosmrt.errors import Cause
 
@@ -14,15 +16,39 @@ __all__ = [
     "AttemptEnded",
     "AttemptStarted",
     "CallEnded",
+    "CallStarted",
+    "CapacityWaited",
     "ClockSkewCorrected",
     "CredentialsRefreshFailed",
     "CredentialsRefreshed",
     "Event",
+    "HeaderSource",
     "LimiterWaited",
     "Observer",
     "RetryScheduled",
     "StreamEnded",
+    "WaitOutcome",
 ]
+
+WaitOutcome: TypeAlias = Literal[
+    "capacity",  # there is some, or the service no longer says that there is none
+    "timeout",  # ``wait_for_capacity`` passed
+    "abandoned",  # cancelled, the deadline, a closed client or stream, another error
+]
+
+
+class CallStarted(NamedTuple):
+    """A call begins, and takes or waits for its turn next.
+
+    ``url`` is where it is posted to, ``region_name`` the region that it is signed for, None where the client has none.
+    """
+
+    operation: str
+    endpoint_name: str
+    invocation_id: str
+    url: str
+    region_name: str | None
+    body_bytes: int
 
 
 class LimiterWaited(NamedTuple):
@@ -30,7 +56,21 @@ class LimiterWaited(NamedTuple):
 
     operation: str
     endpoint_name: str
+    invocation_id: str
     duration: float
+
+
+class CapacityWaited(NamedTuple):
+    """A call waited for capacity; ``duration`` in seconds, attempts that asked for it included.
+
+    ``outcome`` says how the wait ended.
+    """
+
+    operation: str
+    endpoint_name: str
+    invocation_id: str
+    duration: float
+    outcome: WaitOutcome
 
 
 class AttemptStarted(NamedTuple):
@@ -84,7 +124,10 @@ class CallEnded(NamedTuple):
 
 
 class StreamEnded(NamedTuple):
-    """A response stream is over; ``complete`` is False when it was left early or failed."""
+    """A response stream is over; ``complete`` is False when it was left early or failed.
+
+    ``error`` is the error's class name, None when it did not fail.
+    """
 
     operation: str
     endpoint_name: str
@@ -93,6 +136,7 @@ class StreamEnded(NamedTuple):
     payload_bytes: int
     duration: float
     complete: bool
+    error: str | None
 
 
 class CredentialsRefreshed(NamedTuple):
@@ -116,7 +160,9 @@ class ClockSkewCorrected(NamedTuple):
 
 
 Event: TypeAlias = (
-    LimiterWaited
+    CallStarted
+    | LimiterWaited
+    | CapacityWaited
     | AttemptStarted
     | AttemptEnded
     | RetryScheduled
@@ -128,3 +174,23 @@ Event: TypeAlias = (
 )
 
 Observer: TypeAlias = Callable[[Event], None]
+
+
+class HeaderSource(Protocol):
+    """An observer that adds headers to the requests of the calls it sees, such as the context of a trace."""
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        ...
+
+    def request_headers(self, started: CallStarted, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Headers for every request of a call, beside its own or in place of those with the same name.
+
+        They are signed, unless they are among `aiosmrt.wire.sigv4.UNSIGNED_HEADERS`. Those that HTTP could not carry,
+        and any exception, go to the loop's exception handler, and the call goes on without them.
+
+        Args:
+            started: the call, of which the observer has just been told.
+            headers: those that the call's parameters stand for, custom attributes among them.
+        """
+        ...

@@ -32,6 +32,7 @@ from weakref import WeakSet
 from aiosmrt.aws.credentials import CredentialsCache
 from aiosmrt.aws.hosts import ResolvedEndpoint, resolve_endpoint
 from aiosmrt.aws.settings import Settings, resolve_settings
+from aiosmrt.capacitygate import CallLater, CapacityGate, Target, Timer
 from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
 from aiosmrt.errors import ClientStateError, InvalidConfigError, NoRegionError, ParamValidationError
 from aiosmrt.events import Event, Observer
@@ -46,6 +47,7 @@ from aiosmrt.wire.sigv4 import Signer
 if TYPE_CHECKING:
     import aiohttp
 
+    from aiosmrt.aws.s3 import ObjectStore
     from aiosmrt.call import Prepared
     from aiosmrt.transport import Transport
     from aiosmrt.types import Body
@@ -108,6 +110,7 @@ class Options:
     connect_timeout: float | None
     read_timeout: float | None
     deadline: float | None
+    wait_for_capacity: float | None
     retry: RetryPolicy
     sign: bool
     user_agent: str
@@ -120,7 +123,7 @@ class Options:
     def __post_init__(self) -> None:
         faults = [
             f"{name} must be a positive number of seconds, or None; got {value!r}"
-            for name in ("connect_timeout", "read_timeout", "deadline")
+            for name in ("connect_timeout", "read_timeout", "deadline", "wait_for_capacity")
             if (value := getattr(self, name)) is not None
             and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf)
         ]
@@ -211,6 +214,7 @@ class Shared:
         # binds to a loop where it is waited for, not where it is made
         self._lock = asyncio.Lock()
         self._executor: ThreadPoolExecutor | None = None
+        self._object_store: ObjectStore | None = None
         self.closed = False
         self._prepared = False
         # The thread in which everything below is ready while the loop runs; 0 as long as it is not.
@@ -235,8 +239,11 @@ class Shared:
         # random bits each time takes three times as long.
         self._invocation_ids = invocation_id(random.getrandbits(128))[:24]
         self._invocations = random.getrandbits(47)
+        self.call_later: CallLater = self._call_later
         self.sleep: Callable[[float], Awaitable[None]] = self._sleep
         self._sleepers: set[asyncio.Future[None]] = set()
+        # What has no capacity now, and calls that wait for it: empty nearly always.
+        self.gates: dict[Target, CapacityGate] = {}
         # those of the client and of its views
         self.limiters: WeakSet[Limiters] = WeakSet()
 
@@ -379,11 +386,15 @@ class Shared:
         # A stream that nobody reads keeps its place, and those behind it would wait for ever.
         for limiters in self.limiters:
             limiters.close()
+        for gate in list(self.gates.values()):
+            gate.open()
         try:
             if self.ready_in:
                 self.ready_in = 0
                 await self.transport.close()
         finally:
+            if self._object_store is not None:
+                await self._object_store.close()
             await self.credentials.close()
             if self._executor is not None:
                 self._executor.shutdown(wait=False)
@@ -393,11 +404,34 @@ class Shared:
         if getattr(self, "ready_in", 0):
             _warn("unclosed aiosmrt.Client: use `async with`, or `await client.close()`", ResourceWarning, source=self)
 
+    def object_store(self) -> ObjectStore:
+        """Access to S3 with the same credentials; made on first need, closed with the client.
+
+        Raises:
+            ClientStateError: closed, or tied to another loop or process.
+        """
+        self.bind(asyncio.get_running_loop())
+        if self._object_store is None:
+            # needed by asynchronous inference alone
+            from aiosmrt.aws.s3 import ObjectStore
+
+            given = self._verify
+            self._object_store = ObjectStore(
+                self.credentials,
+                region_name=self._settings_arguments["region_name"],
+                profile_name=self._settings_arguments["profile_name"],
+                # True leaves AWS_CA_BUNDLE to botocore, which takes no context of anybody's.
+                verify=False if given is False else os.fspath(given) if isinstance(given, (str, os.PathLike)) else None,
+            )
+        return self._object_store
+
+    def _call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
+        return self.loop.call_later(seconds, function, *arguments)
+
     async def _sleep(self, seconds: float) -> None:
         """Wait, but not beyond the client's closing: a call in back-off then finds out at once."""
-        loop = asyncio.get_running_loop()
-        sleeper: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(seconds, _wake, sleeper)
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self.call_later(seconds, _wake, sleeper)
         self._sleepers.add(sleeper)
         try:
             await sleeper

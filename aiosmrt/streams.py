@@ -200,54 +200,65 @@ class EventStream:
             ResponseStreamingError: the connection was lost.
             ClientStateError: another task is waiting for the next part.
         """
-        if not self._ready:
-            if self._receiving:
-                raise ClientStateError("another task is waiting for this stream's next part")
-            self._receiving = True
-            try:
-                await self._receive()
-            finally:
-                self._receiving = False
+        if not self._ready and not await self._receive():
+            raise StopAsyncIteration
         return {"PayloadPart": {"Bytes": self._ready.pop()}}
 
-    async def _receive(self) -> None:
-        """Fill ``_ready`` with at least one payload, or raise."""
-        while self._open:
-            failure, self._failure = self._failure, None
-            try:
-                if failure is None:
-                    try:
-                        more = await self._stream.receive(self._take)
-                        if not self._open:
-                            break  # closed meanwhile, and what arrived at the same time is given up
-                        if self._arrived:
-                            # payloads in reverse: list.pop() from the end is the cheapest hand-over
-                            self._arrived.reverse()
-                            self._ready, self._arrived = self._arrived, self._ready
-                            return
-                        if not more:
-                            self._decoder.finish()
-                            self._close(complete=True)
-                        continue
-                    except (TransportError, EventStreamFormatError) as error:
-                        if not self._open:
-                            break
-                        failure = error
-                self._stream.close()
-                stream = await self._owner.recover(failure, stream_started=self._parts > 0)
-                self._stream = stream
-                if not self._open:
-                    stream.close()
-                self._decoder = _decoder()
-            except BaseException as error:
-                if not self._open and isinstance(error, AiosmrtError):
-                    break  # closed by another task meanwhile: an end, not a failure
-                self._close(complete=False)
-                self._decoder = _decoder()
-                raise
-            finally:
-                del failure  # as in aiosmrt.call; the decoder keeps its own, too
-        raise StopAsyncIteration
+    async def receive(self) -> list[bytes]:
+        """The payloads of all parts that have arrived, waiting until there is one; empty at the stream's end.
+
+        Raises as ``anext`` does.
+        """
+        if not self._ready and not await self._receive():
+            return []
+        payloads, self._ready = self._ready, []
+        payloads.reverse()
+        return payloads
+
+    async def _receive(self) -> bool:
+        """Fill ``_ready`` with at least one payload, or raise; False at the end."""
+        if self._receiving:
+            raise ClientStateError("another task is waiting for this stream's next part")
+        self._receiving = True
+        try:
+            while self._open:
+                failure, self._failure = self._failure, None
+                try:
+                    if failure is None:
+                        try:
+                            more = await self._stream.receive(self._take)
+                            if not self._open:
+                                break  # closed meanwhile, and what arrived at the same time is given up
+                            if self._arrived:
+                                # payloads in reverse: list.pop() from the end is the cheapest hand-over
+                                self._arrived.reverse()
+                                self._ready, self._arrived = self._arrived, self._ready
+                                return True
+                            if not more:
+                                self._decoder.finish()
+                                self._close(complete=True)
+                            continue
+                        except (TransportError, EventStreamFormatError) as error:
+                            if not self._open:
+                                break
+                            failure = error
+                    self._stream.close()
+                    stream = await self._owner.recover(failure, stream_started=self._parts > 0)
+                    self._stream = stream
+                    if not self._open:
+                        stream.close()
+                    self._decoder = _decoder()
+                except BaseException as error:
+                    if not self._open and isinstance(error, AiosmrtError):
+                        break  # closed by another task meanwhile: an end, not a failure
+                    self._close(complete=False)
+                    self._decoder = _decoder()
+                    raise
+                finally:
+                    del failure  # as in aiosmrt.call; the decoder keeps its own, too
+            return False
+        finally:
+            self._receiving = False
 
     def _take(self, data: bytes | memoryview) -> None:
         """Decode what has arrived and keep its payloads, up to the first failure."""

@@ -15,8 +15,9 @@ The path decides the answer:
   ``KIND-COUNT``: ``small-10000`` is 10,000 parts of 64 bytes, about 64 KiB of them in a chunk of HTTP, and
   ``large-1000`` 1,000 parts of 64 KiB, each in a chunk; both are written four chunks at a time, as fast as they are
   taken; ``paced-200`` is 200 parts of 64 bytes, one every 2.5 to 7.5 ms, each in a chunk and a write of its own, as a
-  model emits tokens: an even pace would bring the streams' parts in bursts, larger ones for a slower client. Other
-  names get ``small-100``. A number is at most 1,000,000.
+  model emits tokens: an even pace would bring the streams' parts in bursts, larger ones for a slower client;
+  ``json-10000`` and ``sse-10000`` are as ``small-10000``, with a JSON document and a line end, or a server-sent event,
+  in each part. Other names get ``small-100``. A number is at most 1,000,000.
 
 Signatures are not checked. Expect: 100-continue and chunked requests are not understood: such a request is refused
 with a status that shows up in the benchmark.
@@ -61,6 +62,9 @@ STREAM_HEAD = (
     b"Transfer-Encoding: chunked\r\n\r\n"
 )
 LAST_CHUNK = b"0\r\n\r\n"
+# 64 bytes each.
+JSON_PART = b'{"token":{"id":13,"text":" word","logprob":-0.25,"special":1}}' + b"\n\n"
+SSE_PART = b'data: {"choices": [{"index": 0, "delta": {"content": "a w"}}]}' + b"\n\n"
 
 MAX_HEAD_BYTES = 64 * 1024
 SCRATCH_BYTES = 256 * 1024
@@ -73,7 +77,7 @@ PACE_SECONDS = 0.005
 DESCRIPTORS = 10_000
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
-_STREAM_PATH = re.compile(rb"/endpoints/(small|large|paced)-(\d{1,7})/invocations-response-stream")
+_STREAM_PATH = re.compile(rb"/endpoints/(small|large|paced|json|sse)-(\d{1,7})/invocations-response-stream")
 
 
 def payload_part(payload: bytes) -> bytes:
@@ -99,7 +103,8 @@ def chunk(data: bytes) -> bytes:
 @lru_cache(maxsize=32)
 def stream_pieces(kind: bytes, count: int) -> tuple[bytes, int, bytes]:
     """A repeated piece, how often it goes out, and the rest with the end of the body: what a stream is made of."""
-    frame = payload_part(bytes(LARGE_PART_BYTES if kind == b"large" else SMALL_PART_BYTES))
+    payloads = {b"large": bytes(LARGE_PART_BYTES), b"json": JSON_PART, b"sse": SSE_PART}
+    frame = payload_part(payloads.get(kind, bytes(SMALL_PART_BYTES)))
     per_chunk, per_piece = (1, 1) if kind == b"paced" else (max(1, CHUNK_BYTES // len(frame)), CHUNKS_PER_PIECE)
     chunks, rest = divmod(count, per_chunk)
     repeats, chunks = divmod(chunks, per_piece)

@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 from aiosmrt import Client
 
+pytest_plugins = ["tests.support.seaweed"]
+
 # How long an example takes says more about the machine's load than about the code.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

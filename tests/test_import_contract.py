@@ -77,7 +77,7 @@ def test_a_module_without_a_place_is_named(tmp_path):
 
 def test_outside_aws_botocore_gives_its_exceptions_alone():
     for file, tree in sources():
-        if not file.startswith("aws/"):
+        if not file.startswith("aws/") and file != "local/objectstorage.py":
             foreign = [name for name in imported(tree) if name.split(".")[0] in ("botocore", "aiobotocore", "boto3")]
             assert [name for name in foreign if not name.startswith("botocore.exceptions")] == [], file
 
@@ -102,9 +102,15 @@ def test_wire_and_policy_read_no_clock_through_datetime():
 
 LOADED_LATER = [
     # of our own
+    "aiosmrt.aws.s3",
+    "aiosmrt.endpoint",
+    "aiosmrt.integrations",
+    "aiosmrt.serializers",
     "aiosmrt.transport.session",
     "aiosmrt.types",
     "aiosmrt.wire.eventstream",
+    "aiosmrt.wire.headers",
+    "aiosmrt.wire.lines",
     # found in the settings or looked up only when a client has to: 150 ms and 18 MiB
     "aiobotocore",
     "boto3",
@@ -127,7 +133,11 @@ LOADED_LATER = [
     "aiosmrt.local",
     # extras
     "click",
+    "fastapi",
+    "isal",
     "numpy",
+    "opentelemetry",
+    "pyarrow",
     "rich",
     "uvloop",
 ]

@@ -21,8 +21,10 @@ import click
 
 from aiosmrt.client import Client, ClientStatistics
 from aiosmrt.config import RetryPolicy
+from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import AiosmrtError, ConfigurationError
 from aiosmrt.events import AttemptEnded, Event
+from aiosmrt.serializers import JSON, TEXT
 
 __all__ = ["demo"]
 
@@ -49,8 +51,7 @@ class StreamedScores:
     """The same from one streamed call."""
 
     labels: list[int]
-    parts: int
-    first_part_seconds: float
+    first_seconds: float
     seconds: float
 
 
@@ -124,7 +125,8 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
             observers=(note,),
         ) as client:
             scores = await _score(client, rows, latencies, console)
-            streamed = await _stream(client, rows, console)
+            endpoint = client.endpoint(ENDPOINT, serializer=TEXT, deserializer=JSON, content_type="text/csv")
+            streamed = await _stream(endpoint, rows, console)
     finally:
         await runtime.close()
     if streamed.labels != scores.labels:
@@ -160,33 +162,23 @@ async def _score(client: Client, rows: list[str], latencies: list[float], consol
     return Scores(labels, seconds, latencies, client.statistics())
 
 
-async def _stream(client: Client, rows: list[str], console: Any) -> StreamedScores:
-    """Classify all rows in one call, and read its answer as it comes."""
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+async def _stream(endpoint: Endpoint[str, Any], rows: list[str], console: Any) -> StreamedScores:
+    """Classify all rows in one call, and read its answer value by value, as it comes."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     began = time.perf_counter()
-    response = await client.invoke_endpoint_with_response_stream(
-        EndpointName=ENDPOINT, Body="\n".join(rows), ContentType="text/csv", Accept="application/jsonlines"
-    )
     labels: list[int] = []
-    parts, first, rest = 0, 0.0, b""
-    columns = (
-        Progress.get_default_columns()[:3],
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns[0], *columns[1:], console=console) as progress:
-        bar = progress.add_task("response stream", total=len(rows), note="")
-        async with response["Body"] as stream:
-            async for event in stream:
-                parts += 1
+    first = 0.0
+    with Progress(
+        *Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    ) as progress:
+        bar = progress.add_task("response stream", total=len(rows))
+        async with endpoint.stream("\n".join(rows), accept="application/jsonlines") as stream:
+            async for value in stream.json():
                 first = first or time.perf_counter() - began
-                # A part may end anywhere, in the middle of a line too.
-                *lines, rest = (rest + event["PayloadPart"]["Bytes"]).split(b"\n")
-                labels += [json.loads(line)["label"] for line in lines]
-                progress.update(bar, completed=len(labels), note=f"{parts} parts")
-    return StreamedScores(labels, parts, first, time.perf_counter() - began)
+                labels.append(value["label"])
+                progress.update(bar, completed=len(labels))
+    return StreamedScores(labels, first, time.perf_counter() - began)
 
 
 def _report(console: Any, scores: Scores, streamed: StreamedScores, truth: list[int]) -> None:
@@ -215,8 +207,7 @@ def _report(console: Any, scores: Scores, streamed: StreamedScores, truth: list[
     table.add_row("retries", retries or "0")
     table.add_row(
         "streamed in one call",
-        f"{len(streamed.labels):,} rows, {streamed.parts} parts\n"
-        f"first after {1000 * streamed.first_part_seconds:.0f} ms, last after {1000 * streamed.seconds:.0f} ms",
+        f"first value after {1000 * streamed.first_seconds:.0f} ms, last after {1000 * streamed.seconds:.0f} ms",
     )
     console.print(table)
 

@@ -10,9 +10,10 @@ from tests.transport.carrying import connections_idle, connections_in_use
 
 
 async def nothing_is_held(client: aiosmrt.Client, server: RawServer) -> None:
-    """After a call of any outcome: no place, no connection and no task is kept."""
+    """After a call of any outcome: no place, no connection, no task and no closed gate is kept."""
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (0, 0)
+    assert client._shared.gates == {}
     if client._shared.ready_in:
         transport = client._shared.transport
         assert connections_in_use(transport) == 0

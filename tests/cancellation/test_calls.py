@@ -160,6 +160,111 @@ async def test_back_off(moment: Moment, failure: Any, make_client: MakeClient, s
     assert client.statistics().retries
 
 
+NO_CAPACITY = error_response(
+    400, "ValidationError", "Inference Component has no capacity to process this request. Wait."
+)
+
+
+@each_moment
+@pytest.mark.parametrize(
+    "options", [{}, {"deadline": 60.0}, {"observers": (lambda event: None,)}], ids=["plain", "deadline", "observed"]
+)
+async def test_asking_for_capacity(
+    moment: Moment, options: dict[str, Any], make_client: MakeClient, server: RawServer
+) -> None:
+    client = make_client(wait_for_capacity=60.0, **options)
+    client._shared.sleep = lambda seconds: asyncio.sleep(0)
+    await invoke(client)
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        server.play([NO_CAPACITY], [NO_CAPACITY])
+        return invoke(client)
+
+    assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= 5
+    assert client.statistics().retries["no_capacity"] > 2
+
+
+@each_moment
+@pytest.mark.parametrize("prober", ["succeeds", "is refused", "fails", "is cancelled"])
+@pytest.mark.parametrize("max_concurrency", [1, 100])
+async def test_waiting_for_capacity(
+    moment: Moment, prober: str, max_concurrency: int, make_client: MakeClient, server: RawServer
+) -> None:
+    """Behind a prober that goes on at the call's first suspension: the gate opens, or the call has to probe itself."""
+    client = make_client(
+        wait_for_capacity=60.0, max_concurrency=max_concurrency, retry=aiosmrt.RetryPolicy(max_attempts=1)
+    )
+    pauses: list[asyncio.Event] = []
+    probers: list[asyncio.Task[Any]] = []
+
+    async def pause(seconds: float) -> None:
+        """The first one of each run lasts until the test moves on."""
+        if pauses[-1].is_set():
+            await asyncio.sleep(0)
+        else:
+            await pauses[-1].wait()
+
+    client._shared.sleep = pause
+    await invoke(client)
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        pauses.append(asyncio.Event())
+        server.play([NO_CAPACITY])
+        count = len(server.requests)
+        probers.append(asyncio.create_task(invoke(client)))
+        await server.received(count + 1)
+        # The refusal is read and the pause has begun when no place is held any more.
+        while client.statistics().in_use:
+            await asyncio.sleep(0)
+        if prober == "is refused":
+            server.play([NO_CAPACITY], [NO_CAPACITY])
+        elif prober == "fails":
+            server.play([error_response(503, "ServiceUnavailable")])
+        return invoke(client)
+
+    def move_on(number: int) -> None:
+        pauses[-1].set()
+        if prober == "is cancelled":
+            probers[-1].cancel()
+
+    async def after() -> None:
+        pauses[-1].set()
+        await asyncio.wait([probers[-1]])
+        await answers(client, server)
+
+    assert await cancel_everywhere(prepare, moment, after=after, on_suspend=move_on) >= 2
+    for task in probers:
+        assert task.cancelled() or isinstance(task.exception(), aiosmrt.ServiceUnavailable | None)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_many_calls_cancelled_while_there_is_no_capacity(
+    seed: int, make_client: MakeClient, server: RawServer
+) -> None:
+    """Whoever is cancelled, one of those that are left asks, so that all of them get through."""
+    client = make_client(max_concurrency=3, wait_for_capacity=60.0)
+    client._shared.sleep = lambda seconds: asyncio.sleep(0)
+    await invoke(client)
+    server.play(*([NO_CAPACITY] if n % 4 else OK for n in range(200)))
+    chance = random.Random(seed)
+    calls = [asyncio.create_task(invoke(client)) for _ in range(100)]
+    pending = set(calls)
+    while pending:
+        for _ in range(chance.randrange(8)):
+            await asyncio.sleep(0)
+        pending = {call for call in pending if not call.done()}
+        for call in chance.sample(sorted(pending, key=calls.index), min(len(pending), 2)):
+            if chance.random() < 0.3:
+                call.cancel()
+        if pending:
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+    cancelled = sum(call.cancelled() for call in calls)
+    assert 10 < cancelled < 90
+    for call in calls:
+        assert call.cancelled() or isinstance(call.result(), dict)
+    await answers(client, server)
+
+
 @each_moment
 @pytest.mark.parametrize("kind", ["large body", "file"])
 async def test_work_off_the_loop(moment: Moment, kind: str, make_client: MakeClient, server: RawServer) -> None:

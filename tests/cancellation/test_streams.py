@@ -12,7 +12,7 @@ import aiosmrt
 from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
 from tests.cancellation.driver import Moment, after_the_first, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
-from tests.support.raw_server import CLOSE, LAST_CHUNK, RawServer, Script, chunk, response
+from tests.support.raw_server import CLOSE, LAST_CHUNK, RawServer, Script, chunk, error_response, response
 
 MakeClient = Callable[..., aiosmrt.Client]
 
@@ -119,6 +119,26 @@ async def test_another_attempt_before_the_first_part(
 
     assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= 3
     assert sum(client.statistics().retries.values()) >= 2
+
+
+@each_moment
+@pytest.mark.parametrize("before", [[], [[HEAD, CLOSE]]], ids=["before the head", "before the first part"])
+async def test_waiting_for_capacity(
+    moment: Moment, before: list[Script], make_client: MakeClient, server: RawServer
+) -> None:
+    client = make_client(retry=QUICK, wait_for_capacity=60.0)
+    client._shared.sleep = lambda seconds: asyncio.sleep(0)
+    await answers(client, server)
+    no_capacity = error_response(
+        400, "ValidationError", "Inference Component has no capacity to process this request. Wait."
+    )
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        server.play(*before, [no_capacity], [no_capacity])
+        return read_whole(client)
+
+    assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= 5 + len(before)
+    assert client.statistics().retries["no_capacity"] > 2
 
 
 @each_moment

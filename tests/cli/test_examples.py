@@ -33,3 +33,13 @@ async def test_the_examples_run(tmp_path: Path) -> None:
         assert (ended.code, ended.stderr) == (0, b"")
         assert len(ended.stdout.split()) == 5
         assert ended.stdout.split()[0] == b"%d" % labels[0]
+
+        (tmp_path / "rows.csv").write_text(f"{rows}\nnot a row\n")
+        ended = await run(sys.executable, str(EXAMPLES / "fan_out.py"), "digits", str(tmp_path / "rows.csv"), env=env)
+        assert ended.code == 1
+        assert [line.strip() for line in ended.stdout.decode().split("\n")] == [
+            *(str(label) for label in labels[:5]),
+            "",
+            "",
+        ]
+        assert re.fullmatch(rb"row 6: .*ModelError.*\n", ended.stderr, re.DOTALL)

@@ -124,6 +124,8 @@ def test_the_api_version_is_locked() -> None:
         ("read_timeout", "70"),
         ("deadline", True),
         ("deadline", 0.0),
+        ("wait_for_capacity", 0),
+        ("wait_for_capacity", True),
         ("max_concurrency", 0),
         ("max_concurrency", 1.5),
         ("max_concurrency", True),

@@ -45,6 +45,11 @@ async def read_stream(client: Client) -> None:
         pass
 
 
+NO_CAPACITY = Response(
+    400,
+    [("x-amzn-errortype", "ValidationError")],
+    b'{"Message": "Inference Component has no capacity to process this request."}',
+)
 MALFORMED = bytes(16)
 BROKEN = encode_exception("ModelStreamError", b'{"ErrorCode": "StreamBroken"}')
 
@@ -57,6 +62,10 @@ OUTCOMES: dict[str, tuple[Callable[[Client], Awaitable[None]], list[Response | N
     "success-after-retry": (invoke, [None, Response()], {}),
     "deadline": (invoke, [Response(503, (), b"{}")], {"deadline": 1e-9}),
     "deadline-not-reached": (invoke, [None], {"deadline": 10.0}),
+    "no-capacity": (invoke, [NO_CAPACITY], {"wait_for_capacity": 1e-9}),
+    "no-capacity-before-the-deadline": (invoke, [NO_CAPACITY], {"wait_for_capacity": 1e-9, "deadline": 10.0}),
+    "capacity": (invoke, [NO_CAPACITY, Response()], {"wait_for_capacity": 10.0}),
+    "capacity-before-the-deadline": (invoke, [NO_CAPACITY, Response()], {"wait_for_capacity": 10.0, "deadline": 10.0}),
     "stream": (read_stream, [Response(body=ONE)], {}),
     "stream-error": (read_stream, [Response(body=BROKEN)], {}),
     "stream-error-later": (read_stream, [Response(body=ONE + BROKEN)], {}),

@@ -268,6 +268,7 @@ async def test_observers_see_every_step(make_client: MakeClient, server: Recordi
     await client.invoke_endpoint(**CALL)
     kinds = [type(event) for event in seen if not isinstance(event, events.CredentialsRefreshed)]
     assert kinds == [
+        events.CallStarted,
         events.AttemptStarted,
         events.AttemptEnded,
         events.RetryScheduled,

@@ -2,7 +2,7 @@
 
 import io
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -10,6 +10,8 @@ import aiohttp
 
 import aiosmrt
 from aiosmrt import Client, Credentials, EventStream, RetryPolicy, StreamingBody
+from aiosmrt.endpoint import Inference, Job, PredictionStream
+from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
 from aiosmrt.types import InvokeEndpointOutput, ResponseMetadata
 
 
@@ -159,3 +161,63 @@ def facts(client: Client) -> None:
     assert_type(statistics.retries, Mapping[str, int])
     assert_type(client.meta.region_name, str | None)
     assert_type(client.can_paginate("invoke_endpoint"), bool)
+
+
+async def endpoints(client: Client) -> None:
+    scores = client.endpoint("churn", serializer=CSV, deserializer=TEXT, target_variant="blue", deadline=5.0)
+    assert_type(await scores.predict([[1, 2.5, "a"]]), str)
+    assert_type(await scores.invoke([[1, 2]], inference_id="42"), Inference[str])
+    assert_type((await scores.invoke([[1, 2]])).value, str)
+    assert_type(await client.endpoint("image", serializer=BYTES, deserializer=JSON).predict(b"GIF89a"), Any)
+    assert_type(await client.endpoint("text", serializer=TEXT, deserializer=BYTES).predict("hello"), bytes)
+
+
+class Scores:
+    """A deserializer of one's own needs no base class."""
+
+    accept = "text/csv"
+
+    def deserialize(self, body: bytes, content_type: str) -> list[float]:
+        return [float(line) for line in body.splitlines()]
+
+
+async def codecs_of_ones_own(client: Client) -> None:
+    endpoint = client.endpoint("churn", serializer=CSV, deserializer=Scores())
+    assert_type(await endpoint.predict([[1, 2]]), list[float])
+    assert_type(await endpoint.with_options(deadline=1.0, accept="text/csv").predict([[1, 2]]), list[float])
+
+
+async def streams(client: Client) -> None:
+    endpoint = client.endpoint("llm", serializer=JSON, deserializer=JSON)
+    async with endpoint.stream({"inputs": "hello"}, first_part_timeout=30.0, part_timeout=5) as stream:
+        assert_type(stream, PredictionStream)
+        async for text in stream.text():
+            assert_type(text, str)
+    async with endpoint.stream({"inputs": "hello"}) as stream:
+        async for part in stream.bytes():
+            assert_type(part, bytes)
+    async with endpoint.stream({"inputs": "hello"}) as stream:
+        async for event in stream.sse():
+            assert_type(event.data, str)
+
+
+async def fan_out(client: Client, rows: list[str], queue: AsyncIterator[str]) -> None:
+    endpoint = client.endpoint("churn", serializer=TEXT, deserializer=Scores())
+    async with endpoint.map(rows, concurrency=8, ordered=False) as results:
+        async for result in results:
+            assert_type(result.item, str)
+            assert_type(result.value, list[float] | None)
+            assert_type(result.error, Exception | None)
+            assert_type(result.unwrap(), list[float])
+    async with endpoint.map(queue) as results:
+        assert_type((await anext(results)).index, int)
+
+
+async def sessions_and_jobs(client: Client) -> None:
+    endpoint = client.endpoint("chat", serializer=TEXT, deserializer=Scores(), upload_to="s3://bucket/in")
+    async with endpoint.session() as session:
+        assert_type(await session.predict("hello"), list[float])
+    job = await endpoint.submit("hello", request_ttl=60)
+    assert_type(job, Job[list[float]])
+    assert_type(await job.result(timeout=900, cleanup=True), list[float])
+    assert_type(await endpoint.job(job.handle).done(), bool)

@@ -1,6 +1,7 @@
 """What users write by mistake: each marked line, and no other, must be refused by mypy and by pyright."""
 
 from aiosmrt import Client, Credentials, RetryPolicy
+from aiosmrt.serializers import BYTES, TEXT
 
 
 async def misspelt_parameter(client: Client) -> None:
@@ -113,3 +114,39 @@ def observer_that_takes_nothing() -> None:
 
 def half_of_the_credentials() -> None:
     Credentials("AKIDEXAMPLE")  # rejected
+
+
+async def data_of_another_type(client: Client) -> None:
+    await client.endpoint("text", serializer=TEXT, deserializer=BYTES).predict(b"hello")  # rejected
+
+
+async def answer_of_another_type(client: Client) -> None:
+    answer: str = await client.endpoint("text", serializer=TEXT, deserializer=BYTES).predict("hello")  # rejected
+    print(answer)
+
+
+async def misspelt_option(client: Client) -> None:
+    await client.endpoint("text", serializer=TEXT, deserializer=TEXT).predict("hello", inferenceid="42")  # rejected
+
+
+async def items_of_another_type(client: Client) -> None:
+    client.endpoint("text", serializer=TEXT, deserializer=TEXT).map([1, 2, 3])  # rejected
+
+
+async def text_for_a_line_number(client: Client) -> None:
+    async with client.endpoint("text", serializer=TEXT, deserializer=TEXT).stream("hello") as stream:
+        async for line in stream.lines():
+            print(line + 1)  # rejected
+
+
+async def no_deserializer(client: Client) -> None:
+    client.endpoint("text", serializer=TEXT, deserializer=None)  # rejected
+
+
+async def content_type_for_a_serializer(client: Client) -> None:
+    client.endpoint("text", serializer="text/csv", deserializer=TEXT)  # rejected
+
+
+async def job_for_its_answer(client: Client) -> None:
+    job = await client.endpoint("text", serializer=TEXT, deserializer=TEXT).submit("hello")
+    print(job.value)  # rejected

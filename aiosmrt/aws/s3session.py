@@ -1,0 +1,56 @@
+"""aiobotocore's side of the object store: a session whose clients sign with the credentials of a `CredentialsCache`.
+
+Importing this module imports aiobotocore, which takes a quarter of a second: do it off the event loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiobotocore.credentials import AioCredentials
+from aiobotocore.session import AioSession
+from botocore.credentials import ReadOnlyCredentials
+
+from aiosmrt.aws.credentials import CredentialsCache
+
+__all__ = ["warm_session"]
+
+
+class _SharedCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore has no types
+    """Credentials that ask the cache each time that something is to be signed."""
+
+    def __init__(self, cache: CredentialsCache) -> None:
+        super().__init__("", "", method="aiosmrt")
+        self._cache = cache
+
+    async def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        credentials = self._cache.current() or await self._cache.get()
+        return ReadOnlyCredentials(credentials.access_key, credentials.secret_key, credentials.token)
+
+
+class _OneProvider:
+    """Takes the place of the session's whole chain of credential providers."""
+
+    def __init__(self, cache: CredentialsCache) -> None:
+        self._cache = cache
+
+    async def load_credentials(self) -> _SharedCredentials:
+        return _SharedCredentials(self._cache)
+
+
+async def warm_session(
+    credentials: CredentialsCache, profile_name: str | None, arguments: dict[str, Any]
+) -> AioSession:
+    """A session that has made a client once, so that the next one takes 3 ms in place of 150.
+
+    Blocks: to be run on a private loop. The session keeps nothing of the loop, and asks ``credentials`` for none.
+
+    Args:
+        credentials: what its clients sign with.
+        profile_name: the profile of the AWS configuration files; None takes the environment's.
+        arguments: of ``create_client`` besides the service.
+    """
+    session = AioSession(profile=profile_name)
+    session.register_component("credential_provider", _OneProvider(credentials))
+    async with session.create_client("s3", **arguments):
+        return session

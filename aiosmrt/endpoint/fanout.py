@@ -1,0 +1,227 @@
+"""Many calls: items in, results out, never more of them at a time than can be used.
+
+::
+
+    items ──► workers (up to `concurrency`) ──► results that nobody has taken ──► reader
+                 └──────────── at most 2 x `concurrency` items in all ────────────┘
+
+Each worker takes an item, makes its call, hands over the result and takes the next; it begins when the one before it
+has got an item, so that three items need three workers. All of them belong to the block in which the results are read:
+when it is left, they are cancelled and waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Generic, TypeVar, cast
+
+from aiosmrt.errors import ClientStateError, ConfigurationError, ParamValidationError
+
+__all__ = ["Result", "Results"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+# Items that may be held for each call that may be under way: the second one's result waits for its reader.
+_HELD_PER_CALL = 2
+
+_NO_MORE: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Generic[In, Out]):
+    """What became of an item.
+
+    Attributes:
+        index: the item's place in the order of the items, from 0.
+        item: the item.
+        value: the model's answer; None after a failure.
+        error: what went wrong; None after a success.
+
+    >>> Result(0, "1,2,3", 0.75, None).unwrap()
+    0.75
+    """
+
+    index: int
+    item: In = field(repr=False)
+    value: Out | None = field(repr=False)
+    error: Exception | None
+
+    def unwrap(self) -> Out:
+        """The value; raises the error where there is one."""
+        if self.error is not None:
+            raise self.error
+        return cast("Out", self.value)
+
+
+class Results(Generic[In, Out]):
+    """The results of `Endpoint.map`, which documents them: an asynchronous context manager and iterator.
+
+    Args:
+        call: makes one call.
+        items: what to make calls for.
+        concurrency: calls under way at the same time.
+        ordered: whether results come in the order of the items.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[In], Awaitable[Out]],
+        items: Iterable[In] | AsyncIterable[In],
+        *,
+        concurrency: int,
+        ordered: bool,
+    ) -> None:
+        faults = []
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            faults.append(f"concurrency must be a whole number from 1; got {concurrency!r}")
+        if not isinstance(items, (Iterable, AsyncIterable)):
+            faults.append(f"items must be an iterable or an asynchronous one; got {type(items)}")
+        if faults:
+            raise ParamValidationError(faults)
+        self._call = call
+        self._items = items
+        self._concurrency = concurrency
+        self._ordered = ordered
+        self._source: Iterator[In] | AsyncIterator[In] | None = None
+        self._taking = asyncio.Lock()
+        self._room = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
+        self._workers: set[asyncio.Task[None]] = set()
+        # items taken, results handed out, results that wait by their index
+        self._taken = 0
+        self._handed_out = 0
+        self._ready: dict[int, Result[In, Out]] = {}
+        # No more items: there are none, or something went wrong that concerns all calls.
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._left = False
+
+    def __repr__(self) -> str:
+        return f"<Results taken={self._taken} handed_out={self._handed_out} calls={len(self._workers)}>"
+
+    async def __aenter__(self) -> Results[In, Out]:
+        if self._source is not None or self._left:
+            raise ClientStateError("results are entered once: ask the endpoint for others")
+        items = self._items
+        self._source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+        self._start_worker()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left = self._ended = True
+        workers = list(self._workers)
+        for worker in workers:
+            worker.cancel()
+        # Their ends are waited for whatever happens; a cancellation that comes meanwhile is passed on afterwards.
+        cancelled: asyncio.CancelledError | None = None
+        while pending := [worker for worker in workers if not worker.done()]:
+            try:
+                await asyncio.wait(pending)
+            except asyncio.CancelledError as again:
+                cancelled = again
+        self._ready.clear()
+        self._failure = None
+        if cancelled is not None:
+            raise cancelled
+
+    def __aiter__(self) -> Results[In, Out]:
+        return self
+
+    async def __anext__(self) -> Result[In, Out]:
+        if self._source is None or self._left:
+            raise ClientStateError("results are read inside their `async with` block")
+        while True:
+            ready = self._ready
+            if ready:
+                index = self._handed_out if self._ordered else next(iter(ready))
+                if (result := ready.pop(index, None)) is not None:
+                    self._handed_out += 1
+                    self._room.release()
+                    return result
+            if self._ended and self._handed_out == self._taken:
+                failure, self._failure = self._failure, None
+                if failure is None:
+                    raise StopAsyncIteration
+                try:
+                    raise failure
+                finally:
+                    del failure
+            if self._reader is not None:
+                raise ClientStateError("another task is waiting for the next result")
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _end(self, failure: BaseException | None) -> None:
+        """Take no more items; the reader gets a failure behind the results."""
+        self._ended = True
+        if self._failure is None:
+            self._failure = failure
+        self._wake_reader()
+
+    def _start_worker(self) -> None:
+        worker = asyncio.create_task(self._work(), name="aiosmrt-map")
+        self._workers.add(worker)
+        worker.add_done_callback(self._workers.discard)
+
+    async def _work(self) -> None:
+        while (taken := await self._take()) is not None:
+            index, item = taken
+            if len(self._workers) < self._concurrency:
+                self._start_worker()
+            value: Out | None = None
+            failure: Exception | None = None
+            try:
+                value = await self._call(item)
+            except (ClientStateError, ConfigurationError) as error:
+                # The calls to come would fail in the same way.
+                self._end(error)
+                failure = error
+            except Exception as error:
+                failure = error
+            except BaseException:
+                # Without this result, a reader who wants them in order would wait for ever.
+                failure = ClientStateError("the call was cancelled, and not by its map")
+                self._end(failure)
+                raise
+            finally:
+                self._ready[index] = Result(index, item, value, failure)
+                # Nothing of this item is held while the next one is waited for.
+                del taken, item, value, failure
+                self._wake_reader()
+
+    async def _take(self) -> tuple[int, In] | None:
+        """The next item and its index, once there is room for it; None when there are no more."""
+        await self._room.acquire()
+        async with self._taking:
+            if self._ended:
+                return None
+            source = self._source
+            try:
+                if isinstance(source, AsyncIterator):
+                    item = await anext(source, _NO_MORE)
+                else:
+                    item = next(cast("Iterator[In]", source), _NO_MORE)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                self._end(error)
+                return None
+            if item is _NO_MORE:
+                self._end(None)
+                return None
+            index = self._taken
+            self._taken += 1
+            return index, cast("In", item)

@@ -1,0 +1,268 @@
+"""Asynchronous inference: a request is queued, its answer appears in S3.
+
+The service says with its 202 where the answer will be, and where the failure will be instead. Neither is announced
+otherwise (but for SNS, which is another service), so whoever waits looks at both places, less and less often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+from aiosmrt.errors import (
+    AiosmrtError,
+    JobFailedError,
+    JobTimeoutError,
+    ObjectStoreError,
+    ParamValidationError,
+)
+from aiosmrt.policy.polling import next_pause
+
+if TYPE_CHECKING:
+    from aiosmrt.aws.s3 import ObjectStore, StoredObject
+    from aiosmrt.client import Client
+
+__all__ = ["INLINE_BYTES", "Job", "JobHandle", "submit"]
+
+Out = TypeVar("Out")
+
+_OPERATION: Final = "InvokeEndpointAsync"
+
+# BodyBlob of InvokeEndpointAsync in the service model.
+INLINE_BYTES: Final = 128_000
+
+# As much of a failure as an error keeps, in characters.
+_REASON_CHARACTERS: Final = 1024
+
+# How long a call that failed or was cancelled may take to delete the request body that it has put into S3.
+_TAKE_BACK_SECONDS: Final = 5.0
+
+# S3 answers 403 in place of 404 to those who may not list a bucket (GetObject in its API reference).
+_MAYBE_MISSING: Final = 403
+
+
+class JobHandle(NamedTuple):
+    """What it takes to find a job again, here or in another process; pickles, and holds nothing secret.
+
+    Args:
+        endpoint_name: the endpoint.
+        inference_id: the service's id of the request; None when it gave none.
+        output_location: the S3 URI at which the answer will be.
+        failure_location: the S3 URI at which a failure will be written; None when the endpoint has no such place.
+        uploaded_to: the S3 URI of the request body, where `Endpoint.submit` put it there; None where it did not.
+    """
+
+    endpoint_name: str
+    inference_id: str | None
+    output_location: str
+    failure_location: str | None = None
+    uploaded_to: str | None = None
+
+
+class Job(Generic[Out]):
+    """An asynchronous inference; made by `Endpoint.submit` and `Endpoint.job`.
+
+    Waiting for it may be given up and taken up again at any time; the inference goes on.
+
+    Args:
+        client: gives access to S3.
+        handle: which job.
+        deserialized: makes the answer's value of its bytes and its media type.
+        rand: a random number in [0, 1), which spreads the looks of many jobs.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        handle: JobHandle,
+        deserialized: Callable[[bytes, str], Awaitable[Out]],
+        *,
+        rand: Callable[[], float] = random.random,
+    ) -> None:
+        self._client = client
+        self._deserialized = deserialized
+        self._rand = rand
+        self.handle = handle
+
+    def __repr__(self) -> str:
+        return f"<Job {self.inference_id} at {self.handle.endpoint_name}>"
+
+    @property
+    def inference_id(self) -> str | None:
+        """The service's id of the request; None when it gave none."""
+        return self.handle.inference_id
+
+    async def done(self) -> bool:
+        """Look once whether there is an answer or a failure.
+
+        Raises:
+            ObjectStoreError: S3 failed.
+        """
+        store = self._client._object_store()
+        for uri in (self.handle.output_location, self.handle.failure_location):
+            if uri is not None and await _exists(store, uri):
+                return True
+        return False
+
+    async def result(self, timeout: float | None = None, *, cleanup: bool = False) -> Out:
+        """Wait for the answer.
+
+        Looks at both places after growing pauses, from 0.2 to 10 seconds.
+
+        Args:
+            timeout: seconds to wait at most; None for no limit. The inference goes on after it.
+            cleanup: whether the objects of the job are deleted from S3 once there is a value or a failure; see
+                `delete`.
+
+        Raises:
+            JobFailedError: the inference failed; ``reason`` is what the service wrote about it.
+            JobTimeoutError: there is neither answer nor failure yet. Its ``__cause__`` is S3's last refusal where there
+                was one: without the permission ``s3:ListBucket``, S3 refuses to say that an object is not there yet,
+                so that a missing permission to read it looks the same.
+            DeserializationError: the deserializer cannot read the answer.
+            ObjectStoreError: S3 failed.
+            ParamValidationError: ``timeout`` is no number of seconds.
+        """
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf
+        ):
+            raise ParamValidationError([f"timeout must be a number of seconds from 0, or None; got {timeout!r}"])
+        clock = asyncio.get_running_loop().time
+        until = math.inf if timeout is None else clock() + timeout
+        pause = 0.0
+        while True:
+            value, refusal = await self._look(cleanup)
+            if value is not None:
+                return value[0]
+            pause = next_pause(pause)
+            left = until - clock()
+            if left <= 0:
+                break
+            # Between half of it and all of it, and one last look when the time is up.
+            await asyncio.sleep(min(pause * (1 + self._rand()) / 2, left))
+            del refusal
+        late = JobTimeoutError(f"The inference had no result within {timeout} s")
+        try:
+            raise self._placed(late) from refusal
+        finally:
+            del late, refusal
+
+    async def delete(self) -> None:
+        """Delete the job's objects from S3: the answer, the failure, and the request body that `submit` put there.
+
+        What is not there, or not yet, is passed over; an inference that is still going on writes its answer later.
+
+        Raises:
+            ObjectStoreError: S3 failed.
+        """
+        store = self._client._object_store()
+        for uri in (self.handle.output_location, self.handle.failure_location, self.handle.uploaded_to):
+            if uri is not None:
+                await store.delete(uri)
+
+    async def _look(self, cleanup: bool) -> tuple[tuple[Out] | None, ObjectStoreError | None]:
+        """The value in a tuple, or None; and why S3 would not say."""
+        store = self._client._object_store()
+        handle = self.handle
+        found, refusal = await _read(store, handle.output_location)
+        if found is not None:
+            try:
+                value = await self._deserialized(*found)
+            except AiosmrtError as error:
+                self._placed(error)
+                raise
+            if cleanup:
+                await self.delete()
+            return (value,), None
+        if handle.failure_location is not None:
+            found, second_refusal = await _read(store, handle.failure_location)
+            if found is not None:
+                reason = found.body.decode(errors="replace")[:_REASON_CHARACTERS]
+                if cleanup:
+                    await self.delete()
+                failure = JobFailedError(
+                    "The asynchronous inference failed", failure_location=handle.failure_location, reason=reason
+                )
+                raise self._placed(failure)
+            refusal = refusal or second_refusal
+        return None, refusal
+
+    def _placed(self, error: AiosmrtError) -> AiosmrtError:
+        error.operation = _OPERATION
+        error.endpoint_name = self.handle.endpoint_name
+        return error
+
+
+async def submit(
+    client: Client, params: dict[str, Any], body: bytes | None, input_location: str | None, upload_to: str | None
+) -> JobHandle:
+    """Queue a request, with its body where it may be.
+
+    Args:
+        client: makes the call, and gives access to S3.
+        params: the operation's parameters but for the body.
+        body: the request body; None with ``input_location``.
+        input_location: the S3 URI of a body that is there already; None with ``body``.
+        upload_to: where a body goes that is too large for the request; None for nowhere.
+
+    Raises:
+        ParamValidationError: the body is too large, and there is nowhere to put it.
+        ObjectStoreError: the body could not be put into S3.
+    """
+    uploaded_to = None
+    if body is None:
+        params = {**params, "InputLocation": input_location}
+    elif len(body) <= INLINE_BYTES:
+        params = {**params, "Body": body}
+    elif upload_to is None:
+        fault = f"the body has {len(body)} bytes, and {INLINE_BYTES} travel with a request: say upload_to"
+        raise ParamValidationError([fault])
+    else:
+        uploaded_to = f"{upload_to.rstrip('/')}/{uuid.uuid4()}"
+        params = {**params, "InputLocation": uploaded_to}
+    try:
+        if body is not None and uploaded_to is not None:
+            await client._object_store().put(uploaded_to, body, params.get("ContentType"))
+        response = await client.make_request(_OPERATION, params)
+    except BaseException as error:
+        if uploaded_to is not None and not isinstance(error, ObjectStoreError):
+            await _take_back(client._object_store(), uploaded_to, error)
+        raise
+    return JobHandle(
+        params["EndpointName"],
+        response.get("InferenceId"),
+        response["OutputLocation"],
+        response.get("FailureLocation"),
+        uploaded_to,
+    )
+
+
+async def _take_back(store: ObjectStore, uri: str, error: BaseException) -> None:
+    """Delete a request body that no job will read; when that fails, the error says so."""
+    try:
+        async with asyncio.timeout(_TAKE_BACK_SECONDS):
+            await store.delete(uri)
+    except (AiosmrtError, TimeoutError) as failure:
+        error.add_note(f"the request body was left at {uri}: {failure or type(failure).__name__}")
+
+
+async def _exists(store: ObjectStore, uri: str) -> bool:
+    try:
+        return await store.exists(uri)
+    except ObjectStoreError as error:
+        if error.status == _MAYBE_MISSING:
+            return False
+        raise
+
+
+async def _read(store: ObjectStore, uri: str) -> tuple[StoredObject | None, ObjectStoreError | None]:
+    try:
+        return await store.get(uri), None
+    except ObjectStoreError as error:
+        if error.status == _MAYBE_MISSING:
+            return None, error
+        raise

@@ -1,0 +1,357 @@
+"""The object store against a real S3: what it gives, whom it signs as, how it fails, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosmrt.aws.credentials import CredentialsCache
+from aiosmrt.aws.s3 import ObjectStore, parse_s3_uri
+from aiosmrt.errors import (
+    ClientStateError,
+    ConfigurationError,
+    NoCredentialsError,
+    ObjectStoreError,
+    ParamValidationError,
+)
+from aiosmrt.local.objectserver import ObjectServer
+from aiosmrt.wire.sigv4 import Credentials
+from tests.aws.conftest import ConfigFiles
+from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.support.peers import REGION
+from tests.support.seaweed import GUEST, GUEST_BUCKET, OWNER, s3_client
+
+each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
+
+
+@pytest.fixture
+async def credentials() -> AsyncIterator[CredentialsCache]:
+    cache = CredentialsCache(credentials=OWNER)
+    yield cache
+    await cache.close()
+
+
+@pytest.fixture
+async def store(object_server: ObjectServer, credentials: CredentialsCache) -> AsyncIterator[ObjectStore]:
+    store = ObjectStore(credentials, region_name=REGION, endpoint_url=object_server.url)
+    yield store
+    await store.close()
+
+
+async def failure(work: Coroutine[Any, Any, object]) -> ObjectStoreError:
+    with pytest.raises(ObjectStoreError) as caught:
+        await work
+    # aiobotocore's error holds the request, with its body and its signature
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    return caught.value
+
+
+class TestObjects:
+    async def test_what_was_put_is_there_until_it_is_deleted(
+        self, store: ObjectStore, bucket: str, object_server: ObjectServer
+    ) -> None:
+        uri = f"s3://{bucket}/results/été 1+2%20.csv"
+        assert await store.get(uri) is None
+        assert not await store.exists(uri)
+        await store.put(uri, b"1,2,3", "text/csv")
+        assert await store.exists(uri)
+        stored = await store.get(uri)
+        assert stored == (b"1,2,3", "text/csv")
+        assert "1,2,3" not in repr(stored)
+        seen = s3_client(object_server.url).get_object(Bucket=bucket, Key="results/été 1+2%20.csv")
+        assert (seen["ContentType"], seen["Body"].read()) == ("text/csv", b"1,2,3")
+        await store.delete(uri)
+        assert not await store.exists(uri)
+        await store.delete(uri)
+
+    async def test_empty_objects_are_not_missing_ones(self, store: ObjectStore, bucket: str) -> None:
+        await store.put(f"s3://{bucket}/empty", b"")
+        assert (await store.get(f"s3://{bucket}/empty")).body == b""
+
+    async def test_large_objects(self, store: ObjectStore, bucket: str) -> None:
+        body = os.urandom(24 * 1024 * 1024)
+        await store.put(f"s3://{bucket}/large", body)
+        assert (await store.get(f"s3://{bucket}/large")).body == body
+
+    async def test_many_at_once(self, store: ObjectStore, bucket: str) -> None:
+        uris = [f"s3://{bucket}/{number}" for number in range(100)]
+        await asyncio.gather(*(store.put(uri, uri.encode()) for uri in uris))
+        stored = await asyncio.gather(*map(store.get, uris))
+        assert [found.body for found in stored if found] == [uri.encode() for uri in uris]
+
+
+class TestFailures:
+    async def test_a_bucket_that_is_not_there(self, store: ObjectStore) -> None:
+        for work in (store.get("s3://no-such-bucket/1"), store.put("s3://no-such-bucket/1", b"")):
+            error = await failure(work)
+            assert (error.code, error.status) == ("NoSuchBucket", 404)
+            assert "s3://no-such-bucket/1" in str(error)
+        assert not await store.exists("s3://no-such-bucket/1")
+
+    async def test_somebody_elses_bucket(self, object_server: ObjectServer, bucket: str) -> None:
+        store = ObjectStore(CredentialsCache(credentials=GUEST), region_name=REGION, endpoint_url=object_server.url)
+        try:
+            uri = f"s3://{bucket}/1"
+            for work in (store.get(uri), store.put(uri, b""), store.delete(uri)):
+                error = await failure(work)
+                assert (error.code, error.status) == ("AccessDenied", 403)
+            error = await failure(store.exists(uri))
+            assert error.status == 403
+            assert await store.get(f"s3://{GUEST_BUCKET}/nothing") is None
+        finally:
+            await store.close()
+
+    async def test_a_wrong_key_is_named_by_its_code_alone(self, object_server: ObjectServer, bucket: str) -> None:
+        wrong = Credentials(OWNER.access_key, "another-fake-secret")
+        store = ObjectStore(CredentialsCache(credentials=wrong), region_name=REGION, endpoint_url=object_server.url)
+        error = await failure(store.put(f"s3://{bucket}/1", b"a payload"))
+        assert (error.code, error.status) == ("SignatureDoesNotMatch", 403)
+        assert "payload" not in str(error)
+        assert "another-fake-secret" not in repr(vars(error))
+        await store.close()
+
+    async def test_nobody_there(self, credentials: CredentialsCache, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        with socket.socket() as silent:  # bound, and not listening
+            silent.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            store = ObjectStore(credentials, region_name=REGION, endpoint_url=url)
+            error = await failure(store.get("s3://bucket/key"))
+            assert (error.code, error.status) == ("EndpointConnectionError", None)
+            assert str(error) == f"get_object of s3://bucket/key at {url} failed: EndpointConnectionError"
+            await store.close()
+
+    async def test_an_answer_that_breaks_off(
+        self, credentials: CredentialsCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+            writer.close()
+
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            store = ObjectStore(credentials, region_name=REGION, endpoint_url=url)
+            error = await failure(store.get("s3://bucket/key"))
+            assert error.status is None
+            await store.close()
+
+    async def test_no_credentials(self, object_server: ObjectServer) -> None:
+        cache = CredentialsCache()
+        store = ObjectStore(cache, region_name=REGION, endpoint_url=object_server.url)
+        with pytest.raises(NoCredentialsError):
+            await store.get("s3://bucket/key")
+        await store.close()
+        await cache.close()
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            ({"region_name": REGION, "profile_name": "nobody"}, "ProfileNotFound"),
+            ({"region_name": "not a region"}, "InvalidRegion"),
+            ({"region_name": REGION, "endpoint_url": "no-url"}, "ValueError"),
+        ],
+    )
+    async def test_no_client(self, credentials: CredentialsCache, arguments: dict[str, Any], reason: str) -> None:
+        store = ObjectStore(credentials, **arguments)
+        with pytest.raises(ConfigurationError, match=reason) as caught:
+            await store.get("s3://bucket/key")
+        assert caught.value.__context__ is None
+        await store.close()
+
+
+class TestConfiguration:
+    async def test_the_endpoint_of_the_environment(
+        self, credentials: CredentialsCache, object_server: ObjectServer, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", object_server.url)
+        store = ObjectStore(credentials, region_name=REGION)
+        assert await store.get(f"s3://{bucket}/1") is None
+        assert repr(store) == f"<ObjectStore {object_server.url}>"
+        await store.close()
+
+    async def test_the_endpoint_of_a_profile(
+        self, credentials: CredentialsCache, object_server: ObjectServer, bucket: str, config_files: ConfigFiles
+    ) -> None:
+        config_files(config=f"[profile here]\nendpoint_url = {object_server.url}\nregion = {REGION}\n")
+        store = ObjectStore(credentials, profile_name="here")
+        assert await store.get(f"s3://{bucket}/1") is None
+        await store.close()
+
+
+class Changing:
+    """An async function that gives other credentials each time, which hold for an hour."""
+
+    def __init__(self, *given: Credentials) -> None:
+        self.given = list(given)
+        self.now = 1_000_000.0
+
+    async def __call__(self) -> Credentials:
+        one = self.given.pop(0)
+        return Credentials(one.access_key, one.secret_key, None, self.now + 3600)
+
+
+async def test_renewed_credentials_sign_the_next_request(object_server: ObjectServer, bucket: str) -> None:
+    """First the owner's, who may read the bucket, then the guest's, who may not, then the owner's again."""
+    source = Changing(OWNER, GUEST, OWNER)
+    cache = CredentialsCache(credentials=source, clock=lambda: source.now)
+    store = ObjectStore(cache, region_name=REGION, endpoint_url=object_server.url)
+    uri = f"s3://{bucket}/1"
+    assert await store.get(uri) is None
+    client = store._client
+    source.now += 3600
+    assert (await failure(store.get(uri))).code == "AccessDenied"
+    source.now += 3600
+    assert await store.get(uri) is None
+    assert store._client is client
+    assert cache.statistics().refreshes == 3
+    await store.close()
+    await cache.close()
+
+
+class TestLife:
+    async def test_unused(self, credentials: CredentialsCache) -> None:
+        store = ObjectStore(credentials)
+        assert repr(store) == "<ObjectStore idle>"
+        await store.close()
+        await store.close()
+        assert repr(store) == "<ObjectStore closed>"
+
+    async def test_closed(self, store: ObjectStore, bucket: str) -> None:
+        await store.put(f"s3://{bucket}/1", b"")
+        await store.close()
+        with pytest.raises(ClientStateError, match="closed"):
+            await store.get(f"s3://{bucket}/1")
+
+    async def test_closed_while_its_client_is_being_made(self, store: ObjectStore, bucket: str) -> None:
+        calls = [asyncio.create_task(store.get(f"s3://{bucket}/1")) for _ in range(3)]
+        await asyncio.sleep(0)
+        await store.close()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [ClientStateError] * 3
+
+    async def test_one_client_for_all_first_calls(self, store: ObjectStore, bucket: str) -> None:
+        await asyncio.gather(*(store.get(f"s3://{bucket}/{number}") for number in range(20)))
+        assert await store.get(f"s3://{bucket}/1") is None
+
+
+class TestCancellation:
+    """After a call that was cancelled anywhere: at most one connection, and it is idle."""
+
+    @pytest.fixture
+    def sockets(self, open_descriptors: Callable[[], set[str]]) -> Callable[[], int]:
+        return lambda: sum(name.startswith("socket:") for name in open_descriptors())
+
+    @each_moment
+    @pytest.mark.parametrize("operation", ["get", "exists", "put", "delete"])
+    async def test_of_a_call(
+        self, operation: str, moment: Moment, store: ObjectStore, bucket: str, sockets: Callable[[], int]
+    ) -> None:
+        uri = f"s3://{bucket}/1"
+        before = sockets()
+        await store.put(uri, b"x" * 1_000_000)
+
+        async def prepare() -> Coroutine[Any, Any, Any]:
+            return store.put(uri, b"x" * 1_000_000) if operation == "put" else getattr(store, operation)(uri)
+
+        async def after() -> None:
+            await until(lambda: sockets() - before <= 1)
+            await store.put(uri, b"x" * 1_000_000)  # on the connection that is there, or a new one
+            assert sockets() - before <= 1
+
+        assert await cancel_everywhere(prepare, moment, after=after) >= 1
+        await store.close()
+        await until(lambda: sockets() == before)
+
+    @each_moment
+    async def test_of_the_first_call(
+        self,
+        moment: Moment,
+        credentials: CredentialsCache,
+        object_server: ObjectServer,
+        bucket: str,
+        sockets: Callable[[], int],
+    ) -> None:
+        stores: list[ObjectStore] = []
+        before = sockets()
+
+        async def prepare() -> Coroutine[Any, Any, Any]:
+            stores.append(ObjectStore(credentials, region_name=REGION, endpoint_url=object_server.url))
+            return stores[-1].get(f"s3://{bucket}/1")
+
+        async def after() -> None:
+            assert await stores[-1].get(f"s3://{bucket}/1") is None
+            await stores[-1].close()
+            await until(lambda: sockets() == before)
+
+        assert await cancel_everywhere(prepare, moment, after=after) >= 2
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Let the loop turn until something holds; transports close in one of the next turns."""
+    for _ in range(200):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never held")
+
+
+class TestUri:
+    def test_parts(self) -> None:
+        assert parse_s3_uri("s3://bucket/a//b/../c?d#e%20") == ("bucket", "a//b/../c?d#e%20")
+
+    @given(st.from_regex(r"[a-z0-9][a-z0-9.-]{2,61}", fullmatch=True), st.text(min_size=1, max_size=200))
+    def test_every_key(self, bucket: str, key: str) -> None:
+        assert parse_s3_uri(f"s3://{bucket}/{key}") == (bucket, key)
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            *(
+                "",
+                "s3://",
+                "s3://bucket",
+                "s3://bucket/",
+                "s3:///key",
+                "s3://b/key",
+                "https://bucket/key",
+                "bucket/key",
+            ),
+            *("s3://bu cket/key", "s3://bucket\n/key", "S3://bucket/key", f"s3://bucket/{'k' * 1025}"),
+            "s3://bucket/\ud800",
+        ],
+    )
+    def test_what_is_none(self, uri: str) -> None:
+        with pytest.raises(ParamValidationError, match="s3://bucket/key"):
+            parse_s3_uri(uri)
+
+    def test_no_text_at_all(self) -> None:
+        with pytest.raises(ParamValidationError):
+            parse_s3_uri(None)  # type: ignore[arg-type]
+
+    async def test_nothing_is_made_for_a_bad_one(self, credentials: CredentialsCache) -> None:
+        store = ObjectStore(credentials)
+        for work in (store.get("bucket/key"), store.exists("s3://bucket"), store.put("", b""), store.delete("")):
+            with pytest.raises(ParamValidationError):
+                await work
+        assert repr(store) == "<ObjectStore idle>"
+
+
+def test_the_module_loads_nothing_of_aiobotocore() -> None:
+    import subprocess
+    import sys
+
+    program = "import sys, aiosmrt.aws.s3; print([name for name in sys.modules if name.startswith('aiobotocore')])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,0 +1,341 @@
+"""Asynchronous inference as its callers see it: a real S3, and a service that queues and answers when the test says."""
+
+import asyncio
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosmrt import Client
+from aiosmrt.endpoint import Endpoint, JobHandle
+from aiosmrt.errors import (
+    ClientStateError,
+    DeserializationError,
+    JobFailedError,
+    JobTimeoutError,
+    ObjectStoreError,
+    ParamValidationError,
+    ServiceError,
+)
+from aiosmrt.local.objectserver import ObjectServer
+from aiosmrt.serializers import JSON
+from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.support.peers import CLIENT_ARGUMENTS, REGION
+from tests.support.recording_server import RecordingServer, respond
+from tests.support.seaweed import GUEST, GUEST_BUCKET, s3_client
+
+ROOT = Path(__file__).parents[2]
+
+
+class Queue:
+    """A bucket, and a service that says where in it the answers will be."""
+
+    def __init__(self, server: RecordingServer, s3: Any, bucket: str) -> None:
+        self.server = server
+        self.s3 = s3
+        self.bucket = bucket
+        self.output = f"s3://{bucket}/out/42.out"
+        self.failure = f"s3://{bucket}/fail/42.out"
+        self.handle = JobHandle("documents", "42", self.output, self.failure)
+        server.answer = respond(
+            202,
+            b'{"InferenceId": "42"}',
+            [("X-Amzn-SageMaker-OutputLocation", self.output), ("X-Amzn-SageMaker-FailureLocation", self.failure)],
+        )
+
+    def succeed(self, body: bytes = b'{"answer": 1}', content_type: str = "application/json") -> None:
+        self.s3.put_object(Bucket=self.bucket, Key="out/42.out", Body=body, ContentType=content_type)
+
+    def fail(self, body: bytes = b'{"error": "the model ran out of memory"}') -> None:
+        self.s3.put_object(Bucket=self.bucket, Key="fail/42.out", Body=body)
+
+    def keys(self) -> list[str]:
+        return [found["Key"] for found in self.s3.list_objects_v2(Bucket=self.bucket).get("Contents", ())]
+
+
+@pytest.fixture
+async def queue(object_server: ObjectServer, bucket: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Queue]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", object_server.url)
+    async with RecordingServer() as server:
+        yield Queue(server, s3_client(object_server.url), bucket)
+
+
+@pytest.fixture
+async def client(queue: Queue) -> AsyncIterator[Client]:
+    async with Client(**{"endpoint_url": queue.server.url, **CLIENT_ARGUMENTS}) as client:
+        yield client
+
+
+@pytest.fixture
+def endpoint(client: Client) -> Endpoint[Any, Any]:
+    return client.endpoint("documents", serializer=JSON, deserializer=JSON)
+
+
+async def only_this_task() -> None:
+    """Connections of aiohttp's take some turns of the loop to be closed; tasks that are at work would take more."""
+    for _ in range(100):
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        # the recording server has one for each connection
+        if all("RecordingServer" in repr(task) for task in left):
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(left)
+
+
+# Submitting
+
+
+async def test_a_small_body_travels_with_the_request(endpoint: Endpoint[Any, Any], queue: Queue):
+    job = await endpoint.submit(
+        {"pages": 3}, request_ttl=60, invocation_timeout=5, filename="a.json", inference_id="42"
+    )
+    (request,) = queue.server.requests
+    assert request.path == "/endpoints/documents/async-invocations"
+    assert json.loads(request.body) == {"pages": 3}
+    assert request.header("X-Amzn-SageMaker-Content-Type") == "application/json"
+    assert request.header("X-Amzn-SageMaker-RequestTTLSeconds") == "60"
+    assert request.header("X-Amzn-SageMaker-InvocationTimeoutSeconds") == "5"
+    assert request.header("X-Amzn-SageMaker-InputLocation") is None
+    assert job.handle == queue.handle
+    assert job.inference_id == "42"
+    assert repr(job) == "<Job 42 at documents>"
+    assert queue.keys() == []
+
+
+async def test_a_large_body_goes_to_s3_first(endpoint: Endpoint[Any, Any], queue: Queue):
+    data = ["x" * 1000] * 200
+    job = await endpoint.submit(data, upload_to=f"s3://{queue.bucket}/in/")
+    (request,) = queue.server.requests
+    assert request.body == b""
+    assert request.header("X-Amzn-SageMaker-InputLocation") == job.handle.uploaded_to
+    assert job.handle.uploaded_to is not None
+    assert job.handle.uploaded_to.startswith(f"s3://{queue.bucket}/in/")
+    (key,) = queue.keys()
+    stored = queue.s3.get_object(Bucket=queue.bucket, Key=key)
+    assert (json.loads(stored["Body"].read()), stored["ContentType"]) == (data, "application/json")
+
+
+async def test_a_large_body_needs_a_place(endpoint: Endpoint[Any, Any], queue: Queue):
+    with pytest.raises(ParamValidationError, match="upload_to"):
+        await endpoint.submit("x" * 130_000)
+    assert not queue.server.requests
+    placed = endpoint.with_options(upload_to=f"s3://{queue.bucket}/in")
+    assert (await placed.submit("x" * 130_000)).handle.uploaded_to is not None
+
+
+async def test_a_body_that_is_there_already(endpoint: Endpoint[Any, Any], queue: Queue):
+    job = await endpoint.submit(input_location="s3://elsewhere/document.json")
+    assert queue.server.requests[0].header("X-Amzn-SageMaker-InputLocation") == "s3://elsewhere/document.json"
+    assert job.handle.uploaded_to is None
+
+
+async def test_exactly_one_input(endpoint: Endpoint[Any, Any], queue: Queue):
+    with pytest.raises(ParamValidationError):
+        await endpoint.submit()
+    with pytest.raises(ParamValidationError):
+        await endpoint.submit({}, input_location="s3://elsewhere/document.json")
+    with pytest.raises(ParamValidationError, match="RequestTTLSeconds"):
+        await endpoint.submit({}, request_ttl=1)
+    assert not queue.server.requests
+
+
+async def test_a_refused_request_takes_its_body_back(endpoint: Endpoint[Any, Any], queue: Queue):
+    queue.server.answer = respond(400, b'{"message": "no"}', [("x-amzn-errortype", "ValidationError")])
+    with pytest.raises(ServiceError):
+        await endpoint.submit("x" * 130_000, upload_to=f"s3://{queue.bucket}/in")
+    assert queue.keys() == []
+
+
+async def test_a_body_that_cannot_be_put(endpoint: Endpoint[Any, Any], queue: Queue):
+    with pytest.raises(ObjectStoreError) as error:
+        await endpoint.submit("x" * 130_000, upload_to="s3://no-such-bucket-anywhere/in")
+    assert error.value.code == "NoSuchBucket"
+    assert not queue.server.requests
+
+
+# Waiting
+
+
+async def test_the_answer(endpoint: Endpoint[Any, Any], queue: Queue):
+    job = endpoint.job(queue.handle)
+    assert not await job.done()
+    queue.succeed()
+    assert await job.done()
+    assert await job.result() == {"answer": 1}
+    assert await job.result(timeout=0) == {"answer": 1}
+
+
+async def test_waiting_for_the_answer(endpoint: Endpoint[Any, Any], queue: Queue):
+    job = endpoint.job(queue.handle)
+    waiting = asyncio.create_task(job.result(timeout=30))
+    done, _ = await asyncio.wait((waiting,), timeout=0.3)
+    assert not done
+    await asyncio.to_thread(queue.succeed)
+    assert await waiting == {"answer": 1}
+
+
+async def test_no_answer_in_time(endpoint: Endpoint[Any, Any], queue: Queue):
+    with pytest.raises(JobTimeoutError) as error:
+        await endpoint.job(queue.handle).result(timeout=0.05)
+    assert isinstance(error.value, TimeoutError)
+    assert (error.value.operation, error.value.endpoint_name) == ("InvokeEndpointAsync", "documents")
+    assert error.value.__cause__ is None
+
+
+async def test_a_failure(endpoint: Endpoint[Any, Any], queue: Queue):
+    job = endpoint.job(queue.handle)
+    queue.fail()
+    assert await job.done()
+    with pytest.raises(JobFailedError) as error:
+        await job.result()
+    assert error.value.failure_location == queue.failure
+    assert error.value.reason == '{"error": "the model ran out of memory"}'
+    assert "memory" not in str(error.value)
+    assert error.value.endpoint_name == "documents"
+    assert pickle.loads(pickle.dumps(error.value)).reason == error.value.reason
+
+
+async def test_an_endless_failure_is_cut(endpoint: Endpoint[Any, Any], queue: Queue):
+    queue.fail(b"x" * 100_000)
+    with pytest.raises(JobFailedError) as error:
+        await endpoint.job(queue.handle).result()
+    assert error.value.reason == "x" * 1024
+
+
+async def test_without_a_failure_location(endpoint: Endpoint[Any, Any], queue: Queue):
+    job = endpoint.job(queue.handle._replace(failure_location=None))
+    queue.fail()
+    assert not await job.done()
+    with pytest.raises(JobTimeoutError):
+        await job.result(timeout=0)
+    queue.succeed()
+    assert await job.result() == {"answer": 1}
+
+
+async def test_an_answer_that_cannot_be_read(endpoint: Endpoint[Any, Any], queue: Queue):
+    queue.succeed(b'{"patient": "jane')
+    with pytest.raises(DeserializationError) as error:
+        await endpoint.job(queue.handle).result()
+    assert error.value.endpoint_name == "documents"
+    assert "jane" not in f"{error.value!r}"
+
+
+async def test_whoever_may_not_list_is_told_nothing(queue: Queue, object_server: ObjectServer):
+    """S3's 403 for what is not there looks like a missing permission: it is waited out, and named in the end."""
+    handle = queue.handle._replace(output_location=f"s3://{queue.bucket}/out/43.out", failure_location=None)
+    async with Client(REGION, endpoint_url=queue.server.url, credentials=GUEST) as guest:
+        job = guest.endpoint("documents", serializer=JSON, deserializer=JSON).job(handle)
+        assert not await job.done()
+        with pytest.raises(JobTimeoutError) as error:
+            await job.result(timeout=0.05)
+        assert isinstance(error.value.__cause__, ObjectStoreError)
+        assert error.value.__cause__.code == "AccessDenied"
+    assert queue.bucket != GUEST_BUCKET
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), True, "5"])
+async def test_faulty_timeouts(endpoint: Endpoint[Any, Any], queue: Queue, timeout: Any):
+    with pytest.raises(ParamValidationError, match="timeout"):
+        await endpoint.job(queue.handle).result(timeout=timeout)
+
+
+# Afterwards
+
+
+async def test_cleaning_up(endpoint: Endpoint[Any, Any], queue: Queue):
+    job = await endpoint.submit("x" * 130_000, upload_to=f"s3://{queue.bucket}/in")
+    queue.succeed()
+    assert len(queue.keys()) == 2
+    assert await job.result(cleanup=True) == {"answer": 1}
+    assert queue.keys() == []
+    queue.fail()
+    with pytest.raises(JobFailedError):
+        await job.result(cleanup=True)
+    assert queue.keys() == []
+    await job.delete()
+
+
+async def test_a_job_is_picked_up_in_another_process(endpoint: Endpoint[Any, Any], queue: Queue, tmp_path: Path):
+    job = await endpoint.submit({"pages": 3})
+    (tmp_path / "job").write_bytes(pickle.dumps(job.handle))
+    queue.succeed()
+    program = f"""
+import asyncio, pickle, sys
+import aiosmrt
+from aiosmrt.serializers import JSON
+
+async def main():
+    async with aiosmrt.Client({REGION!r}) as client:
+        endpoint = client.endpoint("documents", serializer=JSON, deserializer=JSON)
+        with open(sys.argv[1], "rb") as file:
+            print(await endpoint.job(pickle.load(file)).result(timeout=30))
+
+asyncio.run(main())
+"""
+    environment = os.environ | {
+        "AWS_ACCESS_KEY_ID": CLIENT_ARGUMENTS["aws_access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": CLIENT_ARGUMENTS["aws_secret_access_key"],
+    }
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "error", "-c", program, str(tmp_path / "job")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "{'answer': 1}\n"
+
+
+async def test_a_closed_client(queue: Queue):
+    async with Client(**{"endpoint_url": queue.server.url, **CLIENT_ARGUMENTS}) as client:
+        job = client.endpoint("documents", serializer=JSON, deserializer=JSON).job(queue.handle)
+        waiting = asyncio.create_task(job.result())
+        await asyncio.wait((waiting,), timeout=0.1)
+    with pytest.raises(ClientStateError):
+        await waiting
+    with pytest.raises(ClientStateError):
+        await job.done()
+
+
+@pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
+async def test_cancelled_waits_leave_nothing_behind(endpoint: Endpoint[Any, Any], queue: Queue, moment: Moment):
+    job = endpoint.job(queue.handle)
+    queue.succeed()
+    assert await job.result() == {"answer": 1}
+
+    async def waiting() -> Any:
+        return job.result()
+
+    assert await cancel_everywhere(waiting, moment, after=only_this_task) >= 3
+    assert await job.result() == {"answer": 1}
+
+
+@pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
+async def test_cancelled_submissions_take_their_bodies_back(endpoint: Endpoint[Any, Any], queue: Queue, moment: Moment):
+    """Nobody knows of a body whose request was given up: it is deleted."""
+    data = "x" * 130_000
+    place = f"s3://{queue.bucket}/in"
+    await (await endpoint.submit(data, upload_to=place)).delete()
+
+    ended: list[Any] = []
+
+    async def submitting() -> Any:
+        async def submit() -> None:
+            ended.append(await endpoint.submit(data, upload_to=place))
+
+        return submit()
+
+    assert await cancel_everywhere(submitting, moment, after=only_this_task) >= 3
+    for job in ended:
+        await job.delete()
+    # What S3 was about to write when its connection was closed may come into being behind its deletion.
+    assert len(queue.keys()) <= 1

@@ -1,0 +1,198 @@
+"""One call: what is sent, what comes back, and what goes wrong where."""
+
+import asyncio
+import json
+import pickle
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+
+from aiosmrt import Client
+from aiosmrt.endpoint import Endpoint
+from aiosmrt.errors import (
+    AiosmrtError,
+    DeadlineExceededError,
+    DeserializationError,
+    ModelError,
+    ParamValidationError,
+    SerializationError,
+)
+from aiosmrt.local.targets import ContainerFailure
+from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
+from tests.endpoint.conftest import Serve
+from tests.support.runtime import echo
+
+
+async def test_python_in_python_out(serve: Serve):
+    async def model(invocation: Any) -> tuple[bytes, dict[str, str]]:
+        rows = invocation.body.decode().splitlines()
+        return json.dumps([len(row) for row in rows]).encode(), {"Content-Type": "application/json"}
+
+    client = await serve(churn=model)
+    assert await client.endpoint("churn", serializer=CSV, deserializer=JSON).predict([[1, 2, 3], ["ab", "c"]]) == [5, 4]
+
+
+async def test_the_codecs_say_the_types_and_the_options_say_the_rest(serve: Serve):
+    seen = []
+
+    async def model(invocation: Any) -> bytes:
+        seen.append(invocation)
+        return b"{}"
+
+    client = await serve(churn=model)
+    endpoint = client.endpoint("churn", serializer=TEXT, deserializer=JSON, custom_attributes="from=endpoint")
+    await endpoint.predict("a", inference_id="42")
+    await endpoint.predict("a", accept="text/csv", content_type="text/x-row", custom_attributes="from=call")
+    await endpoint.predict("a", accept=None, custom_attributes=None)
+    await endpoint.with_options(inference_id="43").predict("a")
+    assert [(i.content_type, i.accept, i.custom_attributes, i.inference_id) for i in seen] == [
+        (TEXT.content_type, JSON.accept, "from=endpoint", "42"),
+        ("text/x-row", "text/csv", "from=call", None),
+        (TEXT.content_type, None, None, None),
+        (TEXT.content_type, JSON.accept, "from=endpoint", "43"),
+    ]
+
+
+async def test_every_member_of_the_operation_can_be_given(serve: Serve):
+    seen = []
+
+    async def model(invocation: Any) -> bytes:
+        seen.append(invocation)
+        return b"{}"
+
+    client = await serve(churn=model)
+    given = {
+        "target_model": "a.tar.gz",
+        "target_container_hostname": "second",
+        "enable_explanations": "`true`",
+        "prefix_aware_id": "prefix",
+        "inference_id": "42",
+    }
+    await client.endpoint("churn", serializer=JSON, deserializer=JSON, **given).predict({})  # type: ignore[arg-type]
+    (invocation,) = seen
+    assert {name: getattr(invocation, name) for name in given} == given
+
+
+async def test_invoke_says_what_the_service_said(serve: Serve):
+    async def model(invocation: Any) -> tuple[bytes, dict[str, str]]:
+        return b"[1]", {"Content-Type": "application/json", "X-Amzn-SageMaker-Custom-Attributes": "secret=1"}
+
+    client = await serve(churn=model)
+    inference = await client.endpoint("churn", serializer=JSON, deserializer=JSON).invoke([0])
+    assert inference.value == [1]
+    assert (inference.content_type, inference.variant, inference.attempts) == ("application/json", "AllTraffic", 1)
+    assert inference.custom_attributes == "secret=1"
+    assert inference.request_id
+    assert 0 < inference.latency < 30
+    assert "secret" not in repr(inference)
+    assert "value" not in repr(inference)
+    assert {field.name for field in fields(inference)} > {"value", "latency"}
+    assert pickle.loads(pickle.dumps(inference)) == inference
+
+
+@dataclass
+class Failing:
+    content_type: str = "application/x-failing"
+    accept: str = "*/*"
+
+    def serialize(self, data: object) -> bytes:
+        raise SerializationError("not that")
+
+    def deserialize(self, body: bytes, content_type: str) -> None:
+        raise DeserializationError("not this")
+
+
+async def test_what_cannot_be_serialized_is_not_sent(serve: Serve, running: list[Any]):
+    client = await serve(churn=echo)
+    with pytest.raises(SerializationError):
+        await client.endpoint("churn", serializer=Failing(), deserializer=JSON).predict(1)
+    with pytest.raises(SerializationError) as error:
+        await client.endpoint("churn", serializer=JSON, deserializer=JSON).predict({"a": object()})
+    assert "object at" not in str(error.value)
+    assert running[0].statistics()["requests"] == 0
+    assert client.statistics().in_use == 0
+
+
+async def test_what_cannot_be_deserialized_says_where_it_was(serve: Serve):
+    client = await serve(churn=echo)
+    with pytest.raises(DeserializationError) as raised:
+        await client.endpoint("churn", serializer=BYTES, deserializer=JSON, content_type="application/json").predict(
+            b'{"patient": "jane'
+        )
+    error = raised.value
+    assert (error.operation, error.endpoint_name, error.attempts) == ("InvokeEndpoint", "churn", 1)
+    assert error.request_id
+    assert "jane" not in f"{error!r} {error}"
+    assert error.__cause__ is None
+    assert error.__context__ is None
+
+
+async def test_errors_of_the_service_are_the_clients(serve: Serve):
+    async def model(invocation: Any) -> bytes:
+        raise ContainerFailure(503, "loading")
+
+    client = await serve(churn=model)
+    with pytest.raises(ModelError) as error:
+        await client.endpoint("churn", serializer=JSON, deserializer=JSON).predict({})
+    assert (error.value.original_status_code, error.value.endpoint_name) == (503, "churn")
+
+
+async def test_deadline(serve: Serve):
+    async def model(invocation: Any) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    client = await serve(churn=model, runtime={"drain_timeout": 0.01})
+    for endpoint in (
+        client.endpoint("churn", serializer=JSON, deserializer=JSON, deadline=0.05),
+        client.endpoint("churn", serializer=JSON, deserializer=JSON).with_options(deadline=0.05),
+    ):
+        with pytest.raises(DeadlineExceededError):
+            await endpoint.predict({})
+
+
+async def test_large_bodies_are_coded_off_the_loop(serve: Serve):
+    import threading
+
+    where = []
+
+    class Here:
+        content_type = accept = "application/octet-stream"
+
+        def serialize(self, data: bytes) -> bytes:
+            where.append(threading.current_thread() is threading.main_thread())
+            return data
+
+        def deserialize(self, body: bytes, content_type: str) -> bytes:
+            where.append(threading.current_thread() is threading.main_thread())
+            return body
+
+    client = await serve(churn=echo)
+    endpoint = client.endpoint("churn", serializer=Here(), deserializer=Here())
+    assert await endpoint.predict(b"small") == b"small"
+    large = bytes(2**20)
+    assert await endpoint.predict(large) == large
+    assert where == [True, True, False, False]
+
+
+def test_faults_are_found_at_once():
+    client = Client("eu-central-1")
+    with pytest.raises(ParamValidationError) as error:
+        client.endpoint("churn", serializer=dict, deserializer=None)  # type: ignore[arg-type]
+    assert len(error.value.faults) == 2
+    with pytest.raises(TypeError, match="targt_model"):
+        client.endpoint("churn", serializer=JSON, deserializer=JSON, targt_model="a")  # type: ignore[call-arg]
+    endpoint = client.endpoint("churn", serializer=JSON, deserializer=JSON)
+    assert repr(endpoint).startswith("<Endpoint churn ")
+
+
+async def test_a_member_of_another_operation_is_refused(serve: Serve, running: list[Any]):
+    client = await serve(llm=echo)
+    endpoint: Endpoint[Any, Any] = client.endpoint("llm", serializer=JSON, deserializer=JSON, target_model="a.tar.gz")
+    with pytest.raises(ParamValidationError, match="TargetModel"):
+        async with endpoint.stream({}):
+            pass
+    with pytest.raises(AiosmrtError):
+        await endpoint.predict({}, target_variant="no spaces allowed")
+    assert running[0].statistics()["requests"] == 0

@@ -1,0 +1,191 @@
+"""Stateful sessions on the local runtime, with a model that counts per session."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aiosmrt import Client
+from aiosmrt.endpoint import Endpoint, Session
+from aiosmrt.errors import ClientStateError, ModelError, SessionClosedError
+from aiosmrt.local import LocalRuntime
+from aiosmrt.local.targets import ContainerFailure
+from aiosmrt.serializers import JSON
+from tests.endpoint.conftest import Serve
+
+
+class Counting:
+    """Answers with how many calls a session has had; opens and closes sessions as a container does."""
+
+    def __init__(self, expires: str = "2999-01-01T00:00:00Z") -> None:
+        self.counts: dict[str, int] = {}
+        self.expires = expires
+
+    async def __call__(self, invocation: Any) -> tuple[bytes, dict[str, str]]:
+        headers = {"Content-Type": "application/json"}
+        session = invocation.session_id
+        if invocation.new_session:
+            session = f"session-{len(self.counts)}"
+            headers["X-Amzn-SageMaker-Session-Id"] = f"{session}; Expires={self.expires}"
+        if session is None:
+            return b"null", headers
+        self.counts[session] = self.counts.get(session, 0) + 1
+        if invocation.body == b'"close"':
+            headers["X-Amzn-SageMaker-Closed-Session-Id"] = session
+        if invocation.body == b'"fail"':
+            raise ContainerFailure(500, "failed")
+        return str(self.counts[session]).encode(), headers
+
+
+def endpoint_of(client: Client) -> Endpoint[Any, Any]:
+    return client.endpoint("chat", serializer=JSON, deserializer=JSON)
+
+
+async def test_calls_of_a_session_stick(serve: Serve):
+    model = Counting()
+    endpoint = endpoint_of(await serve(chat=model))
+    async with endpoint.session() as one, endpoint.session() as other:
+        assert one.id is None
+        assert [await one.predict("a"), await other.predict("a"), await one.predict("b")] == [1, 1, 2]
+        assert (one.id, other.id) == ("session-0", "session-1")
+        assert one.is_open
+        assert one.expires_at is not None
+        assert one.expires_at.year == 2999
+        inference = await one.invoke("c")
+        assert inference.value == 3
+    assert not one.is_open
+    assert model.counts == {"session-0": 3, "session-1": 1}
+
+
+async def test_the_first_calls_open_one_session(serve: Serve):
+    model = Counting()
+    endpoint = endpoint_of(await serve(chat=model))
+    async with endpoint.session() as session:
+        values = await asyncio.gather(*(session.predict("a") for _ in range(10)))
+    assert sorted(values) == list(range(1, 11))
+    assert model.counts == {"session-0": 10}
+
+
+async def test_opening_and_closing_requests(serve: Serve):
+    model = Counting()
+    endpoint = endpoint_of(await serve(chat=model))
+    async with endpoint.session(open_with="open", close_with="close") as session:
+        assert session.id == "session-0"
+        assert session.opened_with is not None
+        assert session.opened_with.value == 1
+        assert await session.predict("a") == 2
+    assert model.counts == {"session-0": 3}
+    with pytest.raises(SessionClosedError):
+        await session.predict("a")
+
+
+async def test_a_session_that_was_never_opened_is_not_closed(serve: Serve, running: list[LocalRuntime]):
+    endpoint = endpoint_of(await serve(chat=Counting()))
+    async with endpoint.session(close_with="close"):
+        pass
+    assert running[0].statistics()["requests"] == 0
+
+
+async def test_a_session_that_the_model_closes(serve: Serve, running: list[LocalRuntime]):
+    endpoint = endpoint_of(await serve(chat=Counting()))
+    async with endpoint.session(close_with="close") as session:
+        await session.predict("a")
+        assert await session.predict("close") == 2
+        assert not session.is_open
+        with pytest.raises(SessionClosedError, match="closed"):
+            await session.predict("a")
+    assert running[0].statistics()["requests"] == 2
+
+
+async def test_a_session_that_has_expired(serve: Serve, running: list[LocalRuntime]):
+    now = 1_700_000_000.0
+    endpoint = endpoint_of(await serve(chat=Counting("2023-11-14T22:13:30Z"), runtime={"clock": lambda: now}))
+    async with Session(endpoint, close_with="close", clock=lambda: now) as session:
+        pass
+    async with Session(endpoint, close_with="close", clock=lambda: now) as session:
+        # the service itself would refuse the skewed signature, so only the session's own clock is moved
+        session.id, session.expires_at = "session-0", None
+        assert session.is_open
+        from datetime import UTC, datetime
+
+        session.expires_at = datetime.fromtimestamp(now, UTC)
+        with pytest.raises(SessionClosedError, match="expired, at 2023-11-14 22:13:20 UTC"):
+            await session.predict("a")
+    assert running[0].statistics()["requests"] == 0
+
+
+async def test_a_model_that_opens_no_session(serve: Serve):
+    async def model(invocation: Any) -> bytes:
+        raise ContainerFailure(400, "no sessions here")
+
+    endpoint = endpoint_of(await serve(chat=model))
+    with pytest.raises(ModelError):
+        async with endpoint.session(open_with="open"):
+            raise AssertionError
+    async with endpoint.session() as session:
+        with pytest.raises(ModelError):
+            await session.predict("a")
+        assert session.id is None
+
+
+async def test_streams_are_for_open_sessions(serve: Serve):
+    async def model(invocation: Any) -> Any:
+        if invocation.streaming:
+            assert invocation.session_id == "s-1"
+
+            async def parts() -> Any:
+                yield b"par"
+                yield b"ts"
+
+            return parts()
+        return b"1", {"X-Amzn-SageMaker-Session-Id": "s-1; Expires=2999-01-01T00:00:00Z"}
+
+    endpoint = endpoint_of(await serve(chat=model))
+    async with endpoint.session() as session:
+        with pytest.raises(SessionClosedError, match="not open yet"):
+            session.stream("a")
+        await session.predict("a")
+        async with session.stream("a") as stream:
+            assert "".join([text async for text in stream.text()]) == "parts"
+
+
+async def test_a_failure_to_close(serve: Serve):
+    endpoint = endpoint_of(await serve(chat=Counting()))
+    with pytest.raises(ModelError):
+        async with endpoint.session(open_with="open", close_with="fail"):
+            pass
+    with pytest.raises(KeyError) as error:
+        async with endpoint.session(open_with="open", close_with="fail"):
+            raise KeyError("the block's own")
+    assert "could not be closed" in error.value.__notes__[0]
+
+
+async def test_whoever_is_cancelled_does_not_close(serve: Serve):
+    model = Counting()
+    endpoint = endpoint_of(await serve(chat=model))
+    opened = asyncio.Event()
+
+    async def run() -> None:
+        async with endpoint.session(open_with="open", close_with="close"):
+            opened.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(run())
+    await opened.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert model.counts == {"session-0": 1}
+
+
+async def test_a_session_is_used_in_its_block_and_entered_once(serve: Serve):
+    endpoint = endpoint_of(await serve(chat=Counting()))
+    session = endpoint.session()
+    with pytest.raises(SessionClosedError):
+        await session.predict("a")
+    async with session:
+        pass
+    with pytest.raises(ClientStateError):
+        async with session:
+            pass
+    assert "closed" in repr(session)

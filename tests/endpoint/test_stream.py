@@ -1,0 +1,269 @@
+"""The views of a stream, its time limits, and the ways of leaving it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from aiosmrt import Client
+from aiosmrt.endpoint import Endpoint, PredictionStream, View
+from aiosmrt.errors import (
+    ClientStateError,
+    DeserializationError,
+    ModelStreamError,
+    ParamValidationError,
+    ReadTimeoutError,
+    StreamTimeoutError,
+)
+from aiosmrt.local import LocalRuntime, faults
+from aiosmrt.serializers import JSON
+from tests.endpoint.conftest import Serve
+
+
+def saying(*parts: bytes | asyncio.Event) -> Callable[[Any], AsyncIterator[bytes]]:
+    """A model that says these parts, waiting where an event stands."""
+
+    async def model(invocation: Any) -> AsyncIterator[bytes]:
+        for part in parts:
+            if isinstance(part, asyncio.Event):
+                await part.wait()
+            else:
+                yield part
+
+    return model
+
+
+def endpoint_of(client: Client) -> Endpoint[Any, Any]:
+    return client.endpoint("llm", serializer=JSON, deserializer=JSON)
+
+
+async def viewed(serve: Serve, view: Callable[[PredictionStream], View[Any]], *parts: bytes) -> list[Any]:
+    client = await serve(llm=saying(*parts))
+    async with endpoint_of(client).stream({}) as stream:
+        items = [item async for item in view(stream)]
+    assert client.statistics().in_use == 0
+    return items
+
+
+async def test_bytes(serve: Serve):
+    items = await viewed(serve, PredictionStream.bytes, b"one ", b"two ", b"three")
+    assert b"".join(items) == b"one two three"
+
+
+async def test_text_never_cuts_a_character(serve: Serve):
+    items = await viewed(serve, PredictionStream.text, b"caf\xc3", b"\xa9", b" cr\xc3\xa8me")
+    assert "".join(items) == "café crème"
+    assert all(items)
+
+
+async def test_lines_with_the_last_one(serve: Serve):
+    assert await viewed(serve, PredictionStream.lines, b"one\ntw", b"o\r", b"\nthree\n\n", b"fo", b"ur") == [
+        "one",
+        "two",
+        "three",
+        "",
+        "four",
+    ]
+
+
+async def test_json_lines(serve: Serve):
+    assert await viewed(serve, PredictionStream.jsonl, b'{"a"', b": 1}\n\n{", b'"a": 2}') == [{"a": 1}, {"a": 2}]
+
+
+async def test_server_sent_events(serve: Serve):
+    events = await viewed(
+        serve, PredictionStream.sse, b"event: token\nda", b"ta: a\ndata: b\nid: 7\n", b"\ndata: c\n\n"
+    )
+    assert [(event.event, event.data, event.id) for event in events] == [("token", "a\nb", "7"), ("message", "c", "7")]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b'{"a": 1}{"a', b'": 2}', b"3"],
+        [b'{"a": 1}\n{"a": ', b"2}\n3\n"],
+        [b'data: {"a": 1}\n\nda', b'ta: {"a": 2}\n\ndata: 3\n\ndata: [DONE]\n\n'],
+    ],
+)
+async def test_json_however_it_is_split(serve: Serve, parts: list[bytes]):
+    assert await viewed(serve, PredictionStream.json, *parts) == [{"a": 1}, {"a": 2}, 3]
+
+
+async def test_items_come_before_the_stream_ends(serve: Serve):
+    gate = asyncio.Event()
+    client = await serve(llm=saying(b"one\n", gate, b"two\n"))
+    async with endpoint_of(client).stream({}) as stream:
+        lines = stream.lines()
+        assert await anext(lines) == "one"
+        gate.set()
+        assert [line async for line in lines] == ["two"]
+
+
+async def test_facts_of_the_answer(serve: Serve):
+    async def model(invocation: Any) -> tuple[AsyncIterator[bytes], dict[str, str]]:
+        assert invocation.content_type == "application/json"
+        return saying(b"a")(invocation), {"Content-Type": "text/plain", "X-Amzn-SageMaker-Custom-Attributes": "c"}
+
+    client = await serve(llm=model)
+    async with endpoint_of(client).stream({}) as stream:
+        assert (stream.content_type, stream.variant, stream.custom_attributes) == ("text/plain", "AllTraffic", "c")
+        assert stream.request_id
+        assert stream.attempts == 1
+        assert [text async for text in stream.text()] == ["a"]
+
+
+async def test_malformed_json_comes_behind_what_was_good(serve: Serve):
+    never = asyncio.Event()
+    client = await serve(llm=saying(b'{"a": 1}\n{"patient": "jane"]\n', never), runtime={"drain_timeout": 0.01})
+    got = []
+    with pytest.raises(DeserializationError) as raised:
+        async with endpoint_of(client).stream({}) as stream:
+            async for value in stream.json():
+                got.append(value)
+    assert got == [{"a": 1}]
+    error = raised.value
+    assert (error.operation, error.endpoint_name) == ("InvokeEndpointWithResponseStream", "llm")
+    assert "jane" not in f"{error!r} {error}"
+    assert client.statistics().in_use == 0
+
+
+async def test_an_unfinished_value_is_an_error(serve: Serve):
+    with pytest.raises(DeserializationError):
+        await viewed(serve, PredictionStream.json, b'{"a": 1}{"b": ')
+
+
+async def test_an_error_inside_the_stream_is_typed(serve: Serve):
+    client = await serve(
+        llm=saying(b"one\n", b"two\n", b"three\n"),
+        runtime={"faults": {"llm": faults.StreamFailure(after_parts=1)}},
+    )
+    with pytest.raises(ModelStreamError) as error:
+        async with endpoint_of(client).stream({}) as stream:
+            async for _ in stream.lines():
+                pass
+    assert error.value.endpoint_name == "llm"
+    assert client.statistics().in_use == 0
+
+
+# Leaving
+
+
+async def test_leaving_the_block_closes_the_connection_at_once(serve: Serve, running: list[LocalRuntime]):
+    never = asyncio.Event()
+    client = await serve(llm=saying(b"one\n", never))
+    async with endpoint_of(client).stream({}) as stream:
+        async for _ in stream.lines():
+            break
+    assert client.statistics().in_use == 0
+    await asyncio.wait_for(running[0].wait_for_requests(1), 10)
+    with pytest.raises(ClientStateError):
+        stream.text()
+
+
+async def test_a_view_ends_when_its_stream_is_closed_by_another_task(serve: Serve):
+    client = await serve(llm=saying(b'{"unfin', asyncio.Event()), runtime={"drain_timeout": 0.01})
+    async with endpoint_of(client).stream({}) as stream:
+
+        async def read() -> list[Any]:
+            return [value async for value in stream.json()]
+
+        reader = asyncio.create_task(read())
+        while client.statistics().bytes_sent == 0 or not stream._viewed:
+            await asyncio.sleep(0)
+        stream.close()
+        assert await asyncio.wait_for(reader, 10) == []
+
+
+async def test_a_stream_is_entered_and_viewed_once(serve: Serve):
+    client = await serve(llm=saying(b"one"))
+    stream = endpoint_of(client).stream({})
+    with pytest.raises(ClientStateError):
+        stream.text()
+    async with stream:
+        stream.text()
+        with pytest.raises(ClientStateError):
+            stream.lines()
+    with pytest.raises(ClientStateError):
+        async with stream:
+            pass
+
+
+# Time limits
+
+
+async def test_the_first_part_has_its_limit(serve: Serve):
+    client = await serve(llm=saying(asyncio.Event()), runtime={"drain_timeout": 0.01})
+    with pytest.raises(StreamTimeoutError, match="first part"):
+        async with endpoint_of(client).stream({}, first_part_timeout=0.05) as stream:
+            async for _ in stream.text():
+                pass
+    assert client.statistics().in_use == 0
+
+
+async def test_the_first_part_has_its_limit_from_entering_on(serve: Serve):
+    """The head may take all of it."""
+    client = await serve(llm=saying(b"one"), runtime={"drain_timeout": 0.01, "faults": {"llm": faults.Stall()}})
+    with pytest.raises(StreamTimeoutError, match="first part"):
+        async with endpoint_of(client).stream({}, first_part_timeout=0.05):
+            pass
+    assert client.statistics().in_use == 0
+
+
+async def test_parts_have_their_limit(serve: Serve):
+    client = await serve(llm=saying(b"one", asyncio.Event()), runtime={"drain_timeout": 0.01})
+    got = []
+    with pytest.raises(StreamTimeoutError, match="next part") as error:
+        async with endpoint_of(client).stream({}, first_part_timeout=30, part_timeout=0.05) as stream:
+            async for text in stream.text():
+                got.append(text)
+    assert got == ["one"]
+    assert isinstance(error.value, TimeoutError)
+    assert (error.value.endpoint_name, error.value.attempts) == ("llm", 1)
+    assert client.statistics().in_use == 0
+
+
+async def test_both_limits_replace_the_read_timeout(serve: Serve):
+    gate = asyncio.Event()
+    client = await serve(llm=saying(gate, b"one"), client={"read_timeout": 0.05}, runtime={"drain_timeout": 0.01})
+    with pytest.raises(ReadTimeoutError):
+        async with endpoint_of(client).stream({}) as stream:
+            async for _ in stream.text():
+                pass
+    asyncio.get_running_loop().call_later(0.2, gate.set)
+    async with endpoint_of(client).stream({}, first_part_timeout=30, part_timeout=30) as stream:
+        assert [text async for text in stream.text()] == ["one"]
+
+
+async def test_a_cancelled_reader_is_cancelled_and_nothing_else(serve: Serve):
+    client = await serve(llm=saying(b"one", asyncio.Event()), runtime={"drain_timeout": 0.01})
+
+    async def read() -> None:
+        async with endpoint_of(client).stream({}, first_part_timeout=30, part_timeout=30) as stream:
+            async for _ in stream.text():
+                read_one.set()
+
+    read_one = asyncio.Event()
+    reader = asyncio.create_task(read())
+    await read_one.wait()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert client.statistics().in_use == 0
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("inf"), float("nan"), True, "5"])
+def test_faulty_limits(limit: Any):
+    endpoint = endpoint_of(Client("eu-central-1"))
+    with pytest.raises(ParamValidationError, match="part_timeout"):
+        endpoint.stream({}, part_timeout=limit)
+    with pytest.raises(ParamValidationError, match="first_part_timeout"):
+        endpoint.stream({}, first_part_timeout=limit)
+
+
+async def test_many_small_parts_give_the_same_items(serve: Serve):
+    values = [{"token": f"wörd {n}", "n": n} for n in range(500)]
+    whole = b"".join(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
+    parts = [whole[i : i + 7] for i in range(0, len(whole), 7)]
+    assert await viewed(serve, PredictionStream.json, *parts) == values
