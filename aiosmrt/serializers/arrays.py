@@ -1,0 +1,197 @@
+"""NumPy's arrays: the NPY format and archives of it. NumPy is imported when one of the codecs is first used."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from aiosmrt.errors import SerializationError
+from aiosmrt.serializers.codec import Codec, installed, parsed
+from aiosmrt.serializers.objects import SupportsRead, is_file, kind_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["NPY", "NPZ", "NPYCodec", "NPZCodec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NumPyBased(Codec):
+    """What NPY and NPZ have in common: making an array of an object, and writing it."""
+
+    dtype: str | None = None
+
+    def _option_faults(self) -> Iterable[str]:
+        if self.dtype is not None and not isinstance(self.dtype, str):
+            yield f"dtype must be a name, such as 'float32', or None; got a {kind_of(self.dtype)}"
+
+    def _write(self, stream: IO[bytes], data: object, where: str) -> None:
+        """Write an array in the NPY format."""
+        array = self._array(data, where)
+        if array.dtype.hasobject:
+            raise SerializationError(f"{where} makes an array of Python objects, which would have to be pickled")
+        installed("numpy.lib.format", "numpy").write_array(stream, array, allow_pickle=False)
+
+    def _array(self, data: object, where: str) -> NDArray[Any]:
+        numpy = installed("numpy", "numpy")
+        if isinstance(data, (str, bytes, bytearray)):
+            raise SerializationError(f"{where} is a {kind_of(data)}, not an array")
+        if "numpy.ma" in sys.modules and isinstance(data, numpy.ma.MaskedArray):
+            raise SerializationError(f"{where} is a masked array, whose mask NPY cannot express")
+        try:
+            array: NDArray[Any] = numpy.asarray(data, self.dtype)
+            return array
+        except (TypeError, ValueError, OverflowError):
+            fault = f"is a {kind_of(data)} that makes no array" + (
+                f" of {self.dtype}" if self.dtype is not None else ""
+            )
+        raise SerializationError(f"{where} {fault}")
+
+
+def _read_array(stream: IO[bytes]) -> NDArray[Any]:
+    """Read an array in the NPY format, and nothing behind it; NumPy's and zipfile's own errors are not caught."""
+    array: NDArray[Any] = installed("numpy.lib.format", "numpy").read_array(stream, allow_pickle=False)
+    if stream.read(1):  # at its end, a member of an archive checks its CRC
+        raise ValueError
+    return array
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPYCodec(_NumPyBased):
+    """A NumPy array in the NPY format.
+
+    Serializes arrays, what ``numpy.asarray`` makes arrays of (nested lists of numbers, for one), and open NPY files,
+    which are sent as they are.  Arrays of Python objects are refused, as NPY would pickle them, and masked arrays, as
+    it would forget the mask.  Deserializes to an array.  Needs the extra ``numpy``.
+
+    Args:
+        dtype: the name of the type that arrays are sent in, such as ``"float32"``; None for the one that they have.
+        content_type: the request's type.
+        accept: what the response shall be.
+
+    Raises:
+        ParamValidationError: a header cannot be one, or an option is of the wrong type.
+
+    >>> body = NPYCodec(dtype="float32").serialize([[1, 2], [3, 4]])
+    >>> NPY.deserialize(body, "application/x-npy")
+    array([[1., 2.],
+           [3., 4.]], dtype=float32)
+    """
+
+    content_type: str = "application/x-npy"
+    accept: str = "application/x-npy"
+
+    _kin = "application/(x-)?npy"
+
+    def serialize(self, data: ArrayLike | SupportsRead, /) -> bytes:
+        """Write an array.
+
+        Raises:
+            SerializationError: there is no array to be made of the object, or only one of Python objects.
+            ConfigurationError: NumPy is not installed.
+        """
+        if is_file(data):
+            return self._contents(data)
+        body = io.BytesIO()
+        self._write(body, data, "data")
+        return body.getvalue()
+
+    def deserialize(self, body: bytes, content_type: str, /) -> NDArray[Any]:
+        """Read an array.
+
+        Raises:
+            DeserializationError: the response is of another type, malformed, or has an array of Python objects.
+            ConfigurationError: NumPy is not installed.
+        """
+        self._expect(content_type)
+        return parsed(lambda: _read_array(io.BytesIO(body)), "an array in the NPY format without Python objects")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPZCodec(_NumPyBased):
+    """NumPy arrays with names, in the NPZ format: a zip archive of NPY files.
+
+    Serializes a mapping from names to what `NPYCodec` serializes, files apart; equal arrays give equal bodies.
+    Deserializes to a dictionary of arrays.  Needs the extra ``numpy``.
+
+    Args:
+        dtype: as for `NPYCodec`.
+        compress: whether the arrays are compressed, with Deflate.
+        content_type: the request's type.
+        accept: what the response shall be.
+
+    Raises:
+        ParamValidationError: a header cannot be one, or an option is of the wrong type.
+
+    >>> NPZ.deserialize(NPZ.serialize({"x": [1, 2], "y": [[0.5]]}), "application/x-npz")
+    {'x': array([1, 2]), 'y': array([[0.5]])}
+    """
+
+    compress: bool = False
+    content_type: str = "application/x-npz"
+    accept: str = "application/x-npz"
+
+    _kin = "application/((x-)?npz|zip)"
+
+    def _option_faults(self) -> Iterable[str]:
+        yield from _NumPyBased._option_faults(self)
+        if not isinstance(self.compress, bool):
+            yield f"compress must be True or False; got a {kind_of(self.compress)}"
+
+    def serialize(self, data: Mapping[str, ArrayLike], /) -> bytes:
+        """Write arrays.
+
+        Raises:
+            SerializationError: the object is no mapping, a name is no text that could name a file, or there is no array
+                to be made of a value, or only one of Python objects.
+            ConfigurationError: NumPy is not installed.
+        """
+        import zipfile
+
+        if not isinstance(data, Mapping):
+            raise SerializationError(f"data is a {kind_of(data)}, not a mapping from names to arrays")
+        body = io.BytesIO()
+        with zipfile.ZipFile(body, "w") as archive:
+            for number, (name, array) in enumerate(data.items()):
+                if not isinstance(name, str) or re.search("[\0\ud800-\udfff]", name):
+                    raise SerializationError(f"the name of data[{number}] cannot be a file's")
+                member = zipfile.ZipInfo(f"{name}.npy")  # of 1980, so that the clock is not in the body
+                member.compress_type = zipfile.ZIP_DEFLATED if self.compress else zipfile.ZIP_STORED
+                with archive.open(member, "w") as stream:
+                    self._write(stream, array, f"data[{number}]")
+        return body.getvalue()
+
+    def deserialize(self, body: bytes, content_type: str, /) -> dict[str, NDArray[Any]]:
+        """Read arrays.
+
+        Raises:
+            DeserializationError: the response is of another type, malformed, or has an array of Python objects.
+            ConfigurationError: NumPy is not installed.
+        """
+        self._expect(content_type)
+        return parsed(lambda: self._read(body), "an archive in the NPZ format")
+
+    def _read(self, body: bytes) -> dict[str, NDArray[Any]]:
+        import zipfile
+
+        arrays = {}
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            for number, member in enumerate(archive.infolist()):
+                with archive.open(member) as stream:
+                    arrays[member.filename.removesuffix(".npy")] = parsed(
+                        partial(_read_array, stream),
+                        f"an archive in the NPZ format: its file {number} is no array, or one of Python objects",
+                    )
+        return arrays
+
+
+NPY: Final = NPYCodec()
+"""`NPYCodec` with its defaults."""
+
+NPZ: Final = NPZCodec()
+"""`NPZCodec` with its defaults."""

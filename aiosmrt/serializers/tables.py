@@ -1,0 +1,213 @@
+"""Tables: Arrow IPC streams and Parquet files. pyarrow is imported when one of the codecs is first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, TypeAlias
+
+from aiosmrt.errors import SerializationError
+from aiosmrt.serializers.codec import Codec, installed, parsed
+from aiosmrt.serializers.objects import kind_of
+
+if TYPE_CHECKING:
+    import pyarrow  # type: ignore[import-untyped, unused-ignore]
+
+__all__ = ["ARROW", "PARQUET", "ArrowCodec", "ParquetCodec", "SupportsArrowArray", "SupportsArrowStream"]
+
+
+class SupportsArrowStream(Protocol):
+    """What has the Arrow PyCapsule interface for streams: tables of pyarrow, pandas, polars and others."""
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """An ``ArrowArrayStream`` in a capsule."""
+        ...
+
+
+class SupportsArrowArray(Protocol):
+    """What has the Arrow PyCapsule interface for arrays: pyarrow's record batches, for one."""
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
+        """An ``ArrowSchema`` and an ``ArrowArray`` in capsules."""
+        ...
+
+
+ArrowTable: TypeAlias = SupportsArrowStream | SupportsArrowArray | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ArrowBased(Codec):
+    """What Arrow and Parquet have in common: making a table of an object, and having it written."""
+
+    compression: str | None = None
+
+    _compressions: ClassVar[tuple[str | None, ...]]
+
+    def _option_faults(self) -> Iterable[str]:
+        if self.compression not in self._compressions:
+            allowed = ", ".join(map(repr, self._compressions))
+            yield f"compression must be one of {allowed}; got {self.compression!r:.80}"
+
+    def _written(self, data: ArrowTable, write: Callable[[pyarrow.Table, Any], object]) -> bytes:
+        """Have a table written into a sink of pyarrow's."""
+        table = _table(data)
+        pa = installed("pyarrow", "arrow")
+        sink = pa.BufferOutputStream()
+        try:
+            write(table, sink)
+            body: bytes = sink.getvalue().to_pybytes()
+            return body
+        except _arrow_faults():
+            fault = "data has a column of a type that the format does not have"
+        raise SerializationError(fault)
+
+
+def _arrow_faults() -> tuple[type[Exception], ...]:
+    """What pyarrow raises; the messages quote names and values."""
+    return (installed("pyarrow", "arrow").ArrowException, OSError, OverflowError, TypeError, ValueError)
+
+
+def _table(data: ArrowTable) -> pyarrow.Table:
+    pa = installed("pyarrow", "arrow")
+    if isinstance(data, pa.Table):
+        return data
+    if not any((isinstance(data, Mapping), hasattr(data, "__arrow_c_stream__"), hasattr(data, "__arrow_c_array__"))):
+        raise SerializationError(f"data is a {kind_of(data)}, not a table")
+    fault = "data gives no table"
+    try:
+        if not isinstance(data, Mapping):
+            return pa.table(data)
+        columns = {}
+        for number, (name, values) in enumerate(data.items()):
+            fault = (
+                f"data[{number}] makes no column: its name is not text, or its values are not of one type of Arrow's"
+            )
+            columns[name] = pa.table({name: values}).column(0)
+        fault = "data has columns of different lengths"
+        return pa.table(columns)
+    except _arrow_faults():
+        pass  # with `fault` as it is
+    raise SerializationError(fault)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrowCodec(_ArrowBased):
+    """A table as an Arrow IPC stream (https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format).
+
+    Serializes a ``pyarrow.Table``, a ``RecordBatch``, a ``RecordBatchReader``, the DataFrames that have the Arrow
+    PyCapsule interface (pandas from 2.2, polars from 1.3), and a mapping from names to columns.  Deserializes to a
+    ``pyarrow.Table``, which is validated, as what is read from a table that was not may lie outside of its memory.
+    Needs the extra ``arrow``.
+
+    Args:
+        compression: how columns are compressed; None for not at all.
+        content_type: the request's type, the registered one as it stands.
+        accept: what the response shall be.
+
+    Raises:
+        ParamValidationError: a header cannot be one, or there is no such compression.
+
+    >>> table = ARROW.deserialize(ARROW.serialize({"age": [29, 31]}), "application/vnd.apache.arrow.stream")
+    >>> table.to_pydict()
+    {'age': [29, 31]}
+    """
+
+    compression: Literal["lz4", "zstd"] | None = None
+    content_type: str = "application/vnd.apache.arrow.stream"
+    accept: str = "application/vnd.apache.arrow.stream"
+
+    _kin = r"application/(x-apache-|vnd\.apache\.)arrow(\.stream|-stream)?"
+    _compressions = (None, "lz4", "zstd")
+
+    def serialize(self, data: ArrowTable, /) -> bytes:
+        """Write a table.
+
+        Raises:
+            SerializationError: there is no table to be made of the object.
+            ConfigurationError: pyarrow is not installed.
+        """
+        return self._written(data, self._write_stream)
+
+    def _write_stream(self, table: pyarrow.Table, sink: Any) -> None:
+        ipc = installed("pyarrow.ipc", "arrow")
+        with ipc.new_stream(sink, table.schema, options=ipc.IpcWriteOptions(compression=self.compression)) as writer:
+            writer.write_table(table)
+
+    def deserialize(self, body: bytes, content_type: str, /) -> pyarrow.Table:
+        """Read a table.
+
+        Raises:
+            DeserializationError: the response is of another type, or malformed.
+            ConfigurationError: pyarrow is not installed.
+        """
+        self._expect(content_type)
+        return parsed(lambda: self._read(body), "an Arrow IPC stream")
+
+    def _read(self, body: bytes) -> pyarrow.Table:
+        with installed("pyarrow.ipc", "arrow").open_stream(body) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+        return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetCodec(_ArrowBased):
+    """A table as a Parquet file.
+
+    Serializes what `ArrowCodec` does.  Deserializes to a ``pyarrow.Table``, validated; types that Parquet does not have
+    come back as the nearest one that it has.  Needs the extra ``arrow``.
+
+    Args:
+        compression: how columns are compressed; None for not at all.
+        content_type: the request's type; SageMaker's own, not the registered ``application/vnd.apache.parquet``.
+        accept: what the response shall be; the registered type is read as well.
+
+    Raises:
+        ParamValidationError: a header cannot be one, or there is no such compression.
+
+    >>> PARQUET.deserialize(PARQUET.serialize({"age": [29, 31]}), "application/x-parquet").to_pydict()
+    {'age': [29, 31]}
+    """
+
+    compression: Literal["snappy", "gzip", "brotli", "lz4", "zstd"] | None = "snappy"
+    content_type: str = "application/x-parquet"
+    accept: str = "application/x-parquet"
+
+    _kin = r"application/(x-|vnd\.apache\.)?parquet"
+    _compressions = (None, "snappy", "gzip", "brotli", "lz4", "zstd")
+
+    def serialize(self, data: ArrowTable, /) -> bytes:
+        """Write a table.
+
+        Raises:
+            SerializationError: there is no table to be made of the object, or Parquet cannot express it.
+            ConfigurationError: pyarrow is not installed.
+        """
+        return self._written(data, self._write_file)
+
+    def _write_file(self, table: pyarrow.Table, sink: Any) -> None:
+        installed("pyarrow.parquet", "arrow").write_table(table, sink, compression=self.compression or "none")
+
+    def deserialize(self, body: bytes, content_type: str, /) -> pyarrow.Table:
+        """Read a table.
+
+        Raises:
+            DeserializationError: the response is of another type, or malformed.
+            ConfigurationError: pyarrow is not installed.
+        """
+        self._expect(content_type)
+        return parsed(lambda: self._read(body), "a Parquet file")
+
+    def _read(self, body: bytes) -> pyarrow.Table:
+        pa = installed("pyarrow", "arrow")
+        with installed("pyarrow.parquet", "arrow").ParquetFile(pa.BufferReader(body)) as file:
+            table = file.read()
+        table.validate(full=True)
+        return table
+
+
+ARROW: Final = ArrowCodec()
+"""`ArrowCodec` with its defaults."""
+
+PARQUET: Final = ParquetCodec()
+"""`ParquetCodec` with its defaults."""

@@ -1,0 +1,168 @@
+"""NPY and NPZ: round trips through NumPy's own functions, refusals, and damaged files."""
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from aiosmrt.serializers import NPY, NPZ, NPYCodec, NPZCodec
+from tests.endpoint.serializers.samples import header, refused, same, unreadable
+
+ARRAYS = st_numpy.arrays(
+    st_numpy.scalar_dtypes()
+    | st_numpy.byte_string_dtypes()
+    | st_numpy.unicode_string_dtypes()
+    | st_numpy.array_dtypes(allow_subarrays=False),
+    st_numpy.array_shapes(min_dims=0, min_side=0, max_side=4),
+)
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+
+
+@given(ARRAYS)
+@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
+def test_npy_round_trip(array: Any) -> None:
+    body = NPY.serialize(array)
+    assert same(np.load(io.BytesIO(body), allow_pickle=False), array)
+    assert same(NPY.deserialize(body, "application/x-npy"), array)
+    saved = io.BytesIO()
+    np.save(saved, array, allow_pickle=False)
+    assert same(NPY.deserialize(saved.getvalue(), ""), array)
+
+
+@given(st.dictionaries(NAMES, ARRAYS, max_size=3), st.booleans())
+@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
+def test_npz_round_trip(arrays: dict[str, Any], compress: bool) -> None:
+    body = NPZCodec(compress=compress).serialize(arrays)
+    assert same(NPZ.deserialize(body, "application/x-npz"), arrays)
+    with np.load(io.BytesIO(body), allow_pickle=False) as archive:
+        assert len(archive.files) == len(arrays)
+        assert all(same(archive[name], arrays[name]) for name in arrays)
+
+
+def test_npz_of_numpy_is_read() -> None:
+    for save in (np.savez, np.savez_compressed):
+        saved = io.BytesIO()
+        save(saved, x=np.arange(3), y=np.eye(2))
+        assert same(NPZ.deserialize(saved.getvalue(), "application/zip"), {"x": np.arange(3), "y": np.eye(2)})
+
+
+def test_equal_arrays_give_equal_archives() -> None:
+    assert b"\x00\x00\x21\x00" in NPZ.serialize({"x": [1]})  # the first of January 1980, midnight
+    assert NPZ.serialize({"x": [1]}) == NPZ.serialize({"x": np.array([1])})
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]])),
+        (1.5, np.array(1.5)),
+        (np.arange(6).reshape(2, 3).T, np.arange(6).reshape(2, 3).T),
+        (np.arange(10)[::3], np.array([0, 3, 6, 9])),
+        (memoryview(b"ab"), np.array([97, 98], "u1")),
+    ],
+)
+def test_npy_of_what_makes_an_array(data: Any, expected: Any) -> None:
+    assert same(NPY.deserialize(NPY.serialize(data), ""), expected)
+
+
+def test_arrays_are_sent_in_the_type_that_was_asked_for() -> None:
+    assert NPY.deserialize(NPYCodec(dtype="float32").serialize([1, 2]), "").dtype == np.dtype("f4")
+    assert NPZ.deserialize(NPZCodec(dtype="int8").serialize({"x": np.eye(2)}), "")["x"].dtype == np.dtype("i1")
+
+
+NO_ARRAYS: list[tuple[Any, str]] = [
+    (np.array([1, None]), "makes an array of Python objects, which would have to be pickled"),
+    ([1, {"a": 2}], "makes an array of Python objects, which would have to be pickled"),
+    ({"a": 1}, "makes an array of Python objects, which would have to be pickled"),
+    (np.zeros(2, [("a", "O"), ("b", "i4")]), "makes an array of Python objects, which would have to be pickled"),
+    ([[1, 2], [3]], "is a list that makes no array"),
+    ("text", "is a str, not an array"),
+    (b"\x93NUMPY", "is a bytes, not an array"),
+    (np.ma.masked_array([1, 2], [False, True]), "is a masked array, whose mask NPY cannot express"),
+]
+
+
+@pytest.mark.parametrize(("data", "said"), NO_ARRAYS)
+def test_what_makes_no_array_is_told_with_its_place(data: Any, said: str) -> None:
+    assert refused(data, NPY) == f"data {said}"
+    assert refused({"x": [1], "y": data}, NPZ) == f"data[1] {said}"
+
+
+def test_a_type_that_arrays_cannot_have_is_named() -> None:
+    assert refused(["a"], NPYCodec(dtype="float32")) == "data is a list that makes no array of float32"
+    assert refused([1], NPYCodec(dtype="flaot32")) == "data is a list that makes no array of flaot32"
+    assert refused([2**70], NPYCodec(dtype="int8")) == "data is a list that makes no array of int8"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([1, 2], "data is a list, not a mapping from names to arrays"),
+        (np.arange(3), "data is a ndarray, not a mapping from names to arrays"),
+        ({1: [1]}, "the name of data[0] cannot be a file's"),
+        ({"a": [1], "b\0c": [1]}, "the name of data[1] cannot be a file's"),
+        ({"\ud800": [1]}, "the name of data[0] cannot be a file's"),
+    ],
+)
+def test_npz_takes_names_and_arrays(data: Any, said: str) -> None:
+    assert refused(data, NPZ) == said
+
+
+class Trap:
+    """An object whose pickle, when it is loaded, leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_are_not_loaded(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    array = np.array([Trap(sprung)], dtype=object)
+    saved, archived = io.BytesIO(), io.BytesIO()
+    np.save(saved, array, allow_pickle=True)
+    np.savez(archived, x=array)
+    assert "without Python objects" in unreadable(saved.getvalue(), NPY)
+    assert "its file 0 is no array, or one of Python objects" in unreadable(archived.getvalue(), NPZ)
+    assert "without Python objects" in unreadable(pickle.dumps(array), NPY)
+    assert not sprung.exists()
+    np.load(io.BytesIO(saved.getvalue()), allow_pickle=True)
+    assert sprung.exists()
+
+
+def test_an_array_that_is_not_there_in_full_is_an_error() -> None:
+    body = NPY.serialize(np.arange(10))
+    for size in range(len(body)):
+        assert "the response is not an array" in unreadable(body[:size], NPY)
+    assert "the response is not an array" in unreadable(body + b"\0", NPY)
+    assert "not an array" in unreadable(NPZ.serialize({"x": [1]}), NPY)
+    assert same(NPY.deserialize(header("(0,)"), ""), np.zeros(0, "u1"))
+    for shape in ("(1,)", "(-1,)", "(2**70,)", f"({2**50},)"):
+        assert unreadable(header(shape), NPY).startswith("the response ")
+
+
+def test_an_archive_that_is_damaged_is_an_error() -> None:
+    body = NPZ.serialize({"x": np.arange(10)})
+    for size in range(len(body)):
+        assert "the response is not an archive" in unreadable(body[:size], NPZ)
+    assert "the response is not an archive" in unreadable(NPY.serialize([1]), NPZ)
+    place = body.index(np.arange(10).tobytes()) + 8
+    flipped = body[:place] + b"\x07" + body[place + 1 :]
+    assert "its file 0 is no array" in unreadable(flipped, NPZ)
+
+
+def test_an_archive_of_other_files_is_refused() -> None:
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr("x.npy", NPY.serialize([1]))
+        archive.writestr("readme.txt", "text")
+    assert "its file 1 is no array" in unreadable(written.getvalue(), NPZ)

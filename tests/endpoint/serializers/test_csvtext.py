@@ -1,0 +1,135 @@
+"""CSV: round trips through Python's csv, what a row is, and what is at fault, and where."""
+
+import csv
+import decimal
+import io
+import math
+from datetime import date
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from aiosmrt.serializers import CSV, CSVCodec
+from tests.endpoint.serializers.samples import Frame, refused, unreadable
+
+# A leading byte order mark is no data, as test_codecs.py tests.
+FIELDS = st.text(st.characters(exclude_characters="\ufeff", exclude_categories=["Cs"])) | st.text('",;\t\r\n ab')
+ROWS = st.lists(st.lists(FIELDS, min_size=1), min_size=1)
+
+
+@given(ROWS, st.sampled_from([",", ";", "\t", "|", " ", "é"]))
+def test_csv_round_trip(rows: list[list[str]], delimiter: str) -> None:
+    codec = CSVCodec(delimiter=delimiter)
+    body = codec.serialize(rows)
+    assert list(csv.reader(io.StringIO(body.decode(), newline=""), delimiter=delimiter)) == rows
+    assert codec.deserialize(body, "text/csv") == rows
+
+
+@given(ROWS)
+def test_csv_of_other_writers_is_read(rows: list[list[str]]) -> None:
+    for dialect in ("excel", "unix"):
+        written = io.StringIO(newline="")
+        csv.writer(written, dialect).writerows(rows)
+        assert CSV.deserialize(written.getvalue().encode(), "text/csv") == rows
+
+
+@given(st_numpy.arrays(st.sampled_from(["f2", "f4", "f8", "i8", "u1"]), st_numpy.array_shapes(min_dims=2, max_dims=2)))
+def test_csv_of_an_array_has_all_its_digits(array: Any) -> None:
+    body = CSV.serialize(array)
+    read = np.loadtxt(io.BytesIO(body), delimiter=",", dtype=array.dtype, ndmin=2)
+    assert np.array_equal(read, array, equal_nan=array.dtype.kind == "f")
+    assert CSV.serialize(list(array)) == CSV.serialize(iter(array)) == body
+
+
+def test_csv_of_short_floats_is_short() -> None:
+    assert CSV.serialize(np.array([[0.1, 0.2]], "f4")) == b"0.1,0.2"
+    assert CSV.serialize(np.ma.masked_array([[0.1, 0.2]], [[False, True]], dtype="f4")).endswith(b",")
+
+
+class Text(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ([1, 2.5, "a", None, True, math.nan], b"1,2.5,a,,True,nan"),
+        ((n for n in (1, 2)), b"1,2"),
+        ((iter(row) for row in ([1, 2], [3])), b"1,2\n3"),
+        (["a", "b"], b"a,b"),
+        ([[""]], b'""'),
+        ([[None]], b'""'),
+        ([decimal.Decimal("1.10"), Fraction(1, 3), date(2020, 1, 2), Text("a,b")], b'1.10,1/3,2020-01-02,"a,b"'),
+        (range(3), b"0,1,2"),
+        (np.array([1, 2]), b"1,2"),
+        (np.array([(1, 0.5), (2, 0.25)], [("a", "i4"), ("b", "f8")]), b"1,0.5\n2,0.25"),
+        (np.array([["a", None]], dtype=object), b"a,"),
+        ([np.array([1, 2]), [3, 4]], b"1,2\n3,4"),
+        ([np.float32(0.1), np.int8(3), np.str_("a")], b"0.1,3,a"),
+        ({"a": 1, "b": 2}.values(), b"1,2"),
+        ("1,2\n", b"1,2\n"),
+        (b"1,2\n", b"1,2\n"),
+        (bytearray(b"1"), b"1"),
+    ],
+)
+def test_csv_of_other_objects(data: Any, expected: bytes) -> None:
+    assert CSV.serialize(data) == expected
+
+
+class Plain:
+    """An object without a text of its own."""
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([], "data has no fields or rows"),
+        (np.zeros((0, 3)), "data has no fields or rows"),
+        ([[1], []], "data[1] has no fields"),
+        (np.zeros((3, 0)), "data[0] has no fields"),
+        (7, "data is a int, not an iterable of fields or rows"),
+        (np.array(7), "data is a ndarray, not an iterable of fields or rows"),
+        ({"a": 1}, "data is a dict, not an iterable of fields or rows"),
+        ({1, 2}, "data is a set, not an iterable of fields or rows"),
+        (Frame(), "data is a Frame, not an iterable of fields or rows"),
+        (pa.table({"a": [1]}), "data is a Table, not an iterable of fields or rows"),
+        ([[1], 2], "data[1] is a int, not an iterable of fields"),
+        ([[1], "a,b"], "data[1] is a str, not an iterable of fields"),
+        ([1, [2]], "data[1] is a list, which is not text for a field"),
+        ([{"a": 1}], "data[0] is a dict, which is not text for a field"),
+        ([[1, b"a"]], "data[0][1] is a bytes, which is not text for a field"),
+        ([[1, 2], [3, Plain()]], "data[1][1] is a Plain, which is not text for a field"),
+        (np.zeros((2, 2, 2)), "data[0][0] is a list, which is not text for a field"),
+        (np.array([b"a"]), "data[0] is a bytes, which is not text for a field"),
+        ([[1], [2, 10**5000]], "data[1] has an integer of more digits than Python writes"),
+        ([10**5000], "data has an integer of more digits than Python writes"),
+    ],
+)
+def test_csv_says_what_is_at_fault_and_where(data: Any, said: str) -> None:
+    assert refused(data, CSV) == said
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        (b"", []),
+        (b"0.5", [["0.5"]]),
+        (b"a,b\r\n\r\nc,\r\n", [["a", "b"], ["c", ""]]),
+        (b"a\rb", [["a"], ["b"]]),
+        (b'"a\n\nb",""\n', [["a\n\nb", ""]]),
+        (b'""\n', [[""]]),
+    ],
+)
+def test_csv_is_read(body: bytes, rows: list[list[str]]) -> None:
+    assert CSV.deserialize(body, "text/csv") == rows
+
+
+@pytest.mark.parametrize(("body", "line"), [(b'a,b\n"c', 2), (b'"a"b,c\n', 1), (b"a\n" + b"x" * 200_000, 2)])
+def test_what_is_not_csv_is_told_by_its_line(body: bytes, line: int) -> None:
+    assert f"not CSV at line {line}," in unreadable(body, CSV)

@@ -1,0 +1,84 @@
+"""Nothing is imported before it is needed, and what is missing is named."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiosmrt.serializers import NPZ
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(program: str) -> list[str]:
+    """What a program prints in a fresh interpreter, line by line."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+EXTRAS = {"numpy", "pyarrow"}
+LATER = {*EXTRAS, "csv", "zipfile"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "loaded"),
+    [
+        ("pass", set()),
+        ("s.JSON.deserialize(s.JSON.serialize({'a': [1.5]}), ''); s.weight([1, object()])", set()),
+        (
+            "s.JSON_LINES.deserialize(s.JSON_LINES.serialize([1]), ''); s.TEXT.serialize('a'); s.BYTES.serialize(b'')",
+            set(),
+        ),
+        ("import pickle; [pickle.loads(pickle.dumps(c)) for c in (s.NPY, s.NPZ, s.ARROW, s.PARQUET)]", set()),
+        ("s.CSV.serialize([1])", {"csv"}),
+        ("s.NPY.serialize([1])", {"numpy"}),
+    ],
+)
+def test_nothing_is_imported_before_it_is_needed(statement: str, loaded: set[str]) -> None:
+    modules = run(f"import sys; import aiosmrt.serializers as s; {statement}; print(*sys.modules, sep='\\n')")
+    assert LATER.intersection(modules) == loaded
+
+
+WITHOUT = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import aiosmrt.serializers as s
+from aiosmrt.errors import ConfigurationError
+
+for call in (
+    lambda: s.NPY.serialize([1]),
+    lambda: s.NPY.deserialize(b"", ""),
+    lambda: s.NPZ.serialize({{"a": [1]}}),
+    lambda: s.NPZ.deserialize({npz!r}, ""),
+    lambda: s.ARROW.serialize({{"a": [1]}}),
+    lambda: s.ARROW.deserialize(b"", ""),
+    lambda: s.PARQUET.serialize({{"a": [1]}}),
+    lambda: s.PARQUET.deserialize(b"", ""),
+):
+    try:
+        call()
+    except ConfigurationError as error:
+        print(error)
+assert s.JSON.serialize([1]) == b"[1]"
+assert s.CSV.serialize([[1]]) == b"1"
+assert s.JSON_LINES.serialize([1]) == b"1"
+"""
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
+    said = run(WITHOUT.format(blocked=EXTRAS, npz=NPZ.serialize({"a": [1]})))
+    assert len(said) == 8
+    for line in said[:4]:
+        assert line.startswith("numpy")
+        assert "pip install 'aiosmrt[numpy]'" in line
+    for line in said[4:]:
+        assert line.startswith("pyarrow")
+        assert "pip install 'aiosmrt[arrow]'" in line
