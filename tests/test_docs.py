@@ -2,7 +2,7 @@
 
 The blocks of a page run in order and share their names, like cells of a notebook: a block may await at its top level.
 Before each block, ``client`` is a client of the runtime and ``runtime`` the runtime, without faults; a few modules are
-imported, and ``config`` is one of aiobotocore's.
+imported, ``config`` is one of aiobotocore's, and ``bucket`` the name of a bucket in a real S3.
 
 - A ``text`` block right behind a Python block is what that one prints (``...`` stands for anything).
 - A block with ``asyncio.run`` runs as a script, in a thread of its own.
@@ -29,7 +29,17 @@ import aiobotocore.session
 import pytest
 
 import aiosmrt
-from aiosmrt.local import ContainerFailure, Credentials, Invocation, LocalRuntime, faults
+from aiosmrt.local import (
+    AsyncInferenceConfig,
+    ContainerFailure,
+    EndpointConfiguration,
+    Invocation,
+    LocalRuntime,
+    ObjectServer,
+    ObjectStorage,
+    ProductionVariant,
+    faults,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,18 +85,50 @@ async def llm(invocation: Invocation) -> AsyncIterator[bytes]:
         yield lines[start : start + 10]
 
 
+async def chat(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+    """How many things a session has said; opens sessions when it is asked to."""
+    session = "s-1" if invocation.new_session else invocation.session_id
+    headers = {"Content-Type": "application/json"}
+    if invocation.new_session:
+        headers["X-Amzn-SageMaker-New-Session-Id"] = f"{session}; Expires=2999-01-01T00:00:00Z"
+        SAID.clear()
+    SAID.append(invocation.body)
+    return str(len(SAID)).encode(), headers
+
+
+SAID: list[bytes] = []
+
+
+async def documents(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+    """Reads a document."""
+    return json.dumps(json.loads(invocation.body) | {"read": True}).encode(), {"Content-Type": "application/json"}
+
+
 @pytest.fixture
-async def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[LocalRuntime]:
+async def runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, object_server: ObjectServer, bucket: str
+) -> AsyncIterator[LocalRuntime]:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    key = Credentials("AKIDEXAMPLE", "not-a-real-secret")
-    async with LocalRuntime({"churn": churn, "llm": llm}, credentials=key, region=REGION, drain_timeout=1.0) as running:
+    key = object_server.credentials
+    queued = EndpointConfiguration(
+        [ProductionVariant(documents)],
+        async_inference=AsyncInferenceConfig(f"s3://{bucket}/out", f"s3://{bucket}/failed"),
+    )
+    async with LocalRuntime(
+        {"churn": churn, "llm": llm, "chat": chat, "documents": queued},
+        credentials=key,
+        region=REGION,
+        drain_timeout=1.0,
+        object_storage=ObjectStorage(endpoint_url=object_server.url, credentials=key, buckets=[bucket]),
+    ) as running:
         for name, value in {
             "AWS_ACCESS_KEY_ID": key.access_key,
             "AWS_SECRET_ACCESS_KEY": key.secret_key,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": running.url,
+            "AWS_ENDPOINT_URL_S3": object_server.url,
             "AWS_CONFIG_FILE": str(tmp_path / "config"),
             "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -128,7 +170,7 @@ async def run_block(block: Block, page: Path, names: dict[str, Any], folder: Pat
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-async def test_page(page: Path, runtime: LocalRuntime, tmp_path: Path) -> None:
+async def test_page(page: Path, runtime: LocalRuntime, bucket: str, tmp_path: Path) -> None:
     found = list(blocks(page.read_text()))
     assert found, "a page for users shows code"
     names: dict[str, Any] = {"asyncio": asyncio, "aiosmrt": aiosmrt, "json": json, "faults": faults}
@@ -137,7 +179,7 @@ async def test_page(page: Path, runtime: LocalRuntime, tmp_path: Path) -> None:
         for block in found:
             runtime.clear_faults()
             runtime.clear_requests()
-            names |= {"client": client, "runtime": runtime}
+            names |= {"client": client, "runtime": runtime, "bucket": bucket}
             async with asyncio.timeout(30):
                 printed = await run_block(block, page, names, tmp_path)
             if block.output is not None:

@@ -2,8 +2,9 @@
 
 A model container (`aiosmrt.cli.digits`) runs in a process of its own behind a `LocalRuntime`, which throttles every
 so many requests on purpose. All of scikit-learn's 1,797 digits are classified, a call each, concurrently under the
-client's limiter; then once more in a single call whose answer is streamed. Nothing is taken on trust: each prediction
-is compared with the true label, and a call that fails ends the demonstration with an error.
+client's limiter; then once more in a single call whose answer is streamed, and once as an asynchronous inference, whose
+input and answer go through a real S3 server. Nothing is taken on trust: each prediction is compared with the true
+label, and a call that fails ends the demonstration with an error.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,9 @@ __all__ = ["demo"]
 
 ENDPOINT = "digits"
 REGION = "us-east-1"
+BUCKET = "demonstration"
+# The answer takes about a second.
+JOB_SECONDS = 60.0
 # Both ends of the demonstration use these, and nobody else.
 ACCESS_KEY, SECRET_KEY = "AKIDEXAMPLE", "not-a-real-secret"
 # So many that one call is practically never throttled to its end: 0.02**8 for each.
@@ -52,6 +57,15 @@ class StreamedScores:
 
     labels: list[int]
     first_seconds: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class QueuedScores:
+    """The same from one asynchronous inference."""
+
+    labels: list[int]
+    output_location: str
     seconds: float
 
 
@@ -87,26 +101,41 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
     from rich.console import Console
 
     from aiosmrt.cli.digits import digits
-    from aiosmrt.local import Credentials, LocalRuntime, ModelContainer
+    from aiosmrt.local import (
+        AsyncInferenceConfig,
+        Credentials,
+        EndpointConfiguration,
+        LocalRuntime,
+        ModelContainer,
+        ObjectServer,
+        ObjectStorage,
+        ProductionVariant,
+    )
     from aiosmrt.local.faults import throttling
 
     console = Console()
+    key = Credentials(ACCESS_KEY, SECRET_KEY)
     faults = {ENDPOINT: throttling().every(throttle_every, operation="InvokeEndpoint")} if throttle_every else {}
     container = ModelContainer([sys.executable, "-m", "aiosmrt.cli.digits"])
-    with console.status("training the model and starting its container"):
-        runtime = LocalRuntime(
-            {ENDPOINT: container}, credentials=Credentials(ACCESS_KEY, SECRET_KEY), region=REGION, faults=faults
-        )
-        starting = asyncio.create_task(runtime.start())
-        try:
-            images, truth = await asyncio.to_thread(digits)
-            await starting
-        except BaseException:
-            starting.cancel()
-            await asyncio.wait({starting})
-            await runtime.close()
-            raise
-    try:
+    async with AsyncExitStack() as stack:
+        with console.status("starting an S3 server, training the model and starting its container"):
+            reading = asyncio.ensure_future(asyncio.to_thread(digits))
+            s3 = await stack.enter_async_context(ObjectServer(key, buckets=[BUCKET]))
+            os.environ["AWS_ENDPOINT_URL_S3"] = s3.url
+            endpoint = EndpointConfiguration(
+                [ProductionVariant(container)],
+                async_inference=AsyncInferenceConfig(f"s3://{BUCKET}/out", f"s3://{BUCKET}/failed"),
+            )
+            runtime = await stack.enter_async_context(
+                LocalRuntime(
+                    {ENDPOINT: endpoint},
+                    credentials=key,
+                    region=REGION,
+                    faults=faults,
+                    object_storage=ObjectStorage(endpoint_url=s3.url, credentials=key, buckets=[BUCKET]),
+                )
+            )
+            images, truth = await reading
         console.print(f"SageMaker Runtime on {runtime.url}, model container on {container.url}", soft_wrap=True)
         rows = [",".join(f"{pixel:g}" for pixel in image) for image in images]
         latencies: list[float] = []
@@ -125,13 +154,19 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
             observers=(note,),
         ) as client:
             scores = await _score(client, rows, latencies, console)
-            endpoint = client.endpoint(ENDPOINT, serializer=TEXT, deserializer=JSON, content_type="text/csv")
-            streamed = await _stream(endpoint, rows, console)
-    finally:
-        await runtime.close()
-    if streamed.labels != scores.labels:
-        raise AiosmrtError("the streamed labels differ from those of the single calls")
-    _report(console, scores, streamed, [int(label) for label in truth])
+            digits_endpoint = client.endpoint(
+                ENDPOINT,
+                serializer=TEXT,
+                deserializer=JSON,
+                content_type="text/csv",
+                upload_to=f"s3://{BUCKET}/in",
+            )
+            streamed = await _stream(digits_endpoint, rows, console)
+            queued = await _submit(digits_endpoint, rows, console)
+    for what, found in (("streamed", streamed.labels), ("asynchronous", queued.labels)):
+        if found != scores.labels:
+            raise AiosmrtError(f"the {what} labels differ from those of the single calls")
+    _report(console, scores, streamed, queued, [int(label) for label in truth])
 
 
 async def _score(client: Client, rows: list[str], latencies: list[float], console: Any) -> Scores:
@@ -181,7 +216,16 @@ async def _stream(endpoint: Endpoint[str, Any], rows: list[str], console: Any) -
     return StreamedScores(labels, first, time.perf_counter() - began)
 
 
-def _report(console: Any, scores: Scores, streamed: StreamedScores, truth: list[int]) -> None:
+async def _submit(endpoint: Endpoint[str, Any], rows: list[str], console: Any) -> QueuedScores:
+    """Queue all rows as one request, too large to travel with it, and wait for the answer in S3."""
+    began = time.perf_counter()
+    with console.status("asynchronous inference"):
+        job = await endpoint.submit("\n".join(rows))
+        answer = await job.result(timeout=JOB_SECONDS, cleanup=True)
+    return QueuedScores(answer["predictions"], job.handle.output_location, time.perf_counter() - began)
+
+
+def _report(console: Any, scores: Scores, streamed: StreamedScores, queued: QueuedScores, truth: list[int]) -> None:
     from rich.table import Table
 
     from aiosmrt.cli.digits import TRAINING_ROWS
@@ -207,7 +251,12 @@ def _report(console: Any, scores: Scores, streamed: StreamedScores, truth: list[
     table.add_row("retries", retries or "0")
     table.add_row(
         "streamed in one call",
-        f"first value after {1000 * streamed.first_seconds:.0f} ms, last after {1000 * streamed.seconds:.0f} ms",
+        f"{len(streamed.labels):,} rows\n"
+        f"first after {1000 * streamed.first_seconds:.0f} ms, last after {1000 * streamed.seconds:.0f} ms",
+    )
+    table.add_row(
+        "asynchronous inference",
+        f"{len(queued.labels):,} rows through S3\nanswer after {1000 * queued.seconds:.0f} ms",
     )
     console.print(table)
 

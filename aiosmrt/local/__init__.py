@@ -1,23 +1,32 @@
 """A SageMaker Runtime on loopback, for tests, demonstrations and development without AWS."""
 
 from aiosmrt.local import faults
+from aiosmrt.local.asynchronous import JobRecord
 from aiosmrt.local.containers import ContainerError, ModelContainer
+from aiosmrt.local.objectserver import ObjectServer, ObjectServerError, ObjectServerGuest
+from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.requestlog import RequestRecord
-from aiosmrt.local.routing import EndpointConfiguration, InferenceComponent, ProductionVariant
+from aiosmrt.local.routing import AsyncInferenceConfig, EndpointConfiguration, InferenceComponent, ProductionVariant
 from aiosmrt.local.runtime import LocalRuntime
 from aiosmrt.local.serving import serve
 from aiosmrt.local.targets import ContainerFailure, Invocation
 from aiosmrt.wire.sigv4 import Credentials
 
 __all__ = [
+    "AsyncInferenceConfig",
     "ContainerError",
     "ContainerFailure",
     "Credentials",
     "EndpointConfiguration",
     "InferenceComponent",
     "Invocation",
+    "JobRecord",
     "LocalRuntime",
     "ModelContainer",
+    "ObjectServer",
+    "ObjectServerError",
+    "ObjectServerGuest",
+    "ObjectStorage",
     "ProductionVariant",
     "RequestRecord",
     "faults",

@@ -9,8 +9,18 @@ The file is read strictly: a key that is unknown, missing or of the wrong type i
     access_key = "AKIDEXAMPLE"          # and optionally token
     secret_key = "not-a-real-secret"
 
+    [object_storage]                    # the S3 for asynchronous inference; also region
+    endpoint_url = "http://127.0.0.1:8333"
+    buckets = ["results"]               # the only ones that are touched
+    access_key = "AKIDEXAMPLE"          # and optionally token
+    secret_key = "not-a-real-secret"
+
     [endpoints.churn]                   # one target: url, handler ("module:function") or container
     url = "http://127.0.0.1:8080"
+
+    [endpoints.churn.async_inference]   # also max_concurrent_invocations_per_instance
+    s3_output_path = "s3://results/churn"
+    s3_failure_path = "s3://results/churn/failed"
 
     [[endpoints.digits.variants]]       # or several variants
     name = "Blue"
@@ -53,7 +63,8 @@ from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import faults
 from aiosmrt.local.containers import ModelContainer
 from aiosmrt.local.faultscript import Effect, Fault, Schedule
-from aiosmrt.local.routing import EndpointConfiguration, InferenceComponent, ProductionVariant
+from aiosmrt.local.objectstorage import ObjectStorage
+from aiosmrt.local.routing import AsyncInferenceConfig, EndpointConfiguration, InferenceComponent, ProductionVariant
 from aiosmrt.local.targets import TargetSource, base_url
 from aiosmrt.wire.sigv4 import Credentials
 
@@ -196,6 +207,8 @@ def parse_settings(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     credentials = [_credentials(table) for table in top.tables("credentials")]
     if credentials:
         settings["credentials"] = credentials
+    if (storage := top.table("object_storage")) is not None:
+        settings["object_storage"] = _object_storage(storage)
     script: dict[str, list[Fault]] = {}
     if for_all := _faults(top):
         script["*"] = for_all
@@ -210,12 +223,40 @@ def parse_settings(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _credentials(table: _Table) -> Credentials:
+    credentials = _keys(table)
+    table.end()
+    return credentials
+
+
+def _keys(table: _Table) -> Credentials:
     try:
         return Credentials(table.need("access_key", str), table.need("secret_key", str), token=table.take("token", str))
     except ValueError as error:
         raise table.error("access_key", str(error)) from error
-    finally:
-        table.end()
+
+
+def _object_storage(table: _Table) -> ObjectStorage:
+    buckets = table.need("buckets", list)
+    if not all(isinstance(bucket, str) for bucket in buckets):
+        raise table.error("buckets", "needs a list of strings")
+    region = {} if (name := table.take("region", str)) is None else {"region": name}
+    endpoint_url, credentials = table.need("endpoint_url", str), _keys(table)
+    table.end()
+    try:
+        return ObjectStorage(endpoint_url=endpoint_url, credentials=credentials, buckets=buckets, **region)
+    except ConfigurationError as error:
+        raise table.error("endpoint_url", str(error)) from error
+
+
+def _async_inference(table: _Table) -> AsyncInferenceConfig:
+    output, failure = table.need("s3_output_path", str), table.take("s3_failure_path", str)
+    limit = "max_concurrent_invocations_per_instance"
+    given = {} if (number := table.take(limit, int)) is None else {limit: number}
+    table.end()
+    try:
+        return AsyncInferenceConfig(output, failure, **given)
+    except ConfigurationError as error:
+        raise table.error("s3_output_path", str(error)) from error
 
 
 def _endpoint(table: _Table, folder: Path) -> EndpointConfiguration:
@@ -228,6 +269,8 @@ def _endpoint(table: _Table, folder: Path) -> EndpointConfiguration:
         for key, kind in (("multi_model", bool), ("model_timeout", float), ("session_seconds", float))
         if (value := table.take(key, kind)) is not None
     }
+    if (asynchronous := table.table("async_inference")) is not None:
+        given["async_inference"] = _async_inference(asynchronous)
     table.end()
     return EndpointConfiguration(variants, components, **given)
 

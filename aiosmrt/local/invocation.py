@@ -118,13 +118,6 @@ class Invoker:
             Refused: on entering, with the service's answer to a call that fails.
         """
         endpoint = self.endpoint(context)
-        if operation.name == "InvokeEndpointAsync":
-            raise Refused(
-                validation_error(
-                    f"Endpoint {context.endpoint} of account {context.account_id} has no asynchronous inference "
-                    "configuration."
-                )
-            )
         configuration = endpoint.configuration
         if not configuration.multi_model and "TargetModel" in parameters:
             raise Refused(
@@ -133,7 +126,7 @@ class Invoker:
                     "header."
                 )
             )
-        route = self._route(endpoint, parameters, context)
+        route = self.route(endpoint, parameters, context)
         record.variant = route.variant
         invocation = self._invocation(operation, parameters, body, route, context)
         model_timeout = configuration.model_timeout or self._model_timeout
@@ -158,7 +151,36 @@ class Invoker:
             else:
                 yield Reply(headers, payload)
 
-    def _route(self, endpoint: Endpoint, parameters: Mapping[str, str], context: AnswerContext) -> Route:
+    async def answer(
+        self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: AnswerContext
+    ) -> ContainerReply:
+        """The whole answer of a target, however long it takes.
+
+        Args:
+            operation: the operation.
+            parameters: its checked members.
+            body: its payload.
+            route: the target.
+            context: where and when.
+
+        Raises:
+            ContainerFailure: the container failed.
+            Refused: it is not ready.
+        """
+        async with route.target.open(self._invocation(operation, parameters, body, route, context)) as reply:
+            return ContainerReply(reply.headers, await _collected(reply.body))
+
+    def route(self, endpoint: Endpoint, parameters: Mapping[str, str], context: AnswerContext) -> Route:
+        """Where a call goes: to its session's target, or to a chosen one.
+
+        Args:
+            endpoint: the endpoint.
+            parameters: the call's checked members.
+            context: where and when.
+
+        Raises:
+            Refused: the session is over, or there is no such variant, component or capacity.
+        """
         session_id = parameters.get("SessionId")
         variant, component = parameters.get("TargetVariant"), parameters.get("InferenceComponentName")
         if session_id is None or session_id == NEW_SESSION:

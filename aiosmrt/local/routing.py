@@ -17,10 +17,19 @@ import aiohttp
 
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, validation_error
+from aiosmrt.local.objectstorage import split_uri
 from aiosmrt.local.sessions import SessionTable
 from aiosmrt.local.targets import Container, Target, TargetSource, as_target
 
-__all__ = ["Endpoint", "EndpointConfiguration", "EndpointSource", "InferenceComponent", "ProductionVariant", "Route"]
+__all__ = [
+    "AsyncInferenceConfig",
+    "Endpoint",
+    "EndpointConfiguration",
+    "EndpointSource",
+    "InferenceComponent",
+    "ProductionVariant",
+    "Route",
+]
 
 _NAME = re.compile("[a-zA-Z0-9](-*[a-zA-Z0-9])*")
 
@@ -61,6 +70,36 @@ class InferenceComponent:
 
 
 @dataclass(frozen=True, slots=True)
+class AsyncInferenceConfig:
+    """How an endpoint takes asynchronous inferences.
+
+    Args:
+        s3_output_path: where results go, ``s3://bucket`` or ``s3://bucket/prefix``.
+        s3_failure_path: where failures go, likewise; None writes none, and callers then cannot tell a failure from a
+            result that takes long.
+        max_concurrent_invocations_per_instance: calls that each instance gets at once, 1 to 1000. AWS chooses a number
+            where none is given; here it is 4.
+
+    Raises:
+        ConfigurationError: a path is none, or the number is out of range.
+    """
+
+    s3_output_path: str
+    s3_failure_path: str | None = None
+    max_concurrent_invocations_per_instance: int = 4
+
+    def __post_init__(self) -> None:
+        for path in (self.s3_output_path, self.s3_failure_path):
+            if path is not None and split_uri(path) is None:
+                raise ConfigurationError(f"a path for results or failures reads s3://bucket/prefix, not {path!r}")
+        if not 1 <= self.max_concurrent_invocations_per_instance <= 1000:
+            raise ConfigurationError(
+                "max_concurrent_invocations_per_instance is from 1 to 1000, "
+                f"not {self.max_concurrent_invocations_per_instance}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointConfiguration:
     """All about one endpoint.
 
@@ -70,6 +109,7 @@ class EndpointConfiguration:
         multi_model: whether ``TargetModel`` is handed on to the container; False refuses it as the service does.
         model_timeout: seconds that a model has to answer; None for the runtime's setting.
         session_seconds: how long a session made for a Python callable lives, unless the callable names an expiry.
+        async_inference: how it takes asynchronous inferences, beside the others; None refuses them.
     """
 
     variants: Sequence[ProductionVariant] = ()
@@ -77,6 +117,7 @@ class EndpointConfiguration:
     multi_model: bool = True
     model_timeout: float | None = None
     session_seconds: float = 1200.0
+    async_inference: AsyncInferenceConfig | None = None
 
     def containers(self) -> list[Container]:
         """The containers to start, each once."""
@@ -152,6 +193,9 @@ class Endpoint:
             if not routes:
                 raise ConfigurationError(f"production variant {variant.name} of endpoint {name} has no target")
             self._shares[variant.name] = _Share(variant.name, variant.weight, routes)
+        if configuration.inference_components and configuration.async_inference is not None:
+            # InvokeEndpointAsync has no member that names a component
+            raise ConfigurationError(f"endpoint {name} has inference components and cannot be asynchronous")
         if configuration.variants and not any(variant.weight for variant in configuration.variants):
             raise ConfigurationError(f"every production variant of endpoint {name} has weight 0")
         self._components: dict[str, tuple[Route, ...]] = {}
@@ -166,6 +210,11 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} variants={list(self._shares)} components={list(self._components)}>"
+
+    @property
+    def instances(self) -> int:
+        """How many instances its production variants have together."""
+        return sum(len(share.routes) for share in self._shares.values())
 
     def choose(
         self, context: AnswerContext, chance: random.Random, *, target_variant: str | None, component: str | None

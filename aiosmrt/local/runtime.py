@@ -1,9 +1,10 @@
 """A SageMaker Runtime on the loopback interface, inside this process.
 
 ``LocalRuntime`` owns everything that the parts beside it need: the listening socket, the HTTP session to model
-containers, the containers that it started, and the tasks of requests in flight. It ends in order: no new connections,
-then a grace period for what is in flight, then cancellation, then the containers; an impatient caller (who cancels the
-closing) skips the grace periods and still leaves nothing behind.
+containers, the containers that it started, the tasks of requests in flight, and those of asynchronous inferences. It
+ends in order: no new connections, then a grace period for what is in flight, then cancellation, asynchronous inferences
+dropped, then the containers; an impatient caller (who cancels the closing) skips the grace periods and still leaves
+nothing behind.
 
 The module is long for its docstrings: it is the runtime's whole public surface.
 """
@@ -15,6 +16,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,9 +25,11 @@ import aiohttp
 from aiohttp import web
 
 from aiosmrt.errors import ClientStateError, ConfigurationError
+from aiosmrt.local.asynchronous import AsyncInference, JobRecord
 from aiosmrt.local.delivery import cut_connection
 from aiosmrt.local.faultscript import Effect, Fault, Faults, FaultScript, as_faults
 from aiosmrt.local.invocation import MODEL_TIMEOUT, STREAM_TIMEOUT, Invoker
+from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
 from aiosmrt.local.routing import Endpoint, EndpointSource, as_configuration
 from aiosmrt.local.server import MAX_BODY_BYTES, RequestServer
@@ -51,6 +55,7 @@ class LocalRuntime:
         region: the region that it plays, and to which signatures have to be scoped.
         account_id: the account that it plays.
         port: the TCP port; 0 for a free one.
+        object_storage: the S3 for asynchronous inference; None for a runtime without.
         faults: what goes wrong at which endpoint, under ``*`` at all of them; see ``aiosmrt.local.faults``.
         model_timeout: seconds that a model has to answer, or to begin a response stream.
         stream_timeout: seconds that a response stream may take in all.
@@ -80,6 +85,7 @@ class LocalRuntime:
         region: str = "us-east-1",
         account_id: str = "123456789012",
         port: int = 0,
+        object_storage: ObjectStorage | None = None,
         faults: Mapping[str, Faults] | None = None,
         model_timeout: float = MODEL_TIMEOUT,
         stream_timeout: float = STREAM_TIMEOUT,
@@ -107,10 +113,21 @@ class LocalRuntime:
             self.inject(name, *as_faults(listed))
         self._progress = Progress()
         self._log = RequestLog(self._progress)
+        invoker = Invoker(
+            self._endpoints, chance=self._chance, model_timeout=model_timeout, stream_timeout=stream_timeout
+        )
+        self._object_storage = object_storage
+        self._jobs = AsyncInference(
+            self._endpoints,
+            invoker=invoker,
+            storage=object_storage,
+            progress=self._progress,
+            clock=clock,
+            chance=self._chance,
+        )
         self._server = RequestServer(
-            invoker=Invoker(
-                self._endpoints, chance=self._chance, model_timeout=model_timeout, stream_timeout=stream_timeout
-            ),
+            invoker=invoker,
+            jobs=self._jobs,
             verifier=SignatureVerifier(_accepted(credentials), region=region) if verify_signatures else None,
             scripts=self._scripts,
             log=self._log,
@@ -123,6 +140,7 @@ class LocalRuntime:
             record_bodies=record_bodies,
         )
         self._session: aiohttp.ClientSession | None = None
+        self._storage_access = AsyncExitStack()
         self._started_containers: list[Container] = []
         self._web: web.Server | None = None
         self._listener: asyncio.Server | None = None
@@ -179,14 +197,29 @@ class LocalRuntime:
         """The finished requests, oldest first."""
         return self._log.records
 
+    @property
+    def jobs(self) -> Sequence[JobRecord]:
+        """The asynchronous inferences that have ended, oldest first."""
+        return self._jobs.records
+
     def clear_requests(self) -> None:
-        """Forget the finished requests; statistics go on."""
+        """Forget the finished requests and asynchronous inferences; statistics go on."""
         self._log.clear()
+        self._jobs.clear()
 
     async def wait_for_requests(self, count: int) -> Sequence[RequestRecord]:
         """Wait until so many requests are in the log, and give them."""
         await self._progress.until(lambda: len(self._log.records) >= count)
         return self._log.records
+
+    async def wait_for_jobs(self, count: int) -> Sequence[JobRecord]:
+        """Wait until so many asynchronous inferences have ended, and give them."""
+        await self._progress.until(lambda: len(self._jobs.records) >= count)
+        return self._jobs.records
+
+    async def wait_for_running_jobs(self, count: int) -> None:
+        """Wait until at least so many asynchronous inferences are being done at once."""
+        await self._progress.until(lambda: self._jobs.running >= count)
 
     async def wait_for_in_flight(self, count: int) -> None:
         """Wait until at least so many requests are being handled at once."""
@@ -234,7 +267,10 @@ class LocalRuntime:
         return closed
 
     def statistics(self) -> dict[str, Any]:
-        """Counts since the start: requests, what is in flight or stalled, connections, bytes, statuses, errors."""
+        """Counts since the start: requests, what is in flight or stalled, connections, jobs, bytes, statuses, errors.
+
+        ``jobs`` are asynchronous inferences: queued and running now, and how those before them ended.
+        """
         return {
             "requests": self._log.total,
             "in_flight": self._server.in_flight,
@@ -243,6 +279,7 @@ class LocalRuntime:
             "connections_seen": self._server.connections_seen,
             "closes_to_come": self._server.closes_to_come,
             "sessions": sum(len(endpoint.sessions) for endpoint in self._endpoints.values()),
+            "jobs": self._jobs.statistics(),
             "request_bytes": self._log.request_bytes,
             "response_bytes": self._log.response_bytes,
             "by_status": dict(self._log.by_status),
@@ -265,6 +302,7 @@ class LocalRuntime:
         Raises:
             ClientStateError: it runs already.
             ContainerError: a container did not start; the others are stopped again.
+            ConfigurationError: the object storage cannot be used.
             OSError: the port is taken.
         """
         if self._web is not None:
@@ -279,6 +317,8 @@ class LocalRuntime:
         )
         try:
             await self._start_containers()
+            if self._object_storage is not None and self._jobs.needs_storage:
+                self._jobs.open(await self._storage_access.enter_async_context(self._object_storage.open()))
             # not cancellable half way: a listener that nobody has got yet could not be closed
             await _to_the_end(self._listen(self._web))
         except BaseException:
@@ -339,6 +379,8 @@ class LocalRuntime:
         if self._listener is not None:
             await self._listener.wait_closed()
             self._listener = None
+        await self._jobs.close()
+        await self._storage_access.aclose()
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -25,6 +25,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, body_too_large
+from aiosmrt.local.asynchronous import AsyncInference
 from aiosmrt.local.delivery import Cut, cut_connection, shaped, single
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
@@ -40,6 +41,7 @@ from aiosmrt.local.invocation import Invoker, Reply
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
 from aiosmrt.local.verify import SignatureVerifier
+from aiosmrt.wire.operations import INVOKE_ENDPOINT_ASYNC, Operation
 
 __all__ = ["MAX_BODY_BYTES", "RequestServer"]
 
@@ -57,6 +59,7 @@ class RequestServer:
 
     Args:
         invoker: serves the calls.
+        jobs: takes those to asynchronous inference.
         verifier: checks signatures; None accepts everything.
         scripts: the faults of each endpoint by name; those under ``*`` are for all.
         log: takes the records.
@@ -73,6 +76,7 @@ class RequestServer:
         self,
         *,
         invoker: Invoker,
+        jobs: AsyncInference,
         verifier: SignatureVerifier | None,
         scripts: Mapping[str, FaultScript],
         log: RequestLog,
@@ -85,6 +89,7 @@ class RequestServer:
         record_bodies: bool = False,
     ) -> None:
         self._invoker = invoker
+        self._jobs = jobs
         self._verifier = verifier
         self._scripts = scripts
         self._log = log
@@ -253,12 +258,13 @@ class _Exchange:
     async def answer(self) -> web.StreamResponse:
         async with AsyncExitStack() as stack:
             try:
-                reply, streams = await self._reply(stack)
+                reply, operation = await self._reply(stack)
             except Refused as refused:
                 return await self._refuse(refused.answer)
-            return await self._deliver(self._record_status(200), reply.headers, reply.body, streams=streams)
+            status = self._record_status(operation.status)
+            return await self._deliver(status, reply.headers, reply.body, streams=operation.streams)
 
-    async def _reply(self, stack: AsyncExitStack) -> tuple[Reply, bool]:
+    async def _reply(self, stack: AsyncExitStack) -> tuple[Reply, Operation]:
         server, request, record = self._server, self._request, self._record
         path, query = _target(request)
         operation, endpoint = route_of(request.method, path)
@@ -275,11 +281,14 @@ class _Exchange:
         headers = {name.lower(): value for name, value in reversed(list(request.headers.items()))}
         parameters = read_parameters(operation, endpoint, headers)
         self._note(parameters)
-        reply = await stack.enter_async_context(
-            server._invoker.invoke(operation, parameters, body, self._context, record)
-        )
+        if operation is INVOKE_ENDPOINT_ASYNC:
+            reply = server._jobs.accept(parameters, body, self._context, record)
+        else:
+            reply = await stack.enter_async_context(
+                server._invoker.invoke(operation, parameters, body, self._context, record)
+            )
         await self._apply_answer_effect(after_model=True)
-        return reply, operation.streams
+        return reply, operation
 
     def _note(self, parameters: Mapping[str, str]) -> None:
         record = self._record

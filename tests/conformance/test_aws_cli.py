@@ -138,7 +138,7 @@ async def test_errors_and_exit_codes(cli: AwsCli, runtime: LocalRuntime, body_fi
     assert "An error occurred (ModelError) when calling the InvokeEndpoint operation" in failed.stderr
     assert "the model is out to lunch" in failed.stderr
     assert "(InvalidSignatureException)" in forged.stderr
-    # The local runtime has no asynchronous inference yet and says so.
+    # The endpoint is not asynchronous.
     assert "An error occurred (ValidationError) when calling the InvokeEndpointAsync operation" in inference.stderr
     for ended in (unknown, failed, forged, inference):
         assert ended.exit_code in SERVICE_ERROR_EXITS

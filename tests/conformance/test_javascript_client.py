@@ -250,7 +250,7 @@ async def test_a_wrong_secret_is_refused(node: str, runtime: LocalRuntime, aws_v
 
 
 async def test_asynchronous_inference(node: str, javascript: JavaScriptClient, aws_variables: dict[str, str]) -> None:
-    """The local runtime has no asynchronous inference yet and says so; the operation's wire is read off a recorder."""
+    """The endpoint is not asynchronous, and the runtime says so; the operation's wire is read off a recorder."""
     error = await failure(javascript.call("InvokeEndpointAsync", EndpointName="echo", InputLocation="s3://bucket/key"))
     assert error.name == "ValidationError"
 

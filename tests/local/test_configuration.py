@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local import Credentials, Invocation, LocalRuntime, ModelContainer, faults
+from aiosmrt.local import (
+    AsyncInferenceConfig,
+    Credentials,
+    Invocation,
+    LocalRuntime,
+    ModelContainer,
+    ObjectStorage,
+    faults,
+)
 from aiosmrt.local.configuration import EFFECTS, load_settings, parse_settings
 from aiosmrt.local.faultscript import Schedule
 from aiosmrt.wire.operations import BY_NAME
@@ -34,6 +42,13 @@ access_key = "ASIDEXAMPLE"
 secret_key = "not-a-real-secret"
 token = "not-a-real-token"
 
+[object_storage]
+endpoint_url = "http://127.0.0.1:8333"
+region = "eu-west-1"
+buckets = ["results", "more-results"]
+access_key = "AKIDEXAMPLE"
+secret_key = "not-a-real-secret"
+
 [[faults]]
 effect = "skewed_clock"
 seconds = 10
@@ -43,6 +58,11 @@ url = "http://127.0.0.1:8080"
 multi_model = false
 model_timeout = 3
 session_seconds = 60
+
+[endpoints.churn.async_inference]
+s3_output_path = "s3://results/churn"
+s3_failure_path = "s3://more-results"
+max_concurrent_invocations_per_instance = 7
 
 [[endpoints.churn.faults]]
 effect = "throttling"
@@ -95,6 +115,12 @@ def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
     script = settings.pop("faults")
     chance = settings.pop("chance")
     credentials = settings.pop("credentials")
+    assert settings.pop("object_storage") == ObjectStorage(
+        endpoint_url="http://127.0.0.1:8333",
+        credentials=Credentials("AKIDEXAMPLE", "not-a-real-secret"),
+        buckets=["results", "more-results"],
+        region="eu-west-1",
+    )
     assert settings == {
         "region": "eu-central-1",
         "account_id": "210987654321",
@@ -123,6 +149,8 @@ def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
     churn, digits, shared = endpoints["churn"], endpoints["digits"], endpoints["shared"]
     assert churn.variants[0].target == "http://127.0.0.1:8080"
     assert (churn.multi_model, churn.model_timeout, churn.session_seconds) == (False, 3.0, 60.0)
+    assert churn.async_inference == AsyncInferenceConfig("s3://results/churn", "s3://more-results", 7)
+    assert digits.async_inference is None
     blue, green = digits.variants
     assert (blue.name, blue.weight) == ("Blue", 3.0)
     assert isinstance(blue.target[0], ModelContainer)
@@ -161,6 +189,7 @@ def test_every_effect_has_a_name(name: str) -> None:
 
 
 URL = 'url = "http://127.0.0.1:8080"'
+STORAGE = "[object_storage]\nendpoint_url = 'http://127.0.0.1:8333'\naccess_key = 'A'\nsecret_key = 's'"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +235,20 @@ URL = 'url = "http://127.0.0.1:8080"'
         ),
         ("[[credentials]]\naccess_key = 'A'", "credentials[0].secret_key: is missing"),
         ("[[credentials]]\naccess_key = ' '\nsecret_key = 's'", "credentials[0].access_key: access_key holds"),
+        (STORAGE, "object_storage.buckets: is missing"),
+        (f"{STORAGE}\nbuckets = []", "object_storage.endpoint_url: an object storage needs a list of the buckets"),
+        (f"{STORAGE}\nbuckets = [1]", "object_storage.buckets: needs a list of strings"),
+        (f"{STORAGE}\nbuckets = ['b']\nbukets = []", "object_storage.bukets: is unknown; did you mean buckets?"),
+        (
+            f"{STORAGE}\nbuckets = ['b']".replace("http://", ""),
+            "object_storage.endpoint_url: an object storage's URL reads",
+        ),
+        ("[object_storage]\nbuckets = ['b']\nendpoint_url = ''", "object_storage.access_key: is missing"),
+        (f"[endpoints.churn]\n{URL}\nasync_inference = {{}}", "churn.async_inference.s3_output_path: is missing"),
+        (
+            f"[endpoints.churn]\n{URL}\nasync_inference.s3_output_path = 'out'",
+            "churn.async_inference.s3_output_path: a path for results or failures reads s3://bucket/prefix",
+        ),
         ("region = ", "not TOML"),
     ],
 )

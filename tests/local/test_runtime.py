@@ -340,6 +340,7 @@ async def test_what_a_record_says() -> None:
         "connections_seen": 2,
         "closes_to_come": 0,
         "sessions": 0,
+        "jobs": {"queued": 0, "running": 0, "succeeded": 0, "failed": 0, "dropped": 0},
         "request_bytes": 15,
         "response_bytes": 10 + third.response_bytes,
         "by_status": {200: 2, 403: 1},

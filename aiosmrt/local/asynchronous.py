@@ -1,0 +1,437 @@
+"""Asynchronous inference: a queue for each endpoint, its workers, and what they leave in S3.
+
+Theory of operation
+-------------------
+A request is checked, named and queued; its answer, 202, says where result or failure will be. From there on nobody
+waits: a worker takes the job, reads its input from S3 unless it came with the request, invokes the model and writes one
+object, the result or the failure. A queue has as many workers as its endpoint's instances can take calls together. They
+are started by jobs and end when there are none. Which instance serves a job is chosen when its turn comes, and no
+instance ever gets more calls at once than configured.
+
+A job's age counts by the runtime's clock and is looked at when its turn comes; what it takes after that is limited in
+real time. Jobs that are queued or running when the runtime ends are dropped: nothing is written for them.
+
+AWS documents neither the names nor the content of the objects in full. An object is named after the inference's id with
+``.out``, or as the request says; a failure's name has ``-error`` before its suffix. A failure is a text: for a model
+that failed, the sentence that a ModelError carries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import posixpath
+import random
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import quote
+
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, model_error, validation_error
+from aiosmrt.local.invocation import NO_ANSWER, Invoker, Reply
+from aiosmrt.local.objectstorage import ObjectAccess, ObjectStorage, StorageError, split_uri
+from aiosmrt.local.requestlog import Progress, RequestRecord
+from aiosmrt.local.routing import AsyncInferenceConfig, Endpoint
+from aiosmrt.local.targets import ContainerFailure, ContainerReply, Target
+from aiosmrt.wire.operations import INVOKE_ENDPOINT_ASYNC
+
+__all__ = ["AsyncInference", "JobRecord"]
+
+logger = logging.getLogger(__name__)
+
+REQUEST_TTL: Final = 21_600  # seconds, AWS's default for RequestTTLSeconds
+INVOCATION_TIMEOUT: Final = 900  # likewise for InvocationTimeoutSeconds
+MAX_INLINE_BYTES: Final = next(
+    member.rule.max for member in INVOKE_ENDPOINT_ASYNC.members if member.name == "Body" and member.rule.max is not None
+)
+NOT_READY_INTERVAL: Final = 0.25  # seconds until a container that is not ready is asked again
+MAX_RECORDS: Final = 100_000
+
+JobOutcome = Literal["succeeded", "failed", "dropped"]
+
+
+@dataclass(slots=True, kw_only=True)
+class JobRecord:
+    """One asynchronous inference as the local runtime ended it.
+
+    Args:
+        inference_id: the caller's id, or the one that it was given.
+        endpoint: the endpoint's name.
+        variant: the production variant that was invoked; None when none was.
+        output_location: the S3 URI for its result.
+        failure_location: the S3 URI for its failure; None when the endpoint has none.
+        input_location: the S3 URI of its input; None for one that came with the request.
+        outcome: ``succeeded``, ``failed``, or ``dropped`` because the runtime ended.
+        error_code: why it failed: ``ModelError``, ``ModelInvocationTimeExceeded``, ``RequestExpired``,
+            ``InputUnavailable``, ``OutputUnwritable``, or the code of the service's own refusal; None otherwise.
+        accepted_at: when it was queued, in epoch seconds of the runtime's clock.
+        ended_at: when it ended, likewise.
+        response_bytes: the size of its result.
+    """
+
+    inference_id: str
+    endpoint: str
+    output_location: str
+    failure_location: str | None
+    input_location: str | None
+    accepted_at: float
+    variant: str | None = None
+    outcome: JobOutcome = "dropped"
+    error_code: str | None = None
+    ended_at: float = 0.0
+    response_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    record: JobRecord
+    parameters: Mapping[str, str]
+    body: bytes | None
+    context: AnswerContext
+    ttl: int
+    timeout: int
+
+
+class _FailedJob(Exception):
+    """Ends a job with a failure; the message is what is written."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code)
+        self.code = code
+        self.message = message
+
+
+class AsyncInference:
+    """The asynchronous inferences of a runtime's endpoints.
+
+    Args:
+        endpoints: by name.
+        invoker: serves the calls.
+        storage: where input and results are; None for a runtime without.
+        progress: told of every change.
+        clock: gives the time in epoch seconds.
+        chance: the source of random numbers, for ids.
+
+    Raises:
+        ConfigurationError: an endpoint is asynchronous and there is no storage, or not for its paths.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint],
+        *,
+        invoker: Invoker,
+        storage: ObjectStorage | None,
+        progress: Progress,
+        clock: Callable[[], float],
+        chance: random.Random,
+    ) -> None:
+        self._invoker = invoker
+        self._storage = storage
+        self._progress = progress
+        self._clock = clock
+        self._chance = chance
+        self._objects: ObjectAccess | None = None
+        self._records: deque[JobRecord] = deque(maxlen=MAX_RECORDS)
+        self._ended: Counter[str] = Counter()
+        self._queues: dict[str, _Queue] = {}
+        for name, endpoint in endpoints.items():
+            if (config := endpoint.configuration.async_inference) is not None:
+                self._check(name, config)
+                self._queues[name] = _Queue(self, endpoint, config)
+
+    def __repr__(self) -> str:
+        return f"<AsyncInference endpoints={list(self._queues)} {self.statistics()}>"
+
+    @property
+    def needs_storage(self) -> bool:
+        """Whether any endpoint is asynchronous."""
+        return bool(self._queues)
+
+    @property
+    def records(self) -> Sequence[JobRecord]:
+        """The jobs that have ended, oldest first."""
+        return tuple(self._records)
+
+    @property
+    def running(self) -> int:
+        """How many jobs a worker has taken."""
+        return sum(queue.running for queue in self._queues.values())
+
+    def statistics(self) -> dict[str, int]:
+        """Jobs queued and running now, and how those before them ended."""
+        queued = sum(len(queue.waiting) for queue in self._queues.values())
+        ended = {outcome: self._ended[outcome] for outcome in ("succeeded", "failed", "dropped")}
+        return {"queued": queued, "running": self.running, **ended}
+
+    def clear(self) -> None:
+        """Forget the jobs that have ended; the counts go on."""
+        self._records.clear()
+
+    def open(self, objects: ObjectAccess) -> None:
+        """Take jobs from now on.
+
+        Args:
+            objects: access to the storage.
+        """
+        self._objects = objects
+
+    async def close(self) -> None:
+        """Drop every job, and return when nothing of them is left."""
+        await asyncio.gather(*(queue.close() for queue in self._queues.values()))
+        self._objects = None
+
+    def accept(
+        self, parameters: Mapping[str, str], body: bytes, context: AnswerContext, record: RequestRecord
+    ) -> Reply:
+        """Queue a request, and give what it is answered with.
+
+        Args:
+            parameters: its checked members.
+            body: its payload; empty for one in S3.
+            context: where and when.
+            record: told the inference's id.
+
+        Raises:
+            Refused: with the service's answer to a request that cannot be queued.
+        """
+        endpoint = self._invoker.endpoint(context)
+        queue = self._queues.get(endpoint.name)
+        if queue is None:
+            raise Refused(
+                validation_error(
+                    f"Endpoint {context.endpoint} of account {context.account_id} has no asynchronous inference "
+                    "configuration."
+                )
+            )
+        input_location = parameters.get("InputLocation")
+        self._check_input(input_location, body)
+        inference_id = parameters.get("InferenceId") or str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
+        record.inference_id = inference_id
+        output_location, failure_location = _locations(queue.config, parameters, inference_id)
+        job = _Job(
+            JobRecord(
+                inference_id=inference_id,
+                endpoint=endpoint.name,
+                output_location=output_location,
+                failure_location=failure_location,
+                input_location=input_location,
+                accepted_at=self._clock(),
+            ),
+            {**parameters, "InferenceId": inference_id},
+            None if input_location is not None else body,
+            context,
+            int(parameters.get("RequestTTLSeconds", REQUEST_TTL)),
+            int(parameters.get("InvocationTimeoutSeconds", INVOCATION_TIMEOUT)),
+        )
+        queue.add(job)
+        values = {"OutputLocation": output_location, "FailureLocation": failure_location}
+        headers = [
+            (member.header, value)
+            for member in INVOKE_ENDPOINT_ASYNC.results
+            if member.header is not None and (value := values.get(member.name)) is not None
+        ]
+        return Reply(
+            [("Content-Type", "application/json"), *headers], json.dumps({"InferenceId": inference_id}).encode()
+        )
+
+    async def serve(self, endpoint: Endpoint, job: _Job, places: Mapping[Target, asyncio.Semaphore]) -> None:
+        """Do a job, and write the one object that comes of it.
+
+        Args:
+            endpoint: the endpoint that it is for.
+            job: the job.
+            places: what each instance can take.
+        """
+        record = job.record
+        try:
+            try:
+                await self._produce(endpoint, job, places)
+                record.outcome = "succeeded"
+            except _FailedJob as failure:
+                record.outcome, record.error_code = "failed", failure.code
+                if record.failure_location is not None:
+                    await self._put(record.failure_location, failure.message.encode(), "text/plain; charset=utf-8")
+        except StorageError as error:
+            # There is nobody left to tell.
+            record.outcome, record.error_code = "failed", "OutputUnwritable"
+            logger.error(  # noqa: TRY400 - what happened is its code
+                "The failure of an asynchronous inference could not be written to %s: %s",
+                record.failure_location,
+                error.code,
+            )
+        except asyncio.CancelledError:
+            record.outcome = "dropped"
+            raise
+        finally:
+            self.end(job)
+
+    def end(self, job: _Job) -> None:
+        """Keep the record of a job that is over."""
+        job.record.ended_at = self._clock()
+        self._records.append(job.record)
+        self._ended[job.record.outcome] += 1
+        self._progress.changed()
+
+    def changed(self) -> None:
+        """Say that a queue has changed."""
+        self._progress.changed()
+
+    async def _produce(self, endpoint: Endpoint, job: _Job, places: Mapping[Target, asyncio.Semaphore]) -> None:
+        record = job.record
+        if self._clock() - record.accepted_at > job.ttl:
+            raise _FailedJob("RequestExpired", f"The request expired: it was queued for longer than {job.ttl} seconds.")
+        try:
+            reply = await self._reply(endpoint, job, places)
+        except Refused as refused:
+            raise _failed(refused.answer) from None
+        except ContainerFailure as failure:
+            raise _failed(model_error(job.context, failure.status, failure.message)) from None
+        except TimeoutError:
+            message = model_error(job.context, 0, NO_ANSWER).message or NO_ANSWER
+            raise _FailedJob("ModelInvocationTimeExceeded", message) from None
+        result = reply.body
+        assert isinstance(result, bytes)  # noqa: S101 - Invoker.answer gives it whole
+        try:
+            await self._put(record.output_location, result, reply.headers.get("content-type"))
+        except StorageError as error:
+            message = f"The result could not be written to {record.output_location}: {error.code}."
+            raise _FailedJob("OutputUnwritable", message) from None
+        record.response_bytes = len(result)
+
+    async def _reply(self, endpoint: Endpoint, job: _Job, places: Mapping[Target, asyncio.Semaphore]) -> ContainerReply:
+        route = self._invoker.route(endpoint, job.parameters, job.context)
+        job.record.variant = route.variant
+        async with places[route.target], asyncio.timeout(job.timeout):
+            body = job.body if job.body is not None else await self._read(job)
+            while True:
+                try:
+                    return await self._invoker.answer(INVOKE_ENDPOINT_ASYNC, job.parameters, body, route, job.context)
+                except Refused as refused:
+                    if refused.answer.code != "ModelNotReadyException":
+                        raise
+                # the service holds jobs back until there is an instance
+                await asyncio.sleep(NOT_READY_INTERVAL)
+
+    async def _read(self, job: _Job) -> bytes:
+        location = job.record.input_location
+        assert location is not None  # noqa: S101 - such a job has a body
+        assert self._objects is not None  # noqa: S101 - jobs are done only while the storage is open
+        try:
+            return await self._objects.get(location)
+        except StorageError as error:
+            message = f"The input could not be read from {location}: {error.code}."
+            raise _FailedJob("InputUnavailable", message) from None
+
+    async def _put(self, location: str, body: bytes, content_type: str | None) -> None:
+        assert self._objects is not None  # noqa: S101 - jobs are done only while the storage is open
+        await self._objects.put(location, body, content_type)
+
+    def _check(self, name: str, config: AsyncInferenceConfig) -> None:
+        if self._storage is None:
+            raise ConfigurationError(f"endpoint {name} is asynchronous: give the runtime an object_storage")
+        for path in (config.s3_output_path, config.s3_failure_path):
+            if path is not None and not self._allows(path):
+                raise ConfigurationError(f"endpoint {name} writes to {path}, whose bucket the object storage excludes")
+
+    def _allows(self, uri: str, *, as_object: bool = False) -> bool:
+        """Whether the storage may be asked for this: a prefix, or an object, whose key is not empty."""
+        parts = split_uri(uri)
+        if parts is None or self._storage is None or (as_object and not parts[1]):
+            return False
+        return self._storage.allows(parts[0])
+
+    def _check_input(self, input_location: str | None, body: bytes) -> None:
+        if (input_location is None) == (not body):
+            given = "neither" if input_location is None else "both"
+            raise Refused(validation_error(f"Exactly one of Body and InputLocation is required; got {given}."))
+        if len(body) > MAX_INLINE_BYTES:
+            raise Refused(
+                validation_error(f"The inline payload of {len(body)} bytes exceeds the limit of {MAX_INLINE_BYTES}.")
+            )
+        if input_location is not None and not self._allows(input_location, as_object=True):
+            raise Refused(
+                validation_error(f"InputLocation {input_location} is no object in a bucket that this runtime may use.")
+            )
+
+
+class _Queue:
+    """The jobs of one endpoint, and the tasks that do them."""
+
+    def __init__(self, jobs: AsyncInference, endpoint: Endpoint, config: AsyncInferenceConfig) -> None:
+        self._jobs = jobs
+        self._endpoint = endpoint
+        self.config = config
+        self._max_workers = endpoint.instances * config.max_concurrent_invocations_per_instance
+        self.waiting: deque[_Job] = deque()
+        self.running = 0
+        self._workers: set[asyncio.Task[None]] = set()
+        self._places = self._all_free()
+
+    def __repr__(self) -> str:
+        return f"<_Queue {self._endpoint.name} waiting={len(self.waiting)} running={self.running}>"
+
+    def _all_free(self) -> defaultdict[Target, asyncio.Semaphore]:
+        return defaultdict(lambda: asyncio.Semaphore(self.config.max_concurrent_invocations_per_instance))
+
+    def add(self, job: _Job) -> None:
+        """Queue a job, and see to it that somebody does it."""
+        self.waiting.append(job)
+        if len(self._workers) < self._max_workers:
+            self._workers.add(asyncio.create_task(self._work(), name=f"aiosmrt-local-{self._endpoint.name}"))
+        self._jobs.changed()
+
+    async def _work(self) -> None:
+        try:
+            while self.waiting:
+                job = self.waiting.popleft()
+                self.running += 1
+                self._jobs.changed()
+                try:
+                    await self._jobs.serve(self._endpoint, job, self._places)
+                finally:
+                    self.running -= 1
+        finally:
+            # In the turn in which it saw the queue empty: the next job counts on the workers that are listed.
+            self._workers.discard(asyncio.current_task())
+
+    async def close(self) -> None:
+        """Drop every job."""
+        while self.waiting:
+            self._jobs.end(self.waiting.popleft())
+        workers = set(self._workers)
+        for worker in workers:
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers)
+        self._workers.clear()  # one that was cancelled before its first turn could not do so itself
+        self._places = self._all_free()
+
+
+def _failed(answer: ErrorAnswer) -> _FailedJob:
+    return _FailedJob(answer.code or str(answer.status), answer.message or "")
+
+
+def _locations(
+    config: AsyncInferenceConfig, parameters: Mapping[str, str], inference_id: str
+) -> tuple[str, str | None]:
+    """Where result and failure of a request go.
+
+    >>> _locations(AsyncInferenceConfig("s3://results/out/", "s3://results/failed"), {}, "row/1")
+    ('s3://results/out/row%2F1.out', 's3://results/failed/row%2F1-error.out')
+    >>> config = AsyncInferenceConfig("s3://results")
+    >>> _locations(config, {"S3OutputPathExtension": "/2024/", "Filename": "rows.csv"}, "row/1")
+    ('s3://results/2024/rows.csv', None)
+    """
+    # an id may hold anything printable, and two ids must not meet in one name
+    name = parameters.get("Filename") or f"{quote(inference_id, safe='')}.out"
+    folders = [config.s3_output_path.rstrip("/"), parameters.get("S3OutputPathExtension", "").strip("/"), name]
+    output = "/".join(part for part in folders if part)
+    if config.s3_failure_path is None:
+        return output, None
+    stem, suffix = posixpath.splitext(name)
+    return output, f"{config.s3_failure_path.rstrip('/')}/{stem}-error{suffix}"
