@@ -547,9 +547,7 @@ class Client:
             client = client.with_options(deadline=deadline)
         if wait_for_capacity is not None:
             client = client.with_options(wait_for_capacity=wait_for_capacity)
-        return Endpoint(
-            client, name, serializer=serializer, deserializer=deserializer, upload_to=upload_to, **options
-        )
+        return Endpoint(client, name, serializer=serializer, deserializer=deserializer, upload_to=upload_to, **options)
 
     @property
     def max_concurrency(self) -> int:

@@ -96,6 +96,7 @@ PAGE = """<!doctype html>
     item.className = kind;
     item.textContent = text;
     document.querySelector("#messages").append(item);
+    form.scrollIntoView();
     return item;
   };
 

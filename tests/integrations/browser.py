@@ -1,0 +1,152 @@
+"""A headless Chromium, driven over its DevTools protocol (https://chromedevtools.github.io/devtools-protocol/)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.support.command_line import environment, started
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+# A new profile, no window, no calls home; the sandbox does not work for root.
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"),
+)
+
+# Seconds for anything that is asked of the browser, on a busy machine.
+PATIENCE = 30.0
+
+# Resolves when an expression is true: looked at now and after each change of the document.
+_WHEN_TRUE = """new Promise(resolve => {
+  const look = () => { if (%s) { observer.disconnect(); resolve(true) } };
+  const observer = new MutationObserver(look);
+  observer.observe(document, {subtree: true, childList: true, characterData: true, attributes: true});
+  look();
+})"""
+
+
+class Browser:
+    """A running browser.
+
+    Args:
+        socket: the connection to its DevTools.
+    """
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        # answers by the number of their command, events by their name and session
+        self._expected: dict[Any, asyncio.Future[dict[str, Any]]] = {}
+
+    async def read(self) -> None:
+        """Hand what the browser says to those who wait for it, until it ends."""
+        async for message in self._socket:
+            said = json.loads(message.data)
+            waiting = self._expected.pop(said.get("id") or (said["method"], said.get("sessionId")), None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(said)
+
+    def expect(self, key: Any) -> asyncio.Future[dict[str, Any]]:
+        """The answer to a command, or the next event of a session."""
+        self._expected[key] = asyncio.get_running_loop().create_future()
+        return self._expected[key]
+
+    async def command(self, method: str, *, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """Send a command of the protocol and give its result."""
+        number = next(self._numbers)
+        answered = self.expect(number)
+        to = {} if session is None else {"sessionId": session}
+        await self._socket.send_str(json.dumps({"id": number, "method": method, "params": params, **to}))
+        async with asyncio.timeout(PATIENCE):
+            answer = await answered
+        assert "error" not in answer, f"{method}: {answer}"
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    async def open(self, url: str, *, width: int, height: int) -> Page:
+        """Load a page in a new tab."""
+        target = (await self.command("Target.createTarget", url="about:blank"))["targetId"]
+        session = (await self.command("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        page = Page(self, target, session)
+        await page.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        await page.command("Page.enable")
+        loaded = self.expect(("Page.loadEventFired", session))
+        await page.command("Page.navigate", url=url)
+        await loaded
+        return page
+
+
+class Page:
+    """A page in a tab."""
+
+    def __init__(self, browser: Browser, target: str, session: str) -> None:
+        self._browser = browser
+        self._target = target
+        self._session = session
+
+    async def command(self, method: str, **params: Any) -> dict[str, Any]:
+        return await self._browser.command(method, session=self._session, **params)
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, of a promise when it is resolved."""
+        evaluated = await self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in evaluated, evaluated
+        return evaluated["result"].get("value")
+
+    async def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression over the document is true."""
+        await self.evaluate(_WHEN_TRUE % condition)
+
+    async def type(self, selector: str, text: str) -> None:
+        """Type text and Enter into the first field that a CSS selector finds."""
+        await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
+        await self.command("Input.insertText", text=text)
+        for kind in ("keyDown", "keyUp"):
+            await self.command("Input.dispatchKeyEvent", type=kind, key="Enter", windowsVirtualKeyCode=13, text="\r")
+
+    async def screenshot(self) -> bytes:
+        """The visible part, as a PNG file."""
+        return base64.b64decode((await self.command("Page.captureScreenshot"))["data"])
+
+    async def close(self) -> None:
+        """Close the tab, as with Ctrl-W."""
+        await self._browser.command("Target.closeTarget", targetId=self._target)
+
+
+@asynccontextmanager
+async def browsing(program: str, folder: Path) -> AsyncIterator[Browser]:
+    """Run a browser.
+
+    Args:
+        program: its path.
+        folder: an empty one, for its profile.
+    """
+    command = (program, *FLAGS, f"--user-data-dir={folder}", "about:blank")
+    async with started(*command, env=environment(folder)) as process, aiohttp.ClientSession() as session:
+        assert process.stderr is not None
+        while not (line := (await process.stderr.readline()).decode()).startswith("DevTools listening on "):
+            assert line, "the browser ended at once"
+        # What else it has to say must not fill the pipe.
+        listening = asyncio.create_task(process.stderr.read())
+        async with session.ws_connect(line.split()[-1]) as socket:
+            browser = Browser(socket)
+            reading = asyncio.create_task(browser.read())
+            try:
+                yield browser
+            finally:
+                await browser.command("Browser.close")
+                await reading
+                await process.wait()
+                await listening

@@ -1,0 +1,134 @@
+"""The chat of examples/chat.py, in a browser and without one."""
+
+import json
+import os
+import re
+import shutil
+import struct
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from aiosmrt.local import LocalRuntime, faults
+from tests.integrations.browser import NAMES, Page, browsing
+from tests.integrations.models import GatedModel
+from tests.integrations.serving import request
+from tests.support.command_line import environment, started
+from tests.support.runtime import RawConnection, local_runtime
+
+CHAT = Path(__file__).parents[2] / "examples" / "chat.py"
+
+
+def token(text: str) -> bytes:
+    return json.dumps({"token": {"text": text}}).encode() + b"\n"
+
+
+@pytest.fixture
+def chromium() -> str:
+    """The path of a browser; without one, skip, or fail where the whole suite is required."""
+    for name in NAMES:
+        if (found := shutil.which(name)) is not None:
+            return found
+    reason = "Chromium is not installed: .ci/browser does that on Debian"
+    if os.environ.get("AIOSMRT_REQUIRE_CONFORMANCE") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@asynccontextmanager
+async def chatting(folder: Path, **variables: str) -> AsyncIterator[str]:
+    """Run the example on a free port, and give its URL."""
+    env = environment(folder, **variables)
+    async with started(sys.executable, "-W", "error", str(CHAT), "0", env=env) as process:
+        assert process.stderr is not None
+        while (
+            found := re.search(r"running on (http://[\d.:]+)", line := (await process.stderr.readline()).decode())
+        ) is None:
+            assert line, "the example ended at once"
+        yield found[1]
+        process.terminate()
+        _, rest = await process.communicate()
+        assert b"Application shutdown complete" in rest
+        assert b"Traceback" not in rest
+
+
+def last_answer_is(text: str, css_class: str = "answer") -> str:
+    last = "[...document.querySelectorAll('.answer')].at(-1)"
+    return f"{last}?.textContent === {json.dumps(text)} && {last}.className === {json.dumps(css_class)}"
+
+
+async def test_words_appear_one_after_the_other_and_closing_the_page_ends_them(chromium: str, tmp_path: Path) -> None:
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    model = GatedModel()
+    async with (
+        local_runtime({"llm": model.speak}) as runtime,
+        chatting(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url) as url,
+        browsing(chromium, profile) as browser,
+    ):
+        page = await browser.open(url, width=640, height=300)
+        await page.type("input", "I cannot stop watching my endpoint.")
+        answer = "Why do you say that you cannot stop watching your endpoint?"
+        await appears_word_by_word(page, model, answer)
+        model.say(end=True)
+        (record,) = await runtime.wait_for_requests(1)
+        assert (record.outcome, record.parts) == ("answered", len(answer.split()))
+
+        await page.type("input", "My dashboards need me.")
+        await appears_word_by_word(page, model, "Why do you say that your dashboards")
+        (tmp_path / "chat.png").write_bytes(image := await page.screenshot())
+        assert image.startswith(b"\x89PNG")
+        assert struct.unpack(">II", image[16:24]) == (640, 300)
+        model.say(end=True)
+
+        await errors_are_shown(page, model, runtime)
+
+        await page.type("input", "Goodbye.")
+        await appears_word_by_word(page, model, "Why do")
+        runtime.clear_requests()
+        await page.close()
+        (record,) = await runtime.wait_for_requests(1)
+        assert (record.outcome, record.parts) == ("disconnected", 2)
+        assert runtime.statistics()["in_flight"] == 0
+
+
+async def appears_word_by_word(page: Page, model: GatedModel, answer: str) -> None:
+    """Each word is there before the model says the next one."""
+    await page.until(last_answer_is(""))
+    shown = ""
+    for word in answer.split():
+        model.say(token(f"{word} "))
+        shown += f"{word} "
+        await page.until(last_answer_is(shown))
+
+
+async def errors_are_shown(page: Page, model: GatedModel, runtime: LocalRuntime) -> None:
+    runtime.inject("llm", faults.ModelFailure(500, "secret"))
+    await page.type("input", "What if it fails?")
+    await page.until(last_answer_is(" (ModelError)", "answer failed"))
+    runtime.clear_faults()
+
+    runtime.inject("llm", faults.StreamFailure(after_parts=1))
+    model.say(token("Well, "))
+    await page.type("input", "And in the middle?")
+    await page.until(last_answer_is("Well,  (ModelStreamError)", "answer failed"))
+    runtime.clear_faults()
+
+
+async def test_it_brings_a_model_of_its_own(tmp_path: Path) -> None:
+    async with chatting(tmp_path) as url:
+        async with RawConnection.to(url) as connection:
+            answer = await connection.exchange(request("/answer", b'{"text": "My cat ignores me!"}'))
+        assert answer.status == 200
+        data = re.findall(rb"data: (.*)\n\n", answer.body)
+        text = "".join(json.loads(line)["token"]["text"] for line in data)
+        assert text == "Why do you say that your cat ignores you? "
+        async with RawConnection.to(url) as connection:
+            await connection.write(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            page = await connection.answer()
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        # Nothing comes from elsewhere.
+        assert re.findall(rb"https?:", page.body) == []

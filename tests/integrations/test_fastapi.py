@@ -1,0 +1,926 @@
+"""Applications behind uvicorn that call a local runtime: what their callers get, and what ends when those leave."""
+
+import asyncio
+import doctest
+import json
+import logging
+import re
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, Request, WebSocket
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import aiosmrt
+from aiosmrt import errors
+from aiosmrt.endpoint import Endpoint, PredictionStream
+from aiosmrt.integrations import fastapi as integration
+from aiosmrt.integrations.fastapi import (
+    ClientDisconnectedError,
+    SageMakerClient,
+    SSEResponse,
+    cancel_on_disconnect,
+    client_lifespan,
+    endpoint,
+    http_exception,
+    install_exception_handlers,
+    sagemaker_client,
+    sse_response,
+)
+from aiosmrt.local import Invocation, LocalRuntime, faults
+from aiosmrt.serializers import JSON, TEXT
+from aiosmrt.wire.lines import ServerSentEvent, SSEDecoder
+from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.integrations.models import GatedModel
+from tests.integrations.serving import Served, leave, request, served
+from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
+from tests.support.runtime import RawAnswer, RawConnection, echo, local_runtime
+
+ROOT = Path(__file__).parents[2]
+
+Echo = Annotated[Endpoint[Any, Any], Depends(endpoint("echo", serializer=JSON, deserializer=JSON))]
+Llm = Annotated[Endpoint[Any, Any], Depends(endpoint("llm", serializer=TEXT, deserializer=JSON))]
+
+# Generous for machines that do other things as well; on an idle one it takes half a millisecond.
+AT_ONCE = 0.25
+
+
+async def silent(invocation: Invocation) -> bytes:
+    await asyncio.Event().wait()
+    return b"never"
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left() -> AsyncIterator[None]:
+    yield
+    for _ in range(20):
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if not left:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"tasks were left: {left}")
+
+
+@pytest.fixture
+def model() -> GatedModel:
+    return GatedModel()
+
+
+@pytest.fixture
+async def runtime(
+    model: GatedModel, no_task_is_left: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[LocalRuntime]:
+    isolate_aws(monkeypatch, tmp_path)
+    endpoints = {"echo": echo, "llm": model.speak, "silent": silent}
+    async with local_runtime(endpoints, drain_timeout=0.1) as runtime:
+        yield runtime
+
+
+def arguments(runtime: LocalRuntime, **more: Any) -> dict[str, Any]:
+    """Those of a client that calls the runtime once per call."""
+    return {"endpoint_url": runtime.url, "retry": aiosmrt.RetryPolicy(max_attempts=1), **CLIENT_ARGUMENTS, **more}
+
+
+@pytest.fixture
+async def client(runtime: LocalRuntime) -> AsyncIterator[aiosmrt.Client]:
+    async with aiosmrt.Client(**arguments(runtime)) as client:
+        yield client
+
+
+async def nothing_is_held(client: aiosmrt.Client, runtime: LocalRuntime) -> None:
+    """No place under the limit, and no request that goes on."""
+    assert client.statistics().in_use == 0
+    while runtime.statistics()["in_flight"]:
+        await asyncio.sleep(0)
+
+
+def application(runtime: LocalRuntime, **more: Any) -> FastAPI:
+    return FastAPI(lifespan=client_lifespan(**arguments(runtime, **more)))
+
+
+async def ask(server: Served, path: str, body: bytes = b"") -> RawAnswer:
+    async with RawConnection.to(server.url) as connection:
+        return await connection.exchange(request(path, body))
+
+
+def events_of(answer: RawAnswer) -> list[tuple[str, str]]:
+    """Type and data of the events of a complete answer."""
+    assert (answer.status, answer.ended) == (200, "complete")
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    return [(event.event, event.data) for event in SSEDecoder().feed(answer.body)]
+
+
+# The client, and endpoints
+
+
+async def test_one_client_lives_as_long_as_the_application(runtime: LocalRuntime) -> None:
+    app = application(runtime)
+    seen: list[aiosmrt.Client] = []
+
+    @app.post("/")
+    async def score(client: SageMakerClient, endpoint: Echo) -> Any:
+        seen.append(client)
+        return await endpoint.predict([1, 2])
+
+    # Started twice, as under a reloading server: each time with a client of its own.
+    for _ in range(2):
+        async with served(app) as server:
+            answers = [await ask(server, "/") for _ in range(2)]
+            assert [(answer.status, answer.body) for answer in answers] == [(200, b"[1,2]")] * 2
+            assert app.state.sagemaker_client is seen[-1]
+        assert not hasattr(app.state, "sagemaker_client")
+    assert seen[0] is seen[1]
+    assert seen[2] is seen[3]
+    assert seen[1] is not seen[2]
+    for client in seen:
+        with pytest.raises(aiosmrt.ClientStateError, match="closed"):
+            await client.invoke_endpoint(EndpointName="echo", Body=b"1")
+
+
+@pytest.mark.parametrize("yields", [True, False], ids=["yields the state", "yields nothing"])
+async def test_a_lifespan_of_the_users_enters_ours(runtime: LocalRuntime, yields: bool) -> None:
+    open_client = client_lifespan(**arguments(runtime))
+    warmed: list[Any] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
+        async with open_client(app) as state:
+            churn = state["sagemaker_client"].endpoint("echo", serializer=JSON, deserializer=JSON)
+            warmed.append(await churn.predict("warm"))
+            yield {**state, "model": "churn"} if yields else None
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/")
+    async def score(endpoint: Echo, request: Request) -> Any:
+        return [await endpoint.predict("scored"), getattr(request.state, "model", None)]
+
+    async with served(app) as server:
+        assert (await ask(server, "/")).body == (b'["scored","churn"]' if yields else b'["scored",null]')
+    assert warmed == ["warm"]
+
+
+async def test_an_application_that_is_mounted_has_the_client(runtime: LocalRuntime) -> None:
+    inner = FastAPI()
+
+    @inner.post("/score")
+    async def score(endpoint: Echo) -> Any:
+        return await endpoint.predict("scored")
+
+    app = application(runtime)
+    app.mount("/inner", inner)
+    async with served(app) as server:
+        assert (await ask(server, "/inner/score")).body == b'"scored"'
+
+
+async def test_without_the_lifespan_the_error_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+    install_exception_handlers(app)
+
+    @app.post("/")
+    async def score(client: SageMakerClient) -> None:
+        raise AssertionError("there is no client")
+
+    async with served(app) as server:
+        assert (await ask(server, "/")).status == 500
+    assert "ClientStateError: the application has no client: make it with FastAPI(lifespan=" in caplog.text
+
+
+async def test_a_second_client_is_refused(runtime: LocalRuntime) -> None:
+    app = Starlette()
+    lifespan = client_lifespan(**arguments(runtime))
+    async with lifespan(app):
+        first = app.state.sagemaker_client
+        with pytest.raises(aiosmrt.ClientStateError, match="has a client already"):
+            async with lifespan(app):
+                raise AssertionError("entered")
+        assert app.state.sagemaker_client is first
+
+
+async def test_bad_arguments_are_those_of_the_client() -> None:
+    with pytest.raises(aiosmrt.ParamValidationError, match="max_concurrency"):
+        async with client_lifespan(max_concurrency=0)(Starlette()):
+            raise AssertionError("entered")
+
+
+async def test_a_test_puts_another_client_in_its_place(runtime: LocalRuntime, client: aiosmrt.Client) -> None:
+    app = FastAPI()
+    app.dependency_overrides[sagemaker_client] = lambda: client
+
+    @app.post("/")
+    async def score(endpoint: Echo) -> Any:
+        return await endpoint.predict("scored")
+
+    async with served(app) as server:
+        assert (await ask(server, "/")).body == b'"scored"'
+    assert client.statistics().calls == 1
+
+
+async def test_an_endpoint_has_its_options(runtime: LocalRuntime) -> None:
+    app = application(runtime)
+    limited = endpoint(
+        "silent", serializer=JSON, deserializer=JSON, deadline=0.05, wait_for_capacity=1.0, inference_id="row-1"
+    )
+
+    @app.post("/")
+    async def score(endpoint: Annotated[Endpoint[Any, Any], Depends(limited)]) -> str:
+        with pytest.raises(aiosmrt.DeadlineExceededError):
+            await endpoint.predict(1)
+        return "late"
+
+    async with served(app) as server:
+        assert (await ask(server, "/")).body == b'"late"'
+    (record,) = await runtime.wait_for_requests(1)
+    assert record.inference_id == "row-1"
+
+
+async def test_a_websocket_has_the_client_and_its_errors_are_not_answered_with_a_status(runtime: LocalRuntime) -> None:
+    app = application(runtime)
+    install_exception_handlers(app)
+
+    @app.websocket("/")
+    async def scores(socket: WebSocket, endpoint: Echo) -> None:
+        await socket.accept()
+        await socket.send_json(await endpoint.predict("scored"))
+        runtime.inject("echo", faults.throttling())
+        await endpoint.predict("scored")
+
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b"", "subprotocols": []}
+    async with app.router.lifespan_context(app):
+        with pytest.raises(aiosmrt.ThrottlingError):
+            await app(scope, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.accept", "websocket.send"]
+
+
+# Errors
+
+CALLS = pytest.mark.parametrize(
+    ("fault", "status", "detail", "retry_after"),
+    [
+        (faults.throttling(), 429, "ThrottlingError", "1"),
+        (faults.throttling(retry_after=2.4), 429, "ThrottlingError", "3"),
+        (faults.too_many_requests(), 429, "ThrottlingError", "1"),
+        (faults.model_not_ready(), 503, "ModelNotReadyException", "1"),
+        (faults.no_capacity(), 503, "NoCapacityError", "1"),
+        (faults.service_unavailable(), 503, "ServiceUnavailable", "1"),
+        (faults.gateway_timeout(), 504, "ServiceError", None),
+        (faults.Stall(), 504, "ReadTimeoutError", None),
+        (faults.ModelFailure(0), 504, "ModelError", None),
+        (faults.ModelFailure(400, "so secret"), 502, "ModelError", None),
+        (faults.bad_gateway(), 502, "ServiceError", None),
+        (faults.internal_failure(), 502, "InternalFailure", None),
+        (faults.internal_dependency(), 502, "InternalDependencyException", None),
+        (faults.ResetBeforeHeaders(), 502, "ConnectionClosedError", None),
+        (faults.validation_failure("no"), 500, None, None),
+        (faults.SignatureExpired(), 500, None, None),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+
+
+@CALLS
+@pytest.mark.parametrize("kind", ["call", "stream"])
+async def test_an_error_has_a_status(
+    runtime: LocalRuntime,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    fault: Any,
+    status: int,
+    detail: str | None,
+    retry_after: str | None,
+) -> None:
+    app = application(runtime, read_timeout=0.1)
+
+    @app.post("/stream")
+    async def stream(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("secret"))
+
+    @app.post("/call")
+    async def call(llm: Llm) -> Any:
+        return await llm.predict("secret")
+
+    if kind == "call":
+        install_exception_handlers(app)
+    runtime.inject("llm", fault)
+    async with served(app) as server:
+        answer = await ask(server, f"/{kind}")
+        assert app.state.sagemaker_client.statistics().in_use == 0
+    assert answer.status == status
+    assert answer.headers.get("retry-after") == retry_after
+    mapped = [record.getMessage() for record in caplog.records if record.name == integration.__name__]
+    if detail is None:
+        assert answer.body == b"Internal Server Error"
+        assert "Traceback" in caplog.text
+        assert mapped == []
+    else:
+        assert json.loads(answer.body) == {"detail": detail}
+        assert [detail in line and "llm" in line and str(status) in line for line in mapped] == [True]
+        assert "secret" not in caplog.text
+
+
+def test_what_no_call_raises_has_a_status_too() -> None:
+    stream_error = {"Error": {"Code": "ModelStreamError"}, "ErrorCode": "ModelInvocationTimeExceeded"}
+    expected = {
+        errors.ModelStreamError(stream_error, "InvokeEndpointWithResponseStream"): 504,
+        errors.StreamTimeoutError("The first part did not come"): 504,
+        errors.DeadlineExceededError("too late"): 504,
+        errors.SessionClosedError("The session has expired"): 410,
+        errors.DeserializationError("no JSON"): 502,
+        errors.ChecksumMismatchError("a checksum"): 502,
+        errors.EndpointConnectionError("refused"): 502,
+        errors.JobFailedError("failed"): 502,
+        errors.JobTimeoutError("not yet"): 504,
+        errors.ObjectStoreError("S3", code="AccessDenied"): 502,
+        errors.ServiceError({"Error": {"Code": "AccessDeniedException"}}, "InvokeEndpoint"): 500,
+        errors.SerializationError("data is a set"): 500,
+        errors.ParamValidationError(["EndpointName"]): 500,
+        errors.NoCredentialsError("nowhere"): 500,
+        errors.ClientStateError("closed"): 500,
+    }
+    assert {error: http_exception(error).status_code for error in expected} == expected
+    assert {http_exception(error).detail for error, status in expected.items() if status == 500} == {
+        "InternalServerError"
+    }
+
+
+# Server-sent events
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+one_line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"))
+
+
+@given(st.lists(st.builds(ServerSentEvent, one_line, texts, one_line, st.none() | st.integers(0, 10**6))))
+def test_events_arrive_as_they_were_given(events: list[ServerSentEvent]) -> None:
+    encoder, decoder = integration._Encoder(), SSEDecoder()
+    arrived = decoder.feed(b"".join(encoder.encode(event) for event in events))
+    id_, retry = "", None
+    for event, given_event in zip(arrived, events, strict=True):
+        id_, retry = given_event.id or id_, retry if given_event.retry is None else given_event.retry
+        data = given_event.data.replace("\r\n", "\n").replace("\r", "\n")
+        assert event == ServerSentEvent(given_event.event or "message", data, id_, retry)
+
+
+@given(texts)
+def test_text_cannot_be_anything_but_data(text: str) -> None:
+    encoded = integration._Encoder().encode(text).decode()
+    *lines, blank, rest = encoded.split("\n")
+    assert (blank, rest) == ("", "")
+    assert lines
+    assert all(line.startswith("data: ") and "\r" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ServerSentEvent(event="a\ndata: b"),
+        ServerSentEvent(event="a\r"),
+        ServerSentEvent(id="1\rretry: 1"),
+        ServerSentEvent(id="1\0"),
+        ServerSentEvent(retry="1\nid: 2"),  # type: ignore[arg-type]
+        ServerSentEvent(data="secret \ud83d"),
+        "secret \ud83d",
+        {"secret": "\ud83d"},
+        b"bytes",
+        {1, 2},
+    ],
+    ids=repr,
+)
+def test_what_is_no_event_is_refused_without_being_quoted(event: Any) -> None:
+    encoder = integration._Encoder()
+    encoder.encode(ServerSentEvent(id="before"))
+    with pytest.raises(errors.SerializationError) as caught:
+        encoder.encode(event)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    # Nothing is remembered of it.
+    assert encoder.encode(ServerSentEvent(id="before")) == b"data: \n\n"
+
+
+async def reversed_words(stream: PredictionStream) -> AsyncIterator[dict[str, str]]:
+    async for line in stream.lines():
+        yield {"word": line[::-1]}
+
+
+@pytest.mark.parametrize(
+    ("view", "said", "expected"),
+    [
+        (None, b"to be\r\nor", [("message", "to be\nor")]),
+        (PredictionStream.lines, b"to\nbe\n", [("message", "to"), ("message", "be")]),
+        (PredictionStream.jsonl, b'{"a": 1}\n2\n', [("message", '{"a":1}'), ("message", "2")]),
+        (PredictionStream.json, b'[1, {"b": null}]', [("message", '[1,{"b":null}]')]),
+        (PredictionStream.sse, b"event: token\ndata: to\ndata: be\n\n", [("token", "to\nbe")]),
+        (reversed_words, b"to\nbe", [("message", '{"word":"ot"}'), ("message", '{"word":"eb"}')]),
+    ],
+    ids=["text", "lines", "jsonl", "json", "sse", "a generator"],
+)
+async def test_views_of_an_endpoints_stream(
+    runtime: LocalRuntime, model: GatedModel, view: Any, said: bytes, expected: list[tuple[str, str]]
+) -> None:
+    app = application(runtime)
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), view)
+
+    model.say(said, end=True)
+    async with served(app) as server:
+        answer = await ask(server, "/")
+    assert events_of(answer) == expected
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+
+
+async def test_anything_to_iterate_over_can_be_sent(runtime: LocalRuntime) -> None:
+    app = application(runtime)
+
+    class Countdown:
+        def __aiter__(self) -> AsyncIterator[int]:
+            return self.count()
+
+        async def count(self) -> AsyncIterator[int]:
+            for number in (3, 2, 1):
+                yield number
+
+    async def nothing() -> AsyncIterator[str]:
+        for word in ():
+            yield word
+
+    ran: list[str] = []
+
+    @app.post("/countdown")
+    async def countdown(tasks: BackgroundTasks) -> SSEResponse:
+        tasks.add_task(ran.append, "background")
+        return sse_response(Countdown())
+
+    @app.post("/nothing")
+    async def empty() -> SSEResponse:
+        return sse_response(nothing())
+
+    async with served(app) as server:
+        assert events_of(await ask(server, "/countdown")) == [("message", number) for number in "321"]
+        assert events_of(await ask(server, "/nothing")) == []
+    assert ran == ["background"]
+
+
+@pytest.mark.parametrize(
+    ("given_arguments", "fault"),
+    [
+        ({"stream": "text"}, "must be an endpoint's or an asynchronous iterable; got <class 'str'>"),
+        ({"stream": None, "heartbeat": 0}, "heartbeat must be a positive number of seconds, or None; got 0"),
+        ({"stream": SSEDecoder(), "view": PredictionStream.text}, "a view is for the stream of an endpoint"),
+        *(({"stream": None, "heartbeat": value}, "heartbeat") for value in (-1, True, float("inf"), float("nan"), "1")),
+    ],
+)
+def test_what_cannot_be_sent_is_refused(given_arguments: dict[str, Any], fault: str) -> None:
+    with pytest.raises(aiosmrt.ParamValidationError, match=fault):
+        sse_response(**given_arguments)
+
+
+async def test_words_are_sent_as_they_come(runtime: LocalRuntime, model: GatedModel) -> None:
+    app = application(runtime)
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"))
+
+    async with served(app) as server, server.asked("/") as connection:
+        for word in (b"to", b"be"):
+            model.say(word)
+            assert (await connection.reader.readuntil(word + b"\n\n")).count(b"data: ") == 1
+        model.say(end=True)
+        assert (await connection.reader.readuntil(b"0\r\n\r\n")).count(b"data: ") == 0
+
+
+async def test_a_failure_in_the_middle_is_an_event(
+    runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = application(runtime)
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"))
+
+    model.say(b"secret", end=True)
+    runtime.inject("llm", faults.StreamFailure(after_parts=1, message="so secret"))
+    async with served(app) as server:
+        assert events_of(await ask(server, "/")) == [("message", "secret"), ("error", '{"type":"ModelStreamError"}')]
+        assert app.state.sagemaker_client.statistics().in_use == 0
+    (record,) = (record for record in caplog.records if record.name == integration.__name__)
+    assert record.levelno == logging.WARNING
+    assert "ModelStreamError" in record.getMessage()
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["in the middle", "before the first event"])
+async def test_a_fault_of_the_application_is_no_answer(
+    runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, begun: bool
+) -> None:
+    app = application(runtime)
+
+    async def faulty(stream: PredictionStream) -> AsyncIterator[str]:
+        async for text in stream.text():
+            if begun:
+                yield text
+            raise LookupError("in the application")
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), faulty)
+
+    model.say(b"to")
+    async with served(app) as server:
+        answer = await ask(server, "/")
+        (record,) = await runtime.wait_for_requests(1)
+    assert record.outcome == "disconnected"
+    assert "LookupError: in the application" in caplog.text
+    if begun:
+        assert (answer.status, answer.ended) == (200, "closed")
+        assert answer.body == b'data: to\n\nevent: error\ndata: {"type":"InternalServerError"}\n\n'
+    else:
+        assert (answer.status, answer.body) == (500, b"Internal Server Error")
+
+
+async def test_comments_fill_the_silence(runtime: LocalRuntime, model: GatedModel) -> None:
+    app = application(runtime)
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), heartbeat=0.02)
+
+    async with served(app) as server, server.asked("/") as connection:
+        # Before the first word, and between words.
+        for word in (b"to", b"be"):
+            silence = await connection.reader.readuntil(b":\n\n\r\n")
+            silence += await connection.reader.readuntil(b":\n\n\r\n")
+            assert b"data" not in silence
+            model.say(word)
+            await connection.reader.readuntil(b"data: " + word + b"\n\n")
+        model.say(end=True)
+        await connection.reader.readuntil(b"0\r\n\r\n")
+
+
+async def test_a_failure_after_a_comment_is_an_event(runtime: LocalRuntime) -> None:
+    app = application(runtime, read_timeout=0.1)
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), heartbeat=0.01)
+
+    runtime.inject("llm", faults.Stall())
+    async with served(app) as server:
+        answer = await ask(server, "/")
+    assert answer.body.startswith(b":\n\n")
+    assert events_of(answer) == [("error", '{"type":"ReadTimeoutError"}')]
+
+
+async def test_a_busy_stream_has_no_comments(runtime: LocalRuntime, model: GatedModel) -> None:
+    app = application(runtime)
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), PredictionStream.lines, heartbeat=30.0)
+
+    model.say(*(b"word\n" for _ in range(100)), end=True)
+    async with served(app) as server:
+        answer = await ask(server, "/")
+    assert b":\n\n" not in answer.body
+    assert len(events_of(answer)) == 100
+
+
+# Callers that leave
+
+
+def newer_asgi(app: ASGIApp) -> ASGIApp:
+    """The application under ASGI 2.4, where Starlette's own responses do not listen for a disconnect."""
+
+    async def newer(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "asgi": {**scope.get("asgi", {}), "spec_version": "2.4"}}, receive, send)
+
+    return newer
+
+
+def behind_middleware(app: ASGIApp) -> ASGIApp:
+    """The application behind a middleware that stands between it and the server's messages."""
+
+    async def pass_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["X-Seen"] = str(response.status_code)
+        return response
+
+    return BaseHTTPMiddleware(app, pass_on)
+
+
+def as_it_is(app: ASGIApp) -> ASGIApp:
+    return app
+
+
+async def time_to_end(
+    server: Served, runtime: LocalRuntime, path: str, ready: Callable[[RawConnection], Awaitable[object]], reset: bool
+) -> float:
+    """Call, leave when ready, and give the seconds until the runtime saw its request end."""
+    runtime.clear_requests()
+    async with server.asked(path, b'"body"') as connection:
+        await ready(connection)
+        left_at = time.perf_counter()
+        leave(connection, reset=reset)
+        (record,) = await runtime.wait_for_requests(1)
+        took = time.perf_counter() - left_at
+    assert record.outcome == "disconnected"
+    assert runtime.statistics()["in_flight"] == 0
+    return took
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("around", [as_it_is, newer_asgi, behind_middleware])
+@pytest.mark.parametrize("path", ["/before", "/between", "/beating", "/call", "/call-with-body"])
+async def test_whoever_leaves_ends_the_call(
+    runtime: LocalRuntime,
+    model: GatedModel,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    around: Callable[[ASGIApp], ASGIApp],
+    http: str,
+    reset: bool,
+) -> None:
+    app = application(runtime)
+    Silent = Annotated[Endpoint[Any, Any], Depends(endpoint("silent", serializer=JSON, deserializer=JSON))]
+
+    @app.post("/before")
+    @app.post("/between")
+    async def stream(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"))
+
+    @app.post("/beating")
+    async def beating(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), heartbeat=30.0)
+
+    @app.post("/call")
+    async def call(silent: Silent, request: Request) -> Any:
+        return await cancel_on_disconnect(request, silent.predict("?"))
+
+    @app.post("/call-with-body")
+    async def call_with_body(silent: Silent, request: Request) -> Any:
+        return await cancel_on_disconnect(request, silent.predict(await request.json()))
+
+    async def ready(connection: RawConnection) -> None:
+        await runtime.wait_for_in_flight(1)
+        if path == "/between":
+            model.say(b"to be")
+            await connection.reader.readuntil(b"to be")
+
+    async with served(around(app), http=http) as server:
+        times = [await time_to_end(server, runtime, path, ready, reset) for _ in range(5)]
+        while server.requests_under_way:
+            await asyncio.sleep(0)
+        assert app.state.sagemaker_client.statistics().in_use == 0
+    assert statistics.median(times) < AT_ONCE, times
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_reader_that_is_slow_is_not_one_that_left(runtime: LocalRuntime, model: GatedModel) -> None:
+    """The response waits for its reader, comments and the end of the caller included."""
+    app = application(runtime)
+    closed: list[str] = []
+
+    async def endless(stream: PredictionStream) -> AsyncIterator[str]:
+        try:
+            async for text in stream.text():
+                while True:
+                    yield text
+        finally:
+            closed.append("closed")
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), endless, heartbeat=0.001)
+
+    model.say(b"word " * 10_000)
+    async with served(app) as server:
+        async with server.asked("/") as connection:
+            await connection.reader.readuntil(b"\r\n\r\n")
+            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            while not server.held_back:
+                await asyncio.sleep(0)
+            assert closed == []
+            assert server.requests_under_way == 1
+            leave(connection, reset=True)
+            (record,) = await runtime.wait_for_requests(1)
+        assert closed == ["closed"]
+    assert record.outcome == "disconnected"
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["in the middle", "before the first event"])
+@pytest.mark.parametrize("heartbeat", [None, 0.001])
+async def test_a_server_that_says_so_when_it_sends(
+    runtime: LocalRuntime, client: aiosmrt.Client, model: GatedModel, begun: bool, heartbeat: float | None
+) -> None:
+    """ASGI 2.4: ``send`` raises an OSError once the caller has left, and the server need not say it otherwise."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("woken up")
+
+    async def send(message: Message) -> None:
+        if len(sent) == (2 if begun else 0):
+            raise BrokenPipeError
+        sent.append(message)
+        model.say(b"be")
+
+    model.say(b"to")
+    llm = client.endpoint("llm", serializer=TEXT, deserializer=JSON)
+    response = sse_response(llm.stream("?"), heartbeat=heartbeat)
+    await response({"type": "http"}, receive, send)
+    assert len(sent) == (2 if begun else 0)
+    await nothing_is_held(client, runtime)
+
+
+async def test_the_body_stays_readable(runtime: LocalRuntime) -> None:
+    app = application(runtime)
+
+    @app.post("/unread")
+    async def unread(request: Request) -> Any:
+        async def late() -> Any:
+            return await request.json()
+
+        return [await cancel_on_disconnect(request, late()), await request.json()]
+
+    @app.post("/streamed")
+    async def streamed(request: Request) -> Any:
+        chunks = [chunk async for chunk in request.stream()]
+        return await cancel_on_disconnect(request, asyncio.sleep(0, b"".join(chunks).decode()))
+
+    async with served(app) as server:
+        assert (await ask(server, "/unread", b'"body"')).body == b'["body","body"]'
+        assert (await ask(server, "/streamed", b"body")).body == b'"body"'
+
+
+@pytest.mark.parametrize("make", [asyncio.ensure_future, lambda coroutine: coroutine], ids=["task", "coroutine"])
+async def test_who_leaves_while_sending_the_body_ends_the_work(
+    make: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
+) -> None:
+    app = FastAPI()
+    outcomes: list[asyncio.Future[type[BaseException] | None]] = [asyncio.get_running_loop().create_future()]
+
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    @app.post("/")
+    async def handle(request: Request) -> None:
+        awaitable = make(work())
+        try:
+            await cancel_on_disconnect(request, awaitable)
+        except ClientDisconnectedError as left:
+            outcomes[0].set_result(type(left))
+            raise
+        finally:
+            if isinstance(awaitable, asyncio.Task):
+                await asyncio.wait([awaitable])
+                assert awaitable.cancelled()
+
+    async with served(app) as server, RawConnection.to(server.url) as connection:
+        await connection.write(request("/", b"body")[:-1])
+        while not server.requests_under_way:
+            await asyncio.sleep(0)
+        leave(connection, reset=False)
+        assert await outcomes[0] is ClientDisconnectedError
+
+
+async def test_a_result_and_an_error_come_through(runtime: LocalRuntime, caplog: pytest.LogCaptureFixture) -> None:
+    app = application(runtime)
+    install_exception_handlers(app)
+
+    @app.post("/")
+    async def score(endpoint: Echo, request: Request) -> Any:
+        return await cancel_on_disconnect(request, endpoint.predict("scored"))
+
+    runtime.inject("echo", faults.throttling().next(1))
+    async with served(app) as server:
+        assert (await ask(server, "/")).status == 429
+        assert (await ask(server, "/")).body == b'"scored"'
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_work_that_tidies_up_is_waited_for(fails: bool) -> None:
+    """What it then gives or raises after all is what comes out."""
+    left = asyncio.Event()
+
+    async def receive() -> Message:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def work() -> str:
+        try:
+            left.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+        if fails:
+            raise LookupError
+        return "done"
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    request._body = b""
+    if fails:
+        with pytest.raises(LookupError):
+            await cancel_on_disconnect(request, work())
+    else:
+        assert await cancel_on_disconnect(request, work()) == "done"
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
+
+
+@each_moment
+@pytest.mark.parametrize("kind", ["stream", "stream with comments", "call"])
+async def test_cancelled_at_every_await(
+    runtime: LocalRuntime, client: aiosmrt.Client, model: GatedModel, moment: Moment, kind: str
+) -> None:
+    """As by a server that shuts down."""
+    llm = client.endpoint("llm", serializer=TEXT, deserializer=JSON)
+    score = client.endpoint("echo", serializer=JSON, deserializer=JSON)
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("woken up")
+
+    async def send(message: Message) -> None:
+        await asyncio.sleep(0)
+        if message.get("body") == b"data: to\n\n":
+            model.say(b"be")
+        elif message.get("body") == b"data: be\n\n":
+            model.say(end=True)
+
+    async def prepare() -> Coroutine[Any, Any, object]:
+        if kind == "call":
+            request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+            request._body = b""
+            return cancel_on_disconnect(request, score.predict("scored"))
+        model.say(b"to")
+        response = sse_response(llm.stream("?"), heartbeat=30.0 if "comments" in kind else None)
+        return response({"type": "http"}, receive, send)
+
+    async def after() -> None:
+        await nothing_is_held(client, runtime)
+        model.fall_silent()
+
+    assert await cancel_everywhere(prepare, moment, after=after) >= (2 if kind == "call" else 8)
+
+
+# The rest
+
+
+async def test_the_applications_of_the_documentation(
+    model: GatedModel, runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "fastapi.md").read_text()
+    names: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(code, names)
+
+    async def churn(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        return invocation.body, {"Content-Type": "text/csv"}
+
+    async with local_runtime({"churn": churn, "llm": model.speak}) as runtime:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", runtime.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", CLIENT_ARGUMENTS["aws_access_key_id"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CLIENT_ARGUMENTS["aws_secret_access_key"])
+        said = [json.dumps({"text": word}).encode() + b"\n" for word in ("To", " be", " or", " not")]
+        async with served(names["app"]) as server:
+            assert (await ask(server, "/scores", b"[[1, 2], [3, 4]]")).body == b'[["1","2"],["3","4"]]'
+            for path, first in (("/answer", '{"text":"To"}'), ("/shout", "TO")):
+                model.say(*said, end=True)
+                answer = await ask(server, path, b'{"text": "The question?"}')
+                assert events_of(answer)[0] == ("message", first)
+                assert (answer.body.decode() in page) == (path == "/answer")
+        async with served(names["warm"]) as server, RawConnection.to(server.url) as connection:
+            await connection.write(b"GET /in-flight HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert (await connection.answer()).body == b"0"
+
+
+def test_docstrings() -> None:
+    failed, tried = doctest.testmod(integration)
+    assert (failed, tried) == (0, 6)
