@@ -640,6 +640,11 @@ class Client:
 
     # Inside
 
+    def _check(self, operation_name: str, params: Mapping[str, Any]) -> None:
+        """Raise as the operation would for faulty parameters, and send nothing."""
+        heads = self._plan(operation_name).heads
+        heads.head(heads.values(params), params.get("Body"), heads.unknown(params))
+
     def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""
         return self._shared.object_store()

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,7 @@ from aiosmrt.aws.hosts import ResolvedEndpoint, resolve_endpoint
 from aiosmrt.aws.settings import Settings, resolve_settings
 from aiosmrt.capacitygate import CallLater, CapacityGate, Target, Timer
 from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
-from aiosmrt.errors import ClientStateError, InvalidConfigError, NoRegionError, ParamValidationError
+from aiosmrt.errors import ClientStateError, ConfigurationError, InvalidConfigError, NoRegionError, ParamValidationError
 from aiosmrt.events import Event, Observer
 from aiosmrt.limiter import Limiter
 from aiosmrt.policy.retry import RetryBucket, invocation_id
@@ -388,17 +389,20 @@ class Shared:
             limiters.close()
         for gate in list(self.gates.values()):
             gate.open()
-        try:
+        async with AsyncExitStack() as stack:
+            # All of it, the last first, whatever fails or is cancelled on the way.
+            stack.callback(self._close_executor)
+            stack.push_async_callback(self.credentials.close)
+            if self._object_store is not None:
+                stack.push_async_callback(self._object_store.close)
             if self.ready_in:
                 self.ready_in = 0
                 await self.transport.close()
-        finally:
-            if self._object_store is not None:
-                await self._object_store.close()
-            await self.credentials.close()
-            if self._executor is not None:
-                self._executor.shutdown(wait=False)
-                self._executor = None
+
+    def _close_executor(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "ready_in", 0):
@@ -409,9 +413,14 @@ class Shared:
 
         Raises:
             ClientStateError: closed, or tied to another loop or process.
+            ConfigurationError: the client checks certificates with a context of its user's.
         """
         self.bind(asyncio.get_running_loop())
         if self._object_store is None:
+            if isinstance(self._verify, ssl.SSLContext):
+                raise ConfigurationError(
+                    "S3 cannot be called with an ssl.SSLContext: give `verify` the path of its authorities"
+                )
             # needed by asynchronous inference alone
             from aiosmrt.aws.s3 import ObjectStore
 

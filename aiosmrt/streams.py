@@ -132,6 +132,8 @@ class StreamingBody:
 class StreamOwner(Protocol):
     """What an `EventStream` needs of the call that it belongs to."""
 
+    sent: int
+
     def stream_error(self, headers: EventHeaders, payload: bytes) -> AiosmrtError:
         """The error for an ``exception`` or ``error`` message."""
         ...
@@ -161,6 +163,7 @@ class EventStream:
         "_arrived",
         "_decoder",
         "_failure",
+        "_given_up",
         "_open",
         "_owner",
         "_parts",
@@ -179,6 +182,8 @@ class EventStream:
         self._arrived: list[bytes] = []
         self._failure: AiosmrtError | None = None
         self._open = True
+        # A cancelled reader has lost parts: those who read on must not take that for the end.
+        self._given_up = False
         self._receiving = False
         self._parts = 0
         self._payload_bytes = 0
@@ -186,6 +191,11 @@ class EventStream:
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
         return f"<EventStream {state} parts={self._parts} payload_bytes={self._payload_bytes}>"
+
+    @property
+    def attempts(self) -> int:
+        """How many requests were sent so far: a stream that fails before its first part may be asked for again."""
+        return self._owner.sent
 
     def __aiter__(self) -> EventStream:
         return self
@@ -198,7 +208,7 @@ class EventStream:
             EventStreamFormatError: a malformed frame, or the stream ended inside one.
             ReadTimeoutError: silence for longer than ``read_timeout``.
             ResponseStreamingError: the connection was lost.
-            ClientStateError: another task is waiting for the next part.
+            ClientStateError: another task is waiting for the next part, or an earlier wait for it was cancelled.
         """
         if not self._ready and not await self._receive():
             raise StopAsyncIteration
@@ -251,11 +261,14 @@ class EventStream:
                 except BaseException as error:
                     if not self._open and isinstance(error, AiosmrtError):
                         break  # closed by another task meanwhile: an end, not a failure
+                    self._given_up = not isinstance(error, Exception)
                     self._close(complete=False)
                     self._decoder = _decoder()
                     raise
                 finally:
                     del failure  # as in aiosmrt.call; the decoder keeps its own, too
+            if self._given_up:
+                raise ClientStateError("a read of this stream was cancelled, which has closed it")
             return False
         finally:
             self._receiving = False

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 
 from aiosmrt.endpoint.fanout import Results
-from aiosmrt.endpoint.jobs import Job, JobHandle, submit
-from aiosmrt.endpoint.sessions import NOTHING, Session
+from aiosmrt.endpoint.jobs import Job, JobHandle, check_place, submit
+from aiosmrt.endpoint.sessions import NOTHING, Nothing, Session
 from aiosmrt.endpoint.streaming import PredictionStream
 from aiosmrt.errors import AiosmrtError, ParamValidationError
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, weight
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from aiosmrt.client import Client
     from aiosmrt.types import InvokeEndpointOutput
 
-__all__ = ["CallOptions", "Endpoint", "Inference", "finish"]
+__all__ = ["CallOptions", "Endpoint", "Inference"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+R = TypeVar("R")
+
+_OPERATION = "InvokeEndpoint"
 
 
 class CallOptions(TypedDict, total=False):
@@ -132,8 +135,12 @@ class Endpoint(Generic[In, Out]):
             )
             if isinstance(codec, type) or not callable(getattr(codec, method, None))
         ]
+        if not isinstance(name, str) or not name:
+            faults.append(f"an endpoint's name must be a str; got {name!r:.80}")
         if faults:
             raise ParamValidationError(faults)
+        if upload_to is not None:
+            check_place(upload_to)
         self.name = name
         self._client = client
         self._serializer = serializer
@@ -197,8 +204,20 @@ class Endpoint(Generic[In, Out]):
 
     async def invoke(self, data: In, **options: Unpack[CallOptions]) -> Inference[Out]:
         """Get the model's answer with what the service says about it; arguments and errors as `predict`."""
+        return await self.inference(data, options)
+
+    async def inference(
+        self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
+    ) -> Inference[Out]:
+        """The same for `Session`, which has to see a response even when its body cannot be read.
+
+        Args:
+            data: what the serializer takes.
+            options: see `CallOptions`.
+            on_response: is handed the response before the deserializer is asked; None for nobody.
+        """
         started = time.monotonic()
-        value, response = await self._exchange(data, options)
+        value, response = await self._exchange(data, options, on_response)
         metadata = response["ResponseMetadata"]
         return Inference(
             value=value,
@@ -212,20 +231,32 @@ class Endpoint(Generic[In, Out]):
             latency=time.monotonic() - started,
         )
 
-    async def _exchange(self, data: In, options: CallOptions) -> tuple[Out, InvokeEndpointOutput]:
+    async def _exchange(
+        self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
+    ) -> tuple[Out, InvokeEndpointOutput]:
+        """The answer's value and the response, which is shown to ``on_response`` before anything is read out of it."""
         params = _merged(self._params, options) if options else self._params
         # Written out here, because a coroutine for each of the two would be a tenth of what this method costs.
         serialize, deserialize = self._serializer.serialize, self._deserializer.deserialize
-        body = serialize(data) if weight(data) <= OFF_LOOP_BYTES else await asyncio.to_thread(serialize, data)
+        try:
+            body = serialize(data) if weight(data) <= OFF_LOOP_BYTES else await _in_thread(serialize, data)
+        except AiosmrtError as error:
+            error.operation, error.endpoint_name = _OPERATION, self.name
+            raise
         response = await self._client.invoke_endpoint(Body=body, **params)
+        if on_response is not None:
+            on_response(response)
         answer = await response["Body"].read()
         content_type = response.get("ContentType", "")
         try:
             if len(answer) <= OFF_LOOP_BYTES:
                 return deserialize(answer, content_type), response
-            return await asyncio.to_thread(deserialize, answer, content_type), response
+            return await _in_thread(deserialize, answer, content_type), response
         except AiosmrtError as error:
-            finish(error, "InvokeEndpoint", self.name, response["ResponseMetadata"])
+            metadata = response["ResponseMetadata"]
+            error.operation, error.endpoint_name = _OPERATION, self.name
+            error.request_id = metadata.get("RequestId")
+            error.attempts = metadata["RetryAttempts"] + 1
             raise
 
     async def serialized(self, data: In) -> bytes:
@@ -235,7 +266,7 @@ class Endpoint(Generic[In, Out]):
             SerializationError: the serializer cannot express the data.
         """
         if weight(data) > OFF_LOOP_BYTES:
-            return await asyncio.to_thread(self._serializer.serialize, data)
+            return await _in_thread(self._serializer.serialize, data)
         return self._serializer.serialize(data)
 
     async def deserialized(self, body: bytes, content_type: str) -> Out:
@@ -249,7 +280,7 @@ class Endpoint(Generic[In, Out]):
             DeserializationError: the deserializer cannot read it.
         """
         if len(body) > OFF_LOOP_BYTES:
-            return await asyncio.to_thread(self._deserializer.deserialize, body, content_type)
+            return await _in_thread(self._deserializer.deserialize, body, content_type)
         return self._deserializer.deserialize(body, content_type)
 
     # Many parts, many calls
@@ -315,17 +346,22 @@ class Endpoint(Generic[In, Out]):
         A call that fails ends nothing but itself. Leaving the block, however that happens, ends the calls under way.
 
         Args:
-            items: an iterable or an asynchronous one; it is iterated on the event loop.
+            items: an iterable or an asynchronous one; it is iterated on the event loop. An asynchronous generator that
+                is not read to its end is yours to close.
             concurrency: calls under way at the same time; None for the client's ``max_concurrency``.
             ordered: whether results come in the order of the items, or as they are there.
             options: see `CallOptions`; the same for all items.
 
         Raises:
-            ParamValidationError: ``concurrency`` is no whole number from 1, or ``items`` cannot be iterated.
+            ParamValidationError: ``concurrency`` is no whole number from 1, ``items`` cannot be iterated, or one of the
+                options is out of range.
 
             Iterating raises what iterating over ``items`` raises, `ClientStateError` and `ConfigurationError`, which
             concern all calls; results that were there before come first.
         """
+
+        # What is wrong with them is wrong with all calls.
+        self._client._check("InvokeEndpoint", {**_merged(self._params, options), "Body": b""})
 
         async def call(item: In) -> Out:
             return await self.predict(item, **options)
@@ -333,7 +369,7 @@ class Endpoint(Generic[In, Out]):
         limit = self._client.max_concurrency if concurrency is None else concurrency
         return Results(call, items, concurrency=limit, ordered=ordered)
 
-    def session(self, *, open_with: Any = NOTHING, close_with: Any = NOTHING) -> Session[In, Out]:
+    def session(self, *, open_with: In | Nothing = NOTHING, close_with: In | Nothing = NOTHING) -> Session[In, Out]:
         """Calls that stick to one instance of a stateful model::
 
             async with endpoint.session() as session:
@@ -353,7 +389,7 @@ class Endpoint(Generic[In, Out]):
 
     async def submit(
         self,
-        data: Any = NOTHING,
+        data: In | Nothing = NOTHING,
         *,
         input_location: str | None = None,
         upload_to: str | None = None,
@@ -365,7 +401,9 @@ class Endpoint(Generic[In, Out]):
     ) -> Job[Out]:
         """Queue a request at an asynchronous endpoint.
 
-        Up to 128,000 bytes travel with the request. More is put into S3 first, with the client's credentials.
+        Up to 128,000 bytes travel with the request. More is put into S3 first, with the client's credentials, and
+        deleted again when this call fails or is cancelled, since nobody knows of the job then. A connection that breaks
+        may leave two jobs behind, as the request is sent again.
 
         Args:
             data: what the serializer takes.
@@ -386,8 +424,12 @@ class Endpoint(Generic[In, Out]):
             ObjectStoreError: the body could not be put into S3.
             AiosmrtError: as `aiosmrt.Client.invoke_endpoint_async`.
         """
-        if (data is NOTHING) == (input_location is None):
+        given = not isinstance(data, Nothing)
+        if given == (input_location is not None):
             raise ParamValidationError(["exactly one of data and input_location must be given"])
+        place = self._upload_to if upload_to is None else upload_to
+        if place is not None:
+            check_place(place)
         own = {
             "Filename": filename,
             "S3OutputPathExtension": output_extension,
@@ -395,11 +437,11 @@ class Endpoint(Generic[In, Out]):
             "InvocationTimeoutSeconds": invocation_timeout,
         }
         params = _merged({**self._params, **own}, options)
-        body = None if data is NOTHING else await self.serialized(data)
-        handle = await submit(
-            self._client, params, body, input_location, self._upload_to if upload_to is None else upload_to
-        )
-        return self.job(handle)
+        # Before serializing and uploading; any place of a body will do for being checked.
+        somewhere = input_location or "s3://bucket/key"
+        self._client._check("InvokeEndpointAsync", {**params, "InputLocation": somewhere})
+        body = None if isinstance(data, Nothing) else await self.serialized(data)
+        return self.job(await submit(self._client, params, body, input_location, place))
 
     def job(self, handle: JobHandle) -> Job[Out]:
         """A job that was submitted before, here or in another process.
@@ -410,9 +452,14 @@ class Endpoint(Generic[In, Out]):
         return Job(self._client, handle, self.deserialized)
 
 
-def finish(error: AiosmrtError, operation: str, endpoint_name: str, metadata: Mapping[str, Any]) -> None:
-    """Say on an error that came after the response where it happened."""
-    error.operation = operation
-    error.endpoint_name = endpoint_name
-    error.request_id = metadata.get("RequestId")
-    error.attempts = metadata.get("RetryAttempts", 0) + 1
+async def _in_thread(function: Callable[..., R], *arguments: object) -> R:
+    """What a function gives, called in a thread."""
+
+    def run() -> R:
+        try:
+            return function(*arguments)
+        except StopIteration as stop:
+            # A future cannot carry it, and whoever waits for that would wait for ever on Python 3.11.
+            raise RuntimeError(f"{function} raised StopIteration") from stop
+
+    return await asyncio.to_thread(run)

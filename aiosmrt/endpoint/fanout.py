@@ -78,15 +78,19 @@ class Results(Generic[In, Out]):
         faults = []
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             faults.append(f"concurrency must be a whole number from 1; got {concurrency!r}")
-        if not isinstance(items, (Iterable, AsyncIterable)):
+        source: Iterator[In] | AsyncIterator[In] | None = None
+        try:
+            source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+        except TypeError:
             faults.append(f"items must be an iterable or an asynchronous one; got {type(items)}")
         if faults:
             raise ParamValidationError(faults)
         self._call = call
-        self._items = items
+        self._source = source
+        self._source_is_async = isinstance(items, AsyncIterable)
         self._concurrency = concurrency
         self._ordered = ordered
-        self._source: Iterator[In] | AsyncIterator[In] | None = None
+        self._entered = False
         self._taking = asyncio.Lock()
         self._room = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
         self._workers: set[asyncio.Task[None]] = set()
@@ -104,10 +108,9 @@ class Results(Generic[In, Out]):
         return f"<Results taken={self._taken} handed_out={self._handed_out} calls={len(self._workers)}>"
 
     async def __aenter__(self) -> Results[In, Out]:
-        if self._source is not None or self._left:
+        if self._entered:
             raise ClientStateError("results are entered once: ask the endpoint for others")
-        items = self._items
-        self._source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+        self._entered = True
         self._start_worker()
         return self
 
@@ -115,6 +118,7 @@ class Results(Generic[In, Out]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left = self._ended = True
+        self._wake_reader()
         workers = list(self._workers)
         for worker in workers:
             worker.cancel()
@@ -126,7 +130,7 @@ class Results(Generic[In, Out]):
             except asyncio.CancelledError as again:
                 cancelled = again
         self._ready.clear()
-        self._failure = None
+        self._failure = self._source = None
         if cancelled is not None:
             raise cancelled
 
@@ -134,9 +138,9 @@ class Results(Generic[In, Out]):
         return self
 
     async def __anext__(self) -> Result[In, Out]:
-        if self._source is None or self._left:
-            raise ClientStateError("results are read inside their `async with` block")
         while True:
+            if self._left or not self._entered:
+                raise ClientStateError("results are read inside their `async with` block")
             ready = self._ready
             if ready:
                 index = self._handed_out if self._ordered else next(iter(ready))
@@ -191,16 +195,15 @@ class Results(Generic[In, Out]):
                 failure = error
             except Exception as error:
                 failure = error
-            except BaseException:
-                # Without this result, a reader who wants them in order would wait for ever.
-                failure = ClientStateError("the call was cancelled, and not by its map")
-                self._end(failure)
-                raise
-            finally:
-                self._ready[index] = Result(index, item, value, failure)
-                # Nothing of this item is held while the next one is waited for.
-                del taken, item, value, failure
-                self._wake_reader()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._left or (task is not None and task.cancelling()):
+                    raise
+                failure = ClientStateError("the call was cancelled by something in it")
+            self._ready[index] = Result(index, item, value, failure)
+            # Nothing of this item is held while the next one is waited for.
+            del taken, item, value, failure
+            self._wake_reader()
 
     async def _take(self) -> tuple[int, In] | None:
         """The next item and its index, once there is room for it; None when there are no more."""
@@ -210,15 +213,19 @@ class Results(Generic[In, Out]):
                 return None
             source = self._source
             try:
-                if isinstance(source, AsyncIterator):
-                    item = await anext(source, _NO_MORE)
+                if self._source_is_async:
+                    item = await anext(cast("AsyncIterator[In]", source), _NO_MORE)
                 else:
                     item = next(cast("Iterator[In]", source), _NO_MORE)
             except asyncio.CancelledError:
+                if not self._left:
+                    self._end(ClientStateError("the items were cancelled, and not by their map"))
                 raise
             except BaseException as error:
                 self._end(error)
                 return None
+            if self._ended:
+                return None  # the block was left while the items took no notice
             if item is _NO_MORE:
                 self._end(None)
                 return None

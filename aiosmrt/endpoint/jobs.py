@@ -11,10 +11,13 @@ import math
 import random
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
+from aiosmrt.aws.s3 import parse_s3_uri
 from aiosmrt.errors import (
     AiosmrtError,
+    ConfigurationError,
+    DeserializationError,
     JobFailedError,
     JobTimeoutError,
     ObjectStoreError,
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from aiosmrt.aws.s3 import ObjectStore, StoredObject
     from aiosmrt.client import Client
 
-__all__ = ["INLINE_BYTES", "Job", "JobHandle", "submit"]
+__all__ = ["INLINE_BYTES", "Job", "JobHandle", "check_place", "submit"]
 
 Out = TypeVar("Out")
 
@@ -37,6 +40,9 @@ INLINE_BYTES: Final = 128_000
 
 # As much of a failure as an error keeps, in characters.
 _REASON_CHARACTERS: Final = 1024
+
+# How much longer than its time the look may take that is under way then.
+_LAST_LOOK_SECONDS: Final = 5.0
 
 # How long a call that failed or was cancelled may take to delete the request body that it has put into S3.
 _TAKE_BACK_SECONDS: Final = 5.0
@@ -86,6 +92,9 @@ class Job(Generic[Out]):
         self._client = client
         self._deserialized = deserialized
         self._rand = rand
+        # The value in a tuple, or what was written about the failure: kept while the objects are being deleted, and
+        # afterwards, when nobody could read them again.
+        self._outcome: tuple[Out] | str | None = None
         self.handle = handle
 
     def __repr__(self) -> str:
@@ -114,9 +123,10 @@ class Job(Generic[Out]):
         Looks at both places after growing pauses, from 0.2 to 10 seconds.
 
         Args:
-            timeout: seconds to wait at most; None for no limit. The inference goes on after it.
+            timeout: seconds to wait, after which one last look may take 5 more; 0 for one look, None for no limit. The
+                inference goes on after it.
             cleanup: whether the objects of the job are deleted from S3 once there is a value or a failure; see
-                `delete`.
+                `delete`. When that fails or is cancelled, the value is not lost: this may be called again.
 
         Raises:
             JobFailedError: the inference failed; ``reason`` is what the service wrote about it.
@@ -124,7 +134,7 @@ class Job(Generic[Out]):
                 was one: without the permission ``s3:ListBucket``, S3 refuses to say that an object is not there yet,
                 so that a missing permission to read it looks the same.
             DeserializationError: the deserializer cannot read the answer.
-            ObjectStoreError: S3 failed.
+            ObjectStoreError: S3 failed. A failed clean-up of a failed inference is a note of the JobFailedError.
             ParamValidationError: ``timeout`` is no number of seconds.
         """
         if timeout is not None and (
@@ -134,22 +144,30 @@ class Job(Generic[Out]):
         clock = asyncio.get_running_loop().time
         until = math.inf if timeout is None else clock() + timeout
         pause = 0.0
+        refusal: ObjectStoreError | None = None
         while True:
-            value, refusal = await self._look(cleanup)
-            if value is not None:
-                return value[0]
+            if self._outcome is None:
+                timer = asyncio.timeout_at(until + _LAST_LOOK_SECONDS if until < math.inf else None)
+                try:
+                    async with timer:
+                        refusal = await self._look()
+                except TimeoutError:
+                    if not timer.expired():
+                        raise
+                    break
+            if self._outcome is not None:
+                return await self._ended(self._outcome, cleanup)
             pause = next_pause(pause)
             left = until - clock()
             if left <= 0:
                 break
             # Between half of it and all of it, and one last look when the time is up.
             await asyncio.sleep(min(pause * (1 + self._rand()) / 2, left))
-            del refusal
-        late = JobTimeoutError(f"The inference had no result within {timeout} s")
+        late_error = JobTimeoutError(f"The inference had no result within {timeout} s")
         try:
-            raise self._placed(late) from refusal
+            raise self._placed(late_error) from refusal
         finally:
-            del late, refusal
+            del late_error, refusal
 
     async def delete(self) -> None:
         """Delete the job's objects from S3: the answer, the failure, and the request body that `submit` put there.
@@ -160,36 +178,52 @@ class Job(Generic[Out]):
             ObjectStoreError: S3 failed.
         """
         store = self._client._object_store()
-        for uri in (self.handle.output_location, self.handle.failure_location, self.handle.uploaded_to):
+        # The answer last: as long as anything went wrong, it is there.
+        for uri in (self.handle.uploaded_to, self.handle.failure_location, self.handle.output_location):
             if uri is not None:
                 await store.delete(uri)
 
-    async def _look(self, cleanup: bool) -> tuple[tuple[Out] | None, ObjectStoreError | None]:
-        """The value in a tuple, or None; and why S3 would not say."""
+    async def _look(self) -> ObjectStoreError | None:
+        """Look for the outcome; why S3 would not say."""
         store = self._client._object_store()
         handle = self.handle
         found, refusal = await _read(store, handle.output_location)
         if found is not None:
             try:
-                value = await self._deserialized(*found)
+                self._outcome = (await self._deserialized(*found),)
             except AiosmrtError as error:
                 self._placed(error)
                 raise
-            if cleanup:
-                await self.delete()
-            return (value,), None
-        if handle.failure_location is not None:
+        elif handle.failure_location is not None:
             found, second_refusal = await _read(store, handle.failure_location)
             if found is not None:
-                reason = found.body.decode(errors="replace")[:_REASON_CHARACTERS]
-                if cleanup:
-                    await self.delete()
-                failure = JobFailedError(
-                    "The asynchronous inference failed", failure_location=handle.failure_location, reason=reason
-                )
-                raise self._placed(failure)
+                self._outcome = found.body.decode(errors="replace")[:_REASON_CHARACTERS]
             refusal = refusal or second_refusal
-        return None, refusal
+        return refusal
+
+    async def _ended(self, outcome: tuple[Out] | str, cleanup: bool) -> Out:
+        """Give the value or raise the failure, which the job keeps where its objects are to be deleted."""
+        failure = None
+        if isinstance(outcome, str):
+            failure = JobFailedError(
+                "The asynchronous inference failed", failure_location=self.handle.failure_location, reason=outcome
+            )
+        try:
+            if cleanup:
+                await self.delete()
+            else:
+                self._outcome = None
+        except ObjectStoreError as error:
+            if failure is None:
+                self._placed(error)
+                raise
+            failure.add_note(f"its objects could not be deleted: {error}")
+        if failure is None:
+            return cast("tuple[Out]", outcome)[0]
+        try:
+            raise self._placed(failure)
+        finally:
+            del failure
 
     def _placed(self, error: AiosmrtError) -> AiosmrtError:
         error.operation = _OPERATION
@@ -224,30 +258,54 @@ async def submit(
     else:
         uploaded_to = f"{upload_to.rstrip('/')}/{uuid.uuid4()}"
         params = {**params, "InputLocation": uploaded_to}
+    store = None if uploaded_to is None else client._object_store()
     try:
-        if body is not None and uploaded_to is not None:
-            await client._object_store().put(uploaded_to, body, params.get("ContentType"))
+        if store is not None and body is not None and uploaded_to is not None:
+            await store.put(uploaded_to, body, params.get("ContentType"))
         response = await client.make_request(_OPERATION, params)
+        output_location = _output_location(response)
     except BaseException as error:
-        if uploaded_to is not None and not isinstance(error, ObjectStoreError):
-            await _take_back(client._object_store(), uploaded_to, error)
+        # Where there are no credentials or no S3, nothing was put.
+        nothing_there = isinstance(error, (ConfigurationError, ObjectStoreError))
+        if store is not None and uploaded_to is not None and not nothing_there:
+            await _take_back(store, uploaded_to, error)
         raise
     return JobHandle(
         params["EndpointName"],
         response.get("InferenceId"),
-        response["OutputLocation"],
+        output_location,
         response.get("FailureLocation"),
         uploaded_to,
     )
 
 
+def _output_location(response: dict[str, Any]) -> str:
+    location = response.get("OutputLocation")
+    if not isinstance(location, str):
+        raise DeserializationError("the service did not say where the answer will be")
+    return location
+
+
+def check_place(upload_to: str) -> None:
+    """Look whether bodies can be put under an S3 URI.
+
+    Raises:
+        ParamValidationError: it is none.
+
+    >>> check_place("s3://bucket/prefix")
+    """
+    if not isinstance(upload_to, str):
+        raise ParamValidationError([f"upload_to must be an S3 URI; got {type(upload_to)}"])
+    parse_s3_uri(f"{upload_to.rstrip('/')}/{uuid.UUID(int=0)}")
+
+
 async def _take_back(store: ObjectStore, uri: str, error: BaseException) -> None:
-    """Delete a request body that no job will read; when that fails, the error says so."""
+    """Delete a request body of which nobody knows any more; when that fails, the error says so."""
     try:
         async with asyncio.timeout(_TAKE_BACK_SECONDS):
             await store.delete(uri)
     except (AiosmrtError, TimeoutError) as failure:
-        error.add_note(f"the request body was left at {uri}: {failure or type(failure).__name__}")
+        error.add_note(f"the request body may have been left at {uri}: {failure or type(failure).__name__}")
 
 
 async def _exists(store: ObjectStore, uri: str) -> bool:

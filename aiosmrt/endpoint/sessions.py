@@ -11,28 +11,29 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, Unpack
 
 from aiosmrt.errors import ClientStateError, SessionClosedError
 
 if TYPE_CHECKING:
     from aiosmrt.endpoint.core import CallOptions, Endpoint, Inference
     from aiosmrt.endpoint.streaming import PredictionStream
+    from aiosmrt.types import InvokeEndpointOutput
 
-__all__ = ["NOTHING", "Session"]
+__all__ = ["NOTHING", "Nothing", "Session"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class _Nothing:
+class Nothing:
     """Stands for data that was not given, because None is data."""
 
     def __repr__(self) -> str:
         return "<nothing>"
 
 
-NOTHING: Final = _Nothing()
+NOTHING: Final = Nothing()
 
 _NEW_SESSION: Final = "NEW_SESSION"
 
@@ -56,8 +57,8 @@ class Session(Generic[In, Out]):
         self,
         endpoint: Endpoint[In, Out],
         *,
-        open_with: Any = NOTHING,
-        close_with: Any = NOTHING,
+        open_with: In | Nothing = NOTHING,
+        close_with: In | Nothing = NOTHING,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._endpoint = endpoint
@@ -80,11 +81,12 @@ class Session(Generic[In, Out]):
             raise ClientStateError("a session is entered once: ask the endpoint for another one")
         self._entered = True
         self._closed = None
-        if self._open_with is not NOTHING:
+        if not isinstance(self._open_with, Nothing):
             try:
                 self.opened_with = await self._open(self._open_with, {})
-            except BaseException:
-                self._closed = "it could not be opened"
+            except BaseException as error:
+                # The model may have opened it all the same, with an answer that could not be read.
+                await self.__aexit__(type(error), error, error.__traceback__)
                 raise
         return self
 
@@ -94,7 +96,7 @@ class Session(Generic[In, Out]):
         # Whoever is cancelled wants to be gone: the session then ends by its time.
         wanted = kind is None or issubclass(kind, Exception)
         try:
-            if wanted and self._close_with is not NOTHING and self.is_open:
+            if wanted and not isinstance(self._close_with, Nothing) and self.is_open:
                 await self.invoke(self._close_with)
         except Exception as failure:
             if error is None:
@@ -129,10 +131,7 @@ class Session(Generic[In, Out]):
                 if self.id is None:
                     return await self._open(data, options)
         members: CallOptions = {**options, "session_id": self.id}
-        answer = await self._endpoint.invoke(data, **members)
-        if answer.closed_session_id == self.id:
-            self._closed = "its model closed it"
-        return answer
+        return await self._endpoint.inference(data, members, self._note)
 
     def stream(
         self,
@@ -155,12 +154,19 @@ class Session(Generic[In, Out]):
 
     async def _open(self, data: In, options: CallOptions) -> Inference[Out]:
         members: CallOptions = {**options, "session_id": _NEW_SESSION}
-        answer = await self._endpoint.invoke(data, **members)
-        if answer.new_session_id is None:
+        answer = await self._endpoint.inference(data, members, self._note)
+        if self.id is None:
             raise SessionClosedError("The model opened no session: its answer to NEW_SESSION names none")
-        self.id, _, rest = answer.new_session_id.partition(";")
-        self.expires_at = _expiry(rest)
         return answer
+
+    def _note(self, response: InvokeEndpointOutput) -> None:
+        """Take in what a response says about the session, whatever becomes of its body."""
+        announced = response.get("NewSessionId")
+        if self.id is None and announced is not None:
+            self.id, _, rest = announced.partition(";")
+            self.expires_at = _expiry(rest)
+        if self.id is not None and response.get("ClosedSessionId") == self.id:
+            self._closed = "its model closed it"
 
     def _expired(self) -> bool:
         return self.expires_at is not None and self._clock() >= self.expires_at.timestamp()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["PredictionStream", "View"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 # Inside a class with a method of that name, `bytes` is the method.
 Payload: TypeAlias = bytes
 
@@ -75,6 +75,7 @@ class PredictionStream:
         self._first_part_due: float | None = None
         self._began = False
         self._entered = False
+        self._closed = False
         self._parts: EventStream | None = None
         self._viewed = False
         self.content_type: str | None = None
@@ -91,12 +92,12 @@ class PredictionStream:
         if self._entered:
             raise ClientStateError("a stream is entered once: ask the endpoint for another one")
         self._entered = True
-        if self._first_part_timeout is None:
-            response = await self._open()
-        else:
+        if self._first_part_timeout is not None:
             self._first_part_due = asyncio.get_running_loop().time() + self._first_part_timeout
-            async with self._limit(self._first_part_due):
-                response = await self._open()
+        response = await self._within(self._first_part_due, self._open())
+        if self._closed:
+            response["Body"].close()
+            raise ClientStateError("the stream was closed while it was being opened")
         metadata = response["ResponseMetadata"]
         self._parts = response["Body"]
         self.content_type = response.get("ContentType")
@@ -113,12 +114,20 @@ class PredictionStream:
 
     def close(self) -> None:
         """Close the connection unless the stream was read to its end; a view that is waiting ends."""
+        self._closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.close()
 
     async def _open(self) -> dict[str, Any]:
-        return await self._client.make_request(_OPERATION, {**self._params, "Body": await self._body()})
+        body, self._body = self._body, _nothing_more
+        try:
+            whole = await body()
+        except AiosmrtError as error:
+            self.placed(error)
+            raise
+        del body
+        return await self._client.make_request(_OPERATION, {**self._params, "Body": whole})
 
     # The views
 
@@ -177,25 +186,21 @@ class PredictionStream:
         if self._began:
             # From when the reader waits: its own slowness is not the model's.
             due = None if self._part_timeout is None else asyncio.get_running_loop().time() + self._part_timeout
-        if due is None:
-            received = await parts.receive()
-        else:
-            async with self._limit(due):
-                received = await parts.receive()
+        received = await (parts.receive() if due is None else self._within(due, parts.receive()))
         self._began = True
         return None if self._parts is None else received
 
-    @asynccontextmanager
-    async def _limit(self, due: float) -> AsyncIterator[None]:
-        """Close the stream and raise when something takes until after ``due``."""
+    async def _within(self, due: float | None, work: Coroutine[Any, Any, R]) -> R:
+        """What a piece of work gives; when it takes until after ``due``, the stream is closed and an error raised."""
         timer = asyncio.timeout_at(due)
         try:
             async with timer:
-                yield
-                return
+                return await work
         except TimeoutError as late:
             if isinstance(late, AiosmrtError) or not timer.expired():
                 raise
+        if self._parts is not None:
+            self.attempts = self._parts.attempts
         self.close()
         what, limit = ("next", self._part_timeout) if self._began else ("first", self._first_part_timeout)
         raise self.placed(StreamTimeoutError(f"The {what} part of the stream did not come within {limit} s"))
@@ -207,6 +212,11 @@ class PredictionStream:
         error.request_id = self.request_id
         error.attempts = self.attempts
         return error
+
+
+async def _nothing_more() -> bytes:
+    """In the place of the data once it is sent, so that it is not held as long as the answer is read."""
+    return b""
 
 
 class _Whole:
@@ -225,16 +235,20 @@ class View(Generic[T]):
     """Iterates over what a stream's parts say; made by the methods of `PredictionStream`.
 
     Iterating raises `StreamTimeoutError` and what iterating over `aiosmrt.EventStream` raises. After an error the
-    stream is closed; what came before it has been handed out.
+    stream is closed; what came before it has been handed out. The same after a cancelled ``anext``, such as by
+    `asyncio.wait_for`: reading on raises `ClientStateError`, because parts may be missing.
     """
 
-    __slots__ = ("_decoder", "_items", "_over", "_stream")
+    __slots__ = ("_decoder", "_given_up", "_items", "_over", "_reading", "_stream")
 
     def __init__(self, stream: PredictionStream, decoder: StreamDecoder[T]) -> None:
         self._stream = stream
         self._decoder = decoder
         self._items: list[T] = []
         self._over = False
+        self._reading = False
+        # A cancelled reader has lost parts: what is decoded after them would be wrong.
+        self._given_up = False
 
     def __repr__(self) -> str:
         return f"<View of {self._stream!r} with {type(self._decoder).__name__}>"
@@ -249,26 +263,38 @@ class View(Generic[T]):
 
     async def _more(self) -> bool:
         """Have at least one item, or raise; False at the end."""
+        if self._reading:
+            raise ClientStateError("another task is waiting for this view's next item")
+        if self._given_up:
+            raise ClientStateError("a read of this view was cancelled, which has closed the stream")
         decoder = self._decoder
-        while not self._over:
-            if (failure := decoder.failure) is not None:
-                # Found behind the items that were handed out; there is nothing to wait for.
-                self._over = True
-                self._stream.close()
-                raise self._stream.placed(failure)
-            parts = await self._stream.receive()
-            self._over = not parts
-            if parts is None:
-                break
-            try:
-                items = decoder.feed(b"".join(parts)) if parts else decoder.finish()
-            except AiosmrtError as error:
-                self._over = True
-                self._stream.close()
-                self._stream.placed(error)
-                raise
-            if items:
-                # in reverse, as in EventStream
-                self._items = list(reversed(items))
-                return True
+        self._reading = True
+        try:
+            while not self._over:
+                if (failure := decoder.failure) is not None:
+                    # Found behind the items that were handed out; there is nothing to wait for.
+                    try:
+                        raise self._stream.placed(failure)
+                    finally:
+                        del failure
+                parts = await self._stream.receive()
+                self._over = not parts
+                if parts is None:
+                    break
+                try:
+                    items = decoder.feed(b"".join(parts)) if parts else decoder.finish()
+                except AiosmrtError as error:
+                    self._stream.placed(error)
+                    raise
+                if items:
+                    # in reverse, as in EventStream
+                    self._items = list(reversed(items))
+                    return True
+        except BaseException as error:
+            self._over = True
+            self._given_up = not isinstance(error, Exception)
+            self._stream.close()
+            raise
+        finally:
+            self._reading = False
         return False

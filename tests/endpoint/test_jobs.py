@@ -254,11 +254,64 @@ async def test_cleaning_up(endpoint: Endpoint[Any, Any], queue: Queue):
     assert len(queue.keys()) == 2
     assert await job.result(cleanup=True) == {"answer": 1}
     assert queue.keys() == []
+    assert await job.result() == {"answer": 1}
+    await job.delete()
     queue.fail()
     with pytest.raises(JobFailedError):
-        await job.result(cleanup=True)
+        await endpoint.job(queue.handle).result(cleanup=True)
     assert queue.keys() == []
-    await job.delete()
+
+
+async def test_a_refused_cleanup_loses_nothing(queue: Queue, object_server: ObjectServer):
+    """The guest may read and delete in its own bucket, and not elsewhere."""
+    theirs = f"s3://{GUEST_BUCKET}/refused/42.out"
+    queue.s3.put_object(Bucket=GUEST_BUCKET, Key="refused/42.out", Body=b"[1]", ContentType="application/json")
+    queue.fail()
+    async with Client(REGION, endpoint_url=queue.server.url, credentials=GUEST) as guest:
+        endpoint = guest.endpoint("documents", serializer=JSON, deserializer=JSON)
+        job = endpoint.job(queue.handle._replace(output_location=theirs))
+        for _ in range(2):
+            with pytest.raises(ObjectStoreError) as error:
+                await job.result(cleanup=True)
+            assert error.value.code == "AccessDenied"
+        assert await job.result() == [1]
+        assert await endpoint.job(job.handle).result() == [1]
+    queue.s3.delete_object(Bucket=GUEST_BUCKET, Key="refused/42.out")
+
+
+async def test_members_are_checked_before_a_body_is_uploaded(endpoint: Endpoint[Any, Any], queue: Queue):
+    place = f"s3://{queue.bucket}/in"
+    members: list[dict[str, Any]] = [{"request_ttl": 1}, {"filename": "x" * 40}, {"target_model": "m"}]
+    for faulty in members:
+        with pytest.raises(ParamValidationError):
+            await endpoint.submit("x" * 130_000, upload_to=place, **faulty)
+    for nowhere in ("nonsense", 5, "s3:/bucket"):
+        with pytest.raises(ParamValidationError):
+            await endpoint.submit("x" * 130_000, upload_to=nowhere)  # type: ignore[arg-type]
+        with pytest.raises(ParamValidationError):
+            endpoint.with_options(upload_to=nowhere)  # type: ignore[arg-type]
+    queue.server.answer = respond(202, b'{"InferenceId": "42"}')
+    with pytest.raises(DeserializationError, match="did not say where"):
+        await endpoint.submit("x" * 130_000, upload_to=place)
+    assert queue.keys() == []
+
+
+async def test_closing_the_client_takes_a_body_back_or_says_so(queue: Queue):
+    called = asyncio.Event()
+
+    async def never(request: Any) -> None:
+        called.set()
+        await asyncio.Event().wait()
+
+    queue.server.answer = never
+    async with Client(**{"endpoint_url": queue.server.url, **CLIENT_ARGUMENTS}) as client:
+        endpoint = client.endpoint("documents", serializer=JSON, deserializer=JSON)
+        submitting = asyncio.create_task(endpoint.submit("x" * 130_000, upload_to=f"s3://{queue.bucket}/in"))
+        await called.wait()
+        submitting.cancel()
+    with pytest.raises(asyncio.CancelledError) as error:
+        await submitting
+    assert queue.keys() == [] or "may have been left" in error.value.__notes__[0]
 
 
 async def test_a_job_is_picked_up_in_another_process(endpoint: Endpoint[Any, Any], queue: Queue, tmp_path: Path):

@@ -228,6 +228,87 @@ async def test_a_client_closed_in_the_middle(serve: Serve):
     assert source.taken <= 6
 
 
+async def test_cancelled_items_end_the_map(serve: Serve):
+    """Somebody cancels what the items come from, and not the map."""
+
+    async def items() -> AsyncIterator[int]:
+        yield 2
+        helper = asyncio.ensure_future(asyncio.Event().wait())
+        helper.cancel()
+        await helper
+
+    client = await serve(square=square)
+    async with endpoint_of(client).map(items()) as results:
+        assert (await anext(results)).value == 4
+        with pytest.raises(ClientStateError, match="items were cancelled"):
+            await anext(results)
+
+
+async def test_a_call_that_something_in_it_cancels_ends_nothing_but_itself(serve: Serve):
+    class Cancelling:
+        content_type = "application/json"
+
+        def serialize(self, data: int) -> bytes:
+            if data == 1:
+                raise asyncio.CancelledError
+            return str(data).encode()
+
+    client = await serve(square=square)
+    endpoint = client.endpoint("square", serializer=Cancelling(), deserializer=JSON)
+    async with endpoint.map(range(4), concurrency=1) as results:
+        found = [result async for result in results]
+    assert [result.value for result in found] == [0, None, 4, 9]
+    assert isinstance(found[1].error, ClientStateError)
+
+
+def test_faulty_options_are_found_at_once():
+    endpoint = endpoint_of(Client("eu-central-1"))
+    with pytest.raises(TypeError, match="acept"):
+        endpoint.map([1], acept="x")  # type: ignore[call-arg]
+    with pytest.raises(ParamValidationError, match="InferenceId"):
+        endpoint.map([1], inference_id="")
+
+
+async def test_whatever_for_takes(serve: Serve):
+    class Rows:
+        """A sequence of the old kind, as data sets are."""
+
+        def __getitem__(self, index: int) -> int:
+            if index > 2:
+                raise IndexError
+            return index
+
+    class Only:
+        """An asynchronous iterator that is registered nowhere."""
+
+        def __init__(self) -> None:
+            self.left = 2
+
+        def __aiter__(self) -> "Only":
+            return self
+
+        async def __anext__(self) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise StopAsyncIteration
+            return self.left
+
+    client = await serve(square=square)
+    for items, expected in ((Rows(), [0, 1, 4]), (Only(), [1, 0])):
+        async with endpoint_of(client).map(items) as results:  # type: ignore[arg-type]
+            assert [result.value async for result in results] == expected
+
+
+async def test_a_reader_in_another_task_is_told_that_the_block_was_left(serve: Serve):
+    model = Gated()
+    client = await serve(square=model)
+    async with endpoint_of(client).map(range(10), concurrency=2) as results:
+        reader = asyncio.create_task(anext(results))  # type: ignore[arg-type]
+        await model.has(2)
+    with pytest.raises(ClientStateError, match="inside"):
+        await asyncio.wait_for(reader, 10)
+
+
 # Leaving
 
 

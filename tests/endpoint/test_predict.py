@@ -110,6 +110,7 @@ async def test_what_cannot_be_serialized_is_not_sent(serve: Serve, running: list
     with pytest.raises(SerializationError) as error:
         await client.endpoint("churn", serializer=JSON, deserializer=JSON).predict({"a": object()})
     assert "object at" not in str(error.value)
+    assert (error.value.operation, error.value.endpoint_name) == ("InvokeEndpoint", "churn")
     assert running[0].statistics()["requests"] == 0
     assert client.statistics().in_use == 0
 
@@ -176,11 +177,29 @@ async def test_large_bodies_are_coded_off_the_loop(serve: Serve):
     assert where == [True, True, False, False]
 
 
+@pytest.mark.parametrize("size", [10, 2**20])
+async def test_a_codec_that_stops_an_iteration_hangs_nobody(serve: Serve, size: int):
+    class Stopping:
+        content_type = accept = "application/octet-stream"
+
+        def serialize(self, data: bytes) -> bytes:
+            return next(iter([]))
+
+    client = await serve(churn=echo)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(
+            client.endpoint("churn", serializer=Stopping(), deserializer=BYTES).predict(bytes(size)), 10
+        )
+
+
 def test_faults_are_found_at_once():
     client = Client("eu-central-1")
     with pytest.raises(ParamValidationError) as error:
         client.endpoint("churn", serializer=dict, deserializer=None)  # type: ignore[arg-type]
     assert len(error.value.faults) == 2
+    for name in (None, "", 5):
+        with pytest.raises(ParamValidationError, match="name"):
+            client.endpoint(name, serializer=JSON, deserializer=JSON)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="targt_model"):
         client.endpoint("churn", serializer=JSON, deserializer=JSON, targt_model="a")  # type: ignore[call-arg]
     endpoint = client.endpoint("churn", serializer=JSON, deserializer=JSON)

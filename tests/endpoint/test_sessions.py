@@ -7,7 +7,7 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.endpoint import Endpoint, Session
-from aiosmrt.errors import ClientStateError, ModelError, SessionClosedError
+from aiosmrt.errors import ClientStateError, DeserializationError, ModelError, SessionClosedError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.local.targets import ContainerFailure
 from aiosmrt.serializers import JSON
@@ -147,6 +147,32 @@ async def test_streams_are_for_open_sessions(serve: Serve):
         await session.predict("a")
         async with session.stream("a") as stream:
             assert "".join([text async for text in stream.text()]) == "parts"
+
+
+async def test_an_opening_answer_that_cannot_be_read_opens_once(serve: Serve):
+    """The session is the model's, whatever became of its answer: it is used, and closed."""
+    said: list[bytes] = []
+
+    async def model(invocation: Any) -> Any:
+        said.append(invocation.body)
+        if invocation.new_session:
+            return b"{", {
+                "Content-Type": "application/json",
+                "X-Amzn-SageMaker-Session-Id": "s-1; Expires=2999-01-01T00:00:00Z",
+            }
+        return b"1", {"Content-Type": "application/json"}
+
+    endpoint = endpoint_of(await serve(chat=model))
+    async with endpoint.session(close_with="close") as session:
+        with pytest.raises(DeserializationError):
+            await session.predict("a")
+        assert await session.predict("b") == 1
+    assert said == [b'"a"', b'"b"', b'"close"']
+    said.clear()
+    with pytest.raises(DeserializationError):
+        async with endpoint.session(open_with="open", close_with="close"):
+            raise AssertionError
+    assert said == [b'"open"', b'"close"']
 
 
 async def test_a_failure_to_close(serve: Serve):

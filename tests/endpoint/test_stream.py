@@ -147,6 +147,37 @@ async def test_an_error_inside_the_stream_is_typed(serve: Serve):
     assert client.statistics().in_use == 0
 
 
+@pytest.mark.parametrize("view", [PredictionStream.jsonl, PredictionStream.json, PredictionStream.lines])
+async def test_what_was_cut_off_is_no_value(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
+    """The rest of what had come is not handed out behind the error."""
+    client = await serve(
+        llm=saying(b"1\n23", b"45\n"),
+        client={"retry": {"total_max_attempts": 1}},
+        runtime={"faults": {"llm": faults.StreamFailure(after_parts=1)}},
+    )
+    async with endpoint_of(client).stream({}) as stream:
+        items = view(stream)
+        assert await anext(items) in (1, "1")
+        with pytest.raises(ModelStreamError):
+            await anext(items)
+        with pytest.raises(StopAsyncIteration):
+            await anext(items)
+
+
+async def test_a_reader_that_was_cancelled_has_lost_parts(serve: Serve):
+    """A heartbeat by `asyncio.wait_for` cancels the read; half a value must not become a whole one."""
+    client = await serve(llm=saying(b"1\n23", asyncio.Event()), runtime={"drain_timeout": 0.01})
+    async with endpoint_of(client).stream({}) as stream:
+        items = stream.jsonl()
+        assert await anext(items) == 1
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(items), 0.05)
+        for _ in range(2):
+            with pytest.raises(ClientStateError, match="cancelled"):
+                await anext(items)
+    assert client.statistics().in_use == 0
+
+
 # Leaving
 
 

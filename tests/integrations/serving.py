@@ -16,15 +16,20 @@ from tests.support.runtime import RawConnection
 
 
 class _Server(uvicorn.Server):
-    """Says when it is up, and leaves the signals of the test's process alone."""
+    """Says when it is up, ends when it is told to, and leaves the signals of the test's process alone."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = asyncio.Event()
+        self.over = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.over.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -80,7 +85,7 @@ async def served(app: ASGIApp, **config: Any) -> AsyncIterator[Served]:
         yield Served(server, listening.getsockname()[1])
     finally:
         up.cancel()
-        server.should_exit = True
+        server.over.set()
         await serving
         listening.close()
 

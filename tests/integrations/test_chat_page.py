@@ -44,10 +44,11 @@ async def chatting(folder: Path, **variables: str) -> AsyncIterator[str]:
     env = environment(folder, **variables)
     async with started(sys.executable, "-W", "error", str(CHAT), "0", env=env) as process:
         assert process.stderr is not None
-        while (
-            found := re.search(r"running on (http://[\d.:]+)", line := (await process.stderr.readline()).decode())
-        ) is None:
-            assert line, "the example ended at once"
+        said = ""
+        while (found := re.search(r"running on (http://[\d.:]+)", said)) is None:
+            line = (await process.stderr.readline()).decode()
+            assert line, f"the example ended at once:\n{said}"
+            said += line
         yield found[1]
         process.terminate()
         _, rest = await process.communicate()
