@@ -11,6 +11,11 @@ AWS_CLI := 'awscli>=1.38,<2'
 # Model servers bring web frameworks, scikit-learn and pandas, 350 MB of them, and bounds on what we use: alone as well.
 MODEL_SERVERS := 'mlflow-skinny>=3.10,<4' 'litserve>=0.2.19,<1' 'scikit-learn>=1.5,<2' 'skops>=0.13,<1' 'pandas>=2.2,<4'
 
+# What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
+ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/endpoint tests/transport tests/local/test_async_inference.py
+ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py tests/local \
+	tests/policy tests/soak tests/wire tests/test_docs.py
+
 JS := tests/conformance/js
 export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
 export AIOSMRT_TEST_MODELS := $(CURDIR)/.venv-models/bin/python
@@ -34,10 +39,10 @@ test-models: .venv/.dev .venv-models/.installed ## the tests with MLflow's and L
 test-newest: ## the tests on the newest Python of this machine
 	@test -n "$(NEWEST)"
 	@$(MAKE) --no-print-directory .venv-newest/.test peers
-	.venv-newest/bin/python -m pytest --ignore=tests/typing --ignore=tests/models $(PYTEST_FLAGS)
+	.venv-newest/bin/python -m pytest $(ON_PYTHON) $(PYTEST_FLAGS)
 
 test-oldest: .venv-oldest/.test peers ## the tests on the oldest aiobotocore and aiohttp, calls through aiohttp's session
-	.venv-oldest/bin/python -m pytest --ignore=tests/typing --ignore=tests/models --transport=session $(PYTEST_FLAGS)
+	.venv-oldest/bin/python -m pytest --transport=session $(ON_AIOHTTP) $(PYTEST_FLAGS)
 
 lint: .venv/.dev ## ruff: rules and format
 	.venv/bin/ruff check

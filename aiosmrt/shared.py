@@ -439,6 +439,8 @@ class Shared:
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, but not beyond the client's closing: a call in back-off then finds out at once."""
+        if self.closed:
+            return  # whoever would wake it up has done so
         sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timer = self.call_later(seconds, _wake, sleeper)
         self._sleepers.add(sleeper)

@@ -578,6 +578,33 @@ async def test_comments_fill_the_silence(runtime: LocalRuntime, model: GatedMode
         await connection.reader.readuntil(b"0\r\n\r\n")
 
 
+async def test_comments_wait_for_what_is_being_sent(client: aiosmrt.Client, model: GatedModel) -> None:
+    """An event or a comment is not cut in two by the other, however long the server takes to send it."""
+    sent: list[Message] = []
+    sending = False
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("woken up")
+
+    async def send(message: Message) -> None:
+        nonlocal sending
+        assert not sending
+        sending = True
+        await asyncio.sleep(0.005)
+        sending = False
+        sent.append(message)
+        model.say(b"be", end=True)
+
+    model.say(b"to")
+    llm = client.endpoint("llm", serializer=TEXT, deserializer=JSON)
+    await sse_response(llm.stream("?"), heartbeat=0.0001)({"type": "http"}, receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start"] + ["http.response.body"] * (len(sent) - 1)
+    assert [message["more_body"] for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
+    body = b"".join(message["body"] for message in sent[1:])
+    assert body.replace(b":\n\n", b"") == b"data: to\n\ndata: be\n\n"
+
+
 async def test_a_failure_after_a_comment_is_an_event(runtime: LocalRuntime) -> None:
     app = application(runtime, read_timeout=0.1)
 
@@ -619,12 +646,15 @@ def newer_asgi(app: ASGIApp) -> ASGIApp:
 
 
 def behind_middleware(app: ASGIApp) -> ASGIApp:
-    """The application behind a middleware that stands between it and the server's messages."""
+    """The application behind a middleware that stands between it and the server's messages, and notes statuses."""
 
     async def pass_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await call_next(request)
-        response.headers["X-Seen"] = str(response.status_code)
+        statuses.append(response.status_code)
         return response
+
+    assert isinstance(app, FastAPI)
+    statuses = app.state.statuses = []
 
     return BaseHTTPMiddleware(app, pass_on)
 
@@ -694,10 +724,14 @@ async def test_whoever_leaves_ends_the_call(
             await asyncio.sleep(0)
         assert app.state.sagemaker_client.statistics().in_use == 0
     assert statistics.median(times) < AT_ONCE, times
+    if around is behind_middleware:
+        assert app.state.statuses == [200 if path == "/between" else 499] * 5
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-async def test_a_reader_that_is_slow_is_not_one_that_left(runtime: LocalRuntime, model: GatedModel) -> None:
+async def test_a_reader_that_is_slow_is_not_one_that_left(
+    runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture
+) -> None:
     """The response waits for its reader, comments and the end of the caller included."""
     app = application(runtime)
     closed: list[str] = []
@@ -727,6 +761,7 @@ async def test_a_reader_that_is_slow_is_not_one_that_left(runtime: LocalRuntime,
             (record,) = await runtime.wait_for_requests(1)
         assert closed == ["closed"]
     assert record.outcome == "disconnected"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["in the middle", "before the first event"])
@@ -818,6 +853,21 @@ async def test_a_result_and_an_error_come_through(runtime: LocalRuntime, caplog:
     async with served(app) as server:
         assert (await ask(server, "/")).status == 429
         assert (await ask(server, "/")).body == b'"scored"'
+
+
+async def test_with_the_result_nobody_listens_any_more() -> None:
+    async def receive() -> Message:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+        raise AssertionError("woken up")
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    request._body = b""
+    assert await cancel_on_disconnect(request, asyncio.sleep(0.001, "done")) == "done"
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.parametrize("fails", [False, True])
