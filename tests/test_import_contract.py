@@ -53,6 +53,7 @@ VIOLATIONS = {
     "aiohttp": ("limiter.py", "import aiohttp"),
     "botocore": ("limiter.py", "import botocore.session"),
     "extras": ("limiter.py", "import click"),
+    "integrations": ("limiter.py", "import fastapi"),
 }
 
 

@@ -16,10 +16,12 @@
 
 Work that nobody waits for any more ends. Left to itself it would not: Starlette never cancels a handler, and cancels a
 `StreamingResponse` only where the server speaks ASGI before 2.4. With later ones it waits for a ``send`` to fail: a
-silent model puts that off, and a server may drop what is sent instead ("HTTP & WebSocket ASGI Message Format",
-Disconnected Client - send exception). Every server has ``http.disconnect`` for those who ask, so it is asked for here.
+silent model puts that off, and a server may drop what is sent instead ("HTTP & WebSocket ASGI Message Format", 2.4).
+Every server has ``http.disconnect`` for those who ask for it, so it is asked for here.
 
 Whoever calls the application is told an error's kind and nothing else: messages quote models, which may say anything.
+
+The module is long because it is all that an application imports, each part of it explained.
 """
 
 import asyncio
