@@ -55,10 +55,11 @@ types: .venv/.dev ## mypy --strict and pyright
 contract: .venv/.dev ## which room may import which
 	.venv/bin/lint-imports
 
-bench: .venv/.dev ## calls, large bodies and streams beside boto3, aiobotocore, bare aiohttp and asyncio alone
+bench: .venv/.dev ## calls, large bodies, streams and endpoints beside boto3, aiobotocore, bare aiohttp and asyncio alone
 	.venv/bin/python benchmarks/overhead.py
 	.venv/bin/python benchmarks/uploads.py
 	.venv/bin/python benchmarks/stream.py
+	.venv/bin/python benchmarks/endpoint.py
 
 soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in the end
 	.venv/bin/python -X dev -m tests.soak.soak

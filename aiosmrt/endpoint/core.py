@@ -1,4 +1,17 @@
-"""`Endpoint`, and what all its kinds of calls share: members of the operation, bodies, errors."""
+"""`Endpoint`, and what all its kinds of calls share: members of the operation, bodies, errors.
+
+::
+
+    data ── serializer ──► Client.invoke_endpoint ──► deserializer ──► value          predict, invoke
+         ── serializer ──► Client.make_request ─────► PredictionStream                stream
+         ── serializer ──► (S3, when it is large) ──► Client.make_request ──► Job     submit
+
+`map` and `session` make several of the first. An endpoint keeps the members of its calls under AWS's names, ready to be
+handed on; checking them is the client's. Serializing and deserializing move to a thread where `serializers.weight` or
+the answer's length says that it is worth it.
+
+The module is long for its docstrings: its methods are what users of an endpoint read.
+"""
 
 from __future__ import annotations
 

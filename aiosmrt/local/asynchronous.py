@@ -14,6 +14,8 @@ real time. Jobs that are queued or running when the runtime ends are dropped: no
 AWS documents neither the names nor the content of the objects in full. An object is named after the inference's id with
 ``.out``, or as the request says; a failure's name has ``-error`` before its suffix. A failure is a text: for a model
 that failed, the sentence that a ModelError carries.
+
+The module is long because a job is followed through it from its request to its object.
 """
 
 from __future__ import annotations

@@ -45,6 +45,8 @@ The file is read strictly: a key that is unknown, missing or of the wrong type i
     every = 10                          # or probability = 0.1; operation = "InvokeEndpoint" limits any of them
 
 Paths are relative to the file. ``EFFECTS`` has the names of effects and takes their arguments.
+
+The module is long because every key of the file has its check and its message here.
 """
 
 from __future__ import annotations

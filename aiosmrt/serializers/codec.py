@@ -7,6 +7,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from aiosmrt.errors import (
@@ -78,15 +79,20 @@ _CHARSET: Final = re.compile(r""";\s*charset\s*=\s*["']?([^"';,\s]+)""", re.IGNO
 # Encodings of Python's that are no charset of HTTP: one is quadratic, two warn about what they read.
 _NO_CHARSETS: Final = frozenset({"idna", "punycode", "raw-unicode-escape", "unicode-escape"})
 
+# Headers whose meaning is remembered: an endpoint's responses have one or two.
+_MAX_HEADERS: Final = 256
+
 # Some programs begin UTF-8 with it, as a signature; neither JSON nor a first field begins with it otherwise.
 BYTE_ORDER_MARK: Final = "\ufeff"
 
 
+@lru_cache(_MAX_HEADERS)
 def _media_type(header: str) -> str:
     """The type in a header, or in an item of one, without parameters and in lower case."""
     return header.partition(";")[0].partition(",")[0].strip().lower()
 
 
+@lru_cache(_MAX_HEADERS)
 def encoding_of(header: str) -> str | None:
     """Python's name for the charset that a header has; UTF-8 where it has none, None for an unknown one."""
     named = _CHARSET.search(header)

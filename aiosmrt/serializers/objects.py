@@ -31,6 +31,7 @@ OFF_LOOP_BYTES: Final = 256 * 1024
 
 # Objects that `weight` looks at, at most.
 _MAX_LOOKED_AT: Final = 256
+_MAX_SMALL: Final = 32
 _SCALAR_BYTES: Final = 18  # a float in text
 _KEY_BYTES: Final = 10  # a key in text, with quotes and colon
 
@@ -53,7 +54,40 @@ def weight(data: object) -> int:
     >>> weight([[1.5] * 30] * 1000) > OFF_LOOP_BYTES
     True
     """
-    return _weight(data, _MAX_LOOKED_AT)
+    weighed = _small(data)
+    return _weight(data, _MAX_LOOKED_AT) if weighed is None else weighed
+
+
+def _small(data: object) -> int | None:
+    """The weight of what json is mostly used for, all of it looked at; None where that is more than a few objects.
+
+    It is what most calls send, and takes a quarter of the time of `_weight` (benchmarks/endpoint.py).
+    """
+    total = 0
+    left = _MAX_SMALL
+    todo = [data]
+    for item in todo:  # which grows on the way
+        kind = type(item)
+        if kind is float or item is None:
+            total += _SCALAR_BYTES + 1
+        elif kind is str:
+            total += len(item) + 3  # type: ignore[arg-type]
+        elif kind is dict or kind is list:
+            length = len(item)  # type: ignore[arg-type]
+            left -= length
+            if left < 0:
+                return None
+            if kind is dict:
+                total += 3 + _KEY_BYTES * length
+                todo += item.values()  # type: ignore[attr-defined]
+            else:
+                total += 3
+                todo += item  # type: ignore[arg-type]
+        elif kind is int or kind is bool:
+            total += item.bit_length() * 3 // 10 + 2  # type: ignore[attr-defined]
+        else:
+            return None
+    return total - 1
 
 
 def _weight(data: object, share: int) -> int:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from abc import ABC, abstractmethod
 from array import array
 from codecs import BOM_UTF8, utf_8_decode
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ class StreamDecoder(Protocol[_T_co]):
         ...
 
 
-class _Decoder(Generic[_T]):
+class _Decoder(ABC, Generic[_T]):
     """What is held of a stream, and when errors come.
 
     Subclasses do not raise, they call `_fail`: an error made there has no ``__context__`` that would hold the payload,
@@ -145,11 +146,13 @@ class _Decoder(Generic[_T]):
         self._count += len(items)
         return items
 
+    @abstractmethod
     def _decode(self, data: bytes) -> list[_T]:
-        raise NotImplementedError
+        """The items that are whole with some more bytes."""
 
+    @abstractmethod
     def _decode_rest(self) -> list[_T]:
-        raise NotImplementedError
+        """The items that the end makes whole."""
 
     def _release(self, data: bytes = b"") -> bytes:
         """The pending bytes and the ones after them."""
@@ -176,9 +179,9 @@ class _Decoder(Generic[_T]):
         self._fault = f"{self._place(self._count + before + 1)} {reason}"
         self._pending.clear()
 
+    @abstractmethod
     def _place(self, number: int) -> str:
         """Which item it is and where; the beginning of a sentence."""
-        raise NotImplementedError
 
     def _too_long(self) -> str:
         return f"exceeds {self._max_item_bytes} bytes"
@@ -224,13 +227,13 @@ class _LinewiseDecoder(_Decoder[_T]):
 
     __slots__ = ()
 
+    @abstractmethod
     def _parse(self, lines: bytes) -> list[_T]:
         """The items of some lines, ends included, of which only the last of the stream may lack it.
 
         Raises:
             ValueError, RecursionError: one of the lines is malformed.
         """
-        raise NotImplementedError
 
     def _decode(self, data: bytes) -> list[_T]:
         end = data.rfind(b"\n") + 1
