@@ -100,7 +100,7 @@ class Results(Generic[In, Out]):
         self._ready: dict[int, Result[In, Out]] = {}
         # No more items: there are none, or something went wrong that concerns all calls.
         self._ended = False
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
         self._left = False
 
@@ -168,7 +168,7 @@ class Results(Generic[In, Out]):
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def _end(self, failure: BaseException | None) -> None:
+    def _end(self, failure: Exception | None) -> None:
         """Take no more items; the reader gets a failure behind the results."""
         self._ended = True
         if self._failure is None:
@@ -221,7 +221,7 @@ class Results(Generic[In, Out]):
                 if not self._left:
                     self._end(ClientStateError("the items were cancelled, and not by their map"))
                 raise
-            except BaseException as error:
+            except Exception as error:
                 self._end(error)
                 return None
             if self._ended:

@@ -259,15 +259,21 @@ async def submit(
         uploaded_to = f"{upload_to.rstrip('/')}/{uuid.uuid4()}"
         params = {**params, "InputLocation": uploaded_to}
     store = None if uploaded_to is None else client._object_store()
+    # Whether there may be something to take back: not where S3 has refused it, or was never asked.
+    stored = False
     try:
         if store is not None and body is not None and uploaded_to is not None:
-            await store.put(uploaded_to, body, params.get("ContentType"))
+            try:
+                await store.put(uploaded_to, body, params.get("ContentType"))
+            except BaseException as error:
+                refused = isinstance(error, ObjectStoreError) and error.status is not None
+                stored = not refused and not isinstance(error, ConfigurationError)
+                raise
+            stored = True
         response = await client.make_request(_OPERATION, params)
         output_location = _output_location(response)
     except BaseException as error:
-        # Where there are no credentials or no S3, nothing was put.
-        nothing_there = isinstance(error, (ConfigurationError, ObjectStoreError))
-        if store is not None and uploaded_to is not None and not nothing_there:
+        if stored and store is not None and uploaded_to is not None:
             await _take_back(store, uploaded_to, error)
         raise
     return JobHandle(

@@ -132,7 +132,7 @@ class PredictionStream:
     # The views
 
     def bytes(self) -> View[Payload]:
-        """The parts' bytes as they come; where they are cut means nothing."""
+        """Bytes as they come: parts that came together are one item, and where they are cut means nothing."""
         return self._view(_Whole())
 
     def text(self) -> View[str]:
