@@ -1,4 +1,4 @@
-"""Does a client reach what it should? One row per target: what was asked, what was measured, met or not.
+"""Does a client reach what it should? One row per target: the limit, what was measured, met or not.
 
     python benchmarks/targets.py [--passes 3] [--client aiosmrt] [--json FILE]
 

@@ -69,7 +69,8 @@ class JobRecord:
         input_location: the S3 URI of its input; None for one that came with the request.
         outcome: ``succeeded``, ``failed``, or ``dropped`` because the runtime ended.
         error_code: why it failed: ``ModelError``, ``ModelInvocationTimeExceeded``, ``RequestExpired``,
-            ``InputUnavailable``, ``OutputUnwritable``, or the code of the service's own refusal; None otherwise.
+            ``InputUnavailable``, ``OutputUnwritable``, ``InternalFailure``, or the code of the service's own refusal;
+            None otherwise.
         accepted_at: when it was queued, in epoch seconds of the runtime's clock.
         ended_at: when it ended, likewise.
         response_bytes: the size of its result.
@@ -269,6 +270,10 @@ class AsyncInference:
         except asyncio.CancelledError:
             record.outcome = "dropped"
             raise
+        except Exception:
+            # A fault of this runtime: its worker goes on with the next job.
+            record.outcome, record.error_code = "failed", "InternalFailure"
+            logger.exception("An asynchronous inference of endpoint %s failed in the runtime", record.endpoint)
         finally:
             self.end(job)
 

@@ -166,6 +166,7 @@ class ObjectAccess:
                 return whole
         except Exception as error:
             details = getattr(error, "response", None)
-            code = details.get("Error", {}).get("Code") if isinstance(details, dict) else None
+            named = details.get("Error", {}).get("Code") if isinstance(details, dict) else None
+            code = named or type(error).__name__
         # Raised out here: the original holds the request, with its payload and signature.
-        raise StorageError(code or "Unreachable")
+        raise StorageError(code)
