@@ -55,7 +55,13 @@ _BLANK_BYTES: Final = _BLANKS.encode()
 _find_token: Final = re.compile(r"[^ \t\n\r]").search
 _find_blank: Final = re.compile(rb"[ \t\n\r]").search
 
-_raw_decode: Final = json.JSONDecoder().raw_decode
+_json: Final = json.JSONDecoder()
+
+# A string that stands between texts, where many are parsed at once.  A string that a text leaves open ends at the first
+# quote of this one, and then comes what is no JSON.
+_MARK: Final = "\x7f"
+_BETWEEN: Final = f',"{_MARK}",'
+_ESCAPED_MARK: Final = r"\u007"
 
 # Brackets as the items of an array("b"): a level down, a level up.
 _BRACKETS: Final = b"{[}]"
@@ -318,7 +324,11 @@ class JSONLinesDecoder(_LinewiseDecoder[Any]):
         return f"JSON value {number}, in the line at byte {self._offset} of the stream,"
 
     def _parse(self, lines: bytes) -> list[Any]:
-        return [_parse_json(text) for line in lines.decode().split("\n") if (text := line.strip(_BLANKS))]
+        text = lines.decode()
+        values = _parse_at_once(_filled_lines(text))
+        if values is None:
+            values = [_parse_json(value) for line in text.split("\n") if (value := line.strip(_BLANKS))]
+        return values
 
 
 class ServerSentEvent(NamedTuple):
@@ -340,7 +350,116 @@ class ServerSentEvent(NamedTuple):
         return f"<{type(self).__name__} of {len(self.data)} characters>"
 
 
-class SSEDecoder(_Decoder[ServerSentEvent]):
+class _EventDecoder(_Decoder[_T]):
+    """The rules of server-sent events; what is made of an event is up to `_made`."""
+
+    __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_retry")
+
+    def __init__(self, *, max_item_bytes: int | None = MAX_ITEM_BYTES) -> None:
+        super().__init__(max_item_bytes=max_item_bytes)
+        # Whether the latest byte was a CR, so that an LF would be the same line's end.
+        self._after_cr = False
+        # The event under way: its data lines, their length with an LF each, and its type.
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._event = ""
+        self._id = ""
+        self._retry: int | None = None
+
+    @abstractmethod
+    def _made(self, data: list[str], event: str) -> list[_T]:
+        """The items for some events of one type, by their data."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of an unfinished event are held."""
+        return len(self._pending) + self._data_bytes
+
+    def _place(self, number: int) -> str:
+        return f"event {number}, which ends after byte {self._offset} of the stream,"
+
+    def _decode(self, data: bytes) -> list[_T]:
+        if self._after_cr and data:
+            self._after_cr = False
+            self._offset += data.startswith(b"\n")
+            data = data.removeprefix(b"\n")
+        if self._offset == 0 and len(self._pending) < len(BOM_UTF8):
+            data = self._release(data)
+            if data.startswith(BOM_UTF8):
+                self._offset = len(BOM_UTF8)
+                data = data.removeprefix(BOM_UTF8)
+        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        events: list[_T] = []
+        if end:
+            self._after_cr = data.endswith(b"\r")
+            self._decode_lines(self._release(data[:end]), events)
+        if end < len(data) and self._fault is None:
+            self._hold(data[end:], len(events))
+        return events
+
+    def _decode_rest(self) -> list[_T]:
+        events: list[_T] = []
+        # The end of the stream stands for that of a line, and for a blank line.
+        self._decode_lines(self._release() + b"\n\n", events)
+        return events
+
+    def _fail(self, reason: str, before: int) -> None:
+        super()._fail(reason, before)
+        self._data.clear()
+        self._data_bytes = 0
+
+    def _decode_lines(self, lines: bytes, events: list[_T]) -> None:
+        """Take whole lines, and append the events that they complete."""
+        if not self._data and not self._event and lines.startswith(b"data:") and len(lines) <= self._max_item_bytes:
+            rest = self._take_plain_events(lines, events)
+        else:
+            rest = lines
+        # Of bytes, splitlines() takes LF, CR and CRLF for ends, and nothing else.
+        for line in rest.splitlines():
+            if not line:
+                if self._data:
+                    events += self._dispatch()
+                self._event = ""
+                continue
+            field, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if field == b"data":
+                self._data.append(value)
+                self._data_bytes += len(value) + 1
+            elif field == b"event":
+                self._event = value.decode(errors="replace")
+            elif field == b"id":
+                if b"\0" not in value:
+                    self._id = value.decode(errors="replace")
+            elif field == b"retry" and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
+                self._retry = int(value)
+            if len(line) > self._max_item_bytes or self._data_bytes - 1 > self._max_item_bytes:
+                self._fail(self._too_long(), len(events))
+                return
+        self._offset += len(lines)
+
+    def _take_plain_events(self, lines: bytes, events: list[_T]) -> bytes:
+        """Take the whole events at once, where each is one data line; the lines that are left."""
+        if b"\r" in lines:
+            lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        end = lines.rfind(b"\n\n") + 2
+        text = lines[:end].decode(errors="replace") if end > 1 else ""
+        prefix = "data: " if text.startswith("data: ") else "data:"
+        found = text[len(prefix) : -2].split("\n\n" + prefix)
+        # Two LFs for each event leave none that could be inside of one.
+        if text.count("\n") != 2 * len(found) or (prefix == "data:" and "\ndata: " in text):
+            return lines
+        events += self._made(found, "message")
+        return lines[end:]
+
+    def _dispatch(self) -> list[_T]:
+        data = b"\n".join(self._data).decode(errors="replace")
+        self._data.clear()
+        self._data_bytes = 0
+        return self._made([data], self._event or "message")
+
+
+class SSEDecoder(_EventDecoder[ServerSentEvent]):
     """Server-sent events, as https://html.spec.whatwg.org/multipage/server-sent-events.html interprets a stream.
 
     With one exception: an event that lacks only the blank line after it, when the stream ends, is given by `finish`,
@@ -361,107 +480,20 @@ class SSEDecoder(_Decoder[ServerSentEvent]):
     ('token', 'Hello')
     """
 
-    __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_retry")
+    __slots__ = ()
 
-    def __init__(self, *, max_item_bytes: int | None = MAX_ITEM_BYTES) -> None:
-        super().__init__(max_item_bytes=max_item_bytes)
-        # Whether the latest byte was a CR, so that an LF would be the same line's end.
-        self._after_cr = False
-        # The event under way: its data lines, their length with an LF each, and its type.
-        self._data: list[bytes] = []
-        self._data_bytes = 0
-        self._event = ""
-        self._id = ""
-        self._retry: int | None = None
-
-    @property
-    def pending_bytes(self) -> int:
-        """How many bytes of an unfinished event are held."""
-        return len(self._pending) + self._data_bytes
-
-    def _place(self, number: int) -> str:
-        return f"event {number}, which ends after byte {self._offset} of the stream,"
-
-    def _decode(self, data: bytes) -> list[ServerSentEvent]:
-        if self._after_cr and data:
-            self._after_cr = False
-            self._offset += data.startswith(b"\n")
-            data = data.removeprefix(b"\n")
-        if self._offset == 0 and len(self._pending) < len(BOM_UTF8):
-            data = self._release(data)
-            if data.startswith(BOM_UTF8):
-                self._offset = len(BOM_UTF8)
-                data = data.removeprefix(BOM_UTF8)
-        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        events: list[ServerSentEvent] = []
-        if end:
-            self._after_cr = data.endswith(b"\r")
-            self._decode_lines(self._release(data[:end]), events)
-        if end < len(data) and self._fault is None:
-            self._hold(data[end:], len(events))
-        return events
-
-    def _decode_rest(self) -> list[ServerSentEvent]:
-        events: list[ServerSentEvent] = []
-        # The end of the stream stands for that of a line, and for a blank line.
-        self._decode_lines(self._release() + b"\n\n", events)
-        return events
-
-    def _fail(self, reason: str, before: int) -> None:
-        super()._fail(reason, before)
-        self._data.clear()
-        self._data_bytes = 0
-
-    def _decode_lines(self, lines: bytes, events: list[ServerSentEvent]) -> None:
-        """Take whole lines, and append the events that they complete."""
-        if not self._data and not self._event and lines.startswith(b"data:") and len(lines) <= self._max_item_bytes:
-            rest = self._take_plain_events(lines, events)
-        else:
-            rest = lines
-        # Of bytes, splitlines() takes LF, CR and CRLF for ends, and nothing else.
-        for line in rest.splitlines():
-            if not line:
-                if self._data:
-                    events.append(self._dispatch())
-                self._event = ""
-                continue
-            field, _, value = line.partition(b":")
-            value = value.removeprefix(b" ")
-            if field == b"data":
-                self._data.append(value)
-                self._data_bytes += len(value) + 1
-            elif field == b"event":
-                self._event = value.decode(errors="replace")
-            elif field == b"id":
-                if b"\0" not in value:
-                    self._id = value.decode(errors="replace")
-            elif field == b"retry" and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
-                self._retry = int(value)
-            if len(line) > self._max_item_bytes or self._data_bytes - 1 > self._max_item_bytes:
-                self._fail(self._too_long(), len(events))
-                return
-        self._offset += len(lines)
-
-    def _take_plain_events(self, lines: bytes, events: list[ServerSentEvent]) -> bytes:
-        """Take the whole events at once, where each is one data line; the lines that are left."""
-        if b"\r" in lines:
-            lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        end = lines.rfind(b"\n\n") + 2
-        text = lines[:end].decode(errors="replace") if end > 1 else ""
-        prefix = "data: " if text.startswith("data: ") else "data:"
-        found = text[len(prefix) : -2].split("\n\n" + prefix)
-        # Two LFs for each event leave none that could be inside of one.
-        if text.count("\n") != 2 * len(found) or (prefix == "data:" and "\ndata: " in text):
-            return lines
+    def _made(self, data: list[str], event: str) -> list[ServerSentEvent]:
         make, event_id, retry = tuple.__new__, self._id, self._retry
-        events += [make(ServerSentEvent, ("message", data, event_id, retry)) for data in found]
-        return lines[end:]
+        return [make(ServerSentEvent, (event, item, event_id, retry)) for item in data]
 
-    def _dispatch(self) -> ServerSentEvent:
-        data = b"\n".join(self._data).decode(errors="replace")
-        self._data.clear()
-        self._data_bytes = 0
-        return ServerSentEvent(self._event or "message", data, self._id, self._retry)
+
+class _EventDataDecoder(_EventDecoder[str]):
+    """Server-sent events of which only the data matters."""
+
+    __slots__ = ()
+
+    def _made(self, data: list[str], event: str) -> list[str]:
+        return data
 
 
 class JSONDecoder(_Decoder[Any]):
@@ -486,13 +518,15 @@ class JSONDecoder(_Decoder[Any]):
     [{'a': 1}]
     """
 
-    __slots__ = ("_begun", "_events", "_extent")
+    __slots__ = ("_begun", "_events", "_extent", "_linewise")
 
     def __init__(self, *, max_item_bytes: int | None = MAX_ITEM_BYTES) -> None:
         super().__init__(max_item_bytes=max_item_bytes)
         # Whether it is decided what the stream is made of, and its events if it is made of those.
         self._begun = False
-        self._events: SSEDecoder | None = None
+        self._events: _EventDataDecoder | None = None
+        # Whether so far each value had a line to itself, wherever several came at once.
+        self._linewise = True
         # Of the pending value; None without one.
         self._extent: _Extent | None = None
 
@@ -534,7 +568,7 @@ class JSONDecoder(_Decoder[Any]):
         start = data.lstrip(_BLANK_BYTES)
         self._offset += len(data) - len(start)
         if start.startswith(_FIELDS):
-            self._events = SSEDecoder(max_item_bytes=self._max_item_bytes)
+            self._events = _EventDataDecoder(max_item_bytes=self._max_item_bytes)
             self._events._offset = self._offset
         elif any(mark.startswith(start) for mark in (BOM_UTF8, *_FIELDS)):
             self._pending += start
@@ -554,10 +588,17 @@ class JSONDecoder(_Decoder[Any]):
         may_exceed = len(data) > self._max_item_bytes
         reason = "is not JSON"
         values: list[Any] = []
-        at = found.start() if (found := _find_token(text)) else size
+        start = 0
+        if self._linewise and not may_exceed and (end := text.rfind("\n") + 1):
+            whole = _parse_at_once(_filled_lines(text[:end]))
+            if whole is None:
+                self._linewise = False
+            else:
+                values, start = whole, end
+        at = found.start() if (found := _find_token(text, start)) else size
         while at < size:
             try:
-                value, end = _raw_decode(text, at)
+                value, end = _json.raw_decode(text, at)
             except (ValueError, RecursionError) as error:
                 reason = _reason(error)
                 break
@@ -581,12 +622,17 @@ class JSONDecoder(_Decoder[Any]):
                 self._hold(rest, len(values))
         return values
 
-    def _read(self, source: SSEDecoder, events: list[ServerSentEvent]) -> list[Any]:
-        """The values in some events."""
-        values: list[Any] = []
-        for event in events:
+    def _read(self, source: _EventDataDecoder, events: list[str]) -> list[Any]:
+        """The values in the data of some events."""
+        values = _parse_at_once(events) if len(events) > 1 else None
+        if values is not None:
+            source._count += len(events)
+            self._fault = source._fault
+            return values
+        values = []
+        for data in events:
             source._count += 1
-            text = event.data.strip(_BLANKS)
+            text = data.strip(_BLANKS)
             try:
                 values.append(_parse_json(text))
                 continue
@@ -645,13 +691,41 @@ def _decode_utf8(data: bytes) -> tuple[str, int, bool]:
         return data[: error.start].decode(), error.start, True
 
 
+def _filled_lines(text: str) -> list[str]:
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    return list(filter(None, text.split("\n")))
+
+
+def _parse_at_once(texts: list[str]) -> list[Any] | None:
+    """The values in some texts, one in each; None where that has to be found out text by text.
+
+    All are parsed as one array, which costs less than half.  That each text is a value, and not two values or a piece
+    of one, shows by a mark between them that no text holds: if every second item is one, then all the marks are items,
+    none is inside of an array that a text has begun, and between two of them is one value.
+    """
+    if not texts:
+        return []
+    whole = _BETWEEN.join(texts)
+    marks = len(texts) - 1
+    if whole.count(_MARK) != marks or ("\\" in whole and _ESCAPED_MARK in whole):
+        return None
+    try:
+        items: list[Any] = _json.decode(f"[{whole}]")
+    except (ValueError, RecursionError):
+        return None
+    if len(items) != 2 * marks + 1 or items[1::2].count(_MARK) != marks:
+        return None
+    return items[::2]
+
+
 def _parse_json(text: str) -> Any:
     """The one value in a text, with no white space around it.
 
     Raises:
         ValueError, RecursionError: there is none, or more than it.
     """
-    value, end = _raw_decode(text)
+    value, end = _json.raw_decode(text)
     if end < len(text):
         raise ValueError("more than one value")
     return value

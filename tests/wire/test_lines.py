@@ -252,6 +252,14 @@ def test_lines_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int)
 @given(streams(*JSON) | sound(*GOOD_JSON), CUTS, LIMITS)
 @example(b'{"a":1}\r\n\r\n \t\n2', [8, 9], 4)
 @example(b"1\n\x0b\n2", [], 4)
+@example(b'[1\n2]\n3,"\x7f",4\n', [], 40)
+@example(b'[1\n2]\n3,"\\u007f",4\n', [], 40)
+@example(b'"\x7f"\n"\\u007F"\n1\n', [], 40)
+@example(b'{"a":1\n"b":2}\n3,4\n', [], 40)
+@example(b'[1\n2]\n3,"x",4\n', [], 40)
+@example(b"1\n2,3\n", [], 40)
+@example(b"1]\n[2\n", [], 40)
+@example(b'"1\n2"\n', [], 40)
 def test_json_lines_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     agree(JSONLinesDecoder, stream, cuts, read_json_lines(stream, MAX_ITEM_BYTES))
     agree(lambda: JSONLinesDecoder(max_item_bytes=limit), stream, cuts, read_json_lines(stream, limit))
@@ -276,6 +284,14 @@ def test_events_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int
 @example(BOM + b" {}", [2], 40)
 @example(b" " + BOM + b"1", [2], 40)
 @example(b'{"a": "\xff"} 1', [3], 40)
+@example(b'[1\n2]\n3,"\x7f",4\n', [], 40)
+@example(b'[1\n2]\n3,"\\u007f",4\n', [], 40)
+@example(b'"\x7f"\n"\\u007F"\n1\n', [], 40)
+@example(b'{"a":1\n"b":2}\n3,4\n', [], 40)
+@example(b'[1\n2]\n3,"x",4\n', [], 40)
+@example(b"1\n2,3\n", [], 40)
+@example(b"1]\n[2\n", [], 40)
+@example(b'"1\n2"\n', [], 40)
 def test_json_values_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     if stream.removeprefix(BOM).lstrip(b" \t\r\n").startswith((b":", b"data:", b"event:", b"id:", b"retry:")):
         return
@@ -286,6 +302,10 @@ def test_json_values_wherever_they_are_cut(stream: bytes, cuts: list[int], limit
 
 
 @given(sound(b"", BOM, b" ", b"\n\n"), sound(*JSON_EVENTS) | streams(*JSON_EVENTS), CUTS, LIMITS)
+@example(b"", b'data: [1\n\ndata: 2]\n\ndata: 3,"\x7f",4\n\n', [], 40)
+@example(b"", b'data: [1\n\ndata: 2]\n\ndata: 3,"\\u007f",4\n\n', [], 40)
+@example(b"", b"data: [1,\ndata: 2]\n\ndata: 3\n\n", [], 40)
+@example(b"", b'data: "\x7f"\n\ndata: "\\u007F"\n\n', [], 40)
 def test_json_in_events_wherever_it_is_cut(before: bytes, events: bytes, cuts: list[int], limit: int) -> None:
     blanks = before.removeprefix(BOM).replace(BOM, b"")
     stream = blanks + b": \n" + events
