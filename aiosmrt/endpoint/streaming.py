@@ -1,7 +1,7 @@
 """A response stream as text, lines, server-sent events or JSON values.
 
-What arrives is decoded batch by batch: all parts that have come since the last look are joined and go through the
-view's decoder (`aiosmrt.wire.lines`) at once. A view so costs less per part than taking the parts one by one does.
+What arrives is decoded batch by batch: parts that have come since the last look are joined and go through the view's
+decoder (`aiosmrt.wire.lines`) at once. A view so costs less per part than taking the parts one by one does.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class PredictionStream:
     # What a view needs
 
     async def receive(self) -> list[Payload] | None:
-        """All parts that have arrived, at least one; none at the end, and None when the stream was closed."""
+        """Parts that have arrived, at least one; none at the end, and None when the stream was closed."""
         parts = self._parts
         if parts is None:
             return None
