@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses, with the defaults and why."""
+"""Settings as frozen dataclasses, with the defaults and why, and what a number in a setting may be."""
 
 import math
 from collections.abc import Mapping, Set
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from aiosmrt.errors import ParamValidationError
 
-__all__ = ["DEFAULT_MAX_ATTEMPTS", "RetryPolicy"]
+__all__ = ["DEFAULT_MAX_ATTEMPTS", "RetryPolicy", "faulty_limits", "is_seconds", "is_whole"]
 
 # AWS standard mode: one call and two retries.
 DEFAULT_MAX_ATTEMPTS = 3
@@ -57,20 +57,17 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         faults = []
-        if self.max_attempts is not None and not _is_whole(self.max_attempts, 1):
+        if self.max_attempts is not None and not is_whole(self.max_attempts, 1):
             faults.append(f"retry.max_attempts must be a whole number from 1, or None; got {self.max_attempts!r}")
         faults += [
             f"retry.{name} must be seconds from 0; got {value!r}"
             for name in ("base_delay", "throttling_base_delay", "max_delay")
-            # written so that NaN is refused too
-            if isinstance(value := getattr(self, name), bool)
-            or not isinstance(value, (int, float))
-            or not 0 <= value < math.inf
+            if not is_seconds(value := getattr(self, name))
         ]
         faults += [
             f"retry.{name} must be a whole number from 0; got {value!r}"
             for name in ("bucket_tokens", "retry_cost", "throttling_retry_cost")
-            if not _is_whole(value := getattr(self, name), 0)
+            if not is_whole(value := getattr(self, name), 0)
         ]
         faults += [
             f"retry.{name} must be True or False; got {value!r:.80}"
@@ -78,7 +75,7 @@ class RetryPolicy:
             if not isinstance(value := getattr(self, name), bool)
         ]
         statuses: object = self.retry_model_statuses
-        if not isinstance(statuses, Set) or not all(_is_whole(status, 0) for status in statuses):
+        if not isinstance(statuses, Set) or not all(is_whole(status, 0) for status in statuses):
             faults.append(f"retry.retry_model_statuses must be a set of statuses; got {statuses!r:.80}")
         else:
             object.__setattr__(self, "retry_model_statuses", frozenset(statuses))
@@ -109,7 +106,7 @@ class RetryPolicy:
             faults.append(f"retries.mode must be legacy, standard or adaptive; got {mode!r}")
         for key, least in (("max_attempts", 0), ("total_max_attempts", 1)):
             value = retries.get(key)
-            if value is not None and not _is_whole(value, least):
+            if value is not None and not is_whole(value, least):
                 faults.append(f"retries.{key} must be a whole number from {least}; got {value!r}")
         if faults:
             raise ParamValidationError(faults)
@@ -120,5 +117,32 @@ class RetryPolicy:
         return cls()
 
 
-def _is_whole(value: object, least: int) -> bool:
+def faulty_limits(**limits: object) -> list[str]:
+    """What is wrong with time limits, each of which may be None.
+
+    >>> faulty_limits(deadline=2.5, read_timeout=None, part_timeout=0)
+    ['part_timeout must be a positive number of seconds, or None; got 0']
+    """
+    return [
+        f"{name} must be a positive number of seconds, or None; got {value!r:.80}"
+        for name, value in limits.items()
+        if value is not None and not (is_seconds(value) and value)
+    ]
+
+
+def is_seconds(value: object) -> bool:
+    """Whether this is a finite number from 0.
+
+    >>> is_seconds(0.5), is_seconds(0), is_seconds(-1), is_seconds(float("nan")), is_seconds(True)
+    (True, True, False, False, False)
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether this is a whole number from ``least`` on.
+
+    >>> is_whole(3, 1), is_whole(0, 1), is_whole(1.0, 1), is_whole(True, 1)
+    (True, False, False, False)
+    """
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

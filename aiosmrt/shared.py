@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-import math
 import os
 import random
 import re
@@ -34,7 +33,7 @@ from aiosmrt.aws.credentials import CredentialsCache
 from aiosmrt.aws.hosts import ResolvedEndpoint, resolve_endpoint
 from aiosmrt.aws.settings import Settings, resolve_settings
 from aiosmrt.capacitygate import CallLater, CapacityGate, Target, Timer
-from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
+from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy, faulty_limits, is_whole
 from aiosmrt.errors import ClientStateError, ConfigurationError, InvalidConfigError, NoRegionError, ParamValidationError
 from aiosmrt.events import Event, Observer
 from aiosmrt.limiter import Limiter
@@ -78,7 +77,7 @@ class Limiters:
     """
 
     def __init__(self, max_concurrency: int) -> None:
-        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+        if not is_whole(max_concurrency, 1):
             raise ParamValidationError([f"max_concurrency must be a whole number from 1; got {max_concurrency!r}"])
         self.max_concurrency = max_concurrency
         self.by_endpoint: dict[str, Limiter] = {}
@@ -122,12 +121,12 @@ class Options:
     prepared: dict[int, Prepared] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name} must be a positive number of seconds, or None; got {value!r}"
-            for name in ("connect_timeout", "read_timeout", "deadline", "wait_for_capacity")
-            if (value := getattr(self, name)) is not None
-            and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf)
-        ]
+        faults = faulty_limits(
+            connect_timeout=self.connect_timeout,
+            read_timeout=self.read_timeout,
+            deadline=self.deadline,
+            wait_for_capacity=self.wait_for_capacity,
+        )
         if not isinstance(self.sign, bool):
             faults.append(f"sign must be True or False; got {self.sign!r:.80}")
         faults += [f"observers must be callables; got {type(o)}" for o in self.observers if not callable(o)]

@@ -16,11 +16,11 @@ not list the bucket, and answers 403 then; what this means is for the caller to 
 from __future__ import annotations
 
 import asyncio
-import re
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, ObjectStoreError, ParamValidationError
+from aiosmrt.wire.s3uri import split_s3_uri
 
 if TYPE_CHECKING:
     from aiosmrt.aws.credentials import CredentialsCache
@@ -30,7 +30,6 @@ __all__ = ["ObjectStore", "StoredObject", "parse_s3_uri"]
 MAX_CONNECTIONS: Final = 50
 MAX_KEY_BYTES: Final = 1024  # S3's own limit
 
-_BUCKET = re.compile(r"[a-zA-Z0-9._-]{3,255}")  # as wide as botocore's check: names were less restricted once
 # What a HEAD request's answer, which has no body, is given as a code.
 _NOT_FOUND = ("NoSuchKey", "404")
 
@@ -47,12 +46,12 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     >>> parse_s3_uri("s3://results/churn/1.out")
     ('results', 'churn/1.out')
     """
-    bucket, slash, key = uri.removeprefix("s3://").partition("/") if isinstance(uri, str) else ("", "", "")
+    bucket, key = (split_s3_uri(uri) if isinstance(uri, str) else None) or ("", "")
     try:
         key_bytes = len(key.encode())
     except UnicodeEncodeError:
         key_bytes = 0
-    if not slash or not uri.startswith("s3://") or not _BUCKET.fullmatch(bucket) or not 0 < key_bytes <= MAX_KEY_BYTES:
+    if not 0 < key_bytes <= MAX_KEY_BYTES:
         raise ParamValidationError([f"an S3 URI reads s3://bucket/key; got {uri!r:.200}"])
     return bucket, key
 

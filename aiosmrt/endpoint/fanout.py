@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Generic, TypeVar, cast
 
+from aiosmrt.config import is_whole
 from aiosmrt.errors import ClientStateError, ConfigurationError, ParamValidationError
 
 __all__ = ["Result", "Results"]
@@ -76,7 +77,7 @@ class Results(Generic[In, Out]):
         ordered: bool,
     ) -> None:
         faults = []
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        if not is_whole(concurrency, 1):
             faults.append(f"concurrency must be a whole number from 1; got {concurrency!r}")
         source: Iterator[In] | AsyncIterator[In] | None = None
         try:

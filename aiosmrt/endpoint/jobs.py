@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from aiosmrt.aws.s3 import parse_s3_uri
+from aiosmrt.config import is_seconds
 from aiosmrt.errors import (
     AiosmrtError,
     ConfigurationError,
@@ -137,9 +138,7 @@ class Job(Generic[Out]):
             ObjectStoreError: S3 failed. A failed clean-up of a failed inference is a note of the JobFailedError.
             ParamValidationError: ``timeout`` is no number of seconds.
         """
-        if timeout is not None and (
-            isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf
-        ):
+        if timeout is not None and not is_seconds(timeout):
             raise ParamValidationError([f"timeout must be a number of seconds from 0, or None; got {timeout!r}"])
         clock = asyncio.get_running_loop().time
         until = math.inf if timeout is None else clock() + timeout

@@ -7,11 +7,11 @@ decoder (`aiosmrt.wire.lines`) at once. A view so costs less per part than takin
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from aiosmrt.config import faulty_limits
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, StreamTimeoutError
 from aiosmrt.wire.lines import (
     JSONDecoder,
@@ -58,13 +58,7 @@ class PredictionStream:
         first_part_timeout: float | None,
         part_timeout: float | None,
     ) -> None:
-        faults = [
-            f"{name} must be a positive number of seconds, or None; got {value!r}"
-            for name, value in (("first_part_timeout", first_part_timeout), ("part_timeout", part_timeout))
-            if value is not None
-            and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf)
-        ]
-        if faults:
+        if faults := faulty_limits(first_part_timeout=first_part_timeout, part_timeout=part_timeout):
             raise ParamValidationError(faults)
         self._client = client
         self._body = body

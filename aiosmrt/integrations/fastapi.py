@@ -43,6 +43,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from aiosmrt.client import Client
+from aiosmrt.config import faulty_limits
 from aiosmrt.endpoint import CallOptions, Endpoint, PredictionStream
 from aiosmrt.errors import (
     AiosmrtError,
@@ -317,9 +318,12 @@ async def cancel_on_disconnect(request: Request, awaitable: Awaitable[T]) -> T:
             the server, such as a log.
     """
     try:
-        # RuntimeError: the handler has taken the body as a stream.
-        with suppress(RuntimeError):
+        try:
             await request.body()
+        except RuntimeError as error:
+            # What Starlette says when the handler has taken the body as a stream.
+            if str(error) != "Stream consumed":
+                raise
     except BaseException as error:
         if isinstance(awaitable, asyncio.Future):
             awaitable.cancel()
@@ -452,13 +456,9 @@ class SSEResponse(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, items: AsyncIterable[Any], *, heartbeat: float | None = None) -> None:
-        faults = []
+        faults = faulty_limits(heartbeat=heartbeat)
         if not isinstance(items, AsyncIterable):
             faults.append(f"the stream must be an endpoint's or an asynchronous iterable; got {type(items)}")
-        if heartbeat is not None and (
-            isinstance(heartbeat, bool) or not isinstance(heartbeat, (int, float)) or not 0 < heartbeat < math.inf
-        ):
-            faults.append(f"heartbeat must be a positive number of seconds, or None; got {heartbeat!r:.80}")
         if faults:
             raise ParamValidationError(faults)
         self._events = _encoded(items)

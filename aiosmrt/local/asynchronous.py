@@ -35,11 +35,12 @@ from urllib.parse import quote
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, model_error, validation_error
 from aiosmrt.local.invocation import NO_ANSWER, Invoker, Reply
-from aiosmrt.local.objectstorage import ObjectAccess, ObjectStorage, StorageError, split_uri
+from aiosmrt.local.objectstorage import ObjectAccess, ObjectStorage, StorageError
 from aiosmrt.local.requestlog import Progress, RequestRecord
 from aiosmrt.local.routing import AsyncInferenceConfig, Endpoint
 from aiosmrt.local.targets import ContainerFailure, ContainerReply, Target
 from aiosmrt.wire.operations import INVOKE_ENDPOINT_ASYNC
+from aiosmrt.wire.s3uri import split_s3_uri
 
 __all__ = ["AsyncInference", "JobRecord"]
 
@@ -257,16 +258,7 @@ class AsyncInference:
                 record.outcome = "succeeded"
             except _FailedJob as failure:
                 record.outcome, record.error_code = "failed", failure.code
-                if record.failure_location is not None:
-                    await self._put(record.failure_location, failure.message.encode(), "text/plain; charset=utf-8")
-        except StorageError as error:
-            # There is nobody left to tell.
-            record.outcome, record.error_code = "failed", "OutputUnwritable"
-            logger.error(  # noqa: TRY400 - what happened is its code
-                "The failure of an asynchronous inference could not be written to %s: %s",
-                record.failure_location,
-                error.code,
-            )
+                await self._report(record, failure)
         except asyncio.CancelledError:
             record.outcome = "dropped"
             raise
@@ -310,6 +302,21 @@ class AsyncInference:
             raise _FailedJob("OutputUnwritable", message) from None
         record.response_bytes = len(result)
 
+    async def _report(self, record: JobRecord, failure: _FailedJob) -> None:
+        location = record.failure_location
+        if location is None:
+            return
+        try:
+            await self._put(location, failure.message.encode(), "text/plain; charset=utf-8")
+        except StorageError as error:
+            # There is nobody left to tell.
+            logger.error(  # noqa: TRY400 - what happened is its code
+                "An asynchronous inference failed (%s), which could not be written to %s: %s",
+                failure.code,
+                location,
+                error.code,
+            )
+
     async def _reply(self, endpoint: Endpoint, job: _Job, places: Mapping[Target, asyncio.Semaphore]) -> ContainerReply:
         route = self._invoker.route(endpoint, job.parameters, job.context)
         job.record.variant = route.variant
@@ -347,7 +354,7 @@ class AsyncInference:
 
     def _allows(self, uri: str, *, as_object: bool = False) -> bool:
         """Whether the storage may be asked for this: a prefix, or an object, whose key is not empty."""
-        parts = split_uri(uri)
+        parts = split_s3_uri(uri)
         if parts is None or self._storage is None or (as_object and not parts[1]):
             return False
         return self._storage.allows(parts[0])

@@ -7,7 +7,6 @@ that it was told of and no others.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,11 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiosmrt.errors import ConfigurationError
+from aiosmrt.wire.s3uri import split_s3_uri
 from aiosmrt.wire.sigv4 import Credentials
 
-__all__ = ["ObjectAccess", "ObjectStorage", "StorageError", "split_uri"]
-
-_URI = re.compile(r"s3://([a-zA-Z0-9._-]{3,255})(?:/(.*))?", re.DOTALL)
+__all__ = ["ObjectAccess", "ObjectStorage", "StorageError"]
 
 
 class StorageError(Exception):
@@ -32,16 +30,6 @@ class StorageError(Exception):
     def __init__(self, code: str) -> None:
         super().__init__(code)
         self.code = code
-
-
-def split_uri(uri: str) -> tuple[str, str] | None:
-    """Bucket and key, which may be empty, of an ``s3://`` URI; None when it is none.
-
-    >>> split_uri("s3://results/churn/1.out"), split_uri("s3://results"), split_uri("https://results/1.out")
-    (('results', 'churn/1.out'), ('results', ''), None)
-    """
-    match = _URI.fullmatch(uri)
-    return None if match is None else (match[1], match[2] or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +142,7 @@ class ObjectAccess:
         await self._request("put_object", uri, Body=body, **({"ContentType": content_type} if content_type else {}))
 
     async def _request(self, operation: str, uri: str, **members: Any) -> bytes:
-        parts = split_uri(uri)
+        parts = split_s3_uri(uri)
         if parts is None or not self._storage.allows(parts[0]):
             raise StorageError("AccessDenied")
         try:

@@ -17,9 +17,9 @@ import aiohttp
 
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, validation_error
-from aiosmrt.local.objectstorage import split_uri
 from aiosmrt.local.sessions import SessionTable
 from aiosmrt.local.targets import Container, Target, TargetSource, as_target
+from aiosmrt.wire.s3uri import split_s3_uri
 
 __all__ = [
     "AsyncInferenceConfig",
@@ -90,7 +90,7 @@ class AsyncInferenceConfig:
 
     def __post_init__(self) -> None:
         for path in (self.s3_output_path, self.s3_failure_path):
-            if path is not None and split_uri(path) is None:
+            if path is not None and split_s3_uri(path) is None:
                 raise ConfigurationError(f"a path for results or failures reads s3://bucket/prefix, not {path!r}")
         if not 1 <= self.max_concurrent_invocations_per_instance <= 1000:
             raise ConfigurationError(

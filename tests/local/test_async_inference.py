@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -36,6 +37,11 @@ from tests.support.seaweed import OWNER, s3_client
 
 MAKERS: dict[str, Callable[..., AbstractAsyncContextManager[Any]]] = {"boto3": boto3_client, "aiosmrt": aiosmrt_client}
 START = 1_800_000_000.0
+
+
+async def picky(invocation: Invocation) -> bytes:
+    """A model that takes nothing."""
+    raise ContainerFailure(400, "no such field")
 
 
 class Held:
@@ -264,10 +270,7 @@ class TestResults:
 
 class TestFailures:
     async def test_of_the_model(self, objects: Objects) -> None:
-        async def model(invocation: Invocation) -> bytes:
-            raise ContainerFailure(400, "no such field")
-
-        async with runtime_of(objects, model) as runtime:
+        async with runtime_of(objects, picky) as runtime:
             result, job = await one_job(runtime, Body=b"1", InferenceId="row-1")
         assert (job.outcome, job.error_code, job.variant) == ("failed", "ModelError", "AllTraffic")
         text, content_type = objects.get(result["FailureLocation"])
@@ -276,10 +279,7 @@ class TestFailures:
         assert objects.keys() == ["failed/row-1-error.out"]
 
     async def test_of_the_model_where_failures_have_no_path(self, objects: Objects) -> None:
-        async def model(invocation: Invocation) -> bytes:
-            raise ContainerFailure(500, "no")
-
-        async with runtime_of(objects, model, failures=False) as runtime:
+        async with runtime_of(objects, picky, failures=False) as runtime:
             result, job = await one_job(runtime, Body=b"1")
             assert runtime.statistics()["jobs"]["failed"] == 1
         assert "FailureLocation" not in result
@@ -312,15 +312,56 @@ class TestFailures:
         assert (job.outcome, job.error_code) == ("failed", "OutputUnwritable")
         (message,) = caplog.messages
         assert message == (
-            "The failure of an asynchronous inference could not be written to s3://no-such-bucket/failed/row-1-error.out"
-            ": NoSuchBucket"
+            "An asynchronous inference failed (OutputUnwritable), which could not be written to "
+            "s3://no-such-bucket/failed/row-1-error.out: NoSuchBucket"
         )
 
-    async def test_of_a_storage_that_is_not_there(self, objects: Objects, unused_tcp_port: int) -> None:
+    async def test_is_recorded_although_it_cannot_be_written(
+        self, objects: Objects, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = AsyncInferenceConfig(f"s3://{objects.bucket}/out", "s3://no-such-bucket/failed")
+        endpoint = EndpointConfiguration([ProductionVariant(picky)], async_inference=config)
+        storage = objects.storage("no-such-bucket")
+        with caplog.at_level(logging.ERROR, "aiosmrt.local.asynchronous"):
+            async with local_runtime({"later": endpoint}, object_storage=storage) as runtime:
+                _, job = await one_job(runtime, Body=b"1")
+        assert (job.outcome, job.error_code) == ("failed", "ModelError")
+        assert "failed (ModelError)" in caplog.text
+        assert "NoSuchBucket" in caplog.text
+
+    async def test_of_a_storage_that_is_not_there(
+        self, objects: Objects, unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
         storage = objects.storage(url=f"http://127.0.0.1:{unused_tcp_port}")
-        async with runtime_of(objects, echo, object_storage=storage) as runtime:
-            _, job = await one_job(runtime, Body=b"1")
+        with caplog.at_level(logging.ERROR, "aiosmrt.local.asynchronous"):
+            async with runtime_of(objects, echo, object_storage=storage) as runtime:
+                _, job = await one_job(runtime, Body=b"1")
         assert (job.outcome, job.error_code) == ("failed", "OutputUnwritable")
+        (message,) = caplog.messages
+        assert message.endswith(": EndpointConnectionError")
+
+    async def test_of_the_runtime_itself_ends_no_worker(
+        self, objects: Objects, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Dice(random.Random):
+            thrown = 0
+
+            def choice(self, options: Any) -> Any:
+                self.thrown += 1
+                if self.thrown == 1:
+                    raise OSError("the dice are gone")
+                return super().choice(options)
+
+        async with (
+            runtime_of(objects, echo, chance=Dice(), at_once=1) as runtime,
+            aiosmrt_client(runtime.url) as client,
+        ):
+            await invoke(client, Body=b"1")
+            await invoke(client, Body=b"2")
+            broken, whole = await runtime.wait_for_jobs(2)
+        assert (broken.outcome, broken.error_code) == ("failed", "InternalFailure")
+        assert (whole.outcome, whole.error_code) == ("succeeded", None)
+        assert "the dice are gone" in caplog.text
 
     async def test_of_time(self, objects: Objects) -> None:
         model = Held()
