@@ -42,12 +42,15 @@ async def answers(client: aiosmrt.Client, server: RawServer) -> None:
 
 
 @each_moment
-async def test_predict(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+@pytest.mark.parametrize("method", [Endpoint.predict, Endpoint.invoke], ids=["predict", "invoke"])
+async def test_one_call(
+    method: Callable[..., Coroutine[Any, Any, Any]], moment: Moment, make_client: MakeClient, server: RawServer
+) -> None:
     client = make_client()
     await answers(client, server)
 
     async def prepare() -> Coroutine[Any, Any, Any]:
-        return endpoint_of(client).predict({"rows": [1, 2]})
+        return method(endpoint_of(client), {"rows": [1, 2]})
 
     assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= 1
 

@@ -6,14 +6,14 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiosmrt import Client
-from aiosmrt.endpoint import Endpoint, JobHandle
+from aiosmrt.endpoint import Endpoint, Job, JobHandle
 from aiosmrt.errors import (
     ClientStateError,
     ConfigurationError,
@@ -30,6 +30,7 @@ from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.support.peers import CLIENT_ARGUMENTS, REGION
 from tests.support.recording_server import RecordingServer, respond
 from tests.support.seaweed import GUEST, GUEST_BUCKET, s3_client
+from tests.transport.carrying import connections_in_use
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,8 +79,15 @@ def endpoint(client: Client) -> Endpoint[Any, Any]:
     return client.endpoint("documents", serializer=JSON, deserializer=JSON)
 
 
-async def only_this_task() -> None:
-    """Connections of aiohttp's take some turns of the loop to be closed; tasks that are at work would take more."""
+async def nothing_is_held(client: Client) -> None:
+    """No place, no connection to the endpoint, and no task.
+
+    Connections of aiohttp's take some turns of the loop to be closed; tasks that are at work would take more.
+    """
+    statistics = client.statistics()
+    assert (statistics.in_use, statistics.waiting) == (0, 0)
+    if client._shared.ready_in:
+        assert connections_in_use(client._shared.transport) == 0
     for _ in range(100):
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         # the recording server has one for each connection
@@ -375,7 +383,9 @@ async def test_a_closed_client(queue: Queue):
 
 
 @pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
-async def test_cancelled_waits_leave_nothing_behind(endpoint: Endpoint[Any, Any], queue: Queue, moment: Moment):
+async def test_cancelled_waits_leave_nothing_behind(
+    endpoint: Endpoint[Any, Any], client: Client, queue: Queue, moment: Moment
+):
     job = endpoint.job(queue.handle)
     queue.succeed()
     assert await job.result() == {"answer": 1}
@@ -383,12 +393,56 @@ async def test_cancelled_waits_leave_nothing_behind(endpoint: Endpoint[Any, Any]
     async def waiting() -> Any:
         return job.result()
 
-    assert await cancel_everywhere(waiting, moment, after=only_this_task) >= 3
+    assert await cancel_everywhere(waiting, moment, after=lambda: nothing_is_held(client)) >= 3
     assert await job.result() == {"answer": 1}
 
 
 @pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
-async def test_cancelled_submissions_take_their_bodies_back(endpoint: Endpoint[Any, Any], queue: Queue, moment: Moment):
+async def test_cancelled_clean_ups_lose_no_value(
+    endpoint: Endpoint[Any, Any], client: Client, queue: Queue, moment: Moment
+):
+    """The job keeps it, whichever of its objects are gone."""
+    queue.succeed()
+    assert await endpoint.job(queue.handle).result() == {"answer": 1}
+    jobs: list[Job[Any]] = []
+
+    async def waiting() -> Any:
+        queue.succeed()
+        jobs.append(endpoint.job(queue.handle))
+        return jobs[-1].result(cleanup=True)
+
+    async def after() -> None:
+        await nothing_is_held(client)
+        assert await jobs[-1].result(timeout=0, cleanup=True) == {"answer": 1}
+        assert queue.keys() == []
+
+    assert await cancel_everywhere(waiting, moment, after=after) >= 3
+
+
+@pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
+@pytest.mark.parametrize("method", [Job.done, Job.delete], ids=["done", "delete"])
+async def test_cancelled_looks_and_deletions_leave_nothing_behind(
+    endpoint: Endpoint[Any, Any],
+    client: Client,
+    queue: Queue,
+    moment: Moment,
+    method: Callable[[Job[Any]], Coroutine[Any, Any, Any]],
+):
+    job = endpoint.job(queue.handle)
+    await job.done()
+
+    async def prepare() -> Coroutine[Any, Any, Any]:
+        queue.fail()
+        return method(job)
+
+    assert await cancel_everywhere(prepare, moment, after=lambda: nothing_is_held(client)) >= 2
+    assert await job.done() is (method is Job.done)
+
+
+@pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
+async def test_cancelled_submissions_take_their_bodies_back(
+    endpoint: Endpoint[Any, Any], client: Client, queue: Queue, moment: Moment
+):
     """Nobody knows of a body whose request was given up: it is deleted."""
     data = "x" * 130_000
     place = f"s3://{queue.bucket}/in"
@@ -402,7 +456,7 @@ async def test_cancelled_submissions_take_their_bodies_back(endpoint: Endpoint[A
 
         return submit()
 
-    assert await cancel_everywhere(submitting, moment, after=only_this_task) >= 3
+    assert await cancel_everywhere(submitting, moment, after=lambda: nothing_is_held(client)) >= 3
     for job in ended:
         await job.delete()
     # What S3 was about to write when its connection was closed may come into being behind its deletion.

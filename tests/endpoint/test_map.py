@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client
-from aiosmrt.endpoint import Endpoint, Results
+from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import ClientStateError, ModelError, NoCredentialsError, ParamValidationError
 from aiosmrt.local.targets import ContainerFailure
 from aiosmrt.serializers import JSON
 from tests.endpoint.conftest import Serve
+from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.raw_server import RawServer, response
 
 
 def endpoint_of(client: Client) -> Endpoint[Any, Any]:
@@ -437,22 +439,23 @@ def test_faulty_items():
 
 
 async def test_ten_thousand_items_hold_memory_flat():
-    async def call(item: int) -> bytes:
-        await asyncio.sleep(0)
-        return bytes(1000)
+    async with RawServer() as server, Client(**{"endpoint_url": server.url, **CLIENT_ARGUMENTS}) as client:
+        server.otherwise = [response(200, b'"%b"' % bytes(1000).hex().encode(), [("Content-Type", "application/json")])]
 
-    async def peak(count: int) -> int:
-        tracemalloc.start()
-        try:
-            async with Results(call, iter(range(count)), concurrency=20, ordered=True) as results:
-                async for result in results:
-                    assert result.error is None
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        async def peak(count: int) -> int:
+            tracemalloc.start()
+            try:
+                async with endpoint_of(client).map(range(count), concurrency=20) as results:
+                    async for result in results:
+                        assert result.error is None
+                        server.requests.clear()
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
 
-    await peak(200)
-    assert await peak(10_000) < await peak(500) + 20_000
+        await peak(200)
+        few = await peak(500)
+        assert await peak(10_000) < few + 20_000
 
 
 class Item:

@@ -19,7 +19,10 @@ from aiosmrt.errors import (
 )
 from aiosmrt.local import LocalRuntime, faults
 from aiosmrt.serializers import JSON
+from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
 from tests.endpoint.conftest import Serve
+from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.raw_server import LAST_CHUNK, RawServer, response
 
 
 def saying(*parts: bytes | asyncio.Event) -> Callable[[Any], AsyncIterator[bytes]]:
@@ -188,7 +191,8 @@ async def test_leaving_the_block_closes_the_connection_at_once(serve: Serve, run
         async for _ in stream.lines():
             break
     assert client.statistics().in_use == 0
-    await asyncio.wait_for(running[0].wait_for_requests(1), 10)
+    (request,) = await asyncio.wait_for(running[0].wait_for_requests(1), 10)
+    assert (request.outcome, request.parts) == ("disconnected", 1)
     with pytest.raises(ClientStateError):
         stream.text()
 
@@ -298,3 +302,19 @@ async def test_many_small_parts_give_the_same_items(serve: Serve):
     whole = b"".join(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
     parts = [whole[i : i + 7] for i in range(0, len(whole), 7)]
     assert await viewed(serve, PredictionStream.json, *parts) == values
+
+
+async def test_all_that_came_at_once_comes_before_an_error():
+    """However many parts that is."""
+    lines = [str(number) for number in range(2000)]
+    frames = [encode_payload_part(line.encode() + b"\n") for line in lines]
+    failure = encode_exception("ModelStreamError", b'{"Message": "broken", "ErrorCode": "StreamBroken"}')
+    async with RawServer() as server:
+        server.play([response(200, b"".join([*frames, failure]), chunked=True), LAST_CHUNK])
+        async with Client(**{"endpoint_url": server.url, **CLIENT_ARGUMENTS}) as client:
+            async with endpoint_of(client).stream({}) as stream:
+                view = stream.lines()
+                assert [await anext(view) for _ in lines] == lines
+                with pytest.raises(ModelStreamError):
+                    await anext(view)
+            assert client.statistics().in_use == 0
