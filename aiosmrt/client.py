@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypeVar, Unpack, cast
 
 from aiosmrt._version import __version__
 from aiosmrt.aws.credentials import CredentialsCache
 from aiosmrt.call import Call, exchange
-from aiosmrt.config import RetryPolicy
+from aiosmrt.config import UNSET, RetryPolicy, Unset
 from aiosmrt.errors import (
     ApiVersionNotFoundError,
     OperationNotPageableError,
@@ -53,15 +53,6 @@ __all__ = ["Client", "ClientStatistics"]
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-
-class _Unset:
-    """Stands for an argument of ``with_options`` that was not given, because None is a value."""
-
-    def __repr__(self) -> str:
-        return "<unchanged>"
-
-
-_UNSET: Final = _Unset()
 
 _METHODS = {operation.method: operation.name for operation in OPERATIONS}
 
@@ -107,6 +98,9 @@ class Client:
         region_name: AWS region; None takes ``AWS_DEFAULT_REGION``, ``AWS_REGION``, then the profile's.
         endpoint_url: the service's URL in place of AWS's, such as a local runtime's; None takes
             ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME``, ``AWS_ENDPOINT_URL`` and the profile's, then the region's.
+        s3_endpoint_url: the URL of the S3 where asynchronous inferences leave their answers, such as an
+            `aiosmrt.local.ObjectServer`'s; None takes ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL`` and the profile's,
+            then the region's.
         profile_name: profile of the AWS configuration files; None takes ``AWS_PROFILE``, then ``default``.
         aws_access_key_id: static credentials, with the two that follow; None for the provider chain.
         aws_secret_access_key: belongs to ``aws_access_key_id``.
@@ -152,6 +146,7 @@ class Client:
         region_name: str | None = None,
         *,
         endpoint_url: str | None = None,
+        s3_endpoint_url: str | None = None,
         profile_name: str | None = None,
         aws_access_key_id: str | None = None,
         aws_secret_access_key: str | None = None,
@@ -181,6 +176,7 @@ class Client:
             str,
             region_name=region_name,
             endpoint_url=endpoint_url,
+            s3_endpoint_url=s3_endpoint_url,
             profile_name=profile_name,
             aws_access_key_id=aws_access_key_id,
             aws_secret_access_key=aws_secret_access_key,
@@ -221,6 +217,7 @@ class Client:
                 region_name=region_name,
                 observer=partial(emit, self._options.observers) if observers else None,
             ),
+            s3_endpoint_url=s3_endpoint_url,
             verify=verify,
             session=session,
             transport=transport,
@@ -456,15 +453,15 @@ class Client:
     def with_options(
         self,
         *,
-        connect_timeout: float | _Unset | None = _UNSET,
-        read_timeout: float | _Unset | None = _UNSET,
-        deadline: float | _Unset | None = _UNSET,
-        wait_for_capacity: float | _Unset | None = _UNSET,
-        max_concurrency: int | _Unset = _UNSET,
-        retry: RetryPolicy | Mapping[str, Any] | _Unset = _UNSET,
-        sign: bool | _Unset = _UNSET,
-        user_agent_extra: str | _Unset | None = _UNSET,
-        observers: Sequence[Observer] | _Unset = _UNSET,
+        connect_timeout: float | Unset | None = UNSET,
+        read_timeout: float | Unset | None = UNSET,
+        deadline: float | Unset | None = UNSET,
+        wait_for_capacity: float | Unset | None = UNSET,
+        max_concurrency: int | Unset = UNSET,
+        retry: RetryPolicy | Mapping[str, Any] | Unset = UNSET,
+        sign: bool | Unset = UNSET,
+        user_agent_extra: str | Unset | None = UNSET,
+        observers: Sequence[Observer] | Unset = UNSET,
     ) -> Self:
         """A view on the same connections and credentials with other settings.
 
@@ -487,16 +484,16 @@ class Client:
                 ("wait_for_capacity", wait_for_capacity),
                 ("sign", sign),
             )
-            if not isinstance(value, _Unset)
+            if not isinstance(value, Unset)
         }
-        if not isinstance(max_concurrency, _Unset):
+        if not isinstance(max_concurrency, Unset):
             changes["limiters"] = Limiters(max_concurrency)
-        if not isinstance(retry, _Unset):
+        if not isinstance(retry, Unset):
             changes["retry"] = policy = _policy(retry)
             changes["bucket"] = RetryBucket(policy.bucket_tokens)
-        if not isinstance(user_agent_extra, _Unset):
+        if not isinstance(user_agent_extra, Unset):
             changes["user_agent"] = _user_agent(user_agent_extra)
-        if not isinstance(observers, _Unset):
+        if not isinstance(observers, Unset):
             changes["observers"] = _observers(observers)
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
@@ -511,8 +508,8 @@ class Client:
         *,
         serializer: Serializer[In],
         deserializer: Deserializer[Out],
-        deadline: float | None = None,
-        wait_for_capacity: float | None = None,
+        deadline: float | Unset | None = UNSET,
+        wait_for_capacity: float | Unset | None = UNSET,
         upload_to: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Endpoint[In, Out]:
@@ -524,8 +521,9 @@ class Client:
                 ``serialize(data)``.
             deserializer: reads response bodies; one of `aiosmrt.serializers`, or an object with ``accept`` and
                 ``deserialize(body, content_type)``.
-            deadline: seconds for a whole call; None for the client's.
-            wait_for_capacity: seconds to wait while the endpoint scales out from zero; None for the client's.
+            deadline: seconds for a whole call; None for no limit, left out for the client's.
+            wait_for_capacity: seconds to wait while the endpoint scales out from zero; None for not at all, left out
+                for the client's.
             upload_to: the S3 URI under which `submit` puts bodies that are too large for a request; None for nowhere.
             options: members of all calls, such as ``inference_component="adapter"``; see
                 `aiosmrt.endpoint.CallOptions`. ``content_type`` and ``accept`` are the serializer's and the
@@ -543,10 +541,8 @@ class Client:
         from aiosmrt.endpoint import Endpoint
 
         client = self
-        if deadline is not None:
-            client = client.with_options(deadline=deadline)
-        if wait_for_capacity is not None:
-            client = client.with_options(wait_for_capacity=wait_for_capacity)
+        if not (isinstance(deadline, Unset) and isinstance(wait_for_capacity, Unset)):
+            client = self.with_options(deadline=deadline, wait_for_capacity=wait_for_capacity)
         return Endpoint(client, name, serializer=serializer, deserializer=deserializer, upload_to=upload_to, **options)
 
     @property
@@ -645,9 +641,9 @@ class Client:
         heads = self._plan(operation_name).heads
         heads.head(heads.values(params), params.get("Body"), heads.unknown(params))
 
-    def _object_store(self) -> ObjectStore:
+    async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""
-        return self._shared.object_store()
+        return await self._shared.object_store()
 
     def _plan(self, operation_name: str) -> Plan:
         return self._shared.plans[operation_name]

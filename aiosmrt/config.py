@@ -3,14 +3,24 @@
 import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from aiosmrt.errors import ParamValidationError
 
-__all__ = ["DEFAULT_MAX_ATTEMPTS", "RetryPolicy", "faulty_limits", "is_seconds", "is_whole"]
+__all__ = ["DEFAULT_MAX_ATTEMPTS", "UNSET", "RetryPolicy", "Unset", "faulty_limits", "is_seconds", "is_whole"]
 
 # AWS standard mode: one call and two retries.
 DEFAULT_MAX_ATTEMPTS = 3
+
+
+class Unset:
+    """Stands for an argument that was not given, where None is a value."""
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+UNSET: Final = Unset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

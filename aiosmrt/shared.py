@@ -187,6 +187,7 @@ class Shared:
     Args:
         settings: the client's arguments for `aiosmrt.aws.settings.resolve_settings`.
         credentials: where credentials come from.
+        s3_endpoint_url: as the client's argument.
         verify: as the client's argument.
         session: the caller's own aiohttp session; None for an own one.
         transport: which transport carries the calls; None for the fastest that can.
@@ -197,6 +198,7 @@ class Shared:
         *,
         settings: dict[str, Any],
         credentials: CredentialsCache,
+        s3_endpoint_url: str | None = None,
         verify: bool | str | os.PathLike[str] | ssl.SSLContext,
         session: aiohttp.ClientSession | None,
         transport: TransportName | None = None,
@@ -205,6 +207,7 @@ class Shared:
         if not isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)) or verify == "":
             raise ParamValidationError([f"verify must be True, False, a path or an ssl.SSLContext; got {verify!r:.80}"])
         self._settings_arguments = settings
+        self._s3_endpoint_url = s3_endpoint_url
         self._verify = verify
         self._session = session
         self._transport_name: TransportName | None = transport
@@ -407,14 +410,16 @@ class Shared:
         if getattr(self, "ready_in", 0):
             _warn("unclosed aiosmrt.Client: use `async with`, or `await client.close()`", ResourceWarning, source=self)
 
-    def object_store(self) -> ObjectStore:
-        """Access to S3 with the same credentials; made on first need, closed with the client.
+    async def object_store(self) -> ObjectStore:
+        """Access to S3 in the same region, with the same credentials; made on first need, closed with the client.
 
         Raises:
             ClientStateError: closed, or tied to another loop or process.
-            ConfigurationError: the client checks certificates with a context of its user's.
+            ConfigurationError: something is missing or contradictory, or the client checks certificates with a context
+                of its user's.
         """
-        self.bind(asyncio.get_running_loop())
+        if not self.is_ready():
+            await self.prepare()
         if self._object_store is None:
             if isinstance(self._verify, ssl.SSLContext):
                 raise ConfigurationError(
@@ -423,11 +428,14 @@ class Shared:
             # needed by asynchronous inference alone
             from aiosmrt.aws.s3 import ObjectStore
 
-            given = self._verify
+            given, settings = self._verify, self.configuration().settings
             self._object_store = ObjectStore(
                 self.credentials,
-                region_name=self._settings_arguments["region_name"],
-                profile_name=self._settings_arguments["profile_name"],
+                region_name=settings.region_name,
+                endpoint_url=self._s3_endpoint_url,
+                profile_name=settings.profile_name,
+                use_fips_endpoint=settings.use_fips_endpoint,
+                use_dualstack_endpoint=settings.use_dualstack_endpoint,
                 # True leaves AWS_CA_BUNDLE to botocore, which takes no context of anybody's.
                 verify=False if given is False else os.fspath(given) if isinstance(given, (str, os.PathLike)) else None,
             )

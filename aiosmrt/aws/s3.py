@@ -57,10 +57,14 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
 
 
 class StoredObject(NamedTuple):
-    """An object out of S3: its body, and its media type, which is empty when it has none."""
+    """An object out of S3: its body, its media type, which is empty when it has none, and when it was written.
+
+    That is in epoch seconds by S3's clock, without fractions.
+    """
 
     body: bytes
     content_type: str
+    modified_at: float
 
     def __repr__(self) -> str:
         # the body may be anybody's data
@@ -81,6 +85,8 @@ class ObjectStore:
             botocore's configuration.
         profile_name: the profile of the AWS configuration files; None takes the environment's.
         max_connections: connections at once; further requests wait for one.
+        use_fips_endpoint: whether the FIPS endpoint is wanted; None takes botocore's configuration.
+        use_dualstack_endpoint: whether the endpoint that also speaks IPv6 is wanted; None likewise.
 
     >>> from aiosmrt.aws.credentials import CredentialsCache
     >>> ObjectStore(CredentialsCache(), region_name="eu-central-1")
@@ -96,11 +102,17 @@ class ObjectStore:
         verify: bool | str | None = None,
         profile_name: str | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        use_fips_endpoint: bool | None = None,
+        use_dualstack_endpoint: bool | None = None,
     ) -> None:
         self._credentials = credentials
         self._arguments = {"region_name": region_name, "endpoint_url": endpoint_url, "verify": verify}
         self._profile_name = profile_name
-        self._max_connections = max_connections
+        self._config = {
+            "max_pool_connections": max_connections,
+            "use_fips_endpoint": use_fips_endpoint,
+            "use_dualstack_endpoint": use_dualstack_endpoint,
+        }
         self._client: Any = None
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()
@@ -131,8 +143,10 @@ class ObjectStore:
                 return None
             raise
 
-    async def exists(self, uri: str) -> bool:
-        """Whether there is such an object; False for a bucket that is not there too, which S3 does not tell apart.
+    async def modified_at(self, uri: str) -> float | None:
+        """When the object was written, in epoch seconds by S3's clock; None when there is none.
+
+        None also for a bucket that is not there, which S3 does not tell apart.
 
         Args:
             uri: ``s3://bucket/key``.
@@ -141,12 +155,12 @@ class ObjectStore:
             ObjectStoreError: as for ``get``.
         """
         try:
-            await self._request("head_object", uri)
+            _, _, modified_at = await self._request("head_object", uri)
         except ObjectStoreError as error:
             if error.code in _NOT_FOUND:
-                return False
+                return None
             raise
-        return True
+        return modified_at
 
     async def put(self, uri: str, body: bytes, content_type: str | None = None) -> None:
         """Write an object, in place of one that is there.
@@ -180,16 +194,17 @@ class ObjectStore:
             self._client = None
             await self._stack.aclose()
 
-    async def _request(self, operation: str, uri: str, **members: Any) -> tuple[bytes, str]:
-        """Make a call and read the body of its answer, with its media type; empty where there is none."""
+    async def _request(self, operation: str, uri: str, **members: Any) -> tuple[bytes, str, float]:
+        """Make a call and read the body of its answer, with the object's media type and time; empty and 0 for none."""
         bucket, key = parse_s3_uri(uri)
         client = await self._opened()
         try:
             answer = await getattr(client, operation)(Bucket=bucket, Key=key, **members)
+            modified_at = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
             if (body := answer.get("Body")) is None:
-                return b"", ""
+                return b"", "", modified_at
             async with body:
-                return await body.read(), answer.get("ContentType", "")
+                return await body.read(), answer.get("ContentType", ""), modified_at
         except AiosmrtError:  # of the credentials
             raise
         except Exception as error:
@@ -232,7 +247,7 @@ class ObjectStore:
 
             from aiosmrt.aws.s3session import warm_session
 
-            config = AioConfig(retries={"mode": "standard"}, max_pool_connections=self._max_connections)
+            config = AioConfig(retries={"mode": "standard"}, **self._config)
             arguments = {**self._arguments, "config": config}
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 

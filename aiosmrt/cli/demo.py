@@ -121,7 +121,6 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
         with console.status("starting an S3 server, training the model and starting its container"):
             reading = asyncio.ensure_future(asyncio.to_thread(digits))
             s3 = await stack.enter_async_context(ObjectServer(key, buckets=[BUCKET]))
-            os.environ["AWS_ENDPOINT_URL_S3"] = s3.url
             endpoint = EndpointConfiguration(
                 [ProductionVariant(container)],
                 async_inference=AsyncInferenceConfig(f"s3://{BUCKET}/out", f"s3://{BUCKET}/failed"),
@@ -147,6 +146,7 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
         async with Client(
             REGION,
             endpoint_url=runtime.url,
+            s3_endpoint_url=s3.url,
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
             max_concurrency=max_concurrency,

@@ -22,12 +22,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 
+from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.fanout import Results
-from aiosmrt.endpoint.jobs import Job, JobHandle, check_place, submit
-from aiosmrt.endpoint.sessions import NOTHING, Nothing, Session
+from aiosmrt.endpoint.jobs import Job, JobHandle, check_handle, check_place, submit
+from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream
 from aiosmrt.errors import AiosmrtError, ParamValidationError
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, weight
+from aiosmrt.wire.operations import INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM, Operation
 
 if TYPE_CHECKING:
     from aiosmrt.client import Client
@@ -74,6 +76,30 @@ _MEMBERS = {
     "prefix_aware_id": "PrefixAwareId",
     "session_id": "SessionId",
 }
+
+
+# Options by the members that an operation lacks.
+_UNFIT = {
+    operation.name: {
+        member: name for name, member in _MEMBERS.items() if member not in {known.name for known in operation.members}
+    }
+    for operation in (INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
+}
+
+
+def _check_fit(operation: Operation, params: Mapping[str, Any]) -> None:
+    """Refuse members that an operation lacks, by the names that the caller knows.
+
+    Raises:
+        ParamValidationError: there are such members.
+    """
+    faults = [
+        f"{name} is no option here, as {operation.name} has no {member}; {name}=None leaves out the endpoint's"
+        for member, name in _UNFIT[operation.name].items()
+        if member in params
+    ]
+    if faults:
+        raise ParamValidationError(faults)
 
 
 def _merged(params: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,12 +197,12 @@ class Endpoint(Generic[In, Out]):
     def with_options(
         self,
         *,
-        deadline: float | None = None,
-        wait_for_capacity: float | None = None,
-        upload_to: str | None = None,
+        deadline: float | Unset | None = UNSET,
+        wait_for_capacity: float | Unset | None = UNSET,
+        upload_to: str | Unset | None = UNSET,
         **options: Unpack[CallOptions],
     ) -> Endpoint[In, Out]:
-        """The same endpoint with other settings; what is not given stays as it is.
+        """The same endpoint with other settings; what is not given stays as it is, and None takes it away.
 
         Args:
             deadline: seconds for a whole call; see `aiosmrt.Client`.
@@ -184,18 +210,13 @@ class Endpoint(Generic[In, Out]):
             upload_to: where `submit` puts large bodies, ``s3://bucket/prefix``.
             options: see `CallOptions`.
         """
-        client = self._client
-        if deadline is not None:
-            client = client.with_options(deadline=deadline)
-        if wait_for_capacity is not None:
-            client = client.with_options(wait_for_capacity=wait_for_capacity)
         members: CallOptions = {**self._options, **options}
         return Endpoint(
-            client,
+            self._client.with_options(deadline=deadline, wait_for_capacity=wait_for_capacity),
             self.name,
             serializer=self._serializer,
             deserializer=self._deserializer,
-            upload_to=self._upload_to if upload_to is None else upload_to,
+            upload_to=self._upload_to if isinstance(upload_to, Unset) else upload_to,
             **members,
         )
 
@@ -321,16 +342,18 @@ class Endpoint(Generic[In, Out]):
             options: see `CallOptions`; ``accept`` is what the deserializer wants unless it is given here.
 
         Raises:
-            ParamValidationError: a time limit is no positive number of seconds.
+            ParamValidationError: a time limit is no positive number of seconds, or an option is none of the operation.
 
             Entering the block raises as `predict` does.
         """
+        params = _merged(self._params, options)
+        _check_fit(INVOKE_ENDPOINT_WITH_RESPONSE_STREAM, params)
         return PredictionStream(
             self._without_read_timeout()
             if first_part_timeout is not None and part_timeout is not None
             else self._client,
             partial(self.serialized, data),
-            _merged(self._params, options),
+            params,
             first_part_timeout,
             part_timeout,
         )
@@ -382,7 +405,7 @@ class Endpoint(Generic[In, Out]):
         limit = self._client.max_concurrency if concurrency is None else concurrency
         return Results(call, items, concurrency=limit, ordered=ordered)
 
-    def session(self, *, open_with: In | Nothing = NOTHING, close_with: In | Nothing = NOTHING) -> Session[In, Out]:
+    def session(self, *, open_with: In | Unset = UNSET, close_with: In | Unset = UNSET) -> Session[In, Out]:
         """Calls that stick to one instance of a stateful model::
 
             async with endpoint.session() as session:
@@ -402,7 +425,7 @@ class Endpoint(Generic[In, Out]):
 
     async def submit(
         self,
-        data: In | Nothing = NOTHING,
+        data: In | Unset = UNSET,
         *,
         input_location: str | None = None,
         upload_to: str | None = None,
@@ -437,7 +460,7 @@ class Endpoint(Generic[In, Out]):
             ObjectStoreError: the body could not be put into S3.
             AiosmrtError: as `aiosmrt.Client.invoke_endpoint_async`.
         """
-        given = not isinstance(data, Nothing)
+        given = not isinstance(data, Unset)
         if given == (input_location is not None):
             raise ParamValidationError(["exactly one of data and input_location must be given"])
         place = self._upload_to if upload_to is None else upload_to
@@ -450,10 +473,11 @@ class Endpoint(Generic[In, Out]):
             "InvocationTimeoutSeconds": invocation_timeout,
         }
         params = _merged({**self._params, **own}, options)
+        _check_fit(INVOKE_ENDPOINT_ASYNC, params)
         # Before serializing and uploading; any place of a body will do for being checked.
         somewhere = input_location or "s3://bucket/key"
         self._client._check("InvokeEndpointAsync", {**params, "InputLocation": somewhere})
-        body = None if isinstance(data, Nothing) else await self.serialized(data)
+        body = None if isinstance(data, Unset) else await self.serialized(data)
         return self.job(await submit(self._client, params, body, input_location, place))
 
     def job(self, handle: JobHandle) -> Job[Out]:
@@ -461,7 +485,11 @@ class Endpoint(Generic[In, Out]):
 
         Args:
             handle: its handle.
+
+        Raises:
+            ParamValidationError: it is none, or another endpoint's.
         """
+        check_handle(handle, self.name)
         return Job(self._client, handle, self.deserialized)
 
 

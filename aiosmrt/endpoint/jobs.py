@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
@@ -24,13 +25,14 @@ from aiosmrt.errors import (
     ObjectStoreError,
     ParamValidationError,
 )
+from aiosmrt.policy.clockskew import parse_http_date
 from aiosmrt.policy.polling import next_pause
 
 if TYPE_CHECKING:
     from aiosmrt.aws.s3 import ObjectStore, StoredObject
     from aiosmrt.client import Client
 
-__all__ = ["INLINE_BYTES", "Job", "JobHandle", "check_place", "submit"]
+__all__ = ["INLINE_BYTES", "Job", "JobHandle", "check_handle", "check_place", "submit"]
 
 Out = TypeVar("Out")
 
@@ -48,6 +50,15 @@ _LAST_LOOK_SECONDS: Final = 5.0
 # How long a call that failed or was cancelled may take to delete the request body that it has put into S3.
 _TAKE_BACK_SECONDS: Final = 5.0
 
+# How far S3's clock, which counts whole seconds, may be behind that of the service.
+_CLOCKS_APART_SECONDS: Final = 5.0
+
+# RequestTTLSeconds and InvocationTimeoutSeconds where a request does not name them (InvokeEndpointAsync in the API
+# reference), and how much later than these an answer may appear, for this machine's clock may be wrong.
+_REQUEST_TTL_SECONDS: Final = 21_600
+_INVOCATION_TIMEOUT_SECONDS: Final = 900
+_GRACE_SECONDS: Final = 900.0
+
 # S3 answers 403 in place of 404 to those who may not list a bucket (GetObject in its API reference).
 _MAYBE_MISSING: Final = 403
 
@@ -61,6 +72,9 @@ class JobHandle(NamedTuple):
         output_location: the S3 URI at which the answer will be.
         failure_location: the S3 URI at which a failure will be written; None when the endpoint has no such place.
         uploaded_to: the S3 URI of the request body, where `Endpoint.submit` put it there; None where it did not.
+        submitted_at: when the service took the request, in epoch seconds by its clock: what is older is not its answer.
+            None when unknown.
+        expires_at: when the service has either answered or given up, in epoch seconds; None when unknown.
     """
 
     endpoint_name: str
@@ -68,6 +82,8 @@ class JobHandle(NamedTuple):
     output_location: str
     failure_location: str | None = None
     uploaded_to: str | None = None
+    submitted_at: float | None = None
+    expires_at: float | None = None
 
 
 class Job(Generic[Out]):
@@ -80,6 +96,7 @@ class Job(Generic[Out]):
         handle: which job.
         deserialized: makes the answer's value of its bytes and its media type.
         rand: a random number in [0, 1), which spreads the looks of many jobs.
+        clock: the time in epoch seconds, to compare the job's expiry with.
     """
 
     def __init__(
@@ -89,13 +106,16 @@ class Job(Generic[Out]):
         deserialized: Callable[[bytes, str], Awaitable[Out]],
         *,
         rand: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
         self._deserialized = deserialized
         self._rand = rand
-        # The value in a tuple, or what was written about the failure: kept while the objects are being deleted, and
-        # afterwards, when nobody could read them again.
+        self._clock = clock
+        # The value in a tuple, or what was written about the failure: kept from when the objects are to be deleted, as
+        # nobody could read them again.
         self._outcome: tuple[Out] | str | None = None
+        self._cleaned_up = False
         self.handle = handle
 
     def __repr__(self) -> str:
@@ -112,9 +132,11 @@ class Job(Generic[Out]):
         Raises:
             ObjectStoreError: S3 failed.
         """
-        store = self._client._object_store()
+        if self._outcome is not None:
+            return True
+        store = await self._client._object_store()
         for uri in (self.handle.output_location, self.handle.failure_location):
-            if uri is not None and await _exists(store, uri):
+            if uri is not None and self._is_new(await _modified_at(store, uri)):
                 return True
         return False
 
@@ -124,16 +146,18 @@ class Job(Generic[Out]):
         Looks at both places after growing pauses, from 0.2 to 10 seconds.
 
         Args:
-            timeout: seconds to wait, after which one last look may take 5 more; 0 for one look, None for no limit. The
-                inference goes on after it.
+            timeout: seconds to wait, after which one last look may take 5 more; 0 for one look, None for as long as
+                something can come: until ``handle.expires_at`` and 15 minutes more. The inference goes on after it.
             cleanup: whether the objects of the job are deleted from S3 once there is a value or a failure; see
-                `delete`. When that fails or is cancelled, the value is not lost: this may be called again.
+                `delete`. From then on this job keeps the value: when deleting fails or is cancelled, or when the value
+                is asked for once more, this may be called again.
 
         Raises:
             JobFailedError: the inference failed; ``reason`` is what the service wrote about it.
-            JobTimeoutError: there is neither answer nor failure yet. Its ``__cause__`` is S3's last refusal where there
-                was one: without the permission ``s3:ListBucket``, S3 refuses to say that an object is not there yet,
-                so that a missing permission to read it looks the same.
+            JobTimeoutError: there is neither answer nor failure yet, or the service has given up without saying so: an
+                endpoint without a path for failures never does. Its ``__cause__`` is S3's last refusal where there was
+                one: without the permission ``s3:ListBucket``, S3 refuses to say that an object is not there yet, so
+                that a missing permission to read it looks the same.
             DeserializationError: the deserializer cannot read the answer.
             ObjectStoreError: S3 failed. A failed clean-up of a failed inference is a note of the JobFailedError.
             ParamValidationError: ``timeout`` is no number of seconds.
@@ -141,7 +165,9 @@ class Job(Generic[Out]):
         if timeout is not None and not is_seconds(timeout):
             raise ParamValidationError([f"timeout must be a number of seconds from 0, or None; got {timeout!r}"])
         clock = asyncio.get_running_loop().time
-        until = math.inf if timeout is None else clock() + timeout
+        expires_at = self.handle.expires_at
+        expiry = math.inf if expires_at is None else max(0.0, expires_at + _GRACE_SECONDS - self._clock())
+        until = clock() + min(math.inf if timeout is None else timeout, expiry)
         pause = 0.0
         refusal: ObjectStoreError | None = None
         while True:
@@ -162,7 +188,11 @@ class Job(Generic[Out]):
                 break
             # Between half of it and all of it, and one last look when the time is up.
             await asyncio.sleep(min(pause * (1 + self._rand()) / 2, left))
-        late_error = JobTimeoutError(f"The inference had no result within {timeout} s")
+        late_error = JobTimeoutError(
+            f"The inference had no result within {timeout} s"
+            if timeout is not None and timeout <= expiry
+            else "The inference had no result in the time that the service gives it, and will have none"
+        )
         try:
             raise self._placed(late_error) from refusal
         finally:
@@ -176,7 +206,7 @@ class Job(Generic[Out]):
         Raises:
             ObjectStoreError: S3 failed.
         """
-        store = self._client._object_store()
+        store = await self._client._object_store()
         # The answer last: as long as anything went wrong, it is there.
         for uri in (self.handle.uploaded_to, self.handle.failure_location, self.handle.output_location):
             if uri is not None:
@@ -184,21 +214,26 @@ class Job(Generic[Out]):
 
     async def _look(self) -> ObjectStoreError | None:
         """Look for the outcome; why S3 would not say."""
-        store = self._client._object_store()
+        store = await self._client._object_store()
         handle = self.handle
         found, refusal = await _read(store, handle.output_location)
-        if found is not None:
+        if found is not None and self._is_new(found.modified_at):
             try:
-                self._outcome = (await self._deserialized(*found),)
+                self._outcome = (await self._deserialized(found.body, found.content_type),)
             except AiosmrtError as error:
                 self._placed(error)
                 raise
         elif handle.failure_location is not None:
             found, second_refusal = await _read(store, handle.failure_location)
-            if found is not None:
+            if found is not None and self._is_new(found.modified_at):
                 self._outcome = found.body.decode(errors="replace")[:_REASON_CHARACTERS]
             refusal = refusal or second_refusal
         return refusal
+
+    def _is_new(self, modified_at: float | None) -> bool:
+        """Whether there is an object, and not one of an earlier request with the same name."""
+        submitted_at = self.handle.submitted_at
+        return modified_at is not None and (submitted_at is None or modified_at >= submitted_at - _CLOCKS_APART_SECONDS)
 
     async def _ended(self, outcome: tuple[Out] | str, cleanup: bool) -> Out:
         """Give the value or raise the failure, which the job keeps where its objects are to be deleted."""
@@ -209,8 +244,9 @@ class Job(Generic[Out]):
             )
         try:
             if cleanup:
+                self._cleaned_up = True
                 await self.delete()
-            else:
+            elif not self._cleaned_up:
                 self._outcome = None
         except ObjectStoreError as error:
             if failure is None:
@@ -257,7 +293,7 @@ async def submit(
     else:
         uploaded_to = f"{upload_to.rstrip('/')}/{uuid.uuid4()}"
         params = {**params, "InputLocation": uploaded_to}
-    store = None if uploaded_to is None else client._object_store()
+    store = None if uploaded_to is None else await client._object_store()
     # Whether there may be something to take back: not where S3 has refused it, or was never asked.
     stored = False
     try:
@@ -275,12 +311,17 @@ async def submit(
         if stored and store is not None and uploaded_to is not None:
             await _take_back(store, uploaded_to, error)
         raise
+    submitted_at = parse_http_date(response["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+    seconds: int = params.get("RequestTTLSeconds", _REQUEST_TTL_SECONDS)
+    seconds += params.get("InvocationTimeoutSeconds", _INVOCATION_TIMEOUT_SECONDS)
     return JobHandle(
         params["EndpointName"],
         response.get("InferenceId"),
         output_location,
         response.get("FailureLocation"),
         uploaded_to,
+        submitted_at,
+        None if submitted_at is None else submitted_at + seconds,
     )
 
 
@@ -304,6 +345,23 @@ def check_place(upload_to: str) -> None:
     parse_s3_uri(f"{upload_to.rstrip('/')}/{uuid.UUID(int=0)}")
 
 
+def check_handle(handle: JobHandle, endpoint_name: str) -> None:
+    """Look whether a handle is one of an endpoint's.
+
+    Raises:
+        ParamValidationError: it is not.
+
+    >>> check_handle(JobHandle("churn", None, "s3://bucket/out/1.out"), "churn")
+    """
+    if not isinstance(handle, JobHandle):
+        raise ParamValidationError([f"a job's handle must be a JobHandle; got {type(handle)}"])
+    if handle.endpoint_name != endpoint_name:
+        raise ParamValidationError([f"the job is one of endpoint {handle.endpoint_name!r:.80}, not of {endpoint_name}"])
+    for uri in (handle.output_location, handle.failure_location, handle.uploaded_to):
+        if uri is not None:
+            parse_s3_uri(uri)
+
+
 async def _take_back(store: ObjectStore, uri: str, error: BaseException) -> None:
     """Delete a request body of which nobody knows any more; when that fails, the error says so."""
     try:
@@ -313,12 +371,12 @@ async def _take_back(store: ObjectStore, uri: str, error: BaseException) -> None
         error.add_note(f"the request body may have been left at {uri}: {failure or type(failure).__name__}")
 
 
-async def _exists(store: ObjectStore, uri: str) -> bool:
+async def _modified_at(store: ObjectStore, uri: str) -> float | None:
     try:
-        return await store.exists(uri)
+        return await store.modified_at(uri)
     except ObjectStoreError as error:
         if error.status == _MAYBE_MISSING:
-            return False
+            return None
         raise
 
 

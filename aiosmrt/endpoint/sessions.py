@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, Unpack
 
+from aiosmrt.config import UNSET, Unset
 from aiosmrt.errors import ClientStateError, SessionClosedError
 
 if TYPE_CHECKING:
@@ -20,20 +21,11 @@ if TYPE_CHECKING:
     from aiosmrt.endpoint.streaming import PredictionStream
     from aiosmrt.types import InvokeEndpointOutput
 
-__all__ = ["NOTHING", "Nothing", "Session"]
+__all__ = ["Session"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-
-class Nothing:
-    """Stands for data that was not given, because None is data."""
-
-    def __repr__(self) -> str:
-        return "<nothing>"
-
-
-NOTHING: Final = Nothing()
 
 _NEW_SESSION: Final = "NEW_SESSION"
 
@@ -43,8 +35,8 @@ class Session(Generic[In, Out]):
 
     Args:
         endpoint: whose session it is.
-        open_with: data to open it with on entering; `NOTHING` for the first call's.
-        close_with: data to send on leaving; `NOTHING` for none.
+        open_with: data to open it with on entering; left out for the first call's.
+        close_with: data to send on leaving; left out for none.
         clock: the time in epoch seconds, to compare the session's expiry with.
 
     Attributes:
@@ -57,8 +49,8 @@ class Session(Generic[In, Out]):
         self,
         endpoint: Endpoint[In, Out],
         *,
-        open_with: In | Nothing = NOTHING,
-        close_with: In | Nothing = NOTHING,
+        open_with: In | Unset = UNSET,
+        close_with: In | Unset = UNSET,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._endpoint = endpoint
@@ -81,7 +73,7 @@ class Session(Generic[In, Out]):
             raise ClientStateError("a session is entered once: ask the endpoint for another one")
         self._entered = True
         self._closed = None
-        if not isinstance(self._open_with, Nothing):
+        if not isinstance(self._open_with, Unset):
             try:
                 self.opened_with = await self._open(self._open_with, {})
             except BaseException as error:
@@ -96,7 +88,7 @@ class Session(Generic[In, Out]):
         # Whoever is cancelled wants to be gone: the session then ends by its time.
         wanted = kind is None or issubclass(kind, Exception)
         try:
-            if wanted and not isinstance(self._close_with, Nothing) and self.is_open:
+            if wanted and not isinstance(self._close_with, Unset) and self.is_open:
                 await self.invoke(self._close_with)
         except Exception as failure:
             if error is None:

@@ -48,6 +48,7 @@ class PredictionStream:
         custom_attributes: what the model put into CustomAttributes; None for nothing.
         request_id: the service's request id; None when it gave none.
         attempts: how many requests were sent up to the response's head.
+        left: whether the block was left.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class PredictionStream:
         self._began = False
         self._entered = False
         self._closed = False
+        self.left = False
         self._parts: EventStream | None = None
         self._viewed = False
         self.content_type: str | None = None
@@ -104,6 +106,7 @@ class PredictionStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.left = True
         self.close()
 
     def close(self) -> None:
@@ -261,6 +264,9 @@ class View(Generic[T]):
             raise ClientStateError("another task is waiting for this view's next item")
         if self._given_up:
             raise ClientStateError("a read of this view was cancelled, which has closed the stream")
+        if self._stream.left and not self._over:
+            # An end would look as if that were all.
+            raise ClientStateError("a stream is read inside its `async with` block")
         decoder = self._decoder
         self._reading = True
         try:

@@ -2,7 +2,7 @@
 
 One decoder serves one stream.  All have the same shape, `StreamDecoder`: ``feed`` takes the next bytes and gives the
 items that are now whole, ``finish`` gives what only the end of the stream makes whole.  What a stream yields does not
-depend on where it was cut.
+depend on where it was cut, nor does whether it fails.
 
 Nothing is lost in silence.  Bytes that are no item are a `DeserializationError`, and so is an item that never became
 whole; the good items before it are handed out first, and the error comes with the next call.  It says which item it is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,17 @@ class TestObjects:
     ) -> None:
         uri = f"s3://{bucket}/results/été 1+2%20.csv"
         assert await store.get(uri) is None
-        assert not await store.exists(uri)
+        assert await store.modified_at(uri) is None
         await store.put(uri, b"1,2,3", "text/csv")
-        assert await store.exists(uri)
+        written_at = await store.modified_at(uri)
+        assert abs(written_at - time.time()) < 60
         stored = await store.get(uri)
-        assert stored == (b"1,2,3", "text/csv")
+        assert stored == (b"1,2,3", "text/csv", written_at)
         assert "1,2,3" not in repr(stored)
         seen = s3_client(object_server.url).get_object(Bucket=bucket, Key="results/été 1+2%20.csv")
         assert (seen["ContentType"], seen["Body"].read()) == ("text/csv", b"1,2,3")
         await store.delete(uri)
-        assert not await store.exists(uri)
+        assert await store.modified_at(uri) is None
         await store.delete(uri)
 
     async def test_empty_objects_are_not_missing_ones(self, store: ObjectStore, bucket: str) -> None:
@@ -95,7 +97,7 @@ class TestFailures:
             error = await failure(work)
             assert (error.code, error.status) == ("NoSuchBucket", 404)
             assert "s3://no-such-bucket/1" in str(error)
-        assert not await store.exists("s3://no-such-bucket/1")
+        assert await store.modified_at("s3://no-such-bucket/1") is None
 
     async def test_somebody_elses_bucket(self, object_server: ObjectServer, bucket: str) -> None:
         store = ObjectStore(CredentialsCache(credentials=GUEST), region_name=REGION, endpoint_url=object_server.url)
@@ -104,7 +106,7 @@ class TestFailures:
             for work in (store.get(uri), store.put(uri, b""), store.delete(uri)):
                 error = await failure(work)
                 assert (error.code, error.status) == ("AccessDenied", 403)
-            error = await failure(store.exists(uri))
+            error = await failure(store.modified_at(uri))
             assert error.status == 403
             assert await store.get(f"s3://{GUEST_BUCKET}/nothing") is None
         finally:
@@ -253,7 +255,7 @@ class TestCancellation:
         return lambda: sum(name.startswith("socket:") for name in open_descriptors())
 
     @each_moment
-    @pytest.mark.parametrize("operation", ["get", "exists", "put", "delete"])
+    @pytest.mark.parametrize("operation", ["get", "modified_at", "put", "delete"])
     async def test_of_a_call(
         self, operation: str, moment: Moment, store: ObjectStore, bucket: str, sockets: Callable[[], int]
     ) -> None:
@@ -341,7 +343,7 @@ class TestUri:
 
     async def test_nothing_is_made_for_a_bad_one(self, credentials: CredentialsCache) -> None:
         store = ObjectStore(credentials)
-        for work in (store.get("bucket/key"), store.exists("s3://bucket"), store.put("", b""), store.delete("")):
+        for work in (store.get("bucket/key"), store.modified_at("s3://bucket"), store.put("", b""), store.delete("")):
             with pytest.raises(ParamValidationError):
                 await work
         assert repr(store) == "<ObjectStore idle>"

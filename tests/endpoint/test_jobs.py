@@ -6,7 +6,9 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,12 @@ class Queue:
         self.output = f"s3://{bucket}/out/42.out"
         self.failure = f"s3://{bucket}/fail/42.out"
         self.handle = JobHandle("documents", "42", self.output, self.failure)
-        server.answer = respond(
-            202,
-            b'{"InferenceId": "42"}',
-            [("X-Amzn-SageMaker-OutputLocation", self.output), ("X-Amzn-SageMaker-FailureLocation", self.failure)],
-        )
+        self.accept()
+
+    def accept(self, *headers: tuple[str, str]) -> None:
+        """Let the service take all requests, with these headers besides those that say where the answers will be."""
+        places = [("X-Amzn-SageMaker-OutputLocation", self.output), ("X-Amzn-SageMaker-FailureLocation", self.failure)]
+        self.server.answer = respond(202, b'{"InferenceId": "42"}', [*places, *headers])
 
     def succeed(self, body: bytes = b'{"answer": 1}', content_type: str = "application/json") -> None:
         self.s3.put_object(Bucket=self.bucket, Key="out/42.out", Body=body, ContentType=content_type)
@@ -168,6 +171,42 @@ async def test_a_body_that_cannot_be_put(endpoint: Endpoint[Any, Any], queue: Qu
     assert not queue.server.requests
 
 
+@pytest.mark.parametrize(
+    ("environment", "arguments", "url"),
+    [
+        ({"AWS_REGION": "eu-central-1"}, {}, "https://s3.eu-central-1.amazonaws.com"),
+        ({"AWS_REGION": "cn-north-1"}, {}, "https://s3.cn-north-1.amazonaws.com.cn"),
+        ({"AWS_REGION": "eu-central-1"}, {"region_name": "us-west-2"}, "https://s3.us-west-2.amazonaws.com"),
+        ({}, {"region_name": "us-west-2", "use_fips_endpoint": True}, "https://s3-fips.us-west-2.amazonaws.com"),
+        ({"AWS_USE_FIPS_ENDPOINT": "true"}, {"region_name": "us-west-2"}, "https://s3-fips.us-west-2.amazonaws.com"),
+        (
+            {"AWS_USE_FIPS_ENDPOINT": "true"},
+            {"region_name": "eu-west-1", "use_fips_endpoint": False},
+            "https://s3.eu-west-1.amazonaws.com",
+        ),
+        (
+            {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"},
+            {"region_name": "us-west-2", "s3_endpoint_url": "http://127.0.0.1:2"},
+            "http://127.0.0.1:2",
+        ),
+        (
+            {},
+            {"region_name": "us-west-2", "use_dualstack_endpoint": True},
+            "https://s3.dualstack.us-west-2.amazonaws.com",
+        ),
+    ],
+)
+async def test_s3_is_where_the_service_is(
+    environment: dict[str, str], arguments: dict[str, Any], url: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    async with Client(**arguments) as client:
+        store = await client._object_store()
+        s3 = await store._opened()
+        assert s3.meta.endpoint_url == url
+
+
 # Waiting
 
 
@@ -227,6 +266,79 @@ async def test_without_a_failure_location(endpoint: Endpoint[Any, Any], queue: Q
     assert await job.result() == {"answer": 1}
 
 
+async def test_what_was_there_before_is_no_answer(endpoint: Endpoint[Any, Any], queue: Queue):
+    """An earlier request had the same name for its output, and its answer is still there."""
+    now = time.time()
+    queue.succeed()
+    queue.accept(("Date", formatdate(now + 60, usegmt=True)))
+    later = await endpoint.submit({"pages": 3}, filename="42.out")
+    assert later.handle.submitted_at == int(now + 60)
+    assert not await later.done()
+    with pytest.raises(JobTimeoutError):
+        await later.result(timeout=0)
+    queue.fail()
+    assert not await later.done()
+    with pytest.raises(JobTimeoutError):
+        await later.result(timeout=0)
+    # S3 counts whole seconds, and its clock is not the service's.
+    queue.accept(("Date", formatdate(now + 2, usegmt=True)))
+    job = await endpoint.submit({"pages": 3}, filename="42.out")
+    assert await job.done()
+    assert await job.result(timeout=0) == {"answer": 1}
+
+
+@pytest.mark.parametrize("timeout", [None, 5000])
+async def test_nothing_comes_after_the_services_own_time(
+    endpoint: Endpoint[Any, Any], client: Client, queue: Queue, timeout: float | None
+):
+    """An endpoint without a place for failures ends a job in silence."""
+    now = time.time()
+    queue.accept(("Date", formatdate(now, usegmt=True)))
+    handle = (await endpoint.submit({"pages": 3}, request_ttl=60, invocation_timeout=5)).handle
+    assert handle.expires_at == int(now) + 65
+    assert (await endpoint.submit({"pages": 3})).handle.expires_at == int(now) + 21_600 + 900
+    # Another's clock may be fast by some minutes.
+    late = Job(client, handle, endpoint.deserialized, clock=lambda: now + 65 + 899.7)
+    with pytest.raises(JobTimeoutError, match="will have none") as error:
+        await late.result(timeout=timeout)
+    assert error.value.endpoint_name == "documents"
+    queue.succeed()
+    assert await Job(client, handle, endpoint.deserialized, clock=lambda: now + 10_000).result() == {"answer": 1}
+
+
+@pytest.mark.parametrize("date", [(), (("Date", "soon"),)], ids=["none", "nonsense"])
+async def test_a_service_that_does_not_say_the_time(
+    endpoint: Endpoint[Any, Any], queue: Queue, date: tuple[tuple[str, str], ...]
+):
+    queue.accept(*date)
+    handle = (await endpoint.submit({})).handle
+    assert (handle.submitted_at, handle.expires_at) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"endpoint_name": "another"},
+        {"output_location": "nonsense"},
+        {"failure_location": "s3://bucket"},
+        {"uploaded_to": "https://bucket/key"},
+    ],
+)
+async def test_faulty_handles(endpoint: Endpoint[Any, Any], queue: Queue, fault: dict[str, str]):
+    with pytest.raises(ParamValidationError):
+        endpoint.job(queue.handle._replace(**fault))
+    with pytest.raises(ParamValidationError, match="JobHandle"):
+        endpoint.job(tuple(queue.handle))  # type: ignore[arg-type]
+
+
+async def test_options_that_asynchronous_inference_lacks(client: Client, queue: Queue):
+    endpoint = client.endpoint("documents", serializer=JSON, deserializer=JSON, target_variant="blue")
+    with pytest.raises(ParamValidationError, match="target_variant is no option here"):
+        await endpoint.submit({})
+    assert not queue.server.requests
+    assert (await endpoint.submit({}, target_variant=None)).inference_id == "42"
+
+
 async def test_an_answer_that_cannot_be_read(endpoint: Endpoint[Any, Any], queue: Queue):
     queue.succeed(b'{"patient": "jane')
     with pytest.raises(DeserializationError) as error:
@@ -263,7 +375,9 @@ async def test_cleaning_up(endpoint: Endpoint[Any, Any], queue: Queue):
     assert len(queue.keys()) == 2
     assert await job.result(cleanup=True) == {"answer": 1}
     assert queue.keys() == []
-    assert await job.result() == {"answer": 1}
+    for _ in range(2):
+        assert await job.result(timeout=0) == {"answer": 1}
+        assert await job.done()
     await job.delete()
     queue.fail()
     with pytest.raises(JobFailedError):

@@ -155,6 +155,22 @@ async def test_deadline(serve: Serve):
             await endpoint.predict({})
 
 
+def test_none_takes_a_setting_away():
+    client = Client("eu-central-1", deadline=1.0, wait_for_capacity=2.0)
+    plain = client.endpoint("churn", serializer=JSON, deserializer=JSON, upload_to="s3://bucket/in")
+    without = plain.with_options(deadline=None, wait_for_capacity=None, upload_to=None)
+    at_once = client.endpoint("churn", serializer=JSON, deserializer=JSON, deadline=None, wait_for_capacity=None)
+    for endpoint, limits in (
+        (plain, (1.0, 2.0)),
+        (plain.with_options(accept="a/b"), (1.0, 2.0)),
+        (without, (None,) * 2),
+    ):
+        options = endpoint._client._options
+        assert (options.deadline, options.wait_for_capacity) == limits
+    assert (at_once._client._options.deadline, at_once._client._options.wait_for_capacity) == (None, None)
+    assert (plain.with_options()._upload_to, without._upload_to) == ("s3://bucket/in", None)
+
+
 async def test_large_bodies_are_coded_off_the_loop(serve: Serve):
     import threading
 

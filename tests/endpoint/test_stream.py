@@ -197,6 +197,38 @@ async def test_leaving_the_block_closes_the_connection_at_once(serve: Serve, run
         stream.text()
 
 
+async def test_a_view_is_read_inside_the_block(serve: Serve):
+    """What is read after it would look like the whole."""
+    client = await serve(llm=saying(b"one\n", b"two\n", b"three\n"))
+    async with endpoint_of(client).stream({}) as stream:
+        lines = stream.lines()
+        assert await anext(lines) == "one"
+    with pytest.raises(ClientStateError):
+        async for _ in lines:
+            pass
+    async with endpoint_of(client).stream({}) as stream:
+        lines = stream.lines()
+        assert [line async for line in lines] == ["one", "two", "three"]
+    assert [line async for line in lines] == []
+
+
+async def test_a_view_ends_when_its_reader_closes_the_stream(serve: Serve):
+    client = await serve(llm=saying(b"one\n", asyncio.Event()), runtime={"drain_timeout": 0.01})
+    async with endpoint_of(client).stream({}) as stream:
+        async for line in stream.lines():
+            assert line == "one"
+            stream.close()
+
+
+async def test_options_that_streams_lack(serve: Serve):
+    client = await serve(llm=saying(b"one"))
+    endpoint = endpoint_of(client).with_options(target_model="model.tar.gz")
+    with pytest.raises(ParamValidationError, match="target_model is no option here"):
+        endpoint.stream({})
+    async with endpoint.stream({}, target_model=None) as stream:
+        assert [text async for text in stream.text()] == ["one"]
+
+
 async def test_a_view_ends_when_its_stream_is_closed_by_another_task(serve: Serve):
     client = await serve(llm=saying(b'{"unfin', asyncio.Event()), runtime={"drain_timeout": 0.01})
     async with endpoint_of(client).stream({}) as stream:
