@@ -76,19 +76,41 @@ ROWS = [
 ]
 
 
+# `endpoint.py` knows one transport.
+ENDPOINT_ROWS = [
+    Row("predict with JSON: CPU on top of invoke_endpoint", True, 15, lambda found: predict_extra(found) * 1e6, " µs"),
+    Row("64 B parts as bytes, text, lines, SSE: slowest / raw", False, 0.5, lambda found: slowest(found, *PLAIN_VIEWS)),
+    Row("the same as JSON: slowest / raw", False, 0.5, lambda found: slowest(found, *JSON_VIEWS)),
+]
+PLAIN_VIEWS = ("bytes", "text", "lines", "sse")
+JSON_VIEWS = ("jsonl", "json", "json of sse")
+
+
+def predict_extra(found: Found) -> float:
+    return float(found["endpoint"]["calls"]["predict"]["extra"])
+
+
+def slowest(found: Found, *views: str) -> float:
+    return min(1 / found["endpoint"]["views"][view]["ratio"] for view in views)
+
+
 def p99(found: Found) -> float:
     return float(found["uploads"][0]["lateness_seconds"]["p99"])
 
 
-def run(name: str, client: str) -> list[dict[str, Any]]:
-    """The client's figures at each point of a benchmark, which runs in a process of its own."""
-    program, *options = CALLS[name]
-    clients = ",".join([client, "aiobotocore", *PEERS.get(name, [])])
+def results_of(program: str, *options: str) -> Any:
+    """What a benchmark found, in a process of its own."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "report.json")
-        command = [sys.executable, str(Path(__file__).with_name(program)), *options, "--clients", clients]
-        subprocess.run([*command, "--rounds", str(ROUNDS), "--json", str(path)], check=True, stdout=subprocess.DEVNULL)
-        return [point["clients"][client] for point in json.loads(path.read_text())["results"]]
+        command = [sys.executable, str(Path(__file__).with_name(program)), *options, "--rounds", str(ROUNDS)]
+        subprocess.run([*command, "--json", str(path)], check=True, stdout=subprocess.DEVNULL)
+        return json.loads(path.read_text())["results"]
+
+
+def run(name: str, client: str) -> list[dict[str, Any]]:
+    """The client's figures at each point of a benchmark."""
+    clients = ",".join([client, "aiobotocore", *PEERS.get(name, [])])
+    return [point["clients"][client] for point in results_of(*CALLS[name], "--clients", clients)]
 
 
 def start_up() -> dict[str, Any]:
@@ -105,11 +127,14 @@ def main() -> None:
     parser.add_argument("--client", choices=["aiosmrt", "aiosmrt-session"], default="aiosmrt")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     arguments = parser.parse_args()
+    has_endpoint = arguments.client == "aiosmrt"
     passes = [
-        {name: run(name, arguments.client) for name in CALLS} | {"startup": start_up()} for _ in range(arguments.passes)
+        {name: run(name, arguments.client) for name in CALLS}
+        | {"startup": start_up(), "endpoint": results_of("endpoint.py") if has_endpoint else None}
+        for _ in range(arguments.passes)
     ]
     rows, figures = [], []
-    for row in ROWS:
+    for row in ROWS + ENDPOINT_ROWS * has_endpoint:
         by_pass = [row.figure(found) for found in passes]
         measured = statistics.median(by_pass)
         met, target = row.met(measured), f"{'≤' if row.at_most else '≥'} {row.limit:.3g}{row.unit}"
