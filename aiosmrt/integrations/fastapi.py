@@ -346,8 +346,10 @@ async def _disconnect(receive: Receive) -> None:
 class _Beside:
     """An ``async with`` block beside some coroutines: the first one that ends cancels it, and they end with it.
 
-    The cancellation ends the block and goes no further; what the coroutine raised, if it did, is raised. The block
-    stays in its task, as with `asyncio.timeout`: a generator that holds a task group or a time limit insists on that.
+    The cancellation ends the block and goes no further; what the coroutine raised, if it did, is raised. A block that
+    has an outcome of its own keeps it; what a coroutine raised then is left to asyncio, which reports what nobody took.
+    The block stays in its task, as with `asyncio.timeout`: a generator that holds a task group or a time limit insists
+    on that.
 
     Args:
         coroutines: what runs beside the block.
@@ -358,8 +360,8 @@ class _Beside:
         self._companions: list[asyncio.Task[None]] = []
         self._task: asyncio.Task[Any]
         self._cancelling = 0
-        self._cut_short = False
-        self._failure: BaseException | None = None
+        self._open = True
+        self._cut_short_by: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> None:
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -369,26 +371,28 @@ class _Beside:
             companion.add_done_callback(self._ended)
 
     def _ended(self, companion: asyncio.Task[None]) -> None:
-        if companion.cancelled():
-            return
-        failure = companion.exception()
-        if not self._cut_short:
-            self._cut_short = True
-            self._failure = failure
+        if self._open and not companion.cancelled():
+            self._open = False
+            self._cut_short_by = companion
             self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        # Removing the callbacks is not enough: that of a companion which has just ended is under way already.
+        self._open = False
         for companion in self._companions:
-            companion.remove_done_callback(self._ended)
-            companion.cancel()
-        ours = self._cut_short and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
+            # To cancel one that is done would have asyncio keep its exception to itself.
+            if not companion.done():
+                companion.cancel()
+        first = self._cut_short_by
+        ours = first is not None and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
         # Should this be cancelled, too: they end anyway.
         await asyncio.wait(self._companions)
-        if ours and self._failure is not None:
-            raise self._failure
-        return ours
+        if first is None or not ours:
+            return False
+        first.result()
+        return True
 
 
 # Server-sent events
@@ -504,7 +508,9 @@ async def _tell(outlet: "_Outlet", error: Exception) -> None:
     begun = outlet.begun
     if begun:
         data = JSON.serialize({"type": told.detail}).decode()
-        await outlet.write(_Encoder().encode(ServerSentEvent(event="error", data=data)))
+        # A caller who has left cannot be told, which makes it no less of an error.
+        with suppress(ClientDisconnect):
+            await outlet.write(_Encoder().encode(ServerSentEvent(event="error", data=data)))
     if not isinstance(error, AiosmrtError) or told.status_code == 500:
         raise error
     _log(error, "answered with an error event" if begun else f"answered with {told.status_code}")
@@ -628,10 +634,11 @@ class _Outlet:
             self._written_at = self._clock()
 
     async def beat(self, interval: float) -> None:
-        """Send a comment whenever nothing was sent for so many seconds."""
-        while True:
-            due = self._written_at + interval - self._clock()
-            if due > 0:
-                await asyncio.sleep(due)
-            else:
-                await self.write(b":\n\n")
+        """Send a comment whenever nothing was sent for so many seconds; return when the caller has left."""
+        with suppress(ClientDisconnect):
+            while True:
+                due = self._written_at + interval - self._clock()
+                if due > 0:
+                    await asyncio.sleep(due)
+                else:
+                    await self.write(b":\n\n")

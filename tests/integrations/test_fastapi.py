@@ -2,6 +2,8 @@
 
 import asyncio
 import doctest
+import gc
+import inspect
 import json
 import logging
 import re
@@ -17,6 +19,7 @@ from fastapi import BackgroundTasks, Depends, FastAPI, Request, WebSocket
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -69,6 +72,15 @@ async def no_task_is_left() -> AsyncIterator[None]:
             return
         await asyncio.sleep(0)
     raise AssertionError(f"tasks were left: {left}")
+
+
+@pytest.fixture
+async def reported() -> AsyncIterator[list[BaseException]]:
+    """What asyncio reports: exceptions of tasks that nobody took."""
+    errors: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context["exception"]))
+    yield errors
+    asyncio.get_running_loop().set_exception_handler(None)
 
 
 @pytest.fixture
@@ -663,6 +675,13 @@ def as_it_is(app: ASGIApp) -> ASGIApp:
     return app
 
 
+def received(receive: Receive) -> Request:
+    """A request whose body has been read."""
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    request._body = b""
+    return request
+
+
 async def time_to_end(
     server: Served, runtime: LocalRuntime, path: str, ready: Callable[[RawConnection], Awaitable[object]], reset: bool
 ) -> float:
@@ -790,6 +809,66 @@ async def test_a_server_that_says_so_when_it_sends(
     await nothing_is_held(client, runtime)
 
 
+async def test_a_comment_and_an_event_that_cannot_be_sent(reported: list[BaseException]) -> None:
+    """The event waits for the comment, so that both fail one right after the other."""
+    commenting, broken = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("woken up")
+
+    async def send(message: Message) -> None:
+        if message.get("body") == b":\n\n":
+            commenting.set()
+            await broken.wait()
+        if broken.is_set():
+            raise BrokenPipeError
+
+    async def items() -> AsyncIterator[str]:
+        await commenting.wait()
+        asyncio.get_running_loop().call_soon(broken.set)
+        yield "to"
+
+    async def handle() -> None:
+        await sse_response(items(), heartbeat=0.001)({"type": "http"}, receive, send)
+        await asyncio.sleep(0)
+
+    task = asyncio.create_task(handle())
+    await asyncio.wait([task])
+    assert (task.cancelled(), task.cancelling()) == (False, 0)
+    task.result()
+    gc.collect()
+    assert reported == []
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the application", "the model"])
+async def test_what_fails_as_the_caller_leaves_is_not_lost(caplog: pytest.LogCaptureFixture, own: bool) -> None:
+    sent: list[Message] = []
+    fault = LookupError("in the application") if own else errors.StreamTimeoutError("The next part did not come")
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("woken up")
+
+    async def send(message: Message) -> None:
+        if len(sent) == 2:
+            raise BrokenPipeError
+        sent.append(message)
+
+    async def items() -> AsyncIterator[str]:
+        yield "to"
+        raise fault
+
+    response = sse_response(items())({"type": "http"}, receive, send)
+    if own:
+        with pytest.raises(LookupError) as caught:
+            await response
+        assert caught.value is fault
+    else:
+        await response
+        assert ["StreamTimeoutError" in record.getMessage() for record in caplog.records] == [True]
+
+
 async def test_the_body_stays_readable(runtime: LocalRuntime) -> None:
     app = application(runtime)
 
@@ -841,6 +920,30 @@ async def test_who_leaves_while_sending_the_body_ends_the_work(
         assert await outcomes[0] is ClientDisconnectedError
 
 
+@pytest.mark.parametrize("make", [asyncio.ensure_future, lambda coroutine: coroutine], ids=["task", "coroutine"])
+async def test_a_body_that_cannot_be_received_ends_the_work(
+    make: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
+) -> None:
+    boom = RuntimeError("boom")
+    failures: list[Exception] = [boom, AssertionError("asked once more")]
+
+    async def receive() -> Message:
+        raise failures.pop(0)
+
+    async def work() -> None:
+        raise AssertionError("begun")
+
+    coroutine = work()
+    awaitable = make(coroutine)
+    with pytest.raises(RuntimeError) as caught:
+        await cancel_on_disconnect(Request({"type": "http", "method": "POST", "headers": []}, receive), awaitable)
+    assert caught.value is boom
+    if isinstance(awaitable, asyncio.Task):
+        await asyncio.wait([awaitable])
+        assert awaitable.cancelled()
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+
+
 async def test_a_result_and_an_error_come_through(runtime: LocalRuntime, caplog: pytest.LogCaptureFixture) -> None:
     app = application(runtime)
     install_exception_handlers(app)
@@ -864,19 +967,21 @@ async def test_with_the_result_nobody_listens_any_more() -> None:
                 await asyncio.sleep(0)
         raise AssertionError("woken up")
 
-    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
-    request._body = b""
-    assert await cancel_on_disconnect(request, asyncio.sleep(0.001, "done")) == "done"
+    assert await cancel_on_disconnect(received(receive), asyncio.sleep(0.001, "done")) == "done"
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@pytest.mark.parametrize("broken", [False, True], ids=["left", "cannot listen"])
 @pytest.mark.parametrize("fails", [False, True])
-async def test_work_that_tidies_up_is_waited_for(fails: bool) -> None:
-    """What it then gives or raises after all is what comes out."""
+async def test_work_that_tidies_up_is_waited_for(reported: list[BaseException], fails: bool, broken: bool) -> None:
+    """What it then gives or raises after all is what comes out; why it was cancelled is not lost either."""
     left = asyncio.Event()
+    boom = RuntimeError("boom")
 
     async def receive() -> Message:
         await left.wait()
+        if broken:
+            raise boom
         return {"type": "http.disconnect"}
 
     async def work() -> str:
@@ -889,16 +994,191 @@ async def test_work_that_tidies_up_is_waited_for(fails: bool) -> None:
             raise LookupError
         return "done"
 
-    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
-    request._body = b""
     if fails:
         with pytest.raises(LookupError):
-            await cancel_on_disconnect(request, work())
+            await cancel_on_disconnect(received(receive), work())
     else:
-        assert await cancel_on_disconnect(request, work()) == "done"
+        assert await cancel_on_disconnect(received(receive), work()) == "done"
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+    gc.collect()
+    assert reported == ([boom] if broken else [])
+
+
+async def outlive_cancellations(count: int) -> None:
+    """Leave the task with so many cancellations that were asked for, as in a handler's ``finally``."""
+    task = asyncio.current_task()
+    assert task is not None
+    for _ in range(count):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(0)
+    assert task.cancelling() == count
+
+
+class Meeting:
+    """What is waited for and a disconnect that come one right after the other.
+
+    Args:
+        answer_first: whether the answer does.
+        turns: of the loop, by which the answer is late.
+        failure: what listening fails with in place of the disconnect.
+
+    Attributes:
+        is_answered: whether the work has its answer before it can be told of the disconnect, which takes a turn.
+    """
+
+    def __init__(self, *, answer_first: bool, turns: int, failure: Exception | None = None) -> None:
+        self.is_answered = turns < (2 if answer_first else 1)
+        self._turns = turns
+        self._failure = failure
+        self._answer, self._left = (asyncio.get_running_loop().create_future() for _ in range(2))
+        self._order = (self._answer, self._left) if answer_first else (self._left, self._answer)
+        self._listening = asyncio.Event()
+
+    async def receive(self) -> Message:
+        self._listening.set()
+        await self._left
+        if self._failure is not None:
+            raise self._failure
+        return {"type": "http.disconnect"}
+
+    async def answer(self) -> str:
+        await self._answer
+        for _ in range(self._turns):
+            await asyncio.sleep(0)
+        return "answer"
+
+    async def take_place(self, handler: Coroutine[Any, Any, None], cancelled_before: int) -> None:
+        """Have a handler, cancelled so many times before, meet both; no more cancellations may come out of it."""
+
+        async def handle() -> None:
+            await outlive_cancellations(cancelled_before)
+            await handler
+            # Where one that was asked for too late would strike.
+            await asyncio.sleep(0)
+
+        task = asyncio.create_task(handle())
+        await self._listening.wait()
+        for future in self._order:
+            future.set_result(None)
+        await asyncio.wait([task])
+        assert (task.cancelled(), task.cancelling()) == (False, cancelled_before)
+        task.result()
+
+
+each_order = pytest.mark.parametrize("answer_first", [True, False], ids=["answer first", "disconnect first"])
+
+
+@pytest.mark.parametrize("cancelled_before", [0, 1])
+@pytest.mark.parametrize("turns", range(3))
+@each_order
+async def test_an_answer_and_a_disconnect_meet(answer_first: bool, turns: int, cancelled_before: int) -> None:
+    meeting = Meeting(answer_first=answer_first, turns=turns)
+    outcomes: list[str] = []
+
+    async def handle() -> None:
+        try:
+            outcomes.append(await cancel_on_disconnect(received(meeting.receive), meeting.answer()))
+        except ClientDisconnectedError:
+            outcomes.append("left")
+
+    await meeting.take_place(handle(), cancelled_before)
+    assert outcomes == ["answer" if meeting.is_answered else "left"]
+
+
+@pytest.mark.parametrize("cancelled_before", [0, 1])
+@pytest.mark.parametrize("heartbeat", [None, 30.0])
+@pytest.mark.parametrize("turns", range(3))
+@each_order
+async def test_the_end_of_a_stream_and_a_disconnect_meet(
+    answer_first: bool, turns: int, heartbeat: float | None, cancelled_before: int
+) -> None:
+    meeting = Meeting(answer_first=answer_first, turns=turns)
+    sent: list[Message] = []
+    ran: list[str] = []
+
+    async def items() -> AsyncIterator[str]:
+        yield "to"
+        await meeting.answer()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    response = sse_response(items(), heartbeat=heartbeat)
+    response.background = BackgroundTask(ran.append, "background")
+    await meeting.take_place(response({"type": "http"}, meeting.receive, send), cancelled_before)
+    assert sent[1]["body"] == b"data: to\n\n"
+    assert sent[-1]["more_body"] is not meeting.is_answered
+    assert ran == ["background"]
+
+
+@pytest.mark.parametrize("turns", range(3))
+@each_order
+async def test_an_answer_and_a_server_that_cannot_listen_meet(
+    reported: list[BaseException], answer_first: bool, turns: int
+) -> None:
+    """The answer is not lost, nor is what went wrong."""
+    boom = RuntimeError("boom")
+    meeting = Meeting(answer_first=answer_first, turns=turns, failure=boom)
+    outcomes: list[object] = []
+
+    async def handle() -> None:
+        try:
+            outcomes.append(await cancel_on_disconnect(received(meeting.receive), meeting.answer()))
+        except RuntimeError as error:
+            outcomes.append(error)
+
+    await meeting.take_place(handle(), 0)
+    gc.collect()
+    assert outcomes == ["answer" if meeting.is_answered else boom]
+    # Where the answer has come before listening could fail, there is nothing to report.
+    assert reported == ([boom] if meeting.is_answered and (answer_first, turns) != (True, 0) else [])
+
+
+@pytest.mark.parametrize("cut_short", [False, True], ids=["the block has ended", "the block was cut short"])
+@pytest.mark.parametrize("fails", [False, True], ids=["by a return", "by a failure"])
+async def test_cancelled_while_companions_end(reported: list[BaseException], cut_short: bool, fails: bool) -> None:
+    """The cancellation is passed on at once, and the companions end all the same."""
+    ending, may_end, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    boom = RuntimeError("boom")
+
+    async def first() -> None:
+        if not cut_short:
+            await asyncio.Event().wait()
+        if fails:
+            raise boom
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await may_end.wait()
+            gone.set()
+
+    async def block() -> None:
+        async with integration._Beside(first(), slow()):
+            if cut_short:
+                await asyncio.Event().wait()
+            await asyncio.sleep(0)
+            if fails:
+                raise LookupError
+
+    task = asyncio.create_task(block())
+    await ending.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert (task.cancelled(), task.cancelling()) == (True, 1)
+    assert not gone.is_set()
+    may_end.set()
+    await gone.wait()
+    # The companions are held by the cancellation's traceback, and for a turn by the callback of the one that ended.
+    del task
+    await asyncio.sleep(0)
+    gc.collect()
+    assert reported == ([boom] if cut_short and fails else [])
 
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
@@ -926,9 +1206,7 @@ async def test_cancelled_at_every_await(
 
     async def prepare() -> Coroutine[Any, Any, object]:
         if kind == "call":
-            request = Request({"type": "http", "method": "POST", "headers": []}, receive)
-            request._body = b""
-            return cancel_on_disconnect(request, score.predict("scored"))
+            return cancel_on_disconnect(received(receive), score.predict("scored"))
         model.say(b"to")
         response = sse_response(llm.stream("?"), heartbeat=30.0 if "comments" in kind else None)
         return response({"type": "http"}, receive, send)
