@@ -382,8 +382,9 @@ class Endpoint(Generic[In, Out]):
         A call that fails ends nothing but itself. Leaving the block, however that happens, ends the calls under way.
 
         Args:
-            items: an iterable or an asynchronous one; it is iterated on the event loop. An asynchronous generator that
-                is not read to its end is yours to close.
+            items: an iterable or an asynchronous one; it is iterated on the event loop. An asynchronous one has a task
+                of its own there, so that a time limit or a task group around its ``yield`` never reaches a call; a
+                generator that is not read to its end is yours to close.
             concurrency: calls under way at the same time; None for the client's ``max_concurrency``.
             ordered: whether results come in the order of the items, or as they are there.
             options: see `CallOptions`; the same for all items.
@@ -393,7 +394,8 @@ class Endpoint(Generic[In, Out]):
                 options is out of range.
 
             Iterating raises what iterating over ``items`` raises, `ClientStateError` and `ConfigurationError`, which
-            concern all calls; results that were there before come first.
+            concern all calls; results that were there before come first. Cancelling a call's task from outside counts
+            as the first of the two.
         """
 
         # What is wrong with them is wrong with all calls.

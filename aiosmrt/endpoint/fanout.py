@@ -6,17 +6,19 @@
                  └──────────── at most 2 x `concurrency` items in all ────────────┘
 
 Each worker takes an item, makes its call, hands over the result and takes the next; it begins when the one before it
-has got an item, so that three items need three workers. All of them belong to the block in which the results are read:
-when it is left, they are cancelled and waited for.
+has got an item, so that three items need three workers. Asynchronous items are advanced in one more task, whenever a
+worker asks, for what a generator opens around its `yield` belongs to the task that advances it: a timeout or a task
+group would otherwise cancel a call. All tasks belong to the block in which the results are read: when it is left, they
+are cancelled and waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from aiosmrt.config import is_whole
 from aiosmrt.errors import ClientStateError, ConfigurationError, ParamValidationError
@@ -28,8 +30,6 @@ Out = TypeVar("Out")
 
 # Items that may be held for each call that may be under way: the second one's result waits for its reader.
 _HELD_PER_CALL = 2
-
-_NO_MORE: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,39 +79,49 @@ class Results(Generic[In, Out]):
         faults = []
         if not is_whole(concurrency, 1):
             faults.append(f"concurrency must be a whole number from 1; got {concurrency!r}")
-        source: Iterator[In] | AsyncIterator[In] | None = None
+        self._source: Iterator[In] | None = None
+        self._asynchronous: AsyncIterator[In] | None = None
         try:
-            source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+            if isinstance(items, AsyncIterable):
+                self._asynchronous = aiter(items)
+            else:
+                self._source = iter(items)
         except TypeError:
             faults.append(f"items must be an iterable or an asynchronous one; got {type(items)}")
         if faults:
             raise ParamValidationError(faults)
         self._call = call
-        self._source = source
-        self._source_is_async = isinstance(items, AsyncIterable)
         self._concurrency = concurrency
         self._ordered = ordered
         self._entered = False
-        self._taking = asyncio.Lock()
         self._room = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
         self._workers: set[asyncio.Task[None]] = set()
+        # How many there are: one that an eager task factory starts at once looks at it before its task is known.
+        self._at_work = 0
+        # What workers have asked for of asynchronous items, what they were given, and the task that does it.
+        self._wanted = asyncio.Semaphore(0)
+        self._given: asyncio.Queue[In] = asyncio.Queue()
+        self._feeder: asyncio.Task[None] | None = None
         # items taken, results handed out, results that wait by their index
         self._taken = 0
         self._handed_out = 0
         self._ready: dict[int, Result[In, Out]] = {}
         # No more items: there are none, or something went wrong that concerns all calls.
         self._ended = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
         self._left = False
 
     def __repr__(self) -> str:
-        return f"<Results taken={self._taken} handed_out={self._handed_out} calls={len(self._workers)}>"
+        return f"<Results taken={self._taken} handed_out={self._handed_out} calls={self._at_work}>"
 
     async def __aenter__(self) -> Results[In, Out]:
         if self._entered:
             raise ClientStateError("results are entered once: ask the endpoint for others")
         self._entered = True
+        if self._asynchronous is not None:
+            self._feeder = asyncio.create_task(self._feed(self._asynchronous), name="aiosmrt-map-items")
+            self._feeder.add_done_callback(self._feeder_ended)
         self._start_worker()
         return self
 
@@ -120,18 +130,18 @@ class Results(Generic[In, Out]):
     ) -> None:
         self._left = self._ended = True
         self._wake_reader()
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
+        tasks = [*self._workers] if self._feeder is None else [*self._workers, self._feeder]
+        for task in tasks:
+            task.cancel()
         # Their ends are waited for whatever happens; a cancellation that comes meanwhile is passed on afterwards.
         cancelled: asyncio.CancelledError | None = None
-        while pending := [worker for worker in workers if not worker.done()]:
+        while pending := [task for task in tasks if not task.done()]:
             try:
                 await asyncio.wait(pending)
             except asyncio.CancelledError as again:
                 cancelled = again
         self._ready.clear()
-        self._failure = self._source = None
+        self._failure = self._source = self._asynchronous = None
         if cancelled is not None:
             raise cancelled
 
@@ -169,7 +179,7 @@ class Results(Generic[In, Out]):
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def _end(self, failure: Exception | None) -> None:
+    def _end(self, failure: BaseException | None) -> None:
         """Take no more items; the reader gets a failure behind the results."""
         self._ended = True
         if self._failure is None:
@@ -177,14 +187,21 @@ class Results(Generic[In, Out]):
         self._wake_reader()
 
     def _start_worker(self) -> None:
+        self._at_work += 1
         worker = asyncio.create_task(self._work(), name="aiosmrt-map")
         self._workers.add(worker)
-        worker.add_done_callback(self._workers.discard)
+        worker.add_done_callback(self._worker_ended)
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        self._at_work -= 1
+        if worker.cancelled() and not self._ended:
+            self._end(_cancelled("calls"))
 
     async def _work(self) -> None:
-        while (taken := await self._take()) is not None:
+        while not self._ended and (taken := await self._take()) is not None:
             index, item = taken
-            if len(self._workers) < self._concurrency:
+            if self._at_work < self._concurrency:
                 self._start_worker()
             value: Out | None = None
             failure: Exception | None = None
@@ -197,10 +214,15 @@ class Results(Generic[In, Out]):
             except Exception as error:
                 failure = error
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if self._left or (task is not None and task.cancelling()):
+                if self._left:
                     raise
-                failure = ClientStateError("the call was cancelled by something in it")
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    # The worker itself was cancelled: it has to end, and its map with it.
+                    failure = ClientStateError("the call was cancelled by something in it, or its task from outside")
+                    self._end(failure)
+                else:
+                    failure = ClientStateError("the call was cancelled by something in it")
             self._ready[index] = Result(index, item, value, failure)
             # Nothing of this item is held while the next one is waited for.
             del taken, item, value, failure
@@ -209,27 +231,69 @@ class Results(Generic[In, Out]):
     async def _take(self) -> tuple[int, In] | None:
         """The next item and its index, once there is room for it; None when there are no more."""
         await self._room.acquire()
-        async with self._taking:
-            if self._ended:
-                return None
-            source = self._source
+        if self._ended:
+            return None
+        if self._source is None:
+            self._wanted.release()
             try:
-                if self._source_is_async:
-                    item = await anext(cast("AsyncIterator[In]", source), _NO_MORE)
-                else:
-                    item = next(cast("Iterator[In]", source), _NO_MORE)
+                item = await self._given.get()
             except asyncio.CancelledError:
+                # At once: the item that was on its way may have been the last one, whose end is known a turn later.
                 if not self._left:
-                    self._end(ClientStateError("the items were cancelled, and not by their map"))
+                    self._end(_cancelled("calls"))
                 raise
+        else:
+            try:
+                item = next(self._source)
+            except StopIteration:
+                self._end(None)
+                return None
+            except asyncio.CancelledError:
+                self._end(_cancelled("items"))
+                return None
             except Exception as error:
                 self._end(error)
                 return None
+        index = self._taken
+        self._taken += 1
+        return index, item
+
+    async def _feed(self, items: AsyncIterator[In]) -> None:
+        """Advance asynchronous items, by one whenever a worker asks."""
+        # A generator that takes no notice of being cancelled gives an item after the block was left.
+        while not self._left:
+            try:
+                await self._wanted.acquire()
+            except asyncio.CancelledError as cancelled:
+                if self._left or not isinstance(items, AsyncGenerator):
+                    raise
+                # What the generator has opened around its `yield` cancels this task, and says why once it is told so.
+                try:
+                    await items.athrow(cancelled)
+                except StopAsyncIteration:
+                    return
+                raise
+            # A map that failed takes nothing more, but what the generator has opened needs its task.
             if self._ended:
-                return None  # the block was left while the items took no notice
-            if item is _NO_MORE:
-                self._end(None)
-                return None
-            index = self._taken
-            self._taken += 1
-            return index, cast("In", item)
+                continue
+            try:
+                item = await anext(items)
+            except StopAsyncIteration:
+                return
+            if not self._ended:
+                self._given.put_nowait(item)
+            del item
+
+    def _feeder_ended(self, feeder: asyncio.Task[None]) -> None:
+        """No more asynchronous items: there are none, they failed, or somebody cancelled them.
+
+        A callback comes behind the workers that were given items before, so all items that were given are counted.
+        """
+        self._feeder = None
+        failure = _cancelled("items") if feeder.cancelled() else feeder.exception()
+        if not self._left:
+            self._end(failure)
+
+
+def _cancelled(what: str) -> ClientStateError:
+    return ClientStateError(f"the {what} were cancelled, and not by their map")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -93,13 +93,22 @@ async def test_stream(moment: Moment, limits: dict[str, float], make_client: Mak
 
 
 @each_moment
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["asynchronous items", "items"])
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_map(moment: Moment, ordered: bool, make_client: MakeClient, server: RawServer) -> None:
+async def test_map(
+    moment: Moment, ordered: bool, asynchronous: bool, make_client: MakeClient, server: RawServer
+) -> None:
     client = make_client()
     await answers(client, server)
 
+    async def five() -> AsyncIterator[int]:
+        async with asyncio.timeout(60):
+            for number in range(5):
+                yield number
+
     async def read() -> None:
-        async with endpoint_of(client).map(range(5), concurrency=2, ordered=ordered) as results:
+        items = five() if asynchronous else range(5)
+        async with endpoint_of(client).map(items, concurrency=2, ordered=ordered) as results:
             assert [result.value async for result in results] == [[1]] * 5
 
     async def prepare() -> Coroutine[Any, Any, Any]:

@@ -1,14 +1,18 @@
 """Fan-out: order, bounds, back-pressure, failures, and what is left behind."""
 
 import asyncio
+import contextlib
+import contextvars
+import sys
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from aiosmrt import Client
 from aiosmrt.endpoint import Endpoint
+from aiosmrt.endpoint.fanout import Result, Results
 from aiosmrt.errors import ClientStateError, ModelError, NoCredentialsError, ParamValidationError
 from aiosmrt.local.targets import ContainerFailure
 from aiosmrt.serializers import JSON
@@ -66,6 +70,39 @@ class Source:
         for number in range(self.count):
             self.taken += 1
             yield number
+
+
+async def asynchronously(items: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
+
+
+def at_once(items: Iterable[Any]) -> Iterable[Any]:
+    return items
+
+
+each_kind_of_items = pytest.mark.parametrize("given", [at_once, asynchronously])
+
+
+async def read_out(results: Results[Any, Any]) -> tuple[list[Result[Any, Any]], Exception | None]:
+    """All results, and what was raised behind them."""
+    found = []
+    try:
+        async for result in results:
+            found.append(result)
+    except Exception as error:
+        return found, error
+    return found, None
+
+
+def tasks_named(name: str) -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == name]
+
+
+async def some_turns() -> None:
+    """Whoever can go on without anything from outside has gone on after these."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def test_every_item_has_its_result(serve: Serve):
@@ -141,10 +178,28 @@ async def test_order(serve: Serve):
     assert await read(ordered=False) == [2, 0, 1]
 
 
-async def test_concurrency_is_bounded_and_used(serve: Serve):
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_concurrency_is_bounded_where_tasks_begin_at_once(serve: Serve):
     model = Gated()
     client = await serve(square=model)
-    async with endpoint_of(client).map(range(12), concurrency=4) as results:
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
+    try:
+        async with endpoint_of(client).map(range(12), concurrency=4) as results:
+            for number in range(12):
+                await model.has(min(number + 4, 12))
+                model.gates[number].set()
+                assert (await anext(results)).item == number
+    finally:
+        loop.set_task_factory(None)
+    assert model.most == 4
+
+
+@each_kind_of_items
+async def test_concurrency_is_bounded_and_used(serve: Serve, given: Callable[..., Any]):
+    model = Gated()
+    client = await serve(square=model)
+    async with endpoint_of(client).map(given(range(12)), concurrency=4) as results:
         for number in range(12):
             await model.has(min(number + 4, 12))
             model.gates[number].set()
@@ -152,11 +207,12 @@ async def test_concurrency_is_bounded_and_used(serve: Serve):
     assert model.most == 4
 
 
-async def test_a_slow_first_call_does_not_stop_the_others(serve: Serve):
+@each_kind_of_items
+async def test_a_slow_first_call_does_not_stop_the_others(serve: Serve, given: Callable[..., Any]):
     """In order, twice as many items as calls are held: the others go on until these are used up."""
     model = Gated()
     client = await serve(square=model)
-    async with endpoint_of(client).map(range(100), concurrency=4) as results:
+    async with endpoint_of(client).map(given(range(100)), concurrency=4) as results:
         for number in range(1, 8):
             await model.has(min(number + 3, 8))
             model.gates[number].set()
@@ -166,16 +222,32 @@ async def test_a_slow_first_call_does_not_stop_the_others(serve: Serve):
         assert len(model.gates) <= 16
 
 
-async def test_a_slow_reader_slows_the_calls_down(serve: Serve):
+@each_kind_of_items
+async def test_a_slow_reader_slows_the_calls_down(serve: Serve, given: Callable[..., Any]):
     source = Source(1000)
     client = await serve(square=square)
-    async with endpoint_of(client).map(source, concurrency=5) as results:
+    async with endpoint_of(client).map(given(source), concurrency=5) as results:
         await anext(results)
         while client.statistics().in_use or len(results._ready) < 9:
             await asyncio.sleep(0)
+        await some_turns()
         # ten are held, and one has been read
         assert source.taken == 11
         assert [result.item async for result in results] == list(range(1, 1000))
+
+
+@each_kind_of_items
+async def test_no_item_is_taken_before_a_call_can_be_made_for_it(serve: Serve, given: Callable[..., Any]):
+    model = Gated()
+    source = Source(100)
+    client = await serve(square=model)
+    async with endpoint_of(client).map(given(source), concurrency=2) as results:
+        for number in range(10):
+            await model.has(number + 2)
+            await some_turns()
+            assert source.taken == number + 2
+            model.gates[number].set()
+            await anext(results)
 
 
 async def test_as_many_as_the_client_allows(serve: Serve):
@@ -192,7 +264,8 @@ async def test_as_many_as_the_client_allows(serve: Serve):
 # Failures that are nobody's item
 
 
-async def test_what_the_source_raises_comes_behind_the_results(serve: Serve):
+@each_kind_of_items
+async def test_what_the_source_raises_comes_behind_the_results(serve: Serve, given: Callable[..., Any]):
     def items() -> Iterator[int]:
         yield 1
         yield 2
@@ -201,18 +274,21 @@ async def test_what_the_source_raises_comes_behind_the_results(serve: Serve):
     client = await serve(square=square)
     found = []
     with pytest.raises(KeyError, match="source"):
-        async with endpoint_of(client).map(items()) as results:
+        async with endpoint_of(client).map(given(items())) as results:
             async for result in results:
                 found.append(result.value)
     assert found == [1, 4]
 
 
-async def test_without_credentials_there_is_one_error_and_not_a_million(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+@each_kind_of_items
+async def test_without_credentials_there_is_one_error_and_not_a_million(
+    monkeypatch: pytest.MonkeyPatch, given: Callable[..., Any]
+):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     source = Source(1000)
     async with Client("eu-central-1", endpoint_url="http://127.0.0.1:9") as client:
         with pytest.raises(NoCredentialsError):
-            async with endpoint_of(client).map(source, concurrency=3) as results:
+            async with endpoint_of(client).map(given(source), concurrency=3) as results:
                 async for result in results:
                     assert isinstance(result.error, NoCredentialsError)
     assert source.taken <= 6
@@ -262,6 +338,390 @@ async def test_a_call_that_something_in_it_cancels_ends_nothing_but_itself(serve
         found = [result async for result in results]
     assert [result.value for result in found] == [0, None, 4, 9]
     assert isinstance(found[1].error, ClientStateError)
+
+
+# Cancelled by others than the block
+
+
+async def test_asynchronous_items_have_one_task_which_makes_no_calls(serve: Serve):
+    here: contextvars.ContextVar[str] = contextvars.ContextVar("here", default="elsewhere")
+    advancing: set[Any] = set()
+    calling: set[Any] = set()
+
+    class Looking:
+        content_type = "application/json"
+
+        def serialize(self, data: int) -> bytes:
+            assert here.get() == "elsewhere"
+            calling.add(asyncio.current_task())
+            return str(data).encode()
+
+    async def items() -> AsyncIterator[int]:
+        token = here.set("items")
+        for number in range(20):
+            advancing.add(asyncio.current_task())
+            yield number
+        here.reset(token)
+
+    client = await serve(square=square)
+    endpoint = client.endpoint("square", serializer=Looking(), deserializer=JSON)
+    async with asyncio.timeout(10), endpoint.map(items(), concurrency=4) as results:
+        assert [result.value async for result in results] == [number * number for number in range(20)]
+    assert len(advancing) == 1
+    assert calling.isdisjoint(advancing)
+
+
+async def test_a_timeout_of_the_items_is_theirs_and_cancels_no_call(serve: Serve):
+    limits = []
+    ended = asyncio.Event()
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            async with asyncio.timeout(None) as limit:
+                limits.append(limit)
+                for number in range(1000):
+                    yield number
+        finally:
+            ended.set()
+
+    model = Gated()
+    client = await serve(square=model)
+    async with asyncio.timeout(10), endpoint_of(client).map(items(), concurrency=2) as results:
+        await model.has(2)
+        limits[0].reschedule(0)
+        await ended.wait()
+        for gate in model.gates.values():
+            gate.set()
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [0, 1]
+    assert isinstance(failure, TimeoutError)
+
+
+async def test_items_that_know_what_to_do_at_their_timeout_end_as_they_like(serve: Serve):
+    limits = []
+
+    async def items() -> AsyncIterator[int]:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                limits.append(limit)
+                for number in range(1000):
+                    yield number
+
+    model = Gated()
+    client = await serve(square=model)
+    async with asyncio.timeout(10), endpoint_of(client).map(items(), concurrency=2) as results:
+        await model.has(2)
+        limits[0].reschedule(0)
+        await some_turns()
+        for gate in model.gates.values():
+            gate.set()
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [0, 1]
+    assert failure is None
+
+
+async def test_a_timeout_within_the_items_strikes_while_they_are_waited_for(serve: Serve):
+    async def items() -> AsyncIterator[int]:
+        async with asyncio.timeout(0.01):
+            yield 3
+            await asyncio.Event().wait()
+
+    client = await serve(square=square)
+    async with asyncio.timeout(10), endpoint_of(client).map(items()) as results:
+        _, failure = await read_out(results)
+    assert isinstance(failure, TimeoutError)
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["an item is waited for", "a call is waited for"])
+async def test_a_task_of_the_items_that_fails_is_heard_of(serve: Serve, waiting: bool):
+    go = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def producer() -> None:
+        await go.wait()
+        raise ValueError("producer failed")
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(producer())
+                yield 0
+                yield 1
+                if waiting:
+                    await asyncio.Event().wait()
+                for number in range(2, 1000):
+                    yield number
+        finally:
+            ended.set()
+
+    model = Gated()
+    client = await serve(square=model)
+    async with asyncio.timeout(10), endpoint_of(client).map(items(), concurrency=3 if waiting else 2) as results:
+        await model.has(2)
+        go.set()
+        await ended.wait()
+        for gate in model.gates.values():
+            gate.set()
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [0, 1]
+    assert isinstance(failure, ExceptionGroup)
+    assert [str(error) for error in failure.exceptions] == ["producer failed"]
+
+
+class Endless:
+    """Numbers from 0 on, by no generator."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __aiter__(self) -> "Endless":
+        return self
+
+    async def __anext__(self) -> int:
+        self.next += 1
+        return self.next - 1
+
+
+async def unimpressed() -> AsyncIterator[int]:
+    for number in range(1000):
+        with contextlib.suppress(asyncio.CancelledError):
+            yield number
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: asynchronously(range(1000)), Endless, unimpressed], ids=["generator", "iterator", "unimpressed"]
+)
+async def test_a_cancelled_task_of_the_items_ends_the_map(serve: Serve, make: Callable[[], Any]):
+    model = Gated()
+    client = await serve(square=model)
+    async with asyncio.timeout(10), endpoint_of(client).map(make(), concurrency=2) as results:
+        await model.has(2)
+        (feeder,) = tasks_named("aiosmrt-map-items")
+        feeder.cancel()
+        await asyncio.wait([feeder])
+        for gate in model.gates.values():
+            gate.set()
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [0, 1]
+    assert isinstance(failure, ClientStateError)
+    assert "items were cancelled" in str(failure)
+
+
+@pytest.mark.parametrize("name", ["aiosmrt-map", "aiosmrt-map-items"])
+async def test_a_task_that_is_cancelled_before_it_began_ends_the_map(serve: Serve, name: str):
+    client = await serve(square=square)
+    async with asyncio.timeout(10), endpoint_of(client).map(asynchronously(range(10))) as results:
+        (task,) = tasks_named(name)
+        task.cancel()
+        found, failure = await read_out(results)
+    assert found == []
+    assert isinstance(failure, ClientStateError)
+    assert "cancelled, and not by their map" in str(failure)
+
+
+async def test_items_that_are_cancelled_within_end_the_map(serve: Serve):
+    def items() -> Iterator[int]:
+        yield 2
+        raise asyncio.CancelledError
+
+    client = await serve(square=square)
+    async with asyncio.timeout(10), endpoint_of(client).map(items()) as results:
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [4]
+    assert isinstance(failure, ClientStateError)
+    assert "items were cancelled" in str(failure)
+
+
+@each_kind_of_items
+async def test_a_call_that_cancels_its_own_task_ends_the_map(serve: Serve, given: Callable[..., Any]):
+    class Cancelling:
+        content_type = "application/json"
+
+        def serialize(self, data: int) -> bytes:
+            if data == 1:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            return str(data).encode()
+
+    client = await serve(square=square)
+    endpoint = client.endpoint("square", serializer=Cancelling(), deserializer=JSON)
+    async with asyncio.timeout(10), endpoint.map(given(range(1000)), concurrency=1) as results:
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [0, None]
+    assert isinstance(found[1].error, ClientStateError)
+    assert "the call was cancelled by something in it" in str(found[1].error)
+    assert isinstance(failure, ClientStateError)
+
+
+@each_kind_of_items
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_a_call_that_is_cancelled_from_outside_ends_the_map(
+    serve: Serve, given: Callable[..., Any], ordered: bool
+):
+    """The item has its error, the other calls under way have their results, and no more items are taken."""
+    calls: dict[int, Any] = {}
+
+    class Noting:
+        content_type = "application/json"
+
+        def serialize(self, data: int) -> bytes:
+            calls[data] = asyncio.current_task()
+            return str(data).encode()
+
+    source = Source(1000)
+    model = Gated()
+    client = await serve(square=model)
+    endpoint = client.endpoint("square", serializer=Noting(), deserializer=JSON)
+    async with asyncio.timeout(10), endpoint.map(given(source), concurrency=3, ordered=ordered) as results:
+        await model.has(3)
+        calls[1].cancel()
+        await asyncio.wait([calls[1]])
+        for gate in model.gates.values():
+            gate.set()
+        found, failure = await read_out(results)
+    assert {result.item: result.value for result in found} == {0: 0, 1: None, 2: 2}
+    assert {type(result.error) for result in found if result.item == 1} == {ClientStateError}
+    assert isinstance(failure, ClientStateError)
+    assert source.taken == 3
+
+
+async def test_a_cancelled_call_has_an_end_though_nobody_reads(serve: Serve):
+    """Whoever cancels all tasks and waits for them, as `asyncio.run` does in the end, is not kept waiting."""
+    model = Gated()
+    client = await serve(square=model)
+    async with asyncio.timeout(10), endpoint_of(client).map(range(1000), concurrency=1):
+        await model.has(1)
+        model.gates[0].set()
+        await model.has(2)
+        (worker,) = tasks_named("aiosmrt-map")
+        worker.cancel()
+        await asyncio.wait([worker])
+
+
+class Refusing:
+    """Fails for 0 as if for all."""
+
+    accept = "application/json"
+
+    def deserialize(self, body: bytes, content_type: str) -> int:
+        if body == b"0":
+            raise ClientStateError("for all")
+        return int(body)
+
+
+async def test_a_map_that_failed_takes_no_more_items(serve: Serve):
+    """Three workers have asked for items when the call of a fourth fails for them all."""
+    go = asyncio.Event()
+
+    class Held(Endless):
+        async def __anext__(self) -> int:
+            if self.next == 3:
+                await go.wait()
+            return await super().__anext__()
+
+    items = Held()
+    model = Gated()
+    client = await serve(square=model)
+    endpoint = client.endpoint("square", serializer=JSON, deserializer=Refusing())
+    async with asyncio.timeout(10), endpoint.map(items, concurrency=4, ordered=False) as results:
+        await model.has(3)
+        for number in (1, 2):
+            model.gates[number].set()
+            assert (await anext(results)).value == number
+        await some_turns()
+        model.gates[0].set()
+        found, failure = await read_out(results)
+        go.set()
+        await some_turns()
+    assert [(result.item, result.error) for result in found] == [(0, failure)]
+    assert str(failure) == "for all"
+    assert items.next == 4
+    assert len(model.gates) == 3
+
+
+async def test_a_worker_that_waited_for_the_reader_takes_nothing_after_a_failure(serve: Serve):
+    source = Source(1000)
+    model = Gated()
+    client = await serve(square=model)
+    endpoint = client.endpoint("square", serializer=JSON, deserializer=Refusing())
+    async with asyncio.timeout(10), endpoint.map(source, concurrency=2) as results:
+        for number in (1, 2, 3):
+            await model.has(number + 1)
+            model.gates[number].set()
+        while len(results._ready) < 3:
+            await asyncio.sleep(0)
+        await some_turns()
+        model.gates[0].set()
+        first = await anext(results)
+        await some_turns()
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [1, 2, 3]
+    assert first.error is failure
+    assert source.taken == 4
+
+
+async def test_a_worker_that_is_cancelled_while_it_waits_for_an_item_ends_the_map(serve: Serve):
+    waiting = asyncio.Event()
+
+    async def items() -> AsyncIterator[int]:
+        yield 3
+        waiting.set()
+        await asyncio.Event().wait()
+
+    client = await serve(square=square)
+    async with asyncio.timeout(10), endpoint_of(client).map(items(), concurrency=1) as results:
+        await waiting.wait()
+        (worker,) = tasks_named("aiosmrt-map")
+        worker.cancel()
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [9]
+    assert isinstance(failure, ClientStateError)
+
+
+@each_kind_of_items
+async def test_a_worker_that_is_cancelled_while_it_waits_for_the_reader_ends_the_map(
+    serve: Serve, given: Callable[..., Any]
+):
+    client = await serve(square=square)
+    async with asyncio.timeout(10), endpoint_of(client).map(given(range(1000)), concurrency=1) as results:
+        while len(results._ready) < 2:
+            await asyncio.sleep(0)
+        await some_turns()
+        (worker,) = tasks_named("aiosmrt-map")
+        worker.cancel()
+        found, failure = await read_out(results)
+    assert [result.value for result in found] == [0, 1]
+    assert isinstance(failure, ClientStateError)
+
+
+@pytest.mark.parametrize("last", [True, False])
+async def test_a_worker_that_is_cancelled_with_an_item_on_its_way_ends_the_map(serve: Serve, last: bool):
+    """The item was taken, and no call is made for it: the map's error has to say so."""
+    more = asyncio.Event()
+
+    class Giving(Endless):
+        async def __anext__(self) -> int:
+            if self.next == 2:
+                await more.wait()
+            if self.next == 3:
+                # The workers are still to wake up: one with an item, one without.
+                for worker in tasks_named("aiosmrt-map"):
+                    worker.cancel()
+                if last:
+                    raise StopAsyncIteration
+            return await super().__anext__()
+
+    client = await serve(square=square)
+    items = Giving()
+    async with asyncio.timeout(10), endpoint_of(client).map(items, concurrency=2) as results:
+        assert [(await anext(results)).value for _ in range(2)] == [0, 1]
+        await some_turns()
+        more.set()
+        found, failure = await read_out(results)
+    assert items.next >= 3
+    assert found == []
+    assert isinstance(failure, ClientStateError)
 
 
 def test_faulty_options_are_found_at_once():
@@ -398,11 +858,63 @@ async def test_a_second_cancellation_leaves_nothing_behind_either(serve: Serve):
     for _ in range(5):
         await asyncio.sleep(0)
     task.cancel()
-    await ending.wait()
+    async with asyncio.timeout(10):
+        await ending.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await only_this_task()
+
+
+async def test_leaving_ends_the_waiting_for_an_item(serve: Serve):
+    waiting = asyncio.Event()
+    ended = []
+
+    async def items() -> AsyncIterator[int]:
+        yield 3
+        try:
+            waiting.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(True)
+
+    client = await serve(square=square)
+    async with asyncio.timeout(10), endpoint_of(client).map(items()) as results:
+        assert (await anext(results)).value == 9
+        await waiting.wait()
+    assert ended == [True]
+    await only_this_task()
+
+
+async def test_items_that_take_no_notice_of_being_cancelled_do_not_stop_the_leaving(serve: Serve):
+    class Unimpressed(Endless):
+        async def __anext__(self) -> int:
+            if self.next:
+                with contextlib.suppress(asyncio.CancelledError):
+                    waiting.set()
+                    await asyncio.Event().wait()
+            return await super().__anext__()
+
+    waiting = asyncio.Event()
+    items = Unimpressed()
+    client = await serve(square=square)
+    async with asyncio.timeout(10), endpoint_of(client).map(items) as results:
+        assert (await anext(results)).value == 0
+        await waiting.wait()
+    assert items.next == 2
+    await only_this_task()
+
+
+async def test_a_generator_that_was_begun_is_left_to_its_owner(serve: Serve):
+    items = asynchronously(range(1000))
+    model = Gated()
+    client = await serve(square=model)
+    async with asyncio.timeout(10), endpoint_of(client).map(items, concurrency=2):
+        await model.has(2)
+    await only_this_task()
+    assert await anext(items) == 2
+    await items.aclose()  # type: ignore[attr-defined]
 
 
 async def test_results_are_entered_once(serve: Serve):
@@ -471,19 +983,42 @@ class Item:
         Item.alive -= 1
 
 
-async def test_items_are_let_go_with_their_results(serve: Serve):
-    class Number:
-        content_type = "application/json"
+class Numbers:
+    """Serializes `Item`."""
 
-        def serialize(self, data: Item) -> bytes:
-            return str(data.number).encode()
+    content_type = "application/json"
 
+    def serialize(self, data: Item) -> bytes:
+        return str(data.number).encode()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_items_are_let_go_with_their_results(serve: Serve, asynchronous: bool):
     client = await serve(square=square)
-    endpoint = client.endpoint("square", serializer=Number(), deserializer=JSON)
+    endpoint = client.endpoint("square", serializer=Numbers(), deserializer=JSON)
+    items: Any = (Item(number) for number in range(500))
+    if asynchronous:
+        items = (Item(number) async for number in asynchronously(range(500)))
     most = 0
-    async with endpoint.map((Item(number) for number in range(500)), concurrency=5, ordered=False) as results:
+    async with endpoint.map(items, concurrency=5, ordered=False) as results:
         async for _ in results:
             most = max(most, Item.alive)
     # the ten that may be held, and the one in the reader's hand
     assert most <= 11
     assert Item.alive <= 1
+
+
+async def test_no_item_is_held_while_the_next_one_is_waited_for(serve: Serve):
+    asked = asyncio.Event()
+
+    async def items() -> AsyncIterator[Item]:
+        yield Item(1)
+        asked.set()
+        await asyncio.Event().wait()
+
+    client = await serve(square=square)
+    endpoint = client.endpoint("square", serializer=Numbers(), deserializer=JSON)
+    async with asyncio.timeout(10), endpoint.map(items(), concurrency=2) as results:
+        assert (await anext(results)).value == 1
+        await asked.wait()
+        assert Item.alive == 0
