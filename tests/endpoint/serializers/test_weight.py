@@ -3,14 +3,21 @@
 import inspect
 import io
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from aiosmrt.serializers import ARROW, BYTES, CSV, JSON, JSON_LINES, NPY, NPZ, OFF_LOOP_BYTES, TEXT, weight
 from tests.endpoint.serializers.samples import CIRCLE, JSON_VALUES, TABLE, Color, Frame, nested
@@ -26,14 +33,114 @@ class Counting(list[Any]):
         return super().__getitem__(index)
 
     def __iter__(self) -> Iterator[Any]:
-        raise AssertionError("walked through")
+        Counting.looked_at += len(self)
+        return super().__iter__()
 
 
-def test_weighing_looks_at_a_few_items_however_many_there_are() -> None:
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (1000, 1000, 1000),
+        (300, 5000, 5000, 5000),
+        (60, 8, 300, 60),
+        (500, 500),
+        (2000, 2, 2),
+        (40, 50, 1, 1, 1),
+        (60, 40, 1, 1, 1, 5000),
+        (1,) * 50 + (3000,),
+    ],
+)
+def test_weighing_looks_at_a_few_items_however_many_there_are(lengths: tuple[int, ...]) -> None:
+    data: Any = 0.5
+    size = 19
+    for length in reversed(lengths):
+        data = Counting([data] * length)
+        size = size * length + 3
     Counting.looked_at = 0
-    rows = Counting([Counting([Counting([0.5] * 1000)] * 1000)] * 1000)
-    assert weight(rows) > 1000**3
-    assert 0 < Counting.looked_at < 1000
+    assert size / 2 <= weight(data) <= size * 2
+    assert 0 < Counting.looked_at < 3000
+
+
+@pytest.mark.parametrize("length", [100, 768, 100_000])
+@pytest.mark.parametrize("number", [0.5, 50_000, True])
+def test_few_of_a_list_of_numbers_are_looked_at(number: float, length: int) -> None:
+    Counting.looked_at = 0
+    assert weight({"inputs": Counting([number] * length)}) > length
+    assert Counting.looked_at < 20
+
+
+class Message(NamedTuple):
+    role: str
+    content: object
+
+
+SHORT = {"role": "user", "content": "hello"}
+LARGE = "x" * 10**6
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"role": "user", "content": LARGE},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": LARGE}}]},
+        OrderedDict(role="user", content=LARGE),
+        Message("user", LARGE),
+        {"role": "user", "content": b"x" * 10**6},
+        {"role": "user", "content": np.ones(10**5)},
+        [1, [(1, LARGE)], 1],
+        LARGE,
+    ],
+)
+@pytest.mark.parametrize("others", [0, 1, 15, 16, 40, 255, 600, 5000])
+def test_the_last_item_is_looked_at(others: int, last: object) -> None:
+    assert weight({"messages": [SHORT] * others + [last], "stream": True}) > OFF_LOOP_BYTES
+    assert weight((*[SHORT] * others, last)) > OFF_LOOP_BYTES
+    assert weight(dict.fromkeys(range(others), SHORT) | {-1: last}) > OFF_LOOP_BYTES
+    assert weight([SHORT] * (others + 1)) < OFF_LOOP_BYTES
+
+
+@pytest.mark.parametrize("large", [{"role": "user", "content": LARGE}, {"role": "user", LARGE: 1}, (1, (LARGE, 1), 1)])
+@pytest.mark.parametrize("place", [0, 1, 20, 333, 498, 499])
+def test_each_item_of_a_chat_is_looked_at(place: int, large: Any) -> None:
+    messages: list[Any] = [SHORT] * 500
+    assert weight({"messages": messages}) < OFF_LOOP_BYTES
+    messages[place] = large
+    assert weight({"messages": messages, "embedding": [0.5] * 5000}) > OFF_LOOP_BYTES
+    assert weight({"history": {"messages": tuple(messages)}}) > OFF_LOOP_BYTES
+
+
+@pytest.mark.parametrize("place", [0, 50, 99])
+def test_a_list_that_looks_mixed_is_none_of_numbers(place: int) -> None:
+    row: list[Any] = [1.5] * 100
+    row[place] = "a"
+    row[33] = LARGE
+    assert weight(row) > OFF_LOOP_BYTES
+
+
+def surrounded(data: object, places: list[tuple[object, int, object, int]]) -> object:
+    """An object in a list in a tuple in a dictionary, and so on, with others before and after it in each."""
+    for n, (before, some, after, more) in enumerate(places):
+        items = [before] * some + [data] + [after] * more
+        if n == 1:
+            data = tuple(items)
+        elif n == 2:
+            data = {f"entry {place}": item for place, item in enumerate(items)}
+        else:
+            data = items
+    return data
+
+
+OTHERS: st.SearchStrategy[object] = st.sampled_from([None, "", "é" * 20, [], {}, {"a": 1}])
+PLACES = st.tuples(OTHERS, st.integers(0, 100), OTHERS, st.integers(0, 100))
+
+
+@given(JSON_VALUES | st.integers(0, 10**6).map("x".__mul__), st.lists(PLACES, max_size=4))
+def test_what_is_in_a_few_hundred_objects_is_never_missed(
+    payload: object, places: list[tuple[object, int, object, int]]
+) -> None:
+    data = surrounded(payload, places)
+    # a control character is six bytes of JSON, and one in the estimate
+    assert weight(data) * 6 >= len(JSON.serialize(data))
 
 
 def numbers(size: int) -> list[float]:
@@ -68,6 +175,17 @@ def test_the_estimate_is_of_the_right_order(data: Any, codec: Any) -> None:
     assert size / 4 <= weight(data) <= size * 4
 
 
+def test_what_numpy_has_in_few_bytes_is_longer_in_text() -> None:
+    assert weight(np.zeros(20_000, np.uint8)) > OFF_LOOP_BYTES
+    data = [np.float32(1 / 3)] * 10
+    assert weight(data) >= len(JSON.serialize(data))
+
+
+@dataclass
+class Row:
+    values: object
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -75,19 +193,37 @@ def test_the_estimate_is_of_the_right_order(data: Any, codec: Any) -> None:
         io.BytesIO(b"abc"),
         io.StringIO("abc"),
         Frame(),
+        Row([[1.5] * 100] * 5000),
+        SimpleNamespace(rows=[]),
+        object(),
+        {1, 2},
+        np.array(["x" * 100, {}], dtype=object),
         pa.RecordBatchReader.from_batches(TABLE.schema, TABLE.to_batches()),
     ],
 )
 def test_what_cannot_be_known_counts_as_large_and_is_left_alone(data: Any) -> None:
     assert weight(data) > OFF_LOOP_BYTES
     assert weight({"a": [data]}) > OFF_LOOP_BYTES
-    if not isinstance(data, (Frame, pa.RecordBatchReader)):
+    assert weight({"a": [{"b": n} for n in range(5000)], "b": data}) > OFF_LOOP_BYTES
+    assert weight([data] * 5000) > OFF_LOOP_BYTES
+    if isinstance(data, (Iterator, io.IOBase)) and not isinstance(data, pa.RecordBatchReader):
         assert next(data) in (0, b"abc", "abc")
 
 
-@pytest.mark.parametrize("data", [None, True, 0, -1.5, "", b"", [], {}, (), set(), Color.RED, datetime.now(UTC)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(None, True, 0, -1.5, 1j, "", b"", [], {}, (), range(0)),
+        *(OrderedDict(a=1), Message("user", "hello")),
+        *(Decimal("1.5"), Fraction(1, 3), Color.RED, UUID(int=1)),
+        *(datetime.now(UTC), date(2024, 1, 1), time(12), timedelta(1)),
+        *(np.float32(1.5), np.int64(1), np.bool_(True), np.str_("a"), np.datetime64("2024-01-01"), np.float64(1.5)),
+    ],
+)
 def test_small_objects_are_small(data: Any) -> None:
     assert 0 < weight(data) < 50
+    assert weight({"a": [data] * 1000}) < 50_000
+    assert weight([[data]] * 5000) < OFF_LOOP_BYTES
 
 
 def test_weighing_does_not_go_deep() -> None:
