@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -85,9 +86,10 @@ class _SlicedBody(aiohttp.Payload):
     _autoclose = True
     _value: bytes | memoryview
 
-    def __init__(self, value: bytes | memoryview) -> None:
+    def __init__(self, value: bytes | memoryview, watched: Watched | None) -> None:
         super().__init__(value)
         self._size = len(value)
+        self._watched = watched
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return bytes(self._value).decode(encoding, errors)
@@ -99,6 +101,8 @@ class _SlicedBody(aiohttp.Payload):
         view = memoryview(self._value)[:content_length]
         for start in range(0, len(view), _SLICE_BYTES):
             await writer.write(view[start : start + _SLICE_BYTES])
+        if self._watched is not None:
+            self._watched.watchdog.begin(self._watched)
 
 
 class SessionTransport:
@@ -156,32 +160,41 @@ class SessionTransport:
 
     async def exchange(self, request: Request) -> Reply:
         """Send a request and receive its whole response; see `aiosmrt.transport.Transport.exchange`."""
-        read_timeout = request.read_timeout
-        # A large upload is not silence; aiohttp starts its own timer behind the last byte of the body. And of the
-        # caller's own session nobody says here when it has a connection.
-        if read_timeout is None or len(request.body) > _WHOLE_BODY_BYTES or not self._owned:
-            return await self._exchange(request, read_timeout, None)
-        watchdog = self._watchdogs.get(read_timeout)
+        with self._watching(request) as watched:
+            return await self._exchange(request, request.read_timeout if watched is None else None, watched)
+
+    @contextmanager
+    def _watching(self, request: Request) -> Iterator[Watched | None]:
+        """Watch over the request's exchange; give nothing where aiohttp has to do it.
+
+        aiohttp's own timer costs more, and has a hole: behind an interim response (1xx) it has ended.
+        """
+        # Of the caller's own session nobody says here when it has a connection.
+        if request.read_timeout is None or not self._owned:
+            yield None
+            return
+        watchdog = self._watchdogs.get(request.read_timeout)
         if watchdog is None:
-            watchdog = self._watchdogs[read_timeout] = ReadWatchdog(read_timeout)
+            watchdog = self._watchdogs[request.read_timeout] = ReadWatchdog(request.read_timeout)
         watched = watchdog.expect()
-        task = watched.task
-        self._expected[task] = watched
+        # A large upload is not silence: it begins to be watched with its last byte.
+        if len(request.body) <= _WHOLE_BODY_BYTES:
+            self._expected[watched.task] = watched
         try:
-            return await self._exchange(request, None, watched)
+            yield watched
         except asyncio.CancelledError:
             # as asyncio.timeout does it: somebody else's cancellation at the same time goes first
             if watched.expired and watched.task.uncancel() <= watched.cancelling:
                 raise timed_out(self.origin) from None
             raise
         finally:
-            del self._expected[task]
+            self._expected.pop(watched.task, None)
             watchdog.forget(watched)
 
     async def _exchange(self, request: Request, read_timeout: float | None, watched: Watched | None) -> Reply:
         failure: Exception
         try:
-            response = await self._post(request, read_timeout)
+            response = await self._post(request, read_timeout, watched)
         except asyncio.CancelledError:
             # aiohttp cancels the look-up of a name when it is closed, and with it those who wait for it
             if not self._session.closed or is_being_cancelled():
@@ -215,8 +228,14 @@ class SessionTransport:
 
     async def open(self, request: Request) -> SessionReplyStream:
         """Send a request and receive its response's head; see `aiosmrt.transport.Transport.open`."""
+        with self._watching(request) as watched:
+            return await self._open(request, watched)
+
+    async def _open(self, request: Request, watched: Watched | None) -> SessionReplyStream:
         try:
-            return SessionReplyStream(await self._post(request, request.read_timeout), self.origin, self._reading)
+            # aiohttp's own read timeout is for the body.
+            response = await self._post(request, request.read_timeout, watched)
+            return SessionReplyStream(response, self.origin, self._reading)
         except asyncio.CancelledError:
             if not self._session.closed or is_being_cancelled():
                 raise
@@ -236,7 +255,9 @@ class SessionTransport:
             self._reading.close()
             await self._session.close()
 
-    def _post(self, request: Request, read_timeout: float | None) -> Awaitable[aiohttp.ClientResponse]:
+    def _post(
+        self, request: Request, read_timeout: float | None, watched: Watched | None
+    ) -> Awaitable[aiohttp.ClientResponse]:
         target, lines, body, connect_timeout, _, _ = request
         url = self._urls.get(target)
         if url is None:
@@ -259,7 +280,7 @@ class SessionTransport:
             headers.add(name, value)
         return self._session.post(
             url,
-            data=_SlicedBody(body)
+            data=_SlicedBody(body, watched)
             if len(body) > _WHOLE_BODY_BYTES
             else _WholeBody(body)
             if self._owned  # middlewares of the caller's want what they know

@@ -20,7 +20,17 @@ _LOOKS = 10
 class Watched:
     """An exchange that must not stay silent for too long."""
 
-    __slots__ = ("cancelling", "expired", "expires_at", "received_bytes", "response", "task", "timer", "watchdog")
+    __slots__ = (
+        "cancelling",
+        "expired",
+        "expires_at",
+        "over",
+        "received_bytes",
+        "response",
+        "task",
+        "timer",
+        "watchdog",
+    )
 
     def __init__(self, task: asyncio.Task[Any], watchdog: ReadWatchdog) -> None:
         self.task = task
@@ -28,6 +38,7 @@ class Watched:
         self.cancelling = task.cancelling()
         self.expires_at = math.inf
         self.expired = False
+        self.over = False
         self.response: aiohttp.ClientResponse | None = None
         self.received_bytes = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -62,7 +73,9 @@ class ReadWatchdog:
         return Watched(task, self)
 
     def begin(self, watched: Watched) -> None:
-        """The exchange has a connection; from now on it must not be silent."""
+        """The service has its turn; from now on the exchange must not be silent."""
+        if watched.over:
+            return  # it answered before it had all of the request
         watched.expires_at = self._loop.time() + self._seconds
         self._watched[watched] = None
         if self._timer is None:
@@ -70,6 +83,7 @@ class ReadWatchdog:
 
     def forget(self, watched: Watched) -> None:
         """The exchange is over."""
+        watched.over = True
         self._watched.pop(watched, None)
         if watched.timer is not None:
             watched.timer.cancel()
