@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -89,9 +90,8 @@ class ObjectStorage:
             await context.__aexit__(None, None, None)
 
     def _prepared(self) -> tuple[Any, dict[str, Any]]:
-        """A session that has made a client once, which takes 150 ms, and what to make the next one with."""
+        """A session that has made a client once, and what to make the next one with."""
         from aiobotocore.config import AioConfig
-        from aiobotocore.session import AioSession
 
         arguments = {
             "endpoint_url": self.endpoint_url,
@@ -103,11 +103,27 @@ class ObjectStorage:
         }
 
         async def make_one() -> Any:
-            session = AioSession()
+            session = _session()
             async with session.create_client("s3", **arguments):
                 return session
 
         return asyncio.run(make_one()), arguments
+
+
+def _session() -> Any:
+    """A session with the service models that an earlier one has loaded: its client takes 6 ms in place of 150."""
+    from aiobotocore.session import AioSession
+
+    session = AioSession()
+    session.register_component("data_loader", _data_loader(session.get_config_variable("data_path")))
+    return session
+
+
+@cache
+def _data_loader(data_path: str | None) -> Any:
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 class ObjectAccess:

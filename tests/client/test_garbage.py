@@ -30,7 +30,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[Call]]]:
         made.append(weakref.ref(self))
 
     monkeypatch.setattr(Call, "__init__", note)
-    gc.collect()
     gc.disable()
     yield made
     gc.enable()

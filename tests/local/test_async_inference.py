@@ -102,9 +102,11 @@ def objects(object_server: ObjectServer, bucket: str) -> Objects:
 @pytest.fixture(autouse=True)
 async def nothing_left() -> AsyncIterator[None]:
     """No task outlives a runtime, and no transport is left for the collector to complain about."""
+    gc.freeze()  # what is there already need not be looked at
     yield
     assert asyncio.all_tasks() == {asyncio.current_task()}
     gc.collect()
+    gc.unfreeze()
 
 
 def asynchronous(objects: Objects, *targets: Any, failures: bool = True, at_once: int = 4) -> EndpointConfiguration:
