@@ -249,17 +249,26 @@ def test_lines_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int)
     agree(lambda: LineDecoder(max_item_bytes=limit), stream, cuts, read_lines(stream, limit))
 
 
+def tricks_of_many_at_once(test: Any) -> Any:
+    """Lines that are values together and not one by one, and what stands between those that are parsed at once."""
+    for stream in (
+        b'[1\n2]\n3,"\x7f",4\n',
+        b'[1\n2]\n3,"\\u007f",4\n',
+        b'"\x7f"\n"\\u007F"\n1\n',
+        b'{"a":1\n"b":2}\n3,4\n',
+        b'[1\n2]\n3,"x",4\n',
+        b"1\n2,3\n",
+        b"1]\n[2\n",
+        b'"1\n2"\n',
+    ):
+        test = example(stream, [], 40)(test)
+    return test
+
+
 @given(streams(*JSON) | sound(*GOOD_JSON), CUTS, LIMITS)
 @example(b'{"a":1}\r\n\r\n \t\n2', [8, 9], 4)
 @example(b"1\n\x0b\n2", [], 4)
-@example(b'[1\n2]\n3,"\x7f",4\n', [], 40)
-@example(b'[1\n2]\n3,"\\u007f",4\n', [], 40)
-@example(b'"\x7f"\n"\\u007F"\n1\n', [], 40)
-@example(b'{"a":1\n"b":2}\n3,4\n', [], 40)
-@example(b'[1\n2]\n3,"x",4\n', [], 40)
-@example(b"1\n2,3\n", [], 40)
-@example(b"1]\n[2\n", [], 40)
-@example(b'"1\n2"\n', [], 40)
+@tricks_of_many_at_once
 def test_json_lines_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     agree(JSONLinesDecoder, stream, cuts, read_json_lines(stream, MAX_ITEM_BYTES))
     agree(lambda: JSONLinesDecoder(max_item_bytes=limit), stream, cuts, read_json_lines(stream, limit))
@@ -284,14 +293,7 @@ def test_events_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int
 @example(BOM + b" {}", [2], 40)
 @example(b" " + BOM + b"1", [2], 40)
 @example(b'{"a": "\xff"} 1', [3], 40)
-@example(b'[1\n2]\n3,"\x7f",4\n', [], 40)
-@example(b'[1\n2]\n3,"\\u007f",4\n', [], 40)
-@example(b'"\x7f"\n"\\u007F"\n1\n', [], 40)
-@example(b'{"a":1\n"b":2}\n3,4\n', [], 40)
-@example(b'[1\n2]\n3,"x",4\n', [], 40)
-@example(b"1\n2,3\n", [], 40)
-@example(b"1]\n[2\n", [], 40)
-@example(b'"1\n2"\n', [], 40)
+@tricks_of_many_at_once
 def test_json_values_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     if stream.removeprefix(BOM).lstrip(b" \t\r\n").startswith((b":", b"data:", b"event:", b"id:", b"retry:")):
         return
