@@ -480,7 +480,8 @@ class Endpoint(Generic[In, Out]):
         somewhere = input_location or "s3://bucket/key"
         self._client._check("InvokeEndpointAsync", {**params, "InputLocation": somewhere})
         body = None if isinstance(data, Unset) else await self.serialized(data)
-        return self.job(await submit(self._client, params, body, input_location, place))
+        # Not checked as `job` does: the request is queued, whatever the service said about places.
+        return Job(self._client, await submit(self._client, params, body, input_location, place), self.deserialized)
 
     def job(self, handle: JobHandle) -> Job[Out]:
         """A job that was submitted before, here or in another process.

@@ -331,6 +331,18 @@ async def test_faulty_handles(endpoint: Endpoint[Any, Any], queue: Queue, fault:
         endpoint.job(tuple(queue.handle))  # type: ignore[arg-type]
 
 
+async def test_a_queued_request_has_its_handle_whatever_the_service_says_of_places(
+    endpoint: Endpoint[Any, Any], queue: Queue
+):
+    queue.output = "nonsense"
+    queue.accept()
+    job = await endpoint.submit("x" * 130_000, upload_to=f"s3://{queue.bucket}/in")
+    assert (job.inference_id, job.handle.output_location) == ("42", "nonsense")
+    assert len(queue.keys()) == 1
+    with pytest.raises(ParamValidationError):
+        await job.result(timeout=0)
+
+
 async def test_options_that_asynchronous_inference_lacks(client: Client, queue: Queue):
     endpoint = client.endpoint("documents", serializer=JSON, deserializer=JSON, target_variant="blue")
     with pytest.raises(ParamValidationError, match="target_variant is no option here"):
