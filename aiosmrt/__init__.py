@@ -1,5 +1,6 @@
 """The asyncio-native client for Amazon SageMaker Runtime."""
 
+from aiosmrt._core.admission import LimiterStatistics
 from aiosmrt._version import __version__
 from aiosmrt.client import Client, ClientStatistics
 from aiosmrt.config import RetryPolicy
@@ -31,8 +32,11 @@ from aiosmrt.errors import (
     SessionClosedError,
     StreamTimeoutError,
     ThrottlingError,
+    TooManyFailuresError,
+    TooManyWaitingError,
     TransportError,
     ValidationError,
+    Waited,
 )
 from aiosmrt.events import Event, Observer
 from aiosmrt.streams import EventStream, StreamingBody
@@ -57,6 +61,7 @@ __all__ = [
     "InternalStreamFailure",
     "JobFailedError",
     "JobTimeoutError",
+    "LimiterStatistics",
     "ModelError",
     "ModelNotReadyException",
     "ModelStreamError",
@@ -74,7 +79,10 @@ __all__ = [
     "StreamTimeoutError",
     "StreamingBody",
     "ThrottlingError",
+    "TooManyFailuresError",
+    "TooManyWaitingError",
     "TransportError",
     "ValidationError",
+    "Waited",
     "__version__",
 ]

@@ -1,7 +1,7 @@
 """The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client.
 
-This module is its surface: arguments, results, views, facts. What a call does is in `aiosmrt.call`; what a client and
-its views share is in `aiosmrt.shared`. Its length is that of AWS's parameter lists and their docstrings.
+This module is its surface: arguments, results, views, facts. What a call does is in `aiosmrt._core.call`; what a client
+and its views share is in `aiosmrt._core.core`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,28 @@ import os
 import platform
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypeVar, Unpack, cast
 
+from aiosmrt._core.admission import LimiterStatistics
+from aiosmrt._core.body import DeferredBody, body_bytes, body_digest
+from aiosmrt._core.call import Call
+from aiosmrt._core.core import ClientCore
+from aiosmrt._core.observe import emit
+from aiosmrt._core.template import OperationCodec
+from aiosmrt._core.view import View
 from aiosmrt._version import __version__
 from aiosmrt.aws.credentials import CredentialsCache
-from aiosmrt.call import Call, exchange
-from aiosmrt.config import UNSET, RetryPolicy, Unset
+from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset
 from aiosmrt.errors import (
     ApiVersionNotFoundError,
     OperationNotPageableError,
     ParamValidationError,
+    Waited,
 )
 from aiosmrt.events import Observer
-from aiosmrt.limiter import LimiterStatistics
 from aiosmrt.meta import ClientExceptions, ClientMeta
-from aiosmrt.policy.retry import RetryBucket
-from aiosmrt.shared import Limiters, Options, Plan, Shared, body_digest, emit
 from aiosmrt.wire.operations import API_VERSION, BY_NAME, OPERATIONS
 from aiosmrt.wire.sigv4 import Credentials
 
@@ -66,7 +69,7 @@ class ClientStatistics(NamedTuple):
     A view that has a ``max_concurrency`` of its own has its own ``in_use``, ``waiting`` and ``endpoints``.
 
     Args:
-        in_use: calls and streams that hold a place under ``max_concurrency`` now.
+        in_use: calls and streams that hold a slot under ``max_concurrency`` now.
         waiting: calls that wait for one.
         calls: calls begun.
         attempts: requests sent.
@@ -74,7 +77,10 @@ class ClientStatistics(NamedTuple):
         throttles: answers by which the service asked for less load.
         bytes_sent: bytes of request bodies, retries included.
         bytes_received: bytes of response bodies; of streams, the payload.
-        endpoints: the limiter's state for each endpoint of this client or view.
+        endpoints: slots, waiting calls and health of each endpoint of this client or view.
+        failures: failed attempts, by the error's class.
+        waited: seconds that calls have waited, by what for: ``"slot"``, ``"probe"`` (a target that was ill to recover),
+            ``"capacity"``, ``"back_off"``, ``"rate"`` (retry mode ``adaptive``).
     """
 
     in_use: int
@@ -86,6 +92,8 @@ class ClientStatistics(NamedTuple):
     bytes_sent: int
     bytes_received: int
     endpoints: Mapping[str, LimiterStatistics]
+    failures: Mapping[str, int] = MappingProxyType({})
+    waited: Mapping[str, float] = MappingProxyType({})
 
 
 class Client:
@@ -113,12 +121,19 @@ class Client:
         connect_timeout: seconds for a new connection, TLS included; None for no limit.
         read_timeout: seconds that the service may be silent; None for no limit. The model has 60 s to answer, and
             AWS asks for 70 here (API reference, InvokeEndpoint).
-        deadline: seconds for a whole call: waiting for its turn and for capacity, attempts and back-off; of a stream,
-            everything up to the response's head. None for no limit.
+        deadline: seconds for a whole call: reading the body, waiting for a slot and for the service, attempts and
+            back-off; of a stream, everything up to the response's head. If None, no limit.
+        patience: seconds after a call's first failure for which it waits and is sent again while the service throttles,
+            fails or cannot be reached; then the last failure is raised. While nothing gets through, one call asks now
+            and then, and the others wait for it without slots. 0 fails at once; None waits until the deadline, without
+            end if there is none. Defaults to 20, or to the ``deadline`` if there is one. Retry modes of AWS's have no
+            patience: they count attempts.
         wait_for_capacity: seconds that a call waits, in all, while its inference component is scaled to zero and scales
-            out: one call asks again now and then, the others wait for it, without places under ``max_concurrency``.
-            None for not at all: a NoCapacityError is raised at once.
-        max_concurrency: calls in flight per endpoint; further ones wait in the order they came.
+            out, in the same way. If None, not at all: a NoCapacityError is raised at once.
+        max_concurrency: most calls in flight for each endpoint, inference component and variant; further ones wait in
+            the order they came. Throttling lowers the number that is in use, success raises it again.
+        max_waiting: calls that may wait for each endpoint, inference component and variant; a further one fails at once
+            with a TooManyWaitingError. If None, no limit.
         retry: when to try again; a `RetryPolicy`, or the ``retries`` dictionary of botocore's ``Config``.
         sign: whether requests are signed; False needs neither credentials nor region where ``endpoint_url`` is given.
         user_agent_extra: appended to the ``User-Agent`` header; None for nothing.
@@ -157,8 +172,10 @@ class Client:
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = 70.0,
         deadline: float | None = None,
+        patience: float | Unset | None = UNSET,
         wait_for_capacity: float | None = None,
         max_concurrency: int = 100,
+        max_waiting: int | None = None,
         retry: RetryPolicy | Mapping[str, Any] = RetryPolicy(),  # noqa: B008 (frozen)
         sign: bool = True,
         user_agent_extra: str | None = None,
@@ -183,23 +200,10 @@ class Client:
             aws_session_token=aws_session_token,
         )
         _check_types(bool, use_fips_endpoint=use_fips_endpoint, use_dualstack_endpoint=use_dualstack_endpoint)
-        policy = _policy(retry)
-        self._options = Options(
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
-            deadline=deadline,
-            wait_for_capacity=wait_for_capacity,
-            retry=policy,
-            sign=sign,
-            user_agent=_user_agent(user_agent_extra),
-            observers=_observers(observers),
-            limiters=Limiters(max_concurrency),
-            bucket=RetryBucket(policy.bucket_tokens),
-        )
+        checked_observers = _observers(observers)
         self._region_name = region_name
         self._endpoint_url = endpoint_url
-
-        self._shared = Shared(
+        self._core = ClientCore(
             settings={
                 "region_name": region_name,
                 "endpoint_url": endpoint_url,
@@ -215,14 +219,26 @@ class Client:
                 credentials=credentials,
                 profile_name=profile_name,
                 region_name=region_name,
-                observer=partial(emit, self._options.observers) if observers else None,
+                observer=partial(emit, checked_observers) if checked_observers else None,
             ),
             s3_endpoint_url=s3_endpoint_url,
             verify=verify,
             session=session,
             transport=transport,
         )
-        self._shared.limiters.add(self._options.limiters)
+        self._view = View(
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            deadline=deadline,
+            patience=patience,
+            wait_for_capacity=wait_for_capacity,
+            max_waiting=max_waiting,
+            retry=_policy(retry),
+            sign=sign,
+            user_agent=_user_agent(user_agent_extra),
+            observers=checked_observers,
+            admissions=self._core.new_admissions(max_concurrency),
+        )
         self._is_view = False
 
     def __repr__(self) -> str:
@@ -231,7 +247,7 @@ class Client:
             facts.append(f"endpoint_url={self._endpoint_url!r}")
         if self._is_view:
             facts.append("view")
-        if self._shared.closed:
+        if self._core.closed:
             facts.append("closed")
         return f"<aiosmrt.Client {' '.join(facts)}>" if facts else "<aiosmrt.Client>"
 
@@ -266,8 +282,8 @@ class Client:
             TransportError: no response, or one that broke off.
             DeadlineExceededError: the ``deadline`` passed.
         """
-        plan = self._plan("InvokeEndpoint")
-        head = plan.heads.head(
+        codec = self._codec("InvokeEndpoint")
+        head = codec.heads.head(
             (
                 EndpointName,
                 ContentType,
@@ -284,12 +300,8 @@ class Client:
             ),
             Body,
         )
-        shared = self._shared
-        if not shared.is_ready():
-            await shared.prepare()
-        body = Body if type(Body) is bytes else await shared.body_bytes(Body)
-        result: InvokeEndpointOutput = await exchange(shared, self._options, plan, head, body)
-        return result
+        call = Call(self._core, self._view, codec, head, Body)
+        return cast("InvokeEndpointOutput", call.result(await call.run()))
 
     async def invoke_endpoint_async(
         self,
@@ -315,8 +327,8 @@ class Client:
             ParamValidationError: before anything is sent; it names every fault.
             ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`.
         """
-        plan = self._plan("InvokeEndpointAsync")
-        head = plan.heads.head(
+        codec = self._codec("InvokeEndpointAsync")
+        head = codec.heads.head(
             (
                 EndpointName,
                 ContentType,
@@ -331,7 +343,7 @@ class Client:
             ),
             Body,
         )
-        return cast("InvokeEndpointAsyncOutput", await self._call(plan, head, Body))
+        return cast("InvokeEndpointAsyncOutput", await self._call(codec, head, Body))
 
     async def invoke_endpoint_with_response_stream(
         self,
@@ -358,8 +370,8 @@ class Client:
             ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`. What goes wrong after the
                 response's head is raised by the iteration, see `aiosmrt.streams.EventStream`.
         """
-        plan = self._plan("InvokeEndpointWithResponseStream")
-        head = plan.heads.head(
+        codec = self._codec("InvokeEndpointWithResponseStream")
+        head = codec.heads.head(
             (
                 EndpointName,
                 ContentType,
@@ -374,7 +386,7 @@ class Client:
             ),
             Body,
         )
-        return cast("InvokeEndpointWithResponseStreamOutput", await self._call(plan, head, Body))
+        return cast("InvokeEndpointWithResponseStreamOutput", await self._call(codec, head, Body))
 
     async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an operation by AWS's name.
@@ -391,11 +403,11 @@ class Client:
             raise ParamValidationError(
                 [f"Unknown operation: {operation_name!r:.80}, must be one of: {', '.join(BY_NAME)}"]
             )
-        plan = self._plan(operation_name)
+        codec = self._codec(operation_name)
         given = _named(params)
         body = given.get("Body")
-        head = plan.heads.head(plan.heads.values(given), body, plan.heads.unknown(given))
-        return await self._call(plan, head, body)
+        head = codec.heads.head(codec.heads.values(given), body, codec.heads.unknown(given))
+        return await self._call(codec, head, body)
 
     async def generate_presigned_url(
         self,
@@ -424,29 +436,29 @@ class Client:
             raise ParamValidationError(
                 [f"ExpiresIn must be 1 to {_MAX_EXPIRES_SECONDS} seconds; got {ExpiresIn!r:.80}"]
             )
-        plan = self._plan(_METHODS[ClientMethod])
+        codec = self._codec(_METHODS[ClientMethod])
         given = _named(Params)
         body = given.get("Body")
-        head = plan.heads.head(plan.heads.values(given), body, plan.heads.unknown(given))
-        shared = self._shared
-        if not shared.is_ready():
-            await shared.prepare()
-        data = b"" if body is None else await shared.body_bytes(body)
-        plan.heads.check_body_size(len(data))
-        digest = await shared.off_loop(body_digest, data)
-        path = shared.base_path + head.path
-        query = shared.signer.presign(
-            shared.credentials.current() or await shared.credentials.get(),
-            shared.wall_clock() + shared.clock_offset,
+        head = codec.heads.head(codec.heads.values(given), body, codec.heads.unknown(given))
+        core = self._core
+        if not core.is_ready():
+            await core.prepare()
+        data = await body_bytes(body, core.off_loop)
+        codec.heads.check_body_size(len(data))
+        digest = await core.off_loop(body_digest, data)
+        path = core.base_path + head.path
+        query = core.signer.presign(
+            core.credentials.current() or await core.credentials.get(),
+            core.wall_clock() + core.clock_offset,
             method=HttpMethod or "POST",
-            host=shared.endpoint.host,
+            host=core.endpoint.host,
             path=path,
             query="",
             headers=head.headers,
             payload_sha256=digest,
             expires_in=ExpiresIn,
         )
-        return f"{shared.configuration().origin}{path}?{query}"
+        return f"{core.configuration().origin}{path}?{query}"
 
     # Around the operations
 
@@ -456,8 +468,10 @@ class Client:
         connect_timeout: float | Unset | None = UNSET,
         read_timeout: float | Unset | None = UNSET,
         deadline: float | Unset | None = UNSET,
+        patience: float | Unset | None = UNSET,
         wait_for_capacity: float | Unset | None = UNSET,
         max_concurrency: int | Unset = UNSET,
+        max_waiting: int | Unset | None = UNSET,
         retry: RetryPolicy | Mapping[str, Any] | Unset = UNSET,
         sign: bool | Unset = UNSET,
         user_agent_extra: str | Unset | None = UNSET,
@@ -465,12 +479,12 @@ class Client:
     ) -> Self:
         """A view on the same connections and credentials with other settings.
 
-        Closing a view does nothing; closing the client ends its views. A view shares its client's limiters unless it
-        names a ``max_concurrency`` of its own, and its client's retry bucket unless it names a ``retry`` of its own.
+        Closing a view does nothing; closing the client ends its views. A view shares its client's slots, and what is
+        known about the health of endpoints, unless it names its own ``max_concurrency``.
 
         Args:
-            connect_timeout, read_timeout, deadline, wait_for_capacity, max_concurrency, retry, sign, user_agent_extra,
-                observers: as in the constructor; what is not given stays as it is.
+            connect_timeout, read_timeout, deadline, patience, wait_for_capacity, max_concurrency, max_waiting, retry,
+                sign, user_agent_extra, observers: as in the constructor; what is not given stays as it is.
 
         >>> client = Client("eu-central-1")
         >>> impatient = client.with_options(deadline=2.0, retry=RetryPolicy(max_attempts=1))
@@ -481,24 +495,27 @@ class Client:
                 ("connect_timeout", connect_timeout),
                 ("read_timeout", read_timeout),
                 ("deadline", deadline),
+                ("patience", patience),
                 ("wait_for_capacity", wait_for_capacity),
+                ("max_waiting", max_waiting),
                 ("sign", sign),
             )
             if not isinstance(value, Unset)
         }
         if not isinstance(max_concurrency, Unset):
-            changes["limiters"] = Limiters(max_concurrency)
+            changes["admissions"] = self._core.new_admissions(max_concurrency)
         if not isinstance(retry, Unset):
-            changes["retry"] = policy = _policy(retry)
-            changes["bucket"] = RetryBucket(policy.bucket_tokens)
+            changes["retry"] = _policy(retry)
         if not isinstance(user_agent_extra, Unset):
             changes["user_agent"] = _user_agent(user_agent_extra)
         if not isinstance(observers, Unset):
             changes["observers"] = _observers(observers)
+        return self._with_view(changes)
+
+    def _with_view(self, changes: dict[str, Any]) -> Self:
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
-        view._options = replace(self._options, **changes)
-        self._shared.limiters.add(view._options.limiters)
+        view._view = self._view.replace(**changes)
         view._is_view = True
         return view
 
@@ -509,6 +526,7 @@ class Client:
         serializer: Serializer[In],
         deserializer: Deserializer[Out],
         deadline: float | Unset | None = UNSET,
+        patience: float | Unset | None = UNSET,
         wait_for_capacity: float | Unset | None = UNSET,
         upload_to: str | None = None,
         **options: Unpack[CallOptions],
@@ -522,6 +540,8 @@ class Client:
             deserializer: reads response bodies; one of `aiosmrt.serializers`, or an object with ``accept`` and
                 ``deserialize(body, content_type)``.
             deadline: seconds for a whole call; None for no limit, left out for the client's.
+            patience: seconds for which a call waits and is sent again after its first failure; left out for the
+                client's.
             wait_for_capacity: seconds to wait while the endpoint scales out from zero; None for not at all, left out
                 for the client's.
             upload_to: the S3 URI under which `submit` puts bodies that are too large for a request; None for nowhere.
@@ -541,19 +561,19 @@ class Client:
         from aiosmrt.endpoint import Endpoint
 
         client = self
-        if not (isinstance(deadline, Unset) and isinstance(wait_for_capacity, Unset)):
-            client = self.with_options(deadline=deadline, wait_for_capacity=wait_for_capacity)
+        if not all(isinstance(setting, Unset) for setting in (deadline, patience, wait_for_capacity)):
+            client = self.with_options(deadline=deadline, patience=patience, wait_for_capacity=wait_for_capacity)
         return Endpoint(client, name, serializer=serializer, deserializer=deserializer, upload_to=upload_to, **options)
 
     @property
     def max_concurrency(self) -> int:
-        """Calls in flight per endpoint."""
-        return self._options.limiters.max_concurrency
+        """Most calls in flight for each endpoint, inference component and variant."""
+        return self._view.admissions.max_concurrency
 
     def statistics(self) -> ClientStatistics:
         """The client's numbers now; see `ClientStatistics`."""
-        counters = self._shared.counters
-        endpoints = {name: limiter.statistics() for name, limiter in self._options.limiters.by_endpoint.items()}
+        counters = self._core.counters
+        endpoints = self._view.admissions.statistics()
         return ClientStatistics(
             in_use=sum(state.in_use for state in endpoints.values()),
             waiting=sum(state.waiting for state in endpoints.values()),
@@ -564,6 +584,8 @@ class Client:
             bytes_sent=counters.bytes_sent,
             bytes_received=counters.bytes_received,
             endpoints=endpoints,
+            failures=dict(counters.failures),
+            waited=dict(counters.waited),
         )
 
     @property
@@ -574,12 +596,12 @@ class Client:
     @property
     def meta(self) -> ClientMeta:
         """Region, URL and service model facts; before the first call, this reads environment and files."""
-        return ClientMeta(self._shared.configuration())
+        return ClientMeta(self._core.configuration())
 
     @property
     def endpoint_url(self) -> str:
         """The service's URL; before the first call, this reads environment and files."""
-        return self._shared.configuration().endpoint.url
+        return self._core.configuration().endpoint.url
 
     def can_paginate(self, operation_name: str) -> bool:
         """Whether a method is paginated; none of this service is.
@@ -622,11 +644,11 @@ class Client:
             ClientStateError: called on another event loop, or in another process, than the calls were.
         """
         if not self._is_view:
-            await self._shared.close()
+            await self._core.close()
 
     async def __aenter__(self) -> Self:
-        if not self._shared.is_ready():
-            self._shared.bind(asyncio.get_running_loop())
+        if not self._core.is_ready():
+            self._core.bind(asyncio.get_running_loop())
         return self
 
     async def __aexit__(
@@ -638,26 +660,42 @@ class Client:
 
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None:
         """Raise as the operation would for faulty parameters, and send nothing."""
-        heads = self._plan(operation_name).heads
+        heads = self._codec(operation_name).heads
         heads.head(heads.values(params), params.get("Body"), heads.unknown(params))
 
     async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""
-        return await self._shared.object_store()
+        return await self._core.object_store()
 
-    def _plan(self, operation_name: str) -> Plan:
-        return self._shared.plans[operation_name]
+    def _codec(self, operation_name: str) -> OperationCodec:
+        return self._core.codecs[operation_name]
 
-    async def _call(self, plan: Plan, head: Any, body: Any) -> dict[str, Any]:
-        shared = self._shared
-        if not shared.is_ready():
-            await shared.prepare()
-        data = b"" if body is None else body if type(body) is bytes else await shared.body_bytes(body)
-        plan.heads.check_body_size(len(data))
-        if plan.operation.streams:
-            return await Call(shared, self._options, plan, head, data).open()
-        result: dict[str, Any] = await exchange(shared, self._options, plan, head, data)
-        return result
+    async def _call(self, codec: OperationCodec, head: Any, body: Any) -> dict[str, Any]:
+        call = Call(self._core, self._view, codec, head, body)
+        return call.result(await call.run())
+
+    async def _invoke(
+        self, params: Mapping[str, Any], body: Body | DeferredBody
+    ) -> tuple[InvokeEndpointOutput, Waited]:
+        """The result of InvokeEndpoint, and what the call has waited for."""
+        codec = self._codec("InvokeEndpoint")
+        head = codec.heads.head(codec.heads.values(params), body, codec.heads.unknown(params))
+        call = Call(self._core, self._view, codec, head, body)
+        result = call.result(await call.run())
+        return cast("InvokeEndpointOutput", result), call.waited
+
+    def _for_job(self, patience: float | Unset | None) -> Self:
+        """A view for many calls that belong together.
+
+        Args:
+            patience: as the constructor's; left out, calls wait for `aiosmrt.config.JOB_PATIENCE`, unless the client
+                was given its own patience, or a retry mode.
+        """
+        view = self._view
+        changes: dict[str, Any] = {} if isinstance(patience, Unset) else {"patience": patience}
+        if not changes and isinstance(view.patience, Unset) and view.retry.mode is None:
+            changes = {"job_patience": JOB_PATIENCE}
+        return self._with_view({**changes, "unreached_after": DEFAULT_PATIENCE})
 
 
 def _check_types(kind: type, **arguments: object) -> None:

@@ -25,6 +25,8 @@
      │    ├── ReadTimeoutError            the service was silent too long
      │    └── ResponseStreamingError      the response broke off in the middle
      ├── DeadlineExceededError            the caller's own deadline
+     ├── TooManyWaitingError              max_waiting calls wait already; nothing was sent
+     ├── TooManyFailuresError             a map had more failures than max_failures allows
      ├── EventStreamFormatError           bytes that are no event stream
      │    ├── ChecksumMismatchError
      │    ├── FrameLengthError
@@ -42,7 +44,7 @@
      ├── ClientStateError                 closed, or used from another event loop or after a fork
      └── ConfigurationError
           ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
-          ├── ProfileNotFoundError, ConfigFileError, InvalidConfigError
+          ├── ProfileNotFoundError, ConfigFileError, InvalidConfigError, InvalidRetryModeError
           └── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
 
 Errors that have a counterpart in botocore inherit from it as well, so ``except`` clauses written for boto3 or
@@ -52,7 +54,8 @@ attribute or a credential. They are in one module so that the tree can be seen w
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, cast
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from botocore import exceptions as boto
 
@@ -81,6 +84,7 @@ __all__ = [
     "InternalStreamFailure",
     "InvalidConfigError",
     "InvalidRegionError",
+    "InvalidRetryModeError",
     "JobFailedError",
     "JobTimeoutError",
     "ModelError",
@@ -104,9 +108,13 @@ __all__ = [
     "SessionClosedError",
     "StreamTimeoutError",
     "ThrottlingError",
+    "TooManyFailuresError",
+    "TooManyWaitingError",
     "TransportError",
     "TruncatedStreamError",
     "ValidationError",
+    "Waited",
+    "fresh_copy",
 ]
 
 Cause: TypeAlias = Literal[
@@ -122,6 +130,56 @@ Cause: TypeAlias = Literal[
 ]
 
 
+class Waited(NamedTuple):
+    """Seconds for which a call has waited, by what for.
+
+    Args:
+        slot: for its turn under ``max_concurrency``.
+        probe: for a target that was ill to recover.
+        capacity: for an inference component to scale out.
+        back_off: between two attempts.
+        attempt: for answers to its requests.
+        rate: for the rate of AWS's retry mode ``adaptive``.
+        body: for its request body to be read or serialized.
+        preparation: for the client's configuration.
+
+    >>> str(Waited(slot=0.5, attempt=0.25))
+    '0.500 s for a slot, 0.250 s for an answer to its request'
+    """
+
+    slot: float = 0.0
+    probe: float = 0.0
+    capacity: float = 0.0
+    back_off: float = 0.0
+    attempt: float = 0.0
+    rate: float = 0.0
+    body: float = 0.0
+    preparation: float = 0.0
+
+    @property
+    def total_waiting(self) -> float:
+        """Seconds of all waits, the model's answers aside."""
+        return sum(self) - self.attempt
+
+    def __str__(self) -> str:
+        texts = {
+            "slot": "for a slot",
+            "probe": "for the service to recover",
+            "capacity": "for capacity",
+            "back_off": "in back-off between attempts",
+            "attempt": "for an answer to its request",
+            "rate": "for the send rate of retry mode adaptive",
+            "body": "for its request body",
+            "preparation": "for the client's configuration",
+        }
+        known = {name: seconds for name, seconds in self._asdict().items() if seconds >= _SHOWN_SECONDS}
+        return ", ".join(f"{seconds:.3f} s {texts[name]}" for name, seconds in known.items()) or "less than 1 ms"
+
+
+# What a wait must have lasted to be named in a message.
+_SHOWN_SECONDS = 0.0005
+
+
 class AiosmrtError(Exception):
     """Root of every error that this package raises on purpose.
 
@@ -132,6 +190,8 @@ class AiosmrtError(Exception):
         attempts: how many requests were sent; 0 when none was.
         cause: what a retry policy decides on.
         retry_after: seconds that the service asked to wait; None when it did not.
+        waited: seconds for which the call waited, by what for.
+        never_reached: whether the client had no answer of the service at all, to this call or any other.
 
     >>> AiosmrtError("broken").retry_safe
     False
@@ -144,6 +204,8 @@ class AiosmrtError(Exception):
     request_id: str | None = None
     attempts: int = 0
     retry_after: float | None = None
+    waited: Waited = Waited()
+    never_reached: bool = False
 
     def __init__(self, message: str, *, cause: Cause | None = None, retry_after: float | None = None) -> None:
         # botocore's own constructors format their message from keywords; ours is ready-made.
@@ -163,6 +225,10 @@ class AiosmrtError(Exception):
         """Whether the same request may succeed later without harm: no model is left running by this failure."""
         return self.cause not in ("none", "read_timeout", "model")
 
+    def note_waited(self) -> None:
+        """Say in the message for how long the call waited before it gave up, and for what."""
+        self.args = (f"{self} (gave up after waiting {self.waited})", *self.args[1:])
+
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else type(self).__name__
 
@@ -175,6 +241,15 @@ def _rebuild(cls: type[AiosmrtError], args: tuple[Any, ...], state: dict[str, An
     error.args = args
     error.__dict__.update(state)
     return error
+
+
+def fresh_copy(error: AiosmrtError) -> AiosmrtError:
+    """An error like another one, without its traceback, for a call that shares its fate.
+
+    >>> fresh_copy(EndpointConnectionError("refused")).args
+    ('refused',)
+    """
+    return _rebuild(type(error), error.args, deepcopy(error.__dict__))
 
 
 class ServiceError(AiosmrtError, boto.ClientError):
@@ -384,6 +459,25 @@ class DeadlineExceededError(AiosmrtError, TimeoutError):
     """The caller's ``deadline`` passed; the last attempt's error, where there was one, is the ``__cause__``."""
 
 
+class TooManyWaitingError(AiosmrtError):
+    """As many calls as ``max_waiting`` allows wait for the endpoint already; nothing was sent.
+
+    Args:
+        max_waiting: how many may wait.
+    """
+
+    retry_after = 1.0
+
+    def __init__(self, max_waiting: int) -> None:
+        super().__init__(f"{max_waiting} calls wait for this endpoint already, which is as many as max_waiting allows")
+        self.max_waiting = max_waiting
+
+    @property
+    def retry_safe(self) -> bool:
+        """True: nothing was sent."""
+        return True
+
+
 class EventStreamFormatError(AiosmrtError):
     """The bytes are not an event stream; a decoder that raised this stays failed."""
 
@@ -444,6 +538,20 @@ class StreamTimeoutError(AiosmrtError, TimeoutError):
 
 class SessionClosedError(AiosmrtError):
     """The stateful session has expired, was closed by its model, or was never opened by it."""
+
+
+class TooManyFailuresError(AiosmrtError):
+    """A map had more failed calls than its ``max_failures`` allows, and took no more items.
+
+    Args:
+        failures: how many calls failed.
+        calls: how many calls were made.
+    """
+
+    def __init__(self, failures: int, calls: int) -> None:
+        super().__init__(f"{failures} of {calls} calls failed, which is more than max_failures allows")
+        self.failures = failures
+        self.calls = calls
 
 
 class JobFailedError(AiosmrtError):
@@ -516,6 +624,10 @@ class ConfigFileError(ConfigurationError, boto.ConfigParseError):
 
 class InvalidConfigError(ConfigurationError, boto.InvalidConfigError):
     """A value in the environment or in an AWS configuration file makes no sense."""
+
+
+class InvalidRetryModeError(ConfigurationError, boto.InvalidRetryModeError):
+    """The retry mode is not one of legacy, standard and adaptive."""
 
 
 class NoCredentialsError(ConfigurationError, boto.NoCredentialsError):

@@ -25,6 +25,8 @@ __all__ = [
     "HeaderSource",
     "LimiterWaited",
     "Observer",
+    "OutageOutcome",
+    "OutageWaited",
     "RetryScheduled",
     "StreamEnded",
     "WaitOutcome",
@@ -34,6 +36,14 @@ WaitOutcome: TypeAlias = Literal[
     "capacity",  # there is some, or the service no longer says that there is none
     "timeout",  # ``wait_for_capacity`` passed
     "abandoned",  # cancelled, the deadline, a closed client or stream, another error
+]
+
+
+OutageOutcome: TypeAlias = Literal[
+    "recovered",  # the target has recovered
+    "probe",  # it is this call's turn to find out
+    "timeout",  # the call's patience is over
+    "abandoned",  # cancelled, the deadline, a closed client or stream
 ]
 
 
@@ -73,6 +83,16 @@ class CapacityWaited(NamedTuple):
     outcome: WaitOutcome
 
 
+class OutageWaited(NamedTuple):
+    """A call sent nothing while its target was ill; ``duration`` in seconds, ``outcome`` is why the wait ended."""
+
+    operation: str
+    endpoint_name: str
+    invocation_id: str
+    duration: float
+    outcome: OutageOutcome
+
+
 class AttemptStarted(NamedTuple):
     """A request is about to be sent; ``attempt`` counts from 1."""
 
@@ -102,7 +122,10 @@ class AttemptEnded(NamedTuple):
 
 
 class RetryScheduled(NamedTuple):
-    """Another attempt follows after ``delay`` seconds; ``attempt`` is the one that failed."""
+    """Another attempt follows after ``delay`` seconds; ``attempt`` is the one that failed.
+
+    A call that waits for a target that is ill has no delay of its own: 0, and an `OutageWaited` follows.
+    """
 
     operation: str
     endpoint_name: str
@@ -163,6 +186,7 @@ Event: TypeAlias = (
     CallStarted
     | LimiterWaited
     | CapacityWaited
+    | OutageWaited
     | AttemptStarted
     | AttemptEnded
     | RetryScheduled

@@ -8,7 +8,7 @@ from aiosmrt import errors
 from aiosmrt.wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_ID, SIGNING_NAME
 
 if TYPE_CHECKING:
-    from aiosmrt.shared import Configuration
+    from aiosmrt._core.configure import Configuration
 
 __all__ = ["ClientExceptions", "ClientMeta", "ServiceModel"]
 

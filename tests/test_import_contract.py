@@ -47,13 +47,14 @@ def test_contracts_are_kept():
 
 
 VIOLATIONS = {
-    "layers": ("wire/operations.py", "import aiosmrt.shared"),
+    "layers": ("wire/operations.py", "import aiosmrt._core.core"),
+    "core": ("_core/body.py", "import aiosmrt._core.call"),
     "pure": ("policy/retry.py", "import time"),
     "local": ("local/verify.py", "import aiosmrt.client"),
-    "aiohttp": ("limiter.py", "import aiohttp"),
-    "botocore": ("limiter.py", "import botocore.session"),
-    "extras": ("limiter.py", "import click"),
-    "integrations": ("limiter.py", "import fastapi"),
+    "aiohttp": ("_core/admission.py", "import aiohttp"),
+    "botocore": ("_core/admission.py", "import botocore.session"),
+    "extras": ("_core/admission.py", "import click"),
+    "integrations": ("_core/admission.py", "import fastapi"),
 }
 
 

@@ -13,6 +13,7 @@ import re
 from typing import Any, NamedTuple
 
 from aiosmrt.aws.shared_config import Section, SharedConfig, load_shared_config, selected_profile
+from aiosmrt.config import RetryMode, check_retry_mode
 from aiosmrt.errors import InvalidConfigError, InvalidRegionError, NoRegionError
 
 __all__ = ["Settings", "resolve_settings"]
@@ -37,6 +38,7 @@ class Settings(NamedTuple):
         ca_bundle: path of a file with certificate authorities; None when nobody set it.
         user_agent_appid: the application's id for the User-Agent header; None when nobody set it.
         profile_name: the selected profile; None when none was named.
+        retry_mode: ``"legacy"``, ``"standard"`` or ``"adaptive"``; None if not configured.
 
     >>> Settings(region_name="us-east-1").use_fips_endpoint
     False
@@ -50,6 +52,7 @@ class Settings(NamedTuple):
     ca_bundle: str | None = None
     user_agent_appid: str | None = None
     profile_name: str | None = None
+    retry_mode: RetryMode | None = None
 
 
 def resolve_settings(
@@ -77,6 +80,7 @@ def resolve_settings(
         ConfigFileError: a configuration file cannot be parsed.
         InvalidConfigError: a setting makes no sense.
         InvalidRegionError: the region cannot be a part of a host name.
+        InvalidRetryModeError: the retry mode is not one of `aiosmrt.config.RETRY_MODES`.
         NoRegionError: nobody set a region, and one is needed.
 
     Source: botocore.configprovider and botocore.args.
@@ -106,6 +110,7 @@ def resolve_settings(
         ca_bundle=_env("AWS_CA_BUNDLE") or _text(profile, "ca_bundle") or _env("REQUESTS_CA_BUNDLE"),
         user_agent_appid=_env("AWS_SDK_UA_APP_ID") or _text(profile, "sdk_ua_app_id"),
         profile_name=name,
+        retry_mode=check_retry_mode(_env("AWS_RETRY_MODE") or _text(profile, "retry_mode")),
     )
 
 

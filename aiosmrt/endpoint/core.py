@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 
+from aiosmrt._core.body import DeferredBody
 from aiosmrt.config import UNSET, Unset
-from aiosmrt.endpoint.fanout import Results
+from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.endpoint.jobs import Job, JobHandle, check_handle, check_place, submit
 from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream
-from aiosmrt.errors import AiosmrtError, ParamValidationError
+from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, weight
 from aiosmrt.wire.operations import INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM, Operation
 
@@ -198,6 +199,7 @@ class Endpoint(Generic[In, Out]):
         self,
         *,
         deadline: float | Unset | None = UNSET,
+        patience: float | Unset | None = UNSET,
         wait_for_capacity: float | Unset | None = UNSET,
         upload_to: str | Unset | None = UNSET,
         **options: Unpack[CallOptions],
@@ -206,13 +208,14 @@ class Endpoint(Generic[In, Out]):
 
         Args:
             deadline: seconds for a whole call; see `aiosmrt.Client`.
+            patience: seconds for which a call waits and is sent again after its first failure; see `aiosmrt.Client`.
             wait_for_capacity: seconds to wait while the endpoint scales out from zero; see `aiosmrt.Client`.
             upload_to: where `submit` puts large bodies, ``s3://bucket/prefix``.
             options: see `CallOptions`.
         """
         members: CallOptions = {**self._options, **options}
         return Endpoint(
-            self._client.with_options(deadline=deadline, wait_for_capacity=wait_for_capacity),
+            self._client.with_options(deadline=deadline, patience=patience, wait_for_capacity=wait_for_capacity),
             self.name,
             serializer=self._serializer,
             deserializer=self._deserializer,
@@ -251,7 +254,7 @@ class Endpoint(Generic[In, Out]):
             on_response: is handed the response before the deserializer is asked; None for nobody.
         """
         started = time.monotonic()
-        value, response = await self._exchange(data, options, on_response)
+        value, response, _ = await self._exchange(data, options, on_response)
         metadata = response["ResponseMetadata"]
         return Inference(
             value=value,
@@ -267,25 +270,30 @@ class Endpoint(Generic[In, Out]):
 
     async def _exchange(
         self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
-    ) -> tuple[Out, InvokeEndpointOutput]:
-        """The answer's value and the response, which is shown to ``on_response`` before anything is read out of it."""
+    ) -> tuple[Out, InvokeEndpointOutput, Waited]:
+        """The answer's value, the response, which ``on_response`` sees before it is read, and what was waited for."""
         params = _merged(self._params, options) if options else self._params
         # Written out here, because a coroutine for each of the two would be a tenth of what this method costs.
-        serialize, deserialize = self._serializer.serialize, self._deserializer.deserialize
-        try:
-            body = serialize(data) if weight(data) <= OFF_LOOP_BYTES else await _in_thread(serialize, data)
-        except AiosmrtError as error:
-            error.operation, error.endpoint_name = _OPERATION, self.name
-            raise
-        response = await self._client.invoke_endpoint(Body=body, **params)
+        deserialize = self._deserializer.deserialize
+        body: bytes | DeferredBody
+        if weight(data) <= OFF_LOOP_BYTES:
+            try:
+                body = self._serializer.serialize(data)
+            except AiosmrtError as error:
+                error.operation, error.endpoint_name = _OPERATION, self.name
+                raise
+        else:
+            # made in a thread, within the call's deadline
+            body = DeferredBody(partial(self.serialized, data))
+        response, waited = await self._client._invoke(params, body)
         if on_response is not None:
             on_response(response)
         answer = await response["Body"].read()
         content_type = response.get("ContentType", "")
         try:
             if len(answer) <= OFF_LOOP_BYTES:
-                return deserialize(answer, content_type), response
-            return await _in_thread(deserialize, answer, content_type), response
+                return deserialize(answer, content_type), response, waited
+            return await _in_thread(deserialize, answer, content_type), response, waited
         except AiosmrtError as error:
             metadata = response["ResponseMetadata"]
             error.operation, error.endpoint_name = _OPERATION, self.name
@@ -299,9 +307,13 @@ class Endpoint(Generic[In, Out]):
         Raises:
             SerializationError: the serializer cannot express the data.
         """
-        if weight(data) > OFF_LOOP_BYTES:
-            return await _in_thread(self._serializer.serialize, data)
-        return self._serializer.serialize(data)
+        try:
+            if weight(data) > OFF_LOOP_BYTES:
+                return await _in_thread(self._serializer.serialize, data)
+            return self._serializer.serialize(data)
+        except AiosmrtError as error:
+            error.operation, error.endpoint_name = _OPERATION, self.name
+            raise
 
     async def deserialized(self, body: bytes, content_type: str) -> Out:
         """What a response body means, found out in a thread where it is large.
@@ -369,6 +381,8 @@ class Endpoint(Generic[In, Out]):
         *,
         concurrency: int | None = None,
         ordered: bool = True,
+        patience: float | Unset | None = UNSET,
+        max_failures: int | float | None = None,
         **options: Unpack[CallOptions],
     ) -> Results[In, Out]:
         """Call the endpoint for each of many items::
@@ -379,33 +393,49 @@ class Endpoint(Generic[In, Out]):
 
         Items are taken as calls can be made, so there may be more of them than fit into memory: at most twice
         ``concurrency`` are held, from being taken to their result being taken. A slow reader so slows the calls down.
-        A call that fails ends nothing but itself. Leaving the block, however that happens, ends the calls under way.
+        A call that fails ends nothing but itself, unless all would fail like it: refused credentials, an endpoint that
+        does not exist, a service that was never reached. Leaving the block, however that happens, ends the calls under
+        way.
 
         Args:
             items: an iterable or an asynchronous one; it is iterated on the event loop. An asynchronous one has a task
                 of its own there, so that a time limit or a task group around its ``yield`` never reaches a call; a
                 generator that is not read to its end is yours to close.
-            concurrency: calls under way at the same time; None for the client's ``max_concurrency``.
+            concurrency: calls under way at the same time. Defaults to the client's ``max_concurrency``.
             ordered: whether results come in the order of the items, or as they are there.
+            patience: seconds after its first failure for which a call waits and is sent again; see `aiosmrt.Client`.
+                Defaults to the client's where that was given one, and to 600 otherwise. While the service was never
+                reached, 20 at most.
+            max_failures: failed calls (an integer), or their share of the calls made (a float, from the 20th call on
+                and in the end), that end the map when there are more. If None, no limit.
             options: see `CallOptions`; the same for all items.
 
         Raises:
-            ParamValidationError: ``concurrency`` is no whole number from 1, ``items`` cannot be iterated, or one of the
-                options is out of range.
+            ParamValidationError: ``concurrency`` or ``max_failures`` is out of range, ``items`` cannot be iterated, or
+                one of the options is out of range.
 
-            Iterating raises what iterating over ``items`` raises, `ClientStateError` and `ConfigurationError`, which
-            concern all calls; results that were there before come first. Cancelling a call's task from outside counts
-            as the first of the two.
+            Iterating raises what iterating over ``items`` raises, an error that concerns all calls, and
+            `TooManyFailuresError`; results that were there before come first. Cancelling a call's task from outside
+            raises `ClientStateError`.
         """
 
         # What is wrong with them is wrong with all calls.
         self._client._check("InvokeEndpoint", {**_merged(self._params, options), "Body": b""})
 
-        async def call(item: In) -> Out:
-            return await self.predict(item, **options)
+        job = Endpoint(
+            self._client._for_job(patience),
+            self.name,
+            serializer=self._serializer,
+            deserializer=self._deserializer,
+            **self._options,
+        )
+
+        async def call(item: In) -> Answer[Out]:
+            value, response, waited = await job._exchange(item, options)
+            return Answer(value, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)
 
         limit = self._client.max_concurrency if concurrency is None else concurrency
-        return Results(call, items, concurrency=limit, ordered=ordered)
+        return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
 
     def session(self, *, open_with: In | Unset = UNSET, close_with: In | Unset = UNSET) -> Session[In, Out]:
         """Calls that stick to one instance of a stateful model::

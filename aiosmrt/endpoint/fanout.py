@@ -18,29 +18,49 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
+from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt.config import is_whole
-from aiosmrt.errors import ClientStateError, ConfigurationError, ParamValidationError
+from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, TooManyFailuresError
 
-__all__ = ["Result", "Results"]
+__all__ = ["Answer", "Result", "Results"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+# Calls from which on a share of failures means something.
+_CALLS_FOR_A_SHARE = 20
 
 # Items that may be held for each call that may be under way: the second one's result waits for its reader.
 _HELD_PER_CALL = 2
 
 
+class Answer(NamedTuple, Generic[Out]):
+    """What a call of a map brings.
+
+    Args:
+        value: the model's answer.
+        attempts: how many requests were sent.
+        waited: seconds for which the call waited, its attempts aside.
+    """
+
+    value: Out
+    attempts: int
+    waited: float
+
+
 @dataclass(frozen=True, slots=True)
 class Result(Generic[In, Out]):
-    """What became of an item.
+    """An item with its answer or its error.
 
     Attributes:
         index: the item's place in the order of the items, from 0.
         item: the item.
         value: the model's answer; None after a failure.
         error: what went wrong; None after a success.
+        attempts: how many requests were sent.
+        waited: seconds for which the call waited for a slot, for the service, and between attempts.
 
     >>> Result(0, "1,2,3", 0.75, None).unwrap()
     0.75
@@ -50,6 +70,8 @@ class Result(Generic[In, Out]):
     item: In = field(repr=False)
     value: Out | None = field(repr=False)
     error: Exception | None
+    attempts: int = 0
+    waited: float = 0.0
 
     def unwrap(self) -> Out:
         """The value; raises the error where there is one."""
@@ -66,19 +88,27 @@ class Results(Generic[In, Out]):
         items: what to make calls for.
         concurrency: calls under way at the same time.
         ordered: whether results come in the order of the items.
+        max_failures: failed calls, or their share of all calls, that end the map when there are more; None for no
+            limit.
     """
 
     def __init__(
         self,
-        call: Callable[[In], Awaitable[Out]],
+        call: Callable[[In], Awaitable[Answer[Out]]],
         items: Iterable[In] | AsyncIterable[In],
         *,
         concurrency: int,
         ordered: bool,
+        max_failures: int | float | None = None,
     ) -> None:
         faults = []
         if not is_whole(concurrency, 1):
-            faults.append(f"concurrency must be a whole number from 1; got {concurrency!r}")
+            faults.append(f"concurrency must be an integer >= 1; got {concurrency!r:.80}")
+        is_share = isinstance(max_failures, float) and 0 <= max_failures <= 1
+        if not (max_failures is None or is_share or is_whole(max_failures, 0)):
+            faults.append(
+                f"max_failures must be an integer >= 0, a float from 0 to 1, or None; got {max_failures!r:.80}"
+            )
         self._source: Iterator[In] | None = None
         self._asynchronous: AsyncIterator[In] | None = None
         try:
@@ -93,6 +123,9 @@ class Results(Generic[In, Out]):
         self._call = call
         self._concurrency = concurrency
         self._ordered = ordered
+        self._max_failures = max_failures
+        self._failures = 0
+        self._calls = 0
         self._entered = False
         self._room = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
         self._workers: set[asyncio.Task[None]] = set()
@@ -161,6 +194,9 @@ class Results(Generic[In, Out]):
                     return result
             if self._ended and self._handed_out == self._taken:
                 failure, self._failure = self._failure, None
+                if failure is None and self._too_many_failures(whole=True):
+                    self._max_failures = None
+                    failure = TooManyFailuresError(self._failures, self._calls)
                 if failure is None:
                     raise StopAsyncIteration
                 try:
@@ -204,13 +240,15 @@ class Results(Generic[In, Out]):
             if self._at_work < self._concurrency:
                 self._start_worker()
             value: Out | None = None
+            attempts, waited = 0, 0.0
             failure: Exception | None = None
             try:
-                value = await self._call(item)
-            except (ClientStateError, ConfigurationError) as error:
-                # The calls to come would fail in the same way.
-                self._end(error)
+                value, attempts, waited = await self._call(item)
+            except AiosmrtError as error:
+                if concerns_every_call(error):
+                    self._end(error)
                 failure = error
+                attempts, waited = error.attempts, error.waited.total_waiting
             except Exception as error:
                 failure = error
             except asyncio.CancelledError:
@@ -223,10 +261,27 @@ class Results(Generic[In, Out]):
                     self._end(failure)
                 else:
                     failure = ClientStateError("the call was cancelled by something in it")
-            self._ready[index] = Result(index, item, value, failure)
+            self._calls += 1
+            self._failures += failure is not None
+            self._ready[index] = Result(index, item, value, failure, attempts, waited)
+            if failure is not None and self._too_many_failures(whole=False):
+                self._end(TooManyFailuresError(self._failures, self._calls))
             # Nothing of this item is held while the next one is waited for.
             del taken, item, value, failure
             self._wake_reader()
+
+    def _too_many_failures(self, *, whole: bool) -> bool:
+        """Whether more calls failed than may.
+
+        Args:
+            whole: whether all calls were made; before, a share of few calls means nothing.
+        """
+        most = self._max_failures
+        if most is None:
+            return False
+        if isinstance(most, float):
+            return (whole or self._calls >= _CALLS_FOR_A_SHARE) and self._failures > most * self._calls
+        return self._failures > most
 
     async def _take(self) -> tuple[int, In] | None:
         """The next item and its index, once there is room for it; None when there are no more."""
@@ -296,4 +351,4 @@ class Results(Generic[In, Out]):
 
 
 def _cancelled(what: str) -> ClientStateError:
-    return ClientStateError(f"the {what} were cancelled, and not by their map")
+    return ClientStateError(f"the {what} of a map() were cancelled from outside")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from aiosmrt._core.body import DeferredBody
 from aiosmrt.config import faulty_limits
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, StreamTimeoutError
 from aiosmrt.wire.lines import (
@@ -118,13 +120,17 @@ class PredictionStream:
 
     async def _open(self) -> dict[str, Any]:
         body, self._body = self._body, _nothing_more
+        # made within the call's deadline
+        deferred = DeferredBody(partial(self._serialized, body))
+        del body
+        return await self._client.make_request(_OPERATION, {**self._params, "Body": deferred})
+
+    async def _serialized(self, body: Callable[[], Awaitable[Payload]]) -> Payload:
         try:
-            whole = await body()
+            return await body()
         except AiosmrtError as error:
             self.placed(error)
             raise
-        del body
-        return await self._client.make_request(_OPERATION, {**self._params, "Body": whole})
 
     # The views
 

@@ -43,7 +43,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from aiosmrt.client import Client
-from aiosmrt.config import faulty_limits
+from aiosmrt.config import UNSET, Unset, faulty_limits
 from aiosmrt.endpoint import CallOptions, Endpoint, PredictionStream
 from aiosmrt.errors import (
     AiosmrtError,
@@ -65,6 +65,8 @@ from aiosmrt.errors import (
     ServiceUnavailable,
     SessionClosedError,
     ThrottlingError,
+    TooManyFailuresError,
+    TooManyWaitingError,
     TransportError,
 )
 from aiosmrt.serializers import JSON, Deserializer, Serializer
@@ -172,8 +174,9 @@ def endpoint(
     *,
     serializer: Serializer[In],
     deserializer: Deserializer[Out],
-    deadline: float | None = None,
-    wait_for_capacity: float | None = None,
+    deadline: float | Unset | None = UNSET,
+    patience: float | Unset | None = UNSET,
+    wait_for_capacity: float | Unset | None = UNSET,
     upload_to: str | None = None,
     **options: Unpack[CallOptions],
 ) -> Callable[[Client], Coroutine[Any, Any, Endpoint[In, Out]]]:
@@ -184,7 +187,7 @@ def endpoint(
         Churn = Annotated[Endpoint[Any, Any], Depends(endpoint("churn", serializer=CSV, deserializer=JSON))]
 
     Args:
-        name, serializer, deserializer, deadline, wait_for_capacity, upload_to, options: those of
+        name, serializer, deserializer, deadline, patience, wait_for_capacity, upload_to, options: those of
             `aiosmrt.Client.endpoint`, which is called, and may raise, with each request.
     """
 
@@ -194,6 +197,7 @@ def endpoint(
             serializer=serializer,
             deserializer=deserializer,
             deadline=deadline,
+            patience=patience,
             wait_for_capacity=wait_for_capacity,
             upload_to=upload_to,
             **options,
@@ -208,11 +212,11 @@ _OWN_FAULT: Final = "InternalServerError"
 
 _STATUSES: Final[tuple[tuple[int, tuple[type[BaseException], ...]], ...]] = (
     (429, (ThrottlingError,)),
-    (503, (ModelNotReadyException, NoCapacityError, ServiceUnavailable)),
+    (503, (ModelNotReadyException, NoCapacityError, ServiceUnavailable, TooManyWaitingError)),
     (504, (TimeoutError,)),
     (410, (SessionClosedError,)),
     (502, (ModelError, InternalFailure, InternalDependencyException, EventStreamError, JobFailedError)),
-    (502, (TransportError, EventStreamFormatError, DeserializationError, ObjectStoreError)),
+    (502, (TransportError, EventStreamFormatError, DeserializationError, ObjectStoreError, TooManyFailuresError)),
 )
 
 
@@ -231,10 +235,11 @@ def http_exception(error: AiosmrtError) -> HTTPException:
 
     ===  ==================================================================================
     429  `ThrottlingError`; with ``Retry-After``
-    503  `ModelNotReadyException`, `NoCapacityError`, `ServiceUnavailable`; with ``Retry-After``
+    503  `ModelNotReadyException`, `NoCapacityError`, `ServiceUnavailable`, a gateway's 503, and `TooManyWaitingError`
+         where ``max_waiting`` sheds load; with ``Retry-After``
     504  whatever took too long, a model that ran into SageMaker's limits included
     410  `SessionClosedError`
-    502  the model, the service or the network failed, or what came back makes no sense
+    502  the model, the service or the network failed, a map had too many failures, or what came back makes no sense
     500  the application's own fault: what it asks for, how it is configured, what it may do
     ===  ==================================================================================
 
@@ -266,7 +271,7 @@ def _status(error: AiosmrtError) -> int:
             return status
     if isinstance(error, ServiceError) and error.status is not None and error.status >= 500:
         # Not named by the service model: a gateway's, before the service.
-        return 504 if error.status == 504 else 502
+        return error.status if error.status in (503, 504) else 502
     return 500
 
 

@@ -43,6 +43,7 @@ from aiosmrt.events import (
     CapacityWaited,
     Event,
     LimiterWaited,
+    OutageWaited,
     RetryScheduled,
     StreamEnded,
 )
@@ -56,8 +57,10 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 _SYSTEM: Final = "aws-api"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
-# Boundaries of histograms. Those for durations are the conventions', in seconds; endpoints scale out in minutes.
+# Boundaries of histograms. Those for durations are the conventions', in seconds. A call waits out an outage for 20 s by
+# default and one of a map for 600 s; endpoints scale out in minutes.
 _DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_OUTAGES: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0, 1800.0)
 _ATTEMPTS: Final = (0, 1, 2, 3, 4, 5, 10)
 
@@ -83,8 +86,9 @@ class _Call:
         attempt_attributes: what its attempts' metrics and spans have in common.
         url: where it is posted to.
         attempt: the span of the attempt under way; None outside of one, or without such spans.
-        limiter_wait: seconds of waiting for its turn.
+        limiter_wait: seconds of waiting for a slot.
         capacity_wait: seconds of waiting for capacity.
+        outage_wait: seconds of waiting for a target that was ill.
         sent: requests so far.
         status: the last attempt's HTTP status; None without a response.
         error: the last attempt's error; None without one.
@@ -99,6 +103,7 @@ class _Call:
     attempt: trace.Span | None = None
     limiter_wait: float = 0.0
     capacity_wait: float = 0.0
+    outage_wait: float = 0.0
     sent: int = 0
     status: int | None = None
     error: str | None = None
@@ -179,7 +184,7 @@ class OpenTelemetryObserver:
         self._limiter_wait_duration = meter.create_histogram(
             "aiosmrt.client.limiter_wait.duration",
             "s",
-            "How long calls waited for their turn under max_concurrency, those that did.",
+            "How long calls waited for a slot under max_concurrency, those that did.",
             explicit_bucket_boundaries_advisory=_DURATIONS,
         )
         self._capacity_wait_duration = meter.create_histogram(
@@ -188,10 +193,18 @@ class OpenTelemetryObserver:
             "How long calls waited while their target scaled out from zero, those that did.",
             explicit_bucket_boundaries_advisory=_MINUTES,
         )
+        self._outage_wait_duration = meter.create_histogram(
+            "aiosmrt.client.outage_wait.duration",
+            "s",
+            "How long calls sent nothing while their target was ill, each wait of those that did wait.",
+            explicit_bucket_boundaries_advisory=_OUTAGES,
+        )
         self._active = meter.create_up_down_counter(
             "aiosmrt.client.active_calls", "{call}", "Calls and streams that have begun and not ended."
         )
-        self._retries = meter.create_counter("aiosmrt.client.retries", "{retry}", "Requests that are sent once more.")
+        self._retries = meter.create_counter(
+            "aiosmrt.client.retries", "{retry}", "Failed attempts that a retry was scheduled for."
+        )
         self._throttles = meter.create_counter(
             "aiosmrt.client.throttles", "{throttle}", "Answers by which the service asked for less load."
         )
@@ -217,6 +230,11 @@ class OpenTelemetryObserver:
                 outcome = {"aiosmrt.capacity_wait.outcome": event.outcome}
                 call.span.set_attributes({"aiosmrt.capacity_wait.duration": call.capacity_wait, **outcome})
                 self._capacity_wait_duration.record(event.duration, {**call.attributes, **outcome}, call.context)
+            case OutageWaited():
+                call.outage_wait += event.duration
+                ending = {"aiosmrt.outage_wait.outcome": event.outcome}
+                call.span.set_attributes({"aiosmrt.outage_wait.duration": call.outage_wait, **ending})
+                self._outage_wait_duration.record(event.duration, {**call.attributes, **ending}, call.context)
             case AttemptStarted():
                 self._begin_attempt(call, event)
             case AttemptEnded():

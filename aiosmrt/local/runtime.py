@@ -227,6 +227,8 @@ class LocalRuntime:
 
     async def wait_for_stalled(self, count: int) -> None:
         """Wait until at least so many calls are held by a stall."""
+        # A call whose caller has left since then is held until the loop has run.
+        await asyncio.sleep(0)
         await self._progress.until(lambda: self._server.stalled >= count)
 
     def release_stalled(self) -> None:

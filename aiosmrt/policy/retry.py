@@ -1,37 +1,42 @@
-"""Whether a failed attempt is repeated, and after how long: AWS's standard mode plus what SageMaker Runtime needs.
+"""Whether a failed attempt is repeated, and after how long: time by default, AWS's retry modes for those who ask.
 
 Theory of operation
 -------------------
-`classify` turns a service's answer into a *cause*; errors of the transport carry theirs already.  The first attempt
-of a call that succeeds costs one `RetryBucket.on_success`.  At the first failure the caller makes a `RetryState`,
-asks `RetryState.decide` after every failed attempt, and sleeps for as long as it says or gives up.
+`classify` turns a service's answer into a *cause*; errors of the transport carry theirs already. At the first failure
+of a call its caller makes a `RetryState`, asks `RetryState.decide` after every failed attempt, and waits for as long as
+it says or gives up.
 
-The rules are those of the AWS SDKs' standard mode, revision 2.1:
+The default is a matter of time: a call is repeated for ``patience`` seconds after its first failure, or until its
+deadline. Before retry number i (from 0) it waits t = ``rand * min(b * 2**i, max_delay)``, where b is 50 ms, or 1 s
+while a model is loading, and up to 250 ms after throttling; a hint h from ``x-amz-retry-after`` (milliseconds) makes
+it ``max(t, min(h, t + 5 s))``. How many calls may send, and whether any of them should, is decided per target
+(`aiosmrt.policy.admission`).
 
-- 3 attempts; before retry number i (from 0) a wait of ``rand * min(b * 2**i, 20 s)``, where b is 50 ms, or 1 s after
-  throttling; a hint h from ``x-amz-retry-after`` (milliseconds) makes it ``max(t, min(h, t + 5 s))``.
-- A bucket of 500 tokens per client bounds retries while the service is ill: a retry takes 14, one after throttling 5.
-  The success of a call gives back what its last retry took, or 1 when it took nothing.
+AWS's modes count attempts:
 
-On top of them:
+- ``standard``, revision 2.1 of the AWS SDKs: 3 attempts with the delays above, b being 1 s after throttling. A bucket
+  of 500 tokens per client bounds retries while the service is ill: a retry takes 14, one after throttling 5, and
+  without tokens the call fails. The success of a call returns what its last retry took, or 1 when it took nothing.
+- ``adaptive``: the same, and `aiosmrt.policy.send_rate` delays requests.
+- ``legacy``, botocore's oldest: 5 attempts, before retry number i a wait of ``rand * 2**i``, no bucket, no hints.
+
+In all of them:
 
 - ``model_not_ready`` (a multi-model endpoint is loading the model) is a matter of time and no sign of load: it takes no
-  tokens, and *with a deadline* it is repeated until the deadline, whatever ``max_attempts`` says; those attempts do
-  not count against the other causes either. Without a deadline it is bound by ``max_attempts`` like every other cause,
-  and where ``max_attempts`` is 1 nothing is ever repeated, this neither.
-- ``clock_skew`` is repeated once, at once and for nothing: the caller has corrected its clock meanwhile.
-- ``read_timeout`` is repeated only if the policy says so, ``model`` only for the container statuses that it names.
-- A stream is repeated only while no part of it was handed out.
+  tokens, and *with a deadline* it is repeated until the deadline, whatever ``max_attempts`` is; those attempts do not
+  count against the other causes either. Where ``max_attempts`` is 1 nothing is ever repeated.
+- ``clock_skew`` is repeated once, at once and for nothing: the caller has corrected its clock in between.
+- ``read_timeout`` is repeated only if the policy allows it, ``model`` only for the container statuses that it names.
+- A stream is repeated only while no part of it was returned.
 - Nothing is repeated when the wait would end at or past the call's deadline; no tokens are taken then.
 
-Everything is a function of its arguments: the clock and the random numbers are the caller's. The rules are one set and
-stand in one module, although that makes it a long one.
+Everything is a function of its arguments: the clock and the random numbers are the caller's.
 """
 
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from aiosmrt.config import DEFAULT_MAX_ATTEMPTS, RetryPolicy
+from aiosmrt.config import RetryPolicy
 from aiosmrt.errors import Cause
 from aiosmrt.policy.clockskew import MAX_SKEW, SIGNATURE_ERROR_CODES
 
@@ -79,10 +84,13 @@ _CAUSE_BY_CODE: Final[dict[str, Cause]] = {
     "ServiceUnavailableException": "transient",
 }
 
+RETRY_COST: Final = 14
+THROTTLING_RETRY_COST: Final = 5
+"""Tokens of a `RetryBucket` that a retry takes, the second after throttling."""
+
 _RETRYABLE: Final = frozenset(
     {"throttling", "model_not_ready", "transient", "connection", "truncated", "clock_skew"},
 )
-_SLOW_START: Final = frozenset({"throttling", "model_not_ready", "model"})
 _FREE: Final = frozenset({"model_not_ready", "clock_skew"})
 
 # Seconds since 1970 from which a year has five digits, for which the ttl field has no form.
@@ -100,6 +108,7 @@ StopReason: TypeAlias = Literal[
     "clock_skew",  # the clock was corrected once, and the signature is refused still
     "max_attempts",
     "deadline",  # the wait would end past it
+    "patience",  # it is over
     "retry_bucket",  # the client's retries are used up; successes refill it
 ]
 
@@ -221,7 +230,7 @@ class RetryBucketStatistics(NamedTuple):
 
 
 class RetryBucket:
-    """A client's allowance of retries, so that a service in trouble is not hit harder for it.
+    """An allowance of retries, which bounds their share among requests.
 
     Args:
         max_tokens: what it holds when full, as at the beginning; with 0 nothing is ever retried for tokens.
@@ -242,6 +251,11 @@ class RetryBucket:
         self._tokens = max_tokens
         self._granted = 0
         self._refused = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds all that it can."""
+        return self._tokens == self._max_tokens
 
     def withdraw(self, cost: int) -> bool:
         """Take ``cost`` tokens for a retry, all or none, and say whether they were there."""
@@ -269,12 +283,15 @@ class RetryState:
     """One call's way through its attempts, from its first failure on.
 
     Args:
-        policy: the rules; ``max_attempts=None`` counts as 3.
-        bucket: the client's allowance of retries.
+        policy: the rules.
+        max_attempts: requests per call including the first; None for no bound but time.
+        bucket: the allowance of retries that AWS's modes have; None for none.
         deadline: when the call must be over, in seconds of the clock that `decide` is given; None for no limit.
+        patience: seconds after the first failure during which the call is repeated; None for no limit. It may be
+            changed between two decisions.
 
     Example:
-        >>> state = RetryState(RetryPolicy(), RetryBucket(), deadline=10.0)
+        >>> state = RetryState(RetryPolicy(), deadline=10.0)
         >>> state.decide("transient", now=0.0, rand=0.5)
         0.025
         >>> state.decide("none", now=0.1, rand=0.5)
@@ -283,13 +300,35 @@ class RetryState:
         2
     """
 
-    __slots__ = ("_bucket", "_corrected", "_deadline", "_max_attempts", "_policy", "_refund", "_retries", "_waits")
+    __slots__ = (
+        "_bucket",
+        "_corrected",
+        "_deadline",
+        "_policy",
+        "_refund",
+        "_retries",
+        "_waits",
+        "failed_at",
+        "max_attempts",
+        "patience",
+    )
 
-    def __init__(self, policy: RetryPolicy, bucket: RetryBucket, *, deadline: float | None = None) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        max_attempts: int | None = None,
+        bucket: RetryBucket | None = None,
+        deadline: float | None = None,
+        patience: float | None = None,
+    ) -> None:
         self._policy = policy
+        self.max_attempts = max_attempts
         self._bucket = bucket
         self._deadline = deadline
-        self._max_attempts = DEFAULT_MAX_ATTEMPTS if policy.max_attempts is None else policy.max_attempts
+        self.patience = patience
+        # when the first attempt failed; None before
+        self.failed_at: float | None = None
         self._retries = 0
         self._waits = 0
         self._refund = 1
@@ -300,11 +339,6 @@ class RetryState:
         """The number of the attempt that is under way, or that was the last; the first is 1."""
         return 1 + self._retries + self._waits
 
-    @property
-    def max_attempts(self) -> int:
-        """How many attempts the policy allows, waits for a model under a deadline aside."""
-        return self._max_attempts
-
     def decide(
         self,
         cause: Cause,
@@ -314,6 +348,7 @@ class RetryState:
         retry_after: float | None = None,
         original_status: int | None = None,
         stream_started: bool = False,
+        at_target: bool = False,
     ) -> float | StopReason:
         """Decide after a failed attempt; a wait as the answer begins the next attempt and takes its tokens.
 
@@ -323,7 +358,8 @@ class RetryState:
             rand: a random number in [0, 1).
             retry_after: the service's hint in seconds (`parse_retry_after`); None when it gave none.
             original_status: the container's status where the cause is ``"model"``, 0 when it timed out.
-            stream_started: whether a part of a response stream was handed out.
+            stream_started: whether a part of a response stream was returned.
+            at_target: whether the call waits for its target next, which decides when it is sent; its own delay is 0.
 
         Returns:
             Seconds to wait before the next attempt, or the reason why there is none.
@@ -339,18 +375,27 @@ class RetryState:
             return "stream_started"
         if cause == "clock_skew" and self._corrected:
             return "clock_skew"
-        waits = cause == "model_not_ready" and self._deadline is not None and self._max_attempts > 1
-        if not waits and self._retries + 1 >= self._max_attempts:
+        waits = cause == "model_not_ready" and self._deadline is not None and self.max_attempts != 1
+        if not waits and self.max_attempts is not None and self._retries + 1 >= self.max_attempts:
             return "max_attempts"
-        if cause == "clock_skew":
+        if self.failed_at is None:
+            self.failed_at = now
+        if cause == "clock_skew" or at_target:
             delay = 0.0
         else:
-            base = policy.throttling_base_delay if cause in _SLOW_START else policy.base_delay
-            delay = backoff(base, self._waits if waits else self._retries, policy.max_delay, rand, retry_after)
+            base, longest = policy.delays(cause)
+            hint = None if policy.mode == "legacy" else retry_after
+            delay = backoff(base, self._waits if waits else self._retries, longest, rand, hint)
+        if self.patience is not None and cause != "clock_skew":
+            left = self.failed_at + self.patience - now
+            if left <= 0:
+                return "patience"
+            # one last attempt at its end
+            delay = min(delay, left)
         if self._deadline is not None and now + delay >= self._deadline:
             return "deadline"
-        if cause not in _FREE:
-            cost = policy.throttling_retry_cost if cause == "throttling" else policy.retry_cost
+        if self._bucket is not None and cause not in _FREE:
+            cost = THROTTLING_RETRY_COST if cause == "throttling" else RETRY_COST
             if not self._bucket.withdraw(cost):
                 return "retry_bucket"
             self._refund = cost
@@ -362,11 +407,12 @@ class RetryState:
         return delay
 
     def on_success(self) -> None:
-        """Give the last retry's tokens back; call it once, when the call has succeeded."""
-        self._bucket.on_success(self._refund)
+        """Return the last retry's tokens; call it once, when the call has succeeded."""
+        if self._bucket is not None:
+            self._bucket.on_success(self._refund)
 
     def __repr__(self) -> str:
-        return f"<RetryState attempt={self.attempt} max_attempts={self._max_attempts}>"
+        return f"<RetryState attempt={self.attempt} max_attempts={self.max_attempts}>"
 
 
 def invocation_id(random_bits: int) -> str:
@@ -384,12 +430,13 @@ def invocation_id(random_bits: int) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def sdk_request(attempt: int, max_attempts: int, expires_at: float | None = None) -> str:
+def sdk_request(attempt: int, max_attempts: int | None, expires_at: float | None = None) -> str:
     """Form the value of ``amz-sdk-request``, by which the service sees retries.
 
     Args:
         attempt: the attempt's number, from 1.
-        max_attempts: how many the policy allows; an attempt beyond it (`RetryState.attempt`) is its own maximum.
+        max_attempts: how many the policy allows; an attempt beyond it (`RetryState.attempt`) is its own maximum. None
+            where only time bounds them, which leaves the maximum out.
         expires_at: when nobody will be waiting for the answer any more, in seconds since 1970 by the service's clock;
             None when unknown.
 
@@ -399,7 +446,9 @@ def sdk_request(attempt: int, max_attempts: int, expires_at: float | None = None
         >>> sdk_request(2, 3, 1_700_000_000.5)
         'ttl=20231114T221320Z; attempt=2; max=3'
     """
-    count = f"attempt={attempt}; max={max(attempt, max_attempts)}"
+    count = f"attempt={attempt}"
+    if max_attempts is not None:
+        count = f"{count}; max={max(attempt, max_attempts)}"
     if expires_at is None or expires_at >= _YEAR_10000:
         return count
     # Fields and not strftime(), which is slower: this is made for every attempt of a call with a deadline.

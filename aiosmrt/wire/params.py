@@ -87,7 +87,8 @@ class HeadBuilder:
 
     def values(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
         """Order parameters by the service model, None where one is not given; ``Body`` is left out."""
-        return tuple(params.get(member.name) for member in self.members)
+        # of a list, whose length is known: a tuple that grew is never used again by the interpreter's free lists
+        return tuple([params.get(member.name) for member in self.members])
 
     def unknown(self, params: Mapping[str, Any]) -> list[str]:
         """A fault for each name that the operation does not have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import string
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from unittest.mock import patch
 
 import botocore.exceptions
 import pytest
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.utils import validate_region_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +38,7 @@ SOURCES: list[tuple[str, str | None, str | None, list[str]]] = [
     ("max_attempts", "AWS_MAX_ATTEMPTS", "max_attempts", ["1", "7"]),
     ("ca_bundle", "AWS_CA_BUNDLE", "ca_bundle", ["/ca/one.pem", "/ca/two.pem"]),
     ("ca_bundle", "REQUESTS_CA_BUNDLE", None, ["/ca/requests.pem"]),
+    ("retry_mode", "AWS_RETRY_MODE", "retry_mode", ["legacy", "standard", "adaptive"]),
     ("user_agent_appid", "AWS_SDK_UA_APP_ID", "sdk_ua_app_id", ["app-one", "app-two"]),
 ]
 SERVICES = """
@@ -100,6 +103,7 @@ def as_botocore(profile_name: str | None, region_name: str | None, endpoint_url:
         "use_fips_endpoint": bool(session.get_config_variable("use_fips_endpoint")),
         "use_dualstack_endpoint": bool(session.get_config_variable("use_dualstack_endpoint")),
         "max_attempts": retries.get("total_max_attempts"),
+        "retry_mode": retries["mode"],
         "ca_bundle": None if verify is True else verify,
         "user_agent_appid": session.get_config_variable("user_agent_appid"),
         "profile_name": session.profile,
@@ -125,6 +129,8 @@ def test_settings_are_those_of_a_botocore_client(case: dict[str, Any]) -> None:
                 return
             got = resolve_settings(profile_name=arguments[0], region_name=arguments[1], endpoint_url=arguments[2])
     del expected["is_fips_region"]
+    # Botocore fills in its default here, and the settings leave that to the client.
+    got = got._replace(retry_mode=got.retry_mode or BOTOCORE_DEFAUT_SESSION_VARIABLES["retry_mode"][2])
     assert {name: getattr(got, name) for name in expected} == expected
 
 
@@ -169,10 +175,13 @@ def test_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles) -> None:
-    config_files("[default]\nregion = eu-west-1\nca_bundle = /ca.pem\nmax_attempts = 4\nuse_fips_endpoint = true\n")
+    config_files(
+        "[default]\nregion = eu-west-1\nca_bundle = /ca.pem\nmax_attempts = 4\nuse_fips_endpoint = true\n"
+        "retry_mode = adaptive\n"
+    )
     expected = resolve_settings()
     assert expected == Settings(
-        region_name="eu-west-1", ca_bundle="/ca.pem", max_attempts=4, use_fips_endpoint=True, profile_name=None
+        region_name="eu-west-1", ca_bundle="/ca.pem", max_attempts=4, use_fips_endpoint=True, retry_mode="adaptive"
     )
     for variable in (
         "AWS_DEFAULT_REGION",
@@ -180,6 +189,7 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch, config_
         "AWS_CA_BUNDLE",
         "REQUESTS_CA_BUNDLE",
         "AWS_MAX_ATTEMPTS",
+        "AWS_RETRY_MODE",
         "AWS_USE_FIPS_ENDPOINT",
         "AWS_ENDPOINT_URL",
         "AWS_PROFILE",
@@ -213,6 +223,46 @@ def test_senseless_max_attempts_are_refused(monkeypatch: pytest.MonkeyPatch, val
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
     with pytest.raises(errors.InvalidConfigError, match="max_attempts"):
         resolve_settings(region_name="eu-west-1")
+
+
+def test_the_retry_mode_of_the_environment_wins_over_the_profile(
+    monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles
+) -> None:
+    assert resolve_settings(region_name="eu-west-1").retry_mode is None
+    config_files("[default]\nregion = eu-west-1\nretry_mode = standard\n[profile batch]\nretry_mode = adaptive\n")
+    assert resolve_settings().retry_mode == "standard"
+    assert resolve_settings(region_name="eu-west-1", profile_name="batch").retry_mode == "adaptive"
+    monkeypatch.setenv("AWS_RETRY_MODE", "legacy")
+    assert resolve_settings(region_name="eu-west-1", profile_name="batch").retry_mode == "legacy"
+
+
+@pytest.mark.parametrize("value", ["Standard", "ADAPTIVE", "standard,adaptive", "none", "3", "{0}"])
+@pytest.mark.parametrize("variable", [False, True])
+def test_unknown_retry_modes_are_refused_as_botocore_refuses_them(
+    monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles, variable: bool, value: str
+) -> None:
+    in_profile = "standard" if variable else value
+    config_files(f"[default]\nregion = eu-west-1\nretry_mode = {in_profile}\n")
+    if variable:
+        monkeypatch.setenv("AWS_RETRY_MODE", value)
+    with pytest.raises(botocore.exceptions.InvalidRetryModeError) as theirs:
+        oracle.client()
+    with pytest.raises(errors.InvalidRetryModeError) as ours:
+        resolve_settings()
+    for error in (ours.value, pickle.loads(pickle.dumps(ours.value))):
+        assert isinstance(error, errors.ConfigurationError)
+        assert isinstance(error, botocore.exceptions.InvalidRetryModeError)
+        assert str(error) == str(theirs.value)
+        assert error.kwargs == theirs.value.kwargs
+        assert not error.retry_safe
+
+
+def test_a_valid_retry_mode_hides_an_unknown_one_in_the_profile(
+    monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles
+) -> None:
+    config_files("[default]\nregion = eu-west-1\nretry_mode = nonsense\n")
+    monkeypatch.setenv("AWS_RETRY_MODE", "adaptive")
+    assert oracle.client().meta.config.retries["mode"] == resolve_settings().retry_mode == "adaptive"
 
 
 def test_a_section_in_place_of_a_value_is_refused(config_files: ConfigFiles) -> None:

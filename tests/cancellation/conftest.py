@@ -10,6 +10,7 @@ import pytest
 
 import aiosmrt
 from tests.support.peers import CLIENT_ARGUMENTS, REGION, isolate_aws
+from tests.support.probes import shorten_probe_pauses
 from tests.support.raw_server import RawServer
 
 
@@ -17,6 +18,12 @@ from tests.support.raw_server import RawServer
 def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No AWS setting of the machine reaches a test."""
     isolate_aws(monkeypatch, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def short_probe_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a pause is cancelled does not depend on its length."""
+    shorten_probe_pauses(monkeypatch)
 
 
 @pytest.fixture

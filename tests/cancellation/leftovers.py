@@ -13,9 +13,9 @@ async def nothing_is_held(client: aiosmrt.Client, server: RawServer) -> None:
     """After a call of any outcome: no place, no connection, no task and no closed gate is kept."""
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (0, 0)
-    assert client._shared.gates == {}
-    if client._shared.ready_in:
-        transport = client._shared.transport
+    assert not any(endpoint.held_back for endpoint in statistics.endpoints.values())
+    if client._core.ready_in:
+        transport = client._core.transport
         assert connections_in_use(transport) == 0
         # What the client has given up, the server sees end; and no late request of it comes in after this.
         await server.until(lambda: server.connections_open <= connections_idle(transport))

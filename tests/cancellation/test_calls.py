@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 import aiosmrt
-from aiosmrt.shared import HASH_INLINE_BYTES
+from aiosmrt._core.body import HASH_INLINE_BYTES
 from aiosmrt.transport.session import SessionTransport
 from tests.cancellation.driver import Moment, after_the_first, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
+from tests.support.probes import HeldPauses
 from tests.support.raw_server import OK, RESET, RawServer, error_response, response
 
 MakeClient = Callable[..., aiosmrt.Client]
@@ -99,7 +100,7 @@ async def test_body_that_arrives_in_pieces(moment: Moment, make_client: MakeClie
         gates[-1].set()
 
     # A session suspends for the head, then for the rest of the body; a pooled connection once for both.
-    twice = isinstance(client._shared.transport, SessionTransport)
+    twice = isinstance(client._core.transport, SessionTransport)
     suspensions = await cancel_everywhere(
         prepare, moment, after=after, on_suspend=after_the_first(move_on) if twice else lambda _: move_on()
     )
@@ -173,7 +174,6 @@ async def test_asking_for_capacity(
     moment: Moment, options: dict[str, Any], make_client: MakeClient, server: RawServer
 ) -> None:
     client = make_client(wait_for_capacity=60.0, **options)
-    client._shared.sleep = lambda seconds: asyncio.sleep(0)
     await invoke(client)
 
     async def prepare() -> Coroutine[Any, Any, Any]:
@@ -194,26 +194,17 @@ async def test_waiting_for_capacity(
     client = make_client(
         wait_for_capacity=60.0, max_concurrency=max_concurrency, retry=aiosmrt.RetryPolicy(max_attempts=1)
     )
-    pauses: list[asyncio.Event] = []
+    pauses = HeldPauses(client)
     probers: list[asyncio.Task[Any]] = []
-
-    async def pause(seconds: float) -> None:
-        """The first one of each run lasts until the test moves on."""
-        if pauses[-1].is_set():
-            await asyncio.sleep(0)
-        else:
-            await pauses[-1].wait()
-
-    client._shared.sleep = pause
     await invoke(client)
 
     async def prepare() -> Coroutine[Any, Any, Any]:
-        pauses.append(asyncio.Event())
+        pauses.hold()
         server.play([NO_CAPACITY])
         count = len(server.requests)
         probers.append(asyncio.create_task(invoke(client)))
         await server.received(count + 1)
-        # The refusal is read and the pause has begun when no place is held any more.
+        # The refusal is read and the pause has begun when no slot is held any more.
         while client.statistics().in_use:
             await asyncio.sleep(0)
         if prober == "is refused":
@@ -223,12 +214,12 @@ async def test_waiting_for_capacity(
         return invoke(client)
 
     def move_on(number: int) -> None:
-        pauses[-1].set()
+        pauses.move_on()
         if prober == "is cancelled":
             probers[-1].cancel()
 
     async def after() -> None:
-        pauses[-1].set()
+        pauses.move_on()
         await asyncio.wait([probers[-1]])
         await answers(client, server)
 
@@ -243,7 +234,6 @@ async def test_many_calls_cancelled_while_there_is_no_capacity(
 ) -> None:
     """Whoever is cancelled, one of those that are left asks, so that all of them get through."""
     client = make_client(max_concurrency=3, wait_for_capacity=60.0)
-    client._shared.sleep = lambda seconds: asyncio.sleep(0)
     await invoke(client)
     server.play(*([NO_CAPACITY] if n % 4 else OK for n in range(200)))
     chance = random.Random(seed)
@@ -412,7 +402,7 @@ async def test_closing_the_client_ends_a_back_off(make_client: MakeClient, serve
             waiting.set()
 
     client = make_client(retry=hour, observers=[observe])
-    client._shared.random = lambda: 1.0
+    client._core.random = lambda: 1.0
     server.play([error_response(500, "InternalFailure")])
     call = asyncio.create_task(invoke(client))
     await waiting.wait()

@@ -127,7 +127,6 @@ async def test_waiting_for_capacity(
     moment: Moment, before: list[Script], make_client: MakeClient, server: RawServer
 ) -> None:
     client = make_client(retry=QUICK, wait_for_capacity=60.0)
-    client._shared.sleep = lambda seconds: asyncio.sleep(0)
     await answers(client, server)
     no_capacity = error_response(
         400, "ValidationError", "Inference Component has no capacity to process this request. Wait."

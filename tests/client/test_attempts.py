@@ -8,15 +8,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import botocore.exceptions as boto
 import pytest
 
 from aiosmrt import Client, DeadlineExceededError, RetryPolicy, ServiceError, errors
 from tests.client.conftest import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS
-from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond
+from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
 
 CALL: dict[str, Any] = {"EndpointName": "e", "Body": b"1,2"}
 UNAVAILABLE = respond(503, b"{}", [("x-amzn-errortype", "ServiceUnavailable")])
+UNAVAILABLE_RESPONSE = Response(503, [("x-amzn-errortype", "ServiceUnavailable")], b"{}")
 
 
 async def no_sleep(delay: float) -> None:
@@ -26,7 +28,7 @@ async def no_sleep(delay: float) -> None:
 async def attempts_of(client: Client, server: RecordingServer) -> int:
     """How many requests one failing call sends."""
     server.answer = UNAVAILABLE
-    client._shared.sleep = no_sleep
+    client._core.sleep = no_sleep
     before = len(server.requests)
     with pytest.raises(ServiceError) as caught:
         await client.invoke_endpoint(**CALL)
@@ -37,8 +39,26 @@ async def attempts_of(client: Client, server: RecordingServer) -> int:
     return len(sent)
 
 
-async def test_three_by_default(client: Client, server: RecordingServer) -> None:
-    assert await attempts_of(client, server) == 3
+async def test_time_alone_bounds_attempts_by_default(client: Client, server: RecordingServer) -> None:
+    client._core.sleep = no_sleep
+    client._core.call_later = lambda seconds, function, *arguments: asyncio.get_running_loop().call_soon(
+        function, *arguments
+    )
+    server.answer = respond_in_turn(*[UNAVAILABLE_RESPONSE] * 7, Response())
+    result = await client.invoke_endpoint(**CALL)
+    assert result["ResponseMetadata"]["RetryAttempts"] == 7
+    counted = [request.header("amz-sdk-request") for request in server.requests]
+    assert counted == [f"attempt={number}" for number in range(1, 9)]
+
+
+async def test_no_patience_is_one_attempt(make_client: MakeClient, server: RecordingServer) -> None:
+    server.answer = UNAVAILABLE
+    client = make_client(patience=0)
+    for _ in range(5):
+        with pytest.raises(ServiceError) as caught:
+            await client.invoke_endpoint(**CALL)
+        assert caught.value.attempts == 1
+    assert len(server.requests) == 5
 
 
 async def test_aws_max_attempts(make_client: MakeClient, server: RecordingServer, monkeypatch: Any) -> None:
@@ -78,8 +98,9 @@ async def test_a_senseless_aws_max_attempts(make_client: MakeClient, monkeypatch
         ({"max_attempts": 3}, 4),
         ({"total_max_attempts": 2}, 2),
         ({"total_max_attempts": 2, "max_attempts": 9, "mode": "standard"}, 2),
+        ({"mode": "standard"}, 3),
         ({"mode": "adaptive"}, 3),
-        ({}, 3),
+        ({"mode": "legacy"}, 5),
     ],
 )
 async def test_botocores_retries_dictionary(
@@ -88,19 +109,60 @@ async def test_botocores_retries_dictionary(
     assert await attempts_of(make_client(retry=retries), server) == attempts
 
 
-async def test_the_client_shares_one_retry_bucket(make_client: MakeClient, server: RecordingServer) -> None:
-    """While the service is ill, retries become few: 30 tokens pay for two, whoever asks."""
-    client = make_client(retry=RetryPolicy(max_attempts=3, bucket_tokens=30))
+@pytest.mark.parametrize(("mode", "retries"), [("standard", 35), ("legacy", 80)])
+async def test_a_client_and_its_views_share_the_bucket_of_their_mode(
+    make_client: MakeClient, server: RecordingServer, mode: str, retries: int
+) -> None:
+    """500 tokens pay for 35 retries at 14, whoever asks; mode legacy has no bucket, and 4 retries a call."""
+    client = make_client(retry={"mode": mode})
     view = client.with_options(read_timeout=5.0)
-    client._shared.sleep = no_sleep
+    client._core.sleep = no_sleep
     server.answer = UNAVAILABLE
-    counts = []
-    for caller in (client, view, client):
-        before = len(server.requests)
+    for caller in [client, view] * 10:
         with pytest.raises(ServiceError):
             await caller.invoke_endpoint(**CALL)
-        counts.append(len(server.requests) - before)
-    assert counts == [3, 1, 1]
+    assert len(server.requests) == 20 + retries
+
+
+@pytest.mark.parametrize(("mode", "attempts"), [("standard", 3), ("legacy", 5), ("adaptive", 3)])
+@pytest.mark.parametrize("source", ["environment", "profile"])
+async def test_the_retry_mode_of_environment_and_profile(
+    make_client: MakeClient,
+    server: RecordingServer,
+    monkeypatch: Any,
+    tmp_path: Path,
+    mode: str,
+    attempts: int,
+    source: str,
+) -> None:
+    if source == "environment":
+        monkeypatch.setenv("AWS_RETRY_MODE", mode)
+    else:
+        config = tmp_path / "config"
+        config.write_text(f"[default]\nretry_mode = {mode}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    assert await attempts_of(make_client(), server) == attempts
+    # What the client is given counts more.
+    assert await attempts_of(make_client(retry={"mode": "legacy", "total_max_attempts": 2}), server) == 2
+    with pytest.raises(ServiceError) as caught:
+        await make_client(patience=0).invoke_endpoint(**CALL)
+    assert caught.value.attempts == 1
+
+
+async def test_an_unknown_retry_mode_is_botocores_error(make_client: MakeClient, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AWS_RETRY_MODE", "standart")
+    with pytest.raises(boto.InvalidRetryModeError):
+        await make_client().invoke_endpoint(**CALL)
+    with pytest.raises(boto.InvalidRetryModeError):
+        make_client(retry={"mode": "standart"})
+
+
+def test_a_patience_does_not_go_with_a_retry_mode() -> None:
+    with pytest.raises(errors.ParamValidationError, match="patience"):
+        Client("eu-central-1", patience=20.0, retry={"mode": "standard"})
+    assert Client("eu-central-1", patience=None, retry={"mode": "standard"}).with_options(patience=None)
+    # A view that names a mode has none of its client's patience.
+    Client("eu-central-1", patience=5.0).with_options(retry={"mode": "standard"})
 
 
 # The deadline
@@ -162,8 +224,8 @@ async def test_no_back_off_goes_past_the_deadline(make_client: MakeClient, serve
 
     server.answer = UNAVAILABLE
     client = make_client(deadline=5.0, retry=RetryPolicy(max_attempts=3, base_delay=10.0))
-    client._shared.sleep = sleep
-    client._shared.random = lambda: 0.999
+    client._core.sleep = sleep
+    client._core.random = lambda: 0.999
     with pytest.raises((ServiceError, DeadlineExceededError)) as caught:
         await client.invoke_endpoint(**CALL)
     assert slept == []
@@ -180,7 +242,7 @@ async def test_the_deadline_in_a_back_off_names_what_went_before(
 
     server.answer = UNAVAILABLE
     client = make_client(deadline=0.2, retry=RetryPolicy(base_delay=0.0))
-    client._shared.sleep = sleep
+    client._core.sleep = sleep
     with pytest.raises(DeadlineExceededError) as caught:
         await client.invoke_endpoint(**CALL)
     assert isinstance(caught.value.__cause__, errors.ServiceUnavailable)
@@ -190,7 +252,7 @@ async def test_the_deadline_in_a_back_off_names_what_went_before(
 
 async def test_the_service_is_told_of_the_deadline(make_client: MakeClient, server: RecordingServer) -> None:
     client = make_client(deadline=30.0)
-    client._shared.wall_clock = lambda: 1_800_000_000.0
+    client._core.wall_clock = lambda: 1_800_000_000.0
     await client.invoke_endpoint(**CALL)
     facts = dict(part.split("=") for part in str(server.last.header("amz-sdk-request")).split("; "))
     assert facts["attempt"] == "1"

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from aiosmrt import Client, ParamValidationError, RetryPolicy, shared
+from aiosmrt import Client, ParamValidationError, RetryPolicy
+from aiosmrt._core.body import HASH_INLINE_BYTES
 from tests.client.conftest import MakeClient
 from tests.support.peers import CREDENTIALS
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond_in_turn
@@ -112,7 +113,7 @@ async def test_a_file_is_read_off_the_loop(client: Client, server: RecordingServ
     assert threading.get_ident() not in file.threads
 
 
-@pytest.mark.parametrize(("size_bytes", "off_loop"), [(shared.HASH_INLINE_BYTES, False), (len(LARGE), True)])
+@pytest.mark.parametrize(("size_bytes", "off_loop"), [(HASH_INLINE_BYTES, False), (len(LARGE), True)])
 async def test_a_large_body_is_hashed_off_the_loop(
     client: Client, server: RecordingServer, monkeypatch: pytest.MonkeyPatch, size_bytes: int, off_loop: bool
 ) -> None:
@@ -124,7 +125,7 @@ async def test_a_large_body_is_hashed_off_the_loop(
             threads.append(threading.get_ident())
         return real(data, **options)
 
-    monkeypatch.setattr("aiosmrt.shared.hashlib.sha256", watched)
+    monkeypatch.setattr("aiosmrt._core.body.hashlib.sha256", watched)
     await client.invoke_endpoint(EndpointName="e", Body=LARGE[:size_bytes])
     assert len(threads) == 1
     assert (threads[0] != threading.get_ident()) == off_loop

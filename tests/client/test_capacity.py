@@ -114,7 +114,8 @@ async def waiters_of(client: Client, time: VirtualTime, count: int, seconds: flo
 
 def nothing_waits(client: Client, time: VirtualTime) -> bool:
     statistics = client.statistics()
-    return (statistics.in_use, statistics.waiting, client._shared.gates, time.pending) == (0, 0, {}, [])
+    held_back = {endpoint.held_back for endpoint in statistics.endpoints.values()} - {0}
+    return (statistics.in_use, statistics.waiting, held_back, time.pending) == (0, 0, set(), [])
 
 
 # Alone
@@ -124,7 +125,7 @@ async def test_nobody_waits_unless_asked_to(client: Client, service: Service, se
     with pytest.raises(NoCapacityError) as caught:
         await call(client)
     assert caught.value.attempts == len(server.requests) == 1
-    assert client._shared.gates == {}
+    assert client.statistics().endpoints["llm"].illness is None
 
 
 async def read(client: Client) -> bytes:
@@ -174,11 +175,10 @@ async def test_a_call_asks_again_until_there_is_capacity(
     assert nothing_waits(client, time)
     # Each is an attempt to the service, and none to the retry policy.
     counted = [str(request.header("amz-sdk-request")).partition("attempt=")[2] for request in server.requests]
-    assert counted == [f"{number}; max={max(number, 3)}" for number in range(1, 9)]
+    assert counted == [str(number) for number in range(1, 9)]
     assert len({request.header("amz-sdk-invocation-id") for request in server.requests}) == 1
     statistics = client.statistics()
     assert (statistics.calls, statistics.attempts, statistics.retries) == (1, 8, {"no_capacity": 7})
-    assert client._options.bucket.statistics().granted == 0
 
 
 async def test_the_result_counts_the_attempts(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
@@ -193,7 +193,7 @@ async def test_pauses_are_random_and_heed_the_services_hint(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     client = time.rule(make_client(wait_for_capacity=600.0))
-    client._shared.random = lambda: 0.5
+    client._core.random = lambda: 0.5
     service.instead = [NO_CAPACITY, refusal("ValidationError", MESSAGE, x_amz_retry_after="4000")]
     (prober,) = start(client)
     await time.set_to(0.75)
@@ -544,29 +544,6 @@ async def test_a_probe_that_is_cancelled_is_sent_by_the_next(
     assert nothing_waits(client, time)
 
 
-async def test_a_prober_waits_for_its_turn_like_everybody(
-    make_client: MakeClient, service: Service, time: VirtualTime
-) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0, max_concurrency=1))
-    prober = await prober_of(client, time)
-    done = asyncio.Event()
-    service.instead = [done]
-    (other,) = start(client, key=("llm", "other", None))
-    await asyncio.wait_for(_seen_of(service, ("llm", "other", None)), 10)
-    await time.pass_by(1.0)
-    assert (client.statistics().in_use, client.statistics().waiting) == (1, 1)
-    (waiter,) = await waiters_of(client, time, 1, 600.0)
-    prober.cancel()
-    await asyncio.wait([prober])
-    # The next one is in the queue in its place.
-    await time.set_to()
-    assert (client.statistics().in_use, client.statistics().waiting) == (1, 1)
-    service.scaled_to_zero.clear()
-    done.set()
-    await asyncio.gather(other, waiter)
-    assert nothing_waits(client, time)
-
-
 async def _seen_of(service: Service, key: Key) -> None:
     while not service.seen[key]:
         await asyncio.sleep(0)
@@ -579,7 +556,7 @@ async def test_closing_the_client_ends_every_wait(
     seen: list[Event] = []
     client = time.rule(make_client(wait_for_capacity=600.0, observers=[seen.append]))
     prober = await prober_of(client, time)
-    waiters = await waiters_of(client.with_options(max_concurrency=1), time, 3, 600.0)
+    waiters = await waiters_of(client.with_options(read_timeout=1.0), time, 3, 600.0)
     waiters.append(asyncio.create_task(read_stream(client)))
     await time.set_to(1.0, *[600.0] * 4)
     never = asyncio.Event()
@@ -675,34 +652,54 @@ async def test_an_answer_that_says_nothing_makes_the_next_one_ask(
     await time.pass_by(1.0)
     with pytest.raises(error):
         await prober
-    # The one who asks next, at once; two wait for it.
+    # The next one asks after a pause; two wait for it.
     await time.set_to(2.0, 599.0, 599.0)
-    assert service.seen[ADAPTER] == 3
+    assert service.seen[ADAPTER] == 2
     service.scaled_to_zero.clear()
     await time.pass_by(2.0)
     await asyncio.gather(*waiters)
     assert nothing_waits(client, time)
 
 
-async def test_a_prober_tries_again_as_its_policy_has_it(
+async def test_a_prober_goes_on_whatever_else_it_is_answered(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    """Three attempts of the policy, whatever number of probes; meanwhile nobody else asks."""
+    """Nobody else asks meanwhile, and its patience is that of waiting for capacity."""
     unavailable = refusal("ServiceUnavailable", "later", 503)
     client = time.rule(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 3, 600.0)
     service.instead = [NO_CAPACITY, unavailable, NO_CAPACITY, unavailable, unavailable]
-    for pause in (1.0, 2.0, 0.05, 4.0, 0.1):
+    for pause in (1.0, 2.0, 4.0, 8.0, 15.0):
+        await time.until(lambda pause=pause: time.pending[0] == pause)
+        await time.pass_by(pause)
+    await time.until(lambda: time.pending[0] == 15.0)
+    service.scaled_to_zero.clear()
+    await time.pass_by(15.0)
+    assert (await prober)["ResponseMetadata"]["RetryAttempts"] == 6
+    await asyncio.gather(*waiters)
+    assert client.statistics().retries == {"no_capacity": 3, "transient": 3}
+    assert nothing_waits(client, time)
+
+
+async def test_a_prober_out_of_attempts_leaves_it_to_the_next(
+    make_client: MakeClient, service: Service, time: VirtualTime
+) -> None:
+    unavailable = refusal("ServiceUnavailable", "later", 503)
+    client = time.rule(make_client(wait_for_capacity=600.0, retry=RetryPolicy(max_attempts=2)))
+    prober = await prober_of(client, time)
+    (waiter,) = await waiters_of(client, time, 1, 600.0)
+    service.instead = [unavailable, unavailable]
+    for pause in (1.0, 2.0):
         await time.until(lambda pause=pause: time.pending[0] == pause)
         await time.pass_by(pause)
     with pytest.raises(errors.ServiceUnavailable) as caught:
         await prober
-    assert caught.value.attempts == 6
     assert caught.value.response["ResponseMetadata"]["MaxAttemptsReached"]
+    await time.set_to(4.0)
     service.scaled_to_zero.clear()
-    await asyncio.gather(*waiters)
-    assert client.statistics().retries == {"no_capacity": 3, "transient": 2}
+    await time.pass_by(4.0)
+    await waiter
     assert nothing_waits(client, time)
 
 

@@ -232,7 +232,7 @@ async def until_collected(shared: weakref.ref[Any]) -> None:
 async def test_an_unclosed_client_says_so(server: RecordingServer) -> None:
     client = Client(endpoint_url=server.url, transport="pooled", **CLIENT_ARGUMENTS)
     await call(client)
-    transport, shared = client._shared.transport, weakref.ref(client._shared)
+    transport, shared = client._core.transport, weakref.ref(client._core)
     del client
     with pytest.warns(ResourceWarning, match=r"unclosed aiosmrt\.Client"):
         await until_collected(shared)

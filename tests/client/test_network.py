@@ -77,7 +77,7 @@ async def test_an_unknown_authority_is_not_tried_twice(make_client: MakeClient, 
         raise AssertionError("a certificate does not get better by trying again")
 
     client = make_client(endpoint_url=tls_server.url)
-    client._shared.sleep = no_sleep
+    client._core.sleep = no_sleep
     with pytest.raises(errors.SSLError) as caught:
         await client.invoke_endpoint(**CALL)
     assert isinstance(caught.value, boto.SSLError)

@@ -94,7 +94,7 @@ async def test_closing_a_stream_during_back_off_sends_nothing_more(client: Clien
         backing_off.set()
         await go_on.wait()
 
-    client._shared.sleep = wait
+    client._core.sleep = wait
     server.answer = respond(200, ONE[:-1])
     stream = await open_stream(client)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ OWN_HEADERS = {
     "accept-encoding",
 }
 DATED_HEADERS = {"x-amz-date", "date"}
+
+# The first release of the AWS CLI seen with the newest member of InvokeEndpointAsync, Body. Older ones have a shorter
+# skeleton: 1.45.20 lacks Body, 1.38.0 Filename and S3OutputPathExtension as well. What they do have is equal.
+SKELETON_IS_EXACT_FROM = (1, 45, 30)
 
 # Version 1 of the AWS CLI has 2 for its parser's errors and 255 for all others; ours are version 2's.
 EXIT_CODES = {0: {0}, 252: {2, 252, 255}, 253: {253, 255}, 254: {254, 255}, 255: {255}}
@@ -127,10 +132,22 @@ async def test_text_files_with_other_line_ends(both: Both, runtime: LocalRuntime
     assert records[0].request_body == records[1].request_body == "a\nb\nc\n\u00e4".encode()
 
 
-async def test_the_skeleton(both: Both) -> None:
+async def test_the_skeleton(both: Both, aws_cli: str, tmp_path: Path) -> None:
     theirs, ours = await both.run("invoke-endpoint-async", "--generate-cli-skeleton")
-    assert ours == theirs
     assert ours.code == 0
+    if await release_of(aws_cli, tmp_path) < SKELETON_IS_EXACT_FROM:
+        known = json.loads(theirs.stdout)
+        document = {name: value for name, value in json.loads(ours.stdout).items() if name in known}
+        ours = ours._replace(stdout=f"{json.dumps(document, indent=4)}\n".encode())
+    assert ours == theirs
+
+
+async def release_of(aws_cli: str, folder: Path) -> tuple[int, ...]:
+    """The AWS CLI's version."""
+    ended = await run(aws_cli, "--version", env=environment(folder))
+    found = re.match(r"aws-cli/(\d+)\.(\d+)\.(\d+) ", ended.stdout.decode())
+    assert found is not None
+    return tuple(int(part) for part in found.groups())
 
 
 async def test_members_from_a_json_document(both: Both, runtime: LocalRuntime) -> None:

@@ -497,7 +497,7 @@ async def test_retries_are_counted_alike(server: RecordingServer, failures: int,
             if name == "aiobotocore":
                 monkeypatch.setattr("aiobotocore.endpoint.asyncio.sleep", _no_sleep)
             else:
-                client._shared.sleep = _no_sleep
+                client._core.sleep = _no_sleep
             response = await client.invoke_endpoint(EndpointName="e", Body=b"")
             monkeypatch.undo()
             async with response["Body"] as stream:
@@ -808,7 +808,7 @@ async def test_presigned_urls_are_equal(both: Both, members: dict[str, Any], mon
                 return moment.replace(tzinfo=None)
 
         monkeypatch.setattr("botocore.auth.datetime.datetime", Clock)
-    ours._shared.wall_clock = moment.timestamp
+    ours._core.wall_clock = moment.timestamp
     for expires in (1, 3600):
         mine = await ours.generate_presigned_url("invoke_endpoint", Params=members, ExpiresIn=expires)
         others = await theirs.generate_presigned_url("invoke_endpoint", Params=members, ExpiresIn=expires)

@@ -89,8 +89,8 @@ async def nothing_is_held(client: Client) -> None:
     """
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (0, 0)
-    if client._shared.ready_in:
-        assert connections_in_use(client._shared.transport) == 0
+    if client._core.ready_in:
+        assert connections_in_use(client._core.transport) == 0
     for _ in range(100):
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         # the recording server has one for each connection

@@ -165,9 +165,9 @@ def test_none_takes_a_setting_away():
         (plain.with_options(accept="a/b"), (1.0, 2.0)),
         (without, (None,) * 2),
     ):
-        options = endpoint._client._options
+        options = endpoint._client._view
         assert (options.deadline, options.wait_for_capacity) == limits
-    assert (at_once._client._options.deadline, at_once._client._options.wait_for_capacity) == (None, None)
+    assert (at_once._client._view.deadline, at_once._client._view.wait_for_capacity) == (None, None)
     assert (plain.with_options()._upload_to, without._upload_to) == ("s3://bucket/in", None)
 
 

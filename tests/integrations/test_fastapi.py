@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import re
+import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -256,6 +257,29 @@ async def test_an_endpoint_has_its_options(runtime: LocalRuntime) -> None:
     assert record.inference_id == "row-1"
 
 
+async def test_an_endpoint_has_the_clients_limits_unless_it_is_given_others(runtime: LocalRuntime) -> None:
+    app = application(runtime, deadline=0.05, retry=aiosmrt.RetryPolicy())
+    Silent = Annotated[Endpoint[Any, Any], Depends(endpoint("silent", serializer=JSON, deserializer=JSON))]
+    impatient = endpoint("echo", serializer=JSON, deserializer=JSON, deadline=None, patience=0)
+
+    @app.post("/clients")
+    async def clients(silent: Silent) -> str:
+        with pytest.raises(aiosmrt.DeadlineExceededError):
+            await silent.predict(1)
+        return "late"
+
+    @app.post("/own")
+    async def own(echo: Annotated[Endpoint[Any, Any], Depends(impatient)]) -> int:
+        with pytest.raises(aiosmrt.ServiceUnavailable) as caught:
+            await echo.predict(1)
+        return caught.value.attempts
+
+    runtime.inject("echo", faults.service_unavailable())
+    async with served(app) as server:
+        assert (await ask(server, "/clients")).body == b'"late"'
+        assert (await ask(server, "/own")).body == b"1"
+
+
 async def test_a_websocket_has_the_client_and_its_errors_are_not_answered_with_a_status(runtime: LocalRuntime) -> None:
     app = application(runtime)
     install_exception_handlers(app)
@@ -348,13 +372,96 @@ async def test_an_error_has_a_status(
         assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["call", "stream"])
+async def test_a_client_where_too_many_wait_sheds_load(
+    runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    app = application(runtime, max_concurrency=1, max_waiting=2)
+    install_exception_handlers(app)
+
+    @app.post("/stream")
+    async def stream(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"))
+
+    @app.post("/call")
+    async def call(llm: Llm) -> Any:
+        return await llm.predict("?")
+
+    async with served(app) as server:
+        client = app.state.sagemaker_client
+        accepted = [asyncio.create_task(ask(server, f"/{kind}")) for _ in range(3)]
+        while client.statistics().waiting < 2:
+            await asyncio.sleep(0)
+        for _ in range(2):
+            answer = await ask(server, f"/{kind}")
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert json.loads(answer.body) == {"detail": "TooManyWaitingError"}
+        assert client.statistics().attempts == 1
+        for _ in accepted:
+            model.say(b"1", end=True)
+        answers = await asyncio.gather(*accepted)
+        assert [answer.status for answer in answers] == [200] * 3
+        # There is room again.
+        model.say(b"1", end=True)
+        assert (await ask(server, f"/{kind}")).status == 200
+        assert client.statistics().in_use == 0
+    mapped = [record.getMessage() for record in caplog.records if record.name == integration.__name__]
+    assert len(mapped) == 2
+    assert all("(TooManyWaitingError, request id None), answered with 503" in line for line in mapped)
+
+
+@pytest.mark.parametrize(
+    ("fault", "limits", "status", "detail", "retry_after"),
+    [
+        (faults.throttling(), {"patience": 0.1}, 429, "ThrottlingError", "1"),
+        (faults.throttling(retry_after=2.4), {"patience": 0.1}, 429, "ThrottlingError", "3"),
+        (faults.model_not_ready(), {"patience": 0.1}, 503, "ModelNotReadyException", "1"),
+        (faults.no_capacity(), {"wait_for_capacity": 0.1}, 503, "NoCapacityError", "1"),
+        (faults.service_unavailable(), {"patience": 0.1}, 503, "ServiceUnavailable", "1"),
+        (faults.service_unavailable(), {"deadline": 0.1}, 504, "DeadlineExceededError", None),
+        (faults.gateway_timeout(), {"patience": 0.1}, 504, "ServiceError", None),
+        (faults.bad_gateway(), {"patience": 0.1}, 502, "ServiceError", None),
+        (faults.internal_failure(), {"patience": 0.1}, 502, "InternalFailure", None),
+        (faults.ResetBeforeHeaders(), {"patience": 0.1}, 502, "ConnectionClosedError", None),
+        (None, {"patience": 0.1}, 502, "EndpointConnectionError", None),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+async def test_what_patience_ends_with_has_a_status(
+    runtime: LocalRuntime, fault: Any, limits: dict[str, float], status: int, detail: str, retry_after: str | None
+) -> None:
+    """For the calls that asked, and for those that only waited for one of them."""
+    with socket.socket() as unheard:  # bound, and never listening
+        unheard.bind(("127.0.0.1", 0))
+        url = runtime.url if fault is not None else f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        policy = aiosmrt.RetryPolicy(base_delay=0.001, throttling_base_delay=0.001, retry_stale_connections=False)
+        app = application(runtime, endpoint_url=url, retry=policy, max_concurrency=1, **limits)
+        install_exception_handlers(app)
+
+        @app.post("/")
+        async def call(llm: Llm) -> Any:
+            return await llm.predict("?")
+
+        if fault is not None:
+            runtime.inject("llm", fault)
+        async with served(app) as server:
+            answers = await asyncio.gather(*(ask(server, "/") for _ in range(4)))
+            assert app.state.sagemaker_client.statistics().in_use == 0
+    assert {(answer.status, answer.headers.get("retry-after")) for answer in answers} == {(status, retry_after)}
+    assert {answer.body for answer in answers} == {f'{{"detail":"{detail}"}}'.encode()}
+
+
 def test_what_no_call_raises_has_a_status_too() -> None:
+    gateway = {"Error": {"Code": "503"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
     stream_error = {"Error": {"Code": "ModelStreamError"}, "ErrorCode": "ModelInvocationTimeExceeded"}
     expected = {
         errors.ModelStreamError(stream_error, "InvokeEndpointWithResponseStream"): 504,
         errors.StreamTimeoutError("The first part did not come"): 504,
         errors.DeadlineExceededError("too late"): 504,
+        errors.ServiceError(gateway, "InvokeEndpoint"): 503,
+        errors.TooManyWaitingError(100): 503,
         errors.SessionClosedError("The session has expired"): 410,
+        errors.TooManyFailuresError(2, 3): 502,
         errors.DeserializationError("no JSON"): 502,
         errors.ChecksumMismatchError("a checksum"): 502,
         errors.EndpointConnectionError("refused"): 502,
@@ -365,12 +472,20 @@ def test_what_no_call_raises_has_a_status_too() -> None:
         errors.SerializationError("data is a set"): 500,
         errors.ParamValidationError(["EndpointName"]): 500,
         errors.NoCredentialsError("nowhere"): 500,
+        errors.InvalidRetryModeError("a mode"): 500,
         errors.ClientStateError("closed"): 500,
     }
     assert {error: http_exception(error).status_code for error in expected} == expected
     assert {http_exception(error).detail for error, status in expected.items() if status == 500} == {
         "InternalServerError"
     }
+
+
+def test_retry_after_is_in_whole_seconds() -> None:
+    error = errors.TooManyWaitingError(100)
+    for seconds, header in ((0.1, "1"), (1.0, "1"), (1.01, "2"), (30, "30")):
+        error.retry_after = seconds
+        assert http_exception(error).headers == {"Retry-After": header}
 
 
 # Server-sent events

@@ -37,6 +37,7 @@ from aiosmrt.integrations import opentelemetry as integration
 from aiosmrt.integrations.opentelemetry import OpenTelemetryObserver
 from aiosmrt.local import ContainerFailure, Invocation, LocalRuntime, faults
 from tests.support.peers import CLIENT_ARGUMENTS, REGION, isolate_aws
+from tests.support.probes import shorten_probe_pauses
 from tests.support.recording_server import RecordingServer, respond
 from tests.support.runtime import echo, local_runtime, words
 
@@ -382,7 +383,7 @@ async def test_retries_that_help_are_no_errors_of_the_call(
 
 
 async def test_throttling_that_lasts(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
-    client = make_client(telemetry.observer())
+    client = make_client(telemetry.observer(), retry=replace(QUICK, max_attempts=3))
     runtime.inject("echo", faults.throttling().next(2), faults.too_many_requests().next(1))
     with pytest.raises(errors.ThrottlingError):
         await client.invoke_endpoint(EndpointName="echo", Body=b"1,2,3")
@@ -510,12 +511,11 @@ async def test_waiting_for_a_turn(telemetry: Telemetry, gated: Gated, make_clien
     assert telemetry.point("aiosmrt.client.active_calls").value == 0
 
 
-async def test_waiting_for_capacity(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
-    async def at_once(seconds: float) -> None:
-        await asyncio.sleep(0)
-
+async def test_waiting_for_capacity(
+    telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_probe_pauses(monkeypatch)
     client = make_client(telemetry.observer(), wait_for_capacity=60.0)
-    client._shared.sleep = at_once
     runtime.inject("echo", faults.no_capacity().next(2))
     await client.invoke_endpoint(EndpointName="echo", Body=b"1")
     span = telemetry.span(CALL)
@@ -537,6 +537,60 @@ async def test_capacity_that_does_not_come(
     found = attributes(telemetry.span(CALL))
     assert (found["error.type"], found["aiosmrt.capacity_wait.outcome"]) == ("NoCapacityError", "timeout")
     assert found["aiosmrt.capacity_wait.duration"] >= 0.05
+    assert telemetry.point("aiosmrt.client.active_calls").value == 0
+
+
+async def test_waits_for_a_target_that_is_ill_are_added_up(
+    telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_probe_pauses(monkeypatch)
+    runtime.inject("echo", faults.internal_failure().next(4))  # the third makes it an outage, the fourth is a probe's
+    await make_client(telemetry.observer()).invoke_endpoint(EndpointName="echo", Body=b"1")
+    span = telemetry.span(CALL)
+    found = attributes(span)
+    assert span.status.status_code is StatusCode.UNSET
+    assert (found["aiosmrt.attempts"], found["aiosmrt.outage_wait.outcome"]) == (5, "probe")
+    recorded = telemetry.point("aiosmrt.client.outage_wait.duration")
+    assert recorded.attributes["aiosmrt.outage_wait.outcome"] == "probe"
+    assert (recorded.count, recorded.sum) == (2, pytest.approx(found["aiosmrt.outage_wait.duration"]))
+    assert 0 < recorded.sum < seconds(span)
+    assert telemetry.point("aiosmrt.client.retries").value == 4
+
+
+async def test_how_waits_for_a_target_that_is_ill_end(
+    telemetry: Telemetry,
+    runtime: LocalRuntime,
+    gated: Gated,
+    make_client: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shorten_probe_pauses(monkeypatch)
+    runtime.inject("gated", faults.internal_failure().next(3))
+    client = make_client(telemetry.observer())
+
+    def begin(client: Client, size: int) -> asyncio.Task[Any]:
+        return asyncio.create_task(client.invoke_endpoint(EndpointName="gated", Body=bytes(size)))
+
+    prober = begin(client, 1)
+    await until(lambda: len(gated.asked) == 1)
+    waiting, leaving, hurried = begin(client, 2), begin(client, 3), begin(client.with_options(patience=0.01), 4)
+    with pytest.raises(errors.InternalFailure):
+        await hurried
+    await until(lambda: client.statistics().endpoints["gated"].held_back == 2)
+    await cancelled(leaving)
+    gated.open.set()
+    await asyncio.gather(prober, waiting)
+
+    calls = {attributes(span)["aiosmrt.request.body.size"]: attributes(span) for span in telemetry.spans(CALL)}
+    outcomes = {size: found["aiosmrt.outage_wait.outcome"] for size, found in calls.items()}
+    assert outcomes == {1: "probe", 2: "recovered", 3: "abandoned", 4: "timeout"}
+    assert [calls[size]["aiosmrt.attempts"] for size in (1, 2, 3, 4)] == [4, 1, 0, 0]
+    assert calls[4]["error.type"] == "InternalFailure"
+    assert calls[4]["aiosmrt.outage_wait.duration"] >= 0.01
+    points = telemetry.points("aiosmrt.client.outage_wait.duration")
+    assert {point.attributes["aiosmrt.outage_wait.outcome"]: point.sum for point in points} == {
+        outcomes[size]: pytest.approx(calls[size]["aiosmrt.outage_wait.duration"]) for size in calls
+    }
     assert telemetry.point("aiosmrt.client.active_calls").value == 0
 
 
@@ -922,6 +976,7 @@ def test_examples() -> None:
 UNWATCHED = """
 import asyncio, sys
 from aiosmrt import Client, events
+from tests.support.probes import shorten_probe_pauses
 from tests.support.recording_server import RecordingServer
 
 RECORDS = {name for name in events.__all__ if hasattr(getattr(events, name), "_fields")}

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import heapq
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import aiosmrt
+
+T = TypeVar("T")
+
+# Seconds by which a loop's timer strikes late, so that its time is past by any arithmetic.
+LATE = 1e-9
 
 
 @dataclass(eq=False)
 class VirtualTimer:
     """A function to be called at a time, unless it is cancelled."""
 
-    time: VirtualTime
+    time: VirtualTime = field(repr=False)
     at: float
     function: Callable[..., object]
     arguments: tuple[Any, ...]
@@ -32,27 +39,61 @@ class VirtualTime:
     """
 
     now: float = 1000.0
-    _timers: list[VirtualTimer] = field(default_factory=list)
+    # those that are set, in the order they were set; and the same by time, with some that were cancelled
+    _timers: dict[VirtualTimer, None] = field(default_factory=dict, repr=False)
+    _queue: list[tuple[float, int, VirtualTimer]] = field(default_factory=list, repr=False)
+    _number: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def rule(self, client: aiosmrt.Client) -> aiosmrt.Client:
         """Let a client and its views live in this time; pauses last as long as they may."""
-        shared = client._shared
-        shared.clock = lambda: self.now
-        shared.call_later = self.call_later
-        shared.random = lambda: 1.0
+        core = client._core
+        core.clock = lambda: self.now
+        core.call_later = self.call_later
+        core.random = lambda: 1.0
         return client
 
     def call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> VirtualTimer:
-        timer = VirtualTimer(self, self.now + max(0.0, seconds), function, arguments)
-        self._timers.append(timer)
+        return self._set(self.now + max(0.0, seconds), function, arguments)
+
+    @contextmanager
+    def rule_loop(self) -> Iterator[None]:
+        """Let the running event loop's timers go by this time too: `asyncio.timeout`, `asyncio.sleep`, aiohttp's."""
+        loop: Any = asyncio.get_running_loop()
+
+        def call_at(at: float, function: Callable[..., object], *arguments: Any, context: Any = None) -> VirtualTimer:
+            return self._set(at + LATE, function, arguments)
+
+        loop.time = lambda: self.now
+        loop.call_at = call_at
+        loop.call_later = lambda seconds, *arguments, **context: call_at(self.now + seconds, *arguments, **context)
+        try:
+            yield
+        finally:
+            del loop.time, loop.call_at, loop.call_later
+
+    def _set(self, at: float, function: Callable[..., object], arguments: tuple[Any, ...]) -> VirtualTimer:
+        timer = VirtualTimer(self, at, function, arguments)
+        self._timers[timer] = None
+        self._number += 1
+        heapq.heappush(self._queue, (at, self._number, timer))
         self._changed.set()
         return timer
 
     def _forget(self, timer: VirtualTimer) -> None:
         if timer in self._timers:
-            self._timers.remove(timer)
+            del self._timers[timer]
             self._changed.set()
+
+    def _next(self) -> VirtualTimer | None:
+        while self._queue and self._queue[0][2] not in self._timers:
+            heapq.heappop(self._queue)
+        return self._queue[0][2] if self._queue else None
+
+    def _strike(self, timer: VirtualTimer) -> None:
+        self.now = max(self.now, timer.at)
+        self._forget(timer)
+        timer.function(*timer.arguments)
 
     @property
     def pending(self) -> list[float]:
@@ -72,10 +113,35 @@ class VirtualTime:
     async def pass_by(self, seconds: float) -> None:
         """Let time pass; each timer finds the clock at its time, and what it wakes runs before the next one."""
         until = self.now + seconds
-        while due := [timer for timer in self._timers if timer.at <= until]:
-            timer = min(due, key=lambda timer: timer.at)
-            self.now = timer.at
-            self._forget(timer)
-            timer.function(*timer.arguments)
+        while (timer := self._next()) is not None and timer.at <= until:
+            self._strike(timer)
             await asyncio.sleep(0)
         self.now = until
+
+    async def settle(self, is_busy: Callable[[], bool]) -> None:
+        """Wait, without any time passing, until nothing happens any more.
+
+        Args:
+            is_busy: whether something is under way that the loop does not know of, such as bytes between two sockets.
+        """
+        loop: Any = asyncio.get_running_loop()
+        while loop._ready or is_busy():
+            await asyncio.sleep(0)
+
+    async def run(self, work: asyncio.Future[T], is_busy: Callable[[], bool]) -> T:
+        """Let time pass until work is done, from one timer to the next, each time when nothing else happens.
+
+        Args:
+            work: a task or future.
+            is_busy: see `settle`.
+
+        Returns:
+            The work's result.
+        """
+        while True:
+            await self.settle(is_busy)
+            if work.done():
+                return work.result()
+            timer = self._next()
+            assert timer is not None, f"{work} waits for nothing that time could bring"
+            self._strike(timer)

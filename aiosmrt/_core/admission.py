@@ -1,0 +1,664 @@
+"""Who sends to a target now, and who waits: asyncio's side of `aiosmrt.policy.admission`.
+
+An `Admission` stands before one target. It counts slots, keeps the line of those that wait, and reports every outcome
+to its pure `AdmissionState`, which decides how many slots there are and when a target that is ill is probed.
+Invariants, at every suspension point:
+
+1. ``in_use`` counts the slots that are held or granted. Whoever *grants* a slot counts it, so there is no moment
+   between a release and the waiter's wake-up at which a newcomer could take it.
+2. No waiter sleeps while there is a slot for it: every event that could break this (a release, a larger limit, a
+   recovery) grants slots at once, in order. Calls that were sent before and failed come first, then newcomers in the
+   order of their arrival.
+3. While the target is ill and calls wait for it, exactly one of them probes: either its probe is under way, or a timer
+   is set for the head of the line. If a prober leaves without an answer, the next one asks.
+4. A cancelled waiter leaves the line. If its slot had been granted already (the grant and the cancellation met in one
+   turn of the loop), the slot goes to the next one.
+
+Calls that do not wait for a target that is ill (``patience=0``, no ``wait_for_capacity``) form a line of their own and
+need only a slot below the ceiling; what they find out counts like everything else.
+
+All state changes are synchronous; the one ``await`` is on the waiter's own future. An admission belongs to one event
+loop and needs no lock. Lines are ``OrderedDict``s because a waiter leaves from the middle when it is cancelled: both
+that and taking the first are O(1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias
+
+from aiosmrt.config import is_whole
+from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, fresh_copy
+from aiosmrt.policy.admission import LET_IN_AFTER, AdmissionState, Illness
+from aiosmrt.policy.limit import WorkingLimit
+
+__all__ = ["Admission", "Admissions", "CallLater", "Caller", "Clockwork", "LimiterStatistics", "Timer", "target_of"]
+
+# Endpoints and components whose admissions are kept although nobody uses them.
+_MAX_IDLE = 1024
+
+# A loop's timer may strike this many seconds early, by its clock's resolution.
+_EARLY = 1e-6
+
+
+class Timer(Protocol):
+    """What a `CallLater` returns."""
+
+    def cancel(self) -> None:
+        """Call nothing any more."""
+        ...
+
+
+CallLater: TypeAlias = Callable[..., Timer]
+"""Calls a function with arguments after so many seconds, as ``loop.call_later``."""
+
+
+class Clockwork(Protocol):
+    """Time and randomness, as an admission's client has them."""
+
+    clock: Callable[[], float]
+    random: Callable[[], float]
+    call_later: CallLater
+
+
+class Caller(Protocol):
+    """What an admission asks of a call that waits."""
+
+    def waits_out(self, illness: Illness) -> bool:
+        """Whether it waits while the target is ill with this."""
+        ...
+
+    def gives_up_at(self, illness: Illness, since: float) -> float | None:
+        """When it stops waiting for a target that is ill, in seconds of the client's clock; None for never.
+
+        Args:
+            illness: what the target is ill with.
+            since: since when the call waits for that.
+        """
+        ...
+
+
+class LimiterStatistics(NamedTuple):
+    """What holds for one endpoint at one moment, its inference components and variants together.
+
+    Args:
+        in_use: slots held, or granted to a waiter that is about to wake.
+        waiting: calls that wait for a slot.
+        max_concurrency: slots that may be in use now, one target like the other: below the client's ``max_concurrency``
+            after throttling. ``in_use`` is above it for a while after it was lowered.
+        held_back: calls that wait for a target that is ill.
+        illness: what a target is ill with: ``"outage"`` or ``"capacity"``; None while all are healthy.
+    """
+
+    in_use: int
+    waiting: int
+    max_concurrency: int
+    held_back: int = 0
+    illness: Illness | None = None
+
+
+class Waiter:
+    """A place in line.
+
+    Args:
+        caller: who waits.
+        home: the line in which it waits out an illness.
+        granted: gets True with a slot, False when the caller's time is up.
+        since: when the wait began, in seconds.
+    """
+
+    __slots__ = ("caller", "granted", "home", "line", "since", "timer")
+
+    def __init__(self, caller: Caller, home: Line, granted: asyncio.Future[bool], since: float) -> None:
+        self.caller = caller
+        self.home = home
+        self.granted = granted
+        self.since = since
+        self.line: Line | None = None
+        self.timer: Timer | None = None
+
+    def stop_timer(self) -> None:
+        """Let its time pass unnoticed."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+def _was_granted(slot: asyncio.Future[bool]) -> bool:
+    return slot.done() and not slot.cancelled() and slot.exception() is None and slot.result()
+
+
+Line: TypeAlias = "OrderedDict[Waiter, None]"
+
+
+class Admission:
+    """Slots for the calls to one target, and the line of those that wait.
+
+    Args:
+        clockwork: the client's clock, random numbers and timers.
+        maximum: the ceiling of calls in flight, at least 1.
+    """
+
+    __slots__ = (
+        "_arriving",
+        "_clockwork",
+        "_head",
+        "_hurried",
+        "_ill_from",
+        "_ill_seconds",
+        "_let_in_timer",
+        "_maximum",
+        "_probe_timer",
+        "_prober",
+        "_returning",
+        "failure",
+        "in_use",
+        "outstanding",
+        "state",
+        "waiting",
+    )
+
+    def __init__(self, clockwork: Clockwork, maximum: int) -> None:
+        self._clockwork = clockwork
+        self._maximum = maximum
+        self.state = AdmissionState(WorkingLimit(maximum), maximum)
+        # Slots held or granted; requests with the service, which those in back-off do not have; and calls in line.
+        self.in_use = 0
+        self.outstanding = 0
+        self.waiting = 0
+        self._returning: Line = OrderedDict()
+        self._arriving: Line = OrderedDict()
+        self._hurried: Line = OrderedDict()
+        self._prober: Caller | None = None
+        # who probes next: the admission's timer is its timer
+        self._head: Waiter | None = None
+        self._probe_timer: Timer | None = None
+        self._let_in_timer: Timer | None = None
+        # when the present illness began, and how long those before it lasted
+        self._ill_from = 0.0
+        self._ill_seconds: dict[Illness, float] = {"outage": 0.0, "capacity": 0.0}
+        # what the target answered last when it was ill, for calls that never sent anything
+        self.failure: AiosmrtError | None = None
+
+    # Slots
+
+    @property
+    def illness(self) -> Illness | None:
+        """What the target is ill with; None while it is healthy."""
+        return self.state.illness
+
+    @property
+    def is_overdrawn(self) -> bool:
+        """Whether more slots are in use than there are now, or calls have to wait for the target to recover."""
+        return self.in_use > self.state.slots
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a call that lines up now waits for a slot."""
+        return self.in_use >= self.state.slots or self.waiting > 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody has any use for it, and little would be forgotten with it."""
+        return not self.in_use and not self.waiting and (self.state.steady or self.state.illness is not None)
+
+    def try_acquire(self) -> bool:
+        """Take a slot if one is free and nobody waits for it, without suspending.
+
+        Returns:
+            Whether the slot was taken; if so, `release` must be called once.
+        """
+        in_use = self.in_use
+        if in_use < self.state.slots and not self.waiting:
+            self.in_use = in_use + 1
+            return True
+        return False
+
+    def must_wait(self, caller: Caller) -> bool:
+        """Whether `acquire` would suspend."""
+        illness = self.state.illness
+        if illness is not None and not caller.waits_out(illness):
+            return self.in_use >= self._maximum or bool(self._hurried)
+        return self.is_full
+
+    def dismiss(self, caller: Caller) -> None:
+        """End a caller's wait, if it waits, as if its time were up."""
+        for line in (self._returning, self._arriving, self._hurried):
+            for waiter in line:
+                if waiter.caller is caller:
+                    self._dismiss(waiter)
+                    self._attend()
+                    return
+
+    async def acquire(self, caller: Caller, *, returning: bool = False, front: bool = False) -> bool:
+        """Wait for a slot, or for the target to recover.
+
+        When the wait is cancelled, no slot is held.
+
+        Args:
+            caller: who waits.
+            returning: whether it was sent before, and goes before those that were not.
+            front: whether it has probed, and goes on with that.
+
+        Returns:
+            True with a slot, for which `release` must be called once; False when the caller's time was up.
+        """
+        illness = self.state.illness
+        hurried = illness is not None and not caller.waits_out(illness)
+        if hurried:
+            if self.in_use < self._maximum and not self._hurried:
+                self.in_use += 1
+                return True
+        elif self.try_acquire():
+            return True
+        home = self._returning if returning else self._arriving
+        waiter = Waiter(caller, home, asyncio.get_running_loop().create_future(), self._clockwork.clock())
+        self._line_up(waiter, self._hurried if hurried else home)
+        if front and not hurried:
+            self._returning.move_to_end(waiter, last=False)
+        if not hurried:
+            self._watch(waiter)
+        self._attend()
+        try:
+            return await waiter.granted
+        except BaseException:
+            if waiter.line is not None:
+                self._withdraw(waiter)
+                self._attend()
+            elif _was_granted(waiter.granted):
+                self.release(caller)
+            raise
+        finally:
+            waiter.stop_timer()
+
+    def release(self, caller: Caller) -> None:
+        """Return a slot, to the first in line if there is one.
+
+        Args:
+            caller: who held it; a prober that returns its slot without an outcome is followed by the next one.
+
+        Raises:
+            RuntimeError: more slots were released than acquired.
+        """
+        in_use = self.in_use
+        if in_use < 1:
+            raise RuntimeError("a slot was released that was never acquired")
+        self.in_use = in_use - 1
+        if self.waiting or self.state.illness is not None:
+            if caller is self._prober:
+                self._probe_ended()
+            self._attend()
+
+    def is_prober(self, caller: Caller) -> bool:
+        """Whether a call is the one that probes a target that is ill."""
+        return caller is self._prober
+
+    def probe_sent(self) -> None:
+        """Take note that the prober's request is on its way."""
+        illness = self.state.illness
+        if illness is not None and self._prober is not None and self._let_in_timer is None:
+            self._let_in_timer = self._clockwork.call_later(LET_IN_AFTER[illness], self._let_in)
+
+    # Outcomes, reported while the slot is held
+
+    def on_success(self, caller: Caller, started_at: float, sent_among: int) -> None:
+        """Report a call that the service carried out.
+
+        Args:
+            caller: the call.
+            started_at: when its request was sent, in seconds of the client's clock.
+            sent_among: requests that were outstanding when it was sent, this one included.
+        """
+        probe = self._probe_answered(caller)
+        now = self._clockwork.clock()
+        before = self.state.illness
+        self.state.on_success(started_at, now, self.in_use, sent_among=sent_among, probe=probe)
+        self._changed(before, now)
+
+    def on_failure(
+        self,
+        caller: Caller,
+        started_at: float,
+        sent_among: int,
+        error: AiosmrtError,
+        *,
+        waits_for_capacity: bool,
+        strict: bool = False,
+    ) -> bool:
+        """Report a call that failed.
+
+        Args:
+            caller, started_at, sent_among: as in `on_success`.
+            error: why it failed.
+            waits_for_capacity: whether the call goes on to wait for capacity that the error says is missing.
+            strict: whether its being throttled counts even if it looks like an accident.
+
+        Returns:
+            Whether the call may keep its slot through back-off; it may not if there are fewer slots now.
+        """
+        probe = self._probe_answered(caller)
+        clockwork = self._clockwork
+        now = clockwork.clock()
+        state = self.state
+        before, slots = state.illness, state.slots
+        cause, hint = error.cause, error.retry_after
+        if waits_for_capacity:
+            state.on_no_capacity(now, clockwork.random(), probe=probe, retry_after=hint)
+        elif cause == "throttling":
+            state.on_throttle(
+                started_at,
+                now,
+                self.outstanding,
+                clockwork.random(),
+                sent_among=sent_among,
+                probe=probe,
+                retry_after=hint,
+                strict=strict,
+            )
+        elif cause in ("transient", "connection") or (cause == "truncated" and before != "capacity"):
+            state.on_failure(started_at, now, self.outstanding, clockwork.random(), probe=probe, retry_after=hint)
+        else:
+            state.on_answer(cause, started_at, now, self.outstanding, probe=probe)
+        if state.illness is not None and (probe or before != state.illness):
+            self.failure = fresh_copy(error)
+        self._changed(before, now)
+        return state.illness is None and state.slots >= slots
+
+    def seconds_ill(self, now: float) -> tuple[float, float]:
+        """For how long the target was ill so far, with an outage and without capacity, all times together.
+
+        Args:
+            now: the time in seconds.
+        """
+        seconds = dict(self._ill_seconds)
+        if (illness := self.state.illness) is not None:
+            seconds[illness] += now - self._ill_from
+        return seconds["outage"], seconds["capacity"]
+
+    # What is left at the end
+
+    def close(self) -> None:
+        """Fail all that wait, because the client is closed."""
+        self._stop_probing()
+        for line in (self._returning, self._arriving, self._hurried):
+            while line:
+                waiter = next(iter(line))
+                self._leave(waiter)
+                if not waiter.granted.done():
+                    waiter.granted.set_exception(ClientStateError("the client was closed during the call"))
+
+    def statistics(self) -> LimiterStatistics:
+        """Count what is held and who waits."""
+        illness = self.state.illness
+        # A cancelled waiter stays in line until its task has run once more; it no longer waits.
+        waiting, hurried = (
+            sum(not waiter.granted.done() for line in lines for waiter in line)
+            for lines in ((self._returning, self._arriving), (self._hurried,))
+        )
+        held_back = 0 if illness is None else waiting
+        return LimiterStatistics(self.in_use, waiting + hurried - held_back, self.state.limit, held_back, illness)
+
+    # Inside
+
+    def _line_up(self, waiter: Waiter, line: Line) -> None:
+        waiter.line = line
+        line[waiter] = None
+        self.waiting += 1
+
+    def _leave(self, waiter: Waiter) -> None:
+        if waiter.line is not None:
+            del waiter.line[waiter]
+            waiter.line = None
+            self.waiting -= 1
+        waiter.stop_timer()
+        if waiter is self._head:
+            self._head = None
+            self._stop_probe_timer()
+
+    def _first(self) -> Waiter | None:
+        for line in (self._returning, self._arriving):
+            for waiter in line:
+                return waiter
+        return None
+
+    def _grant(self, waiter: Waiter) -> bool:
+        self._leave(waiter)
+        # A cancelled waiter stays in line until its task has run once more.
+        if waiter.granted.done():
+            return False
+        self.in_use += 1
+        waiter.granted.set_result(True)
+        return True
+
+    def _attend(self) -> None:
+        """Grant what there is, and see to the next probe."""
+        state = self.state
+        if state.illness is None:
+            slots = state.slots
+            for line in (self._hurried, self._returning, self._arriving):
+                while line and self.in_use < slots:
+                    self._grant(next(iter(line)))
+            return
+        while self._hurried and self.in_use < self._maximum:
+            self._grant(next(iter(self._hurried)))
+        self._set_probe()
+
+    def _changed(self, before: Illness | None, now: float) -> None:
+        """See to what an outcome has changed."""
+        illness = self.state.illness
+        if illness != before:
+            if before is not None:
+                self._ill_seconds[before] += now - self._ill_from
+                self._stop_probing()
+            if illness is None:
+                self.failure = None
+            else:
+                self._ill_from = now
+                self._fell_ill(illness)
+        if illness is not None or self.waiting:
+            self._attend()
+
+    def _fell_ill(self, illness: Illness) -> None:
+        """Let those that wait for a slot wait for the target from now on, and those that do not go on."""
+        # They did not wait out the illness before, and came before those in their own line.
+        for waiter in reversed([waiter for waiter in self._hurried if waiter.caller.waits_out(illness)]):
+            self._leave(waiter)
+            self._line_up(waiter, waiter.home)
+            waiter.home.move_to_end(waiter, last=False)
+        for line in (self._returning, self._arriving):
+            for waiter in [waiter for waiter in line if not waiter.caller.waits_out(illness)]:
+                self._leave(waiter)
+                self._line_up(waiter, self._hurried)
+            for waiter in [*line]:
+                self._watch(waiter)
+
+    def _watch(self, waiter: Waiter) -> None:
+        """Have a waiter's time end; on a healthy target it does not pass."""
+        waiter.stop_timer()
+        illness = self.state.illness
+        if illness is None or waiter.line is None or waiter is self._head:
+            return
+        now = self._clockwork.clock()
+        until = self._time_of(waiter, illness)
+        if until <= now + _EARLY:
+            self._dismiss(waiter)
+        elif until < math.inf:
+            waiter.timer = self._clockwork.call_later(until - now, self._look_at, waiter)
+
+    def _look_at(self, waiter: Waiter) -> None:
+        self._watch(waiter)
+        self._attend()
+
+    def _time_of(self, waiter: Waiter, illness: Illness) -> float:
+        until = waiter.caller.gives_up_at(illness, max(waiter.since, self._ill_from))
+        return math.inf if until is None else until
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        self._leave(waiter)
+        if self._prober is None and not self.waiting:
+            self.state.on_abandoned()
+
+    def _dismiss(self, waiter: Waiter) -> None:
+        self._withdraw(waiter)
+        if not waiter.granted.done():
+            waiter.granted.set_result(False)
+
+    # Probes
+
+    def _set_probe(self) -> None:
+        """Have the head of the line probe when it is time to, and nobody else."""
+        if self._prober is not None:
+            return
+        head = self._first()
+        if head is not self._head:
+            self._stop_probe_timer()
+            former, self._head = self._head, head
+            if former is not None:
+                self._watch(former)
+        elif self._probe_timer is not None:
+            return
+        illness = self.state.illness
+        while head is not None and illness is not None:
+            head.stop_timer()
+            now = self._clockwork.clock()
+            until = self._time_of(head, illness)
+            at = self.state.next_probe(until)
+            if at is not None and at <= now + _EARLY:
+                if self.in_use < self._maximum:
+                    self._prober = head.caller
+                    if self._grant(head):
+                        return
+                    self._prober = None
+                elif until <= now + _EARLY:
+                    self._dismiss(head)
+                else:
+                    # The next slot that is released is the probe's.
+                    if until < math.inf:
+                        head.timer = self._clockwork.call_later(until - now, self._look_at, head)
+                    return
+            elif at is None and until <= now + _EARLY:
+                self._dismiss(head)
+            else:
+                self._probe_timer = self._clockwork.call_later(
+                    (until if at is None else at) - now, self._probe_timer_struck
+                )
+                return
+            self._head = head = self._first()
+
+    def _probe_timer_struck(self) -> None:
+        self._probe_timer = None
+        if self.state.illness is not None:
+            self._set_probe()
+
+    def _probe_answered(self, caller: Caller) -> bool:
+        """Whether an outcome is that of the probe, which is over with it."""
+        if caller is not self._prober:
+            return False
+        self._probe_ended()
+        return True
+
+    def _probe_ended(self) -> None:
+        self._prober = None
+        if self._let_in_timer is not None:
+            self._let_in_timer.cancel()
+            self._let_in_timer = None
+
+    def _let_in(self) -> None:
+        self._let_in_timer = None
+        self._prober = None
+        before, now = self.state.illness, self._clockwork.clock()
+        self.state.on_let_in(now)
+        self._changed(before, now)
+
+    def _stop_probe_timer(self) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
+
+    def _stop_probing(self) -> None:
+        self._stop_probe_timer()
+        self._probe_ended()
+        self._head = None
+
+    def __repr__(self) -> str:
+        state = self.statistics()
+        return (
+            f"<Admission {state.illness or 'healthy'} in_use={state.in_use} "
+            f"waiting={state.waiting + state.held_back} limit={state.max_concurrency}>"
+        )
+
+
+class Admissions:
+    """The admissions of a client or view, one for each target.
+
+    Args:
+        clockwork: the client's clock, random numbers and timers.
+        max_concurrency: calls in flight for each target, at least 1.
+
+    Raises:
+        ParamValidationError: ``max_concurrency`` is not an integer >= 1.
+    """
+
+    def __init__(self, clockwork: Clockwork, max_concurrency: int) -> None:
+        if not is_whole(max_concurrency, 1):
+            raise ParamValidationError([f"max_concurrency must be an integer >= 1; got {max_concurrency!r:.80}"])
+        self._clockwork = clockwork
+        self.max_concurrency = max_concurrency
+        self.by_target: dict[str, Admission] = {}
+        self._drop_at = _MAX_IDLE
+
+    def of(self, target: str) -> Admission:
+        """The target's admission.
+
+        Args:
+            target: its name, as `target_of` makes it.
+        """
+        admission = self.by_target.get(target)
+        if admission is None:
+            if len(self.by_target) >= self._drop_at:
+                self._drop_idle()
+            admission = self.by_target[target] = Admission(self._clockwork, self.max_concurrency)
+        return admission
+
+    def statistics(self) -> dict[str, LimiterStatistics]:
+        """What holds for each endpoint, its components and variants together."""
+        endpoints: dict[str, LimiterStatistics] = {}
+        for target, admission in self.by_target.items():
+            name = target.partition("\n")[0]
+            found = admission.statistics()
+            if (known := endpoints.get(name)) is not None:
+                found = LimiterStatistics(
+                    found.in_use + known.in_use,
+                    found.waiting + known.waiting,
+                    min(found.max_concurrency, known.max_concurrency),
+                    found.held_back + known.held_back,
+                    found.illness or known.illness,
+                )
+            endpoints[name] = found
+        return endpoints
+
+    def close(self) -> None:
+        """Fail the calls that wait, because the client is closed."""
+        for admission in self.by_target.values():
+            admission.close()
+
+    def _drop_idle(self) -> None:
+        self.by_target = {target: kept for target, kept in self.by_target.items() if not kept.is_idle}
+        # What a look at all of them costs is shared by as many new ones.
+        self._drop_at = max(_MAX_IDLE, 2 * len(self.by_target))
+
+
+def target_of(endpoint_name: str, component: str | None, variant: str | None) -> str:
+    """A target's name: an endpoint's alone, or with an inference component or a variant.
+
+    >>> target_of("llm", None, None)
+    'llm'
+    >>> target_of("llm", "adapter", None)
+    'llm\\nadapter\\n'
+    """
+    if component is None and variant is None:
+        return endpoint_name
+    return f"{endpoint_name}\n{component or ''}\n{variant or ''}"

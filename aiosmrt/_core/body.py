@@ -1,0 +1,98 @@
+"""Request bodies: from what a caller gives to bytes that do not change any more, and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from aiosmrt.errors import ParamValidationError
+
+if TYPE_CHECKING:
+    from aiosmrt.types import Body
+
+__all__ = ["HASH_INLINE_BYTES", "DeferredBody", "OffLoop", "body_bytes", "body_digest"]
+
+T = TypeVar("T")
+
+HASH_INLINE_BYTES: Final = 256 * 1024
+"""Above this size a thread's hand-over costs less than the loop's stall (docs/design/architecture.md, Hashing)."""
+
+
+class OffLoop(Protocol):
+    """Runs a blocking function in a thread and waits for it."""
+
+    def __call__(self, function: Callable[..., T], *arguments: Any) -> Awaitable[T]: ...
+
+
+class DeferredBody:
+    """A body that is made when the call has begun, so that its deadline counts the making.
+
+    Args:
+        make: makes the body; called once.
+    """
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[[], Awaitable[bytes]]) -> None:
+        self._make: Callable[[], Awaitable[bytes]] | None = make
+
+    async def read(self) -> bytes:
+        """Make the body."""
+        make, self._make = self._make, None
+        if make is None:
+            raise RuntimeError("a deferred body is read once")
+        return await make()
+
+
+async def body_bytes(body: Body | DeferredBody | None, off_loop: OffLoop) -> bytes | memoryview:
+    """A request body as bytes that do not change any more.
+
+    Args:
+        body: as the caller gave it; None for an empty one.
+        off_loop: where files are read.
+
+    Raises:
+        ParamValidationError: a text without an encoding, or a file that is not binary or not seekable.
+    """
+    if isinstance(body, bytes):
+        return body
+    if body is None:
+        return b""
+    if isinstance(body, DeferredBody):
+        return await body.read()
+    if isinstance(body, str):
+        try:
+            return body.encode()
+        except UnicodeEncodeError:
+            # without the error as its cause, which holds the body
+            fault = "Body: the text contains lone surrogates and cannot be encoded as UTF-8"
+        raise ParamValidationError([fault])
+    if isinstance(body, memoryview):
+        # read-only memory over bytes is as good as bytes; anything else may change under the signature
+        if body.readonly and body.c_contiguous and isinstance(body.obj, bytes):
+            return body.cast("B")
+        return bytes(body)
+    if isinstance(body, bytearray):
+        return bytes(body)
+    return await off_loop(_read_file, body)
+
+
+def body_digest(body: bytes | memoryview) -> str:
+    """The body's SHA-256 in hexadecimal; above `HASH_INLINE_BYTES` this belongs off the loop."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def _read_file(file: Any) -> bytes:
+    if inspect.iscoroutinefunction(file.read):
+        raise ParamValidationError(["Body: the file is an asynchronous one; read it and pass its bytes"])
+    if not hasattr(file, "seekable") or not file.seekable():
+        raise ParamValidationError(["Body: the file is not seekable; read it and pass its bytes"])
+    # nothing is read yet: a text file shows by the type of what it gives
+    if isinstance(file.read(0), str):
+        raise ParamValidationError(['Body: the file is open in text mode; open it with "rb"'])
+    data = file.read()
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ParamValidationError([f"Body: the file's read() returned {type(data)} in place of bytes"])
+    return bytes(data)

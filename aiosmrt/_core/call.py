@@ -1,0 +1,768 @@
+"""One call, from its checked parameters to its result.
+
+::
+
+    Call.run                      deadline, observers
+      Call._make_ready            configuration, body                      aiosmrt._core.core, body
+      Call._attempts              credentials, signature, send             aiosmrt.transport
+        Call._admitted            a slot, or a wait at the target          aiosmrt._core.admission
+        Call._refusal             reply -> typed error                     aiosmrt._core.outcome
+        Call._wait_after          again after d seconds, or the error      aiosmrt.policy.retry
+    Call.result                   reply -> result dictionary               aiosmrt.wire.replies
+
+A call takes a slot of its target before its first attempt. A plain call releases it with its result, a stream when it
+ends. A call that fails keeps it through back-off, so that nobody takes its place to be refused as well, unless its
+target has fewer slots then, or is ill: it returns the slot at once, and goes before newcomers when it takes one again.
+The call's ``deadline`` spans everything up to the result; for a stream, everything up to the response's head.
+
+An error that leaves a call is deleted from the frames that raised it. Its traceback holds those frames, so that they,
+the call and its body would otherwise stay until the garbage collector finds them.
+
+What a plain call costs that succeeds at once is what the client costs (benchmarks/overhead.py), so `_attempts` has the
+steps of that in one coroutine, and everything else out of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from aiosmrt._core.admission import Admission
+from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
+from aiosmrt._core.observe import emit, with_observers_headers
+from aiosmrt._core.outcome import refusal, stream_error
+from aiosmrt._core.template import RequestTemplate, template_of
+from aiosmrt.errors import (
+    AiosmrtError,
+    ClientStateError,
+    DeadlineExceededError,
+    ModelError,
+    NoCapacityError,
+    ServiceError,
+    TooManyWaitingError,
+    Waited,
+    fresh_copy,
+)
+from aiosmrt.events import (
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallStarted,
+    CapacityWaited,
+    ClockSkewCorrected,
+    LimiterWaited,
+    OutageOutcome,
+    OutageWaited,
+    RetryScheduled,
+    StreamEnded,
+    WaitOutcome,
+)
+from aiosmrt.policy.admission import Illness, is_sign_of_life
+from aiosmrt.policy.clockskew import correct_offset
+from aiosmrt.policy.retry import RetryState, StopReason, sdk_request
+from aiosmrt.streams import EventStream, StreamingBody
+from aiosmrt.transport import Reply, ReplyStream
+
+if TYPE_CHECKING:
+    from aiosmrt._core.body import DeferredBody
+    from aiosmrt._core.core import ClientCore
+    from aiosmrt._core.template import OperationCodec
+    from aiosmrt._core.view import View
+    from aiosmrt.policy.send_rate import SendRate
+    from aiosmrt.types import Body
+    from aiosmrt.wire.eventstream import EventHeaders
+    from aiosmrt.wire.params import Head
+
+__all__ = ["Call"]
+
+# A call that was throttled so often did not just have bad luck.
+_NO_ACCIDENT: Final = 6
+
+# Failures of which the next call might die as well, if it took the slot at once.
+_KEEPS_SLOT: Final = frozenset({"throttling", "transient", "connection", "truncated", "clock_skew"})
+
+# What a transport brings: a whole reply for a plain call, an open one for a stream.
+AnyReply: TypeAlias = Reply | ReplyStream
+
+
+class Call:
+    """A call under way.
+
+    Args:
+        core: the client's core.
+        view: the client's or view's settings.
+        codec: the operation.
+        head: the checked request head.
+        body: the request body as the caller gave it; None for an empty one.
+    """
+
+    # What few calls change is looked up here, which spares the others the setting of it.
+
+    # requests that were throttled
+    _refusals = 0
+    _state: RetryState | None = None
+    _last_error: AiosmrtError | None = None
+    # what was waited for
+    _waits: dict[str, float] | None = None
+    # the wait for capacity that is under way, and the time that such waits have left
+    _capacity_since: float | None = None
+    _capacity_left: float | None = None
+    # when it began, where somebody wants to know
+    _started = 0.0
+    # of a stream: whether it is over, its error's class, its request id
+    _finished = False
+    _stream_error: str | None = None
+    _request_id: str | None = None
+
+    def __init__(
+        self, core: ClientCore, view: View, codec: OperationCodec, head: Head, body: Body | DeferredBody | None
+    ) -> None:
+        self._core = core
+        self._view = view
+        self._codec = codec
+        self._head = head
+        self._body: Any = body
+        self._invocation_id = core.next_invocation_id()
+        self._deadline: float | None = None
+        # whether configuration and body are there
+        self._ready = False
+        self._holds_slot = False
+        # whether a request is with the service, or a stream not over
+        self._is_outstanding = False
+        # whether its next request, or the one under way, is the probe of a target that is ill
+        self._probes = False
+        # requests
+        self.sent = 0
+        # what is waited for now
+        self._phase = ""
+        # From the first attempt on: its target's admission, the body's hash, and of the last attempt its begin on both
+        # clocks, the offset that was signed with, and how many requests were outstanding.
+        self._admission: Admission
+        self._digest: str
+        self._phase_began: float
+        self._sent_at: float
+        self._signed_offset: float
+        self._sent_among: int
+
+    # The call as a whole
+
+    def run(self) -> Coroutine[Any, Any, Any]:
+        """Make the call, and bring the reply that carried it out."""
+        view = self._view
+        return self._attempts(None) if view.deadline is None and not view.observers else self._observed()
+
+    def result(self, reply: Any) -> dict[str, Any]:
+        """The result dictionary for a reply, with an open stream under ``"Body"`` where the operation streams."""
+        codec = self._codec
+        body: object
+        if codec.streams:
+            self._request_id = reply.headers.get("x-amzn-requestid")
+            body = EventStream(self, reply)
+        else:
+            body = reply.body
+            self._core.counters.bytes_received += len(reply.body)
+            if codec.has_payload:
+                body = StreamingBody(reply.body)
+        return codec.reader.result(reply.status, reply.headers, body, self.sent)
+
+    @property
+    def waited(self) -> Waited:
+        """Seconds for which it has waited so far, by what for."""
+        waits = {} if self._waits is None else dict(self._waits)
+        if self._phase:
+            waits[self._phase] = waits.get(self._phase, 0.0) + self._core.clock() - self._phase_began
+        return Waited(**waits)
+
+    async def _observed(self) -> Any:
+        """`_attempts` within the deadline, between a `CallStarted` and a `CallEnded`."""
+        core, view = self._core, self._view
+        self._started = core.clock()
+        if view.deadline is not None:
+            self._deadline = self._started + view.deadline
+        error: str | None = None
+        try:
+            return await self._before_deadline(self._announced())
+        except BaseException as raised:
+            error = type(raised).__name__
+            raise
+        finally:
+            if self._ready:
+                self._emit(CallEnded, self.sent, core.clock() - self._started, error)
+
+    async def _announced(self) -> Any:
+        await self._make_ready()
+        if self._view.observers:
+            self._announce()
+        return await self._attempts(None)
+
+    async def _before_deadline(self, work: Coroutine[Any, Any, Any]) -> Any:
+        if self._deadline is None:
+            return await work
+        timer = asyncio.timeout(self._deadline - self._core.clock())
+        try:
+            async with timer:
+                return await work
+        except TimeoutError as late:
+            if isinstance(late, AiosmrtError) or not timer.expired():
+                raise
+            cause, self._last_error = self._last_error, None
+            raise self._deadline_exceeded() from cause
+
+    def _deadline_exceeded(self) -> AiosmrtError:
+        waited = self.waited
+        error = DeadlineExceededError(
+            f"The call did not finish within its deadline of {self._view.deadline} s: it waited {waited}"
+        )
+        error.waited = waited
+        return self._placed(error)
+
+    async def _make_ready(self) -> None:
+        """Have the client's configuration, and a body that does not change any more."""
+        core = self._core
+        if not core.is_ready():
+            self._phase = "preparation"
+            self._phase_began = core.clock()
+            await core.prepare()
+        self._phase = "body"
+        self._phase_began = core.clock()
+        self._body = await body_bytes(self._body, core.off_loop)
+        self._codec.heads.check_body_size(len(self._body))
+        self._phase = ""
+        self._ready = True
+
+    # From a slot to a reply
+
+    async def _attempts(self, failure: AiosmrtError | None, *, stream_started: bool = False) -> Any:
+        """Make attempts until one succeeds, and raise the error where there are no more.
+
+        Args:
+            failure: why a stream failed that was under way; None before the first attempt.
+            stream_started: whether a part of that stream was returned.
+        """
+        core, view, codec, head, body = self._core, self._view, self._codec, self._head, self._body
+        counters = core.counters
+        try:
+            if not self._ready:
+                if type(body) is bytes and core.is_ready() and codec.has_payload:
+                    self._ready = True
+                else:
+                    await self._make_ready()
+                    body = self._body
+            if failure is None:
+                counters.calls += 1
+                if view.sign:
+                    large = len(body) > HASH_INLINE_BYTES
+                    self._digest = await core.off_loop(body_digest, body) if large else body_digest(body)
+            elif stream_started:
+                counters.count_failure(failure)
+            else:
+                self._failed(failure)
+            template = view.templates.get(id(head))
+            if template is None or template.head is not head:
+                template = template_of(core, view, head)
+            admission = view.admissions.by_target.get(template.target)
+            if admission is None:
+                admission = view.admissions.of(template.target)
+            self._admission = admission
+            send = core.transport.open if codec.streams else core.transport.exchange
+            while True:
+                if failure is not None:
+                    await self._wait_after(failure, stream_started=stream_started)
+                if not self._holds_slot:
+                    if failure is not None or not admission.try_acquire():
+                        await self._admitted(failure)
+                        if self._finished and failure is not None:
+                            raise failure  # noqa: TRY301 (what ended the stream)
+                    self._holds_slot = True
+                if not view.is_patient and view.quota.send_rate is not None:
+                    await self._wait_for_rate(view.quota.send_rate)
+                credentials = None
+                if view.sign:
+                    credentials = core.credentials.current() or await core.credentials.get()
+                self.sent = attempt = self.sent + 1
+                self._sent_at = now = core.wall_clock()
+                self._signed_offset = core.clock_offset
+                now += self._signed_offset
+                if attempt == 1 and self._deadline is None:
+                    headers = f"{template.first_lines}amz-sdk-invocation-id: {self._invocation_id}\r\n"
+                else:
+                    headers = self._later_headers(template, now)
+                if credentials is not None:
+                    headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
+                counters.attempts += 1
+                counters.bytes_sent += len(body)
+                self._is_outstanding = True
+                admission.outstanding = self._sent_among = admission.outstanding + 1
+                self._phase = "attempt"
+                self._phase_began = core.clock()
+                if self._probes:
+                    admission.probe_sent()
+                sending = send(template.request(headers, body))
+                # What waits with many others had better be small.
+                del headers, credentials
+                try:
+                    reply = await (self._watched(sending) if view.observers else sending)
+                    if reply.status < 300:
+                        self._phase = ""
+                        core.reached = True
+                        if failure is not None or not (admission.state.steady and view.is_patient):
+                            self._succeeded()
+                        if not codec.streams:
+                            admission.outstanding -= 1
+                            self._holds_slot = False
+                            admission.release(self)
+                        return reply
+                    failure = self._refusal(reply if isinstance(reply, Reply) else await _drained(reply))
+                except AiosmrtError as error:
+                    failure = error
+                self._failed(failure)
+        except BaseException:
+            self._let_go()
+            raise
+        finally:
+            del failure
+
+    def _later_headers(self, template: RequestTemplate, now: float) -> str:
+        """The headers of a request that is not the first, or has to be over by a deadline; the signature is missing.
+
+        Args:
+            template: the request's.
+            now: the service's time in seconds since 1970.
+        """
+        expires_at = None if self._deadline is None else now + self._deadline - self._core.clock()
+        sdk = sdk_request(self.sent, self._view.max_attempts, expires_at)
+        return f"{template.lines}amz-sdk-request: {sdk}\r\namz-sdk-invocation-id: {self._invocation_id}\r\n"
+
+    async def _watched(self, sending: Awaitable[AnyReply]) -> AnyReply:
+        """Await a request's reply, and tell observers of the attempt."""
+        attempt, size = self.sent, len(self._body)
+        began = self._core.clock()
+        self._emit(AttemptStarted, attempt, size)
+        status: int | None = None
+        error: str | None = None
+        request_id: str | None = None
+        refused: ServiceError | None = None
+        try:
+            reply = await sending
+            if reply.status >= 300:
+                whole = reply if isinstance(reply, Reply) else await _drained(reply)
+                refused = self._refusal(whole)
+                error = refused.code
+                status, request_id = whole.status, whole.headers.get("x-amzn-requestid")
+                raise refused  # noqa: TRY301 (the attempt is over here)
+        except BaseException as raised:
+            if raised is not refused:
+                error = type(raised).__name__
+            raise
+        else:
+            status, request_id = reply.status, reply.headers.get("x-amzn-requestid")
+            return reply
+        finally:
+            del refused
+            self._emit(AttemptEnded, attempt, self._core.clock() - began, status, error, request_id, size)
+
+    # Slots, and targets that are ill
+
+    async def _admitted(self, failure: AiosmrtError | None) -> None:
+        """Have a slot.
+
+        Args:
+            failure: why the last attempt failed; None before the first.
+
+        Raises:
+            AiosmrtError: the last failure, of this call or of its target, when its time for waiting is up.
+            TooManyWaitingError: ``max_waiting`` calls wait already.
+        """
+        core, admission = self._core, self._admission
+        _check_open(core)
+        front, self._probes = self._probes, False
+        began = core.clock()
+        waits = admission.must_wait(self)
+        if waits:
+            self._join_line(began, failure)
+        outage_before, capacity_before = admission.seconds_ill(began)
+        outcome: OutageOutcome = "abandoned"
+        try:
+            granted = await admission.acquire(self, returning=failure is not None, front=front)
+            self._holds_slot = granted
+            self._probes = granted and admission.is_prober(self)
+            outcome = "probe" if self._probes else "recovered" if granted else "timeout"
+        except asyncio.CancelledError:
+            if self._deadline is not None and self._last_error is None and admission.failure is not None:
+                self._last_error = self._failure_of_target()
+            raise
+        finally:
+            self._phase = ""
+            if waits:
+                now = core.clock()
+                outage, capacity = admission.seconds_ill(now)
+                outage -= outage_before
+                capacity -= capacity_before
+                seconds = now - began
+                self._account("slot", slot := max(0.0, seconds - outage - capacity))
+                self._account("probe", outage)
+                self._account("capacity", capacity)
+                if outage:
+                    self._emit(OutageWaited, outage, outcome)
+                if outcome in ("probe", "recovered") and (slot or not (outage or capacity)):
+                    self._emit(LimiterWaited, slot)
+        if granted:
+            if not self._probes:
+                self._end_capacity_wait("capacity")
+            if isinstance(failure, NoCapacityError):
+                self._count_retry("no_capacity")
+            return
+        if failure is None and admission.failure is None and not self._finished:
+            # The target has recovered since the call's time was up, so there is nothing to raise.
+            await self._admitted(None)
+            return
+        self._end_capacity_wait("timeout")
+        try:
+            self._time_is_up(failure)
+        finally:
+            del failure
+
+    def _join_line(self, now: float, failure: AiosmrtError | None) -> None:
+        """Begin to wait, unless too many do.
+
+        Raises:
+            AiosmrtError: the failure of a call that was sent before.
+            TooManyWaitingError: of a call that was not.
+        """
+        view, admission = self._view, self._admission
+        if view.max_waiting is not None and admission.waiting >= view.max_waiting:
+            if failure is not None:
+                try:
+                    raise self._ended(failure)
+                finally:
+                    del failure
+            raise self._placed(TooManyWaitingError(view.max_waiting))
+        if admission.illness == "capacity" and view.wait_for_capacity is not None and self._capacity_since is None:
+            self._capacity_since = now
+        self._phase = {None: "slot", "outage": "probe", "capacity": "capacity"}[admission.illness]
+        self._phase_began = now
+
+    def _time_is_up(self, failure: AiosmrtError | None) -> None:
+        """Raise what kept a call waiting until its time was up."""
+        try:
+            if self._finished and failure is not None:
+                raise failure
+            if failure is None:
+                failure = self._failure_of_target()
+            raise self._ended(failure, "patience")
+        finally:
+            del failure
+
+    def _failure_of_target(self) -> AiosmrtError:
+        """For a call that sent nothing: what its target has answered others."""
+        known = self._admission.failure
+        if known is None:
+            raise RuntimeError("a target that is ill has failed")
+        error = fresh_copy(known)
+        if isinstance(error, ServiceError):
+            metadata = error.response.setdefault("ResponseMetadata", {})
+            metadata["RetryAttempts"] = max(0, self.sent - 1)
+        return self._placed(error)
+
+    def waits_out(self, illness: Illness) -> bool:
+        """Whether it waits while its target is ill with this; see `aiosmrt._core.admission.Caller`."""
+        view = self._view
+        if illness == "capacity":
+            return view.wait_for_capacity is not None
+        return view.is_patient and view.gives_up_after != 0
+
+    def gives_up_at(self, illness: Illness, since: float) -> float | None:
+        """When it stops waiting; see `aiosmrt._core.admission.Caller`."""
+        if illness == "capacity":
+            began = since if self._capacity_since is None else self._capacity_since
+            left = self._view.wait_for_capacity if self._capacity_left is None else self._capacity_left
+            return None if left is None else began + left
+        patience = self._patience()
+        if patience is None:
+            return None
+        failed_at = None if self._state is None else self._state.failed_at
+        return patience + (since if failed_at is None else failed_at)
+
+    def _patience(self) -> float | None:
+        """Seconds for which it is repeated after its first failure; None for as long as its deadline allows."""
+        view = self._view
+        if self._core.reached or view.unreached_after is None:
+            return view.gives_up_after
+        return view.unreached_after if view.gives_up_after is None else min(view.unreached_after, view.gives_up_after)
+
+    def _end_capacity_wait(self, outcome: WaitOutcome) -> None:
+        since = self._capacity_since
+        if since is None:
+            return
+        self._capacity_since = None
+        duration = self._core.clock() - since
+        left = self._view.wait_for_capacity if self._capacity_left is None else self._capacity_left
+        self._capacity_left = None if left is None else left - duration
+        self._emit(CapacityWaited, duration, "abandoned" if self._core.closed else outcome)
+
+    async def _wait_for_rate(self, send_rate: SendRate) -> None:
+        """Wait as long as AWS's mode ``adaptive`` has it."""
+        core = self._core
+        while (seconds := send_rate.wait(core.clock())) > 0:
+            await self._pause("rate", seconds)
+            _check_open(core)
+
+    # Outcomes
+
+    def _succeeded(self) -> None:
+        """Report a success that is more than one among many."""
+        view = self._view
+        self._last_error = None
+        if view.is_patient:
+            self._admission.on_success(self, self._phase_began, self._sent_among)
+        else:
+            self._succeeded_by_mode()
+        self._probes = False
+        self._end_capacity_wait("capacity")
+
+    def _succeeded_by_mode(self) -> None:
+        quota = self._view.quota
+        if self._state is not None:
+            self._state.on_success()
+        elif self._view.rules.mode != "legacy":
+            quota.bucket.on_success()
+        if quota.send_rate is not None:
+            quota.send_rate.on_response(self._core.clock(), throttled=False)
+        if self._admission.illness is not None:
+            self._admission.on_success(self, self._phase_began, 0)
+
+    def _failed(self, error: AiosmrtError) -> None:
+        """Report a failed attempt, and return the slot where the call does not keep it through back-off."""
+        core, view = self._core, self._view
+        now = core.clock()
+        if self._phase:
+            self._account(self._phase, now - self._phase_began)
+            self._phase = ""
+        core.counters.count_failure(error)
+        if error.throttling:
+            core.counters.throttles += 1
+            self._refusals += 1
+        self._placed(error)
+        if not self._holds_slot:
+            return  # it failed before it was sent: no credentials, a closed client
+        # not if it was let in meanwhile
+        self._probes = self._probes and self._admission.is_prober(self)
+        waits_for_capacity = isinstance(error, NoCapacityError) and view.wait_for_capacity is not None
+        if waits_for_capacity and self._capacity_since is None:
+            self._capacity_since = now
+        keeps_slot = not (view.is_patient or waits_for_capacity)
+        if not keeps_slot or self._probes:
+            may_keep = self._admission.on_failure(
+                self,
+                self._phase_began,
+                self._sent_among,
+                error,
+                waits_for_capacity=waits_for_capacity,
+                strict=self._refusals >= _NO_ACCIDENT,
+            )
+            keeps_slot = keeps_slot or (may_keep and error.cause in _KEEPS_SLOT)
+        self._no_longer_outstanding()
+        if not view.is_patient and view.quota.send_rate is not None:
+            view.quota.send_rate.on_response(now, throttled=error.throttling)
+        if not waits_for_capacity and is_sign_of_life(error.cause, "capacity"):
+            self._end_capacity_wait("capacity")
+        if not keeps_slot:
+            self._return_slot()
+
+    def _refusal(self, reply: Reply) -> ServiceError:
+        """The error that a reply reports; a clock found wrong is corrected on the way."""
+        core = self._core
+        status, headers, body = reply
+        core.reached = True
+        core.counters.bytes_received += len(body)
+        operation = self._codec.operation.name
+        error = refusal(status, headers, body, operation, self.sent)
+        offset = correct_offset(error.code, self._signed_offset, self._sent_at, core.wall_clock(), headers.get("date"))
+        if offset is None:
+            return error
+        if offset != core.clock_offset:
+            core.clock_offset = offset
+            if self._view.observers:
+                emit(self._view.observers, ClockSkewCorrected(offset))
+        return refusal(status, headers, body, operation, self.sent, skew=offset - self._signed_offset)
+
+    async def _wait_after(self, error: AiosmrtError, *, stream_started: bool) -> None:
+        """Wait until the next attempt may be made; raise the error where there is none."""
+        core, view, admission = self._core, self._view, self._admission
+        if isinstance(error, NoCapacityError) and self._capacity_since is not None:
+            if self._deadline is not None:
+                self._last_error = error
+            return
+        state = self._state
+        if state is None:
+            state = self._state = RetryState(
+                view.rules,
+                max_attempts=view.max_attempts,
+                bucket=None if view.rules.mode in (None, "legacy") else view.quota.bucket,
+                deadline=self._deadline,
+            )
+        illness = admission.illness
+        if illness is None:
+            # Without a slot, and where there is none, it waits for its turn.
+            at_target = error.throttling and not self._holds_slot and error.retry_after is None and admission.is_full
+        else:
+            at_target = view.is_patient and self.waits_out(illness)
+        # A wait for capacity has a time of its own.
+        state.patience = None if at_target and illness == "capacity" else self._patience()
+        decision = state.decide(
+            error.cause,
+            now=core.clock(),
+            rand=core.random(),
+            retry_after=error.retry_after,
+            original_status=error.original_status_code if isinstance(error, ModelError) else None,
+            stream_started=stream_started,
+            at_target=at_target,
+        )
+        if isinstance(decision, str):
+            try:
+                raise self._ended(error, decision)
+            finally:
+                del error
+        self._last_error = error
+        self._count_retry(error.cause)
+        self._emit(RetryScheduled, self.sent, error.cause, decision)
+        if not at_target:
+            await self._pause("back_off", decision)
+            _check_open(core)
+            if self._holds_slot and view.is_patient and admission.is_overdrawn:
+                self._return_slot()
+
+    async def _pause(self, reason: str, seconds: float) -> None:
+        core = self._core
+        self._phase = reason
+        self._phase_began = began = core.clock()
+        try:
+            await core.sleep(seconds)
+        except BaseException:
+            core.counters.count_wait(reason, core.clock() - began)
+            raise
+        self._account(reason, core.clock() - began)
+        self._phase = ""
+
+    def _ended(self, error: AiosmrtError, reason: StopReason | None = None) -> AiosmrtError:
+        """An error that no attempt follows, with what the call has waited for; to be raised.
+
+        Args:
+            error: the error.
+            reason: why no attempt follows; None where the line is full.
+        """
+        self._last_error = None
+        error.waited = self.waited
+        if reason == "max_attempts" and isinstance(error, ServiceError):
+            error.note_max_attempts()
+        elif reason == "patience" and error.waited.total_waiting:
+            error.note_waited()
+        return error
+
+    def _placed(self, error: AiosmrtError) -> AiosmrtError:
+        """Attach operation, endpoint and attempt count."""
+        error.operation = self._codec.operation.name
+        error.endpoint_name = self._head.endpoint_name
+        error.attempts = self.sent
+        error.never_reached = not self._core.reached
+        return error
+
+    def _account(self, reason: str, seconds: float) -> None:
+        """Count what was waited for."""
+        if seconds:
+            waits = self._waits
+            if waits is None:
+                waits = self._waits = {}
+            waits[reason] = waits.get(reason, 0.0) + seconds
+            if reason != "attempt":
+                self._core.counters.count_wait(reason, seconds)
+
+    def _count_retry(self, cause: str) -> None:
+        retries = self._core.counters.retries
+        retries[cause] = retries.get(cause, 0) + 1
+
+    def _no_longer_outstanding(self) -> None:
+        if self._is_outstanding:
+            self._is_outstanding = False
+            self._admission.outstanding -= 1
+
+    def _return_slot(self) -> None:
+        if self._holds_slot:
+            self._holds_slot = False
+            self._admission.release(self)
+
+    def _let_go(self) -> None:
+        """Return what this call holds; may be called more than once."""
+        self._end_capacity_wait("abandoned")
+        self._no_longer_outstanding()
+        self._return_slot()
+
+    # What an EventStream needs
+
+    def stream_error(self, headers: EventHeaders, payload: bytes) -> AiosmrtError:
+        """The error for an ``exception`` or ``error`` message of this call's stream."""
+        error = stream_error(headers, payload, self._codec.operation.name)
+        error.request_id = self._request_id
+        return self._placed(error)
+
+    async def recover(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
+        """Make further attempts after a stream failed, where the policy allows; raises ``error`` where not."""
+        try:
+            stream: ReplyStream = await self._before_deadline(self._attempts(error, stream_started=stream_started))
+        except AiosmrtError as failure:
+            self._stream_error = type(failure).__name__
+            raise
+        finally:
+            del error
+        return stream
+
+    def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
+        """Return the call's slot when its stream is over."""
+        self._finished = True
+        if not self._holds_slot:
+            self._admission.dismiss(self)
+        self._let_go()
+        self._core.counters.bytes_received += payload_bytes
+        if self._view.observers:
+            duration = self._core.clock() - self._started
+            self._emit(StreamEnded, parts, payload_bytes, duration, complete, self._stream_error)
+
+    # Events
+
+    def _announce(self) -> None:
+        """Tell observers that the call begins, and add the headers that they have for it."""
+        endpoint, head, observers = self._core.endpoint, self._head, self._view.observers
+        started = CallStarted(
+            self._codec.operation.name,
+            head.endpoint_name,
+            self._invocation_id,
+            endpoint.url + head.path,
+            endpoint.signing_region,
+            len(self._body),
+        )
+        emit(observers, started)
+        self._head = with_observers_headers(observers, started, head)
+
+    def _emit(self, kind: Any, *facts: Any) -> None:
+        """Pass on an event that begins with operation, endpoint and invocation id."""
+        if self._view.observers:
+            event = kind(self._codec.operation.name, self._head.endpoint_name, self._invocation_id, *facts)
+            emit(self._view.observers, event)
+
+
+def _check_open(core: ClientCore) -> None:
+    if not core.ready_in:
+        # Those that waited were told when it was closed; this one has to find out.
+        raise ClientStateError("the client was closed during the call")
+
+
+async def _drained(stream: ReplyStream) -> Reply:
+    """The whole of an error that was the answer to a request for a stream."""
+    chunks = []
+    try:
+        while chunk := await stream.read():
+            chunks.append(chunk)
+    finally:
+        stream.close()
+    return Reply(stream.status, stream.headers, b"".join(chunks))

@@ -1,0 +1,378 @@
+"""What a client and its views share: connections, credentials, clocks, counters, and their life.
+
+A `ClientCore` is made without I/O and belongs to the first event loop that uses it. `ClientCore.prepare` does, once and
+off the loop, all that needs files or heavy imports. From then on a call finds everything ready in attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import ssl
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import cache
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from weakref import WeakSet
+
+from aiosmrt._core.admission import Admissions, CallLater, Timer
+from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure
+from aiosmrt._core.template import OperationCodec
+from aiosmrt._core.view import View
+from aiosmrt.aws.credentials import CredentialsCache
+from aiosmrt.aws.hosts import ResolvedEndpoint
+from aiosmrt.errors import ClientStateError, ConfigurationError, NoRegionError
+from aiosmrt.policy.retry import invocation_id
+from aiosmrt.transport.choice import TransportName, check_choice, open_transport
+from aiosmrt.wire.operations import OPERATIONS
+from aiosmrt.wire.sigv4 import Signer
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from aiosmrt.aws.s3 import ObjectStore
+    from aiosmrt.transport import Transport
+
+__all__ = ["ClientCore", "Counters"]
+
+T = TypeVar("T")
+
+
+_TWO_DIGITS = tuple(f"{number:02x}" for number in range(256))
+
+
+class Counters:
+    """Running totals of a client and its views."""
+
+    __slots__ = ("attempts", "bytes_received", "bytes_sent", "calls", "failures", "retries", "throttles", "waited")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.attempts = 0
+        self.throttles = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        # repeated requests by cause, failed attempts by the error's class, seconds by what was waited for
+        self.retries: dict[str, int] = {}
+        self.failures: dict[str, int] = {}
+        self.waited: dict[str, float] = {}
+
+    def count_failure(self, error: Exception) -> None:
+        """Count a failed attempt."""
+        name = type(error).__name__
+        self.failures[name] = self.failures.get(name, 0) + 1
+
+    def count_wait(self, reason: str, seconds: float) -> None:
+        """Count what a call has waited."""
+        self.waited[reason] = self.waited.get(reason, 0.0) + seconds
+
+
+class _SignerWithoutRegion(Signer):
+    """In the place of a signer where no region is known; calls that are not signed never ask it."""
+
+    __slots__ = ()
+
+    def sign_lines(self, *arguments: Any, **named: Any) -> NoReturn:
+        raise NoRegionError("You must specify a region.")
+
+    presign = sign_lines
+
+
+class ClientCore:
+    """What a client and its views share.
+
+    Args:
+        settings: the client's arguments for `aiosmrt.aws.settings.resolve_settings`.
+        credentials: where credentials come from.
+        s3_endpoint_url: as the client's argument.
+        verify: as the client's argument.
+        session: the caller's own aiohttp session; None for an own one.
+        transport: which transport carries the calls; None for the fastest that can.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: dict[str, Any],
+        credentials: CredentialsCache,
+        s3_endpoint_url: str | None = None,
+        verify: Verify,
+        session: aiohttp.ClientSession | None,
+        transport: TransportName | None = None,
+    ) -> None:
+        check_choice(transport, session)
+        check_verify(verify)
+        self._settings_arguments = settings
+        self._s3_endpoint_url = s3_endpoint_url
+        self._verify = verify
+        self._session = session
+        self._transport_name: TransportName | None = transport
+        self._configuration: Configuration | None = None
+        self._bound_to: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        # binds to a loop where it is waited for, not where it is made
+        self._lock = asyncio.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._object_store: ObjectStore | None = None
+        self.closed = False
+        self._prepared = False
+        # The thread in which everything below is ready while the loop runs; 0 as long as it is not.
+        self.ready_in = 0
+        self.loop: asyncio.AbstractEventLoop
+        self.transport: Transport
+        self.credentials = credentials
+        self.signer: Signer
+        self.endpoint: ResolvedEndpoint
+        self.base_path = ""
+        # the application's id as a part of the User-Agent header, a blank before it
+        self.user_agent_app = ""
+        self.codecs = {operation.name: OperationCodec(operation) for operation in OPERATIONS}
+        self.counters = Counters()
+        # Whether the service has answered anything yet. What was never reached may not exist.
+        self.reached = False
+        # Seconds by which the service's clock is ahead of this machine's.
+        self.clock_offset = 0.0
+        self.wall_clock: Callable[[], float] = time.time
+        self.clock: Callable[[], float] = time.monotonic
+        self.random: Callable[[], float] = random.random
+        # Invocation ids are version 4 UUIDs that differ in their last 12 digits, which are counted, the last two of
+        # them in a table: forming one from random bits each time takes six times as long.
+        self._invocation_ids = invocation_id(random.getrandbits(128))[:24]
+        self._invocations = random.getrandbits(39) << 8
+        self._invocations_of_256 = f"{self._invocation_ids}{self._invocations >> 8:010x}"
+        self.call_later: CallLater = self._call_later
+        self.sleep: Callable[[float], Awaitable[None]] = self._sleep
+        self._sleepers: set[asyncio.Future[None]] = set()
+        # those of the client and of its views
+        self._admissions: WeakSet[Admissions] = WeakSet()
+
+    def next_invocation_id(self) -> str:
+        """A call's ``amz-sdk-invocation-id``."""
+        self._invocations = number = self._invocations + 1
+        low = number & 255
+        if not low:
+            self._invocations_of_256 = f"{self._invocation_ids}{number >> 8:010x}"
+        return self._invocations_of_256 + _TWO_DIGITS[low]
+
+    def new_admissions(self, max_concurrency: int) -> Admissions:
+        """Admissions for the client or one of its views, which end with the client.
+
+        Raises:
+            ParamValidationError: ``max_concurrency`` is not an integer >= 1.
+        """
+        admissions = Admissions(self, max_concurrency)
+        self._admissions.add(admissions)
+        return admissions
+
+    # Configuration
+
+    def configuration(self) -> Configuration:
+        """Resolve arguments, environment and files, once; reads files and may import botocore.
+
+        Raises:
+            ConfigurationError: something is missing or contradictory.
+        """
+        if self._configuration is None:
+            self._configuration = configure(self._settings_arguments, self._verify, use_proxy=self._session is None)
+        return self._configuration
+
+    def settle(self, view: View) -> None:
+        """Let a view know what environment and profile say about retries."""
+        settings = self.configuration().settings
+        view.settle(settings.retry_mode, settings.max_attempts, self.clock())
+
+    # Life
+
+    def is_ready(self) -> bool:
+        """Whether a call on the running loop can go straight on.
+
+        On Python 3.11, `asyncio.get_running_loop` asks for the process id, at a system call per call. A thread runs one
+        loop at a time, so this is as good.
+        """
+        return self.ready_in == get_ident() and self.loop.is_running()
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tie this to the running loop, or say why it cannot be used on it.
+
+        Raises:
+            ClientStateError: closed, or tied to another loop or process.
+        """
+        if self.closed:
+            raise ClientStateError("the client is closed")
+        if self._bound_to is None:
+            self._bound_to = self.loop = loop
+            self._pid = os.getpid()
+        elif self._pid != os.getpid():
+            raise ClientStateError(
+                "the client was first used in another process and its connections cannot be shared after a fork: "
+                "make a client in each process"
+            )
+        elif self._bound_to is not loop:
+            raise ClientStateError("the client belongs to another event loop: make a client for each loop")
+
+    async def prepare(self) -> None:
+        """Make everything ready for calls on the running loop.
+
+        Raises:
+            ClientStateError: closed, or tied to another loop or process.
+            ConfigurationError: something is missing or contradictory.
+        """
+        loop = asyncio.get_running_loop()
+        self.bind(loop)
+        async with self._lock:
+            if self.closed:
+                raise ClientStateError("the client is closed")
+            if self._prepared:
+                # Another call was first, or the loop runs in another thread now.
+                self.ready_in = get_ident()
+                return
+            configuration = await self.off_loop(self.configuration)
+            if self.closed:
+                raise ClientStateError("the client is closed")
+            settings, endpoint = configuration.settings, configuration.endpoint
+            self.endpoint = endpoint
+            self.base_path = configuration.base_path
+            self.user_agent_app = app_id_of(settings)
+            if endpoint.signing_region is None:
+                self.signer = _SignerWithoutRegion(region="")
+            else:
+                self.signer = Signer(region=endpoint.signing_region, service=endpoint.signing_name)
+            transport = await open_transport(
+                self._transport_name,
+                configuration.origin,
+                session=self._session,
+                verify=configuration.verify,
+                proxy=configuration.proxy,
+            )
+            if self.closed:
+                await transport.close()
+                raise ClientStateError("the client is closed")
+            self.transport = transport
+            _connected().add(self)
+            self._prepared = True
+            self.ready_in = get_ident()
+
+    def forget(self) -> None:
+        """Mark the client unusable after a fork, so that `bind` can report why even on the parent's loop."""
+        self.ready_in = 0
+
+    async def close(self) -> None:
+        """Close connections and background work; may be called more than once.
+
+        Raises:
+            ClientStateError: called on another loop, or in another process, than the one of the calls.
+        """
+        if self.closed:
+            return
+        self.bind(asyncio.get_running_loop())
+        self.closed = True
+        for sleeper in self._sleepers:
+            _wake(sleeper)
+        # An abandoned stream keeps its slot, and the calls in line behind it would never wake up.
+        for admissions in self._admissions:
+            admissions.close()
+        async with AsyncExitStack() as stack:
+            # All of it, the last first, whatever fails or is cancelled on the way.
+            stack.callback(self._close_executor)
+            stack.push_async_callback(self.credentials.close)
+            if self._object_store is not None:
+                stack.push_async_callback(self._object_store.close)
+            if self.ready_in:
+                self.ready_in = 0
+                await self.transport.close()
+
+    def _close_executor(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "ready_in", 0):
+            _warn("unclosed aiosmrt.Client: use `async with`, or `await client.close()`", ResourceWarning, source=self)
+
+    async def object_store(self) -> ObjectStore:
+        """Access to S3 in the same region, with the same credentials; made on first need, closed with the client.
+
+        Raises:
+            ClientStateError: closed, or tied to another loop or process.
+            ConfigurationError: something is missing or contradictory, or the client checks certificates with a context
+                of its user's.
+        """
+        if not self.is_ready():
+            await self.prepare()
+        if self._object_store is None:
+            if isinstance(self._verify, ssl.SSLContext):
+                raise ConfigurationError(
+                    "S3 cannot be called with an ssl.SSLContext: give `verify` the path of its authorities"
+                )
+            # needed by asynchronous inference alone
+            from aiosmrt.aws.s3 import ObjectStore
+
+            given, settings = self._verify, self.configuration().settings
+            self._object_store = ObjectStore(
+                self.credentials,
+                region_name=settings.region_name,
+                endpoint_url=self._s3_endpoint_url,
+                profile_name=settings.profile_name,
+                use_fips_endpoint=settings.use_fips_endpoint,
+                use_dualstack_endpoint=settings.use_dualstack_endpoint,
+                # True leaves AWS_CA_BUNDLE to botocore, which takes no context of anybody's.
+                verify=False if given is False else os.fspath(given) if isinstance(given, (str, os.PathLike)) else None,
+            )
+        return self._object_store
+
+    def _call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
+        return self.loop.call_later(seconds, function, *arguments)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not beyond the client's closing: a call in back-off then finds out at once."""
+        if self.closed:
+            return  # whoever would wake it up has done so
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self.call_later(seconds, _wake, sleeper)
+        self._sleepers.add(sleeper)
+        try:
+            await sleeper
+        finally:
+            timer.cancel()
+            self._sleepers.discard(sleeper)
+
+    # Work off the loop
+
+    async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a blocking function in this client's one thread.
+
+        Raises:
+            ClientStateError: the client was closed.
+        """
+        if self.closed:
+            raise ClientStateError("the client is closed")
+        if self._executor is None:
+            # One thread: four uploads hashed at once would only take turns, and hold up the loop in between.
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aiosmrt")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+
+@cache
+def _connected() -> WeakSet[ClientCore]:
+    """The clients with connections, which a forked child would share with its parent; watched from the first one on."""
+    connected: WeakSet[ClientCore] = WeakSet()
+
+    def forget_all() -> None:
+        for core in connected:
+            core.forget()
+
+    if hasattr(os, "register_at_fork"):
+        # Cheaper than asking for the process id at every call.
+        os.register_at_fork(after_in_child=forget_all)
+    return connected
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)

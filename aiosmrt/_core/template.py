@@ -1,0 +1,97 @@
+"""Requests before they are sent: an operation's codec, and what all requests with the same head have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aiosmrt._core.admission import target_of
+from aiosmrt.policy.retry import sdk_request
+from aiosmrt.transport import Request, header_lines
+from aiosmrt.wire.operations import Operation
+from aiosmrt.wire.params import MAX_HEADS, Head, HeadBuilder
+from aiosmrt.wire.replies import ReplyReader
+from aiosmrt.wire.sigv4 import SignedRequest
+
+if TYPE_CHECKING:
+    from aiosmrt._core.core import ClientCore
+    from aiosmrt._core.view import View
+
+__all__ = ["OperationCodec", "RequestTemplate", "template_of"]
+
+# What a call may name besides its endpoint and has a capacity of its own (the operation table has them as members).
+_COMPONENT_HEADER: Final = "X-Amzn-SageMaker-Inference-Component"
+_VARIANT_HEADER: Final = "X-Amzn-SageMaker-Target-Variant"
+
+
+class OperationCodec:
+    """An operation with what builds its requests and reads its replies.
+
+    Args:
+        operation: the operation.
+    """
+
+    __slots__ = ("has_payload", "heads", "operation", "reader", "streams")
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.heads = HeadBuilder(operation)
+        self.reader = ReplyReader(operation)
+        self.streams = operation.streams
+        # whether a result has a body to read, rather than members of a JSON document
+        self.has_payload = operation.status == 200
+
+
+class RequestTemplate:
+    """What all requests of a client or view with the same head have in common.
+
+    Args:
+        core: the client's core.
+        view: the client's or view's settings.
+        head: the checked request head.
+    """
+
+    __slots__ = ("_limits", "first_lines", "head", "lines", "signed", "target")
+
+    def __init__(self, core: ClientCore, view: View, head: Head) -> None:
+        self.head = head
+        host = core.endpoint.host
+        self.signed = SignedRequest("POST", host, core.base_path + head.path, "", head.headers)
+        self.lines = header_lines(
+            [
+                ("Host", host),
+                ("Accept-Encoding", "identity"),
+                ("User-Agent", view.user_agent + core.user_agent_app),
+                *head.headers,
+            ]
+        )
+        self.first_lines = f"{self.lines}amz-sdk-request: {sdk_request(1, view.max_attempts)}\r\n"
+        named = dict(head.headers)
+        self.target = target_of(head.endpoint_name, named.get(_COMPONENT_HEADER), named.get(_VARIANT_HEADER))
+        self._limits = (view.connect_timeout, view.read_timeout, view.retry.retry_stale_connections)
+
+    def request(self, headers: str, body: bytes | memoryview) -> Request:
+        """A request for this head.
+
+        Args:
+            headers: all headers but ``Content-Length``, as lines.
+            body: the body.
+        """
+        # Request's own constructor is a function in Python, which takes twice as long.
+        return tuple.__new__(Request, (self.signed.path, headers, body, *self._limits))
+
+
+def template_of(core: ClientCore, view: View, head: Head) -> RequestTemplate:
+    """The template of a head, made if there is none yet; kept where the head is."""
+    kept = view.templates
+    # By identity, which is faster than by value; the head is kept with it, so that its identity stays its own.
+    known = kept.get(id(head))
+    if known is not None and known.head is head:
+        return known
+    if not view.settled:
+        core.settle(view)
+    template = RequestTemplate(core, view, head)
+    if head.lasting:
+        if len(kept) >= MAX_HEADS:
+            kept.clear()
+        kept[id(head)] = template
+    return template

@@ -1,0 +1,241 @@
+"""Did a change make it faster? Run a benchmark with two checkouts of the package, in turns.
+
+    python benchmarks/compare.py overhead.py --before PATH [--after PATH] [--turns 5] [--json FILE] -- OPTIONS
+    python benchmarks/compare.py overhead.py --before ../old --turns 5 -- --clients aiosmrt --rounds 5
+
+What follows ``--`` goes to the benchmark. ``--after`` defaults to the checkout that this file is in. Each turn runs one
+process per checkout, in the order A B, B A, A B, ..., so that a machine that slows down or speeds up favors neither.
+PYTHONPATH and the working directory of a process are its checkout, so paths in the options must be absolute.
+
+Both run this folder's scripts. Where a script cannot be imported with a checkout's package, that checkout's own script
+runs in its place, and the report points that out.
+
+The table lists every figure that both report: the medians over the turns, the median of the turns' ratios after /
+before, and the lowest and highest of these. Figures are all numbers under "results" in a script's JSON; where that is
+missing, those whose name contains "seconds", "per_second" or "memory". Two copies of one commit show what is noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reporting import environment, print_table, write_json
+
+HERE = Path(__file__).resolve().parent
+MARKERS = ("seconds", "per_second", "memory")
+# What endpoint.py calls its figures in seconds.
+IN_SECONDS = ("median", "extra")
+SECONDS = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs"))
+
+PROBE = """
+import sys
+import aiosmrt
+print(aiosmrt.__file__)
+sys.path.insert(0, sys.argv[1])
+__import__(sys.argv[2])
+"""
+
+Keys = tuple[str, ...]
+
+
+class Side(NamedTuple):
+    """A checkout: what it is called here, where it is, and the script that runs with it."""
+
+    name: str
+    checkout: Path
+    script: Path
+
+
+def environ(checkout: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(checkout)}
+
+
+def side_of(name: str, checkout: Path, script: str) -> Side:
+    """Choose the script for a checkout; exits where there is none that can be imported."""
+    reason = ""
+    for folder in (HERE, checkout / "benchmarks"):
+        command = [sys.executable, "-c", PROBE, str(folder), Path(script).stem]
+        done = subprocess.run(command, env=environ(checkout), cwd=checkout, capture_output=True, text=True)
+        imported = done.stdout.partition("\n")[0]
+        if not imported or not Path(imported).resolve().is_relative_to(checkout):
+            found = f"aiosmrt is imported from {imported}" if imported else last_line(done.stderr)
+            sys.exit(f"{name}: not a usable checkout: {found}")
+        if done.returncode == 0:
+            if folder != HERE:
+                print(f"{name}: runs its own {script}; this folder's cannot be imported with its package: {reason}")
+            return Side(name, checkout, folder / script)
+        reason = last_line(done.stderr)
+    sys.exit(f"{name}: {script} cannot be imported: {reason}")
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no output"])[-1]
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit, with "-dirty" where files differ from it; None outside a repository."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def report_of(side: Side, options: list[str]) -> Any:
+    """Run the benchmark in a separate process; returns its report, exits where it fails."""
+    with tempfile.TemporaryDirectory(prefix="compare-") as directory:
+        path = Path(directory, "report.json")
+        command = [sys.executable, str(side.script), *options, "--json", str(path)]
+        done = subprocess.run(command, env=environ(side.checkout), cwd=side.checkout, capture_output=True, text=True)
+        if done.returncode != 0 or not path.exists():
+            sys.exit(f"{side.name}: {side.script.name} failed with status {done.returncode}\n{done.stderr}")
+        return json.loads(path.read_text())
+
+
+def figures_of(report: Any) -> dict[Keys, float]:
+    """A report's figures by their path."""
+    has_results = isinstance(report, dict) and "results" in report
+    found: dict[Keys, float] = {}
+    for path, value in leaves(report["results"] if has_results else report, ()):
+        if has_results or any(marker in path[-1] for marker in MARKERS):
+            number, key = 2, path
+            while key in found:
+                key, number = (*path[:-1], f"{path[-1]} #{number}"), number + 1
+            found[key] = value
+    return found
+
+
+def leaves(node: Any, path: Keys) -> Iterator[tuple[Keys, float]]:
+    """The numbers in a tree of dictionaries and lists of dictionaries. Lists of numbers are single rounds: left out.
+
+    A dictionary in a list is named after the values that identify it: its strings and, where its figures are in
+    dictionaries inside it, its integers.
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, (*path, str(key)))
+    elif isinstance(node, list):
+        for element in node:
+            if isinstance(element, dict):
+                nested = any(isinstance(value, dict) for value in element.values())
+                naming = {
+                    key: value
+                    for key, value in element.items()
+                    if isinstance(value, str) or (nested and isinstance(value, int))
+                }
+                name = " ".join(value if isinstance(value, str) else f"{key}={value}" for key, value in naming.items())
+                rest = {key: value for key, value in element.items() if key not in naming}
+                yield from leaves(rest, (*path, name) if name else path)
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield path, float(node)
+
+
+def in_words(path: Keys, value: float) -> str:
+    """A figure with its unit, as far as its name shows it."""
+    if any("per_second" in part for part in path):
+        return f"{value:,.0f} /s"
+    if any("seconds" in part for part in path) or path[-1] in IN_SECONDS:
+        scale, unit = next((scale, unit) for least, scale, unit in SECONDS if abs(value) >= least)
+        return f"{value * scale:.4g} {unit}"
+    if "memory_bytes" in path:
+        return f"{value / 2**20:.1f} MiB"
+    return f"{value:.4g}"
+
+
+class Comparison(NamedTuple):
+    """A figure in every turn. The ratio is missing where a figure before is not positive."""
+
+    before: list[float]
+    after: list[float]
+
+    def ratios(self) -> list[float]:
+        if min(self.before) <= 0:
+            return []
+        return [after / before for before, after in zip(self.before, self.after, strict=True)]
+
+    def row(self, path: Keys) -> list[str]:
+        ratios = self.ratios()
+        medians = [in_words(path, statistics.median(values)) for values in self]
+        if not ratios:
+            return [" ".join(path), *medians, "", ""]
+        between = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        return [" ".join(path), *medians, f"{statistics.median(ratios):.3f}", between]
+
+    def as_json(self) -> dict[str, Any]:
+        ratios = self.ratios()
+        return {
+            "before": statistics.median(self.before),
+            "after": statistics.median(self.after),
+            "ratio": statistics.median(ratios) if ratios else None,
+            "before_by_turn": self.before,
+            "after_by_turn": self.after,
+        }
+
+
+def compare(before: Side, after: Side, turns: int, options: list[str]) -> dict[Keys, Comparison]:
+    """Take turns; returns what was found on both sides in every turn, in the order of the first report."""
+    taken: dict[str, list[dict[Keys, float]]] = {before.name: [], after.name: []}
+    for turn in range(turns):
+        for side in (after, before) if turn % 2 else (before, after):
+            start = time.perf_counter()
+            taken[side.name].append(figures_of(report_of(side, options)))
+            print(f"turn {turn + 1} of {turns}, {side.name}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    every = [found for side in taken.values() for found in side]
+    common = [path for path in every[0] if all(path in found for found in every)]
+    if missing := {path for found in every for path in found} - set(common):
+        print(f"not in all reports: {', '.join(sorted(' '.join(path) for path in missing))}")
+    return {
+        path: Comparison(*([found[path] for found in taken[side.name]] for side in (before, after))) for path in common
+    }
+
+
+def main() -> None:
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    own, options = sys.argv[1:split], sys.argv[split + 1 :]
+    parser = argparse.ArgumentParser(
+        description="Run a benchmark with two checkouts of the package, in turns.",
+        usage="%(prog)s [-h] --before PATH [--after PATH] [--turns N] [--json FILE] script -- OPTIONS OF THE SCRIPT",
+    )
+    parser.add_argument("script", help="a benchmark of this folder, such as overhead.py")
+    parser.add_argument("--before", type=Path, required=True, metavar="PATH", help="a checkout")
+    parser.add_argument("--after", type=Path, default=HERE.parent, metavar="PATH", help="another (default: this one)")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="processes per checkout (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    arguments = parser.parse_args(own)
+    if arguments.turns < 1:
+        parser.error("--turns must be an integer >= 1")
+    script = Path(arguments.script).name
+    before = side_of("before", arguments.before.resolve(), script)
+    after = side_of("after", arguments.after.resolve(), script)
+    commits = {side.name: commit_of(side.checkout) for side in (before, after)}
+    found = compare(before, after, arguments.turns, options)
+    if not found:
+        sys.exit(f"{script} reports no figures")
+    print_table(
+        f"{script} {' '.join(options)}: before {commits['before']}, after {commits['after']},"
+        f" medians of {arguments.turns} turns",
+        ["figure", "before", "after", "after/before", "lowest to highest"],
+        [comparison.row(path) for path, comparison in found.items()],
+    )
+    report = {
+        "benchmark": "compare",
+        "environment": environment(),
+        "script": script,
+        "options": options,
+        "turns": arguments.turns,
+        "commits": commits,
+        "figures": {" ".join(path): comparison.as_json() for path, comparison in found.items()},
+    }
+    write_json(arguments.json, report)
+
+
+if __name__ == "__main__":
+    main()
