@@ -137,7 +137,8 @@ class RetryPolicy:
             base = self.throttling_base_delay
             if base is None and cause == "throttling" and self.mode is None:
                 # How hard a service that throttles is hit is up to its admission, so that delays need not grow.
-                return _THROTTLING_DELAY, _THROTTLING_DELAY
+                most = _MAX_DELAY if self.max_delay is None else self.max_delay
+                return _THROTTLING_DELAY, min(_THROTTLING_DELAY, most)
             if base is None:
                 base = _THROTTLING_BASE_DELAY
         else:

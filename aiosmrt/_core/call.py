@@ -306,7 +306,7 @@ class Call:
                     if reply.status < 300:
                         self._phase = ""
                         core.reached = True
-                        if failure is not None or not (admission.state.steady and view.is_patient):
+                        if failure is not None or not (core.reached and admission.state.steady and view.is_patient):
                             self._succeeded()
                         if not codec.streams:
                             admission.outstanding -= 1

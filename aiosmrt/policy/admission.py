@@ -1,9 +1,11 @@
 """Who may send to one target now, and when it is asked again after it has fallen ill: decisions without waiting.
 
-Theory of operation ------------------- A target is an endpoint, or one of its inference components or variants. It is
-*healthy*, and then as many calls are in flight as its `aiosmrt.policy.limit.ConcurrencyLimit` allows; or it is *ill*,
-and then one call at a time probes it after growing pauses while all others hold no slot and send nothing. The service
-is protected by calls that do not send, so none has to fail for its sake.
+Theory of operation
+-------------------
+A target is an endpoint, or one of its inference components or variants. It is *healthy*, and then as many calls are in
+flight as its `aiosmrt.policy.limit.ConcurrencyLimit` allows; or it is *ill*, and then one call at a time probes it
+after growing pauses while all others hold no slot and send nothing. The service is protected by calls that do not send,
+so none has to fail for its sake.
 
 ::
 

@@ -108,12 +108,17 @@ async def test_a_service_that_was_never_reached_ends_the_map(patience: float, mo
 
 async def test_a_service_that_went_away_ends_no_map() -> None:
     """Rows fail one by one once it was reached: it may come back for the next."""
-    async with Client(**CLIENT_ARGUMENTS, endpoint_url="http://127.0.0.1:9", patience=0) as unreachable:
-        unreachable._core.reached = True
-        found, raised = await results_of(endpoint_of(unreachable), range(20))
+    async with RawServer() as server:
+        server.otherwise = [response(200, b"1", [("Content-Type", "application/json")])]
+        client = Client(**{"endpoint_url": server.url, **CLIENT_ARGUMENTS, "patience": 0})
+        assert await endpoint_of(client).predict(1) == 1
+    async with client:
+        found, raised = await results_of(endpoint_of(client), range(20))
     assert raised is None
-    assert {type(result.error) for result in found} == {errors.EndpointConnectionError}
     assert len(found) == 20
+    for result in found:
+        assert isinstance(result.error, errors.TransportError)
+        assert not result.error.never_reached
 
 
 @pytest.mark.parametrize(("max_failures", "rows", "calls"), [(0, 30, 1), (3, 30, 4), (0.25, 100, 20), (0.25, 8, 8)])
