@@ -12,7 +12,7 @@ AWS_CLI := 'awscli>=1.38,<2'
 MODEL_SERVERS := 'mlflow-skinny>=3.10,<4' 'litserve>=0.2.19,<1' 'scikit-learn>=1.5,<2' 'skops>=0.13,<1' 'pandas>=2.2,<4'
 
 # What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
-ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/endpoint tests/transport tests/local/test_async_inference.py
+ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/core tests/endpoint tests/transport tests/local/test_async_inference.py
 ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
 	tests/local/test_runtime.py tests/local/test_streams.py tests/policy tests/soak tests/wire
 

@@ -220,9 +220,15 @@ class Admission:
     def must_wait(self, caller: Caller) -> bool:
         """Whether `acquire` would suspend."""
         illness = self.state.illness
-        if illness is not None and not caller.waits_out(illness):
+        if illness is None:
+            return self.is_full
+        if not caller.waits_out(illness):
             return self.in_use >= self._maximum or bool(self._hurried)
-        return self.is_full
+        # The first to come when a probe is due is the prober.
+        if self.waiting or self._prober is not None or self.in_use >= self._maximum:
+            return True
+        due = self.state.next_probe(math.inf)
+        return due is None or due > self._clockwork.clock() + _EARLY
 
     def dismiss(self, caller: Caller) -> None:
         """End a caller's wait, if it waits, as if its time were up."""

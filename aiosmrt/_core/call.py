@@ -108,6 +108,8 @@ class Call:
     # the wait for capacity that is under way, and the time that such waits have left
     _capacity_since: float | None = None
     _capacity_left: float | None = None
+    # since when it waits for its target to recover, itself refused or not
+    _outage_since: float | None = None
     # when it began, where somebody wants to know
     _started = 0.0
     # of a stream: whether it is over, its error's class, its request id
@@ -409,7 +411,10 @@ class Call:
                     self._emit(LimiterWaited, slot)
         if granted:
             if not self._probes:
+                self._outage_since = None
                 self._end_capacity_wait("capacity")
+            elif self._outage_since is None and admission.illness == "outage":
+                self._outage_since = core.clock() - admission.seconds_ill(core.clock())[0] + outage_before
             if isinstance(failure, NoCapacityError):
                 self._count_retry("no_capacity")
             return
@@ -482,7 +487,7 @@ class Call:
         if patience is None:
             return None
         failed_at = None if self._state is None else self._state.failed_at
-        return patience + (since if failed_at is None else failed_at)
+        return patience + min(bound for bound in (since, failed_at, self._outage_since) if bound is not None)
 
     def _patience(self) -> float | None:
         """Seconds for which it is repeated after its first failure; None for as long as its deadline allows."""
@@ -602,6 +607,8 @@ class Call:
                 bucket=None if view.rules.mode in (None, "legacy") else view.quota.bucket,
                 deadline=self._deadline,
             )
+            # A call that waited before it was sent has less patience left.
+            state.failed_at = self._outage_since
         illness = admission.illness
         if illness is None:
             # Without a slot, and where there is none, it waits for its turn.

@@ -50,9 +50,9 @@ FIRST_CAPACITY_PAUSE: Final = 1.0
 MAX_CAPACITY_PAUSE: Final = 15.0
 """Seconds of the longest first and of the longest pause while there is no capacity."""
 
-LET_IN_AFTER: Final[dict[Illness, float]] = {"outage": 3.0, "capacity": 10.0}
-"""Seconds after which an unanswered probe counts as let in. Refusals come at once, while a model's first inference may
-take a minute, and the others had better not wait for its end."""
+LET_IN_AFTER: Final[dict[Illness, float]] = {"outage": 6.0, "capacity": 10.0}
+"""Seconds after which an unanswered probe counts as let in. Refusals come at once, or when a connection was not made in
+5 s, while a model's first inference may take a minute, and the others had better not wait for its end."""
 
 # Failures in a row, without a success between them, that make an outage: with nothing else in flight, and in any case.
 # Throttling, which may strike calls at random, takes as many as the latter, and nothing else in flight.

@@ -1012,6 +1012,19 @@ async def test_another_calls_want_of_capacity_is_what_the_target_is_ill_with() -
     assert isinstance(target.admission.failure, NoCapacityError)
 
 
+async def test_the_first_to_come_when_a_probe_is_due_does_not_wait() -> None:
+    target = Target()
+    target.fall_ill()
+    caller = target.call()
+    assert target.admission.must_wait(caller)
+    await target.pass_by(FIRST_PAUSE)
+    assert not target.admission.must_wait(caller)
+    assert await target.admission.acquire(caller)
+    assert target.admission.is_prober(caller)
+    assert target.admission.must_wait(target.call())
+    target.succeed(caller)
+
+
 async def test_seconds_of_illness_add_up() -> None:
     target = Target()
     assert target.admission.seconds_ill(target.time.now) == (0.0, 0.0)
@@ -1215,7 +1228,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.dismissing: ModelCall | None = None
         self.problems: list[str] = []
 
-    @initialize(maximum=st.integers(1, 5), ending=st.sampled_from(["answers", "cancellations", "close"]))
+    @initialize(maximum=st.sampled_from([1, 2, 3, 5]), ending=st.sampled_from(["answers", "cancellations", "close"]))
     def begin(self, maximum: int, ending: str) -> None:
         self.maximum = maximum
         self.ending = ending
@@ -1251,15 +1264,17 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.probe_from = self.time.now + FIRST_PAUSES[self.admission.illness or "outage"]
 
     def _check_order(self, call: ModelCall) -> None:
+        always_patient = (True, True)
         for other in self.calls:
             if other is call or other.state != "waiting" or other.kind != call.kind or self._leaves(other):
                 continue
-            if call.front:
+            if other.front and not call.front and call.kind == always_patient:
+                self.problems.append(f"{call} went before {other}, which had probed")
+            elif call.front:
                 continue
-            always_patient = call.kind == (True, True)
-            if other.order < call.order and other.returning >= call.returning:
+            elif other.order < call.order and other.returning >= call.returning:
                 self.problems.append(f"{call} went before {other}, which came before it")
-            elif always_patient and other.returning and not call.returning:
+            elif other.returning and not call.returning and call.kind == always_patient:
                 self.problems.append(f"{call} went before {other}, which was sent before")
 
     def _leaves(self, call: ModelCall) -> bool:
@@ -1318,10 +1333,6 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.admission.release(call)
 
     @property
-    def sent(self) -> list[ModelCall]:
-        return [call for call in self._in("holding") if call.sent_at is not None]
-
-    @property
     def unsent(self) -> list[ModelCall]:
         return [call for call in self._in("holding") if call.sent_at is None]
 
@@ -1329,17 +1340,22 @@ class AdmissionMachine(RuleBasedStateMachine):
         patience=st.sampled_from([20.0, 0.0, 0.5, None]),
         capacity=st.sampled_from([None, 60.0, 3.0]),
         count=st.sampled_from([1, 2, 6]),
+        at_once=st.booleans(),
     )
-    def arrive(self, patience: float | None, capacity: float | None, count: int) -> None:
+    def arrive(self, patience: float | None, capacity: float | None, count: int, at_once: bool) -> None:
         for _ in range(count):
             call = ModelCall(self.time, patience=patience, capacity=capacity)
             self.calls.append(call)
             self._start(call)
+        if at_once:
+            self.turn()
 
     @precondition(lambda self: self._in("failed"))
     @rule(data=st.data())
     def come_back(self, data: st.DataObject) -> None:
-        call = data.draw(st.sampled_from(self._in("failed")))
+        self._come_back(data.draw(st.sampled_from(self._in("failed"))))
+
+    def _come_back(self, call: ModelCall) -> None:
         call.returning, call.front = True, call.probes
         self._start(call)
 
@@ -1361,33 +1377,40 @@ class AdmissionMachine(RuleBasedStateMachine):
         self._send(data.draw(st.sampled_from(self.unsent)))
 
     def _send(self, call: ModelCall) -> None:
+        if call.sent_at is not None:
+            return
         call.sent_at = self.time.now
         self.admission.outstanding += 1
         call.sent_among = self.admission.outstanding
         if call.probes:
             self.admission.probe_sent()
 
-    @precondition(lambda self: self.sent)
+    @precondition(lambda self: self._in("holding"))
     @rule(data=st.data())
     def succeed(self, data: st.DataObject) -> None:
-        self._succeed(data.draw(st.sampled_from(self.sent)))
+        self._succeed(data.draw(st.sampled_from(self._in("holding"))))
 
     def _succeed(self, call: ModelCall) -> None:
+        self._send(call)
         assert call.sent_at is not None
         if not self.admission.state.steady:
             self.admission.on_success(call, call.sent_at, call.sent_among)
         self._release(call, "over")
 
-    @precondition(lambda self: self.sent)
+    @precondition(lambda self: self._in("holding"))
     @rule(
         data=st.data(),
         outcome=st.sampled_from([*OUTCOMES]),
         times=st.sampled_from([1, 3, 8]),
-        then=st.sampled_from(["failed", "failed", "over", "holding"]),
+        then=st.sampled_from(["again", "again", "failed", "over", "holding"]),
     )
     def fail(self, data: st.DataObject, outcome: str, times: int, then: str) -> None:
-        """Report a failure, several times as if others had failed too; the call may keep its slot through back-off."""
-        call = data.draw(st.sampled_from(self.sent))
+        """Report a failure, several times as if others had failed too.
+
+        The call returns its slot, and may line up again at once or later; or it keeps it through back-off.
+        """
+        call = data.draw(st.sampled_from(self._in("holding")))
+        self._send(call)
         assert call.sent_at is not None
         waits_for_capacity = outcome == "no capacity" and call.capacity is not None
         for _ in range(times):
@@ -1402,6 +1425,9 @@ class AdmissionMachine(RuleBasedStateMachine):
             )
         if then == "holding":
             self._is_answered(call)
+        elif then == "again":
+            self._release(call, "failed")
+            self._come_back(call)
         else:
             self._release(call, then)
 
@@ -1478,9 +1504,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                 task.cancel()
         self.turn()
         while self._in("waiting", "holding"):
-            for call in self.unsent:
-                self._send(call)
-            for call in self.sent:
+            for call in self._in("holding"):
                 self._succeed(call)
             self.turn()
             if self._in("waiting") and not self._in("holding"):
