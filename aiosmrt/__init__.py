@@ -1,7 +1,9 @@
 """The asyncio-native client for Amazon SageMaker Runtime."""
 
 from aiosmrt._core.admission import LimiterStatistics
+from aiosmrt._core.streams import EventStream, StreamingBody
 from aiosmrt._version import __version__
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.client import Client, ClientStatistics
 from aiosmrt.config import RetryPolicy
 from aiosmrt.errors import (
@@ -39,8 +41,6 @@ from aiosmrt.errors import (
     Waited,
 )
 from aiosmrt.events import Event, Observer
-from aiosmrt.streams import EventStream, StreamingBody
-from aiosmrt.wire.sigv4 import Credentials
 
 __all__ = [
     "AiosmrtError",

@@ -15,15 +15,18 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypeVar, Unpack, cast
 
+from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics
 from aiosmrt._core.body import DeferredBody, body_bytes, body_digest
 from aiosmrt._core.call import Call
 from aiosmrt._core.core import ClientCore
+from aiosmrt._core.meta import ClientExceptions, ClientMeta
 from aiosmrt._core.observe import emit
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._version import __version__
-from aiosmrt.aws.credentials import CredentialsCache
+from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset
 from aiosmrt.errors import (
     ApiVersionNotFoundError,
@@ -32,18 +35,15 @@ from aiosmrt.errors import (
     Waited,
 )
 from aiosmrt.events import Observer
-from aiosmrt.meta import ClientExceptions, ClientMeta
-from aiosmrt.wire.operations import API_VERSION, BY_NAME, OPERATIONS
-from aiosmrt.wire.sigv4 import Credentials
 
 if TYPE_CHECKING:
     import aiohttp
 
-    from aiosmrt.aws.providers import CredentialsFunction, FrozenCredentialsSource
-    from aiosmrt.aws.s3 import ObjectStore
+    from aiosmrt._aws.providers import CredentialsFunction, FrozenCredentialsSource
+    from aiosmrt._aws.s3 import ObjectStore
+    from aiosmrt._transport.choice import TransportName
     from aiosmrt.endpoint import CallOptions, Endpoint
     from aiosmrt.serializers import Deserializer, Serializer
-    from aiosmrt.transport.choice import TransportName
     from aiosmrt.types import (
         Body,
         InvokeEndpointAsyncOutput,
@@ -368,7 +368,7 @@ class Client:
         Raises:
             ParamValidationError: before anything is sent; it names every fault.
             ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`. What goes wrong after the
-                response's head is raised by the iteration, see `aiosmrt.streams.EventStream`.
+                response's head is raised by the iteration, see `aiosmrt._core.streams.EventStream`.
         """
         codec = self._codec("InvokeEndpointWithResponseStream")
         head = codec.heads.head(

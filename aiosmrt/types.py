@@ -3,7 +3,7 @@
 from typing import IO, TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    from aiosmrt.streams import EventStream, StreamingBody
+    from aiosmrt._core.streams import EventStream, StreamingBody
 
 __all__ = [
     "Body",

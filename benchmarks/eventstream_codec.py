@@ -21,7 +21,7 @@ from typing import Any
 from botocore.eventstream import EventStreamBuffer
 from reporting import cores, environment, print_table, stay_on, write_json
 
-from aiosmrt.wire.eventstream import Decoder, encode_payload_part
+from aiosmrt._wire.eventstream import Decoder, encode_payload_part
 
 KIB = 1024
 MIB = 1024 * KIB

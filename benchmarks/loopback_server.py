@@ -22,7 +22,7 @@ The path decides the answer:
 Signatures are not checked. Expect: 100-continue and chunked requests are not understood: such a request is refused
 with a status that shows up in the benchmark.
 
-The frames are made here and not by ``aiosmrt.wire``, so that a benchmark depends on no code that it measures.
+The frames are made here and not by ``aiosmrt._wire``, so that a benchmark depends on no code that it measures.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
 
 from aiosmrt import __version__
-from aiosmrt.wire import sigv4
+from aiosmrt._wire import sigv4
 
 REGION = "eu-central-1"
 HOST = f"runtime.sagemaker.{REGION}.amazonaws.com"

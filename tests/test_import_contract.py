@@ -47,9 +47,9 @@ def test_contracts_are_kept():
 
 
 VIOLATIONS = {
-    "layers": ("wire/operations.py", "import aiosmrt._core.core"),
+    "layers": ("_wire/operations.py", "import aiosmrt._core.core"),
     "core": ("_core/body.py", "import aiosmrt._core.call"),
-    "pure": ("policy/retry.py", "import time"),
+    "pure": ("_policy/retry.py", "import time"),
     "local": ("local/verify.py", "import aiosmrt.client"),
     "aiohttp": ("_core/admission.py", "import aiohttp"),
     "botocore": ("_core/admission.py", "import botocore.session"),
@@ -79,7 +79,7 @@ def test_a_module_without_a_place_is_named(tmp_path):
 
 def test_outside_aws_botocore_gives_its_exceptions_alone():
     for file, tree in sources():
-        if not file.startswith("aws/") and file != "local/objectstorage.py":
+        if not file.startswith("_aws/") and file != "local/objectstorage.py":
             foreign = [name for name in imported(tree) if name.split(".")[0] in ("botocore", "aiobotocore", "boto3")]
             assert [name for name in foreign if not name.startswith("botocore.exceptions")] == [], file
 
@@ -104,15 +104,15 @@ def test_wire_and_policy_read_no_clock_through_datetime():
 
 LOADED_LATER = [
     # of our own
-    "aiosmrt.aws.s3",
+    "aiosmrt._aws.s3",
     "aiosmrt.endpoint",
     "aiosmrt.integrations",
     "aiosmrt.serializers",
-    "aiosmrt.transport.session",
+    "aiosmrt._transport.session",
     "aiosmrt.types",
-    "aiosmrt.wire.eventstream",
-    "aiosmrt.wire.headers",
-    "aiosmrt.wire.lines",
+    "aiosmrt._wire.eventstream",
+    "aiosmrt._wire.headers",
+    "aiosmrt._wire.lines",
     # found in the settings or looked up only when a client has to: 150 ms and 18 MiB
     "aiobotocore",
     "boto3",
@@ -127,9 +127,9 @@ LOADED_LATER = [
     "jmespath",
     "urllib3",
     # for clients without an endpoint URL
-    "aiosmrt.aws.endpoint_rules",
+    "aiosmrt._aws.endpoint_rules",
     # for credentials that are neither given nor in the environment
-    "aiosmrt.aws.private_loop",
+    "aiosmrt._aws.private_loop",
     # rooms of their own
     "aiosmrt.cli",
     "aiosmrt.local",

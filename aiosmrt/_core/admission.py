@@ -1,4 +1,4 @@
-"""Who sends to a target now, and who waits: asyncio's side of `aiosmrt.policy.admission`.
+"""Who sends to a target now, and who waits: asyncio's side of `aiosmrt._policy.admission`.
 
 An `Admission` stands before one target. It counts slots, keeps the line of those that wait, and reports every outcome
 to its pure `AdmissionState`, which decides how many slots there are and when a target that is ill is probed.
@@ -30,10 +30,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeAlias
 
+from aiosmrt._policy.admission import LET_IN_AFTER, AdmissionState, Illness
+from aiosmrt._policy.limit import WorkingLimit
 from aiosmrt.config import is_whole
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, fresh_copy
-from aiosmrt.policy.admission import LET_IN_AFTER, AdmissionState, Illness
-from aiosmrt.policy.limit import WorkingLimit
 
 __all__ = ["Admission", "Admissions", "CallLater", "Caller", "Clockwork", "LimiterStatistics", "Timer", "target_of"]
 

@@ -4,11 +4,11 @@
 
     Call.run                      deadline, observers
       Call._make_ready            configuration, body                      aiosmrt._core.core, body
-      Call._attempts              credentials, signature, send             aiosmrt.transport
+      Call._attempts              credentials, signature, send             aiosmrt._transport
         Call._admitted            a slot, or a wait at the target          aiosmrt._core.admission
         Call._refusal             reply -> typed error                     aiosmrt._core.outcome
-        Call._wait_after          again after d seconds, or the error      aiosmrt.policy.retry
-    Call.result                   reply -> result dictionary               aiosmrt.wire.replies
+        Call._wait_after          again after d seconds, or the error      aiosmrt._policy.retry
+    Call.result                   reply -> result dictionary               aiosmrt._wire.replies
 
 A call takes a slot of its target before its first attempt. A plain call releases it with its result, a stream when it
 ends. A call that fails keeps it through back-off, so that nobody takes its place to be refused as well, unless its
@@ -32,7 +32,12 @@ from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
 from aiosmrt._core.observe import emit, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
+from aiosmrt._core.streams import EventStream, StreamingBody
 from aiosmrt._core.template import RequestTemplate, template_of
+from aiosmrt._policy.admission import Illness, is_sign_of_life
+from aiosmrt._policy.clockskew import correct_offset
+from aiosmrt._policy.retry import RetryState, StopReason, sdk_request
+from aiosmrt._transport import Reply, ReplyStream
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -58,21 +63,16 @@ from aiosmrt.events import (
     StreamEnded,
     WaitOutcome,
 )
-from aiosmrt.policy.admission import Illness, is_sign_of_life
-from aiosmrt.policy.clockskew import correct_offset
-from aiosmrt.policy.retry import RetryState, StopReason, sdk_request
-from aiosmrt.streams import EventStream, StreamingBody
-from aiosmrt.transport import Reply, ReplyStream
 
 if TYPE_CHECKING:
     from aiosmrt._core.body import DeferredBody
     from aiosmrt._core.core import ClientCore
     from aiosmrt._core.template import OperationCodec
     from aiosmrt._core.view import View
-    from aiosmrt.policy.send_rate import SendRate
+    from aiosmrt._policy.send_rate import SendRate
+    from aiosmrt._wire.eventstream import EventHeaders
+    from aiosmrt._wire.params import Head
     from aiosmrt.types import Body
-    from aiosmrt.wire.eventstream import EventHeaders
-    from aiosmrt.wire.params import Head
 
 __all__ = ["Call"]
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from aiosmrt.aws.hosts import ResolvedEndpoint, resolve_endpoint
-from aiosmrt.aws.settings import Settings, resolve_settings
+from aiosmrt._aws.hosts import ResolvedEndpoint, resolve_endpoint
+from aiosmrt._aws.settings import Settings, resolve_settings
 from aiosmrt.errors import InvalidConfigError, ParamValidationError
 
 __all__ = ["Configuration", "Verify", "app_id_of", "check_verify", "configure"]
@@ -46,7 +46,7 @@ def configure(settings_arguments: dict[str, Any], verify: Verify, *, use_proxy: 
     """Resolve arguments, environment and files; reads files and may import botocore.
 
     Args:
-        settings_arguments: the client's arguments for `aiosmrt.aws.settings.resolve_settings`.
+        settings_arguments: the client's arguments for `aiosmrt._aws.settings.resolve_settings`.
         verify: as the client's argument.
         use_proxy: whether a proxy that the environment names is used.
 

@@ -20,23 +20,23 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import WeakSet
 
+from aiosmrt._aws.credentials import CredentialsCache
+from aiosmrt._aws.hosts import ResolvedEndpoint
 from aiosmrt._core.admission import Admissions, CallLater, Timer
 from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
-from aiosmrt.aws.credentials import CredentialsCache
-from aiosmrt.aws.hosts import ResolvedEndpoint
+from aiosmrt._policy.retry import invocation_id
+from aiosmrt._transport.choice import TransportName, check_choice, open_transport
+from aiosmrt._wire.operations import OPERATIONS
+from aiosmrt._wire.sigv4 import Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError, NoRegionError
-from aiosmrt.policy.retry import invocation_id
-from aiosmrt.transport.choice import TransportName, check_choice, open_transport
-from aiosmrt.wire.operations import OPERATIONS
-from aiosmrt.wire.sigv4 import Signer
 
 if TYPE_CHECKING:
     import aiohttp
 
-    from aiosmrt.aws.s3 import ObjectStore
-    from aiosmrt.transport import Transport
+    from aiosmrt._aws.s3 import ObjectStore
+    from aiosmrt._transport import Transport
 
 __all__ = ["ClientCore", "Counters"]
 
@@ -87,7 +87,7 @@ class ClientCore:
     """What a client and its views share.
 
     Args:
-        settings: the client's arguments for `aiosmrt.aws.settings.resolve_settings`.
+        settings: the client's arguments for `aiosmrt._aws.settings.resolve_settings`.
         credentials: where credentials come from.
         s3_endpoint_url: as the client's argument.
         verify: as the client's argument.
@@ -311,7 +311,7 @@ class ClientCore:
                     "S3 cannot be called with an ssl.SSLContext: give `verify` the path of its authorities"
                 )
             # needed by asynchronous inference alone
-            from aiosmrt.aws.s3 import ObjectStore
+            from aiosmrt._aws.s3 import ObjectStore
 
             given, settings = self._verify, self.configuration().settings
             self._object_store = ObjectStore(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiosmrt.events import CallStarted, Event, Observer
 
 if TYPE_CHECKING:
-    from aiosmrt.wire.params import Head
+    from aiosmrt._wire.params import Head
 
 __all__ = ["emit", "with_observers_headers"]
 
@@ -30,7 +30,7 @@ def with_observers_headers(observers: tuple[Observer, ...], started: CallStarted
         request_headers = getattr(observer, "request_headers", None)
         if request_headers is None:
             continue
-        from aiosmrt.wire.headers import extend
+        from aiosmrt._wire.headers import extend
 
         try:
             head = extend(head, request_headers(started, dict(head.headers)))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from aiosmrt._policy.retry import classify, is_endpoint_not_found, is_no_capacity, parse_retry_after
+from aiosmrt._wire.replies import failure as error_response
+from aiosmrt._wire.replies import stream_failure
 from aiosmrt.errors import (
     Cause,
     ClientStateError,
@@ -17,12 +20,9 @@ from aiosmrt.errors import (
     TransportError,
     class_of,
 )
-from aiosmrt.policy.retry import classify, is_endpoint_not_found, is_no_capacity, parse_retry_after
-from aiosmrt.wire.replies import failure as error_response
-from aiosmrt.wire.replies import stream_failure
 
 if TYPE_CHECKING:
-    from aiosmrt.wire.eventstream import EventHeaders
+    from aiosmrt._wire.eventstream import EventHeaders
 
 __all__ = ["concerns_every_call", "refusal", "stream_error"]
 

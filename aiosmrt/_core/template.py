@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aiosmrt._core.admission import target_of
-from aiosmrt.policy.retry import sdk_request
-from aiosmrt.transport import Request, header_lines
-from aiosmrt.wire.operations import Operation
-from aiosmrt.wire.params import MAX_HEADS, Head, HeadBuilder
-from aiosmrt.wire.replies import ReplyReader
-from aiosmrt.wire.sigv4 import SignedRequest
+from aiosmrt._policy.retry import sdk_request
+from aiosmrt._transport import Request, header_lines
+from aiosmrt._wire.operations import Operation
+from aiosmrt._wire.params import MAX_HEADS, Head, HeadBuilder
+from aiosmrt._wire.replies import ReplyReader
+from aiosmrt._wire.sigv4 import SignedRequest
 
 if TYPE_CHECKING:
     from aiosmrt._core.core import ClientCore

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from aiosmrt._policy.retry import RetryBucket
 from aiosmrt.config import (
     DEFAULT_PATIENCE,
     UNSET,
@@ -17,12 +18,11 @@ from aiosmrt.config import (
 )
 from aiosmrt.errors import ParamValidationError
 from aiosmrt.events import Observer
-from aiosmrt.policy.retry import RetryBucket
 
 if TYPE_CHECKING:
     from aiosmrt._core.admission import Admissions
     from aiosmrt._core.template import RequestTemplate
-    from aiosmrt.policy.send_rate import SendRate
+    from aiosmrt._policy.send_rate import SendRate
 
 __all__ = ["Quota", "View"]
 
@@ -154,7 +154,7 @@ class View:
         else:
             self.gives_up_after = self.patience
         if rules.mode == "adaptive" and self.quota.send_rate is None:
-            from aiosmrt.policy.send_rate import SendRate
+            from aiosmrt._policy.send_rate import SendRate
 
             self.quota.send_rate = SendRate(now)
         self.settled = True

@@ -23,13 +23,13 @@ from collections.abc import Sequence
 
 import click
 
+from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt.cli.commands import operation_command
 from aiosmrt.cli.demo import demo
 from aiosmrt.cli.options import common_options, version_line
 from aiosmrt.cli.parameters import ParameterError
 from aiosmrt.cli.serve import serve
 from aiosmrt.errors import AiosmrtError, ConfigurationError, ParamValidationError, ServiceError
-from aiosmrt.wire.operations import OPERATIONS
 
 __all__ = ["cli", "run"]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
+from aiosmrt._wire.operations import Operation
 from aiosmrt.cli.options import CommonOptions, common_options
 from aiosmrt.cli.outfile import STANDARD_OUTPUT, Outfile
 from aiosmrt.cli.output import formatted
 from aiosmrt.cli.parameters import HELP, flag_name, request_parameters, skeleton
-from aiosmrt.wire.operations import Operation
 
 __all__ = ["operation_command"]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aiosmrt.wire.operations import Member, Operation
+from aiosmrt._wire.operations import Member, Operation
 
 __all__ = ["HELP", "ParameterError", "flag_name", "request_parameters", "skeleton"]
 

@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 
 from aiosmrt._core.body import DeferredBody
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM, Operation
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.endpoint.jobs import Job, JobHandle, check_handle, check_place, submit
@@ -30,7 +31,6 @@ from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream
 from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, weight
-from aiosmrt.wire.operations import INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM, Operation
 
 if TYPE_CHECKING:
     from aiosmrt.client import Client

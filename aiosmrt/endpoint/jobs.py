@@ -14,7 +14,9 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
-from aiosmrt.aws.s3 import parse_s3_uri
+from aiosmrt._aws.s3 import parse_s3_uri
+from aiosmrt._policy.clockskew import parse_http_date
+from aiosmrt._policy.polling import next_pause
 from aiosmrt.config import is_seconds
 from aiosmrt.errors import (
     AiosmrtError,
@@ -25,11 +27,9 @@ from aiosmrt.errors import (
     ObjectStoreError,
     ParamValidationError,
 )
-from aiosmrt.policy.clockskew import parse_http_date
-from aiosmrt.policy.polling import next_pause
 
 if TYPE_CHECKING:
-    from aiosmrt.aws.s3 import ObjectStore, StoredObject
+    from aiosmrt._aws.s3 import ObjectStore, StoredObject
     from aiosmrt.client import Client
 
 __all__ = ["INLINE_BYTES", "Job", "JobHandle", "check_handle", "check_place", "submit"]

@@ -1,7 +1,7 @@
 """A response stream as text, lines, server-sent events or JSON values.
 
 What arrives is decoded batch by batch: parts that have come since the last look are joined and go through the view's
-decoder (`aiosmrt.wire.lines`) at once. A view so costs less per part than taking the parts one by one does.
+decoder (`aiosmrt._wire.lines`) at once. A view so costs less per part than taking the parts one by one does.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
-from aiosmrt.config import faulty_limits
-from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, StreamTimeoutError
-from aiosmrt.wire.lines import (
+from aiosmrt._wire.lines import (
     JSONDecoder,
     JSONLinesDecoder,
     LineDecoder,
@@ -24,10 +22,12 @@ from aiosmrt.wire.lines import (
     StreamDecoder,
     TextDecoder,
 )
+from aiosmrt.config import faulty_limits
+from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, StreamTimeoutError
 
 if TYPE_CHECKING:
+    from aiosmrt._core.streams import EventStream
     from aiosmrt.client import Client
-    from aiosmrt.streams import EventStream
 
 __all__ = ["PredictionStream", "View"]
 

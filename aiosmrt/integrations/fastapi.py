@@ -42,6 +42,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from aiosmrt._wire.lines import ServerSentEvent
 from aiosmrt.client import Client
 from aiosmrt.config import UNSET, Unset, faulty_limits
 from aiosmrt.endpoint import CallOptions, Endpoint, PredictionStream
@@ -70,7 +71,6 @@ from aiosmrt.errors import (
     TransportError,
 )
 from aiosmrt.serializers import JSON, Deserializer, Serializer
-from aiosmrt.wire.lines import ServerSentEvent
 
 __all__ = [
     "ClientDisconnectedError",

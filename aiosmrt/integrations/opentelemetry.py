@@ -33,7 +33,9 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from aiosmrt._policy.retry import classify
 from aiosmrt._version import __version__
+from aiosmrt._wire.operations import BY_NAME, INVOKE_ENDPOINT, SERVICE_ID
 from aiosmrt.errors import ParamValidationError
 from aiosmrt.events import (
     AttemptEnded,
@@ -47,8 +49,6 @@ from aiosmrt.events import (
     RetryScheduled,
     StreamEnded,
 )
-from aiosmrt.policy.retry import classify
-from aiosmrt.wire.operations import BY_NAME, INVOKE_ENDPOINT, SERVICE_ID
 
 __all__ = ["OpenTelemetryObserver"]
 

@@ -1,5 +1,6 @@
 """A SageMaker Runtime on loopback, for tests, demonstrations and development without AWS."""
 
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.local import faults
 from aiosmrt.local.asynchronous import JobRecord
 from aiosmrt.local.containers import ContainerError, ModelContainer
@@ -10,7 +11,6 @@ from aiosmrt.local.routing import AsyncInferenceConfig, EndpointConfiguration, I
 from aiosmrt.local.runtime import LocalRuntime
 from aiosmrt.local.serving import serve
 from aiosmrt.local.targets import ContainerFailure, Invocation
-from aiosmrt.wire.sigv4 import Credentials
 
 __all__ = [
     "AsyncInferenceConfig",

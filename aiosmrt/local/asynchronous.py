@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
+from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, model_error, validation_error
 from aiosmrt.local.invocation import NO_ANSWER, Invoker, Reply
@@ -39,8 +41,6 @@ from aiosmrt.local.objectstorage import ObjectAccess, ObjectStorage, StorageErro
 from aiosmrt.local.requestlog import Progress, RequestRecord
 from aiosmrt.local.routing import AsyncInferenceConfig, Endpoint
 from aiosmrt.local.targets import ContainerFailure, ContainerReply, Target
-from aiosmrt.wire.operations import INVOKE_ENDPOINT_ASYNC
-from aiosmrt.wire.s3uri import split_s3_uri
 
 __all__ = ["AsyncInference", "JobRecord"]
 

@@ -61,6 +61,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import faults
 from aiosmrt.local.containers import ModelContainer
@@ -68,7 +69,6 @@ from aiosmrt.local.faultscript import Effect, Fault, Schedule
 from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.routing import AsyncInferenceConfig, EndpointConfiguration, InferenceComponent, ProductionVariant
 from aiosmrt.local.targets import TargetSource, base_url
-from aiosmrt.wire.sigv4 import Credentials
 
 __all__ = ["EFFECTS", "load_settings", "parse_settings"]
 

@@ -20,13 +20,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from aiosmrt._wire.sigv4 import amz_date
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, model_error, validation_error
 from aiosmrt.local.answers import model_not_ready as not_ready
 from aiosmrt.local.faultscript import Effect, Fault, Schedule, Stage
 from aiosmrt.local.routing import NO_CAPACITY
 from aiosmrt.local.verify import signature_expired
-from aiosmrt.wire.sigv4 import amz_date
 
 __all__ = [
     "CloseBeforeHeaders",

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
+from aiosmrt._wire.operations import BY_NAME
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.wire.operations import BY_NAME
 
 __all__ = ["Effect", "Fault", "FaultScript", "Faults", "Schedule", "Stage", "as_faults"]
 

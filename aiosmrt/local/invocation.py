@@ -16,13 +16,13 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt._wire.operations import Operation
 from aiosmrt.local.answers import AnswerContext, Refused, endpoint_not_found, model_error, validation_error
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.routing import Endpoint, Route
 from aiosmrt.local.sessions import CLOSED_SESSION_HEADER, NEW_SESSION, announced_session
 from aiosmrt.local.targets import ContainerFailure, ContainerReply, Invocation
-from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
-from aiosmrt.wire.operations import Operation
 
 __all__ = ["MODEL_TIMEOUT", "STREAM_TIMEOUT", "Invoker", "Reply"]
 

@@ -34,8 +34,8 @@ from typing import Final, Self
 
 import aiohttp
 
+from aiosmrt._wire.sigv4 import EMPTY_SHA256, Credentials, Signer
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError
-from aiosmrt.wire.sigv4 import EMPTY_SHA256, Credentials, Signer
 
 __all__ = ["ObjectServer", "ObjectServerError", "ObjectServerGuest"]
 

@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from aiosmrt._wire.s3uri import split_s3_uri
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.wire.s3uri import split_s3_uri
-from aiosmrt.wire.sigv4 import Credentials
 
 __all__ = ["ObjectAccess", "ObjectStorage", "StorageError"]
 

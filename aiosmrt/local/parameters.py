@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import cache
 from urllib.parse import unquote
 
+from aiosmrt._wire.operations import OPERATIONS, Member, Operation
+from aiosmrt._wire.params import full_pattern
 from aiosmrt.local.answers import Refused, unknown_operation, validation_error
-from aiosmrt.wire.operations import OPERATIONS, Member, Operation
-from aiosmrt.wire.params import full_pattern
 
 __all__ = ["read_parameters", "route_of"]
 
@@ -49,7 +49,7 @@ def read_parameters(operation: Operation, endpoint: str, headers: Mapping[str, s
     Raises:
         Refused: with a ValidationError that names every member at fault, as the service words it.
 
-    >>> from aiosmrt.wire.operations import INVOKE_ENDPOINT
+    >>> from aiosmrt._wire.operations import INVOKE_ENDPOINT
     >>> read_parameters(INVOKE_ENDPOINT, "churn", {"accept": "text/csv", "x-other": "1"})
     {'EndpointName': 'churn', 'Accept': 'text/csv'}
     """

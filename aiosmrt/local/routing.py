@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, validation_error
 from aiosmrt.local.sessions import SessionTable
 from aiosmrt.local.targets import Container, Target, TargetSource, as_target
-from aiosmrt.wire.s3uri import split_s3_uri
 
 __all__ = [
     "AsyncInferenceConfig",

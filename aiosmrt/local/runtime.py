@@ -24,6 +24,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local.asynchronous import AsyncInference, JobRecord
 from aiosmrt.local.delivery import cut_connection
@@ -35,7 +36,6 @@ from aiosmrt.local.routing import Endpoint, EndpointSource, as_configuration
 from aiosmrt.local.server import MAX_BODY_BYTES, RequestServer
 from aiosmrt.local.targets import Container
 from aiosmrt.local.verify import SignatureVerifier
-from aiosmrt.wire.sigv4 import Credentials
 
 __all__ = ["LocalRuntime", "credentials_from_environment"]
 

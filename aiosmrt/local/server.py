@@ -24,6 +24,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, Operation
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, body_too_large
 from aiosmrt.local.asynchronous import AsyncInference
 from aiosmrt.local.delivery import Cut, cut_connection, shaped, single
@@ -41,7 +42,6 @@ from aiosmrt.local.invocation import Invoker, Reply
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
 from aiosmrt.local.verify import SignatureVerifier
-from aiosmrt.wire.operations import INVOKE_ENDPOINT_ASYNC, Operation
 
 __all__ = ["MAX_BODY_BYTES", "RequestServer"]
 

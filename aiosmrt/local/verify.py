@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from aiosmrt._wire import sigv4
+from aiosmrt._wire.operations import SIGNING_NAME
+from aiosmrt._wire.sigv4 import Authorization, Credentials, SignatureFormatError
 from aiosmrt.local.answers import ErrorAnswer, Refused, access_denied
-from aiosmrt.wire import sigv4
-from aiosmrt.wire.operations import SIGNING_NAME
-from aiosmrt.wire.sigv4 import Authorization, Credentials, SignatureFormatError
 
 __all__ = ["SIGNATURE_WINDOW", "SignatureVerifier", "Verified", "signature_expired"]
 

@@ -19,10 +19,10 @@ import boto3
 import pytest
 
 from aiosmrt import errors
-from aiosmrt.aws.credentials import CredentialsCache
-from aiosmrt.aws.providers import REASK_INTERVAL
+from aiosmrt._aws.credentials import CredentialsCache
+from aiosmrt._aws.providers import REASK_INTERVAL
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Event
-from aiosmrt.wire.sigv4 import Credentials
 from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices
 

@@ -13,8 +13,8 @@ from botocore.exceptions import EndpointProviderError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosmrt.aws import endpoint_rules, hosts
-from aiosmrt.aws.endpoint_rules import UnsupportedRuleError, evaluate_rules
+from aiosmrt._aws import endpoint_rules, hosts
+from aiosmrt._aws.endpoint_rules import UnsupportedRuleError, evaluate_rules
 from aiosmrt.errors import EndpointResolutionError
 from tests.aws import oracle
 from tests.aws.test_hosts import REGIONS

@@ -14,7 +14,7 @@ from botocore.exceptions import EndpointProviderError, EndpointVariantError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosmrt.aws.hosts import API_VERSION, ResolvedEndpoint, resolve_endpoint
+from aiosmrt._aws.hosts import API_VERSION, ResolvedEndpoint, resolve_endpoint
 from aiosmrt.errors import AiosmrtError, EndpointResolutionError
 from tests.aws import oracle
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosmrt.aws.private_loop import run_on_private_loop
+from aiosmrt._aws.private_loop import run_on_private_loop
 
 
 def worker_threads() -> list[str]:

@@ -24,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosmrt import errors
-from aiosmrt.aws.credentials import CredentialsCache
-from aiosmrt.aws.providers import environment_credentials, profile_keys, provider_for
-from aiosmrt.wire.sigv4 import Credentials
+from aiosmrt._aws.credentials import CredentialsCache
+from aiosmrt._aws.providers import environment_credentials, profile_keys, provider_for
+from aiosmrt._wire.sigv4 import Credentials
 from tests.aws import oracle
 from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices

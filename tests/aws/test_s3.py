@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosmrt.aws.credentials import CredentialsCache
-from aiosmrt.aws.s3 import ObjectStore, parse_s3_uri
+from aiosmrt._aws.credentials import CredentialsCache
+from aiosmrt._aws.s3 import ObjectStore, parse_s3_uri
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import (
     ClientStateError,
     ConfigurationError,
@@ -24,7 +25,6 @@ from aiosmrt.errors import (
     ParamValidationError,
 )
 from aiosmrt.local.objectserver import ObjectServer
-from aiosmrt.wire.sigv4 import Credentials
 from tests.aws.conftest import ConfigFiles
 from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.support.peers import REGION
@@ -353,7 +353,7 @@ def test_the_module_loads_nothing_of_aiobotocore() -> None:
     import subprocess
     import sys
 
-    program = "import sys, aiosmrt.aws.s3; print([name for name in sys.modules if name.startswith('aiobotocore')])"
+    program = "import sys, aiosmrt._aws.s3; print([name for name in sys.modules if name.startswith('aiobotocore')])"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosmrt import errors
-from aiosmrt.aws.settings import Settings, resolve_settings
-from aiosmrt.aws.shared_config import load_shared_config
+from aiosmrt._aws.settings import Settings, resolve_settings
+from aiosmrt._aws.shared_config import load_shared_config
 from tests.aws import oracle
 from tests.aws.conftest import ConfigFiles
 
@@ -331,9 +331,9 @@ def test_paths_are_expanded_as_in_botocore(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_without_files_nothing_of_botocore_but_its_errors_is_loaded(tmp_path: Path) -> None:
     program = (
         "import sys, asyncio\n"
-        "from aiosmrt.aws.settings import resolve_settings\n"
-        "from aiosmrt.aws.hosts import resolve_endpoint\n"
-        "from aiosmrt.aws.credentials import CredentialsCache\n"
+        "from aiosmrt._aws.settings import resolve_settings\n"
+        "from aiosmrt._aws.hosts import resolve_endpoint\n"
+        "from aiosmrt._aws.credentials import CredentialsCache\n"
         "settings = resolve_settings()\n"
         "assert resolve_endpoint(settings.region_name).host == 'runtime.sagemaker.eu-west-1.amazonaws.com'\n"
         "assert asyncio.run(CredentialsCache().get()).access_key == 'AKIDEXAMPLE'\n"

@@ -13,7 +13,7 @@ import pytest
 
 import aiosmrt
 from aiosmrt._core.body import HASH_INLINE_BYTES
-from aiosmrt.transport.session import SessionTransport
+from aiosmrt._transport.session import SessionTransport
 from tests.cancellation.driver import Moment, after_the_first, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
 from tests.support.probes import HeldPauses

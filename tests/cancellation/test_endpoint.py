@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import aiosmrt
+from aiosmrt._wire.eventstream import encode_payload_part
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.serializers import JSON, OFF_LOOP_BYTES
-from aiosmrt.wire.eventstream import encode_payload_part
 from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
 from tests.support.raw_server import LAST_CHUNK, RawServer, chunk, response

@@ -14,7 +14,7 @@ import pytest
 import aiosmrt
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES
-from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
 from tests.support.probes import HeldPauses

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aiosmrt
-from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from tests.cancellation.driver import Moment, after_the_first, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
 from tests.support.raw_server import CLOSE, LAST_CHUNK, RawServer, Script, chunk, error_response, response

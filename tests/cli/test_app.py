@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import aiosmrt.cli
+from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt.cli import main
 from aiosmrt.cli.parameters import flag_name
-from aiosmrt.wire.operations import OPERATIONS
 
 INVOKE = ("invoke-endpoint", "--endpoint-name", "x", "--body", "x")
 

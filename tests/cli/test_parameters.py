@@ -14,9 +14,9 @@ from botocore import xform_name
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosmrt._wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, OPERATIONS
 from aiosmrt.cli.output import formatted
 from aiosmrt.cli.parameters import HELP, ParameterError, flag_name, request_parameters, skeleton
-from aiosmrt.wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, OPERATIONS
 
 MEMBERS = sorted({member.name for operation in OPERATIONS for member in operation.members})
 

@@ -14,7 +14,7 @@ from tests.support.recording_server import RecordingServer
 MakeClient = Callable[..., Client]
 
 # What they are about has nothing to do with a transport.
-ON_ONE_TRANSPORT = {"test_arguments", "test_capacitygate", "test_construction", "test_limiter"}
+ON_ONE_TRANSPORT = {"test_arguments", "test_construction"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

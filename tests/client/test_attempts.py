@@ -261,7 +261,7 @@ async def test_the_service_is_told_of_the_deadline(make_client: MakeClient, serv
 
 
 async def test_a_streams_deadline_ends_with_its_head(make_client: MakeClient, server: RecordingServer) -> None:
-    from aiosmrt.wire.eventstream import encode_payload_part
+    from aiosmrt._wire.eventstream import encode_payload_part
 
     go_on = asyncio.Event()
 

@@ -14,9 +14,9 @@ import pytest
 
 import aiosmrt
 from aiosmrt import Client, NoCapacityError, RetryPolicy, errors
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.events import AttemptStarted, CapacityWaited, Event
 from aiosmrt.local import EndpointConfiguration, InferenceComponent, LocalRuntime, faults
-from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
 from tests.client.conftest import MakeClient
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response
 from tests.support.runtime import echo, local_runtime

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from aiosmrt import Client, DeadlineExceededError, errors
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.events import Event, OutageWaited, RetryScheduled
-from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
 from tests.client.conftest import MakeClient
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response
 from tests.support.virtual_time import VirtualTime
@@ -120,13 +119,13 @@ class Service:
         self._illness = illness
         self._ill_targets = frozenset(targets) or None
         if illness == "refused":
-            self._stop_listening()
+            self.server.stop_listening()
         if seconds is not None:
             self.time.call_later(seconds, self.recover)
 
     def recover(self) -> None:
         if self._illness == "refused":
-            self._listen_again()
+            self._listening = asyncio.get_running_loop().create_task(self.server.listen_again())
         self._illness = None
 
     def forget(self) -> None:
@@ -168,22 +167,6 @@ class Service:
                 await asyncio.sleep(seconds)
             finally:
                 self.asleep -= 1
-
-    def _stop_listening(self) -> None:
-        listening, self._port = self.server._server, self.server.port
-        assert listening is not None
-        listening.close()
-        # Without listening, this keeps the port from all other programs.
-        self._reserve = socket.socket()
-        self._reserve.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._reserve.bind(("127.0.0.1", self._port))
-
-    def _listen_again(self) -> None:
-        async def listen() -> None:
-            self.server._server = await asyncio.start_server(self.server._connected, "127.0.0.1", self._port)
-            self._reserve.close()
-
-        self._listening = asyncio.get_running_loop().create_task(listen())
 
 
 class Outcome(NamedTuple):
@@ -388,6 +371,7 @@ each_operation = pytest.mark.parametrize("call", [invoke, read_stream], ids=["pl
 async def test_a_call_without_patience_fails_at_once(world: World, call: Call, illness: str) -> None:
     client = await world.client(patience=0)
     world.service.fall_ill(illness)
+    await world.settle()
     for _ in range(12):
         outcome = await world.outcome(call(client))
         assert (type(outcome.result), outcome.seconds) == (TYPES[illness], 0.0)
@@ -435,6 +419,7 @@ async def test_a_service_that_answered_once_is_known_to_exist(world: World) -> N
     """So that a map waits for it, and does not give up as if there was no such endpoint."""
     client = await world.client(patience=0)
     world.service.fall_ill("refused")
+    await world.settle()
     outcome = await world.outcome(invoke(client))
     assert type(outcome.result) is errors.EndpointConnectionError
     assert not outcome.result.never_reached

@@ -21,8 +21,8 @@ import pytest
 
 import aiosmrt
 from aiosmrt import RetryPolicy, errors
+from aiosmrt._wire.eventstream import encode_error, encode_exception, encode_payload_part
 from aiosmrt.events import ClockSkewCorrected, RetryScheduled
-from aiosmrt.wire.eventstream import encode_error, encode_exception, encode_payload_part
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.raw_server import (
     CLOSE,

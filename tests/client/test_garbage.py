@@ -11,7 +11,7 @@ import pytest
 
 from aiosmrt import AiosmrtError, Client, RetryPolicy
 from aiosmrt._core.call import Call
-from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from tests.client.conftest import MakeClient
 from tests.support.recording_server import RecordingServer, Response, respond_in_turn
 

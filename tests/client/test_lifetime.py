@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ClientStateError
-from aiosmrt.wire.eventstream import encode_payload_part
+from aiosmrt._wire.eventstream import encode_payload_part
 from tests.client.conftest import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond

@@ -121,7 +121,7 @@ async def test_authorities_that_cannot_be_loaded(make_client: MakeClient, tmp_pa
 
 
 async def test_a_stream_over_tls(make_client: MakeClient, tls_server: RecordingServer, authorities_file: Path) -> None:
-    from aiosmrt.wire.eventstream import encode_payload_part
+    from aiosmrt._wire.eventstream import encode_payload_part
 
     go_on = asyncio.Event()
 
@@ -301,7 +301,7 @@ async def test_a_connection_is_used_again(client: Client, server: RecordingServe
 async def test_a_connection_idle_too_long_is_not_used_again(
     make_client: MakeClient, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aiosmrt.transport import IDLE_SECONDS, pooled, session
+    from aiosmrt._transport import IDLE_SECONDS, pooled, session
 
     # NAT gateways and VPC endpoints forget a connection after 350 s, many load balancers after 60.
     assert 1.0 <= IDLE_SECONDS < 60.0

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, RetryPolicy, errors
-from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from tests.support.peers import REGION
 from tests.support.recording_server import Answer, RecordingServer, Response, respond, respond_in_turn
 
@@ -205,7 +205,7 @@ async def test_objects_keep_their_secrets(client: Client, server: RecordingServe
         assert len(ours) > 20
         for thing in ours:
             # Records that the wire is made of are plain tuples and never said anywhere; classes say their names.
-            if type(thing).__module__ not in ("aiosmrt.transport", "aiosmrt.wire.params"):
+            if type(thing).__module__ not in ("aiosmrt._transport", "aiosmrt._wire.params"):
                 said.add(f"{type(thing).__module__}.{type(thing).__name__}", thing)
     assert said.leaks() == []
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ClientStateError, EventStream, ResponseStreamingError
-from aiosmrt.transport.bodystream import BodyStream
-from aiosmrt.wire.eventstream import encode_payload_part
+from aiosmrt._transport.bodystream import BodyStream
+from aiosmrt._wire.eventstream import encode_payload_part
 from tests.client.conftest import MakeClient
 from tests.support.raw_server import CLOSE, RESET, RawServer, Script, chunk, response
 from tests.support.recording_server import RecordingServer, respond

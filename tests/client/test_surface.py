@@ -309,7 +309,7 @@ async def test_observers_see_an_attempt_that_is_cancelled_end(make_client: MakeC
 
 
 async def test_observers_see_failures_streams_and_waits(make_client: MakeClient, server: RecordingServer) -> None:
-    from aiosmrt.wire.eventstream import encode_payload_part
+    from aiosmrt._wire.eventstream import encode_payload_part
 
     seen: list[events.Event] = []
     client = make_client(observers=[seen.append], max_concurrency=1)

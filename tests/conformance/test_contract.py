@@ -29,8 +29,8 @@ from botocore.session import get_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosmrt.wire.eventstream import encode, encode_exception, encode_payload_part
-from aiosmrt.wire.operations import OPERATIONS, Operation
+from aiosmrt._wire.eventstream import encode, encode_exception, encode_payload_part
+from aiosmrt._wire.operations import OPERATIONS, Operation
 from tests.support.members import full_of
 from tests.support.peers import CREDENTIALS, REGION, aiobotocore_client, aiosmrt_client
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn

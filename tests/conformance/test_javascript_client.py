@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from aiosmrt._wire.operations import BY_NAME
 from aiosmrt.local import ContainerFailure, Credentials, Invocation, LocalRuntime, faults
-from aiosmrt.wire.operations import BY_NAME
 from tests.support.javascript_sdk import (
     JAVASCRIPT_DIRECTORY,
     JavaScriptClient,

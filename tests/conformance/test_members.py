@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 
-from aiosmrt.wire.operations import OPERATIONS, Member
-from aiosmrt.wire.params import full_pattern
+from aiosmrt._wire.operations import OPERATIONS, Member
+from aiosmrt._wire.params import full_pattern
 from tests.support.members import member_values, sendable
 
 STRINGS = {

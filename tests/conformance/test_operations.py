@@ -18,9 +18,9 @@ from botocore.validate import ParamValidator
 from hypothesis import given
 
 from aiosmrt import errors
+from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_ID, SIGNING_NAME, Member, Operation
+from aiosmrt._wire.params import HeadBuilder
 from aiosmrt.errors import ParamValidationError
-from aiosmrt.wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_ID, SIGNING_NAME, Member, Operation
-from aiosmrt.wire.params import HeadBuilder
 from tests.support.members import full_of, member_values, sendable
 
 # The botocore release in which the newest of the table's members (PrefixAwareId) was already known.

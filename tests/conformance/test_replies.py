@@ -18,9 +18,9 @@ from botocore.exceptions import ClientError, EventStreamError
 from botocore.session import get_session
 from hypothesis import given
 
-from aiosmrt.wire.eventstream import Decoder, encode
-from aiosmrt.wire.operations import BY_NAME, OPERATIONS
-from aiosmrt.wire.replies import ReplyReader, failure, stream_failure
+from aiosmrt._wire.eventstream import Decoder, encode
+from aiosmrt._wire.operations import BY_NAME, OPERATIONS
+from aiosmrt._wire.replies import ReplyReader, failure, stream_failure
 from tests.support.peers import CLIENT_ARGUMENTS
 
 

@@ -14,6 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiosmrt._core.admission import Admission, Admissions, CallLater, LimiterStatistics, Waiter
+from aiosmrt._policy.admission import (
+    FIRST_CAPACITY_PAUSE,
+    FIRST_PAUSE,
+    LET_IN_AFTER,
+    Illness,
+)
+from aiosmrt._policy.limit import FIRST_WINDOW
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -24,13 +31,6 @@ from aiosmrt.errors import (
     ReadTimeoutError,
     ThrottlingError,
 )
-from aiosmrt.policy.admission import (
-    FIRST_CAPACITY_PAUSE,
-    FIRST_PAUSE,
-    LET_IN_AFTER,
-    Illness,
-)
-from aiosmrt.policy.limit import FIRST_WINDOW
 from tests.support.virtual_time import VirtualTime
 
 Wait: TypeAlias = "asyncio.Task[bool]"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.endpoint import Endpoint, PredictionStream, View
 from aiosmrt.errors import (
     ClientStateError,
@@ -19,7 +20,6 @@ from aiosmrt.errors import (
 )
 from aiosmrt.local import LocalRuntime, faults
 from aiosmrt.serializers import JSON
-from aiosmrt.wire.eventstream import encode_exception, encode_payload_part
 from tests.endpoint.conftest import Serve
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.raw_server import LAST_CHUNK, RawServer, response

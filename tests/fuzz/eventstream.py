@@ -3,7 +3,7 @@
     python tests/fuzz/eventstream.py --seconds 60 --seed 1
 
 Streams of valid frames are damaged, most of them with their checksums repaired so that the damage gets past the first
-check, and cut into chunks anywhere.  Each is decoded by `aiosmrt.wire.eventstream`, by a strict decoder written here
+check, and cut into chunks anywhere.  Each is decoded by `aiosmrt._wire.eventstream`, by a strict decoder written here
 straight from the specification, and by botocore.  Ours and the strict one must agree on the messages and on whether
 the stream is sound; whatever botocore refuses, ours must refuse; and what ours accepts, botocore must read alike.
 
@@ -25,8 +25,8 @@ from typing import Any
 
 from botocore.eventstream import EventStreamBuffer, ParserError
 
+from aiosmrt._wire.eventstream import MAX_HEADERS_BYTES, MAX_PAYLOAD_BYTES, Decoder
 from aiosmrt.errors import EventStreamFormatError
-from aiosmrt.wire.eventstream import MAX_HEADERS_BYTES, MAX_PAYLOAD_BYTES, Decoder
 
 Plain = tuple[dict[str, object], bytes]
 

@@ -3,8 +3,8 @@
     python tests/fuzz/http1.py --seconds 60 --seed 1
 
 Responses are written from a grammar, most of them damaged, and cut into segments anywhere.  Each is read by
-`aiosmrt.wire.http1`, in segments and in one piece, by llhttp in its strict mode (through httptools), and by
-`aiosmrt.transport.connection` over a transport that is played.  What has to hold:
+`aiosmrt._wire.http1`, in segments and in one piece, by llhttp in its strict mode (through httptools), and by
+`aiosmrt._transport.connection` over a transport that is played.  What has to hold:
 
 - however a response is cut, it is read alike;
 - what ours accepts, llhttp accepts, with the same status, fields, body and end, and ours keeps the connection only if
@@ -33,10 +33,10 @@ from typing import Any
 
 import httptools
 
+from aiosmrt._transport import Reply
+from aiosmrt._transport.connection import Connection, Receiver
+from aiosmrt._wire.http1 import ChunkedBody, HeadParser, HTTPResponseError, check_partial_head
 from aiosmrt.errors import TransportError
-from aiosmrt.transport import Reply
-from aiosmrt.transport.connection import Connection, Receiver
-from aiosmrt.wire.http1 import ChunkedBody, HeadParser, HTTPResponseError, check_partial_head
 
 
 @dataclass(frozen=True)

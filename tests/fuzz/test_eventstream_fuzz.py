@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from aiosmrt._wire.eventstream import Decoder, Message
 from aiosmrt.errors import EventStreamFormatError
-from aiosmrt.wire.eventstream import Decoder, Message
 from tests.fuzz import eventstream as fuzz
 
 

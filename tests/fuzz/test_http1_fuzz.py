@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from aiosmrt.transport.connection import Connection
-from aiosmrt.wire.http1 import HeadParser, HTTPResponseError, ResponseHead
+from aiosmrt._transport.connection import Connection
+from aiosmrt._wire.http1 import HeadParser, HTTPResponseError, ResponseHead
 from tests.fuzz import http1 as fuzz
 
 

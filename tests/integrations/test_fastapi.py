@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aiosmrt
 from aiosmrt import errors
+from aiosmrt._wire.lines import ServerSentEvent, SSEDecoder
 from aiosmrt.endpoint import Endpoint, PredictionStream
 from aiosmrt.integrations import fastapi as integration
 from aiosmrt.integrations.fastapi import (
@@ -43,7 +44,6 @@ from aiosmrt.integrations.fastapi import (
 )
 from aiosmrt.local import Invocation, LocalRuntime, faults
 from aiosmrt.serializers import JSON, TEXT
-from aiosmrt.wire.lines import ServerSentEvent, SSEDecoder
 from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.integrations.models import GatedModel
 from tests.integrations.serving import Served, leave, request, served

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from botocore.exceptions import ClientError
 
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.client import Client
 from aiosmrt.config import RetryPolicy
 from aiosmrt.errors import ConfigurationError, ThrottlingError, TransportError, ValidationError
@@ -30,7 +31,6 @@ from aiosmrt.local import (
     ProductionVariant,
     faults,
 )
-from aiosmrt.wire.sigv4 import Credentials
 from tests.support.peers import aiosmrt_client, boto3_client
 from tests.support.runtime import Draft, InProcessContainer, RawConnection, echo, local_runtime, words
 from tests.support.seaweed import OWNER, s3_client

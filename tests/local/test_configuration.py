@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from aiosmrt._wire.operations import BY_NAME
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import (
     AsyncInferenceConfig,
@@ -18,7 +19,6 @@ from aiosmrt.local import (
 )
 from aiosmrt.local.configuration import EFFECTS, load_settings, parse_settings
 from aiosmrt.local.faultscript import Schedule
-from aiosmrt.wire.operations import BY_NAME
 from tests.support.runtime import Draft, RawConnection
 
 FULL = """

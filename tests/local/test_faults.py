@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from aiosmrt._wire.eventstream import Decoder
 from aiosmrt.errors import ConfigurationError, EventStreamFormatError, TruncatedStreamError
 from aiosmrt.local import Invocation, LocalRuntime, faults
 from aiosmrt.local.faultscript import Effect, Fault, FaultScript
-from aiosmrt.wire.eventstream import Decoder
 from tests.support.runtime import (
     Draft,
     RawAnswer,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local import ObjectServer, ObjectServerError
 from aiosmrt.local import objectserver as module
-from aiosmrt.wire.sigv4 import Credentials
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = "0100007F"

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosmrt._wire.operations import OPERATIONS
+from aiosmrt._wire.sigv4 import EMPTY_SHA256, Credentials
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.answers import Refused
 from aiosmrt.local.configuration import EFFECTS, parse_settings
@@ -18,8 +20,6 @@ from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.sessions import announced_session, parse_announcement
 from aiosmrt.local.verify import SignatureVerifier
-from aiosmrt.wire.operations import OPERATIONS
-from aiosmrt.wire.sigv4 import EMPTY_SHA256, Credentials
 from tests.support.peers import REGION
 
 text = st.text(max_size=60)

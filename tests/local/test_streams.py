@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 from botocore.exceptions import ClientError, EventStreamError
 
+from aiosmrt._wire.eventstream import Decoder
 from aiosmrt.local import ContainerFailure, EndpointConfiguration, Invocation, LocalRuntime, ProductionVariant
-from aiosmrt.wire.eventstream import Decoder
 from tests.support.runtime import (
     Draft,
     InProcessContainer,

@@ -12,11 +12,11 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosmrt._wire.sigv4 import Credentials, amz_date
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.local.answers import Refused
 from aiosmrt.local.verify import SignatureVerifier
-from aiosmrt.wire.sigv4 import Credentials, amz_date
 from tests.support.peers import REGION
 from tests.support.runtime import ACCEPTED, Draft, RawConnection, echo, local_runtime
 

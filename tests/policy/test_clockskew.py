@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiosmrt.policy.clockskew import (
+from aiosmrt._policy.clockskew import (
     MAX_SKEW,
     SIGNATURE_ERROR_CODES,
     correct_offset,

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import pytest
 
+from aiosmrt._policy.admission import AdmissionState, Illness
+from aiosmrt._policy.limit import WorkingLimit
+from aiosmrt._policy.retry import RetryState
 from aiosmrt.config import RetryPolicy
-from aiosmrt.policy.admission import AdmissionState, Illness
-from aiosmrt.policy.limit import WorkingLimit
-from aiosmrt.policy.retry import RetryState
 
 SUCCESS_SECONDS = 0.05
 REFUSAL_SECONDS = 0.001

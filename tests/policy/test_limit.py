@@ -10,7 +10,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from aiosmrt.policy.limit import FIRST_WINDOW, ConcurrencyLimit, WorkingLimit
+from aiosmrt._policy.limit import FIRST_WINDOW, ConcurrencyLimit, WorkingLimit
 
 # Refusals without a success between them that count whatever they look like.
 IN_A_ROW = 8

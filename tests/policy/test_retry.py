@@ -15,10 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aiosmrt.config import RETRY_MODES, RetryMode, RetryPolicy
-from aiosmrt.errors import Cause, InvalidRetryModeError, ParamValidationError
-from aiosmrt.policy.clockskew import SIGNATURE_ERROR_CODES
-from aiosmrt.policy.retry import (
+from aiosmrt._policy.clockskew import SIGNATURE_ERROR_CODES
+from aiosmrt._policy.retry import (
     THROTTLING_CODES,
     RetryBucket,
     RetryState,
@@ -30,6 +28,8 @@ from aiosmrt.policy.retry import (
     parse_retry_after,
     sdk_request,
 )
+from aiosmrt.config import RETRY_MODES, RetryMode, RetryPolicy
+from aiosmrt.errors import Cause, InvalidRetryModeError, ParamValidationError
 
 # (status, code, x-amz-retry-after) of an answer, then what follows: a wait in seconds or a reason, and the tokens left.
 # Facts from the standard-mode cases of the AWS SDKs' retry specification, revision 2.1, with no jitter.

@@ -12,7 +12,7 @@ from botocore.retries.throttling import CubicCalculator
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from aiosmrt.policy.send_rate import MIN_WAIT, SendRate
+from aiosmrt._policy.send_rate import MIN_WAIT, SendRate
 
 Action: TypeAlias = Literal["send", "success", "throttle"]
 

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 
-from aiosmrt.wire.eventstream import encode_payload_part
+from aiosmrt._wire.eventstream import encode_payload_part
 
 PARTS = 3
 # The number and spaces, so that a response is cut off in its body as often as in its head.

@@ -11,7 +11,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 
-from aiosmrt.wire.operations import Member, Operation, Rule
+from aiosmrt._wire.operations import Member, Operation, Rule
 
 _ALNUM = string.ascii_letters + string.digits
 _PRINTABLE = "".join(map(chr, range(32, 127)))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aiosmrt
-from aiosmrt.policy import admission
+from aiosmrt._policy import admission
 
 PAUSE = 0.001
 

@@ -95,6 +95,7 @@ class RecordingServer:
     connections_made: int = 0
     connections_open: int = 0
     _server: asyncio.Server | None = None
+    _reserved: socket.socket | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -115,6 +116,25 @@ class RecordingServer:
     def last(self) -> RecordedRequest:
         return self.requests[-1]
 
+    def stop_listening(self) -> None:
+        """Close every connection, and refuse new ones until `listen_again`; no other program gets the port."""
+        assert self._server is not None
+        port = self.port
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", port))
+
+    async def listen_again(self) -> None:
+        """Accept connections again, on the same port."""
+        assert self._reserved is not None
+        port = self._reserved.getsockname()[1]
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, ssl=self.tls, limit=1 << 16)
+        self._reserved.close()
+        self._reserved = None
+
     async def until(self, true: Callable[["RecordingServer"], bool]) -> None:
         """Wait until the server's record makes `true` true."""
         async with self._changed:
@@ -128,6 +148,8 @@ class RecordingServer:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         assert self._server is not None
+        if self._reserved is not None:
+            self._reserved.close()
         self._server.close()
         for task in self._tasks:
             task.cancel()

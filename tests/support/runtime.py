@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from aiosmrt._wire.sigv4 import Credentials, Signer
 from aiosmrt.local import LocalRuntime
-from aiosmrt.wire.sigv4 import Credentials, Signer
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
 
 ACCEPTED = Credentials(CREDENTIALS.access_key, CREDENTIALS.secret_key)

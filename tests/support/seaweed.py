@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.local.objectserver import ObjectServer, ObjectServerGuest
-from aiosmrt.wire.sigv4 import Credentials
 from tests.support.peers import CREDENTIALS, REGION
 
 OWNER = Credentials(CREDENTIALS.access_key, CREDENTIALS.secret_key)

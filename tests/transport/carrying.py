@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from aiosmrt.transport import Reply, ReplyStream, Request, Transport, header_lines
-from aiosmrt.transport import pooled as pooled_module
-from aiosmrt.transport import session as session_module
-from aiosmrt.transport.pooled import PooledTransport
-from aiosmrt.transport.session import SessionTransport
+from aiosmrt._transport import Reply, ReplyStream, Request, Transport, header_lines
+from aiosmrt._transport import pooled as pooled_module
+from aiosmrt._transport import session as session_module
+from aiosmrt._transport.pooled import PooledTransport
+from aiosmrt._transport.session import SessionTransport
 
 MakeTransport: TypeAlias = Callable[..., Transport]
 Carry: TypeAlias = Callable[[Transport, Request], Awaitable[Reply]]

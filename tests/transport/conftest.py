@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from aiosmrt.transport import Transport
-from aiosmrt.transport.sockets import open_socket
+from aiosmrt._transport import Transport
+from aiosmrt._transport.sockets import open_socket
 from tests.support.raw_server import RawServer
 from tests.transport.carrying import CLASSES, MODULES, LoopClock, MakeTransport, Wire
 

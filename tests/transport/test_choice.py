@@ -12,11 +12,11 @@ import pytest
 from aioresponses import aioresponses
 
 from aiosmrt import Client, ParamValidationError
+from aiosmrt._transport import pooled
+from aiosmrt._transport.choice import open_transport
+from aiosmrt._transport.pooled import PooledTransport, UnsupportedError, check_aiohttp
+from aiosmrt._transport.session import SessionTransport
 from aiosmrt.errors import InvalidConfigError
-from aiosmrt.transport import pooled
-from aiosmrt.transport.choice import open_transport
-from aiosmrt.transport.pooled import PooledTransport, UnsupportedError, check_aiohttp
-from aiosmrt.transport.session import SessionTransport
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.recording_server import RecordingServer, respond
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from aiosmrt.transport import Reply, Request, Transport, header_lines
+from aiosmrt._transport import Reply, Request, Transport, header_lines
 from tests.support.raw_server import BODY, CLOSE, EARLY, LAST_CHUNK, RawServer, Script, chunk, response
 from tests.support.tls import client_context, server_context
 from tests.transport.carrying import Carry, LoopClock, MakeTransport, Wire, each_way, only_pooled, request, whole

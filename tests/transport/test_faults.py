@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from aiosmrt._transport import Reply, ReplyStream, Request, Transport
 from aiosmrt.errors import (
     ConnectionClosedError,
     ConnectTimeoutError,
@@ -24,7 +25,6 @@ from aiosmrt.errors import (
     SSLError,
     TransportError,
 )
-from aiosmrt.transport import Reply, ReplyStream, Request, Transport
 from tests.support.raw_server import (
     CLOSE,
     EARLY,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from aiosmrt._transport.connection import Connection
+from aiosmrt._transport.pooled import PooledTransport
 from aiosmrt.errors import ClientStateError, ReadTimeoutError
-from aiosmrt.transport.connection import Connection
-from aiosmrt.transport.pooled import PooledTransport
 from tests.support.raw_server import BODY, EARLY, RawServer, chunk, response
 from tests.support.tls import client_context, server_context
 from tests.transport.carrying import LoopClock, MakeTransport, Wire, connections_in_use, only_pooled, request, whole

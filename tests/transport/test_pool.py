@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from aiohttp.client_proto import ResponseHandler
 
+from aiosmrt._transport import Reply, Transport
+from aiosmrt._transport.connection import Connection
+from aiosmrt._transport.pooled import PooledTransport
 from aiosmrt.errors import ClientStateError, ConnectionClosedError, ReadTimeoutError, ResponseStreamingError
-from aiosmrt.transport import Reply, Transport
-from aiosmrt.transport.connection import Connection
-from aiosmrt.transport.pooled import PooledTransport
 from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.support.raw_server import (
     BODY,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from aiosmrt._transport import Reply, Request
+from aiosmrt._transport.session import SessionTransport
 from aiosmrt.errors import ResponseStreamingError
-from aiosmrt.transport import Reply, Request
-from aiosmrt.transport.session import SessionTransport
 from tests.support.raw_server import CLOSE, RawServer, Script, chunk, response
 
 # Where the size of a chunk belongs, and where a chunk ends.

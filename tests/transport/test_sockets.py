@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiosmrt.transport.sockets import open_socket
+from aiosmrt._transport.sockets import open_socket
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiosmrt.transport.watchdog import ReadWatchdog, Watched
+from aiosmrt._transport.watchdog import ReadWatchdog, Watched
 
 
 class Handle:

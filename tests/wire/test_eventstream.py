@@ -10,16 +10,8 @@ from typing import Any
 
 import pytest
 
-from aiosmrt.errors import (
-    AiosmrtError,
-    ChecksumMismatchError,
-    EventStreamFormatError,
-    FrameLengthError,
-    HeaderFormatError,
-    TruncatedStreamError,
-)
-from aiosmrt.wire import eventstream
-from aiosmrt.wire.eventheaders import (
+from aiosmrt._wire import eventstream
+from aiosmrt._wire.eventheaders import (
     Byte,
     EventHeaders,
     HeaderValue,
@@ -30,7 +22,7 @@ from aiosmrt.wire.eventheaders import (
     encode_headers,
     parse_headers,
 )
-from aiosmrt.wire.eventstream import (
+from aiosmrt._wire.eventstream import (
     MAX_HEADERS_BYTES,
     MAX_PAYLOAD_BYTES,
     Decoder,
@@ -38,6 +30,14 @@ from aiosmrt.wire.eventstream import (
     encode_error,
     encode_exception,
     encode_payload_part,
+)
+from aiosmrt.errors import (
+    AiosmrtError,
+    ChecksumMismatchError,
+    EventStreamFormatError,
+    FrameLengthError,
+    HeaderFormatError,
+    TruncatedStreamError,
 )
 
 PART = {":event-type": "PayloadPart", ":content-type": "application/octet-stream", ":message-type": "event"}

@@ -10,9 +10,9 @@ from botocore.eventstream import EventStreamBuffer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aiosmrt._wire.eventheaders import Byte, HeaderValue, Long, Short, Timestamp, Uuid
+from aiosmrt._wire.eventstream import Decoder, encode, encode_payload_part
 from aiosmrt.errors import EventStreamFormatError
-from aiosmrt.wire.eventheaders import Byte, HeaderValue, Long, Short, Timestamp, Uuid
-from aiosmrt.wire.eventstream import Decoder, encode, encode_payload_part
 from tests.fuzz.eventstream import check
 
 

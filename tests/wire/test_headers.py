@@ -4,9 +4,9 @@ import doctest
 
 import pytest
 
-from aiosmrt.wire import headers
-from aiosmrt.wire.headers import extend
-from aiosmrt.wire.params import Head
+from aiosmrt._wire import headers
+from aiosmrt._wire.headers import extend
+from aiosmrt._wire.params import Head
 
 HEAD = Head("churn", "/endpoints/churn/invocations", (("Content-Type", "text/csv"), ("Accept", "text/csv")))
 

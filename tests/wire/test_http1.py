@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosmrt.wire import http1
-from aiosmrt.wire.http1 import (
+from aiosmrt._wire import http1
+from aiosmrt._wire.http1 import (
     MAX_HEAD_BYTES,
     ChunkedBody,
     HeadParser,

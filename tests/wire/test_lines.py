@@ -13,8 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiosmrt.errors import DeserializationError
-from aiosmrt.wire.lines import (
+from aiosmrt._wire.lines import (
     MAX_ITEM_BYTES,
     JSONDecoder,
     JSONLinesDecoder,
@@ -24,6 +23,7 @@ from aiosmrt.wire.lines import (
     StreamDecoder,
     TextDecoder,
 )
+from aiosmrt.errors import DeserializationError
 
 SECRET = "hunter2"
 BOM = b"\xef\xbb\xbf"

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiosmrt.wire import sigv4
-from aiosmrt.wire.sigv4 import Credentials, SignatureFormatError, Signer
+from aiosmrt._wire import sigv4
+from aiosmrt._wire.sigv4 import Credentials, SignatureFormatError, Signer
 
 SUITE = json.loads(Path(__file__).with_name("sigv4_suite.json").read_text(encoding="utf-8"))
 
@@ -484,6 +484,6 @@ def test_an_empty_token_is_none():
 
 def test_the_examples_run():
     # By its name: a test runner that imports this file by path may hold two copies of a module otherwise.
-    results = doctest.testmod(importlib.import_module("aiosmrt.wire.sigv4"))
+    results = doctest.testmod(importlib.import_module("aiosmrt._wire.sigv4"))
     assert results.attempted > 10
     assert results.failed == 0

@@ -11,7 +11,7 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from aiosmrt.wire.operations import Operation
+from aiosmrt._wire.operations import Operation
 
 __all__ = ["ReplyReader", "failure", "stream_failure"]
 

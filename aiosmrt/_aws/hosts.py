@@ -19,7 +19,7 @@ import botocore
 from aiosmrt.errors import EndpointResolutionError
 
 if TYPE_CHECKING:
-    from aiosmrt.aws.endpoint_rules import RuleEndpoint
+    from aiosmrt._aws.endpoint_rules import RuleEndpoint
 
 __all__ = ["API_VERSION", "ResolvedEndpoint", "resolve_endpoint"]
 
@@ -104,7 +104,7 @@ def resolve_endpoint(
 
 def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool) -> "RuleEndpoint":
     # a custom endpoint needs no rules
-    from aiosmrt.aws.endpoint_rules import UnsupportedRuleError, evaluate_rules
+    from aiosmrt._aws.endpoint_rules import UnsupportedRuleError, evaluate_rules
 
     parameters = {"Region": region, "UseFIPS": use_fips, "UseDualStack": use_dualstack}
     if not _has_own_data():
@@ -139,7 +139,7 @@ def _ask_botocore(parameters: dict[str, Any]) -> "RuleEndpoint":
     from botocore.exceptions import EndpointProviderError
     from botocore.loaders import create_loader
 
-    from aiosmrt.aws.endpoint_rules import RuleEndpoint
+    from aiosmrt._aws.endpoint_rules import RuleEndpoint
 
     loader = create_loader(os.environ.get("AWS_DATA_PATH"))
     rules = loader.load_service_model(SERVICE_NAME, "endpoint-rule-set-1", API_VERSION)

@@ -13,7 +13,7 @@ from aiobotocore.session import AioSession
 from botocore.credentials import ReadOnlyCredentials
 from botocore.loaders import Loader, create_loader
 
-from aiosmrt.aws.credentials import CredentialsCache
+from aiosmrt._aws.credentials import CredentialsCache
 
 __all__ = ["warm_session"]
 

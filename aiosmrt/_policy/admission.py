@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 A target is an endpoint, or one of its inference components or variants. It is *healthy*, and then as many calls are in
-flight as its `aiosmrt.policy.limit.ConcurrencyLimit` allows; or it is *ill*, and then one call at a time probes it
+flight as its `aiosmrt._policy.limit.ConcurrencyLimit` allows; or it is *ill*, and then one call at a time probes it
 after growing pauses while all others hold no slot and send nothing. The service is protected by calls that do not send,
 so none has to fail for its sake.
 
@@ -18,7 +18,7 @@ so none has to fail for its sake.
 What counts as a failure here is what says something about the service: throttling (which lowers the limit as well),
 5xx, refused and broken connections. A single 503 among successes is none of the target's business: its call is sent
 again. Only a streak without a success in between makes an outage. Calls that fail or are refused now and then, never in
-a streak, cost a token of the target's `aiosmrt.policy.retry.RetryBucket` each, and a success returns one: retries may
+a streak, cost a token of the target's `aiosmrt._policy.retry.RetryBucket` each, and a success returns one: retries may
 be half of all requests, and 500 more. Where they are more than that, each failure lowers the limit.
 
 Pauses of an outage are a quarter of its age, between `FIRST_PAUSE` and `MAX_PAUSE`: whatever it lasts, its end is
@@ -33,9 +33,9 @@ from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias
 
+from aiosmrt._policy.limit import ConcurrencyLimit
+from aiosmrt._policy.retry import MAX_HINT_EXTRA, RetryBucket
 from aiosmrt.errors import Cause
-from aiosmrt.policy.limit import ConcurrencyLimit
-from aiosmrt.policy.retry import MAX_HINT_EXTRA, RetryBucket
 
 __all__ = ["LET_IN_AFTER", "AdmissionState", "Illness", "ProbeSchedule", "is_sign_of_life"]
 
@@ -162,7 +162,7 @@ class AdmissionState:
         maximum: the limit's ceiling.
 
     Example:
-        >>> from aiosmrt.policy.limit import WorkingLimit
+        >>> from aiosmrt._policy.limit import WorkingLimit
         >>> state = AdmissionState(WorkingLimit(64), 64)
         >>> for number in range(3):
         ...     state.on_failure(started_at=1.0, now=1.0, in_flight=1, rand=0.5)

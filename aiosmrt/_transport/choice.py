@@ -6,13 +6,13 @@ import ssl
 import warnings
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from aiosmrt._transport.pooled import PooledTransport, UnsupportedError
 from aiosmrt.errors import InvalidConfigError, ParamValidationError
-from aiosmrt.transport.pooled import PooledTransport, UnsupportedError
 
 if TYPE_CHECKING:
     import aiohttp
 
-    from aiosmrt.transport import Transport
+    from aiosmrt._transport import Transport
 
 __all__ = ["TransportName", "check_choice", "open_transport"]
 
@@ -63,6 +63,6 @@ async def open_transport(
         else:
             return transport
     # Not loaded by clients that have no use for it.
-    from aiosmrt.transport.session import SessionTransport
+    from aiosmrt._transport.session import SessionTransport
 
     return SessionTransport(origin, session=session, verify=verify, proxy=proxy)

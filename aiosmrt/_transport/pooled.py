@@ -1,7 +1,7 @@
 """The fast transport: aiohttp's connector makes the connections, this module keeps and uses them.
 
 Name resolution, happy eyeballs, TLS, socket options and connect timeouts are ``aiohttp.TCPConnector.connect()``'s. What
-it gives is put under a protocol of our own (`aiosmrt.transport.connection`) for as long as it lives, and waits for its
+it gives is put under a protocol of our own (`aiosmrt._transport.connection`) for as long as it lives, and waits for its
 next exchange here and not in aiohttp's pool: the connector belongs to this transport alone and has no limit, so nobody
 else could want the connection. A call so costs a third of what it costs through ``aiohttp.ClientSession``
 (benchmarks/overhead.py), which creates some thirty objects for it.
@@ -32,11 +32,11 @@ from typing import Any, NoReturn, cast
 import aiohttp
 from aiohttp.connector import Connection as Lease
 
+from aiosmrt._transport import IDLE_SECONDS, Reply, ReplyStream, Request
+from aiosmrt._transport.connection import Answer, Connection, Receiver
+from aiosmrt._transport.failures import closed_during_call, connect_error, connection_closed, is_being_cancelled
+from aiosmrt._transport.sockets import open_socket
 from aiosmrt.errors import ClientStateError
-from aiosmrt.transport import IDLE_SECONDS, Reply, ReplyStream, Request
-from aiosmrt.transport.connection import Answer, Connection, Receiver
-from aiosmrt.transport.failures import closed_during_call, connect_error, connection_closed, is_being_cancelled
-from aiosmrt.transport.sockets import open_socket
 
 __all__ = ["PooledTransport", "UnsupportedError", "check_aiohttp"]
 
@@ -84,11 +84,11 @@ class PooledTransport:
         return f"<PooledTransport {self.origin} connections={len(self._connections)} idle={len(self._idle)}>"
 
     def exchange(self, request: Request) -> Coroutine[Any, Any, Reply]:
-        """Send a request and receive its whole response; see `aiosmrt.transport.Transport.exchange`."""
+        """Send a request and receive its whole response; see `aiosmrt._transport.Transport.exchange`."""
         return self._carry(request, False)
 
     def open(self, request: Request) -> Coroutine[Any, Any, ReplyStream]:
-        """Send a request and receive its response's head; see `aiosmrt.transport.Transport.open`."""
+        """Send a request and receive its response's head; see `aiosmrt._transport.Transport.open`."""
         return self._carry(request, True)
 
     async def _carry(self, request: Request, streams: bool) -> Any:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from botocore import exceptions as boto
 
 from aiosmrt import errors
-from aiosmrt.wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_ID, SIGNING_NAME
+from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_ID, SIGNING_NAME
 
 if TYPE_CHECKING:
     from aiosmrt._core.configure import Configuration

@@ -19,11 +19,11 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, ObjectStoreError, ParamValidationError
-from aiosmrt.wire.s3uri import split_s3_uri
 
 if TYPE_CHECKING:
-    from aiosmrt.aws.credentials import CredentialsCache
+    from aiosmrt._aws.credentials import CredentialsCache
 
 __all__ = ["ObjectStore", "StoredObject", "parse_s3_uri"]
 
@@ -88,7 +88,7 @@ class ObjectStore:
         use_fips_endpoint: whether the FIPS endpoint is wanted; None takes botocore's configuration.
         use_dualstack_endpoint: whether the endpoint that also speaks IPv6 is wanted; None likewise.
 
-    >>> from aiosmrt.aws.credentials import CredentialsCache
+    >>> from aiosmrt._aws.credentials import CredentialsCache
     >>> ObjectStore(CredentialsCache(), region_name="eu-central-1")
     <ObjectStore idle>
     """
@@ -240,12 +240,12 @@ class ObjectStore:
             return self._client
 
     async def _open(self) -> Any:
-        from aiosmrt.aws.private_loop import run_on_private_loop
+        from aiosmrt._aws.private_loop import run_on_private_loop
 
         async def prepare() -> tuple[Any, dict[str, Any]]:
             from aiobotocore.config import AioConfig
 
-            from aiosmrt.aws.s3session import warm_session
+            from aiosmrt._aws.s3session import warm_session
 
             config = AioConfig(retries={"mode": "standard"}, **self._config)
             arguments = {**self._arguments, "config": config}

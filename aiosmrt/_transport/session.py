@@ -21,12 +21,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
+from aiosmrt._transport import IDLE_SECONDS, Reply, Request, Take
+from aiosmrt._transport.failures import body_error, closed_during_call, head_error, is_being_cancelled, timed_out
+from aiosmrt._transport.reading import OpenResponses
+from aiosmrt._transport.sockets import open_socket
+from aiosmrt._transport.watchdog import ReadWatchdog, Watched
 from aiosmrt.errors import ClientStateError
-from aiosmrt.transport import IDLE_SECONDS, Reply, Request, Take
-from aiosmrt.transport.failures import body_error, closed_during_call, head_error, is_being_cancelled, timed_out
-from aiosmrt.transport.reading import OpenResponses
-from aiosmrt.transport.sockets import open_socket
-from aiosmrt.transport.watchdog import ReadWatchdog, Watched
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
@@ -159,7 +159,7 @@ class SessionTransport:
         return f"<SessionTransport {self.origin} {'own' if self._owned else 'shared'} session>"
 
     async def exchange(self, request: Request) -> Reply:
-        """Send a request and receive its whole response; see `aiosmrt.transport.Transport.exchange`."""
+        """Send a request and receive its whole response; see `aiosmrt._transport.Transport.exchange`."""
         with self._watching(request) as watched:
             return await self._exchange(request, request.read_timeout if watched is None else None, watched)
 
@@ -227,7 +227,7 @@ class SessionTransport:
             del failure
 
     async def open(self, request: Request) -> SessionReplyStream:
-        """Send a request and receive its response's head; see `aiosmrt.transport.Transport.open`."""
+        """Send a request and receive its response's head; see `aiosmrt._transport.Transport.open`."""
         with self._watching(request) as watched:
             return await self._open(request, watched)
 
@@ -317,14 +317,14 @@ class SessionReplyStream:
         self.headers = _headers(response)
 
     async def receive(self, take: Take) -> bool:
-        """Hand on what has arrived; see `aiosmrt.transport.ReplyStream.receive`."""
+        """Hand on what has arrived; see `aiosmrt._transport.ReplyStream.receive`."""
         data = await self.read()
         if data:
             take(data)
         return bool(data)
 
     async def read(self) -> bytes:
-        """Whatever has arrived; empty at the end. See `aiosmrt.transport.ReplyStream.read`."""
+        """Whatever has arrived; empty at the end. See `aiosmrt._transport.ReplyStream.read`."""
         try:
             return await self._response.content.readany()
         except _BODY_ERRORS as error:

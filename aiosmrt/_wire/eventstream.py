@@ -1,6 +1,6 @@
 """The ``application/vnd.amazon.eventstream`` framing: an incremental decoder and an encoder.
 
-A frame on the wire, integers big-endian, headers as in `aiosmrt.wire.eventheaders`::
+A frame on the wire, integers big-endian, headers as in `aiosmrt._wire.eventheaders`::
 
     total length u32 | headers length u32 | CRC-32 of these 8 bytes | headers | payload | CRC-32 of all before
 
@@ -33,8 +33,8 @@ from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any, Final, TypeAlias, TypeVar
 
+from aiosmrt._wire.eventheaders import EventHeaders, HeaderValue, encode_headers, parse_headers
 from aiosmrt.errors import ChecksumMismatchError, EventStreamFormatError, FrameLengthError, TruncatedStreamError
-from aiosmrt.wire.eventheaders import EventHeaders, HeaderValue, encode_headers, parse_headers
 
 try:
     # From the extra `speedups`: three times as fast as zlib's on 64 bytes, nine times on 64 KiB.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from aiosmrt.wire.params import Head
+from aiosmrt._wire.params import Head
 
 __all__ = ["extend"]
 

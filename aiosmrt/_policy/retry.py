@@ -10,14 +10,14 @@ The default is a matter of time: a call is repeated for ``patience`` seconds aft
 deadline. Before retry number i (from 0) it waits t = ``rand * min(b * 2**i, max_delay)``, where b is 50 ms, or 1 s
 while a model is loading, and up to 250 ms after throttling; a hint h from ``x-amz-retry-after`` (milliseconds) makes
 it ``max(t, min(h, t + 5 s))``. How many calls may send, and whether any of them should, is decided per target
-(`aiosmrt.policy.admission`).
+(`aiosmrt._policy.admission`).
 
 AWS's modes count attempts:
 
 - ``standard``, revision 2.1 of the AWS SDKs: 3 attempts with the delays above, b being 1 s after throttling. A bucket
   of 500 tokens per client bounds retries while the service is ill: a retry takes 14, one after throttling 5, and
   without tokens the call fails. The success of a call returns what its last retry took, or 1 when it took nothing.
-- ``adaptive``: the same, and `aiosmrt.policy.send_rate` delays requests.
+- ``adaptive``: the same, and `aiosmrt._policy.send_rate` delays requests.
 - ``legacy``, botocore's oldest: 5 attempts, before retry number i a wait of ``rand * 2**i``, no bucket, no hints.
 
 In all of them:
@@ -36,9 +36,9 @@ Everything is a function of its arguments: the clock and the random numbers are 
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from aiosmrt._policy.clockskew import MAX_SKEW, SIGNATURE_ERROR_CODES
 from aiosmrt.config import RetryPolicy
 from aiosmrt.errors import Cause
-from aiosmrt.policy.clockskew import MAX_SKEW, SIGNATURE_ERROR_CODES
 
 THROTTLING_CODES: Final = frozenset(
     {

@@ -1,4 +1,4 @@
-"""A response's body that is read as it arrives, on a connection of `aiosmrt.transport.connection`.
+"""A response's body that is read as it arrives, on a connection of `aiosmrt._transport.connection`.
 
 While its reader waits, what arrives is handed on straight from the receive buffer. Otherwise it is copied and kept, up
 to `_HIGH_BYTES`; then the socket is not read until the reader has taken it.
@@ -10,11 +10,11 @@ import asyncio
 from copy import copy
 from typing import TYPE_CHECKING
 
-from aiosmrt.transport import Take
-from aiosmrt.wire.http1 import ResponseHead
+from aiosmrt._transport import Take
+from aiosmrt._wire.http1 import ResponseHead
 
 if TYPE_CHECKING:
-    from aiosmrt.transport.connection import Connection
+    from aiosmrt._transport.connection import Connection
 
 __all__ = ["BodyStream"]
 
@@ -26,7 +26,7 @@ _HIGH_BYTES = 2**18
 
 
 class BodyStream:
-    """A response whose body is read as it arrives; see `aiosmrt.transport.ReplyStream`.
+    """A response whose body is read as it arrives; see `aiosmrt._transport.ReplyStream`.
 
     Args:
         connection: where it arrives.
@@ -50,7 +50,7 @@ class BodyStream:
         self._waiter: asyncio.Future[bool] | None = None
 
     async def receive(self, take: Take) -> bool:
-        """Hand on what has arrived; see `aiosmrt.transport.ReplyStream.receive`."""
+        """Hand on what has arrived; see `aiosmrt._transport.ReplyStream.receive`."""
         connection = self._connection
         if self._pieces:
             pieces, self._pieces, self._size = self._pieces, [], 0
@@ -82,7 +82,7 @@ class BodyStream:
             del another
 
     async def read(self) -> bytes:
-        """Whatever has arrived; empty at the end. See `aiosmrt.transport.ReplyStream.read`."""
+        """Whatever has arrived; empty at the end. See `aiosmrt._transport.ReplyStream.read`."""
         pieces: list[bytes] = []
         await self.receive(lambda piece: pieces.append(bytes(piece)))
         return b"".join(pieces)

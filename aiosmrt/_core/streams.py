@@ -16,12 +16,12 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aiosmrt._transport import ReplyStream
 from aiosmrt.errors import AiosmrtError, ClientStateError, EventStreamFormatError, TransportError
-from aiosmrt.transport import ReplyStream
 
 if TYPE_CHECKING:
+    from aiosmrt._wire.eventstream import Decoder, EventHeaders
     from aiosmrt.types import ResponseStreamEvent
-    from aiosmrt.wire.eventstream import Decoder, EventHeaders
 
 __all__ = ["EventStream", "StreamOwner", "StreamingBody"]
 
@@ -329,6 +329,6 @@ class EventStream:
 
 def _decoder() -> Decoder:
     # loaded with the first stream
-    from aiosmrt.wire.eventstream import Decoder
+    from aiosmrt._wire.eventstream import Decoder
 
     return Decoder()

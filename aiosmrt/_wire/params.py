@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from aiosmrt._wire.operations import Member, Operation
 from aiosmrt.errors import ParamValidationError
-from aiosmrt.wire.operations import Member, Operation
 
 __all__ = ["Head", "HeadBuilder", "full_pattern"]
 
@@ -64,7 +64,7 @@ class HeadBuilder:
     Args:
         operation: the operation.
 
-    >>> from aiosmrt.wire.operations import INVOKE_ENDPOINT
+    >>> from aiosmrt._wire.operations import INVOKE_ENDPOINT
     >>> builder = HeadBuilder(INVOKE_ENDPOINT)
     >>> values = builder.values({"EndpointName": "churn", "ContentType": "text/csv"})
     >>> builder.head(values, b"1,2,3").path

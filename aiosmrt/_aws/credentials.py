@@ -29,16 +29,16 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from aiosmrt.aws.providers import (
+from aiosmrt._aws.providers import (
     CredentialsFunction,
     Found,
     FrozenCredentialsSource,
     provider_for,
     retrieval_error,
 )
+from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import AiosmrtError, ClientStateError
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Observer
-from aiosmrt.wire.sigv4 import Credentials
 
 __all__ = ["CredentialsCache", "CredentialsStatistics"]
 

@@ -15,7 +15,7 @@
   within one callback. A body of known length is received into its own memory; others in pieces.
 - A connection goes back only when its response ended exactly where the head or the chunks said, nothing came after it,
   and the request had been sent in full.
-- What a stream's reader has not taken yet is in `aiosmrt.transport.bodystream`.
+- What a stream's reader has not taken yet is in `aiosmrt._transport.bodystream`.
 
 The module is long because the states of one connection do not come apart.
 """
@@ -26,10 +26,10 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from aiosmrt.transport import Reply
-from aiosmrt.transport.bodystream import BodyStream
-from aiosmrt.transport.failures import broken_off, connection_closed, malformed, timed_out
-from aiosmrt.wire.http1 import (
+from aiosmrt._transport import Reply
+from aiosmrt._transport.bodystream import BodyStream
+from aiosmrt._transport.failures import broken_off, connection_closed, malformed, timed_out
+from aiosmrt._wire.http1 import (
     ChunkedBody,
     HeadParser,
     HTTPResponseError,

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from aiosmrt import errors
-from aiosmrt.aws.shared_config import load_shared_config, selected_profile
-from aiosmrt.wire.sigv4 import Credentials
+from aiosmrt._aws.shared_config import load_shared_config, selected_profile
+from aiosmrt._wire.sigv4 import Credentials
 
 __all__ = [
     "CredentialsFunction",
@@ -159,7 +159,7 @@ class _Given:
                 frozen = await get()
             else:
                 # It may renew itself meanwhile, which blocks.
-                from aiosmrt.aws.private_loop import run_on_private_loop
+                from aiosmrt._aws.private_loop import run_on_private_loop
 
                 frozen = await run_on_private_loop(_awaitable(get))
                 if inspect.isawaitable(frozen):
@@ -195,7 +195,7 @@ class _DefaultChain:
         return environment_credentials(os.environ)
 
     async def fetch(self) -> Found:
-        from aiosmrt.aws.private_loop import run_on_private_loop
+        from aiosmrt._aws.private_loop import run_on_private_loop
 
         # Sessions and clients live on a loop that ends with the work; the credentials object holds none of them.
         return await run_on_private_loop(self._fetch)

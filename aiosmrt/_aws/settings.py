@@ -12,7 +12,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from aiosmrt.aws.shared_config import Section, SharedConfig, load_shared_config, selected_profile
+from aiosmrt._aws.shared_config import Section, SharedConfig, load_shared_config, selected_profile
 from aiosmrt.config import RetryMode, check_retry_mode
 from aiosmrt.errors import InvalidConfigError, InvalidRegionError, NoRegionError
 
