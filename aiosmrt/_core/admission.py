@@ -29,8 +29,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeAlias
+from weakref import WeakValueDictionary
 
-from aiosmrt._policy.admission import LET_IN_AFTER, AdmissionState, Illness
+from aiosmrt._policy.admission import AdmissionState, Illness
 from aiosmrt._policy.limit import WorkingLimit
 from aiosmrt.config import is_whole
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, fresh_copy
@@ -107,16 +108,18 @@ class Waiter:
         caller: who waits.
         home: the line in which it waits out an illness.
         granted: gets True with a slot, False when the caller's time is up.
-        since: when the wait began, in seconds.
+        ill_before: for how many seconds the target was ill before the wait began, by illness.
     """
 
-    __slots__ = ("caller", "granted", "home", "line", "since", "timer")
+    __slots__ = ("caller", "granted", "home", "ill_before", "line", "timer")
 
-    def __init__(self, caller: Caller, home: Line, granted: asyncio.Future[bool], since: float) -> None:
+    def __init__(
+        self, caller: Caller, home: Line, granted: asyncio.Future[bool], ill_before: dict[Illness, float]
+    ) -> None:
         self.caller = caller
         self.home = home
         self.granted = granted
-        self.since = since
+        self.ill_before = ill_before
         self.line: Line | None = None
         self.timer: Timer | None = None
 
@@ -143,11 +146,11 @@ class Admission:
     """
 
     __slots__ = (
+        "__weakref__",
         "_arriving",
         "_clockwork",
         "_head",
         "_hurried",
-        "_ill_from",
         "_ill_seconds",
         "_let_in_timer",
         "_maximum",
@@ -177,8 +180,7 @@ class Admission:
         self._head: Waiter | None = None
         self._probe_timer: Timer | None = None
         self._let_in_timer: Timer | None = None
-        # when the present illness began, and how long those before it lasted
-        self._ill_from = 0.0
+        # by illness, without the present one
         self._ill_seconds: dict[Illness, float] = {"outage": 0.0, "capacity": 0.0}
         # what the target answered last when it was ill, for calls that never sent anything
         self.failure: AiosmrtError | None = None
@@ -261,7 +263,8 @@ class Admission:
         elif self.try_acquire():
             return True
         home = self._returning if returning else self._arriving
-        waiter = Waiter(caller, home, asyncio.get_running_loop().create_future(), self._clockwork.clock())
+        ill_before = self._ill_seconds if illness is None else self.seconds_ill(self._clockwork.clock())
+        waiter = Waiter(caller, home, asyncio.get_running_loop().create_future(), ill_before)
         self._line_up(waiter, self._hurried if hurried else home)
         if front and not hurried:
             self._returning.move_to_end(waiter, last=False)
@@ -298,15 +301,28 @@ class Admission:
                 self._probe_ended()
             self._attend()
 
+    @property
+    def waiting_or_probing(self) -> int:
+        """Calls in line, and the prober, which has a place there until its request has succeeded."""
+        return self.waiting + (self._prober is not None)
+
     def is_prober(self, caller: Caller) -> bool:
         """Whether a call is the one that probes a target that is ill."""
         return caller is self._prober
 
-    def probe_sent(self) -> None:
-        """Take note that the prober's request is on its way."""
-        illness = self.state.illness
-        if illness is not None and self._prober is not None and self._let_in_timer is None:
-            self._let_in_timer = self._clockwork.call_later(LET_IN_AFTER[illness], self._let_in)
+    def probe_sent(self, caller: Caller) -> None:
+        """Take note that a request is on its way, if it is the prober's.
+
+        Args:
+            caller: whose request it is.
+        """
+        if caller is self._prober and self._let_in_timer is None:
+            self._let_in_timer = self._clockwork.call_later(self.state.let_in_after, self._let_in)
+
+    def abandoned(self) -> None:
+        """Take note that a call has ended, which may have been the last one that cares when the target is probed."""
+        if self._prober is None and not self.waiting:
+            self.state.on_abandoned()
 
     # Outcomes, reported while the slot is held
 
@@ -320,9 +336,9 @@ class Admission:
         """
         probe = self._probe_answered(caller)
         now = self._clockwork.clock()
-        before = self.state.illness
+        before, ill_before = self.state.illness, self.seconds_ill(now)
         self.state.on_success(started_at, now, self.in_use, sent_among=sent_among, probe=probe)
-        self._changed(before, now)
+        self._changed(before, ill_before)
 
     def on_failure(
         self,
@@ -349,10 +365,10 @@ class Admission:
         clockwork = self._clockwork
         now = clockwork.clock()
         state = self.state
-        before, slots = state.illness, state.slots
+        before, ill_before, slots = state.illness, self.seconds_ill(now), state.slots
         cause, hint = error.cause, error.retry_after
         if waits_for_capacity:
-            state.on_no_capacity(now, clockwork.random(), probe=probe, retry_after=hint)
+            state.on_no_capacity(started_at, now, clockwork.random(), probe=probe, retry_after=hint)
         elif cause == "throttling":
             state.on_throttle(
                 started_at,
@@ -367,22 +383,22 @@ class Admission:
         elif cause in ("transient", "connection") or (cause == "truncated" and before != "capacity"):
             state.on_failure(started_at, now, self.outstanding, clockwork.random(), probe=probe, retry_after=hint)
         else:
-            state.on_answer(cause, started_at, now, self.outstanding, probe=probe)
+            state.on_answer(cause, started_at, now, self.outstanding, clockwork.random(), probe=probe)
         if state.illness is not None and (probe or before != state.illness):
             self.failure = fresh_copy(error)
-        self._changed(before, now)
+        self._changed(before, ill_before)
         return state.illness is None and state.slots >= slots
 
-    def seconds_ill(self, now: float) -> tuple[float, float]:
-        """For how long the target was ill so far, with an outage and without capacity, all times together.
+    def seconds_ill(self, now: float) -> dict[Illness, float]:
+        """For how many seconds the target has been ill so far, by illness; not to be changed.
 
         Args:
             now: the time in seconds.
         """
-        seconds = dict(self._ill_seconds)
-        if (illness := self.state.illness) is not None:
-            seconds[illness] += now - self._ill_from
-        return seconds["outage"], seconds["capacity"]
+        illness = self.state.illness
+        if illness is None:
+            return self._ill_seconds
+        return {**self._ill_seconds, illness: self._ill_seconds[illness] + now - self.state.ill_since}
 
     # What is left at the end
 
@@ -448,21 +464,26 @@ class Admission:
                 while line and self.in_use < slots:
                     self._grant(next(iter(line)))
             return
+        # The probe first: calls that do not wait for it may keep all slots in use.
+        self._set_probe()
         while self._hurried and self.in_use < self._maximum:
             self._grant(next(iter(self._hurried)))
-        self._set_probe()
 
-    def _changed(self, before: Illness | None, now: float) -> None:
-        """See to what an outcome has changed."""
+    def _changed(self, before: Illness | None, ill_before: dict[Illness, float]) -> None:
+        """Apply the consequences of an outcome.
+
+        Args:
+            before: the illness until now.
+            ill_before: for how many seconds the target had been ill, by illness.
+        """
         illness = self.state.illness
         if illness != before:
+            self._ill_seconds = ill_before
             if before is not None:
-                self._ill_seconds[before] += now - self._ill_from
                 self._stop_probing()
             if illness is None:
                 self.failure = None
             else:
-                self._ill_from = now
                 self._fell_ill(illness)
         if illness is not None or self.waiting:
             self._attend()
@@ -499,13 +520,15 @@ class Admission:
         self._attend()
 
     def _time_of(self, waiter: Waiter, illness: Illness) -> float:
-        until = waiter.caller.gives_up_at(illness, max(waiter.since, self._ill_from))
+        # What counts is for how long the target was ill, which may have been in several stretches.
+        now = self._clockwork.clock()
+        since = now - (self.seconds_ill(now)[illness] - waiter.ill_before[illness])
+        until = waiter.caller.gives_up_at(illness, since)
         return math.inf if until is None else until
 
     def _withdraw(self, waiter: Waiter) -> None:
         self._leave(waiter)
-        if self._prober is None and not self.waiting:
-            self.state.on_abandoned()
+        self.abandoned()
 
     def _dismiss(self, waiter: Waiter) -> None:
         self._withdraw(waiter)
@@ -575,9 +598,10 @@ class Admission:
     def _let_in(self) -> None:
         self._let_in_timer = None
         self._prober = None
-        before, now = self.state.illness, self._clockwork.clock()
+        now = self._clockwork.clock()
+        before, ill_before = self.state.illness, self.seconds_ill(now)
         self.state.on_let_in(now)
-        self._changed(before, now)
+        self._changed(before, ill_before)
 
     def _stop_probe_timer(self) -> None:
         if self._probe_timer is not None:
@@ -614,6 +638,8 @@ class Admissions:
         self._clockwork = clockwork
         self.max_concurrency = max_concurrency
         self.by_target: dict[str, Admission] = {}
+        # those that were idle, as long as a call in back-off goes on with one
+        self._dropped: WeakValueDictionary[str, Admission] = WeakValueDictionary()
         self._drop_at = _MAX_IDLE
 
     def of(self, target: str) -> Admission:
@@ -626,13 +652,14 @@ class Admissions:
         if admission is None:
             if len(self.by_target) >= self._drop_at:
                 self._drop_idle()
-            admission = self.by_target[target] = Admission(self._clockwork, self.max_concurrency)
+            admission = self._dropped.pop(target, None) or Admission(self._clockwork, self.max_concurrency)
+            self.by_target[target] = admission
         return admission
 
     def statistics(self) -> dict[str, LimiterStatistics]:
         """What holds for each endpoint, its components and variants together."""
         endpoints: dict[str, LimiterStatistics] = {}
-        for target, admission in self.by_target.items():
+        for target, admission in (*self.by_target.items(), *self._dropped.items()):
             name = target.partition("\n")[0]
             found = admission.statistics()
             if (known := endpoints.get(name)) is not None:
@@ -648,11 +675,13 @@ class Admissions:
 
     def close(self) -> None:
         """Fail the calls that wait, because the client is closed."""
-        for admission in self.by_target.values():
+        for admission in (*self.by_target.values(), *self._dropped.values()):
             admission.close()
 
     def _drop_idle(self) -> None:
-        self.by_target = {target: kept for target, kept in self.by_target.items() if not kept.is_idle}
+        for target, admission in [*self.by_target.items()]:
+            if admission.is_idle:
+                self._dropped[target] = self.by_target.pop(target)
         # What a look at all of them costs is shared by as many new ones.
         self._drop_at = max(_MAX_IDLE, 2 * len(self.by_target))
 

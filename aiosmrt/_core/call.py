@@ -299,7 +299,7 @@ class Call:
                 self._phase = "attempt"
                 self._phase_began = core.clock()
                 if self._probes:
-                    admission.probe_sent()
+                    admission.probe_sent(self)
                 sending = send(template.request(headers, body))
                 # What waits with many others had better be small.
                 del headers, credentials
@@ -382,8 +382,8 @@ class Call:
         began = core.clock()
         waits = admission.must_wait(self)
         if waits:
-            self._join_line(began, failure)
-        outage_before, capacity_before = admission.seconds_ill(began)
+            self._join_line(began, failure, probed=front)
+        ill_before = admission.seconds_ill(began)
         outcome: OutageOutcome = "abandoned"
         try:
             granted = await admission.acquire(self, returning=failure is not None, front=front)
@@ -398,9 +398,9 @@ class Call:
             self._phase = ""
             if waits:
                 now = core.clock()
-                outage, capacity = admission.seconds_ill(now)
-                outage -= outage_before
-                capacity -= capacity_before
+                ill = admission.seconds_ill(now)
+                outage = ill["outage"] - ill_before["outage"]
+                capacity = ill["capacity"] - ill_before["capacity"]
                 seconds = now - began
                 self._account("slot", slot := max(0.0, seconds - outage - capacity))
                 self._account("probe", outage)
@@ -414,7 +414,8 @@ class Call:
                 self._outage_since = None
                 self._end_capacity_wait("capacity")
             elif self._outage_since is None and admission.illness == "outage":
-                self._outage_since = core.clock() - admission.seconds_ill(core.clock())[0] + outage_before
+                now = core.clock()
+                self._outage_since = now - (admission.seconds_ill(now)["outage"] - ill_before["outage"])
             if isinstance(failure, NoCapacityError):
                 self._count_retry("no_capacity")
             return
@@ -428,7 +429,7 @@ class Call:
         finally:
             del failure
 
-    def _join_line(self, now: float, failure: AiosmrtError | None) -> None:
+    def _join_line(self, now: float, failure: AiosmrtError | None, *, probed: bool) -> None:
         """Begin to wait, unless too many do.
 
         Raises:
@@ -436,7 +437,9 @@ class Call:
             TooManyWaitingError: of a call that was not.
         """
         view, admission = self._view, self._admission
-        if view.max_waiting is not None and admission.waiting >= view.max_waiting:
+        # A prober has kept its place in line.
+        waiting = admission.waiting if probed else admission.waiting_or_probing
+        if view.max_waiting is not None and waiting >= view.max_waiting:
             if failure is not None:
                 try:
                     raise self._ended(failure)
@@ -704,6 +707,8 @@ class Call:
         self._end_capacity_wait("abandoned")
         self._no_longer_outstanding()
         self._return_slot()
+        if self.sent and self._admission.illness is not None:
+            self._admission.abandoned()
 
     # What an EventStream needs
 

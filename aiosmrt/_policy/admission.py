@@ -51,8 +51,11 @@ MAX_CAPACITY_PAUSE: Final = 15.0
 """Seconds of the longest first and of the longest pause while there is no capacity."""
 
 LET_IN_AFTER: Final[dict[Illness, float]] = {"outage": 6.0, "capacity": 10.0}
-"""Seconds after which an unanswered probe counts as let in. Refusals come at once, or when a connection was not made in
-5 s, while a model's first inference may take a minute, and the others had better not wait for its end."""
+"""Seconds after which an unanswered probe counts as let in. Most refusals come at once, or when a connection was not
+made within 5 s, while a model's first inference may take a minute: the others should not wait for its end."""
+
+# Where refusals take longer than that, as a load balancer's 504 after 29 s, so many times the slowest one.
+_LONGER_THAN_REFUSALS: Final = 1.5
 
 # Failures in a row, without a success between them, that make an outage: with nothing else in flight, and in any case.
 # Throttling, which may strike calls at random, takes as many as the latter, and nothing else in flight.
@@ -181,6 +184,7 @@ class AdmissionState:
         "_limit",
         "_maximum",
         "_schedule",
+        "_slowest_refusal",
         "_streak",
         "bucket",
         "illness",
@@ -195,6 +199,8 @@ class AdmissionState:
         # Failures and refusals in a row, and the failures among them.
         self._streak = 0
         self._failures = 0
+        # seconds, since the last success
+        self._slowest_refusal = 0.0
         self.illness: Illness | None = None
         self._ill_since = 0.0
         self._schedule = ProbeSchedule("outage", 0.0)
@@ -213,6 +219,12 @@ class AdmissionState:
     def ill_since(self) -> float:
         """When the illness began, in seconds of the caller's clock; that of the last one while healthy."""
         return self._ill_since
+
+    @property
+    def let_in_after(self) -> float:
+        """Seconds after which an unanswered probe counts as let in, while the target is ill."""
+        at_least = 0.0 if self.illness is None else LET_IN_AFTER[self.illness]
+        return max(at_least, _LONGER_THAN_REFUSALS * self._slowest_refusal)
 
     def next_probe(self, until: float) -> float | None:
         """When a call may probe; see `ProbeSchedule.next_probe`."""
@@ -237,6 +249,7 @@ class AdmissionState:
             probe: whether it was the probe of a target that is ill.
         """
         self._streak = self._failures = 0
+        self._slowest_refusal = 0.0
         self.bucket.on_success()
         if self.illness is not None:
             # A call that was sent before the illness says nothing about its end.
@@ -271,7 +284,7 @@ class AdmissionState:
             strict = not self.bucket.withdraw(1) or strict
             self._limit.on_throttle(started_at, now, in_flight, sent_among=sent_among, strict=strict)
         # Others in flight that were not refused show that some get through.
-        self._failed(_STREAK if in_flight <= 1 else None, now, rand, probe, retry_after)
+        self._failed(_STREAK if in_flight <= 1 else None, started_at, now, rand, probe, retry_after)
 
     def on_failure(
         self,
@@ -289,26 +302,34 @@ class AdmissionState:
             if not self.bucket.withdraw(1):
                 self._limit.on_throttle(started_at, now, in_flight)
         long = self._failures >= _STREAK
-        self._failed(_STREAK_ALONE if in_flight <= 1 else 1 if long else None, now, rand, probe, retry_after)
+        streak = _STREAK_ALONE if in_flight <= 1 else 1 if long else None
+        self._failed(streak, started_at, now, rand, probe, retry_after)
 
-    def on_no_capacity(self, now: float, rand: float, *, probe: bool = False, retry_after: float | None = None) -> None:
+    def on_no_capacity(
+        self, started_at: float, now: float, rand: float, *, probe: bool = False, retry_after: float | None = None
+    ) -> None:
         """Take note of a refusal for want of capacity, met by a call that waits for it; arguments as `on_throttle`."""
+        self._slowest_refusal = max(self._slowest_refusal, now - started_at)
         if self.illness != "capacity":
             self._fall_ill("capacity", now)
             probe = True
         if probe:
             self._schedule.refused(now, rand, retry_after)
 
-    def on_answer(self, cause: Cause, started_at: float, now: float, in_flight: int, *, probe: bool = False) -> None:
-        """Take note of an error that is none of the service's: a model's, or of the request itself.
+    def on_answer(
+        self, cause: Cause, started_at: float, now: float, in_flight: int, rand: float, *, probe: bool = False
+    ) -> None:
+        """Take note of any other failure: the model's, the request's, or a response that did not come in time.
 
         Args:
             cause: the error's.
-            started_at, now, in_flight, probe: as in `on_success`.
+            started_at, now, in_flight, rand, probe: as in `on_throttle`.
         """
         if self.illness is not None:
             if (probe or started_at > self._ill_since) and is_sign_of_life(cause, self.illness):
                 self._recover(now)
+            elif probe:
+                self._schedule.refused(now, rand)
         elif is_sign_of_life(cause, "outage"):
             self._streak = self._failures = 0
             self.bucket.on_success()
@@ -327,7 +348,10 @@ class AdmissionState:
             self._recover(now)
             self._settle()
 
-    def _failed(self, streak: int | None, now: float, rand: float, probe: bool, retry_after: float | None) -> None:
+    def _failed(
+        self, streak: int | None, started_at: float, now: float, rand: float, probe: bool, retry_after: float | None
+    ) -> None:
+        self._slowest_refusal = max(self._slowest_refusal, now - started_at)
         if self.illness is not None:
             if probe:
                 self._schedule.refused(now, rand, retry_after)

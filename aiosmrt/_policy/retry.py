@@ -28,7 +28,8 @@ In all of them:
 - ``clock_skew`` is repeated once, at once and for nothing: the caller has corrected its clock in between.
 - ``read_timeout`` is repeated only if the policy allows it, ``model`` only for the container statuses that it names.
 - A stream is repeated only while no part of it was returned.
-- Nothing is repeated when the wait would end at or past the call's deadline; no tokens are taken then.
+- Nothing is repeated when the wait would end at or past the call's deadline; no tokens are taken then. Without a mode
+  the wait is cut to half of the time that is left instead, unless that is less than b, or the hint.
 
 Everything is a function of its arguments: the clock and the random numbers are the caller's.
 """
@@ -380,12 +381,14 @@ class RetryState:
             return "max_attempts"
         if self.failed_at is None:
             self.failed_at = now
+        shortest = 0.0
         if cause == "clock_skew" or at_target:
             delay = 0.0
         else:
             base, longest = policy.delays(cause)
             hint = None if policy.mode == "legacy" else retry_after
             delay = backoff(base, self._waits if waits else self._retries, longest, rand, hint)
+            shortest = max(base, hint or 0.0)
         if self.patience is not None and cause != "clock_skew":
             left = self.failed_at + self.patience - now
             if left <= 0:
@@ -393,7 +396,10 @@ class RetryState:
             # one last attempt at its end
             delay = min(delay, left)
         if self._deadline is not None and now + delay >= self._deadline:
-            return "deadline"
+            # Where time is all that bounds a call, it tries once more with half of what is left for the answer.
+            delay = (self._deadline - now) / 2
+            if policy.mode is not None or delay < shortest or delay <= 0:
+                return "deadline"
         if self._bucket is not None and cause not in _FREE:
             cost = THROTTLING_RETRY_COST if cause == "throttling" else RETRY_COST
             if not self._bucket.withdraw(cost):

@@ -435,6 +435,41 @@ async def test_patience_begins_with_the_first_failure(world: World) -> None:
     assert outcome.result.waited.attempt == pytest.approx(2.0 * outcome.result.attempts)
 
 
+async def test_refusals_that_take_long_do_not_pass_for_a_model_at_work(world: World) -> None:
+    """A load balancer in front of a dead backend answers 504 after half a minute."""
+    client = await world.client(max_concurrency=20)
+    world.service.refusal_seconds = 29.0
+    world.service.fall_ill("503")
+    tasks = [world.start(invoke(client)) for _ in range(200)]
+    outcomes = await world.outcomes(*tasks)
+    assert {type(outcome.result) for outcome in outcomes} == {errors.ServiceUnavailable}
+    # The first refusals, patience, and a probe that is under way then.
+    assert max(outcome.seconds for outcome in outcomes) <= 29.0 + PATIENCE + 29.0 + EXACT
+    assert min(outcome.seconds for outcome in outcomes) >= 29.0 + PATIENCE - EXACT
+    assert world.service.requests <= 20 + 3
+    assert nothing_is_left(client)
+
+
+async def test_a_call_that_becomes_the_prober_has_no_more_patience_than_before(world: World) -> None:
+    client = await world.client()
+    world.service.fall_ill("503")
+    tasks = [world.start(invoke(client.with_options(patience=4.0)))]
+    await world.pass_by(1.0)
+    tasks += [world.start(invoke(client.with_options(patience=patience))) for patience in (6.0, 9.0, 20.0)]
+    outcomes = await world.outcomes(*tasks)
+    assert [outcome.seconds for outcome in outcomes] == [
+        pytest.approx(seconds, abs=EXACT) for seconds in (4.0, 6.0, 9.0, 20.0)
+    ]
+
+
+@each_operation
+async def test_a_deadline_leaves_time_for_one_more_attempt(world: World, call: Call) -> None:
+    client = await world.client(deadline=10.0)
+    world.service.fall_ill("ModelNotReadyException", 6.0)
+    outcomes = await world.outcomes(*[world.start(call(client)) for _ in range(12)])
+    assert [outcome.result for outcome in outcomes] == [b"ok"] * 12
+
+
 async def test_a_call_that_sends_nothing_waits_as_long(world: World) -> None:
     """It raises what the service answers the one that probes."""
     client = await world.client(patience=None)
@@ -740,6 +775,33 @@ async def test_no_call_waits_for_the_service_where_none_may(world: World) -> Non
     assert outcome.seconds < 1.0
     assert outcome.result.waited.probe == 0.0
     assert nothing_is_left(client)
+
+
+async def test_a_client_in_which_none_may_wait_finds_out_that_the_service_is_back(world: World) -> None:
+    client = await world.client(max_waiting=0)
+    world.service.fall_ill("503", 10.0)
+    assert (await world.outcome(invoke(client))).failed
+    for _ in range(30):
+        await world.pass_by(0.5)
+        outcome = await world.outcome(invoke(client))
+    assert outcome.result == b"ok"
+    assert nothing_is_left(client)
+
+
+async def test_newcomers_do_not_take_the_place_of_the_call_that_probes(world: World) -> None:
+    client = await world.client(max_waiting=2)
+    world.service.fall_ill("503", 10.0)
+    first = [world.start(invoke(client)) for _ in range(2)]
+    await world.pass_by(1.0)
+    assert client.statistics().endpoints["llm"].held_back == 2
+    # From now on a probe is under way most of the time.
+    world.service.refusal_seconds = 3.0
+    newcomers = []
+    for _ in range(16):
+        await world.pass_by(0.5)
+        newcomers.append(await world.outcome(invoke(client)))
+    assert {type(outcome.result) for outcome in newcomers} == {errors.TooManyWaitingError}
+    assert [outcome.result for outcome in await world.outcomes(*first)] == [b"ok"] * 2
 
 
 # What is counted, and what observers see

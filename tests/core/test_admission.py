@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -149,6 +150,11 @@ class Target:
         admission = self.admission
         admission.outstanding = admission.in_use
         return admission.on_failure(call, self.time.now, admission.in_use, error, waits_for_capacity=waits_for_capacity)
+
+    def answer_with(self, call: FakeCaller, error: AiosmrtError, started_at: float) -> None:
+        """Report a failure of a request that was sent alone, and keep the slot."""
+        self.admission.outstanding = 1
+        self.admission.on_failure(call, started_at, 1, error, waits_for_capacity=False)
 
     def fail(self, call: FakeCaller, error: AiosmrtError) -> None:
         self.report(call, error)
@@ -414,11 +420,12 @@ async def test_repr_names_the_state() -> None:
 async def test_closing_leaves_no_timer(sent: bool) -> None:
     target = Target()
     target.fall_ill()
-    waits = await target.line_up(*(target.call() for _ in range(3)))
+    calls = [target.call() for _ in range(3)]
+    waits = await target.line_up(*calls)
     assert target.time.pending == [FIRST_PAUSE, 20.0, 20.0]
     if sent:
         await target.pass_by(FIRST_PAUSE)
-        target.admission.probe_sent()
+        target.admission.probe_sent(calls[0])
         assert target.time.pending == [LET_IN_AFTER["outage"], 19.9, 19.9]
     target.admission.close()
     assert target.time.pending == []
@@ -533,7 +540,7 @@ async def test_a_prober_that_leaves_without_an_outcome_is_followed_at_once(sent:
     _, wait = await target.line_up(first, second)
     await target.pass_by(1.0)
     if sent:
-        target.admission.probe_sent()
+        target.admission.probe_sent(first)
     target.admission.release(first)
     assert await wait
     assert target.admission.is_prober(second)
@@ -547,7 +554,7 @@ async def test_a_lone_prober_that_leaves_without_an_outcome_is_followed_by_the_n
     first, second = target.call(), target.call()
     await target.line_up(first)
     await target.pass_by(FIRST_PAUSE)
-    target.admission.probe_sent()
+    target.admission.probe_sent(first)
     target.admission.release(first)
     assert target.time.pending == []
     (wait,) = await target.line_up(second)
@@ -851,7 +858,7 @@ async def test_a_probe_without_an_answer_opens_the_target(illness: Illness) -> N
     await target.pass_by(FIRST_PAUSES[illness])
     await target.pass_by(LET_IN_AFTER[illness] + 1.0)
     assert done(waits) == [True, False, False], "it was not sent yet"
-    target.admission.probe_sent()
+    target.admission.probe_sent(calls[0])
     await target.pass_by(LET_IN_AFTER[illness] - 0.1)
     assert done(waits) == [True, False, False]
     await target.pass_by(0.1)
@@ -874,7 +881,7 @@ async def test_only_the_probers_request_opens_a_target_unanswered() -> None:
     assert target.admission.is_prober(prober)
     target.fail(other, no_capacity())
     assert not target.admission.is_prober(prober)
-    target.admission.probe_sent()
+    target.admission.probe_sent(prober)
     assert target.time.pending == []
     await target.pass_by(60.0)
     assert target.admission.illness == "capacity"
@@ -886,12 +893,93 @@ async def test_an_answered_probe_opens_nothing_later() -> None:
     prober = target.call()
     await target.line_up(prober)
     await target.pass_by(FIRST_PAUSE)
-    target.admission.probe_sent()
+    target.admission.probe_sent(prober)
     await target.pass_by(1.0)
     target.fail(prober, refused())
     assert target.time.pending == []
     await target.pass_by(60.0)
     assert target.admission.illness == "outage"
+
+
+async def test_a_probe_waits_longer_than_refusals_take_before_it_counts_as_let_in() -> None:
+    """A load balancer's 504 comes after half a minute, and is a refusal all the same."""
+    target = Target()
+    (call,) = target.take()
+    target.time.now = 29.0
+    for _ in range(3):
+        target.answer_with(call, refused(), started_at=0.0)
+    assert target.admission.illness == "outage"
+    target.admission.release(call)
+    prober = target.call()
+    await target.line_up(prober)
+    await target.pass_by(FIRST_PAUSE)
+    target.admission.probe_sent(prober)
+    await target.pass_by(29.0)
+    assert target.admission.is_prober(prober)
+    await target.pass_by(20.0)
+    assert target.admission.illness is None
+
+
+async def test_the_probe_goes_before_calls_that_do_not_wait_for_it() -> None:
+    """Otherwise they would keep every slot, and the target would never be probed."""
+    target = Target(1)
+    target.fall_ill()
+    patient, holder, impatient = target.call(), target.call(patience=0), target.call(patience=0)
+    await target.line_up(patient, holder)
+    (wait,) = await target.line_up(impatient)
+    await target.pass_by(5.0)
+    assert not target.admission.is_prober(patient)
+    target.fail(holder, refused())
+    await settle()
+    assert target.admission.is_prober(patient)
+    assert not wait.done()
+    target.fail(patient, refused())
+    await settle()
+    assert wait.done()
+
+
+async def test_stretches_of_illness_add_up_for_a_call_that_waits() -> None:
+    target = Target(1)
+    target.fall_ill()
+    prober, waiter = target.call(patience=None), target.call()
+    _, wait = await target.line_up(prober, waiter)
+    for _ in range(3):
+        await target.pass_by(6.0)
+        assert target.admission.is_prober(prober)
+        target.answer(prober)
+        assert target.admission.illness is None
+        # It keeps the only slot, on a target that is healthy again: this is a wait of another kind.
+        await target.pass_by(10.0)
+        assert not wait.done()
+        for _ in range(10):
+            if target.admission.illness is None:
+                target.report(prober, refused())
+        target.admission.release(prober)
+        (prober_wait,) = await target.line_up(prober, returning=True, front=True)
+        assert not prober_wait.done()
+    await target.pass_by(1.9)
+    assert not wait.done()
+    await target.pass_by(0.2)
+    assert await wait is False
+
+
+async def test_a_prober_that_gives_up_leaves_no_long_pause_behind() -> None:
+    """A call that lined up nowhere and raised what it was answered: the next one to come probes soon."""
+    target = Target()
+    target.fall_ill("capacity")
+    prober = target.call()
+    await target.line_up(prober)
+    for _ in range(6):
+        await target.pass_by(20.0)
+        assert target.admission.is_prober(prober)
+        target.fail(prober, no_capacity())
+        await target.line_up(prober, returning=True, front=True)
+    await target.pass_by(20.0)
+    target.fail(prober, no_capacity())
+    target.admission.abandoned()
+    newcomer = target.call()
+    await target.line_up(newcomer)
+    assert target.time.pending == [FIRST_CAPACITY_PAUSE]
 
 
 async def test_recovery_is_a_slow_start_to_the_limit_known_before() -> None:
@@ -962,6 +1050,8 @@ async def test_a_model_error_shows_that_a_target_is_well_and_a_timeout_does_not(
     await target.pass_by(FIRST_PAUSE)
     target.fail(first, ReadTimeoutError("silent"))
     await settle()
+    assert not target.admission.is_prober(second)
+    await target.pass_by(FIRST_PAUSE)
     assert target.admission.is_prober(second)
     target.fail(second, model_error())
     assert target.admission.illness is None
@@ -998,7 +1088,7 @@ async def test_an_outage_turns_out_to_be_a_want_of_capacity() -> None:
     target.succeed(prober)
     assert await waits[1]
     assert target.admission.failure is None
-    assert target.admission.seconds_ill(target.time.now) == pytest.approx((FIRST_PAUSE, 3.0))
+    assert target.admission.seconds_ill(target.time.now) == pytest.approx({"outage": FIRST_PAUSE, "capacity": 3.0})
     assert target.time.pending == []
 
 
@@ -1027,7 +1117,7 @@ async def test_the_first_to_come_when_a_probe_is_due_does_not_wait() -> None:
 
 async def test_seconds_of_illness_add_up() -> None:
     target = Target()
-    assert target.admission.seconds_ill(target.time.now) == (0.0, 0.0)
+    assert target.admission.seconds_ill(target.time.now) == {"outage": 0.0, "capacity": 0.0}
     for _ in range(2):
         await target.pass_by(10.0)
         target.fall_ill()
@@ -1037,10 +1127,10 @@ async def test_seconds_of_illness_add_up() -> None:
         await target.pass_by(1.0)
         target.succeed(prober)
     await target.pass_by(10.0)
-    assert target.admission.seconds_ill(target.time.now) == pytest.approx((12.0, 0.0))
+    assert target.admission.seconds_ill(target.time.now) == pytest.approx({"outage": 12.0, "capacity": 0.0})
     target.fall_ill("capacity")
     await target.pass_by(0.5)
-    assert target.admission.seconds_ill(target.time.now) == pytest.approx((12.0, 0.5))
+    assert target.admission.seconds_ill(target.time.now) == pytest.approx({"outage": 12.0, "capacity": 0.5})
 
 
 # Targets
@@ -1093,18 +1183,21 @@ async def test_idle_targets_are_dropped_where_there_are_many_and_others_are_not(
     await settle()
     for admission in (throttled_before, in_line):
         admission.release(call)
-    idle = admissions.of("idle")
-    for number in range(1019):
+    idle, used_later = admissions.of("idle"), admissions.of("used later")
+    is_dropped = weakref.ref(idle)
+    for number in range(1018):
         admissions.of(f"endpoint-{number}")
     assert admissions.of("idle") is idle
     assert len(admissions.by_target) == 1023
+    del idle
     for number in range(2000, 4000):
         admissions.of(f"endpoint-{number}")
     assert len(admissions.by_target) <= 1024
     assert admissions.of("in use") is in_use
     assert admissions.of("throttled") is throttled_before
     assert admissions.of("in line") is in_line
-    assert admissions.of("idle") is not idle
+    assert is_dropped() is None
+    assert admissions.of("used later") is used_later, "a call in back-off may go on with it"
     admissions.close()
     assert isinstance((await asyncio.gather(wait, return_exceptions=True))[0], ClientStateError)
 
@@ -1194,9 +1287,10 @@ class WatchedAdmission(Admission):
             self.machine.on_dismissal(cast("ModelCall", waiter.caller))
         super()._dismiss(waiter)
 
-    def _fell_ill(self, illness: Illness) -> None:
-        self.machine.on_illness()
-        super()._fell_ill(illness)
+    def _changed(self, before: Illness | None, ill_before: dict[Illness, float]) -> None:
+        if self.illness != before:
+            self.machine.on_change(self.illness)
+        super()._changed(before, ill_before)
 
 
 OUTCOMES: dict[str, Callable[[], AiosmrtError]] = {
@@ -1222,7 +1316,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.tasks: dict[ModelCall, asyncio.Task[None]] = {}
         self.arrivals = 0
         self.illnesses = 0
-        self.ill_from = 0.0
+        # every illness so far: which, from when, until when
+        self.stretches: list[tuple[Illness, float, float]] = []
         # since when a prober may be sent, by the shortest pause after the last refusal
         self.probe_from = 0.0
         self.dismissing: ModelCall | None = None
@@ -1258,10 +1353,15 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.problems.append(f"{call} was dismissed before its time was up")
         call.state = "dismissed"
 
-    def on_illness(self) -> None:
-        self.illnesses += 1
-        self.ill_from = self.time.now
-        self.probe_from = self.time.now + FIRST_PAUSES[self.admission.illness or "outage"]
+    def on_change(self, illness: Illness | None) -> None:
+        now = self.time.now
+        if self.stretches:
+            former, began, ended = self.stretches[-1]
+            self.stretches[-1] = (former, began, min(now, ended))
+        if illness is not None:
+            self.illnesses += 1
+            self.stretches.append((illness, now, math.inf))
+            self.probe_from = now + FIRST_PAUSES[illness]
 
     def _check_order(self, call: ModelCall) -> None:
         always_patient = (True, True)
@@ -1282,7 +1382,13 @@ class AdmissionMachine(RuleBasedStateMachine):
         return call in self.tasks and self.tasks[call].cancelling() > 0
 
     def _time_of(self, call: ModelCall, illness: Illness) -> float:
-        until = call.gives_up_at(illness, max(call.joined, self.ill_from))
+        now = self.time.now
+        ill_seconds = sum(
+            max(0.0, min(now, ended) - max(call.joined, began))
+            for kind, began, ended in self.stretches
+            if kind == illness
+        )
+        until = call.gives_up_at(illness, now - ill_seconds)
         return math.inf if until is None else until
 
     # What calls do
@@ -1382,8 +1488,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         call.sent_at = self.time.now
         self.admission.outstanding += 1
         call.sent_among = self.admission.outstanding
-        if call.probes:
-            self.admission.probe_sent()
+        self.admission.probe_sent(call)
 
     @precondition(lambda self: self._in("holding"))
     @rule(data=st.data())

@@ -308,12 +308,12 @@ def test_a_success_ends_a_streak() -> None:
 def test_an_answer_of_the_model_or_about_the_request_ends_a_streak(cause: Cause) -> None:
     state = admission()
     fail(state, 2)
-    state.on_answer(cause, 1.0, 1.1, 1)
+    state.on_answer(cause, 1.0, 1.1, 1, 0.5)
     fail(state, 2)
     assert state.illness is None
-    state.on_answer(cause, 1.0, 1.1, 1)
+    state.on_answer(cause, 1.0, 1.1, 1, 0.5)
     fail(state, 7, in_flight=20)
-    state.on_answer(cause, 1.0, 1.1, 20)
+    state.on_answer(cause, 1.0, 1.1, 20, 0.5)
     fail(state, 7, in_flight=20)
     assert state.illness is None
 
@@ -322,7 +322,7 @@ def test_an_answer_of_the_model_or_about_the_request_ends_a_streak(cause: Cause)
 def test_other_answers_do_not_end_a_streak(cause: Cause) -> None:
     state = admission()
     fail(state, 2)
-    state.on_answer(cause, 1.0, 1.1, 1)
+    state.on_answer(cause, 1.0, 1.1, 1, 0.5)
     fail(state, 1)
     assert state.illness == "outage"
 
@@ -376,7 +376,7 @@ def test_a_burst_that_is_refused_to_the_last_call_makes_an_outage() -> None:
 
 def test_a_refusal_for_want_of_capacity_makes_a_target_ill_at_once() -> None:
     state = admission()
-    state.on_no_capacity(5.0, 1.0)
+    state.on_no_capacity(5.0, 5.0, 1.0)
     assert (state.illness, state.slots, state.ill_since) == ("capacity", 0, 5.0)
     assert state.next_probe(NEVER) == 6.0
 
@@ -386,14 +386,14 @@ def test_want_of_capacity_replaces_an_outage() -> None:
     fail(state, 3)
     for number in range(20):
         state.on_failure(1.0 + number, 1.0 + number, 1, 1.0, probe=True)
-    state.on_no_capacity(30.0, 1.0, probe=True)
+    state.on_no_capacity(30.0, 30.0, 1.0, probe=True)
     assert (state.illness, state.ill_since) == ("capacity", 30.0)
     assert state.next_probe(NEVER) == 31.0
 
 
 def test_nothing_replaces_want_of_capacity() -> None:
     state = admission()
-    state.on_no_capacity(5.0, 1.0)
+    state.on_no_capacity(5.0, 5.0, 1.0)
     fail(state, 20)
     throttle(state, 20)
     assert (state.illness, state.ill_since) == ("capacity", 5.0)
@@ -427,7 +427,7 @@ def test_only_the_probe_plans_the_next_one(illness: Illness) -> None:
     fail(state, now=3.0)
     throttle(state, now=3.0)
     if illness == "capacity":
-        state.on_no_capacity(3.0, 0.5)
+        state.on_no_capacity(3.0, 3.0, 0.5)
     assert state.next_probe(NEVER) == planned
     state.on_failure(3.0, 3.0, 1, 0.5, probe=True)
     assert state.next_probe(NEVER) != planned
@@ -452,11 +452,38 @@ def test_failures_of_a_target_that_is_ill_take_no_tokens() -> None:
 def ill(illness: Illness, since: float = 2.0, maximum: int = 64) -> AdmissionState:
     state = admission(maximum)
     if illness == "capacity":
-        state.on_no_capacity(since, 0.5)
+        state.on_no_capacity(since, since, 0.5)
     else:
         fail(state, 3, now=since)
     assert (state.illness, state.ill_since) == (illness, since)
     return state
+
+
+@pytest.mark.parametrize("illness", ILLNESSES)
+def test_an_unanswered_probe_counts_as_let_in_later_where_refusals_take_long(illness: Illness) -> None:
+    """A load balancer's 504 comes after half a minute, and is a refusal all the same."""
+    state = AdmissionState(WorkingLimit(32), 32)
+    assert state.let_in_after == 0.0, "nothing is probed"
+    for started_at in (1.0, 2.0, 3.0):
+        state.on_failure(started_at, 30.0, 1, 0.5)
+    assert state.let_in_after == 1.5 * 29.0
+    if illness == "capacity":
+        state.on_no_capacity(31.0, 32.0, 0.5)
+        assert state.let_in_after == 1.5 * 29.0
+        state.on_no_capacity(32.0, 64.0, 0.5, probe=True)
+        assert state.let_in_after == 1.5 * 32.0
+    state.on_success(70.0, 71.0, 1, probe=True)
+    fail(state, 3, now=80.0)
+    assert state.let_in_after == LET_IN_AFTER["outage"]
+
+
+def test_a_probe_that_shows_nothing_is_followed_by_a_pause() -> None:
+    state = ill("outage")
+    state.on_answer("read_timeout", 10.0, 12.0, 1, 1.0, probe=True)
+    assert state.illness == "outage"
+    assert state.next_probe(NEVER) == 12.0 + 0.25 * (12.0 - 2.0)
+    state.on_answer("read_timeout", 10.0, 15.0, 1, 1.0)
+    assert state.next_probe(NEVER) == 12.0 + 0.25 * (12.0 - 2.0), "no probe"
 
 
 @pytest.mark.parametrize("illness", ILLNESSES)
@@ -482,7 +509,7 @@ def test_a_success_ends_an_illness_only_if_it_was_sent_after_its_beginning(
 @pytest.mark.parametrize("probe", [True, False])
 def test_an_answer_ends_an_illness_if_it_is_a_sign_of_life(illness: Illness, cause: Cause, probe: bool) -> None:
     state = ill(illness)
-    state.on_answer(cause, 1.0 if probe else 2.1, 2.2, 1, probe=probe)
+    state.on_answer(cause, 1.0 if probe else 2.1, 2.2, 1, 0.5, probe=probe)
     assert (state.illness is None) is (cause in SIGNS_OF_LIFE[illness])
     assert (state.slots > 0) is (cause in SIGNS_OF_LIFE[illness])
 
@@ -490,7 +517,7 @@ def test_an_answer_ends_an_illness_if_it_is_a_sign_of_life(illness: Illness, cau
 @pytest.mark.parametrize("illness", ILLNESSES)
 def test_an_answer_to_what_was_sent_before_the_illness_says_nothing(illness: Illness) -> None:
     state = ill(illness)
-    state.on_answer("model", 2.0, 2.2, 3)
+    state.on_answer("model", 2.0, 2.2, 3, 0.5)
     assert state.illness == illness
 
 
@@ -510,7 +537,7 @@ def test_a_target_that_was_well_again_needs_a_new_streak(how: str) -> None:
     if how == "success":
         state.on_success(2.1, 2.2, 1, probe=True)
     elif how == "answer":
-        state.on_answer("model", 2.1, 2.2, 1, probe=True)
+        state.on_answer("model", 2.1, 2.2, 1, 0.5, probe=True)
     else:
         state.on_let_in(6.0)
     fail(state, 2, now=7.0)
@@ -551,7 +578,7 @@ def test_a_slow_start_goes_on_whatever_models_say() -> None:
     state.on_success(2.1, 2.2, 1, probe=True)
     slots = []
     for cause in ("model", "none", "model_not_ready", "clock_skew", "model", "model"):
-        state.on_answer(cause, 3.0, 3.1, 4)
+        state.on_answer(cause, 3.0, 3.1, 4, 0.5)
         slots.append(state.slots)
     assert slots == [5, 6, 7, 8, 8, 8]
 
@@ -563,7 +590,7 @@ def test_answers_of_models_raise_the_limit_outside_of_a_slow_start_too(cause: Ca
         state.on_throttle(0.0, 0.1, 33, 0.5)
     slots = []
     for _ in range(1000):
-        answered.on_answer(cause, 1.0, 1.1, answered.slots)
+        answered.on_answer(cause, 1.0, 1.1, answered.slots, 0.5)
         succeeded.on_success(1.0, 1.1, succeeded.slots)
         assert observed(answered) == observed(succeeded)
         slots.append(answered.slots)
@@ -576,7 +603,7 @@ def test_timeouts_and_broken_answers_raise_no_limit(cause: Cause) -> None:
     state.on_throttle(0.0, 0.1, 33, 0.5)
     before = observed(state)
     for _ in range(5000):
-        state.on_answer(cause, 1.0, 1.1, 32)
+        state.on_answer(cause, 1.0, 1.1, 32, 0.5)
     assert observed(state) == before
 
 
@@ -589,7 +616,7 @@ def test_a_limit_that_is_not_in_use_is_forgotten_whatever_the_model_says() -> No
             if cause is None:
                 state.on_success(1.0, 1.1, 5)
             else:
-                state.on_answer("model", 1.0, 1.1, 5)
+                state.on_answer("model", 1.0, 1.1, 5, 0.5)
             slots.append(state.slots)
         assert set(slots[: 64 * 32 - 1]) == {32}
         assert (slots[-1], state.steady) == (64, True)
@@ -599,7 +626,7 @@ def test_timeouts_and_broken_answers_do_not_help_a_slow_start() -> None:
     state = ill("outage")
     state.on_success(2.1, 2.2, 1, probe=True)
     for cause in ("read_timeout", "truncated"):
-        state.on_answer(cause, 3.0, 3.1, 4)
+        state.on_answer(cause, 3.0, 3.1, 4, 0.5)
     assert state.slots == FIRST_WINDOW
 
 
@@ -613,7 +640,7 @@ def test_throttling_ends_a_slow_start() -> None:
     assert state.slots == 10
     # From now on a round trip adds half a call, and not a call each.
     for _ in range(10):
-        state.on_answer("model", 3.1, 3.3, 10)
+        state.on_answer("model", 3.1, 3.3, 10, 0.5)
     assert state.slots == 10
     for _ in range(10):
         state.on_success(3.3, 3.4, 10)
@@ -627,18 +654,18 @@ def test_model_errors_alone_carry_a_slow_start_on_to_the_limit_known_before(illn
     state.on_throttle(0.0, 0.1, 41, 0.5)
     state.on_success(0.1, 0.2, 10)
     if illness == "capacity":
-        state.on_no_capacity(2.0, 0.5)
+        state.on_no_capacity(2.0, 2.0, 0.5)
     else:
         fail(state, 3, now=2.0)
     if how == "success":
         state.on_success(2.1, 2.2, 1, probe=True)
     elif how == "answer":
-        state.on_answer("model", 2.1, 2.2, 1, probe=True)
+        state.on_answer("model", 2.1, 2.2, 1, 0.5, probe=True)
     else:
         state.on_let_in(12.0)
     slots = [state.slots]
     for _ in range(100):
-        state.on_answer("model", 13.0, 13.1, 4)
+        state.on_answer("model", 13.0, 13.1, 4, 0.5)
         slots.append(state.slots)
     assert slots[:37] == [*range(FIRST_WINDOW, 41)]
     assert set(slots[37:]) == {40}
@@ -650,7 +677,7 @@ def test_a_refusal_that_does_not_lower_the_limit_does_not_end_a_slow_start() -> 
     state.on_success(5.0, 5.1, 4, sent_among=4)
     state.on_throttle(5.1, 5.2, 4, 0.5, sent_among=4)
     for _ in range(58):
-        state.on_answer("model", 5.2, 5.3, 4)
+        state.on_answer("model", 5.2, 5.3, 4, 0.5)
     assert state.slots == 63
     state.on_success(5.3, 5.4, 4, sent_among=4)
     assert state.slots == 64
@@ -679,7 +706,7 @@ def test_a_failure_takes_a_token_and_a_success_returns_one() -> None:
 def test_an_answer_of_a_model_returns_a_token_as_well(cause: Cause) -> None:
     state = admission()
     fail(state, 3, in_flight=10)
-    state.on_answer(cause, 1.2, 1.3, 10)
+    state.on_answer(cause, 1.2, 1.3, 10, 0.5)
     assert state.bucket.statistics().tokens == (498 if cause in SIGNS_OF_LIFE["outage"] else 497)
 
 
@@ -903,15 +930,16 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(probe=st.booleans(), rand=unit, retry_after=hint)
     def no_capacity(self, probe: bool, rand: float, retry_after: float | None) -> None:
         illness = self.state.illness
-        self.state.on_no_capacity(self.now, rand, probe=probe, retry_after=retry_after)
+        self.state.on_no_capacity(self.now, self.now, rand, probe=probe, retry_after=retry_after)
         assert self.state.illness == "capacity"
         self.check_plan(illness, probe=probe)
 
-    @rule(**outcome, cause=st.sampled_from(get_args(Cause)))
-    def answer(self, ago: float, in_flight: int, probe: bool, cause: Cause) -> None:
-        before = self.state.slots
-        self.state.on_answer(cause, self.now - ago, self.now, in_flight, probe=probe)
+    @rule(**outcome, rand=unit, cause=st.sampled_from(get_args(Cause)))
+    def answer(self, ago: float, in_flight: int, probe: bool, rand: float, cause: Cause) -> None:
+        before, illness = self.state.slots, self.state.illness
+        self.state.on_answer(cause, self.now - ago, self.now, in_flight, rand, probe=probe)
         assert self.state.slots >= before
+        self.check_plan(illness, probe=probe)
 
     @rule()
     def let_in(self) -> None:

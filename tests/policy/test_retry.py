@@ -417,7 +417,7 @@ def test_patience_can_change_between_two_decisions() -> None:
         (None, 10.0, "deadline"),
         (9.5, 9.6, "patience"),
         (9.5, 9.5, "patience"),
-        (30.0, 13.49, "deadline"),
+        (30.0, 13.49, pytest.approx(1.995)),
         (30.0, 13.51, 4.0),
     ],
 )
@@ -434,6 +434,33 @@ def test_a_delay_is_cut_to_the_patience_before_it_is_compared_with_the_deadline(
     # who is not repeated takes no tokens
     taken = 3 if isinstance(decision, str) else 4
     assert (bucket.statistics().tokens, state.attempt) == (500 - 5 * taken, 1 + taken)
+
+
+def test_a_back_off_that_would_pass_the_deadline_takes_half_of_what_is_left() -> None:
+    """A model that is loaded within the deadline is called again before it, however late that is."""
+    state = RetryState(RetryPolicy(), deadline=10.0)
+    now, waits = 0.0, []
+    while isinstance(wait := state.decide("model_not_ready", now=now, rand=0.99), float):
+        waits.append(wait)
+        now += wait
+    assert wait == "deadline"
+    assert waits[-1] == pytest.approx((10.0 - now + waits[-1]) / 2)
+    # Less than a first pause is left for the answer, or the wait would be shorter than one.
+    assert 1.0 <= 10.0 - now < 2.0
+
+
+def test_a_wait_is_not_cut_below_its_base_or_the_services_hint() -> None:
+    state = RetryState(RetryPolicy(base_delay=10.0), deadline=5.0)
+    assert state.decide("transient", now=0.0, rand=0.9) == "deadline"
+    state = RetryState(RetryPolicy(), deadline=5.0)
+    assert state.decide("transient", now=0.0, rand=0.9, retry_after=6.0) == "deadline"
+    assert state.decide("transient", now=0.0, rand=0.0, retry_after=2.0) == 2.0
+
+
+@pytest.mark.parametrize("mode", ["standard", "legacy", "adaptive"])
+def test_in_awss_modes_a_wait_is_not_cut_to_the_deadline(mode: RetryMode) -> None:
+    state = RetryState(RetryPolicy(mode=mode), max_attempts=3, bucket=RetryBucket(), deadline=0.4)
+    assert state.decide("throttling", now=0.0, rand=0.9) == "deadline"
 
 
 def test_the_correction_of_a_clock_is_bound_by_the_deadline_and_not_by_patience() -> None:
