@@ -55,7 +55,7 @@ attribute or a credential. They are in one module so that the tree can be seen w
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from botocore import exceptions as boto
 
@@ -382,7 +382,7 @@ class EventStreamError(ServiceError, boto.EventStreamError):
 class ModelStreamError(EventStreamError):
     """The model's container broke its response stream off."""
 
-    default_cause: Cause = "model"
+    default_cause: Cause = "transient"
 
     @property
     def error_code(self) -> str | None:
@@ -642,32 +642,65 @@ class CredentialRetrievalError(ConfigurationError, boto.CredentialRetrievalError
     """A provider failed to deliver credentials."""
 
 
-_BY_CODE: dict[str, type[ServiceError]] = {
-    cls.__name__: cls
-    for cls in (
-        ValidationError,
-        ModelNotReadyException,
-        ModelError,
-        InternalFailure,
-        ServiceUnavailable,
-        InternalDependencyException,
-        ModelStreamError,
-        InternalStreamFailure,
-    )
-}
-
-
-def class_of(code: str, *, in_stream: bool = False) -> type[ServiceError]:
-    """The class for an error code; the general one for a code that the service model does not name.
+class ErrorCode(NamedTuple):
+    """What an error code stands for.
 
     Args:
-        code: the error's code.
-        in_stream: whether the error came inside a response stream.
-
-    >>> class_of("ModelError").__name__, class_of("AccessDeniedException").__name__
-    ('ModelError', 'ServiceError')
+        error_class: the class of its errors.
+        cause: what a retry policy decides on.
+        members: name and type of each member that the service model gives it besides ``Message``; None if the model
+            does not name the code.
     """
-    if not in_stream:
-        return _BY_CODE.get(code, ServiceError)
-    found = _BY_CODE.get(code, EventStreamError)
-    return found if issubclass(found, EventStreamError) else EventStreamError
+
+    error_class: type[ServiceError]
+    cause: Cause
+    members: tuple[tuple[str, type], ...] | None = None
+
+
+THROTTLING_CODES: Final = frozenset(
+    {
+        "BandwidthLimitExceeded",
+        "EC2ThrottledException",
+        "LimitExceededException",
+        "PriorRequestNotComplete",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+        "TransactionInProgressException",
+    }
+)
+"""Error codes by which AWS services ask for less load (the table that all AWS SDKs share)."""
+
+# By their codes and not only by their statuses, because inside a stream there is only the 200 that it began with.
+_TRANSIENT_CODES: Final = (
+    "InternalServerError",
+    "InternalServerException",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "ServiceUnavailableException",
+)
+
+
+def _modelled(error_class: type[ServiceError], **members: type) -> ErrorCode:
+    return ErrorCode(error_class, error_class.default_cause, tuple(members.items()))
+
+
+ERROR_CODES: Final[dict[str, ErrorCode]] = {
+    "InternalDependencyException": _modelled(InternalDependencyException),
+    "InternalFailure": _modelled(InternalFailure),
+    "InternalStreamFailure": _modelled(InternalStreamFailure),
+    "ModelError": _modelled(ModelError, OriginalStatusCode=int, OriginalMessage=str, LogStreamArn=str),
+    "ModelNotReadyException": _modelled(ModelNotReadyException),
+    "ModelStreamError": _modelled(ModelStreamError, ErrorCode=str),
+    "ServiceUnavailable": _modelled(ServiceUnavailable),
+    "ValidationError": _modelled(ValidationError),
+    **dict.fromkeys(THROTTLING_CODES, ErrorCode(ThrottlingError, "throttling")),
+    **dict.fromkeys(_TRANSIENT_CODES, ErrorCode(ServiceError, "transient")),
+}
+"""Every error code that means more to this package than its HTTP status."""

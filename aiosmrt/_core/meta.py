@@ -78,5 +78,5 @@ class ClientExceptions:
 
     def from_code(self, code: str) -> type[boto.ClientError]:
         """The class for an error code; ``ClientError`` for one that the service model does not name."""
-        found = errors.class_of(code)
-        return boto.ClientError if found is errors.ServiceError else found
+        known = errors.ERROR_CODES.get(code)
+        return boto.ClientError if known is None or known.members is None else known.error_class

@@ -8,17 +8,18 @@ from aiosmrt._policy.retry import classify, is_endpoint_not_found, is_no_capacit
 from aiosmrt._wire.replies import failure as error_response
 from aiosmrt._wire.replies import stream_failure
 from aiosmrt.errors import (
+    ERROR_CODES,
     Cause,
     ClientStateError,
     ConfigurationError,
     EndpointNotFoundError,
+    EventStreamError,
     ModelStreamError,
     NoCapacityError,
     ServiceError,
     SSLError,
     ThrottlingError,
     TransportError,
-    class_of,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def refusal(
     if not isinstance(message, str):
         message = ""
     cause = classify(status, code, skew=skew)
+    known = ERROR_CODES.get(code)
     cls: type[ServiceError]
     if is_no_capacity(code, message):
         cls = NoCapacityError
@@ -76,7 +78,7 @@ def refusal(
     elif cause == "throttling":
         cls = ThrottlingError
     else:
-        cls = class_of(code)
+        cls = ServiceError if known is None else known.error_class
     return cls(response, operation, cause=cause, retry_after=parse_retry_after(headers.get("x-amz-retry-after")))
 
 
@@ -94,7 +96,10 @@ def stream_error(headers: EventHeaders, payload: bytes, operation: str) -> Servi
     # As with a read timeout, the model has had its time: another request would only double its load.
     if code == ModelStreamError.__name__ and response.get("ErrorCode") == "ModelInvocationTimeExceeded":
         cause = "model"
-    return class_of(code, in_stream=True)(response, operation, cause=cause)
+    known = ERROR_CODES.get(code)
+    if known is None or not issubclass(known.error_class, EventStreamError):
+        return EventStreamError(response, operation, cause=cause)
+    return known.error_class(response, operation, cause=cause)
 
 
 def concerns_every_call(error: BaseException) -> bool:

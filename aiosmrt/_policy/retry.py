@@ -39,51 +39,13 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from aiosmrt._policy.clockskew import MAX_SKEW, SIGNATURE_ERROR_CODES
 from aiosmrt.config import RetryPolicy
-from aiosmrt.errors import Cause
-
-THROTTLING_CODES: Final = frozenset(
-    {
-        "BandwidthLimitExceeded",
-        "EC2ThrottledException",
-        "LimitExceededException",
-        "PriorRequestNotComplete",
-        "ProvisionedThroughputExceededException",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "SlowDown",
-        "ThrottledException",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
-        "TransactionInProgressException",
-    }
-)
-"""Error codes by which AWS services ask for less load (the table that all AWS SDKs share)."""
+from aiosmrt.errors import ERROR_CODES, Cause
 
 MAX_HINT_EXTRA: Final = 5.0
 """Seconds by which ``x-amz-retry-after`` can lengthen a wait."""
 
 TRANSIENT_STATUSES: Final = frozenset({500, 502, 503, 504, 530})
 """Statuses that say nothing about the request; 530 is SageMaker's InternalDependencyException."""
-
-_CAUSE_BY_CODE: Final[dict[str, Cause]] = {
-    **dict.fromkeys(THROTTLING_CODES, "throttling"),
-    "ModelNotReadyException": "model_not_ready",
-    "ModelError": "model",
-    "ValidationError": "none",
-    # By their codes too, because inside a stream there is no status but the 200 that it began with.
-    "InternalDependencyException": "transient",
-    "InternalFailure": "transient",
-    "InternalServerError": "transient",
-    "InternalServerException": "transient",
-    "InternalStreamFailure": "transient",
-    "ModelStreamError": "transient",
-    "RequestTimeout": "transient",
-    "RequestTimeoutException": "transient",
-    "ServiceUnavailable": "transient",
-    "ServiceUnavailableException": "transient",
-}
 
 RETRY_COST: Final = 14
 THROTTLING_RETRY_COST: Final = 5
@@ -131,9 +93,9 @@ def classify(status: int, code: str, *, skew: float | None = None) -> Cause:
         >>> classify(403, "InvalidSignatureException", skew=-900.0)
         'clock_skew'
     """
-    cause = _CAUSE_BY_CODE.get(code)
-    if cause is not None:
-        return cause
+    known = ERROR_CODES.get(code)
+    if known is not None:
+        return known.cause
     if code in SIGNATURE_ERROR_CODES:
         return "clock_skew" if skew is not None and abs(skew) > MAX_SKEW else "none"
     if status == 429:

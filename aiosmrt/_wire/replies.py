@@ -12,20 +12,9 @@ from http import HTTPStatus
 from typing import Any
 
 from aiosmrt._wire.operations import Operation
+from aiosmrt.errors import ERROR_CODES
 
 __all__ = ["ReplyReader", "failure", "stream_failure"]
-
-# Members of the modelled errors besides Message, which all of them have.
-_ERROR_MEMBERS: dict[str, tuple[tuple[str, type], ...]] = {
-    "ModelError": (("OriginalStatusCode", int), ("OriginalMessage", str), ("LogStreamArn", str)),
-    "ModelStreamError": (("ErrorCode", str),),
-    "InternalDependencyException": (),
-    "InternalFailure": (),
-    "InternalStreamFailure": (),
-    "ModelNotReadyException": (),
-    "ServiceUnavailable": (),
-    "ValidationError": (),
-}
 
 
 class ReplyReader:
@@ -156,11 +145,11 @@ def _document(body: bytes) -> dict[str, Any]:
 
 
 def _modelled(code: str, document: dict[str, Any]) -> dict[str, Any]:
-    members = _ERROR_MEMBERS.get(code)
-    if members is None:
+    known = ERROR_CODES.get(code)
+    if known is None or known.members is None:
         return {}
     found: dict[str, Any] = {}
-    for name, convert in (("Message", str), *members):
+    for name, convert in (("Message", str), *known.members):
         value = document.get(name)
         if value is None:
             continue

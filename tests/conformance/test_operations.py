@@ -137,7 +137,7 @@ class TestOperation:
 
     def test_each_error_has_its_class(self, operation: Operation) -> None:
         for code in operation.errors:
-            assert errors.class_of(code) is getattr(errors, code)
+            assert errors.ERROR_CODES[code].error_class is getattr(errors, code)
 
     def test_differences_are_noticed(self, operation: Operation) -> None:
         """The comparison itself can fail: a member taken away, a fact changed and a renamed header all show."""

@@ -44,9 +44,9 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from aiosmrt import errors
-from aiosmrt._policy.retry import THROTTLING_CODES, RetryBucket, RetryState, classify, parse_retry_after
+from aiosmrt._policy.retry import RetryBucket, RetryState, classify, parse_retry_after
 from aiosmrt.config import RetryMode, RetryPolicy
-from aiosmrt.errors import Cause
+from aiosmrt.errors import THROTTLING_CODES, Cause
 
 SERVICE = "sagemaker-runtime"
 

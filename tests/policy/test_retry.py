@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aiosmrt._policy.clockskew import SIGNATURE_ERROR_CODES
 from aiosmrt._policy.retry import (
-    THROTTLING_CODES,
     RetryBucket,
     RetryState,
     backoff,
@@ -29,7 +28,7 @@ from aiosmrt._policy.retry import (
     sdk_request,
 )
 from aiosmrt.config import RETRY_MODES, RetryMode, RetryPolicy
-from aiosmrt.errors import Cause, InvalidRetryModeError, ParamValidationError
+from aiosmrt.errors import THROTTLING_CODES, Cause, InvalidRetryModeError, ParamValidationError
 
 # (status, code, x-amz-retry-after) of an answer, then what follows: a wait in seconds or a reason, and the tokens left.
 # Facts from the standard-mode cases of the AWS SDKs' retry specification, revision 2.1, with no jitter.
