@@ -66,7 +66,7 @@ _MAX_EXPIRES_SECONDS = 604_800
 class ClientStatistics(NamedTuple):
     """A client's numbers at one moment; a client and its views count together.
 
-    A view that has a ``max_concurrency`` of its own has its own ``in_use``, ``waiting`` and ``endpoints``.
+    A view with its own ``max_concurrency`` has its own ``in_use``, ``waiting`` and ``endpoints``.
 
     Args:
         in_use: calls and streams that hold a slot under ``max_concurrency`` now.
@@ -103,48 +103,49 @@ class Client:
     belongs to the event loop of that call. Use ``async with``, or ``await client.close()`` in the end.
 
     Args:
-        region_name: AWS region; None takes ``AWS_DEFAULT_REGION``, ``AWS_REGION``, then the profile's.
-        endpoint_url: the service's URL in place of AWS's, such as a local runtime's; None takes
+        region_name: AWS region. Defaults to ``AWS_DEFAULT_REGION``, ``AWS_REGION``, then the profile's.
+        endpoint_url: the service's URL in place of AWS's, such as a local runtime's. Defaults to
             ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME``, ``AWS_ENDPOINT_URL`` and the profile's, then the region's.
-        s3_endpoint_url: the URL of the S3 where asynchronous inferences leave their answers, such as an
-            `aiosmrt.local.ObjectServer`'s; None takes ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL`` and the profile's,
+        s3_endpoint_url: the URL of the S3 that holds the results of asynchronous inferences, such as an
+            `aiosmrt.local.ObjectServer`'s. Defaults to ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL`` and the profile's,
             then the region's.
-        profile_name: profile of the AWS configuration files; None takes ``AWS_PROFILE``, then ``default``.
-        aws_access_key_id: static credentials, with the two that follow; None for the provider chain.
-        aws_secret_access_key: belongs to ``aws_access_key_id``.
-        aws_session_token: belongs to temporary credentials; None for permanent ones.
+        profile_name: profile of the AWS configuration files. Defaults to ``AWS_PROFILE``, then ``default``.
+        aws_access_key_id: static credentials, with the two that follow. Defaults to the provider chain.
+        aws_secret_access_key: the secret key of ``aws_access_key_id``.
+        aws_session_token: the token of temporary credentials.
         credentials: credentials in place of the provider chain: `aiosmrt.Credentials`, an async callable that returns
-            them, or a botocore or aiobotocore credentials object; None for the chain.
-        api_version: ``"2017-05-13"`` or None, which is the same: the only version of this API.
+            them, or a botocore or aiobotocore credentials object. Defaults to the provider chain.
+        api_version: ``"2017-05-13"``, the only version of this API, or None.
         verify: True checks certificates against the system's authorities (or ``AWS_CA_BUNDLE``), False checks
             nothing, a path names a file or folder of authorities, an ``ssl.SSLContext`` is used as it is.
-        connect_timeout: seconds for a new connection, TLS included; None for no limit.
-        read_timeout: seconds that the service may be silent; None for no limit. The model has 60 s to answer, and
+        connect_timeout: seconds for a new connection, TLS included. If None, no limit.
+        read_timeout: seconds that the service may be silent. If None, no limit. The model has 60 s to answer, and
             AWS asks for 70 here (API reference, InvokeEndpoint).
         deadline: seconds for a whole call: reading the body, waiting for a slot and for the service, attempts and
-            back-off; of a stream, everything up to the response's head. If None, no limit.
+            back-off; for a stream, everything up to the response's head. If None, no limit.
         patience: seconds after a call's first failure for which it waits and is sent again while the service throttles,
-            fails or cannot be reached; then the last failure is raised. While nothing gets through, one call asks now
+            fails or cannot be reached; then the last failure is raised. While nothing gets through, one call probes now
             and then, and the others wait for it without slots. 0 fails at once; None waits until the deadline, without
-            end if there is none. Defaults to 20, or to the ``deadline`` if there is one. Retry modes of AWS's have no
-            patience: they count attempts.
+            end if there is none. Defaults to 20, or to the ``deadline`` if there is one. AWS's retry modes count
+            attempts and have no patience.
         wait_for_capacity: seconds that a call waits, in all, while its inference component is scaled to zero and scales
-            out, in the same way. If None, not at all: a NoCapacityError is raised at once.
+            out, in the same way. If None, a NoCapacityError is raised at once.
         max_concurrency: most calls in flight for each endpoint, inference component and variant; further ones wait in
             the order they came. Throttling lowers the number that is in use, success raises it again.
         max_waiting: calls that may wait for each endpoint, inference component and variant; a further one fails at once
             with a TooManyWaitingError. If None, no limit.
         retry: when to try again; a `RetryPolicy`, or the ``retries`` dictionary of botocore's ``Config``.
-        sign: whether requests are signed; False needs neither credentials nor region where ``endpoint_url`` is given.
-        user_agent_extra: appended to the ``User-Agent`` header; None for nothing.
-        use_fips_endpoint: None takes ``AWS_USE_FIPS_ENDPOINT``, then the profile's.
-        use_dualstack_endpoint: None takes ``AWS_USE_DUALSTACK_ENDPOINT``, then the profile's.
-        session: your own ``aiohttp.ClientSession``; it is used as it is, ``verify`` aside, and not closed. None for an
-            own one.
-        transport: what carries the calls: ``"pooled"`` is fast, and uses aiohttp for making connections only;
-            ``"session"`` goes through an ``aiohttp.ClientSession``; None takes the first, unless a ``session`` is given
-            or the environment names a proxy.
-        observers: callables that are handed each `aiosmrt.events` record.
+        sign: whether requests are signed. False needs no credentials, and no region if ``endpoint_url`` is given.
+        user_agent_extra: text to append to the ``User-Agent`` header.
+        use_fips_endpoint: whether to call the FIPS endpoint. Defaults to ``AWS_USE_FIPS_ENDPOINT``, then the profile's.
+        use_dualstack_endpoint: whether to call the dual-stack endpoint. Defaults to ``AWS_USE_DUALSTACK_ENDPOINT``,
+            then the profile's.
+        session: your own ``aiohttp.ClientSession``, which is used as it is, ``verify`` aside, and not closed. If None,
+            one is created when it is needed.
+        transport: ``"pooled"`` is fast, and uses aiohttp for making connections only; ``"session"`` sends through an
+            ``aiohttp.ClientSession``. Defaults to the first, unless a ``session`` is given or the environment names a
+            proxy.
+        observers: callables that get each `aiosmrt.events` record.
 
     Raises:
         ParamValidationError: an argument is out of its range.
@@ -187,7 +188,7 @@ class Client:
     ) -> None:
         if api_version not in (None, API_VERSION):
             raise ApiVersionNotFoundError(
-                f"Unable to load data for sagemaker-runtime, API version {api_version!r}: there is {API_VERSION} only"
+                f"Unable to load data for sagemaker-runtime, API version {api_version!r}: it must be {API_VERSION}"
             )
         _check_types(
             str,
@@ -360,15 +361,15 @@ class Client:
         SessionId: str | None = None,
         PrefixAwareId: str | None = None,
     ) -> InvokeEndpointWithResponseStreamOutput:
-        """Get an inference as a stream of parts, each handed out as it arrives.
+        """Get an inference as a stream of parts, each yielded as it arrives.
 
         Arguments, limits and results are those of AWS's InvokeEndpointWithResponseStream; None leaves one out. Iterate
-        over ``result["Body"]``, best inside ``async with``, which gives the connection up when the block is left early.
+        over ``result["Body"]``, best inside ``async with``, which closes the connection if the block exits early.
 
         Raises:
             ParamValidationError: before anything is sent; it names every fault.
-            ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`. What goes wrong after the
-                response's head is raised by the iteration, see `aiosmrt._core.streams.EventStream`.
+            ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`. The iteration
+                raises what fails after the response's head, see `aiosmrt.EventStream`.
         """
         codec = self._codec("InvokeEndpointWithResponseStream")
         head = codec.heads.head(
@@ -393,7 +394,7 @@ class Client:
 
         Args:
             operation_name: such as ``"InvokeEndpoint"``.
-            params: its parameters under AWS's names; None for none.
+            params: its parameters under AWS's names. Defaults to no parameters.
 
         Raises:
             ParamValidationError: an unknown operation, or as the operation's own method.
@@ -416,15 +417,15 @@ class Client:
         ExpiresIn: int = 3600,
         HttpMethod: str | None = None,
     ) -> str:
-        """Sign a URL with which somebody without credentials can make one call.
+        """Sign a URL with which a caller without credentials can make one call.
 
-        The caller of the URL must send the same body, and the headers that the parameters stand for.
+        That caller must send the same body, and the headers that the parameters stand for.
 
         Args:
             ClientMethod: the client's method, such as ``"invoke_endpoint"``.
-            Params: its parameters under AWS's names; None for none.
+            Params: its parameters under AWS's names. Defaults to no parameters.
             ExpiresIn: seconds for which the URL is valid, 1 to 604,800.
-            HttpMethod: the HTTP method; None for the operation's, which is POST.
+            HttpMethod: the HTTP method. Defaults to the operation's, which is POST.
 
         Raises:
             ParamValidationError: an unknown method or faulty parameters.
@@ -460,7 +461,7 @@ class Client:
         )
         return f"{core.configuration().origin}{path}?{query}"
 
-    # Around the operations
+    # Views, endpoints, facts
 
     def with_options(
         self,
@@ -539,12 +540,13 @@ class Client:
                 ``serialize(data)``.
             deserializer: reads response bodies; one of `aiosmrt.serializers`, or an object with ``accept`` and
                 ``deserialize(body, content_type)``.
-            deadline: seconds for a whole call; None for no limit, left out for the client's.
-            patience: seconds for which a call waits and is sent again after its first failure; left out for the
+            deadline: seconds for a whole call. If None, no limit. Defaults to the client's.
+            patience: seconds for which a call waits and is sent again after its first failure. Defaults to the
                 client's.
-            wait_for_capacity: seconds to wait while the endpoint scales out from zero; None for not at all, left out
-                for the client's.
-            upload_to: the S3 URI under which `submit` puts bodies that are too large for a request; None for nowhere.
+            wait_for_capacity: seconds to wait while the endpoint scales out from zero. If None, calls do not wait.
+                Defaults to the client's.
+            upload_to: the S3 URI under which `submit` puts bodies that are too large for a request. If None, such
+                bodies are refused.
             options: members of all calls, such as ``inference_component="adapter"``; see
                 `aiosmrt.endpoint.CallOptions`. ``content_type`` and ``accept`` are the serializer's and the
                 deserializer's where they are not given.
@@ -604,28 +606,28 @@ class Client:
         return self._core.configuration().endpoint.url
 
     def can_paginate(self, operation_name: str) -> bool:
-        """Whether a method is paginated; none of this service is.
+        """Whether a method is paginated, which none of this service's methods is.
 
         Args:
             operation_name: the client's method.
 
         Raises:
-            KeyError: there is no such method, as in botocore.
+            KeyError: the method does not exist, as in botocore.
         """
         _METHODS[operation_name]
         return False
 
     def get_paginator(self, operation_name: str) -> NoReturn:
-        """Nothing to get: no operation of this service is paginated.
+        """Raise, because no operation of this service is paginated.
 
         Raises:
-            OperationNotPageableError: always, unless there is no such method (KeyError).
+            OperationNotPageableError: always, unless the method does not exist (KeyError).
         """
         _METHODS[operation_name]
         raise OperationNotPageableError(f"Operation cannot be paginated: {operation_name}")
 
     def get_waiter(self, waiter_name: str) -> NoReturn:
-        """Nothing to get: this service has no waiters.
+        """Raise, because waiters do not exist for this service.
 
         Raises:
             ValueError: always, as in botocore.
@@ -634,7 +636,7 @@ class Client:
 
     @property
     def waiter_names(self) -> list[str]:
-        """Names of this service's waiters: none."""
+        """The names of this service's waiters: an empty list."""
         return []
 
     async def close(self) -> None:

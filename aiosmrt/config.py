@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses, with the defaults and why, and what a number in a setting may be."""
+"""Retry settings with their defaults and the reasons for them, and checks of numbers in settings."""
 
 import math
 import sys
@@ -63,12 +63,12 @@ class RetryPolicy:
 
     Args:
         max_attempts: requests per call including the first. Defaults to ``AWS_MAX_ATTEMPTS``, then the profile's
-            ``max_attempts``, then the mode's (``legacy`` 5, the others 3); if there is no mode, no bound but time.
+            ``max_attempts``, then the mode's (``legacy`` 5, the others 3); without a mode, only time bounds them.
         base_delay: back-off base in seconds for transient errors: a retry waits up to ``base_delay * 2**n``. Defaults
             to 0.05; 1 in mode ``legacy``.
         throttling_base_delay: the same after throttling and while a model is loading. Defaults to 1; where no mode
             counts the attempts, a throttled call waits up to 0.25 however often it was.
-        max_delay: the longest back-off in seconds. Defaults to 20; in mode ``legacy`` to ``math.inf``, for no bound.
+        max_delay: the longest back-off in seconds. Defaults to 20, in mode ``legacy`` to ``math.inf``.
         mode: ``"standard"``, ``"adaptive"`` or ``"legacy"``. Defaults to ``AWS_RETRY_MODE``, then the profile's
             ``retry_mode``, unless the client is given a ``patience``.
         retry_read_timeouts: whether a call that timed out while reading is sent again. Off, because the model may
@@ -151,10 +151,10 @@ class RetryPolicy:
         return base, longest
 
     def attempts(self, configured: int | None) -> int | None:
-        """Requests per call including the first; None for no bound but time.
+        """Requests per call including the first; if None, only time bounds them.
 
         Args:
-            configured: what environment and profile say; None for nothing.
+            configured: what environment and profile ask for, if anything.
 
         >>> RetryPolicy().attempts(None), RetryPolicy(mode="legacy").attempts(None), RetryPolicy().attempts(2)
         (None, 5, 2)
@@ -203,7 +203,7 @@ def check_retry_mode(mode: object) -> RetryMode | None:
     """The mode, if it is one.
 
     Raises:
-        InvalidRetryModeError: it is none of `RETRY_MODES`.
+        InvalidRetryModeError: it is not one of `RETRY_MODES`.
     """
     if mode is None:
         return None
@@ -228,7 +228,7 @@ def shown(value: object) -> str:
 
 
 def faulty_limits(**limits: object) -> list[str]:
-    """What is wrong with time limits, each of which may be None.
+    """The faults of time limits, each of which may be None.
 
     >>> faulty_limits(deadline=2.5, read_timeout=None, part_timeout=0)
     ['part_timeout must be a positive number of seconds, or None; got 0']
@@ -241,7 +241,7 @@ def faulty_limits(**limits: object) -> list[str]:
 
 
 def is_seconds(value: object) -> bool:
-    """Whether this is a finite number from 0.
+    """Whether this is a finite, non-negative number.
 
     >>> is_seconds(0.5), is_seconds(0), is_seconds(-1), is_seconds(float("nan")), is_seconds(True)
     (True, True, False, False, False)
@@ -251,7 +251,7 @@ def is_seconds(value: object) -> bool:
 
 
 def is_whole(value: object, least: int) -> bool:
-    """Whether this is a whole number from ``least`` on.
+    """Whether this is an integer >= ``least``.
 
     >>> is_whole(3, 1), is_whole(0, 1), is_whole(1.0, 1), is_whole(True, 1)
     (True, False, False, False)

@@ -27,7 +27,7 @@
      ├── DeadlineExceededError            the caller's own deadline
      ├── TooManyWaitingError              max_waiting calls wait already; nothing was sent
      ├── TooManyFailuresError             a map had more failures than max_failures allows
-     ├── EventStreamFormatError           bytes that are no event stream
+     ├── EventStreamFormatError           bytes that are not an event stream
      │    ├── ChecksumMismatchError
      │    ├── FrameLengthError
      │    ├── HeaderFormatError
@@ -39,7 +39,7 @@
      ├── StreamTimeoutError               the first or the next part of a stream came too late
      ├── SessionClosedError               a stateful session that expired or was closed
      ├── JobFailedError                   an asynchronous inference ended with a failure
-     ├── JobTimeoutError                  an asynchronous inference has no result yet
+     ├── JobTimeoutError                  an asynchronous inference's result did not come in time
      ├── ObjectStoreError                 S3 refused or failed; .code, .status
      ├── ClientStateError                 closed, or used from another event loop or after a fork
      └── ConfigurationError
@@ -258,7 +258,7 @@ class ServiceError(AiosmrtError, boto.ClientError):
     Args:
         response: the ``{"Error": {"Code", "Message"}, "ResponseMetadata": …}`` dictionary that botocore would give.
         operation: the API operation.
-        cause: what a retry policy decides on; None for the class's own.
+        cause: what a retry policy decides on. Defaults to the class's.
         retry_after: seconds from ``x-amz-retry-after``; None when absent.
 
     >>> error = ServiceError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "InvokeEndpoint")
@@ -316,7 +316,7 @@ class ValidationError(ServiceError):
 
 
 class EndpointNotFoundError(ValidationError):
-    """There is no endpoint of this name in the account and region."""
+    """The endpoint does not exist in the account and region."""
 
 
 class NoCapacityError(ValidationError):
@@ -402,7 +402,7 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
     Args:
         message: what happened.
         endpoint_url: scheme, host and port that were called; None when unknown.
-        cause: what a retry policy decides on; None for the class's own.
+        cause: what a retry policy decides on. Defaults to the class's.
     """
 
     default_cause: Cause = "connection"

@@ -2,7 +2,7 @@
 
 An observer is a plain callable. It runs on the event loop between two steps of a call, so it must be quick; what it
 raises goes to the loop's exception handler and never into the call. Records hold sizes and names, never a payload,
-a custom attribute or a credential. Nothing is made or called when a client has no observer.
+a custom attribute or a credential. Without an observer, no record is made.
 
 An observer may also have a say in what is sent: see `HeaderSource`.
 """
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 WaitOutcome: TypeAlias = Literal[
-    "capacity",  # there is some, or the service no longer says that there is none
+    "capacity",  # there is some, or the service reports another problem
     "timeout",  # ``wait_for_capacity`` passed
     "abandoned",  # cancelled, the deadline, a closed client or stream, another error
 ]
@@ -41,16 +41,16 @@ WaitOutcome: TypeAlias = Literal[
 
 OutageOutcome: TypeAlias = Literal[
     "recovered",  # the target has recovered
-    "probe",  # it is this call's turn to find out
+    "probe",  # this call is the one to probe it
     "timeout",  # the call's patience is over
     "abandoned",  # cancelled, the deadline, a closed client or stream
 ]
 
 
 class CallStarted(NamedTuple):
-    """A call begins, and takes or waits for its turn next.
+    """A call begins, and takes or waits for a slot next.
 
-    ``url`` is where it is posted to, ``region_name`` the region that it is signed for, None where the client has none.
+    ``url`` is where it is posted to, ``region_name`` the region that it is signed for, None if it is unknown.
     """
 
     operation: str
@@ -62,7 +62,7 @@ class CallStarted(NamedTuple):
 
 
 class LimiterWaited(NamedTuple):
-    """A call waited for its turn under ``max_concurrency``; ``duration`` in seconds."""
+    """A call waited for a slot under ``max_concurrency``; ``duration`` in seconds."""
 
     operation: str
     endpoint_name: str
@@ -73,7 +73,7 @@ class LimiterWaited(NamedTuple):
 class CapacityWaited(NamedTuple):
     """A call waited for capacity; ``duration`` in seconds, attempts that asked for it included.
 
-    ``outcome`` says how the wait ended.
+    ``outcome`` is how the wait ended.
     """
 
     operation: str
@@ -124,7 +124,7 @@ class AttemptEnded(NamedTuple):
 class RetryScheduled(NamedTuple):
     """Another attempt follows after ``delay`` seconds; ``attempt`` is the one that failed.
 
-    A call that waits for a target that is ill has no delay of its own: 0, and an `OutageWaited` follows.
+    It is 0 for a call that waits for a target that is ill; an `OutageWaited` follows.
     """
 
     operation: str
@@ -170,7 +170,7 @@ class CredentialsRefreshed(NamedTuple):
 
 
 class CredentialsRefreshFailed(NamedTuple):
-    """An early refresh failed, and the credentials at hand are still valid; ``error`` is the error's class name."""
+    """An early refresh failed, and the present credentials are still valid; ``error`` is the error's class name."""
 
     source: str
     error: str

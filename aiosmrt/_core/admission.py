@@ -4,9 +4,9 @@ An `Admission` stands before one target. It counts slots, keeps the line of thos
 to its pure `AdmissionState`, which decides how many slots there are and when a target that is ill is probed.
 Invariants, at every suspension point:
 
-1. ``in_use`` counts the slots that are held or granted. Whoever *grants* a slot counts it, so there is no moment
-   between a release and the waiter's wake-up at which a newcomer could take it.
-2. No waiter sleeps while there is a slot for it: every event that could break this (a release, a larger limit, a
+1. ``in_use`` counts the slots that are held or granted. Whoever *grants* a slot counts it, so a newcomer cannot take it
+   between a release and the waiter's wake-up.
+2. No waiter sleeps while a slot is free for it: every event that could break this (a release, a larger limit, a
    recovery) grants slots at once, in order. Calls that were sent before and failed come first, then newcomers in the
    order of their arrival.
 3. While the target is ill and calls wait for it, exactly one of them probes: either its probe is under way, or a timer
@@ -14,8 +14,8 @@ Invariants, at every suspension point:
 4. A cancelled waiter leaves the line. If its slot had been granted already (the grant and the cancellation met in one
    turn of the loop), the slot goes to the next one.
 
-Calls that do not wait for a target that is ill (``patience=0``, no ``wait_for_capacity``) form a line of their own and
-need only a slot below the ceiling; what they find out counts like everything else.
+Calls that do not wait for a target that is ill (``patience=0``, no ``wait_for_capacity``) form their own line and
+need only a slot below the ceiling; their outcomes count like all others.
 
 All state changes are synchronous; the one ``await`` is on the waiter's own future. An admission belongs to one event
 loop and needs no lock. Lines are ``OrderedDict``s because a waiter leaves from the middle when it is cancelled: both
@@ -38,7 +38,7 @@ from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError,
 
 __all__ = ["Admission", "Admissions", "CallLater", "Caller", "Clockwork", "LimiterStatistics", "Timer", "target_of"]
 
-# Endpoints and components whose admissions are kept although nobody uses them.
+# Endpoints and components whose admissions are kept while no call uses them.
 _MAX_IDLE = 1024
 
 # A loop's timer may strike this many seconds early, by its clock's resolution.
@@ -73,7 +73,7 @@ class Caller(Protocol):
         ...
 
     def gives_up_at(self, illness: Illness, since: float) -> float | None:
-        """When it stops waiting for a target that is ill, in seconds of the client's clock; None for never.
+        """When it stops waiting for a target that is ill, in seconds of the client's clock; if None, never.
 
         Args:
             illness: what the target is ill with.
@@ -204,11 +204,11 @@ class Admission:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody has any use for it, and little would be forgotten with it."""
+        """Whether no call uses it, and little would be forgotten with it."""
         return not self.in_use and not self.waiting and (self.state.steady or self.state.illness is not None)
 
     def try_acquire(self) -> bool:
-        """Take a slot if one is free and nobody waits for it, without suspending.
+        """Take a slot if one is free and no call waits for it, without suspending.
 
         Returns:
             Whether the slot was taken; if so, `release` must be called once.
@@ -538,7 +538,7 @@ class Admission:
     # Probes
 
     def _set_probe(self) -> None:
-        """Have the head of the line probe when it is time to, and nobody else."""
+        """Have the head of the line probe when it is time to."""
         if self._prober is not None:
             return
         head = self._first()

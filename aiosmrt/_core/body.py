@@ -17,7 +17,7 @@ __all__ = ["HASH_INLINE_BYTES", "DeferredBody", "OffLoop", "body_bytes", "body_d
 T = TypeVar("T")
 
 HASH_INLINE_BYTES: Final = 256 * 1024
-"""Above this size a thread's hand-over costs less than the loop's stall (docs/design/architecture.md, Hashing)."""
+"""Above this size, moving to a thread costs less than stalling the loop (docs/design/architecture.md, Hashing)."""
 
 
 class OffLoop(Protocol):
@@ -27,7 +27,7 @@ class OffLoop(Protocol):
 
 
 class DeferredBody:
-    """A body that is made when the call has begun, so that its deadline counts the making.
+    """A body that is made after the call has begun, so that its deadline covers the making.
 
     Args:
         make: makes the body; called once.
@@ -50,11 +50,11 @@ async def body_bytes(body: Body | DeferredBody | None, off_loop: OffLoop) -> byt
     """A request body as bytes that do not change any more.
 
     Args:
-        body: as the caller gave it; None for an empty one.
+        body: as the caller gave it. If None, it is empty.
         off_loop: where files are read.
 
     Raises:
-        ParamValidationError: a text without an encoding, or a file that is not binary or not seekable.
+        ParamValidationError: text that cannot be encoded, or a file that is not binary or not seekable.
     """
     if isinstance(body, bytes):
         return body
@@ -86,10 +86,10 @@ def body_digest(body: bytes | memoryview) -> str:
 
 def _read_file(file: Any) -> bytes:
     if inspect.iscoroutinefunction(file.read):
-        raise ParamValidationError(["Body: the file is an asynchronous one; read it and pass its bytes"])
+        raise ParamValidationError(["Body: the file is asynchronous; read it and pass its bytes"])
     if not hasattr(file, "seekable") or not file.seekable():
         raise ParamValidationError(["Body: the file is not seekable; read it and pass its bytes"])
-    # nothing is read yet: a text file shows by the type of what it gives
+    # nothing is read yet: the type shows whether it is a text file
     if isinstance(file.read(0), str):
         raise ParamValidationError(['Body: the file is open in text mode; open it with "rb"'])
     data = file.read()

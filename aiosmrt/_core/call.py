@@ -11,8 +11,8 @@
     Call.result                   reply -> result dictionary               aiosmrt._wire.replies
 
 A call takes a slot of its target before its first attempt. A plain call releases it with its result, a stream when it
-ends. A call that fails keeps it through back-off, so that nobody takes its place to be refused as well, unless its
-target has fewer slots then, or is ill: it returns the slot at once, and goes before newcomers when it takes one again.
+ends. A call that fails keeps it through back-off, so that no other call takes it to be refused as well. It returns the
+slot at once if its target has fewer slots now, or is ill, and goes before newcomers when it takes one again.
 The call's ``deadline`` spans everything up to the result; for a stream, everything up to the response's head.
 
 An error that leaves a call is deleted from the frames that raised it. Its traceback holds those frames, so that they,
@@ -76,13 +76,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Call"]
 
-# A call that was throttled so often did not just have bad luck.
+# A call that was throttled this often did not just have bad luck.
 _NO_ACCIDENT: Final = 6
 
 # Failures of which the next call might die as well, if it took the slot at once.
 _KEEPS_SLOT: Final = frozenset({"throttling", "transient", "connection", "truncated", "clock_skew"})
 
-# What a transport brings: a whole reply for a plain call, an open one for a stream.
+# What a transport returns: a whole reply for a plain call, an open one for a stream.
 AnyReply: TypeAlias = Reply | ReplyStream
 
 
@@ -94,10 +94,10 @@ class Call:
         view: the client's or view's settings.
         codec: the operation.
         head: the checked request head.
-        body: the request body as the caller gave it; None for an empty one.
+        body: the request body as the caller gave it. If None, it is empty.
     """
 
-    # What few calls change is looked up here, which spares the others the setting of it.
+    # What few calls change is looked up on the class, so that the others need not set it.
 
     # requests that were throttled
     _refusals = 0
@@ -110,7 +110,7 @@ class Call:
     _capacity_left: float | None = None
     # since when it waits for its target to recover, itself refused or not
     _outage_since: float | None = None
-    # when it began, where somebody wants to know
+    # when it began, if there is a deadline or an observer
     _started = 0.0
     # of a stream: whether it is over, its error's class, its request id
     _finished = False
@@ -150,7 +150,7 @@ class Call:
     # The call as a whole
 
     def run(self) -> Coroutine[Any, Any, Any]:
-        """Make the call, and bring the reply that carried it out."""
+        """Make the call, and return the reply of the attempt that succeeded."""
         view = self._view
         return self._attempts(None) if view.deadline is None and not view.observers else self._observed()
 
@@ -236,7 +236,7 @@ class Call:
     # From a slot to a reply
 
     async def _attempts(self, failure: AiosmrtError | None, *, stream_started: bool = False) -> Any:
-        """Make attempts until one succeeds, and raise the error where there are no more.
+        """Make attempts until one succeeds; raise the error of the last one.
 
         Args:
             failure: why a stream failed that was under way; None before the first attempt.
@@ -301,7 +301,7 @@ class Call:
                 if self._probes:
                     admission.probe_sent(self)
                 sending = send(template.request(headers, body))
-                # What waits with many others had better be small.
+                # Many calls may wait here, so their frames are kept small.
                 del headers, credentials
                 try:
                     reply = await (self._watched(sending) if view.observers else sending)
@@ -463,7 +463,7 @@ class Call:
             del failure
 
     def _failure_of_target(self) -> AiosmrtError:
-        """For a call that sent nothing: what its target has answered others."""
+        """The error for a call that sent nothing: the one that its target has answered others."""
         known = self._admission.failure
         if known is None:
             raise RuntimeError("a target that is ill has failed")
@@ -493,7 +493,7 @@ class Call:
         return patience + min(bound for bound in (since, failed_at, self._outage_since) if bound is not None)
 
     def _patience(self) -> float | None:
-        """Seconds for which it is repeated after its first failure; None for as long as its deadline allows."""
+        """Seconds for which it is repeated after its first failure; if None, until its deadline."""
         view = self._view
         if self._core.reached or view.unreached_after is None:
             return view.gives_up_after
@@ -519,7 +519,7 @@ class Call:
     # Outcomes
 
     def _succeeded(self) -> None:
-        """Report a success that is more than one among many."""
+        """Report a success that changes something at its target."""
         view = self._view
         self._last_error = None
         if view.is_patient:
@@ -554,7 +554,7 @@ class Call:
         self._placed(error)
         if not self._holds_slot:
             return  # it failed before it was sent: no credentials, a closed client
-        # not if it was let in meanwhile
+        # not if it was let in since it was sent
         self._probes = self._probes and self._admission.is_prober(self)
         waits_for_capacity = isinstance(error, NoCapacityError) and view.wait_for_capacity is not None
         if waits_for_capacity and self._capacity_since is None:
@@ -596,7 +596,7 @@ class Call:
         return refusal(status, headers, body, operation, self.sent, skew=offset - self._signed_offset)
 
     async def _wait_after(self, error: AiosmrtError, *, stream_started: bool) -> None:
-        """Wait until the next attempt may be made; raise the error where there is none."""
+        """Wait until the next attempt may be made; raise the error if it was the last one."""
         core, view, admission = self._core, self._view, self._admission
         if isinstance(error, NoCapacityError) and self._capacity_since is not None:
             if self._deadline is not None:
@@ -614,11 +614,11 @@ class Call:
             state.failed_at = self._outage_since
         illness = admission.illness
         if illness is None:
-            # Without a slot, and where there is none, it waits for its turn.
+            # It has no slot and none is free, so it waits in line.
             at_target = error.throttling and not self._holds_slot and error.retry_after is None and admission.is_full
         else:
             at_target = view.is_patient and self.waits_out(illness)
-        # A wait for capacity has a time of its own.
+        # A wait for capacity has its own time limit.
         state.patience = None if at_target and illness == "capacity" else self._patience()
         decision = state.decide(
             error.cause,
@@ -719,7 +719,7 @@ class Call:
         return self._placed(error)
 
     async def recover(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
-        """Make further attempts after a stream failed, where the policy allows; raises ``error`` where not."""
+        """Make further attempts after a stream failed, if the policy allows; otherwise raise ``error``."""
         try:
             stream: ReplyStream = await self._before_deadline(self._attempts(error, stream_started=stream_started))
         except AiosmrtError as failure:

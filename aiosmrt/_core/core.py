@@ -73,7 +73,7 @@ class Counters:
 
 
 class _SignerWithoutRegion(Signer):
-    """In the place of a signer where no region is known; calls that are not signed never ask it."""
+    """Stands in for a signer while the region is unknown; unsigned calls never use it."""
 
     __slots__ = ()
 
@@ -91,8 +91,8 @@ class ClientCore:
         credentials: where credentials come from.
         s3_endpoint_url: as the client's argument.
         verify: as the client's argument.
-        session: the caller's own aiohttp session; None for an own one.
-        transport: which transport carries the calls; None for the fastest that can.
+        session: the caller's aiohttp session. If None, one is created when it is needed.
+        transport: which transport carries the calls. Defaults to the fastest that can.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ClientCore:
         self._object_store: ObjectStore | None = None
         self.closed = False
         self._prepared = False
-        # The thread in which everything below is ready while the loop runs; 0 as long as it is not.
+        # The thread in which everything below is ready while the loop runs; 0 until then.
         self.ready_in = 0
         self.loop: asyncio.AbstractEventLoop
         self.transport: Transport
@@ -197,7 +197,7 @@ class ClientCore:
         return self.ready_in == get_ident() and self.loop.is_running()
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Tie this to the running loop, or say why it cannot be used on it.
+        """Tie this to the running loop, or raise why it cannot be used on it.
 
         Raises:
             ClientStateError: closed, or tied to another loop or process.
@@ -300,8 +300,7 @@ class ClientCore:
 
         Raises:
             ClientStateError: closed, or tied to another loop or process.
-            ConfigurationError: something is missing or contradictory, or the client checks certificates with a context
-                of its user's.
+            ConfigurationError: something is missing or contradictory, or ``verify`` is an SSL context.
         """
         if not self.is_ready():
             await self.prepare()
@@ -321,7 +320,7 @@ class ClientCore:
                 profile_name=settings.profile_name,
                 use_fips_endpoint=settings.use_fips_endpoint,
                 use_dualstack_endpoint=settings.use_dualstack_endpoint,
-                # True leaves AWS_CA_BUNDLE to botocore, which takes no context of anybody's.
+                # True leaves AWS_CA_BUNDLE to botocore, which does not accept an SSL context.
                 verify=False if given is False else os.fspath(given) if isinstance(given, (str, os.PathLike)) else None,
             )
         return self._object_store
@@ -332,7 +331,7 @@ class ClientCore:
     async def _sleep(self, seconds: float) -> None:
         """Wait, but not beyond the client's closing: a call in back-off then finds out at once."""
         if self.closed:
-            return  # whoever would wake it up has done so
+            return  # close() has woken the others, and will not come back
         sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timer = self.call_later(seconds, _wake, sleeper)
         self._sleepers.add(sleeper)

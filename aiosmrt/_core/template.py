@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OperationCodec", "RequestTemplate", "template_of"]
 
-# What a call may name besides its endpoint and has a capacity of its own (the operation table has them as members).
+# What a call may name besides its endpoint and has its own capacity (the operation table has them as members).
 _COMPONENT_HEADER: Final = "X-Amzn-SageMaker-Inference-Component"
 _VARIANT_HEADER: Final = "X-Amzn-SageMaker-Target-Variant"
 
@@ -81,7 +81,7 @@ class RequestTemplate:
 
 
 def template_of(core: ClientCore, view: View, head: Head) -> RequestTemplate:
-    """The template of a head, made if there is none yet; kept where the head is."""
+    """The template of a head, made on first use; kept where the head is."""
     kept = view.templates
     # By identity, which is faster than by value; the head is kept with it, so that its identity stays its own.
     known = kept.get(id(head))

@@ -120,7 +120,7 @@ class View:
         self.quota = Quota() if quota is None else quota
         # seconds after which a call gives up while the service was never reached, where that is sooner
         self.unreached_after = unreached_after
-        # the patience of the calls of a job, unless somebody chose one
+        # the patience of the calls of a job, unless the caller chose one
         self.job_patience = job_patience
         # by the identities of request heads
         self.templates: dict[int, RequestTemplate] = {}
@@ -148,7 +148,7 @@ class View:
         if rules.mode is not None:
             self.gives_up_after = None
         elif isinstance(self.patience, Unset):
-            # A deadline says how long a call may take; without one it has to end as well.
+            # A deadline bounds the call; without one it has to end as well.
             patience = DEFAULT_PATIENCE if self.job_patience is None else self.job_patience
             self.gives_up_after = patience if self.deadline is None else None
         else:

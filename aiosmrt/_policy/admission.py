@@ -5,7 +5,7 @@ Theory of operation
 A target is an endpoint, or one of its inference components or variants. It is *healthy*, and then as many calls are in
 flight as its `aiosmrt._policy.limit.ConcurrencyLimit` allows; or it is *ill*, and then one call at a time probes it
 after growing pauses while all others hold no slot and send nothing. The service is protected by calls that do not send,
-so none has to fail for its sake.
+so no call has to fail for its sake.
 
 ::
 
@@ -16,7 +16,7 @@ so none has to fail for its sake.
        └── the probe was answered: a slow start to the limit known before ◄──────┘
 
 What counts as a failure here is what says something about the service: throttling (which lowers the limit as well),
-5xx, refused and broken connections. A single 503 among successes is none of the target's business: its call is sent
+5xx, refused and broken connections. A single 503 among successes says nothing about the target: its call is sent
 again. Only a streak without a success in between makes an outage. Calls that fail or are refused now and then, never in
 a streak, cost a token of the target's `aiosmrt._policy.retry.RetryBucket` each, and a success returns one: retries may
 be half of all requests, and 500 more. Where they are more than that, each failure lowers the limit.
@@ -40,7 +40,7 @@ from aiosmrt.errors import Cause
 __all__ = ["LET_IN_AFTER", "AdmissionState", "Illness", "ProbeSchedule", "is_sign_of_life"]
 
 Illness: TypeAlias = Literal["outage", "capacity"]
-"""What a target is ill with: nothing gets through, or its inference component has no copy yet."""
+"""What a target is ill with: nothing gets through, or its inference component is scaled to zero."""
 
 FIRST_PAUSE: Final = 0.1
 MAX_PAUSE: Final = 5.0
@@ -118,8 +118,7 @@ class ProbeSchedule:
             now: the time in seconds.
             rand: a random number in [0, 1); a pause is between half and all of what it may be, so that processes that
                 began together do not ask together.
-            retry_after: the service's hint in seconds, which lengthens the pause by at most 5 s; None when it gave
-                none.
+            retry_after: the service's hint in seconds, which lengthens the pause by at most 5 s; None without one.
         """
         if self._illness == "capacity":
             first = FIRST_CAPACITY_PAUSE
@@ -143,14 +142,14 @@ class ProbeSchedule:
             until: the end of its time, in seconds of the clock that `refused` was given.
 
         Returns:
-            Seconds of that clock, which may be past; None when there is no time for another probe.
+            Seconds of that clock, which may be past; None if the time is too short for another probe.
         """
         if self._due <= until:
             return self._due
         return until if self._earliest <= until else None
 
     def abandon(self) -> None:
-        """Take note that nobody waits any more: the next one to come need not wait for a pause of others."""
+        """Take note that no call waits any more: the next one to come need not wait for a pause of others."""
         self._due = min(self._due, self._earliest)
 
     def __repr__(self) -> str:
@@ -206,7 +205,7 @@ class AdmissionState:
         self._schedule = ProbeSchedule("outage", 0.0)
         # calls that may be in flight now; none of those that wait while the target is ill
         self.slots = limit.limit
-        # whether a success changes nothing, so that nobody need tell of it
+        # whether a success changes nothing, so that it need not be reported
         self.steady = False
         self._settle()
 
@@ -339,7 +338,7 @@ class AdmissionState:
         self._settle()
 
     def on_abandoned(self) -> None:
-        """Take note that nobody waits for the target any more."""
+        """Take note that no call waits for the target any more."""
         self._schedule.abandon()
 
     def on_let_in(self, now: float) -> None:

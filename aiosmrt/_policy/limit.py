@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-A caller gives a ceiling. What the service can take at the moment may be less, and the only thing that says so is a
-refusal for load (throttling). `WorkingLimit` finds the number below the ceiling from that:
+A caller gives a ceiling. What the service can take at the moment may be less, and only a refusal for load
+(throttling) shows it. `WorkingLimit` finds the number below the ceiling from that:
 
-- A refusal with n other calls in flight says that n is what the service takes, so the limit drops to n, but to no less
+- A refusal with n other calls in flight means that the service takes n, so the limit drops to n, but to no less
   than half of what it was, in one round trip; by one where less than half of it is in use. A burst of 64 that meets a
   service for 8 settles at 8 within three round trips, and a refusal of a quiet client does not cost it its ceiling.
 - Some services refuse a share of all calls, whatever their number, and fewer calls would not be refused less. So a
@@ -17,7 +17,7 @@ refusal for load (throttling). `WorkingLimit` finds the number below the ceiling
 - After an outage the limit that was known before is approached from `FIRST_WINDOW`, by one for each success, so it
   doubles in a round trip (the slow start of RFC 5681). A refusal on the way ends that.
 
-A round trip needs no clock of its own: as many successes as the limit are one, and a refusal of a call that was sent
+A round trip needs no clock: as many successes as the limit are one, and a refusal of a call that was sent
 after the last drop began belongs to the next one.
 
 Times are seconds of whichever monotonic clock the caller uses throughout.
@@ -40,7 +40,7 @@ _ROUND_TRIPS_TO_DOUBLE: Final = 8.0
 _TESTED: Final = 0.7
 # Round trips after which a limit that is not in use is out of date.
 _ROUND_TRIPS_TO_FORGET: Final = 64.0
-# Refusals without a success between them that are no accident.
+# Refusals without a success between them that are not accidental.
 _IN_A_ROW: Final = 8
 # Answers that are remembered; the share of successes among as many calls or more, or of refusals among fewer, in a
 # sample of so many, that makes a refusal an accident.

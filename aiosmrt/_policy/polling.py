@@ -1,4 +1,4 @@
-"""How often to look for something that nobody announces."""
+"""How often to look for a result that is not announced."""
 
 from typing import Final
 

@@ -67,7 +67,7 @@ _UUID_RANDOM: Final = (1 << 128) - 1 ^ ((0xF << 76) | (0x3 << 62))
 
 StopReason: TypeAlias = Literal[
     "not_retryable",  # the cause, under this policy
-    "stream_started",  # a part was handed out already
+    "stream_started",  # a part was returned already
     "clock_skew",  # the clock was corrected once, and the signature is refused still
     "max_attempts",
     "deadline",  # the wait would end past it
@@ -81,7 +81,7 @@ def classify(status: int, code: str, *, skew: float | None = None) -> Cause:
 
     Args:
         status: the HTTP status, also that of the response in whose stream the error came.
-        code: the error's code; empty when the answer has none (a proxy's page, an empty body).
+        code: the error's code; empty without one (a proxy's page, an empty body).
         skew: for a refused signature, by how many seconds its time was off the service's clock; None when unknown.
 
     Returns:
@@ -146,7 +146,7 @@ def parse_retry_after(header: str | None) -> float | None:
     if header is None:
         return None
     digits = header.strip(" \t")
-    # Longer than any wait could be; and int() and float() have limits of their own far above.
+    # Longer than any wait could be, and far below the limits of int() and float().
     if len(digits) > 18 or not (digits.isascii() and digits.isdigit()):
         return None
     return int(digits) / 1000
@@ -221,7 +221,7 @@ class RetryBucket:
         return self._tokens == self._max_tokens
 
     def withdraw(self, cost: int) -> bool:
-        """Take ``cost`` tokens for a retry, all or none, and say whether they were there."""
+        """Take ``cost`` tokens for a retry, all or none, and return whether they were there."""
         if cost > self._tokens:
             self._refused += 1
             return False
@@ -247,10 +247,10 @@ class RetryState:
 
     Args:
         policy: the rules.
-        max_attempts: requests per call including the first; None for no bound but time.
-        bucket: the allowance of retries that AWS's modes have; None for none.
-        deadline: when the call must be over, in seconds of the clock that `decide` is given; None for no limit.
-        patience: seconds after the first failure during which the call is repeated; None for no limit. It may be
+        max_attempts: requests per call including the first. If None, only time bounds them.
+        bucket: the allowance of retries that AWS's modes have. If None, retries are not counted.
+        deadline: when the call must be over, in seconds of the clock that `decide` is given. If None, no limit.
+        patience: seconds after the first failure during which the call is repeated. If None, no limit. It may be
             changed between two decisions.
 
     Example:
@@ -325,7 +325,7 @@ class RetryState:
             at_target: whether the call waits for its target next, which decides when it is sent; its own delay is 0.
 
         Returns:
-            Seconds to wait before the next attempt, or the reason why there is none.
+            Seconds to wait before the next attempt, or why the failed one was the last.
         """
         policy = self._policy
         if not (
@@ -405,8 +405,8 @@ def sdk_request(attempt: int, max_attempts: int | None, expires_at: float | None
         attempt: the attempt's number, from 1.
         max_attempts: how many the policy allows; an attempt beyond it (`RetryState.attempt`) is its own maximum. None
             where only time bounds them, which leaves the maximum out.
-        expires_at: when nobody will be waiting for the answer any more, in seconds since 1970 by the service's clock;
-            None when unknown.
+        expires_at: when the caller stops waiting for the answer, in seconds since 1970 by the service's clock; None
+            when unknown.
 
     Example:
         >>> sdk_request(1, 3)
