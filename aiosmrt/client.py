@@ -10,14 +10,14 @@ import asyncio
 import os
 import platform
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVar, Unpack, cast
 
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics
-from aiosmrt._core.body import DeferredBody, body_bytes, body_digest
+from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.call import Call
 from aiosmrt._core.core import ClientCore
 from aiosmrt._core.meta import ClientExceptions, ClientMeta
@@ -55,12 +55,22 @@ __all__ = ["Client", "ClientStatistics"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-
+Operation = TypeVar("Operation", bound=Callable[..., Any])
 
 _METHODS = {operation.method: operation.name for operation in OPERATIONS}
 
 # SigV4 query signatures are valid for a week at most.
 _MAX_EXPIRES_SECONDS = 604_800
+
+
+def _names_missing_parameters(operation: Operation) -> Operation:
+    """Have the checks name a parameter that is missing, in place of Python's TypeError for the first one.
+
+    Type checkers see the signature as it is written.
+    """
+    function: Any = operation
+    function.__kwdefaults__ = {"EndpointName": None, "Body": None, **function.__kwdefaults__}
+    return operation
 
 
 class ClientStatistics(NamedTuple):
@@ -254,6 +264,7 @@ class Client:
 
     # The operations
 
+    @_names_missing_parameters
     async def invoke_endpoint(
         self,
         *,
@@ -270,6 +281,7 @@ class Client:
         InferenceComponentName: str | None = None,
         SessionId: str | None = None,
         PrefixAwareId: str | None = None,
+        **unknown: Never,
     ) -> InvokeEndpointOutput:
         """Get an inference from the model behind an endpoint.
 
@@ -278,32 +290,40 @@ class Client:
         its end without blocking the loop. The response body is received before this returns.
 
         Raises:
-            ParamValidationError: before anything is sent; it names every fault.
+            ParamValidationError: before anything is sent; it names every fault. If a parameter is missing or unknown,
+                it is a ParameterNameError, which is a TypeError too.
             ServiceError: the service answered with an error, as one of its subclasses where the model names it.
             TransportError: no response, or one that broke off.
             DeadlineExceededError: the ``deadline`` passed.
         """
         codec = self._codec("InvokeEndpoint")
-        head = codec.heads.head(
-            (
-                EndpointName,
-                ContentType,
-                Accept,
-                CustomAttributes,
-                TargetModel,
-                TargetVariant,
-                TargetContainerHostname,
-                InferenceId,
-                EnableExplanations,
-                InferenceComponentName,
-                SessionId,
-                PrefixAwareId,
-            ),
-            Body,
-        )
-        call = Call(self._core, self._view, codec, head, Body)
+        try:
+            head = codec.heads.head(
+                (
+                    EndpointName,
+                    ContentType,
+                    Accept,
+                    CustomAttributes,
+                    TargetModel,
+                    TargetVariant,
+                    TargetContainerHostname,
+                    InferenceId,
+                    EnableExplanations,
+                    InferenceComponentName,
+                    SessionId,
+                    PrefixAwareId,
+                ),
+                Body,
+                unknown,
+            )
+            call = Call(self._core, self._view, codec, head, Body)
+            del head
+        finally:
+            # error trackers report locals
+            del Body, CustomAttributes, unknown
         return cast("InvokeEndpointOutput", call.result(await call.run()))
 
+    @_names_missing_parameters
     async def invoke_endpoint_async(
         self,
         *,
@@ -318,6 +338,7 @@ class Client:
         RequestTTLSeconds: int | None = None,
         InvocationTimeoutSeconds: int | None = None,
         Body: Body | None = None,
+        **unknown: Never,
     ) -> InvokeEndpointAsyncOutput:
         """Queue an inference at an asynchronous endpoint.
 
@@ -329,23 +350,31 @@ class Client:
             ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`.
         """
         codec = self._codec("InvokeEndpointAsync")
-        head = codec.heads.head(
-            (
-                EndpointName,
-                ContentType,
-                Accept,
-                CustomAttributes,
-                InferenceId,
-                InputLocation,
-                S3OutputPathExtension,
-                Filename,
-                RequestTTLSeconds,
-                InvocationTimeoutSeconds,
-            ),
-            Body,
-        )
-        return cast("InvokeEndpointAsyncOutput", await self._call(codec, head, Body))
+        try:
+            head = codec.heads.head(
+                (
+                    EndpointName,
+                    ContentType,
+                    Accept,
+                    CustomAttributes,
+                    InferenceId,
+                    InputLocation,
+                    S3OutputPathExtension,
+                    Filename,
+                    RequestTTLSeconds,
+                    InvocationTimeoutSeconds,
+                ),
+                Body,
+                unknown,
+            )
+            call = Call(self._core, self._view, codec, head, Body)
+            del head
+        finally:
+            # error trackers report locals
+            del Body, CustomAttributes, unknown
+        return cast("InvokeEndpointAsyncOutput", call.result(await call.run()))
 
+    @_names_missing_parameters
     async def invoke_endpoint_with_response_stream(
         self,
         *,
@@ -360,6 +389,7 @@ class Client:
         InferenceComponentName: str | None = None,
         SessionId: str | None = None,
         PrefixAwareId: str | None = None,
+        **unknown: Never,
     ) -> InvokeEndpointWithResponseStreamOutput:
         """Get an inference as a stream of parts, each yielded as it arrives.
 
@@ -372,22 +402,29 @@ class Client:
                 raises what fails after the response's head, see `aiosmrt.EventStream`.
         """
         codec = self._codec("InvokeEndpointWithResponseStream")
-        head = codec.heads.head(
-            (
-                EndpointName,
-                ContentType,
-                Accept,
-                CustomAttributes,
-                TargetVariant,
-                TargetContainerHostname,
-                InferenceId,
-                InferenceComponentName,
-                SessionId,
-                PrefixAwareId,
-            ),
-            Body,
-        )
-        return cast("InvokeEndpointWithResponseStreamOutput", await self._call(codec, head, Body))
+        try:
+            head = codec.heads.head(
+                (
+                    EndpointName,
+                    ContentType,
+                    Accept,
+                    CustomAttributes,
+                    TargetVariant,
+                    TargetContainerHostname,
+                    InferenceId,
+                    InferenceComponentName,
+                    SessionId,
+                    PrefixAwareId,
+                ),
+                Body,
+                unknown,
+            )
+            call = Call(self._core, self._view, codec, head, Body)
+            del head
+        finally:
+            # error trackers report locals
+            del Body, CustomAttributes, unknown
+        return cast("InvokeEndpointWithResponseStreamOutput", call.result(await call.run()))
 
     async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an operation by AWS's name.
@@ -404,11 +441,11 @@ class Client:
             raise ParamValidationError(
                 [f"Unknown operation: {operation_name!r:.80}, must be one of: {', '.join(BY_NAME)}"]
             )
-        codec = self._codec(operation_name)
-        given = _named(params)
-        body = given.get("Body")
-        head = codec.heads.head(codec.heads.values(given), body, codec.heads.unknown(given))
-        return await self._call(codec, head, body)
+        try:
+            call = self._new_call(operation_name, _named(params))
+        finally:
+            del params
+        return call.result(await call.run())
 
     async def generate_presigned_url(
         self,
@@ -437,29 +474,11 @@ class Client:
             raise ParamValidationError(
                 [f"ExpiresIn must be 1 to {_MAX_EXPIRES_SECONDS} seconds; got {ExpiresIn!r:.80}"]
             )
-        codec = self._codec(_METHODS[ClientMethod])
-        given = _named(Params)
-        body = given.get("Body")
-        head = codec.heads.head(codec.heads.values(given), body, codec.heads.unknown(given))
-        core = self._core
-        if not core.is_ready():
-            await core.prepare()
-        data = await body_bytes(body, core.off_loop)
-        codec.heads.check_body_size(len(data))
-        digest = await core.off_loop(body_digest, data)
-        path = core.base_path + head.path
-        query = core.signer.presign(
-            core.credentials.current() or await core.credentials.get(),
-            core.wall_clock() + core.clock_offset,
-            method=HttpMethod or "POST",
-            host=core.endpoint.host,
-            path=path,
-            query="",
-            headers=head.headers,
-            payload_sha256=digest,
-            expires_in=ExpiresIn,
-        )
-        return f"{core.configuration().origin}{path}?{query}"
+        try:
+            call = self._new_call(_METHODS[ClientMethod], _named(Params))
+        finally:
+            del Params
+        return await call.presigned_url(HttpMethod or "POST", ExpiresIn)
 
     # Views, endpoints, facts
 
@@ -663,7 +682,7 @@ class Client:
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None:
         """Raise as the operation would for faulty parameters, and send nothing."""
         heads = self._codec(operation_name).heads
-        heads.head(heads.values(params), params.get("Body"), heads.unknown(params))
+        heads.head(heads.values(params), params.get("Body"), params)
 
     async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""
@@ -672,17 +691,33 @@ class Client:
     def _codec(self, operation_name: str) -> OperationCodec:
         return self._core.codecs[operation_name]
 
-    async def _call(self, codec: OperationCodec, head: Any, body: Any) -> dict[str, Any]:
-        call = Call(self._core, self._view, codec, head, body)
-        return call.result(await call.run())
+    def _new_call(
+        self, operation_name: str, params: Mapping[str, Any], body: Body | DeferredBody | None = None
+    ) -> Call:
+        """A call for checked parameters.
+
+        Args:
+            operation_name: the API operation.
+            params: its parameters under AWS's names.
+            body: the body, if ``params`` does not have it.
+        """
+        codec = self._codec(operation_name)
+        given = params.get("Body") if body is None else body
+        try:
+            head = codec.heads.head(codec.heads.values(params), given, params)
+            return Call(self._core, self._view, codec, head, given)
+        finally:
+            # error trackers report locals
+            del params, given
 
     async def _invoke(
         self, params: Mapping[str, Any], body: Body | DeferredBody
     ) -> tuple[InvokeEndpointOutput, Waited]:
         """The result of InvokeEndpoint, and what the call has waited for."""
-        codec = self._codec("InvokeEndpoint")
-        head = codec.heads.head(codec.heads.values(params), body, codec.heads.unknown(params))
-        call = Call(self._core, self._view, codec, head, body)
+        try:
+            call = self._new_call("InvokeEndpoint", params, body)
+        finally:
+            del params, body
         result = call.result(await call.run())
         return cast("InvokeEndpointOutput", result), call.waited
 

@@ -33,6 +33,7 @@
      │    ├── HeaderFormatError
      │    └── TruncatedStreamError        the stream ended inside a frame
      ├── ParamValidationError             refused before anything was sent
+     │    └── ParameterNameError          a parameter is missing or unknown; a TypeError too
      ├── OperationNotPageableError
      ├── SerializationError               an object that the serializer cannot express; nothing was sent
      ├── DeserializationError             a response that the deserializer cannot read
@@ -96,6 +97,7 @@ __all__ = [
     "ObjectStoreError",
     "OperationNotPageableError",
     "ParamValidationError",
+    "ParameterNameError",
     "PartialCredentialsError",
     "ProfileNotFoundError",
     "ProxyConnectionError",
@@ -516,6 +518,10 @@ class ParamValidationError(AiosmrtError, boto.ParamValidationError):
         super().__init__(f"Parameter validation failed:\n{report}")
         self.faults = faults
         self.kwargs = {"report": report}
+
+
+class ParameterNameError(ParamValidationError, TypeError):
+    """A parameter is missing, or the operation does not have one of that name; nothing was sent."""
 
 
 class OperationNotPageableError(AiosmrtError, boto.OperationNotPageableError):

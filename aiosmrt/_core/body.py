@@ -68,6 +68,8 @@ async def body_bytes(body: Body | DeferredBody | None, off_loop: OffLoop) -> byt
         except UnicodeEncodeError:
             # without the error as its cause, which holds the body
             fault = "Body: the text contains lone surrogates and cannot be encoded as UTF-8"
+        # error trackers report locals
+        del body
         raise ParamValidationError([fault])
     if isinstance(body, memoryview):
         # read-only memory over bytes is as good as bytes; anything else may change under the signature
@@ -87,12 +89,15 @@ def body_digest(body: bytes | memoryview) -> str:
 def _read_file(file: Any) -> bytes:
     if inspect.iscoroutinefunction(file.read):
         raise ParamValidationError(["Body: the file is asynchronous; read it and pass its bytes"])
-    if not hasattr(file, "seekable") or not file.seekable():
+    # Objects that have seek() and not seekable() can seek, as boto3 takes it.
+    if not hasattr(file, "seek") or (hasattr(file, "seekable") and not file.seekable()):
         raise ParamValidationError(["Body: the file is not seekable; read it and pass its bytes"])
     # nothing is read yet: the type shows whether it is a text file
     if isinstance(file.read(0), str):
         raise ParamValidationError(['Body: the file is open in text mode; open it with "rb"'])
     data = file.read()
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise ParamValidationError([f"Body: the file's read() returned {type(data)} in place of bytes"])
+        fault = f"Body: the file's read() returned {type(data)} in place of bytes"
+        del data
+        raise ParamValidationError([fault])
     return bytes(data)

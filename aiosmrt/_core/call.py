@@ -16,7 +16,8 @@ slot at once if its target has fewer slots now, or is ill, and goes before newco
 The call's ``deadline`` spans everything up to the result; for a stream, everything up to the response's head.
 
 An error that leaves a call is deleted from the frames that raised it. Its traceback holds those frames, so that they,
-the call and its body would otherwise stay until the garbage collector finds them.
+the call and its body would otherwise stay until the garbage collector finds them. Neither headers nor bodies stand in a
+local variable where an error passes, because error trackers report locals.
 
 What a plain call costs that succeeds at once is what the client costs (benchmarks/overhead.py), so `_attempts` has the
 steps of that in one coroutine, and everything else out of it.
@@ -168,6 +169,29 @@ class Call:
                 body = StreamingBody(reply.body)
         return codec.reader.result(reply.status, reply.headers, body, self.sent)
 
+    async def presigned_url(self, method: str, expires_in: int) -> str:
+        """A URL with which the call can be made without credentials; nothing is sent.
+
+        Args:
+            method: the HTTP method.
+            expires_in: seconds for which it is valid.
+        """
+        core = self._core
+        await self._make_ready()
+        path = core.base_path + self._head.path
+        query = core.signer.presign(
+            core.credentials.current() or await core.credentials.get(),
+            core.wall_clock() + core.clock_offset,
+            method=method,
+            host=core.endpoint.host,
+            path=path,
+            query="",
+            headers=self._head.headers,
+            payload_sha256=await core.off_loop(body_digest, self._body),
+            expires_in=expires_in,
+        )
+        return f"{core.configuration().origin}{path}?{query}"
+
     @property
     def waited(self) -> Waited:
         """Seconds for which it has waited so far, by what for."""
@@ -242,27 +266,26 @@ class Call:
             failure: why a stream failed that was under way; None before the first attempt.
             stream_started: whether a part of that stream was returned.
         """
-        core, view, codec, head, body = self._core, self._view, self._codec, self._head, self._body
+        core, view, codec = self._core, self._view, self._codec
         counters = core.counters
         try:
             if not self._ready:
-                if type(body) is bytes and core.is_ready() and codec.has_payload:
+                if type(self._body) is bytes and core.is_ready() and codec.has_payload:
                     self._ready = True
                 else:
                     await self._make_ready()
-                    body = self._body
             if failure is None:
                 counters.calls += 1
                 if view.sign:
-                    large = len(body) > HASH_INLINE_BYTES
-                    self._digest = await core.off_loop(body_digest, body) if large else body_digest(body)
+                    large = len(self._body) > HASH_INLINE_BYTES
+                    self._digest = await core.off_loop(body_digest, self._body) if large else body_digest(self._body)
             elif stream_started:
                 counters.count_failure(failure)
             else:
                 self._failed(failure)
-            template = view.templates.get(id(head))
-            if template is None or template.head is not head:
-                template = template_of(core, view, head)
+            template = view.templates.get(id(self._head))
+            if template is None or template.head is not self._head:
+                template = template_of(core, view, self._head)
             admission = view.admissions.by_target.get(template.target)
             if admission is None:
                 admission = view.admissions.of(template.target)
@@ -293,15 +316,15 @@ class Call:
                 if credentials is not None:
                     headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
                 counters.attempts += 1
-                counters.bytes_sent += len(body)
+                counters.bytes_sent += len(self._body)
                 self._is_outstanding = True
                 admission.outstanding = self._sent_among = admission.outstanding + 1
                 self._phase = "attempt"
                 self._phase_began = core.clock()
                 if self._probes:
                     admission.probe_sent(self)
-                sending = send(template.request(headers, body))
-                # Many calls may wait here, so their frames are kept small.
+                sending = send(template.request(headers, self._body))
+                # Error reports show the locals of frames.
                 del headers, credentials
                 try:
                     reply = await (self._watched(sending) if view.observers else sending)
@@ -316,6 +339,7 @@ class Call:
                             admission.release(self)
                         return reply
                     failure = self._refusal(reply if isinstance(reply, Reply) else await _drained(reply))
+                    del reply
                 except AiosmrtError as error:
                     failure = error
                 self._failed(failure)
@@ -352,6 +376,7 @@ class Call:
                 refused = self._refusal(whole)
                 error = refused.code
                 status, request_id = whole.status, whole.headers.get("x-amzn-requestid")
+                del reply, whole
                 raise refused  # noqa: TRY301 (the attempt is over here)
         except BaseException as raised:
             if raised is not refused:
@@ -775,6 +800,9 @@ async def _drained(stream: ReplyStream) -> Reply:
     try:
         while chunk := await stream.read():
             chunks.append(chunk)
+    except BaseException:
+        chunks.clear()
+        raise
     finally:
         stream.close()
     return Reply(stream.status, stream.headers, b"".join(chunks))

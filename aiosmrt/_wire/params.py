@@ -9,10 +9,11 @@ header to the server.
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aiosmrt._wire.operations import Member, Operation
-from aiosmrt.errors import ParamValidationError
+from aiosmrt.errors import ParameterNameError, ParamValidationError
 
 __all__ = ["Head", "HeadBuilder", "full_pattern"]
 
@@ -24,6 +25,10 @@ _VARYING = frozenset({"CustomAttributes", "InferenceId", "SessionId", "PrefixAwa
 
 # C0, DEL, C1, and halves of surrogate pairs, which have no encoding; compiled on first need, which costs 0.5 ms.
 _UNSENDABLE = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+
+_MISSING = "Missing required parameter in input:"
+
+_NO_PARAMS: Mapping[str, Any] = MappingProxyType({})
 
 # As much of a faulty value as an error quotes, in characters.
 _QUOTED = 80
@@ -90,7 +95,7 @@ class HeadBuilder:
         # of a list, whose length is known: a tuple that grew is never used again by the interpreter's free lists
         return tuple([params.get(member.name) for member in self.members])
 
-    def unknown(self, params: Mapping[str, Any]) -> list[str]:
+    def _unknown(self, params: Mapping[str, Any]) -> list[str]:
         """A fault for each name that the operation does not have."""
         known = [member.name for member in self.operation.members]
         return [
@@ -99,25 +104,26 @@ class HeadBuilder:
             if name not in known
         ]
 
-    def head(self, values: tuple[Any, ...], body: object, unknown: Sequence[str] = ()) -> Head:
+    def head(self, values: tuple[Any, ...], body: object, params: Mapping[str, Any] = _NO_PARAMS) -> Head:
         """The request head for checked parameters.
 
         Args:
             values: one per member, in the order of ``members``; None for a parameter that is not given.
             body: what the caller gave as ``Body``; looked at for presence and type only.
-            unknown: faults found before, to be named with the others.
+            params: parameters under AWS's names, of which those that the operation does not have are faults.
 
         Raises:
             ParamValidationError: with every fault of the call.
+            ParameterNameError: the same, if a parameter is missing or unknown.
         """
-        if type(body) is bytes and self._input_location is None and not unknown:
+        if type(body) is bytes and self._input_location is None and not params:
             try:
                 known = self._heads.get(values)
             except TypeError:  # an unhashable value: the checks below name it
                 known = None
             if known is not None:
                 return known
-        faults = [*unknown, *self._body_faults(values, body)]
+        faults = [*(unknown := self._unknown(params)), *self._body_faults(values, body)]
         common = list(values)
         for i in self._fresh:
             common[i] = None
@@ -130,7 +136,10 @@ class HeadBuilder:
         for i, member in checked:
             self._check(member, values[i], faults)
         if faults:
-            raise ParamValidationError(faults)
+            # error trackers report locals
+            names_differ = bool(unknown) or any(fault.startswith(_MISSING) for fault in faults)
+            del values, common, key, body, params
+            raise ParameterNameError(faults) if names_differ else ParamValidationError(faults)
         if base is None:
             base = self._build(key)
             if len(self._heads) >= MAX_HEADS:
@@ -169,7 +178,7 @@ class HeadBuilder:
     def _body_faults(self, values: tuple[Any, ...], body: object) -> list[str]:
         if body is None:
             if self._input_location is None:
-                return ['Missing required parameter in input: "Body"']
+                return [f'{_MISSING} "Body"']
             if values[self._input_location] is None:
                 return ["Exactly one of Body and InputLocation must be given, got neither"]
             return []
@@ -187,7 +196,7 @@ class HeadBuilder:
         name, rule = member.name, member.rule
         if value is None:
             if member.required:
-                faults.append(f'Missing required parameter in input: "{name}"')
+                faults.append(f'{_MISSING} "{name}"')
             return
         if rule.type == "integer":
             if not isinstance(value, int) or isinstance(value, bool):

@@ -157,7 +157,7 @@ def check(operation: Operation, params: dict[str, Any]) -> list[str]:
     """The faults that our check finds; empty when it lets the call through."""
     builder = HeadBuilder(operation)
     try:
-        builder.head(builder.values(params), params.get("Body"), builder.unknown(params))
+        builder.head(builder.values(params), params.get("Body"), params)
     except ParamValidationError as error:
         return error.faults
     return []
