@@ -1,6 +1,9 @@
-"""What comes back on the AWS side, as typed dictionaries with AWS's names."""
+"""Results as typed dictionaries with AWS's names.
 
-from typing import IO, TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
+Members that the service sends with every success are declared as present, as in boto3's stubs.
+"""
+
+from typing import IO, TYPE_CHECKING, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from aiosmrt._core.streams import EventStream, StreamingBody
@@ -33,7 +36,7 @@ class InvokeEndpointOutput(TypedDict):
 
     ResponseMetadata: ResponseMetadata
     Body: "StreamingBody"
-    ContentType: NotRequired[str]
+    ContentType: str
     InvokedProductionVariant: NotRequired[str]
     CustomAttributes: NotRequired[str]
     NewSessionId: NotRequired[str]
@@ -44,8 +47,8 @@ class InvokeEndpointAsyncOutput(TypedDict):
     """The result of ``invoke_endpoint_async``; what the service did not send is absent."""
 
     ResponseMetadata: ResponseMetadata
-    InferenceId: NotRequired[str]
-    OutputLocation: NotRequired[str]
+    InferenceId: str
+    OutputLocation: str
     FailureLocation: NotRequired[str]
 
 
@@ -66,9 +69,7 @@ class InvokeEndpointWithResponseStreamOutput(TypedDict):
 
     ResponseMetadata: ResponseMetadata
     Body: "EventStream"
-    ContentType: NotRequired[str]
+    ContentType: str
     InvokedProductionVariant: NotRequired[str]
     CustomAttributes: NotRequired[str]
 
-
-Params: TypeAlias = dict[str, Any]

@@ -57,6 +57,7 @@ async def keys_of_a_result(client: Client) -> None:
     assert_type(response["ResponseMetadata"], ResponseMetadata)
     assert_type(response["ResponseMetadata"]["HTTPStatusCode"], int)
     assert_type(response["ResponseMetadata"]["HTTPHeaders"], dict[str, str])
+    assert_type(response["ContentType"], str)
     if "ContentType" in response:
         assert_type(response["ContentType"], str)
 
