@@ -72,4 +72,3 @@ class InvokeEndpointWithResponseStreamOutput(TypedDict):
     ContentType: str
     InvokedProductionVariant: NotRequired[str]
     CustomAttributes: NotRequired[str]
-

@@ -10,7 +10,7 @@ Invariants, at every suspension point:
    recovery) grants slots at once, in order. Calls that were sent before and failed come first, then newcomers in the
    order of their arrival.
 3. While the target is ill and calls wait for it, exactly one of them probes: either its probe is under way, or a timer
-   is set for the head of the line. If a prober leaves without an answer, the next one asks.
+   is set for the next one. In an outage they take turns; a prober that leaves without an answer is followed at once.
 4. A cancelled waiter leaves the line. If its slot had been granted already (the grant and the cancellation met in one
    turn of the loop), the slot goes to the next one.
 
@@ -34,7 +34,14 @@ from weakref import WeakValueDictionary
 from aiosmrt._policy.admission import AdmissionState, Illness
 from aiosmrt._policy.limit import WorkingLimit
 from aiosmrt.config import is_whole
-from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, fresh_copy
+from aiosmrt.errors import (
+    AiosmrtError,
+    ClientStateError,
+    NoCapacityError,
+    ParamValidationError,
+    TransportError,
+    fresh_copy,
+)
 
 __all__ = ["Admission", "Admissions", "CallLater", "Caller", "Clockwork", "LimiterStatistics", "Timer", "target_of"]
 
@@ -109,17 +116,25 @@ class Waiter:
         home: the line in which it waits out an illness.
         granted: gets True with a slot, False when the caller's time is up.
         ill_before: for how many seconds the target was ill before the wait began, by illness.
+        has_probed: whether the caller was refused as a prober.
     """
 
-    __slots__ = ("caller", "granted", "home", "ill_before", "line", "timer")
+    __slots__ = ("caller", "granted", "has_probed", "home", "ill_before", "line", "timer")
 
     def __init__(
-        self, caller: Caller, home: Line, granted: asyncio.Future[bool], ill_before: dict[Illness, float]
+        self,
+        caller: Caller,
+        home: Line,
+        granted: asyncio.Future[bool],
+        ill_before: dict[Illness, float],
+        *,
+        has_probed: bool,
     ) -> None:
         self.caller = caller
         self.home = home
         self.granted = granted
         self.ill_before = ill_before
+        self.has_probed = has_probed
         self.line: Line | None = None
         self.timer: Timer | None = None
 
@@ -249,7 +264,7 @@ class Admission:
         Args:
             caller: who waits.
             returning: whether it was sent before, and goes before those that were not.
-            front: whether it has probed, and goes on with that.
+            front: whether it has probed, and keeps its place in line.
 
         Returns:
             True with a slot, for which `release` must be called once; False when the caller's time was up.
@@ -264,7 +279,7 @@ class Admission:
             return True
         home = self._returning if returning else self._arriving
         ill_before = self._ill_seconds if illness is None else self.seconds_ill(self._clockwork.clock())
-        waiter = Waiter(caller, home, asyncio.get_running_loop().create_future(), ill_before)
+        waiter = Waiter(caller, home, asyncio.get_running_loop().create_future(), ill_before, has_probed=front)
         self._line_up(waiter, self._hurried if hurried else home)
         if front and not hurried:
             self._returning.move_to_end(waiter, last=False)
@@ -338,6 +353,9 @@ class Admission:
         now = self._clockwork.clock()
         before, ill_before = self.state.illness, self.seconds_ill(now)
         self.state.on_success(started_at, now, self.in_use, sent_among=sent_among, probe=probe)
+        if self.state.illness is not None:
+            # It has made the next probe due.
+            self._stop_probe_timer()
         self._changed(before, ill_before)
 
     def on_failure(
@@ -349,6 +367,7 @@ class Admission:
         *,
         waits_for_capacity: bool,
         strict: bool = False,
+        repeated: bool = False,
     ) -> bool:
         """Report a call that failed.
 
@@ -357,6 +376,7 @@ class Admission:
             error: why it failed.
             waits_for_capacity: whether the call goes on to wait for capacity that the error says is missing.
             strict: whether its being throttled counts even if it looks like an accident.
+            repeated: whether the same call has failed a few times before.
 
         Returns:
             Whether the call may keep its slot through back-off; it may not if there are fewer slots now.
@@ -367,7 +387,7 @@ class Admission:
         state = self.state
         before, ill_before, slots = state.illness, self.seconds_ill(now), state.slots
         cause, hint = error.cause, error.retry_after
-        if waits_for_capacity:
+        if waits_for_capacity or (before == "capacity" and isinstance(error, NoCapacityError)):
             state.on_no_capacity(started_at, now, clockwork.random(), probe=probe, retry_after=hint)
         elif cause == "throttling":
             state.on_throttle(
@@ -381,7 +401,17 @@ class Admission:
                 strict=strict,
             )
         elif cause in ("transient", "connection") or (cause == "truncated" and before != "capacity"):
-            state.on_failure(started_at, now, self.outstanding, clockwork.random(), probe=probe, retry_after=hint)
+            state.on_failure(
+                started_at,
+                now,
+                self.outstanding,
+                clockwork.random(),
+                probe=probe,
+                retry_after=hint,
+                repeated=repeated,
+            )
+        elif cause == "none" and isinstance(error, TransportError):
+            state.on_no_answer(now, clockwork.random(), probe=probe)
         else:
             state.on_answer(cause, started_at, now, self.outstanding, clockwork.random(), probe=probe)
         if state.illness is not None and (probe or before != state.illness):
@@ -440,11 +470,20 @@ class Admission:
             self._head = None
             self._stop_probe_timer()
 
-    def _first(self) -> Waiter | None:
+    def _next_prober(self) -> Waiter | None:
+        """The first in line; in an outage, the first that has not probed, or else the one that did so the longest ago.
+
+        A call may fail for its own sake, and all others would wait for it.
+        """
+        take_turns = self.state.illness == "outage"
+        longest = None
         for line in (self._returning, self._arriving):
             for waiter in line:
-                return waiter
-        return None
+                if not (take_turns and waiter.has_probed):
+                    return waiter
+                # Probers return to the front.
+                longest = waiter
+        return longest
 
     def _grant(self, waiter: Waiter) -> bool:
         self._leave(waiter)
@@ -541,7 +580,7 @@ class Admission:
         """Have the head of the line probe when it is time to."""
         if self._prober is not None:
             return
-        head = self._first()
+        head = self._next_prober()
         if head is not self._head:
             self._stop_probe_timer()
             former, self._head = self._head, head
@@ -575,7 +614,7 @@ class Admission:
                     (until if at is None else at) - now, self._probe_timer_struck
                 )
                 return
-            self._head = head = self._first()
+            self._head = head = self._next_prober()
 
     def _probe_timer_struck(self) -> None:
         self._probe_timer = None

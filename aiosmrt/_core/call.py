@@ -80,8 +80,17 @@ __all__ = ["Call"]
 # A call that was throttled this often did not just have bad luck.
 _NO_ACCIDENT: Final = 6
 
+# A call that failed more often than this may be the reason itself.
+_SAYS_MORE: Final = 2
+
 # Failures of which the next call might die as well, if it took the slot at once.
 _KEEPS_SLOT: Final = frozenset({"throttling", "transient", "connection", "truncated", "clock_skew"})
+
+# What a client's statistics count as waiting, rather than as work.
+_COUNTED_WAITS: Final = frozenset({"slot", "probe", "capacity", "back_off", "rate"})
+
+# The phases of a call that waits at its target.
+_IN_LINE: Final = frozenset({"slot", "probe", "capacity"})
 
 # What a transport returns: a whole reply for a plain call, an open one for a stream.
 AnyReply: TypeAlias = Reply | ReplyStream
@@ -115,6 +124,8 @@ class Call:
     _started = 0.0
     # of a stream: whether it is over, its error's class, its request id
     _finished = False
+    # its back-off, while that lasts
+    _pausing: asyncio.Timeout | None = None
     _stream_error: str | None = None
     _request_id: str | None = None
 
@@ -206,15 +217,20 @@ class Call:
         self._started = core.clock()
         if view.deadline is not None:
             self._deadline = self._started + view.deadline
-        error: str | None = None
         try:
-            return await self._before_deadline(self._announced())
+            reply = await self._before_deadline(self._announced())
         except BaseException as raised:
-            error = type(raised).__name__
-            raise
-        finally:
             if self._ready:
-                self._emit(CallEnded, self.sent, core.clock() - self._started, error)
+                self._emit(CallEnded, self.sent, core.clock() - self._started, type(raised).__name__)
+            raise
+        try:
+            self._emit(CallEnded, self.sent, core.clock() - self._started, None)
+        except BaseException:
+            _close(reply)
+            del reply
+            self._let_go()
+            raise
+        return reply
 
     async def _announced(self) -> Any:
         await self._make_ready()
@@ -232,8 +248,11 @@ class Call:
         except TimeoutError as late:
             if isinstance(late, AiosmrtError) or not timer.expired():
                 raise
-            cause, self._last_error = self._last_error, None
-            raise self._deadline_exceeded() from cause
+        finally:
+            # The timer knows this task, and with it an error that leaves it; so does the TimeoutError's traceback.
+            del timer
+        cause, self._last_error = self._last_error, None
+        raise self._deadline_exceeded() from cause
 
     def _deadline_exceeded(self) -> AiosmrtError:
         waited = self.waited
@@ -250,9 +269,11 @@ class Call:
             self._phase = "preparation"
             self._phase_began = core.clock()
             await core.prepare()
+            self._account("preparation", core.clock() - self._phase_began)
         self._phase = "body"
         self._phase_began = core.clock()
         self._body = await body_bytes(self._body, core.off_loop)
+        self._account("body", core.clock() - self._phase_began)
         self._codec.heads.check_body_size(len(self._body))
         self._phase = ""
         self._ready = True
@@ -297,14 +318,14 @@ class Call:
                 if not self._holds_slot:
                     if failure is not None or not admission.try_acquire():
                         await self._admitted(failure)
-                        if self._finished and failure is not None:
-                            raise failure  # noqa: TRY301 (what ended the stream)
                     self._holds_slot = True
                 if not view.is_patient and view.quota.send_rate is not None:
                     await self._wait_for_rate(view.quota.send_rate)
                 credentials = None
                 if view.sign:
                     credentials = core.credentials.current() or await core.credentials.get()
+                if failure is not None and self._finished:
+                    raise failure  # noqa: TRY301 (it has ended the stream, which was closed since)
                 self.sent = attempt = self.sent + 1
                 self._sent_at = now = core.wall_clock()
                 self._signed_offset = core.clock_offset
@@ -344,6 +365,7 @@ class Call:
                     failure = error
                 self._failed(failure)
         except BaseException:
+            headers, credentials = "", None
             self._let_go()
             raise
         finally:
@@ -364,7 +386,12 @@ class Call:
         """Await a request's reply, and tell observers of the attempt."""
         attempt, size = self.sent, len(self._body)
         began = self._core.clock()
-        self._emit(AttemptStarted, attempt, size)
+        try:
+            self._emit(AttemptStarted, attempt, size)
+        except BaseException:
+            if isinstance(sending, Coroutine):
+                sending.close()
+            raise
         status: int | None = None
         error: str | None = None
         request_id: str | None = None
@@ -381,13 +408,18 @@ class Call:
         except BaseException as raised:
             if raised is not refused:
                 error = type(raised).__name__
+            self._emit(AttemptEnded, attempt, self._core.clock() - began, status, error, request_id, size)
             raise
-        else:
-            status, request_id = reply.status, reply.headers.get("x-amzn-requestid")
-            return reply
         finally:
             del refused
-            self._emit(AttemptEnded, attempt, self._core.clock() - began, status, error, request_id, size)
+        status, request_id = reply.status, reply.headers.get("x-amzn-requestid")
+        try:
+            self._emit(AttemptEnded, attempt, self._core.clock() - began, status, None, request_id, size)
+        except BaseException:
+            _close(reply)
+            del reply
+            raise
+        return reply
 
     # Slots, and targets that are ill
 
@@ -438,9 +470,14 @@ class Call:
             if not self._probes:
                 self._outage_since = None
                 self._end_capacity_wait("capacity")
-            elif self._outage_since is None and admission.illness == "outage":
+            elif (illness := admission.illness) is not None:
+                # It may have waited for a while behind another prober.
                 now = core.clock()
-                self._outage_since = now - (admission.seconds_ill(now)["outage"] - ill_before["outage"])
+                since = now - (admission.seconds_ill(now)[illness] - ill_before[illness])
+                if illness == "outage" and self._outage_since is None:
+                    self._outage_since = since
+                elif illness == "capacity" and self._capacity_since is None:
+                    self._capacity_since = since
             if isinstance(failure, NoCapacityError):
                 self._count_retry("no_capacity")
             return
@@ -520,6 +557,8 @@ class Call:
     def _patience(self) -> float | None:
         """Seconds for which it is repeated after its first failure; if None, until its deadline."""
         view = self._view
+        if not view.is_patient:
+            return None
         if self._core.reached or view.unreached_after is None:
             return view.gives_up_after
         return view.unreached_after if view.gives_up_after is None else min(view.unreached_after, view.gives_up_after)
@@ -562,7 +601,7 @@ class Call:
             quota.bucket.on_success()
         if quota.send_rate is not None:
             quota.send_rate.on_response(self._core.clock(), throttled=False)
-        if self._admission.illness is not None:
+        if not self._admission.state.steady:
             self._admission.on_success(self, self._phase_began, 0)
 
     def _failed(self, error: AiosmrtError) -> None:
@@ -593,6 +632,7 @@ class Call:
                 error,
                 waits_for_capacity=waits_for_capacity,
                 strict=self._refusals >= _NO_ACCIDENT,
+                repeated=self.sent > _SAYS_MORE,
             )
             keeps_slot = keeps_slot or (may_keep and error.cause in _KEEPS_SLOT)
         self._no_longer_outstanding()
@@ -665,6 +705,11 @@ class Call:
         if not at_target:
             await self._pause("back_off", decision)
             _check_open(core)
+            if self._finished:
+                try:
+                    raise error
+                finally:
+                    del error
             if self._holds_slot and view.is_patient and admission.is_overdrawn:
                 self._return_slot()
 
@@ -673,12 +718,27 @@ class Call:
         self._phase = reason
         self._phase_began = began = core.clock()
         try:
-            await core.sleep(seconds)
+            if self._codec.streams:
+                await self._until_closed(core.sleep(seconds))
+            else:
+                await core.sleep(seconds)
         except BaseException:
             core.counters.count_wait(reason, core.clock() - began)
             raise
         self._account(reason, core.clock() - began)
         self._phase = ""
+
+    async def _until_closed(self, sleeping: Awaitable[None]) -> None:
+        """Sleep, but not beyond the moment at which another task closes the stream."""
+        self._pausing = asyncio.timeout(None)
+        try:
+            async with self._pausing:
+                await sleeping
+        except TimeoutError:
+            if not self._finished:
+                raise
+        finally:
+            del self._pausing
 
     def _ended(self, error: AiosmrtError, reason: StopReason | None = None) -> AiosmrtError:
         """An error that no attempt follows, with what the call has waited for; to be raised.
@@ -710,7 +770,7 @@ class Call:
             if waits is None:
                 waits = self._waits = {}
             waits[reason] = waits.get(reason, 0.0) + seconds
-            if reason != "attempt":
+            if reason in _COUNTED_WAITS:
                 self._core.counters.count_wait(reason, seconds)
 
     def _count_retry(self, cause: str) -> None:
@@ -729,11 +789,12 @@ class Call:
 
     def _let_go(self) -> None:
         """Return what this call holds; may be called more than once."""
-        self._end_capacity_wait("abandoned")
         self._no_longer_outstanding()
         self._return_slot()
         if self.sent and self._admission.illness is not None:
             self._admission.abandoned()
+        # Last, because observers may raise.
+        self._end_capacity_wait("abandoned")
 
     # What an EventStream needs
 
@@ -757,7 +818,9 @@ class Call:
     def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
         """Return the call's slot when its stream is over."""
         self._finished = True
-        if not self._holds_slot:
+        if self._pausing is not None:
+            self._pausing.reschedule(0)
+        if self._phase in _IN_LINE:
             self._admission.dismiss(self)
         self._let_go()
         self._core.counters.bytes_received += payload_bytes
@@ -792,6 +855,11 @@ def _check_open(core: ClientCore) -> None:
     if not core.ready_in:
         # Those that waited were told when it was closed; this one has to find out.
         raise ClientStateError("the client was closed during the call")
+
+
+def _close(reply: AnyReply) -> None:
+    if not isinstance(reply, Reply):
+        reply.close()
 
 
 async def _drained(stream: ReplyStream) -> Reply:

@@ -149,7 +149,7 @@ class ProbeSchedule:
         return until if self._earliest <= until else None
 
     def abandon(self) -> None:
-        """Take note that no call waits any more: the next one to come need not wait for a pause of others."""
+        """Cut the pause short: no call waits any more, or a call that was sent earlier has succeeded."""
         self._due = min(self._due, self._earliest)
 
     def __repr__(self) -> str:
@@ -253,6 +253,8 @@ class AdmissionState:
         if self.illness is not None:
             # A call that was sent before the illness says nothing about its end.
             if not (probe or started_at > self._ill_since):
+                # But it shows that something gets through.
+                self._schedule.abandon()
                 return
             self._recover(now)
         else:
@@ -294,8 +296,19 @@ class AdmissionState:
         *,
         probe: bool = False,
         retry_after: float | None = None,
+        repeated: bool = False,
     ) -> None:
-        """Take note of a call that failed for a reason of the service's or the network's; as `on_throttle`."""
+        """Take note of a call that failed for a reason of the service's or the network's.
+
+        Args:
+            started_at, now, in_flight, rand, probe, retry_after: as in `on_throttle`.
+            repeated: whether the same call has failed a few times before. While others are in flight, that is no part
+                of a streak: the request may be what fails.
+        """
+        if repeated and in_flight > 1 and self.illness is None:
+            self.bucket.withdraw(1)
+            self._settle()
+            return
         if self.illness is None:
             self._failures += 1
             if not self.bucket.withdraw(1):
@@ -336,6 +349,15 @@ class AdmissionState:
         elif cause == "read_timeout":
             self._limit.on_timeout(started_at, now, in_flight)
         self._settle()
+
+    def on_no_answer(self, now: float, rand: float, *, probe: bool) -> None:
+        """Take note of a call that could not be sent, for a reason that sending it again would not change.
+
+        Args:
+            now, rand, probe: as in `on_throttle`.
+        """
+        if probe:
+            self._schedule.refused(now, rand)
 
     def on_abandoned(self) -> None:
         """Take note that no call waits for the target any more."""

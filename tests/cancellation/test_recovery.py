@@ -244,10 +244,9 @@ async def test_a_call_behind_the_one_that_probes(
         await fall_ill(client, server)
         other = client.with_options(retry=TWICE) if prober == "gives up" else None
         probers.append(await start_prober(client, server, pauses, other))
-        if prober == "is refused":
+        if prober in ("is refused", "gives up"):
+            # The two take turns.
             server.play(UNAVAILABLE, UNAVAILABLE)
-        elif prober == "gives up":
-            server.play(UNAVAILABLE)
         return call(client)
 
     def move_on(number: int) -> None:

@@ -493,7 +493,8 @@ async def test_a_newcomer_probes_at_once_when_the_pause_is_over() -> None:
     assert target.time.pending == []
 
 
-async def test_a_refused_prober_goes_on_as_the_prober_after_the_pause_of_its_refusal() -> None:
+async def test_those_that_wait_take_turns_in_probing() -> None:
+    """A call may be refused for its own sake, and must not keep the others from finding that the target is well."""
     target = Target()
     target.fall_ill()
     await target.pass_by(8.0)
@@ -508,11 +509,20 @@ async def test_a_refused_prober_goes_on_as_the_prober_after_the_pause_of_its_ref
     await target.pass_by(1.9)
     assert not wait.done()
     await target.pass_by(0.1)
-    assert done([wait, returning, other]) == [True, False, False]
-    assert target.admission.is_prober(prober)
+    assert done([wait, returning, other]) == [False, True, False]
+    assert target.admission.is_prober(returned)
+    target.fail(returned, refused())
+    (returning,) = await target.line_up(returned, returning=True, front=True)
+    await target.pass_by(2.6)
+    assert target.admission.is_prober(newcomer)
+    target.fail(newcomer, refused())
+    await target.line_up(newcomer, returning=True, front=True)
+    await target.pass_by(4.0)
+    assert target.admission.is_prober(prober), "it has waited longest since it probed"
     target.succeed(prober)
+    await settle()
+    assert target.admission.illness is None
     assert await returning
-    assert await other
 
 
 async def test_a_prober_that_does_not_come_back_is_followed_after_the_pause() -> None:
@@ -943,7 +953,7 @@ async def test_stretches_of_illness_add_up_for_a_call_that_waits() -> None:
     target.fall_ill()
     prober, waiter = target.call(patience=None), target.call()
     _, wait = await target.line_up(prober, waiter)
-    for _ in range(3):
+    for stretch in range(3):
         await target.pass_by(6.0)
         assert target.admission.is_prober(prober)
         target.answer(prober)
@@ -954,9 +964,11 @@ async def test_stretches_of_illness_add_up_for_a_call_that_waits() -> None:
         for _ in range(10):
             if target.admission.illness is None:
                 target.report(prober, refused())
-        target.admission.release(prober)
-        (prober_wait,) = await target.line_up(prober, returning=True, front=True)
-        assert not prober_wait.done()
+        if stretch < 2:
+            target.admission.release(prober)
+            prober = target.call(patience=None)
+            (prober_wait,) = await target.line_up(prober, returning=True)
+            assert not prober_wait.done()
     await target.pass_by(1.9)
     assert not wait.done()
     await target.pass_by(0.2)
@@ -1343,6 +1355,19 @@ class AdmissionMachine(RuleBasedStateMachine):
                 self.problems.append(f"{call} probes beside another one")
             if self.time.now < self.probe_from - EARLY:
                 self.problems.append(f"{call} probes too soon after a refusal")
+            if (
+                call.front
+                and illness == "outage"
+                and any(
+                    other.state == "waiting"
+                    and not other.front
+                    and other.waits_out(illness)
+                    and other.kind == call.kind
+                    and not self._leaves(other)
+                    for other in self.calls
+                )
+            ):
+                self.problems.append(f"{call} probes again before others have")
             call.unanswered = self.illnesses
         self._check_order(call)
         call.state = "granted"
@@ -1368,9 +1393,9 @@ class AdmissionMachine(RuleBasedStateMachine):
         for other in self.calls:
             if other is call or other.state != "waiting" or other.kind != call.kind or self._leaves(other):
                 continue
-            if other.front and not call.front and call.kind == always_patient:
+            if other.front and not call.front and call.kind == always_patient and self.admission.illness != "outage":
                 self.problems.append(f"{call} went before {other}, which had probed")
-            elif call.front:
+            elif call.front or other.front:
                 continue
             elif other.order < call.order and other.returning >= call.returning:
                 self.problems.append(f"{call} went before {other}, which came before it")
