@@ -1,1 +1,1 @@
-"""What joins aiosmrt to other packages: a module for each, which needs that package's extra and nobody else imports."""
+"""Integrations with other frameworks: a module or package for each, and an extra that installs what it needs."""

@@ -27,12 +27,6 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from opentelemetry import metrics, trace
-from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.util.types import AttributeValue
-
 from aiosmrt._policy.retry import classify
 from aiosmrt._version import __version__
 from aiosmrt._wire.operations import BY_NAME, INVOKE_ENDPOINT, SERVICE_ID
@@ -49,6 +43,14 @@ from aiosmrt.events import (
     RetryScheduled,
     StreamEnded,
 )
+from aiosmrt.integrations._extras import extra
+
+with extra("otel"):
+    from opentelemetry import metrics, trace
+    from opentelemetry.context import Context
+    from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    from opentelemetry.util.types import AttributeValue
 
 __all__ = ["OpenTelemetryObserver"]
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import pytest
@@ -29,11 +30,13 @@ import aiosmrt
 from aiosmrt import errors
 from aiosmrt._wire.lines import ServerSentEvent, SSEDecoder
 from aiosmrt.endpoint import Endpoint, PredictionStream
-from aiosmrt.integrations import fastapi as integration
+from aiosmrt.integrations import _extras
 from aiosmrt.integrations.fastapi import (
     ClientDisconnectedError,
     SageMakerClient,
     SSEResponse,
+    _encoding,
+    _errors,
     cancel_on_disconnect,
     client_lifespan,
     endpoint,
@@ -42,6 +45,8 @@ from aiosmrt.integrations.fastapi import (
     sagemaker_client,
     sse_response,
 )
+from aiosmrt.integrations.fastapi._disconnect import CancelWhenDone
+from aiosmrt.integrations.fastapi._encoding import EventEncoder
 from aiosmrt.local import Invocation, LocalRuntime, faults
 from aiosmrt.serializers import JSON, TEXT
 from tests.cancellation.driver import Moment, cancel_everywhere
@@ -51,6 +56,7 @@ from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.runtime import RawAnswer, RawConnection, echo, local_runtime
 
 ROOT = Path(__file__).parents[2]
+LOGGER = "aiosmrt.integrations.fastapi"
 
 Echo = Annotated[Endpoint[Any, Any], Depends(endpoint("echo", serializer=JSON, deserializer=JSON))]
 Llm = Annotated[Endpoint[Any, Any], Depends(endpoint("llm", serializer=TEXT, deserializer=JSON))]
@@ -206,7 +212,7 @@ async def test_without_the_lifespan_the_error_says_what_to_do(caplog: pytest.Log
 
     async with served(app) as server:
         assert (await ask(server, "/")).status == 500
-    assert "ClientStateError: the application has no client: make it with FastAPI(lifespan=" in caplog.text
+    assert "ClientStateError: the application has no client; use FastAPI(lifespan=" in caplog.text
 
 
 async def test_a_second_client_is_refused(runtime: LocalRuntime) -> None:
@@ -214,7 +220,7 @@ async def test_a_second_client_is_refused(runtime: LocalRuntime) -> None:
     lifespan = client_lifespan(**arguments(runtime))
     async with lifespan(app):
         first = app.state.sagemaker_client
-        with pytest.raises(aiosmrt.ClientStateError, match="has a client already"):
+        with pytest.raises(aiosmrt.ClientStateError, match="already has a client"):
             async with lifespan(app):
                 raise AssertionError("entered")
         assert app.state.sagemaker_client is first
@@ -361,7 +367,7 @@ async def test_an_error_has_a_status(
         assert app.state.sagemaker_client.statistics().in_use == 0
     assert answer.status == status
     assert answer.headers.get("retry-after") == retry_after
-    mapped = [record.getMessage() for record in caplog.records if record.name == integration.__name__]
+    mapped = [record.getMessage() for record in caplog.records if record.name == LOGGER]
     if detail is None:
         assert answer.body == b"Internal Server Error"
         assert "Traceback" in caplog.text
@@ -405,7 +411,7 @@ async def test_a_client_where_too_many_wait_sheds_load(
         model.say(b"1", end=True)
         assert (await ask(server, f"/{kind}")).status == 200
         assert client.statistics().in_use == 0
-    mapped = [record.getMessage() for record in caplog.records if record.name == integration.__name__]
+    mapped = [record.getMessage() for record in caplog.records if record.name == LOGGER]
     assert len(mapped) == 2
     assert all("(TooManyWaitingError, request id None), answered with 503" in line for line in mapped)
 
@@ -496,7 +502,7 @@ one_line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 
 @given(st.lists(st.builds(ServerSentEvent, one_line, texts, one_line, st.none() | st.integers(0, 10**6))))
 def test_events_arrive_as_they_were_given(events: list[ServerSentEvent]) -> None:
-    encoder, decoder = integration._Encoder(), SSEDecoder()
+    encoder, decoder = EventEncoder(), SSEDecoder()
     arrived = decoder.feed(b"".join(encoder.encode(event) for event in events))
     id_, retry = "", None
     for event, given_event in zip(arrived, events, strict=True):
@@ -507,7 +513,7 @@ def test_events_arrive_as_they_were_given(events: list[ServerSentEvent]) -> None
 
 @given(texts)
 def test_text_cannot_be_anything_but_data(text: str) -> None:
-    encoded = integration._Encoder().encode(text).decode()
+    encoded = EventEncoder().encode(text).decode()
     *lines, blank, rest = encoded.split("\n")
     assert (blank, rest) == ("", "")
     assert lines
@@ -531,7 +537,7 @@ def test_text_cannot_be_anything_but_data(text: str) -> None:
     ids=repr,
 )
 def test_what_is_no_event_is_refused_without_being_quoted(event: Any) -> None:
-    encoder = integration._Encoder()
+    encoder = EventEncoder()
     encoder.encode(ServerSentEvent(id="before"))
     with pytest.raises(errors.SerializationError) as caught:
         encoder.encode(event)
@@ -611,9 +617,9 @@ async def test_anything_to_iterate_over_can_be_sent(runtime: LocalRuntime) -> No
 @pytest.mark.parametrize(
     ("given_arguments", "fault"),
     [
-        ({"stream": "text"}, "must be an endpoint's or an asynchronous iterable; got <class 'str'>"),
+        ({"stream": "text"}, "stream must be an endpoint's stream or an asynchronous iterable; got <class 'str'>"),
         ({"stream": None, "heartbeat": 0}, "heartbeat must be a positive number of seconds, or None; got 0"),
-        ({"stream": SSEDecoder(), "view": PredictionStream.text}, "a view is for the stream of an endpoint"),
+        ({"stream": SSEDecoder(), "view": PredictionStream.text}, "view requires the stream of an endpoint"),
         *(({"stream": None, "heartbeat": value}, "heartbeat") for value in (-1, True, float("inf"), float("nan"), "1")),
     ],
 )
@@ -651,7 +657,7 @@ async def test_a_failure_in_the_middle_is_an_event(
     async with served(app) as server:
         assert events_of(await ask(server, "/")) == [("message", "secret"), ("error", '{"type":"ModelStreamError"}')]
         assert app.state.sagemaker_client.statistics().in_use == 0
-    (record,) = (record for record in caplog.records if record.name == integration.__name__)
+    (record,) = (record for record in caplog.records if record.name == LOGGER)
     assert record.levelno == logging.WARNING
     assert "ModelStreamError" in record.getMessage()
     assert "secret" not in caplog.text
@@ -1274,7 +1280,7 @@ async def test_cancelled_while_companions_end(reported: list[BaseException], cut
             gone.set()
 
     async def block() -> None:
-        async with integration._Beside(first(), slow()):
+        async with CancelWhenDone(first(), slow()):
             if cut_short:
                 await asyncio.Event().wait()
             await asyncio.sleep(0)
@@ -1364,6 +1370,8 @@ async def test_the_applications_of_the_documentation(
             assert (await connection.answer()).body == b"0"
 
 
-def test_docstrings() -> None:
-    failed, tried = doctest.testmod(integration)
-    assert (failed, tried) == (0, 6)
+@pytest.mark.parametrize("module", [_encoding, _errors, _extras], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_docstrings(module: ModuleType) -> None:
+    failed, tried = doctest.testmod(module)
+    assert failed == 0
+    assert tried

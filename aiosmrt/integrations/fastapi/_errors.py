@@ -1,0 +1,160 @@
+"""Errors as HTTP statuses, and the exception handlers of an application."""
+
+import inspect
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
+
+from fastapi.exception_handlers import http_exception_handler
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from aiosmrt.errors import (
+    AiosmrtError,
+    DeserializationError,
+    EventStreamError,
+    EventStreamFormatError,
+    InternalDependencyException,
+    InternalFailure,
+    JobFailedError,
+    ModelError,
+    ModelNotReadyException,
+    ModelStreamError,
+    NoCapacityError,
+    ObjectStoreError,
+    ServiceError,
+    ServiceUnavailable,
+    SessionClosedError,
+    ThrottlingError,
+    TooManyFailuresError,
+    TooManyWaitingError,
+    TransportError,
+)
+
+__all__ = ["INTERNAL_ERROR", "exception_handler_for", "http_exception", "install_exception_handlers", "log_failure"]
+
+# The name of the package is the name of its logger.
+_logger = logging.getLogger(__name__.rpartition(".")[0])
+
+_Handler: TypeAlias = Callable[[Any, Any], Response | Awaitable[Response]]
+
+INTERNAL_ERROR: Final = "InternalServerError"
+
+_STATUSES: Final[tuple[tuple[int, tuple[type[BaseException], ...]], ...]] = (
+    (429, (ThrottlingError,)),
+    (503, (ModelNotReadyException, NoCapacityError, ServiceUnavailable, TooManyWaitingError)),
+    (504, (TimeoutError,)),
+    (410, (SessionClosedError,)),
+    (502, (ModelError, InternalFailure, InternalDependencyException, EventStreamError, JobFailedError)),
+    (502, (TransportError, EventStreamFormatError, DeserializationError, ObjectStoreError, TooManyFailuresError)),
+)
+
+
+def http_exception(error: AiosmrtError) -> HTTPException:
+    """Map an error to the response for the caller of the application: a status, with the error's class as the detail.
+
+    ===  ==================================================================================
+    429  `ThrottlingError`, or the container's own 429; with ``Retry-After``
+    503  `ModelNotReadyException`, `NoCapacityError`, `ServiceUnavailable`, a gateway's or the container's own 503, and
+         `TooManyWaitingError` when ``max_waiting`` sheds load; with ``Retry-After``
+    504  timeouts, including a model that exceeds SageMaker's limits
+    410  `SessionClosedError`
+    502  the model, the service or the network failed, a map had too many failures, or a response was malformed
+    500  the application's own fault: invalid requests, configuration, permissions
+    ===  ==================================================================================
+
+    Args:
+        error: the error.
+
+    >>> from aiosmrt.errors import EndpointConnectionError
+    >>> response = http_exception(EndpointConnectionError("Could not connect to the endpoint URL"))
+    >>> response.status_code, response.detail
+    (502, 'EndpointConnectionError')
+    """
+    status = _status(error)
+    if status == 500:
+        return HTTPException(status, INTERNAL_ERROR)
+    headers = None
+    if status in (429, 503):
+        # An integer (RFC 9110, section 10.2.3). Without the service's hint, the delay that AWS's SDKs start with.
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after or 1)))}
+    return HTTPException(status, type(error).__name__, headers)
+
+
+def _status(error: AiosmrtError) -> int:
+    if isinstance(error, ModelError):
+        # "Come back later" from the container reaches the caller as such; its other statuses concern this application.
+        container_status = error.original_status_code
+        if container_status in (429, 503):
+            return container_status
+        if container_status == 0:
+            return 504
+    if isinstance(error, ModelStreamError) and error.error_code == "ModelInvocationTimeExceeded":
+        return 504
+    for status, classes in _STATUSES:
+        if isinstance(error, classes):
+            return status
+    if isinstance(error, ServiceError) and error.status is not None and error.status >= 500:
+        # The service model does not name it: it comes from a gateway in front of the service.
+        return error.status if error.status in (503, 504) else 502
+    return 500
+
+
+def install_exception_handlers(app: Starlette) -> None:
+    """Make an application answer with `http_exception` when a handler raises an `AiosmrtError`.
+
+    The application's own faults stay unhandled exceptions, which the server logs with a traceback.
+
+    Args:
+        app: the application.
+    """
+
+    async def handle(connection: Request, error: Exception) -> Response:
+        # A WebSocket has no status.
+        if not isinstance(error, AiosmrtError) or connection.scope["type"] != "http":
+            raise error
+        answer = http_exception(error)
+        if answer.status_code == 500:
+            raise error
+        log_failure(error, f"answered with {answer.status_code}")
+        return await _respond(connection, answer)
+
+    app.add_exception_handler(AiosmrtError, handle)
+
+
+def exception_handler_for(scope: Scope, error: Exception) -> _Handler | None:
+    """Return the exception handler that Starlette would call for an error of this request, or None.
+
+    Handlers for ``Exception`` and 500 are not among them: those are for what nothing else handles.
+    """
+    by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
+    if isinstance(error, HTTPException) and error.status_code in by_status:
+        return by_status[error.status_code]  # type: ignore[no-any-return]
+    return next((by_class[cls] for cls in type(error).__mro__ if cls in by_class), None)
+
+
+async def _respond(connection: Request, answer: HTTPException) -> Response:
+    """Build the response in the application's format for HTTP exceptions."""
+    handler = exception_handler_for(connection.scope, answer) or http_exception_handler
+    if inspect.iscoroutinefunction(handler):
+        return await handler(connection, answer)  # type: ignore[no-any-return]
+    response = await run_in_threadpool(handler, connection, answer)
+    return await response if inspect.isawaitable(response) else response
+
+
+def log_failure(error: AiosmrtError, outcome: str) -> None:
+    """Log an error, without its message, which may quote the model.
+
+    Args:
+        error: the error.
+        outcome: how the application responded.
+    """
+    _logger.warning(
+        "%s to %s failed (%s, request id %s), %s",
+        *(error.operation, error.endpoint_name, type(error).__name__, error.request_id, outcome),
+    )
