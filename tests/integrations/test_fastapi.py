@@ -6,9 +6,12 @@ import gc
 import inspect
 import json
 import logging
+import math
 import re
 import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -16,12 +19,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request, WebSocket
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -327,6 +332,9 @@ CALLS = pytest.mark.parametrize(
         (faults.Stall(), 504, "ReadTimeoutError", None),
         (faults.ModelFailure(0), 504, "ModelError", None),
         (faults.ModelFailure(400, "so secret"), 502, "ModelError", None),
+        (faults.ModelFailure(500), 502, "ModelError", None),
+        (faults.ModelFailure(429), 429, "ModelError", "1"),
+        (faults.ModelFailure(503), 503, "ModelError", "1"),
         (faults.bad_gateway(), 502, "ServiceError", None),
         (faults.internal_failure(), 502, "InternalFailure", None),
         (faults.internal_dependency(), 502, "InternalDependencyException", None),
@@ -376,6 +384,109 @@ async def test_an_error_has_a_status(
         assert json.loads(answer.body) == {"detail": detail}
         assert [detail in line and "llm" in line and str(status) in line for line in mapped] == [True]
         assert "secret" not in caplog.text
+
+
+def answering(status: int) -> Callable[[Request, Exception], Response]:
+    """A synchronous exception handler."""
+    return lambda request, error: Response(type(error).__name__, status)
+
+
+async def teapot(request: Request, error: Exception) -> Response:
+    """An asynchronous exception handler."""
+    return Response(type(error).__name__, 418)
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["installed", "not installed"])
+@pytest.mark.parametrize(
+    ("handlers", "status", "body"),
+    [
+        ({errors.ModelError: answering(422)}, 422, b"ModelError"),
+        ({errors.ModelError: teapot}, 418, b"ModelError"),
+        ({errors.ServiceError: answering(422)}, 422, b"ModelError"),
+        ({errors.AiosmrtError: answering(422)}, 422, b"ModelError"),
+        ({errors.ThrottlingError: answering(422)}, 502, b'{"detail":"ModelError"}'),
+        ({HTTPException: teapot}, 418, b"HTTPException"),
+        ({HTTPException: answering(502)}, 502, b"HTTPException"),
+        ({502: answering(422)}, 422, b"HTTPException"),
+        ({HTTPException: teapot, errors.ModelError: answering(422)}, 422, b"ModelError"),
+        ({Exception: answering(422)}, 502, b'{"detail":"ModelError"}'),
+        ({500: answering(422)}, 502, b'{"detail":"ModelError"}'),
+    ],
+)
+async def test_handlers_of_the_application_answer_before_the_first_event(
+    runtime: LocalRuntime, handlers: dict[Any, Any], status: int, body: bytes, installed: bool
+) -> None:
+    app = application(runtime)
+    if installed:
+        install_exception_handlers(app)
+    for key, handler in handlers.items():
+        app.add_exception_handler(key, handler)
+
+    @app.post("/stream")
+    async def stream(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"))
+
+    @app.post("/call")
+    async def call(llm: Llm) -> Any:
+        return await llm.predict("?")
+
+    runtime.inject("llm", faults.ModelFailure(400))
+    async with served(app) as server:
+        for path in ["/stream", "/call"] if installed else ["/stream"]:
+            answer = await ask(server, path)
+            assert (answer.status, answer.body) == (status, body)
+
+
+async def test_handlers_of_the_application_have_no_say_after_the_first_event(
+    runtime: LocalRuntime, model: GatedModel
+) -> None:
+    app = application(runtime)
+    app.add_exception_handler(errors.ModelStreamError, answering(422))
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"))
+
+    model.say(b"to", end=True)
+    runtime.inject("llm", faults.StreamFailure(after_parts=1))
+    async with served(app) as server:
+        assert events_of(await ask(server, "/"))[-1] == ("error", '{"type":"ModelStreamError"}')
+
+
+@pytest.mark.parametrize("body", [b"NaN", b"[1, -Infinity]", b"1e999", b'{"t": "\\ud83d"}'])
+async def test_model_output_that_json_cannot_express_is_a_502(
+    runtime: LocalRuntime, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    app = application(runtime)
+    install_exception_handlers(app)
+
+    TextIn = Annotated[Endpoint[Any, Any], Depends(endpoint("echo", serializer=TEXT, deserializer=JSON))]
+
+    @app.post("/", response_model=None)
+    async def score(request: Request, echo: TextIn) -> Any:
+        return await echo.predict((await request.body()).decode())
+
+    async with served(app) as server:
+        answer = await ask(server, "/", body)
+    assert (answer.status, answer.body) == (502, b'{"detail":"DeserializationError"}')
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("own", [None, "before", "after"], ids=["no handler", "handler before", "handler after"])
+async def test_other_value_errors_of_the_application_stay_its_own(runtime: LocalRuntime, own: str | None) -> None:
+    app = application(runtime)
+    if own == "before":
+        app.add_exception_handler(ValueError, teapot)
+    install_exception_handlers(app)
+    if own == "after":
+        app.add_exception_handler(ValueError, teapot)
+
+    @app.post("/")
+    async def score() -> None:
+        raise ValueError("in the application")
+
+    async with served(app) as server:
+        assert (await ask(server, "/")).status == (500 if own is None else 418)
 
 
 @pytest.mark.parametrize("kind", ["call", "stream"])
@@ -528,11 +639,10 @@ def test_text_cannot_be_anything_but_data(text: str) -> None:
         ServerSentEvent(id="1\rretry: 1"),
         ServerSentEvent(id="1\0"),
         ServerSentEvent(retry="1\nid: 2"),  # type: ignore[arg-type]
-        ServerSentEvent(data="secret \ud83d"),
-        "secret \ud83d",
-        {"secret": "\ud83d"},
-        b"bytes",
-        {1, 2},
+        b"secret",
+        {"secret"},
+        {("secret", 1): 2},
+        {"secret": [float("nan"), b""]},
     ],
     ids=repr,
 )
@@ -546,6 +656,54 @@ def test_what_is_no_event_is_refused_without_being_quoted(event: Any) -> None:
     assert caught.value.__context__ is None
     # Nothing is remembered of it.
     assert encoder.encode(ServerSentEvent(id="before")) == b"data: \n\n"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
+    lambda nested: st.lists(nested) | st.dictionaries(st.text(), nested),
+    max_leaves=20,
+)
+
+
+def finite(value: Any) -> Any:
+    """The value with None for NaN and infinities, as JSON's parsers return it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    if isinstance(value, dict):
+        return {joined(key): finite(item) for key, item in value.items()}
+    return joined(value) if isinstance(value, str) else value
+
+
+def joined(text: str) -> str:
+    """Text in which adjacent halves of a surrogate pair are one character, as in JavaScript."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+@given(values.filter(lambda value: not isinstance(value, str)))
+def test_every_value_of_a_model_becomes_strict_json(value: Any) -> None:
+    encoded = EventEncoder().encode(value)
+    assert encoded.endswith(b"\n\n")
+    assert encoded.count(b"\n") == 2
+    text = encoded.removeprefix(b"data: ").decode()
+    assert json.loads(text, parse_constant=pytest.fail) == finite(value)
+
+
+@pytest.mark.parametrize(
+    ("item", "encoded"),
+    [
+        ({"p": [math.nan, math.inf, -math.inf, 1.5]}, b'data: {"p":[null,null,null,1.5]}\n\n'),
+        ({"p": np.array([1.5, math.nan]), "q": np.float32("inf")}, b'data: {"p":[1.5,null],"q":null}\n\n'),
+        ({"t": "\ud83d \u00e4 \\"}, b'data: {"t":"\\ud83d \xc3\xa4 \\\\"}\n\n'),
+        ({"t": "\ud83d", "p": math.nan}, b'data: {"t":"\\ud83d","p":null}\n\n'),
+        ("half \ud83d", b"data: half \xef\xbf\xbd\n\n"),
+        ("whole \ud83d\ude00", b"data: whole \xf0\x9f\x98\x80\n\n"),
+        (ServerSentEvent("\ud83d", "\ude00"), b"event: \xef\xbf\xbd\ndata: \xef\xbf\xbd\n\n"),
+    ],
+)
+def test_odd_numbers_and_half_characters_do_not_break_the_stream(item: Any, encoded: bytes) -> None:
+    assert EventEncoder().encode(item) == encoded
 
 
 async def reversed_words(stream: PredictionStream) -> AsyncIterator[dict[str, str]]:
@@ -619,6 +777,7 @@ async def test_anything_to_iterate_over_can_be_sent(runtime: LocalRuntime) -> No
     [
         ({"stream": "text"}, "stream must be an endpoint's stream or an asynchronous iterable; got <class 'str'>"),
         ({"stream": None, "heartbeat": 0}, "heartbeat must be a positive number of seconds, or None; got 0"),
+        ({"stream": None, "on_error": "raise"}, "on_error must be callable; got <class 'str'>"),
         ({"stream": SSEDecoder(), "view": PredictionStream.text}, "view requires the stream of an endpoint"),
         *(({"stream": None, "heartbeat": value}, "heartbeat") for value in (-1, True, float("inf"), float("nan"), "1")),
     ],
@@ -663,6 +822,73 @@ async def test_a_failure_in_the_middle_is_an_event(
     assert "secret" not in caplog.text
 
 
+async def described_later(error: Exception) -> ServerSentEvent:
+    await asyncio.sleep(0)
+    return ServerSentEvent("failed", f"{type(error).__name__}, sorry")
+
+
+@pytest.mark.parametrize(
+    ("on_error", "last"),
+    [
+        (lambda error: {"sorry": error.error_code}, [("message", '{"sorry":"ModelInvocationTimeExceeded"}')]),
+        (lambda error: ServerSentEvent("error", "sorry"), [("error", "sorry")]),
+        (described_later, [("failed", "ModelStreamError, sorry")]),
+        (lambda error: None, []),
+    ],
+    ids=["a value", "an event", "a coroutine", "nothing"],
+)
+async def test_the_application_makes_the_last_event_from_an_error(
+    runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, on_error: Any, last: Any
+) -> None:
+    app = application(runtime)
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), on_error=on_error)
+
+    model.say(b"to", end=True)
+    runtime.inject("llm", faults.StreamFailure(error_code="ModelInvocationTimeExceeded", after_parts=1))
+    async with served(app) as server:
+        assert events_of(await ask(server, "/")) == [("message", "to"), *last]
+    assert [record.name for record in caplog.records if record.levelno >= logging.WARNING] == [LOGGER]
+
+
+async def test_a_failure_before_the_first_event_does_not_reach_on_error(runtime: LocalRuntime) -> None:
+    app = application(runtime)
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), on_error=pytest.fail)
+
+    runtime.inject("llm", faults.ModelFailure(400))
+    async with served(app) as server:
+        assert (await ask(server, "/")).status == 502
+
+
+@pytest.mark.parametrize("fault", ["raises", "returns bytes"])
+async def test_an_on_error_that_fails_is_the_applications_own_fault(
+    runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    app = application(runtime)
+
+    def on_error(error: Exception) -> bytes:
+        if fault == "raises":
+            raise LookupError("in the application")
+        return b"bytes"
+
+    @app.post("/")
+    async def answer(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("?"), on_error=on_error)
+
+    model.say(b"to", end=True)
+    runtime.inject("llm", faults.StreamFailure(after_parts=1))
+    async with served(app) as server:
+        answer = await ask(server, "/")
+    assert answer.ended == "closed"
+    assert answer.body == b'data: to\n\nevent: error\ndata: {"type":"InternalServerError"}\n\n'
+    assert ("LookupError" if fault == "raises" else "SerializationError") in caplog.text
+
+
 @pytest.mark.parametrize("begun", [True, False], ids=["in the middle", "before the first event"])
 async def test_a_fault_of_the_application_is_no_answer(
     runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, begun: bool
@@ -702,13 +928,52 @@ async def test_comments_fill_the_silence(runtime: LocalRuntime, model: GatedMode
     async with served(app) as server, server.asked("/") as connection:
         # Before the first word, and between words.
         for word in (b"to", b"be"):
-            silence = await connection.reader.readuntil(b":\n\n\r\n")
-            silence += await connection.reader.readuntil(b":\n\n\r\n")
+            silence = await connection.reader.readuntil(b":\n\r\n")
+            silence += await connection.reader.readuntil(b":\n\r\n")
             assert b"data" not in silence
             model.say(word)
             await connection.reader.readuntil(b"data: " + word + b"\n\n")
         model.say(end=True)
         await connection.reader.readuntil(b"0\r\n\r\n")
+
+
+def read_as_openai_does(body: bytes) -> list[str]:
+    """The data of events as openai, anthropic and httpx-sse read them: after an id, each blank line ends an event."""
+    events: list[str] = []
+    data: list[str] = []
+    last_id = None
+    for line in body.decode().splitlines():
+        name, _, value = line.partition(":")
+        if not line and (data or last_id is not None):
+            events.append("\n".join(data))
+            data = []
+        elif name == "data":
+            data.append(value.removeprefix(" "))
+        elif name == "id":
+            last_id = value
+    return events
+
+
+async def test_no_decoder_takes_a_comment_for_an_event() -> None:
+    sent: list[bytes] = []
+    commented = asyncio.Event()
+
+    async def items() -> AsyncIterator[ServerSentEvent]:
+        for number in range(3):
+            yield ServerSentEvent(data=str(number), id=str(number))
+            commented.clear()
+            await commented.wait()
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+        if sent[-1].startswith(b":"):
+            commented.set()
+
+    await sse_response(items(), heartbeat=0.001)({"type": "http"}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    body = b"".join(sent)
+    assert body.count(b":\n") >= 3
+    assert [event.data for event in SSEDecoder().feed(body)] == ["0", "1", "2"]
+    assert read_as_openai_does(body) == ["0", "1", "2"]
 
 
 async def test_comments_wait_for_what_is_being_sent(client: aiosmrt.Client, model: GatedModel) -> None:
@@ -735,7 +1000,7 @@ async def test_comments_wait_for_what_is_being_sent(client: aiosmrt.Client, mode
     assert [message["type"] for message in sent] == ["http.response.start"] + ["http.response.body"] * (len(sent) - 1)
     assert [message["more_body"] for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
     body = b"".join(message["body"] for message in sent[1:])
-    assert body.replace(b":\n\n", b"") == b"data: to\n\ndata: be\n\n"
+    assert body.replace(b":\n", b"") == b"data: to\n\ndata: be\n\n"
 
 
 async def test_a_failure_after_a_comment_is_an_event(runtime: LocalRuntime) -> None:
@@ -748,7 +1013,7 @@ async def test_a_failure_after_a_comment_is_an_event(runtime: LocalRuntime) -> N
     runtime.inject("llm", faults.Stall())
     async with served(app) as server:
         answer = await ask(server, "/")
-    assert answer.body.startswith(b":\n\n")
+    assert answer.body.startswith(b":\n")
     assert events_of(answer) == [("error", '{"type":"ReadTimeoutError"}')]
 
 
@@ -762,7 +1027,7 @@ async def test_a_busy_stream_has_no_comments(runtime: LocalRuntime, model: Gated
     model.say(*(b"word\n" for _ in range(100)), end=True)
     async with served(app) as server:
         answer = await ask(server, "/")
-    assert b":\n\n" not in answer.body
+    assert b":\n" not in answer.body
     assert len(events_of(answer)) == 100
 
 
@@ -939,7 +1204,7 @@ async def test_a_comment_and_an_event_that_cannot_be_sent(reported: list[BaseExc
         raise AssertionError("woken up")
 
     async def send(message: Message) -> None:
-        if message.get("body") == b":\n\n":
+        if message.get("body") == b":\n":
             commenting.set()
             await broken.wait()
         if broken.is_set():
@@ -1368,6 +1633,41 @@ async def test_the_applications_of_the_documentation(
         async with served(names["warm"]) as server, RawConnection.to(server.url) as connection:
             await connection.write(b"GET /in-flight HTTP/1.1\r\nHost: test\r\n\r\n")
             assert (await connection.answer()).body == b"0"
+
+
+WITHOUT_EXTRA = """
+import sys
+from importlib.abc import MetaPathFinder
+
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[2].split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+try:
+    __import__(sys.argv[1])
+except ModuleNotFoundError as error:
+    print(error, error.name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "message"),
+    [
+        ("fastapi", "fastapi", "fastapi is not installed; run: pip install 'aiosmrt[fastapi]' fastapi"),
+        ("fastapi", "starlette", "starlette is not installed; run: pip install 'aiosmrt[fastapi]' starlette"),
+        ("fastapi._sse", "fastapi starlette", "is not installed; run: pip install 'aiosmrt[fastapi]' "),
+        ("opentelemetry", "opentelemetry", "opentelemetry is not installed; run: pip install 'aiosmrt[otel]' "),
+    ],
+)
+def test_a_missing_extra_is_named(module: str, missing: str, message: str) -> None:
+    command = [sys.executable, "-c", WITHOUT_EXTRA, f"aiosmrt.integrations.{module}", missing]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert message in done.stdout
 
 
 @pytest.mark.parametrize("module", [_encoding, _errors, _extras], ids=lambda module: module.__name__.rpartition(".")[2])

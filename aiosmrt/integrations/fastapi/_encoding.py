@@ -1,15 +1,19 @@
 """Server-sent events as bytes (https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.6)."""
 
+import json
 import re
 from typing import Any, Final
 
 from aiosmrt._wire.lines import ServerSentEvent
 from aiosmrt.errors import SerializationError
 from aiosmrt.serializers import JSON
+from aiosmrt.serializers.objects import is_array, is_numpy_scalar
 
 __all__ = ["COMMENT", "EventEncoder"]
 
-COMMENT: Final = b":\n\n"
+# Without a blank line, which would dispatch an empty event in the decoders of openai, anthropic, httpx-sse and
+# @microsoft/fetch-event-source.
+COMMENT: Final = b":\n"
 
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 
@@ -36,14 +40,16 @@ class EventEncoder:
         Args:
             item: text, an event, or a value that JSON can express.
 
+        JSON has no NaN and no infinities: they become null. Lone surrogates, such as half of an emoji, are escaped in
+        JSON and become U+FFFD in text, as in a browser.
+
         Raises:
-            SerializationError: JSON cannot express the value, a field contains a line end, or text cannot be encoded
-                as UTF-8.
+            SerializationError: JSON cannot express the value, or a field contains a line end.
         """
         if isinstance(item, ServerSentEvent):
             event = item
         else:
-            event = ServerSentEvent(data=item if isinstance(item, str) else JSON.serialize(item).decode())
+            event = ServerSentEvent(data=item if isinstance(item, str) else _json(item))
         lines = []
         if event.event not in ("", "message"):
             lines.append(f"event: {event.event}")
@@ -54,12 +60,49 @@ class EventEncoder:
         if any(_LINE_END.search(line) for line in lines) or "\0" in event.id:
             raise SerializationError("the type, id and retry of an event must not contain line ends, nor the id U+0000")
         lines.extend(f"data: {line}" for line in _LINE_END.split(event.data))
-        try:
-            encoded = "\n".join(lines).encode() + b"\n\n"
-        except UnicodeEncodeError:
-            encoded = b""
-        if not encoded:
-            raise SerializationError("the event contains lone surrogates and cannot be encoded as UTF-8")
         self._id = event.id or self._id
         self._retry = self._retry if event.retry is None else event.retry
-        return encoded
+        return _utf8("\n".join(lines)) + b"\n\n"
+
+
+def _utf8(text: str) -> bytes:
+    """Encode text, with U+FFFD for lone surrogates.
+
+    >>> _utf8("\\ud83d, \\ud83d\\ude00").decode()
+    '\ufffd, \U0001f600'
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _json(value: Any) -> str:
+    """Write JSON that every parser accepts.
+
+    Raises:
+        SerializationError: JSON cannot express the value.
+
+    >>> _json({"t": "\\ud83d", "logprobs": [-0.5, float("-inf")]})
+    '{"t":"\\\\ud83d","logprobs":[-0.5,null]}'
+    """
+    try:
+        return JSON.serialize(value).decode()
+    except SerializationError as error:
+        failure = error
+    try:
+        plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+        # In JSON, the escape of a surrogate is that of Python.
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace").decode()
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise failure
+
+
+def _plain(value: Any) -> Any:
+    if is_array(value) or is_numpy_scalar(value):
+        plain = value.tolist()
+        # An array of longdouble has no plain form.
+        if type(plain) is not type(value):
+            return plain
+    raise TypeError

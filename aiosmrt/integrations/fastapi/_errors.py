@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
@@ -40,6 +41,9 @@ __all__ = ["INTERNAL_ERROR", "exception_handler_for", "http_exception", "install
 
 # The name of the package is the name of its logger.
 _logger = logging.getLogger(__name__.rpartition(".")[0])
+
+# What json, str.encode and pydantic report for values that a JSON response cannot contain.
+_NOT_JSON: Final = re.compile(r"^Out of range float values are not JSON compliant|\bsurrogates not allowed$")
 
 _Handler: TypeAlias = Callable[[Any, Any], Response | Awaitable[Response]]
 
@@ -108,7 +112,13 @@ def _status(error: AiosmrtError) -> int:
 def install_exception_handlers(app: Starlette) -> None:
     """Make an application answer with `http_exception` when a handler raises an `AiosmrtError`.
 
-    The application's own faults stay unhandled exceptions, which the server logs with a traceback.
+    The responses have the format of the application's own handlers for HTTP exceptions, if it has any. Its handlers for
+    more specific errors, such as `ModelError`, take precedence. The application's own faults stay unhandled exceptions,
+    which the server logs with a traceback.
+
+    A handler that returns what a model sent may return NaN, an infinity or a lone surrogate, which a JSON response
+    cannot contain. Starlette raises a `ValueError` for it; the caller gets 502, as for any malformed model output,
+    and the log has the traceback. An application with its own handler for `ValueError` keeps that one.
 
     Args:
         app: the application.
@@ -124,7 +134,15 @@ def install_exception_handlers(app: Starlette) -> None:
         log_failure(error, f"answered with {answer.status_code}")
         return await _respond(connection, answer)
 
+    async def handle_value_error(connection: Request, error: Exception) -> Response:
+        if connection.scope["type"] != "http" or not _NOT_JSON.search(str(error)):
+            raise error
+        answer = http_exception(DeserializationError("a value cannot be expressed in JSON"))
+        _logger.error("a response cannot be expressed in JSON, answered with %d", answer.status_code, exc_info=error)
+        return await _respond(connection, answer)
+
     app.add_exception_handler(AiosmrtError, handle)
+    app.exception_handlers.setdefault(ValueError, handle_value_error)
 
 
 def exception_handler_for(scope: Scope, error: Exception) -> _Handler | None:

@@ -1,6 +1,7 @@
 """A response of server-sent events, made from a stream."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, overload
@@ -16,7 +17,7 @@ from aiosmrt.endpoint import PredictionStream
 from aiosmrt.errors import AiosmrtError, ParamValidationError
 from aiosmrt.integrations.fastapi._disconnect import CancelWhenDone, ClientDisconnectedError, wait_for_disconnect
 from aiosmrt.integrations.fastapi._encoding import COMMENT, EventEncoder
-from aiosmrt.integrations.fastapi._errors import INTERNAL_ERROR, http_exception, log_failure
+from aiosmrt.integrations.fastapi._errors import INTERNAL_ERROR, exception_handler_for, http_exception, log_failure
 from aiosmrt.serializers import JSON
 
 __all__ = ["SSEResponse", "sse_response"]
@@ -30,14 +31,21 @@ def sse_response(
     view: Callable[[PredictionStream], AsyncIterable[Any]] | None = None,
     *,
     heartbeat: float | None = None,
+    on_error: Callable[[Exception], Any] | None = None,
 ) -> "SSEResponse": ...
 @overload
-def sse_response(stream: AsyncIterable[Any], *, heartbeat: float | None = None) -> "SSEResponse": ...
+def sse_response(
+    stream: AsyncIterable[Any],
+    *,
+    heartbeat: float | None = None,
+    on_error: Callable[[Exception], Any] | None = None,
+) -> "SSEResponse": ...
 def sse_response(
     stream: PredictionStream | AsyncIterable[Any],
     view: Callable[[PredictionStream], AsyncIterable[Any]] | None = None,
     *,
     heartbeat: float | None = None,
+    on_error: Callable[[Exception], Any] | None = None,
 ) -> "SSEResponse":
     """Respond with server-sent events, one for each item of a stream.
 
@@ -46,11 +54,11 @@ def sse_response(
         return sse_response(endpoint.stream(data), PredictionStream.jsonl, heartbeat=15.0)
 
     A ``str`` is the data of an event, a `ServerSentEvent` is an event, and any other value becomes JSON. Every line end
-    in the data of an event arrives as LF; send text as JSON to preserve it.
+    in the data of an event arrives as LF; send text as JSON to preserve it. In JSON, NaN and infinities become null.
 
-    An error before the first event becomes a response with a status, see `http_exception`. A later error is the last
-    event, of type ``error``, with data such as ``{"type": "ModelStreamError"}``. A caller that disconnects ends the
-    stream at once.
+    An error before the first event is raised if the application has an exception handler for it; otherwise it becomes
+    the response of `http_exception`. A later error is the last event, of type ``error``, with data such as
+    ``{"type": "ModelStreamError"}``. A caller that disconnects ends the stream at once.
 
     Args:
         stream: an endpoint's stream that was not entered yet, or any asynchronous iterable.
@@ -59,16 +67,19 @@ def sse_response(
         heartbeat: seconds without an event after which a comment is sent, which keeps proxies from closing a silent
             connection. If None, no comments are sent. The first comment starts the response, so that a later error is
             an event.
+        on_error: makes the last event from an error after the response has started: a function, or a coroutine
+            function, that takes the exception and returns an item to send, or None to send nothing. Unlike the default,
+            it may tell the caller more than the error's class. The application's own faults are raised after it.
 
     Raises:
-        ParamValidationError: ``stream`` is not a stream, ``view`` is given without an endpoint's stream, or
-            ``heartbeat`` is not a positive number of seconds.
+        ParamValidationError: ``stream`` is not a stream, ``view`` is given without an endpoint's stream, ``heartbeat``
+            is not a positive number of seconds, or ``on_error`` is not callable.
     """
     if isinstance(stream, PredictionStream):
-        return SSEResponse(_items(stream, view or PredictionStream.text), heartbeat=heartbeat)
-    if view is not None:
+        stream = _items(stream, view or PredictionStream.text)
+    elif view is not None:
         raise ParamValidationError([f"view requires the stream of an endpoint; got {type(stream)}"])
-    return SSEResponse(stream, heartbeat=heartbeat)
+    return SSEResponse(stream, heartbeat=heartbeat, on_error=on_error)
 
 
 class SSEResponse(StreamingResponse):
@@ -77,20 +88,30 @@ class SSEResponse(StreamingResponse):
     Args:
         items: the items to send.
         heartbeat: seconds without an event after which a comment is sent. If None, no comments are sent.
+        on_error: makes the last event from an error. Defaults to an event of type ``error`` with the error's class.
 
     Raises:
-        ParamValidationError: ``items`` is not an asynchronous iterable, or ``heartbeat`` is not a positive number of
-            seconds.
+        ParamValidationError: ``items`` is not an asynchronous iterable, ``heartbeat`` is not a positive number of
+            seconds, or ``on_error`` is not callable.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, items: AsyncIterable[Any], *, heartbeat: float | None = None) -> None:
+    def __init__(
+        self,
+        items: AsyncIterable[Any],
+        *,
+        heartbeat: float | None = None,
+        on_error: Callable[[Exception], Any] | None = None,
+    ) -> None:
         faults = faulty_limits(heartbeat=heartbeat)
         if not isinstance(items, AsyncIterable):
             faults.append(f"stream must be an endpoint's stream or an asynchronous iterable; got {type(items)}")
+        if on_error is not None and not callable(on_error):
+            faults.append(f"on_error must be callable; got {type(on_error)}")
         if faults:
             raise ParamValidationError(faults)
+        self._on_error = on_error
         self._events = _encoded(items)
         self._heartbeat = heartbeat
         # The second header keeps nginx from buffering the response.
@@ -101,6 +122,8 @@ class SSEResponse(StreamingResponse):
 
         Raises:
             HTTPException: the stream failed, or the caller disconnected, before the response started.
+            Exception: the stream failed before the response started and the application has a handler for that error,
+                or the failure is the application's own.
         """
         writer = _Writer(send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         companions = [wait_for_disconnect(receive)]
@@ -108,13 +131,13 @@ class SSEResponse(StreamingResponse):
             companions.append(writer.send_comments(self._heartbeat))
         with suppress(ClientDisconnect):
             async with CancelWhenDone(*companions):
-                await self._send_events(writer)
+                await self._send_events(writer, scope)
         if not writer.started:
             raise ClientDisconnectedError
         if self.background is not None:
             await self.background()
 
-    async def _send_events(self, writer: "_Writer") -> None:
+    async def _send_events(self, writer: "_Writer", scope: Scope) -> None:
         try:
             async with _closing(self._events) as events:
                 async for event in events:
@@ -125,23 +148,47 @@ class SSEResponse(StreamingResponse):
         except ClientDisconnect:
             raise
         except Exception as error:
-            await self._send_error(writer, error)
+            await self._handle(error, writer, scope)
         await writer.write(b"", more=False)
 
-    async def _send_error(self, writer: "_Writer", error: Exception) -> None:
-        """Send the error as an event if the response has started; raise it if it must not end the response cleanly."""
+    async def _handle(self, error: Exception, writer: "_Writer", scope: Scope) -> None:
+        """Send an error as the last event; raise it if the response has not started or must not end cleanly."""
         answer = http_exception(error) if isinstance(error, AiosmrtError) else HTTPException(500, INTERNAL_ERROR)
-        started = writer.started
-        if started:
-            data = JSON.serialize({"type": answer.detail}).decode()
-            # The error counts even if its event cannot be sent.
-            with suppress(ClientDisconnect):
-                await writer.write(EventEncoder().encode(ServerSentEvent(event="error", data=data)))
+        if writer.started:
+            await self._send_error(error, answer.detail, writer)
         if not isinstance(error, AiosmrtError) or answer.status_code == 500:
             raise error
-        log_failure(error, "answered with an error event" if started else f"answered with {answer.status_code}")
-        if not started:
-            raise answer from error
+        if writer.started:
+            log_failure(error, "answered with an error event")
+            return
+        if exception_handler_for(scope, error) is not None:
+            raise error
+        log_failure(error, f"answered with {answer.status_code}")
+        raise answer from error
+
+    async def _send_error(self, error: Exception, detail: str, writer: "_Writer") -> None:
+        try:
+            if self._on_error is None:
+                event = _error_event(detail)
+            else:
+                item = self._on_error(error)
+                if inspect.isawaitable(item):
+                    item = await item
+                if item is None:
+                    return
+                event = EventEncoder().encode(item)
+        except Exception:
+            with suppress(ClientDisconnect):
+                await writer.write(_error_event(INTERNAL_ERROR))
+            raise
+        # The error counts even if its event cannot be sent.
+        with suppress(ClientDisconnect):
+            await writer.write(event)
+
+
+def _error_event(detail: str) -> bytes:
+    data = JSON.serialize({"type": detail}).decode()
+    return EventEncoder().encode(ServerSentEvent(event="error", data=data))
 
 
 async def _items(
