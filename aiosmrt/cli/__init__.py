@@ -1,11 +1,11 @@
 """The ``aiosmrt`` command: the client and the local runtime from a shell.
 
-Theory of operation. Commands are made from the operation table (`commands`), so a member that the service gains is a
-flag here as soon as the table has it. Values are read as the AWS CLI reads them (`parameters`), bodies go where the
-AWS CLI puts them (`outfile`), and what is left of a response is printed as it prints it (`output`). `app` puts the
-commands together and turns every failure into one line and an exit code.
+Theory of operation. The commands are generated from the operation table (`commands`), so a new member of the service is
+an option here as soon as the table has it. Option values are parsed as in the AWS CLI (`parameters`), response bodies
+are written as in the AWS CLI (`outfile`), and the rest of a response is printed in its formats (`output`). `app`
+assembles the commands, and turns every failure into one line and an exit code.
 
-This module imports nothing of the extra ``[cli]``, so that it can say that the extra is missing.
+This module imports nothing from the extra ``cli``, so that it can report that the extra is missing.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``aiosmrt`` command.
 
     Args:
-        arguments: what follows the program's name; None for ``sys.argv``'s.
+        arguments: the arguments after the program's name. Defaults to those in ``sys.argv``.
 
     Returns:
-        The exit code: the AWS CLI's, version 2 (see `aiosmrt.cli.app`).
+        The exit code, as in version 2 of the AWS CLI (see `aiosmrt.cli.app`).
     """
     try:
         from aiosmrt.cli.app import run
     except ModuleNotFoundError as error:
-        if error.name not in ("click", "rich"):
+        if error.name != "click":
             raise
-        sys.stderr.write(f"aiosmrt: the command line needs {error.name}: pip install 'aiosmrt[cli]'\n")
+        sys.stderr.write("aiosmrt: error: click is not installed; run: pip install 'aiosmrt[cli]'\n")
         return 253
     except KeyboardInterrupt:
         return 130

@@ -1,7 +1,8 @@
-"""``python -m aiosmrt.cli``, where the ``aiosmrt`` script is not on PATH."""
+"""``python -m aiosmrt.cli``: the same as ``python -m aiosmrt``."""
 
 import sys
 
 from aiosmrt.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,18 +1,18 @@
-"""The command group, and what a failure looks like from a shell: one line on standard error and an exit code.
+"""The command group, its exit codes, and its error messages: one line on standard error.
 
-The codes are those of the AWS CLI, version 2 ("Command line return codes" in its user guide):
+The exit codes are those of the AWS CLI, version 2 ("Command line return codes" in its user guide):
 
 ====  =================================================================================================
-0     done
+0     success
 130   interrupted (Ctrl-C)
-252   the command was wrong: unknown or missing flags, values that break the service model's rules
-253   the configuration was wrong or incomplete: no region, no credentials, an unknown profile
-254   the service answered with an error
-255   anything else: no connection, a timeout, a file that cannot be written
+252   invalid command: unknown or missing options, values that violate the service model
+253   invalid or incomplete configuration: no region, no credentials, an unknown profile, a missing extra
+254   the service returned an error
+255   any other failure: no connection, a timeout, a file that cannot be written
 ====  =================================================================================================
 
-Version 1 of the AWS CLI has 2 and 255 where version 2 tells these apart. 141 is the shell's own code for a pipe whose
-reader went away (``aiosmrt … - | head``), which ends a command quietly.
+Version 1 of the AWS CLI uses only 2 and 255 where version 2 has these. 141 is the shell's code for a broken pipe
+(``aiosmrt … - | head``), which ends a command without a message.
 """
 
 from __future__ import annotations
@@ -22,22 +22,36 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
 from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt.cli.commands import operation_command
 from aiosmrt.cli.demo import demo
-from aiosmrt.cli.options import common_options, version_line
+from aiosmrt.cli.options import global_options, version_line
 from aiosmrt.cli.parameters import ParameterError
 from aiosmrt.cli.serve import serve
 from aiosmrt.errors import AiosmrtError, ConfigurationError, ParamValidationError, ServiceError
 
 __all__ = ["cli", "run"]
 
+_PROGRAM = "aiosmrt"
+_COMPLETION_VARIABLE = "_AIOSMRT_COMPLETE"
+
+_EPILOG = """The options above are also accepted after a command, as in the AWS CLI.
+
+\b
+Completion, for bash in ~/.bashrc, for zsh in ~/.zshrc:
+  eval "$(_AIOSMRT_COMPLETE=bash_source aiosmrt)"
+  eval "$(_AIOSMRT_COMPLETE=zsh_source aiosmrt)"
+for fish in ~/.config/fish/completions/aiosmrt.fish:
+  _AIOSMRT_COMPLETE=fish_source aiosmrt | source
+"""
+
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    params=common_options(),
-    epilog="The flags above may also follow a command, as with the AWS CLI.",
+    params=global_options(),
+    epilog=_EPILOG,
 )
 @click.version_option(message=version_line())
 def cli(**_: object) -> None:
@@ -51,10 +65,16 @@ cli.add_command(demo)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; give its exit code."""
+    """Run one command, or print the completion that a shell asks for, and return the exit code."""
+    if instruction := os.environ.get(_COMPLETION_VARIABLE):
+        return shell_complete(cli, {}, _PROGRAM, _COMPLETION_VARIABLE, instruction)
+    if not arguments:
+        with cli.make_context(_PROGRAM, [], resilient_parsing=True) as context:
+            sys.stderr.write(f"{cli.get_help(context)}\n")
+        return 252
     try:
-        # Not cli.main(), which has ideas of its own about interrupts and broken pipes.
-        with cli.make_context("aiosmrt", list(arguments)) as context:
+        # Unlike cli.main(), this leaves interrupts and broken pipes to the handlers below.
+        with cli.make_context(_PROGRAM, list(arguments)) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as end:
@@ -62,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        # What is still buffered must not raise again when the interpreter flushes it at exit.
+        # Buffered output must not raise again when the interpreter flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except click.UsageError as error:
@@ -81,5 +101,5 @@ def run(arguments: Sequence[str]) -> int:
 
 def _fail(code: int, message: str) -> int:
     line = "; ".join(part.strip() for part in message.splitlines() if part.strip())
-    sys.stderr.write(f"aiosmrt: error: {line.replace(':; ', ': ')}\n")
+    sys.stderr.write(f"{_PROGRAM}: error: {line.replace(':; ', ': ')}\n")
     return code

@@ -1,4 +1,4 @@
-"""The flags that every command of the AWS CLI has, and the client that they ask for."""
+"""The global options of the AWS CLI, and a client configured by them."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from typing import Any
 import click
 
 from aiosmrt._version import __version__
+from aiosmrt.cli.output import FORMATS
 from aiosmrt.client import Client
 from aiosmrt.events import Event
 
-__all__ = ["CommonOptions", "common_options", "version_line"]
+__all__ = ["GlobalOptions", "global_options", "version_line"]
 
-# Flags of the AWS CLI that change nothing here; they are taken so that a command line can be moved as it is.
-_WITHOUT_EFFECT = ("no-paginate", "no-cli-pager", "cli-auto-prompt", "no-cli-auto-prompt")
+# Accepted for compatibility with the AWS CLI; they have no effect here.
+_IGNORED = ("no-paginate", "no-cli-pager", "cli-auto-prompt", "no-cli-auto-prompt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommonOptions:
-    """The common flags' values; None and False stand for flags that were not given.
+class GlobalOptions:
+    """The values of the global options; None and False mean that an option was not given.
 
     Args:
         region: AWS region.
         profile: profile of the AWS configuration files.
         endpoint_url: the service's URL.
-        no_sign_request: whether requests go without a signature.
-        no_verify_ssl: whether certificates are not checked.
+        no_sign_request: whether requests are sent without a signature.
+        no_verify_ssl: whether certificate verification is disabled.
         ca_bundle: file of certificate authorities.
-        cli_read_timeout: seconds; 0 for no limit, None for the client's default.
-        cli_connect_timeout: likewise.
-        cli_binary_format: ``"base64"`` where text given for a blob is base64, as the AWS CLI 2 has it.
-        output: ``"json"`` or ``"text"``.
+        cli_read_timeout: seconds, 0 for no limit. Defaults to the client's.
+        cli_connect_timeout: seconds, 0 for no limit. Defaults to the client's.
+        cli_binary_format: ``"base64"`` if text given for a blob is base64, as in version 2 of the AWS CLI.
+        output: the output format.
         query: a JMESPath expression.
-        debug: whether the client's events go to standard error.
+        debug: whether the client's events are printed on standard error.
     """
 
     region: str | None = None
@@ -53,8 +54,8 @@ class CommonOptions:
     debug: bool = False
 
     @classmethod
-    def of(cls, context: click.Context) -> CommonOptions:
-        """The flags given after the command, then those before it."""
+    def of(cls, context: click.Context) -> GlobalOptions:
+        """Return the options of a command; those after the command override those before it."""
         values: dict[str, Any] = {}
         current: click.Context | None = context
         while current is not None:
@@ -65,7 +66,7 @@ class CommonOptions:
         return cls(**values)
 
     def client(self) -> Client:
-        """A client with these settings."""
+        """Make a client with these settings."""
         timeouts: dict[str, Any] = {
             name: seconds or None
             for name, seconds in (
@@ -86,42 +87,42 @@ class CommonOptions:
         )
 
 
-def common_options() -> list[click.Parameter]:
-    """The common flags, as the AWS CLI names them."""
+def global_options() -> list[click.Parameter]:
+    """Make the global options, named as in the AWS CLI."""
     return [
         click.Option(["--region"], metavar="NAME", help="AWS region."),
         click.Option(["--profile"], metavar="NAME", help="Profile of the AWS configuration files."),
-        click.Option(["--endpoint-url"], metavar="URL", help="The service's URL, such as a local runtime's."),
+        click.Option(["--endpoint-url"], metavar="URL", help="URL of the service, such as a local runtime."),
         click.Option(["--no-sign-request"], is_flag=True, help="Send requests without a signature."),
-        click.Option(["--no-verify-ssl"], is_flag=True, help="Do not check certificates."),
-        click.Option(["--ca-bundle"], metavar="FILE", help="Certificate authorities to trust."),
+        click.Option(["--no-verify-ssl"], is_flag=True, help="Do not verify certificates."),
+        click.Option(["--ca-bundle"], type=click.Path(), metavar="FILE", help="Certificate authorities to trust."),
         click.Option(
             ["--cli-read-timeout"],
             type=click.FloatRange(0),
             metavar="SECONDS",
-            help="How long the service may be silent; 0 for no limit.  [default: 70]",
+            help="Time limit for each read; 0 for none.  [default: 70]",
         ),
         click.Option(
             ["--cli-connect-timeout"],
             type=click.FloatRange(0),
             metavar="SECONDS",
-            help="How long connecting may take; 0 for no limit.  [default: 5]",
+            help="Time limit for connecting; 0 for none.  [default: 5]",
         ),
         click.Option(
             ["--cli-binary-format"],
             type=click.Choice(["base64", "raw-in-base64-out"]),
             help="Whether text given for a body is base64.  [default: raw-in-base64-out]",
         ),
-        click.Option(["--output"], type=click.Choice(["json", "text"]), help="How results are printed."),
-        click.Option(["--query"], metavar="JMESPATH", help="Which part of a result is printed."),
-        click.Option(["--debug"], is_flag=True, help="Show attempts, retries and waits on standard error."),
+        click.Option(["--output"], type=click.Choice(FORMATS), help="Output format.  [default: json]"),
+        click.Option(["--query"], metavar="JMESPATH", help="Expression that selects what is printed."),
+        click.Option(["--debug"], is_flag=True, help="Print attempts, retries and waits on standard error."),
         click.Option(["--color"], type=click.Choice(["on", "off", "auto"]), hidden=True, expose_value=False),
-        *(click.Option([f"--{name}"], is_flag=True, hidden=True, expose_value=False) for name in _WITHOUT_EFFECT),
+        *(click.Option([f"--{name}"], is_flag=True, hidden=True, expose_value=False) for name in _IGNORED),
     ]
 
 
 def version_line() -> str:
-    """What ``--version`` prints, in the AWS CLI's form."""
+    """Return the output of ``--version``, in the format of the AWS CLI."""
     return (
         f"aiosmrt/{__version__} Python/{platform.python_version()} "
         f"{platform.system()}/{platform.release()} aiohttp/{version('aiohttp')}"

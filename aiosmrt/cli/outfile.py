@@ -1,9 +1,9 @@
-"""Where a response's body goes: a file, standard output, or whatever else a path names.
+"""Where a response body is written: a file, standard output, or a device or pipe.
 
-A whole body replaces the file at once (a new file beside it, then a rename), so that nobody reads half of it and an old
-one survives a failure. The parts of a stream are to be seen as they come, so they go into the file itself; it is opened
-before the call, emptied when the response has begun, and on a failure it keeps the parts that came. Both open what
-they write to before the call: a path that cannot be written should not cost an inference.
+A complete body replaces the file atomically (a temporary file in the same directory, then a rename), so that readers
+never see half of it and a failure keeps the old content. The parts of a stream are written as they arrive, so they go
+into the file itself: it is opened before the call and truncated when the response starts, and a failure keeps the parts
+written so far. Both open the file before the call, because a path that cannot be written must not cost an inference.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ STANDARD_OUTPUT = "-"
 
 
 class Outfile:
-    """A context manager around one response body's destination.
+    """A context manager for the destination of one response body.
 
     Args:
-        path: the file; ``-`` for standard output. Devices, pipes and the like are written to as they are.
-        whole: whether the body is written at once.
+        path: the file; ``-`` for standard output. Devices and pipes are opened for writing.
+        atomic: whether the body replaces the file atomically when the block ends without an exception.
 
-    Raises:
-        OSError: on entering, when it cannot be written.
+    Raises (when entered):
+        OSError: the file cannot be written.
     """
 
-    def __init__(self, path: str, *, whole: bool) -> None:
+    def __init__(self, path: str, *, atomic: bool) -> None:
         self._path = path
-        self._whole = whole
+        self._atomic = atomic
         self._target = Path(os.path.realpath(path))
         self._temporary: Path | None = None
         self._created = False
-        self._begun = False
+        self._started = False
         self._file: BinaryIO
 
     def __enter__(self) -> Self:
@@ -52,14 +52,14 @@ class Outfile:
             self._created = True
         if mode is not None and not stat.S_ISREG(mode):
             self._file = Path(self._path).open("wb", buffering=0)
-        elif self._whole and (temporary := self._open_beside(mode)) is not None:
+        elif self._atomic and (temporary := self._open_temporary(mode)) is not None:
             self._file = temporary
         else:
             self._file = self._target.open("ab", buffering=0)
         return self
 
-    def _open_beside(self, mode: int | None) -> BinaryIO | None:
-        """A new file in the same folder; None where the folder allows none but the file itself can be written."""
+    def _open_temporary(self, mode: int | None) -> BinaryIO | None:
+        """Open a new file in the same directory, or return None if only the file itself can be written."""
         path = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}")
         if mode is not None and not os.access(self._target, os.W_OK):
             raise PermissionError(f"[Errno 13] Permission denied: '{self._path}'")
@@ -74,15 +74,15 @@ class Outfile:
             os.fchmod(file.fileno(), stat.S_IMODE(mode))
         return file
 
-    def begin(self) -> None:
-        """The response is there: what the file held before gives way."""
-        if not self._begun and self._path != STANDARD_OUTPUT and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+    def start(self) -> None:
+        """Truncate the file, as the response has started."""
+        if not self._started and self._path != STANDARD_OUTPUT and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             self._file.truncate(0)
-        self._begun = True
+        self._started = True
 
     def write(self, data: bytes) -> None:
-        """Write all of it, to be seen at once."""
-        self.begin()
+        """Write and flush data."""
+        self.start()
         rest = memoryview(data)
         while rest:
             rest = rest[self._file.write(rest) or 0 :]
@@ -99,5 +99,5 @@ class Outfile:
                 self._temporary.replace(self._target)
             else:
                 self._temporary.unlink()
-        elif error is not None and self._created and not self._begun:
+        elif error is not None and self._created and not self._started:
             self._target.unlink()

@@ -1,52 +1,150 @@
-"""Results as the AWS CLI prints them: JSON indented by four, or tab-separated text."""
+"""The output formats of the AWS CLI, and its ``--query``."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Self, TextIO
 
+from aiosmrt._aws.shared_config import load_shared_config, selected_profile
 from aiosmrt.cli.parameters import ParameterError
+from aiosmrt.cli.table import format_table
+from aiosmrt.cli.text import format_text
+from aiosmrt.errors import ConfigurationError, InvalidConfigError
 
-__all__ = ["formatted"]
+__all__ = ["FORMATS", "OutputFormat"]
+
+FORMATS: Final = ("json", "text", "table", "yaml", "yaml-stream", "off")
 
 
-def formatted(result: Any, *, output: str | None, query: str | None) -> str:
-    """The text to print, with its line's end; empty for an empty result.
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """How responses are printed.
 
     Args:
-        result: JSON-like data.
-        output: ``"json"`` or ``"text"``; None for JSON.
-        query: a JMESPath expression to apply first; None for none.
+        name: one of `FORMATS`.
+        query: a compiled JMESPath expression. If None, the whole response is printed.
+    """
+
+    name: str
+    query: Any = None
+
+    @classmethod
+    def of(cls, name: str | None, query: str | None, *, profile: str | None) -> Self:
+        """Resolve and check an output format.
+
+        Args:
+            name: one of `FORMATS`. Defaults to ``AWS_DEFAULT_OUTPUT``, then to ``output`` in the profile, then to
+                ``"json"``.
+            query: a JMESPath expression.
+            profile: a profile of the AWS configuration files. Defaults to the one that the environment selects.
+
+        Raises:
+            ParameterError: ``query`` is not a valid JMESPath expression.
+            ConfigurationError: the configured format is unknown, YAML needs the extra ``cli``, or the profile cannot be
+                read.
+        """
+        compiled = None if query is None else _compile(query)
+        name = name or _configured_format(profile)
+        if name.startswith("yaml"):
+            _yaml()
+        return cls(name, compiled)
+
+    def write(self, response: Any, stream: TextIO, *, title: str) -> None:
+        """Print a response.
+
+        Args:
+            response: JSON-like data.
+            stream: the destination.
+            title: the title of a table.
+
+        Raises:
+            ParameterError: the query calls a function with arguments of the wrong type.
+        """
+        if self.name != "off":
+            stream.write(self._formatted(_search(self.query, response), title))
+
+    def _formatted(self, response: Any, title: str) -> str:
+        if self.name == "text":
+            return format_text(response)
+        if self.name == "table":
+            return format_table(title, response)
+        if self.name == "yaml-stream":
+            response = [response]
+        if response == {}:
+            return ""
+        if self.name == "json":
+            return json.dumps(response, indent=4, ensure_ascii=False) + "\n"
+        text: str = _yaml().safe_dump(response, default_flow_style=False, allow_unicode=True)
+        return text
+
+
+def _configured_format(profile: str | None) -> str:
+    name = os.environ.get("AWS_DEFAULT_OUTPUT")
+    source = "AWS_DEFAULT_OUTPUT"
+    if not name:
+        source = "output in the profile"
+        name = load_shared_config().profile(selected_profile(profile)).get("output") or "json"
+    if name not in FORMATS:
+        raise InvalidConfigError(f"{source} must be one of {', '.join(FORMATS)}; got {name!r:.80}")
+    return name
+
+
+def _yaml() -> Any:
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ModuleNotFoundError:
+        raise ConfigurationError("PyYAML is not installed; run: pip install 'aiosmrt[cli]'") from None
+    return yaml
+
+
+def _compile(query: str) -> Any:
+    """Compile a JMESPath expression, and check what JMESPath itself checks only in a search.
 
     Raises:
-        ParameterError: the expression is not JMESPath.
-
-    >>> formatted({"ContentType": "text/csv"}, output=None, query="ContentType")
-    '"text/csv"\\n'
+        ParameterError: the expression is invalid.
     """
-    if query is not None:
-        result = _search(query, result)
-    if output == "text":
-        return "".join(f"{line}\n" for line in _text_lines(result))
-    return "" if result == {} else json.dumps(result, indent=4, ensure_ascii=False) + "\n"
-
-
-def _search(query: str, result: Any) -> Any:
-    # It comes with botocore, and without types.
+    # botocore requires it; it has no type hints.
     import jmespath  # type: ignore[import-untyped]
-    from jmespath.exceptions import JMESPathError  # type: ignore[import-untyped]
 
     try:
-        return jmespath.search(query, result)
-    except JMESPathError as error:
+        compiled = jmespath.compile(query)
+        for node in _nodes(compiled.parsed):
+            _check_node(node)
+    except RecursionError:
+        raise ParameterError("--query", "Bad value: nested too deeply") from None
+    except ValueError as error:
         raise ParameterError("--query", f"Bad value {query}: {error}") from error
+    return compiled
 
 
-def _text_lines(item: Any) -> list[str]:
-    """One line for scalars side by side, then what is nested; a dictionary's values in the order of its keys."""
-    if not isinstance(item, (dict, list)):
-        return [str(item)]
-    values = [item[key] for key in sorted(item)] if isinstance(item, dict) else item
-    scalars = [str(value) for value in values if not isinstance(value, (dict, list))]
-    nested = [line for value in values if isinstance(value, (dict, list)) for line in _text_lines(value)]
-    return ["\t".join(scalars), *nested] if scalars else nested
+def _check_node(node: dict[str, Any]) -> None:
+    from jmespath.exceptions import JMESPathTypeError  # type: ignore[import-untyped]
+    from jmespath.functions import Functions  # type: ignore[import-untyped]
+
+    if node["type"] == "function_expression":
+        # The types of arguments are known only from a response; name and number are known now.
+        with suppress(JMESPathTypeError):
+            Functions().call_function(node["value"], [None] * len(node["children"]))
+    elif node["type"] == "slice" and node["children"][2] == 0:
+        raise ValueError("slice step cannot be zero")
+
+
+def _nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Iterate over the nodes of a parsed JMESPath expression."""
+    if isinstance(node, dict):
+        yield node
+        for child in node.get("children", ()):
+            yield from _nodes(child)
+
+
+def _search(query: Any, response: Any) -> Any:
+    if query is None:
+        return response
+    try:
+        return query.search(response)
+    except ValueError as error:
+        raise ParameterError("--query", f"Bad value {query.expression}: {error}") from error

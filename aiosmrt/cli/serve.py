@@ -1,4 +1,4 @@
-"""``aiosmrt serve``: the local SageMaker Runtime from a shell."""
+"""``aiosmrt serve``: a local SageMaker Runtime from a shell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from aiosmrt.cli.options import CommonOptions
+from aiosmrt.cli.options import GlobalOptions
 
 __all__ = ["serve"]
 
@@ -16,9 +16,9 @@ def _endpoints(context: click.Context, parameter: click.Parameter, values: tuple
     for value in values:
         name, equals, url = value.partition("=")
         if not (name and equals and url):
-            raise click.BadParameter(f"{value!r} does not read NAME=URL", context, parameter)
+            raise click.BadParameter(f"must be NAME=URL; got {value!r}", context, parameter)
         if name in endpoints:
-            raise click.BadParameter(f"{name!r} is given twice", context, parameter)
+            raise click.BadParameter(f"endpoint {name!r} is given twice", context, parameter)
         endpoints[name] = url
     return endpoints
 
@@ -31,12 +31,12 @@ def _endpoints(context: click.Context, parameter: click.Parameter, values: tuple
     multiple=True,
     metavar="NAME=URL",
     callback=_endpoints,
-    help="Endpoint, and the URL of the model container that serves it. May be repeated.",
+    help="Endpoint, and the URL of its model container. May be repeated.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), help="TCP port on 127.0.0.1; 0 for a free one.  [default: 0]")
-@click.option("--region", metavar="NAME", help="AWS region to play.")
+@click.option("--port", type=click.IntRange(0, 65535), help="TCP port on 127.0.0.1; 0 for any free one.  [default: 0]")
+@click.option("--region", metavar="NAME", help="AWS region of the runtime.")
 @click.option(
-    "--verify-signatures/--no-verify-signatures", default=None, help="Whether signatures are checked.  [default: yes]"
+    "--verify-signatures/--no-verify-signatures", default=None, help="Whether to check signatures.  [default: yes]"
 )
 def serve(
     config: str | None,
@@ -45,25 +45,25 @@ def serve(
     region: str | None,
     verify_signatures: bool | None,
 ) -> None:
-    """Run a local SageMaker Runtime, until Ctrl-C or SIGTERM.
+    """Run a local SageMaker Runtime until Ctrl-C or SIGTERM.
 
-    CONFIG is a TOML file for what flags cannot say: variants and weights, containers to start, faults.
+    CONFIG is a TOML file with more settings than the options: variants and weights, containers to start, faults.
 
-    It prints its URL when it is ready, and accepts signatures made with the AWS credentials of its own environment
-    (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; made-up values do).
+    Prints the URL of the runtime when it is ready. Accepts signatures made with the AWS credentials in its environment
+    (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; made-up values are fine).
     """
     from aiosmrt.local import serve as serve_runtime
 
-    common = CommonOptions.of(click.get_current_context())
+    options = GlobalOptions.of(click.get_current_context())
     try:
         asyncio.run(
             serve_runtime(
                 endpoints,
                 config=config,
                 port=port,
-                region=region or common.region,
+                region=region or options.region,
                 verify_signatures=verify_signatures,
             )
         )
-    except asyncio.CancelledError:  # a second Ctrl-C: it has ended, without grace
+    except asyncio.CancelledError:  # A second Ctrl-C ends it without the grace period.
         raise click.Abort from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import aiosmrt.cli
 from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt.cli import main
-from aiosmrt.cli.parameters import flag_name
+from aiosmrt.cli.parameters import option_name
 
 INVOKE = ("invoke-endpoint", "--endpoint-name", "x", "--body", "x")
 
@@ -27,13 +28,16 @@ INVOKE = ("invoke-endpoint", "--endpoint-name", "x", "--body", "x")
         (("invoke-endpoint-async",), "the following arguments are required: --endpoint-name"),
         ((*INVOKE, "--bogus", "out"), "--bogus"),
         ((*INVOKE, "out", "more"), "unexpected extra argument"),
-        ((*INVOKE, "--output", "yaml", "out"), "'yaml' is not one of 'json', 'text'"),
+        (
+            (*INVOKE, "--output", "xml", "out"),
+            "'xml' is not one of 'json', 'text', 'table', 'yaml'",
+        ),
         ((*INVOKE, "--cli-read-timeout", "-1", "out"), "-1"),
         ((*INVOKE[:-1], "fileb:///no/such", "out"), "Error parsing parameter '--body': Unable to load paramfile"),
-        (("invoke-endpoint-async", "--endpoint-name", "x", "--request-ttl-seconds", "a"), "'a' is not a whole number"),
+        (("invoke-endpoint-async", "--endpoint-name", "x", "--request-ttl-seconds", "a"), "'a' is not an integer"),
         (("no-such-command",), "No such command 'no-such-command'"),
-        (("serve", "--endpoint", "nonsense"), "'nonsense' does not read NAME=URL"),
-        (("serve", "--endpoint", "a=http://x", "--endpoint", "a=http://y"), "'a' is given twice"),
+        (("serve", "--endpoint", "nonsense"), "must be NAME=URL; got 'nonsense'"),
+        (("serve", "--endpoint", "a=http://x", "--endpoint", "a=http://y"), "endpoint 'a' is given twice"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_code_252(
@@ -62,7 +66,7 @@ def test_help_lists_every_member(capsys: pytest.CaptureFixture[str], operation: 
     assert main([operation.method.replace("_", "-"), "--help"]) == 0
     text = capsys.readouterr().out
     for member in operation.members:
-        assert flag_name(member.name) in text
+        assert option_name(member.name) in text
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,4 +87,50 @@ def test_a_missing_extra_is_told(capsys: pytest.CaptureFixture[str], monkeypatch
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "click", None)
     assert main(["--version"]) == 253
-    assert capsys.readouterr().err == "aiosmrt: the command line needs click: pip install 'aiosmrt[cli]'\n"
+    assert capsys.readouterr().err == "aiosmrt: error: click is not installed; run: pip install 'aiosmrt[cli]'\n"
+
+
+def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 252
+    printed = capsys.readouterr()
+    assert main(["--help"]) == 0
+    assert (printed.out, printed.err) == ("", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("module", ["aiosmrt", "aiosmrt.cli"])
+def test_the_package_can_be_run(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"aiosmrt/{aiosmrt.__version__} ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script(shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_AIOSMRT_COMPLETE", f"{shell}_source")
+    assert main([]) == 0
+    assert f"_AIOSMRT_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("aiosmrt invoke-endpoint-w", ["plain,invoke-endpoint-with-response-stream"]),
+        ("aiosmrt invoke-endpoint --output t", ["plain,text", "plain,table"]),
+        ("aiosmrt invoke-endpoint --target-v", ["plain,--target-variant"]),
+        ("aiosmrt --region x invoke-endpoint ou", ["file,ou"]),
+        ("aiosmrt serve mod", ["file,mod"]),
+    ],
+)
+def test_completions(
+    words: str, completions: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_AIOSMRT_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines() == completions
+
+
+def test_the_help_documents_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert 'eval "$(_AIOSMRT_COMPLETE=bash_source aiosmrt)"\n' in capsys.readouterr().out

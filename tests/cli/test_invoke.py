@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from aiosmrt.cli import main
 from aiosmrt.local import LocalRuntime
 from aiosmrt.local.faults import StallInBody, StreamFailure, Truncate
 from tests.cli.conftest import Cli
 from tests.support.command_line import PROGRAM, environment, started
+from tests.support.peers import isolate_aws
 
 
 async def test_the_body_goes_to_the_file_and_the_rest_is_printed(cli: Cli, tmp_path: Path) -> None:
@@ -145,6 +147,69 @@ async def test_an_error_of_the_service_is_one_line_and_leaves_the_file_alone(cli
     assert b"out of; memory" in ended.stderr
     assert ended.stderr.count(b"\n") == 1
     assert (tmp_path / "out").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code"),
+    [
+        (("--query", "a[", "out"), {}, 252),
+        (("--query", "nope(@)", "out"), {}, 252),
+        (("--output", "xml", "out"), {}, 252),
+        (("out",), {"AWS_DEFAULT_OUTPUT": "xml"}, 253),
+        (("missing/out",), {}, 255),
+        (("folder",), {}, 255),
+        (("folder/",), {}, 255),
+        (("",), {}, 255),
+        (("file/out",), {}, 255),
+        (("long" * 100,), {}, 255),
+        (("--inference-id", "\n", "out"), {}, 252),
+        (("--target-variant", "\u00e4", "out"), {}, 252),
+        (("--cli-read-timeout", "nan", "out"), {}, 252),
+        (("--cli-connect-timeout", "inf", "out"), {}, 252),
+        (("--cli-input-json", "{", "out"), {}, 252),
+        (("--ca-bundle", "missing.pem", "out"), {}, 252),
+        (("--endpoint-url", "nonsense", "out"), {}, 253),
+        (("--endpoint-url", "http://", "out"), {}, 253),
+        (("--region", "no region", "out"), {}, 253),
+        (("--profile", "missing", "out"), {}, 253),
+    ],
+)
+@pytest.mark.parametrize("command", ["invoke-endpoint", "invoke-endpoint-with-response-stream"])
+async def test_what_is_wrong_with_a_command_is_found_before_the_call(
+    runtime: LocalRuntime,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    arguments: tuple[str, ...],
+    variables: dict[str, str],
+    code: int,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"before")
+    monkeypatch.chdir(tmp_path)
+    isolate_aws(monkeypatch, tmp_path)
+    for name, value in (environment(tmp_path, AWS_ENDPOINT_URL=runtime.url) | variables).items():
+        monkeypatch.setenv(name, value)
+    ended = await asyncio.to_thread(main, [command, "--endpoint-name", "echo", "--body", "x", *arguments])
+    printed = capsys.readouterr()
+    assert (ended, printed.out, printed.err.count("\n")) == (code, "", 1), printed.err
+    assert printed.err.startswith("aiosmrt: error: ")
+    assert runtime.requests == ()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_bytes() == b"before"
+
+
+async def test_output_formats(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("[default]\noutput = yaml\n")
+    command = ("invoke-endpoint", "--endpoint-name", "echo", "--body", "x", "--content-type", "a/b")
+    query = ("--query", "{Type: ContentType}")
+    config = {"AWS_CONFIG_FILE": str(tmp_path / "config")}
+    assert await cli(*command, *query, "out", **config) == (0, b"Type: a/b\n", b"")
+    assert await cli(*command, *query, "-", **config) == (0, b"x", b"Type: a/b\n")
+    assert await cli(*command, *query, "out", AWS_DEFAULT_OUTPUT="text", **config) == (0, b"a/b\n", b"")
+    assert await cli(*command, *query, "--output", "off", "out", **config) == (0, b"", b"")
+    assert (tmp_path / "out").read_bytes() == b"x"
 
 
 async def test_an_asynchronous_call_has_no_outfile(cli: Cli, runtime: LocalRuntime) -> None:

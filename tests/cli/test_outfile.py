@@ -25,38 +25,38 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def write(path: Path | str, *parts: bytes, whole: bool, fail: bool = False) -> None:
-    with Outfile(str(path), whole=whole) as file:
+def write(path: Path | str, *parts: bytes, atomic: bool, fail: bool = False) -> None:
+    with Outfile(str(path), atomic=atomic) as file:
         for part in parts:
             file.write(part)
         if fail:
             raise Failed
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.parametrize("before", [None, b"something longer that was there"])
-def test_the_body_is_what_the_file_holds(folder: Path, whole: bool, before: bytes | None) -> None:
+def test_the_body_is_what_the_file_holds(folder: Path, atomic: bool, before: bytes | None) -> None:
     target = folder / "out"
     if before is not None:
         target.write_bytes(before)
-    write(target, b"body\x00", whole=whole)
+    write(target, b"body\x00", atomic=atomic)
     assert target.read_bytes() == b"body\x00"
     assert list(folder.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_empty_body_empties_the_file(folder: Path, whole: bool) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_an_empty_body_empties_the_file(folder: Path, atomic: bool) -> None:
     target = folder / "out"
     target.write_bytes(b"before")
-    with Outfile(str(target), whole=whole) as file:
-        file.begin()
+    with Outfile(str(target), atomic=atomic) as file:
+        file.start()
     assert target.read_bytes() == b""
 
 
 def test_a_whole_body_appears_at_once(folder: Path) -> None:
     target = folder / "out"
     target.write_bytes(b"before")
-    with Outfile(str(target), whole=True) as file:
+    with Outfile(str(target), atomic=True) as file:
         file.write(b"after")
         assert target.read_bytes() == b"before"
     assert target.read_bytes() == b"after"
@@ -65,9 +65,9 @@ def test_a_whole_body_appears_at_once(folder: Path) -> None:
 def test_parts_are_seen_as_they_come(folder: Path) -> None:
     target = folder / "out"
     target.write_bytes(b"before")
-    with Outfile(str(target), whole=False) as file:
+    with Outfile(str(target), atomic=False) as file:
         assert target.read_bytes() == b"before"
-        file.begin()
+        file.start()
         assert target.read_bytes() == b""
         file.write(b"one ")
         assert target.read_bytes() == b"one "
@@ -75,14 +75,14 @@ def test_parts_are_seen_as_they_come(folder: Path) -> None:
         assert target.read_bytes() == b"one two"
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_failure_before_the_body_leaves_everything_as_it_was(folder: Path, whole: bool) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_failure_before_the_body_leaves_everything_as_it_was(folder: Path, atomic: bool) -> None:
     with pytest.raises(Failed):
-        write(folder / "out", whole=whole, fail=True)
+        write(folder / "out", atomic=atomic, fail=True)
     assert list(folder.iterdir()) == []
     (folder / "out").write_bytes(b"before")
     with pytest.raises(Failed):
-        write(folder / "out", whole=whole, fail=True)
+        write(folder / "out", atomic=atomic, fail=True)
     assert (folder / "out").read_bytes() == b"before"
     assert list(folder.iterdir()) == [folder / "out"]
 
@@ -90,70 +90,70 @@ def test_a_failure_before_the_body_leaves_everything_as_it_was(folder: Path, who
 def test_a_failure_within_a_whole_body_keeps_the_old_file(folder: Path) -> None:
     (folder / "out").write_bytes(b"before")
     with pytest.raises(Failed):
-        write(folder / "out", b"half", whole=True, fail=True)
+        write(folder / "out", b"half", atomic=True, fail=True)
     assert (folder / "out").read_bytes() == b"before"
     assert list(folder.iterdir()) == [folder / "out"]
 
 
 def test_a_failure_within_a_stream_keeps_the_parts_that_came(folder: Path) -> None:
     with pytest.raises(Failed):
-        write(folder / "out", b"one ", b"two", whole=False, fail=True)
+        write(folder / "out", b"one ", b"two", atomic=False, fail=True)
     assert (folder / "out").read_bytes() == b"one two"
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_mode_and_links_are_kept(folder: Path, whole: bool) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_mode_and_links_are_kept(folder: Path, atomic: bool) -> None:
     target, link = folder / "target", folder / "link"
     target.write_bytes(b"before")
     target.chmod(0o640)
     link.symlink_to(target)
-    write(link, b"after", whole=whole)
+    write(link, b"after", atomic=atomic)
     assert link.is_symlink()
     assert target.read_bytes() == b"after"
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_new_file_has_the_usual_mode(folder: Path, whole: bool) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_new_file_has_the_usual_mode(folder: Path, atomic: bool) -> None:
     (folder / "usual").touch()
-    write(folder / "out", b"body", whole=whole)
+    write(folder / "out", b"body", atomic=atomic)
     assert (folder / "out").stat().st_mode == (folder / "usual").stat().st_mode
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_pipe_is_written_to_as_it_is(folder: Path, whole: bool) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_pipe_is_written_to_as_it_is(folder: Path, atomic: bool) -> None:
     pipe = folder / "pipe"
     os.mkfifo(pipe)
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
     reader.start()
-    write(pipe, b"one ", b"two", whole=whole)
+    write(pipe, b"one ", b"two", atomic=atomic)
     reader.join()
     assert read == [b"one two"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_the_null_device_survives(whole: bool) -> None:
-    write("/dev/null", b"body", whole=whole)
+@pytest.mark.parametrize("atomic", [True, False])
+def test_the_null_device_survives(atomic: bool) -> None:
+    write("/dev/null", b"body", atomic=atomic)
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_what_cannot_be_written_is_known_before_the_call(folder: Path, whole: bool) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_what_cannot_be_written_is_known_before_the_call(folder: Path, atomic: bool) -> None:
     with pytest.raises(OSError, match="No such file"):
-        write(folder / "missing" / "out", whole=whole)
+        write(folder / "missing" / "out", atomic=atomic)
     with pytest.raises(OSError, match="Is a directory"):
-        write(folder, whole=whole)
+        write(folder, atomic=atomic)
 
 
 @not_root
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_protected_file_is_left_alone(folder: Path, whole: bool) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_protected_file_is_left_alone(folder: Path, atomic: bool) -> None:
     (folder / "out").write_bytes(b"before")
     (folder / "out").chmod(0o444)
     with pytest.raises(PermissionError):
-        write(folder / "out", b"after", whole=whole)
+        write(folder / "out", b"after", atomic=atomic)
     assert (folder / "out").read_bytes() == b"before"
 
 
@@ -162,7 +162,7 @@ def test_a_writable_file_in_a_protected_folder_is_written_in_place(folder: Path)
     (folder / "out").write_bytes(b"before")
     folder.chmod(0o555)
     try:
-        write(folder / "out", b"after", whole=True)
+        write(folder / "out", b"after", atomic=True)
     finally:
         folder.chmod(0o755)
     assert (folder / "out").read_bytes() == b"after"

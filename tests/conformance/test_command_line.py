@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aiosmrt.cli.table import format_table
+from aiosmrt.cli.text import format_text
 from aiosmrt.local import Credentials, Invocation, LocalRuntime, RequestRecord
 from tests.support.command_line import PROGRAM, Ended, environment, run
 from tests.support.peers import CREDENTIALS, REGION
@@ -94,6 +97,8 @@ def told(record: RequestRecord) -> dict[str, str]:
         ("--body", "file://text", "--query", "[ContentType, InvokedProductionVariant]", "--output", "text"),
         ("--body", "x", "--output", "text", "--no-paginate", "--color", "off"),
         ("--body", "x", "--query", "{b: ContentType, a: Missing}"),
+        ("--body", "x", "--query", "{b: [ContentType], a: {c: Missing}}", "--output", "text"),
+        ("--body", "x", "--query", "{a: ContentType}", "--output", "table"),
         (
             *(
                 "--body=-1",
@@ -107,7 +112,7 @@ def told(record: RequestRecord) -> dict[str, str]:
             *("--cli-read-timeout", "30", "--cli-connect-timeout", "0"),
         ),
     ],
-    ids=["text", "binary", "query-text", "text-output", "query-json", "flags"],
+    ids=["text", "binary", "query-text", "text-output", "query-json", "query-nested", "table", "flags"],
 )
 async def test_invoke_endpoint(both: Both, runtime: LocalRuntime, arguments: tuple[str, ...]) -> None:
     both.write("binary", b"\xff\x00\r\n")
@@ -122,6 +127,63 @@ async def test_invoke_endpoint(both: Both, runtime: LocalRuntime, arguments: tup
     records = await runtime.wait_for_requests(2)
     assert records[0].request_body == records[1].request_body
     assert told(records[0]) == told(records[1])
+
+
+# Formats documents with the AWS CLI's own code; a table as on a narrow terminal, and None where it fails.
+AWS_FORMATTERS = """
+import argparse, io, json, sys
+from awscli.formatter import get_formatter
+
+def formatted(name, document):
+    formatter = get_formatter(name, argparse.Namespace(query=None, color="off"))
+    if name == "table":
+        formatter.table._terminal_width = 0
+    stream = io.StringIO()
+    try:
+        formatter("InvokeEndpoint", document, stream)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+    return stream.getvalue()
+
+json.dump([formatted(*case) for case in json.load(sys.stdin)], sys.stdout)
+"""
+
+SCALARS = [None, True, False, 0, 3, 1.5, "", "text/csv", "ä", "漢字", "a longer text"]
+ROWS = [[], ["x"], ["x", None], [1, 2, 3], {}, {"key": "x"}, {"b": 1, "a": "x"}, {"b": [1, 2], "a": {"c": "ä"}}]
+LISTS = [
+    [{"a": 1, "b": "x"}, {"a": 2}],
+    [{"a": 1}, {"b": [3]}],
+    [{"a": [1]}, {"a": "x"}],
+    [["x", 1], ["yy", 2]],
+    [[["x"]], [["y"]]],
+    [{}, {"a": None}],
+    [{"a": {"b": [{"c": 1}, {"c": "a longer text"}]}}],
+]
+
+
+@pytest.mark.parametrize("name", ["text", "table"])
+async def test_nested_documents(aws_cli: str, tmp_path: Path, name: str) -> None:
+    documents = [*SCALARS, *ROWS, *LISTS, *({"Key": item, "Other": SCALARS[-1]} for item in [*ROWS, *LISTS])]
+    program = Path(shutil.which(aws_cli) or aws_cli).with_name("python")
+    if not program.exists():
+        pytest.skip("the AWS CLI is not a Python environment")
+    cases = json.dumps([(name, document) for document in documents]).encode()
+    env = {key: value for key, value in environment(tmp_path).items() if key != "PYTHONPATH"}
+    ended = await run(str(program), "-c", AWS_FORMATTERS, env=env, stdin=cases)
+    assert (ended.code, ended.stderr) == (0, b"")
+    form = {"text": format_text, "table": lambda document: format_table("InvokeEndpoint", document)}[name]
+    expected = list(zip(documents, json.loads(ended.stdout), strict=True))
+    formatted = [(document, form(document)) for document, text in expected if text is not None]
+    assert formatted == [(document, text) for document, text in expected if text is not None]
+    assert len(formatted) > len(documents) / 2
+
+
+async def test_a_bad_query_and_a_bad_output_send_nothing(both: Both, runtime: LocalRuntime) -> None:
+    for option in (("--query", "a["), ("--query", ""), ("--output", "xml")):
+        theirs, ours = await both.run("invoke-endpoint", "--endpoint-name", "model", "--body", "x", *option, "out")
+        assert ours.code == 252
+        assert theirs.code in EXIT_CODES[252]
+    assert runtime.requests == ()
 
 
 async def test_text_files_with_other_line_ends(both: Both, runtime: LocalRuntime) -> None:

@@ -1,0 +1,8 @@
+"""``python -m aiosmrt``: the ``aiosmrt`` command where its script is not on PATH."""
+
+import sys
+
+from aiosmrt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
