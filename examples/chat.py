@@ -1,11 +1,11 @@
-"""A chat whose answers appear word by word as the model speaks: an endpoint's stream, FastAPI, and a page.
+"""A chat whose answers appear word by word: an endpoint's stream, FastAPI, and a page.
 
     pip install 'aiosmrt[fastapi]' uvicorn
     python examples/chat.py
 
-Then open http://127.0.0.1:8080, or give another port as an argument. The model is a local runtime's, below; with
-AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME, the endpoint "llm" of the runtime at that URL answers instead. Close the page while
-it speaks: its stream ends at once.
+Then open http://127.0.0.1:8080, or pass another port as an argument. The model runs in a local runtime, see below. If
+AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME is set, the endpoint "llm" at that URL is used instead. Closing the page during an
+answer ends its stream at once.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ REFLECTED = {"i": "you", "me": "you", "my": "your", "mine": "yours", "am": "are"
 
 
 async def eliza(invocation: Invocation) -> AsyncIterator[bytes]:
-    """A therapist after Joseph Weizenbaum (1966), who turns your own words on you; a line of JSON for each."""
+    """A therapist after Joseph Weizenbaum (1966), who reflects your words; one line of JSON per word."""
     said = json.loads(invocation.body)["inputs"].strip(" .!?").split()
     reflected = " ".join(REFLECTED.get(word.lower(), word) for word in said)
     for word in f"Why do you say that {reflected}?".split():
@@ -59,7 +59,7 @@ class Message(BaseModel):
 
 @app.post("/answer")
 async def answer(message: Message, llm: Llm) -> SSEResponse:
-    # Each line of the model is an event, sent on when it comes.
+    # Each line from the model is sent as an event when it arrives.
     return sse_response(llm.stream({"inputs": message.text}), PredictionStream.jsonl, heartbeat=15.0)
 
 

@@ -1,8 +1,8 @@
-"""Many calls at once: classify the first hundred of scikit-learn's digits, a call each.
+"""Concurrent calls: classify the first hundred of scikit-learn's digits, with one call per digit.
 
     AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=http://127.0.0.1:8000 python examples/classify.py
 
-Without that variable it calls the endpoint "digits" of your own account.
+Without that variable it calls the endpoint "digits" in your AWS account.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ async def classify(client: aiosmrt.Client, pixels: list[float]) -> int:
 
 
 async def main() -> None:
-    images, truth = load_digits(return_X_y=True)
-    # Start as many calls as there is work: no more than max_concurrency are in flight, first come, first served.
+    images, true_labels = load_digits(return_X_y=True)
+    # All calls can start at once: at most max_concurrency are in flight, first come, first served.
     async with aiosmrt.Client(max_concurrency=16, retry=aiosmrt.RetryPolicy(max_attempts=6)) as client:
         labels = await asyncio.gather(*(classify(client, image.tolist()) for image in images[:100]))
         retries = client.statistics().retries
-    right = sum(label == true for label, true in zip(labels, truth, strict=False))
-    print(f"{right} of {len(labels)} right, retries: {dict(retries)}")
+    correct = sum(label == true for label, true in zip(labels, true_labels, strict=False))
+    print(f"{correct} of {len(labels)} correct, retries: {dict(retries)}")
 
 
 asyncio.run(main())

@@ -1,8 +1,8 @@
-"""Score a file of rows, a call for each, and say which of them failed.
+"""Score the rows of a file with one call per row, and report the rows that failed.
 
     python examples/fan_out.py churn rows.csv > scores.csv
 
-The file is read as calls can be made, and results are written in its order: it may be larger than memory.
+The file is read only as fast as calls are made, so it may be larger than memory. Results keep its order.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A streamed answer, value by value as it comes: a digit for each row that is read from standard input.
+"""Stream a response value by value: a digit for each row of standard input.
 
 printf '0,0,5,13,…\\n' | AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=http://127.0.0.1:8000 python examples/stream.py
 """

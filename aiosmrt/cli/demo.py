@@ -1,10 +1,9 @@
-"""``aiosmrt demo``: the main job on real input, against a local SageMaker Runtime.
+"""``aiosmrt demo``: classify real input through a local SageMaker Runtime.
 
-A model container (`aiosmrt.cli.digits`) runs in a process of its own behind a `LocalRuntime`, which throttles every
-so many requests on purpose. All of scikit-learn's 1,797 digits are classified, a call each, concurrently under the
-client's limiter; then once more in a single call whose answer is streamed, and once as an asynchronous inference, whose
-input and answer go through a real S3 server. Nothing is taken on trust: each prediction is compared with the true
-label, and a call that fails ends the demonstration with an error.
+A model container (`aiosmrt.cli.digits`) runs in a separate process behind a `LocalRuntime`, which throttles some of the
+requests. All of scikit-learn's 1,797 digits are classified: with one call per row, concurrently under the client's
+limiter; with a single call whose response is streamed; and as an asynchronous inference, with input and output in a
+real S3 server. Each prediction is compared with the true label, and a failed call ends the demo with an error.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ __all__ = ["demo"]
 
 ENDPOINT = "digits"
 REGION = "us-east-1"
-BUCKET = "demonstration"
-# The answer takes about a second.
+BUCKET = "demo"
+# The inference takes about a second.
 JOB_SECONDS = 60.0
-# Both ends of the demonstration use these, and nobody else.
+# Only used between the client and the runtime of the demo.
 ACCESS_KEY, SECRET_KEY = "AKIDEXAMPLE", "not-a-real-secret"
-# So many that one call is practically never throttled to its end: 0.02**8 for each.
+# The probability that all attempts of a call are throttled is 0.02**8.
 MAX_ATTEMPTS = 8
 
 
 @dataclass(slots=True)
 class Scores:
-    """What one pass over the digits gave."""
+    """The results of one call per row."""
 
     labels: list[int]
     seconds: float
@@ -53,7 +52,7 @@ class Scores:
 
 @dataclass(slots=True)
 class StreamedScores:
-    """The same from one streamed call."""
+    """The results of the streamed call."""
 
     labels: list[int]
     first_seconds: float
@@ -62,7 +61,7 @@ class StreamedScores:
 
 @dataclass(slots=True)
 class QueuedScores:
-    """The same from one asynchronous inference."""
+    """The results of the asynchronous inference."""
 
     labels: list[int]
     output_location: str
@@ -77,20 +76,21 @@ class QueuedScores:
     default=50,
     show_default=True,
     metavar="N",
-    help="Refuse every N-th request as too many; 0 for none.",
+    help="Throttle every N-th request; 0 for none.",
 )
 def demo(max_concurrency: int, throttle_every: int) -> None:
     """Classify 1,797 handwritten digits through a local SageMaker Runtime."""
     try:
-        import sklearn  # noqa: F401 - the container process needs it, and this is the time to say so
-    except ModuleNotFoundError:
-        raise ConfigurationError("the demonstration needs scikit-learn: pip install 'aiosmrt[demo]'") from None
-    _shut_out_surroundings()
+        import rich  # noqa: F401
+        import sklearn  # noqa: F401 - for the container's process
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is not installed; run: pip install 'aiosmrt[demo]'") from None
+    _isolate_environment()
     asyncio.run(_demo(max_concurrency, throttle_every))
 
 
-def _shut_out_surroundings() -> None:
-    """The demonstration calls nobody but itself: no AWS setting and no proxy of this machine has a say in it."""
+def _isolate_environment() -> None:
+    """Remove AWS settings and proxies, as the demo only calls servers that it starts."""
     for name in list(os.environ):
         if name.startswith("AWS_") or name.lower() in ("http_proxy", "all_proxy"):
             del os.environ[name]
@@ -119,7 +119,7 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
     container = ModelContainer([sys.executable, "-m", "aiosmrt.cli.digits"])
     async with AsyncExitStack() as stack:
         with console.status("starting an S3 server, training the model and starting its container"):
-            reading = asyncio.ensure_future(asyncio.to_thread(digits))
+            loading = asyncio.ensure_future(asyncio.to_thread(digits))
             s3 = await stack.enter_async_context(ObjectServer(key, buckets=[BUCKET]))
             endpoint = EndpointConfiguration(
                 [ProductionVariant(container)],
@@ -134,12 +134,12 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
                     object_storage=ObjectStorage(endpoint_url=s3.url, credentials=key, buckets=[BUCKET]),
                 )
             )
-            images, truth = await reading
+            images, expected = await loading
         console.print(f"SageMaker Runtime on {runtime.url}, model container on {container.url}", soft_wrap=True)
         rows = [",".join(f"{pixel:g}" for pixel in image) for image in images]
         latencies: list[float] = []
 
-        def note(event: Event) -> None:
+        def record_latency(event: Event) -> None:
             if isinstance(event, AttemptEnded) and event.error is None:
                 latencies.append(event.duration)
 
@@ -151,7 +151,7 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
             aws_secret_access_key=SECRET_KEY,
             max_concurrency=max_concurrency,
             retry=RetryPolicy(max_attempts=MAX_ATTEMPTS),
-            observers=(note,),
+            observers=(record_latency,),
         ) as client:
             scores = await _score(client, rows, latencies, console)
             digits_endpoint = client.endpoint(
@@ -166,11 +166,11 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
     for what, found in (("streamed", streamed.labels), ("asynchronous", queued.labels)):
         if found != scores.labels:
             raise AiosmrtError(f"the {what} labels differ from those of the single calls")
-    _report(console, scores, streamed, queued, [int(label) for label in truth])
+    _report(console, scores, streamed, queued, [int(label) for label in expected])
 
 
 async def _score(client: Client, rows: list[str], latencies: list[float], console: Any) -> Scores:
-    """Classify every row with a call of its own."""
+    """Classify each row with its own call."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     labels = [-1] * len(rows)
@@ -192,13 +192,13 @@ async def _score(client: Client, rows: list[str], latencies: list[float], consol
                 for index in range(len(rows)):
                     calls.create_task(score(index))
         except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # one is enough to say what is wrong
+            raise failures.exceptions[0] from None  # The first failure is enough.
         seconds = time.perf_counter() - began
     return Scores(labels, seconds, latencies, client.statistics())
 
 
 async def _stream(endpoint: Endpoint[str, Any], rows: list[str], console: Any) -> StreamedScores:
-    """Classify all rows in one call, and read its answer value by value, as it comes."""
+    """Classify all rows in one call, and read its response value by value."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     began = time.perf_counter()
@@ -217,36 +217,37 @@ async def _stream(endpoint: Endpoint[str, Any], rows: list[str], console: Any) -
 
 
 async def _submit(endpoint: Endpoint[str, Any], rows: list[str], console: Any) -> QueuedScores:
-    """Queue all rows as one request, too large to travel with it, and wait for the answer in S3."""
+    """Classify all rows with one asynchronous inference, whose input is uploaded to S3."""
     began = time.perf_counter()
     with console.status("asynchronous inference"):
         job = await endpoint.submit("\n".join(rows))
-        answer = await job.result(timeout=JOB_SECONDS, cleanup=True)
-    return QueuedScores(answer["predictions"], job.handle.output_location, time.perf_counter() - began)
+        result = await job.result(timeout=JOB_SECONDS, cleanup=True)
+    return QueuedScores(result["predictions"], job.handle.output_location, time.perf_counter() - began)
 
 
-def _report(console: Any, scores: Scores, streamed: StreamedScores, queued: QueuedScores, truth: list[int]) -> None:
+def _report(console: Any, scores: Scores, streamed: StreamedScores, queued: QueuedScores, expected: list[int]) -> None:
     from rich.table import Table
 
     from aiosmrt.cli.digits import TRAINING_ROWS
 
-    held_out = len(truth) - TRAINING_ROWS
+    held_out = len(expected) - TRAINING_ROWS
     p50, p95, p99 = (1000 * _percentile(scores.latencies, share) for share in (50, 95, 99))
     retries = ", ".join(f"{count} after {cause}" for cause, count in scores.statistics.retries.items() if count)
     table = Table(
         title="Handwritten digits through invoke_endpoint",
-        caption=f"The model was trained on the first {TRAINING_ROWS} rows and has not seen the other {held_out}. "
-        "Latency is of answered requests, without back-off.",
+        caption=f"The model was trained on the first {TRAINING_ROWS} rows; the other {held_out} are unseen. "
+        "Latency is that of successful requests, without back-off.",
         show_header=False,
     )
     table.add_column(style="bold")
     table.add_column(justify="right")
-    table.add_row("rows", f"{len(truth):,}")
-    table.add_row("accuracy, all rows", f"{_accuracy(scores.labels, truth):.2%}")
+    table.add_row("rows", f"{len(expected):,}")
+    table.add_row("accuracy, all rows", f"{_accuracy(scores.labels, expected):.2%}")
     table.add_row(
-        f"accuracy, {held_out} unseen rows", f"{_accuracy(scores.labels[TRAINING_ROWS:], truth[TRAINING_ROWS:]):.2%}"
+        f"accuracy, {held_out} unseen rows",
+        f"{_accuracy(scores.labels[TRAINING_ROWS:], expected[TRAINING_ROWS:]):.2%}",
     )
-    table.add_row("calls/s", f"{len(truth) / scores.seconds:,.0f}")
+    table.add_row("calls/s", f"{len(expected) / scores.seconds:,.0f}")
     table.add_row("latency p50 / p95 / p99", f"{p50:.1f} / {p95:.1f} / {p99:.1f} ms")
     table.add_row("retries", retries or "0")
     table.add_row(
@@ -256,13 +257,13 @@ def _report(console: Any, scores: Scores, streamed: StreamedScores, queued: Queu
     )
     table.add_row(
         "asynchronous inference",
-        f"{len(queued.labels):,} rows through S3\nanswer after {1000 * queued.seconds:.0f} ms",
+        f"{len(queued.labels):,} rows through S3\nresult after {1000 * queued.seconds:.0f} ms",
     )
     console.print(table)
 
 
-def _accuracy(labels: list[int], truth: list[int]) -> float:
-    return sum(label == true for label, true in zip(labels, truth, strict=True)) / len(truth)
+def _accuracy(labels: list[int], expected: list[int]) -> float:
+    return sum(label == true for label, true in zip(labels, expected, strict=True)) / len(expected)
 
 
 def _percentile(values: list[float], share: int) -> float:

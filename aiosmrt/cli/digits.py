@@ -1,13 +1,13 @@
-"""The demonstration's model container: a classifier of handwritten digits, served as SageMaker serves containers.
+"""The model container of the demo: a classifier of handwritten digits behind SageMaker's container interface.
 
 Run as ``python -m aiosmrt.cli.digits``. It trains a support vector classifier on the first half of scikit-learn's
-bundled digits (1,797 images of 8 by 8 pixels, the test part of "Optical Recognition of Handwritten Digits", UCI) and
-then answers ``GET /ping`` and ``POST /invocations`` on the port in ``SAGEMAKER_BIND_TO_PORT``. The second half, unseen
-in training and not shuffled, is what its accuracy is judged by.
+bundled digits (1,797 images of 8 by 8 pixels, the test set of "Optical Recognition of Handwritten Digits", UCI), then
+serves ``GET /ping`` and ``POST /invocations`` on the port in ``SAGEMAKER_BIND_TO_PORT``. The second half, not shuffled,
+is its test set.
 
-Input is ``text/csv`` with 64 pixels a row, or ``application/json`` as ``{"instances": [[…], …]}``. Output is
-``application/json`` as ``{"predictions": [3, …]}``, ``text/csv`` with a label a line, or ``application/jsonlines`` with
-a line a row, sent in chunks as they are computed, which a response stream hands on as they come.
+Input is ``text/csv`` with 64 pixels per row, or ``application/json`` as ``{"instances": [[…], …]}``. Output is
+``application/json`` as ``{"predictions": [3, …]}``, ``text/csv`` with one label per line, or ``application/jsonlines``
+with one line per row, sent in chunks as they are computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-__all__ = ["PIXELS", "TRAINING_ROWS", "application", "digits"]
+__all__ = ["PIXELS", "TRAINING_ROWS", "create_application", "digits", "parse_rows"]
 
 PIXELS = 64
 TRAINING_ROWS = 898
@@ -28,7 +28,7 @@ _JSON, _CSV, _LINES = "application/json", "text/csv", "application/jsonlines"
 
 
 def digits() -> tuple[Any, Any]:
-    """The images, a row of 64 pixels each, and their labels, as NumPy arrays."""
+    """Return the images, a row of 64 pixels each, and their labels as NumPy arrays."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -36,21 +36,22 @@ def digits() -> tuple[Any, Any]:
 
 
 def trained_model() -> Any:
-    """A classifier fitted to the first half of the digits, with scikit-learn's own example's parameters."""
+    """Train a classifier on the first half of the digits, with the parameters of scikit-learn's example."""
     from sklearn import svm
 
-    classifier: Any = svm.SVC  # its own type hints come from defaults, and that of gamma is a word
+    classifier: Any = svm.SVC  # Inferred from the default, the type of gamma would be str.
     images, labels = digits()
     return classifier(gamma=0.001).fit(images[:TRAINING_ROWS], labels[:TRAINING_ROWS])
 
 
-def rows_in(content_type: str, body: bytes) -> list[list[float]]:
-    """The images in a request.
+def parse_rows(content_type: str, body: bytes) -> list[list[float]]:
+    """Parse the images in a request.
 
     Raises:
-        ValueError: it is not what the content type says, or a row does not have 64 numbers; it never quotes the body.
+        ValueError: the body does not have the content type's format, or a row does not have 64 numbers. The message
+            never quotes the body.
 
-    >>> len(rows_in("text/csv", b",".join([b"0"] * 64)))
+    >>> len(parse_rows("text/csv", b",".join([b"0"] * 64)))
     1
     """
     if content_type not in (_CSV, _JSON):
@@ -64,12 +65,12 @@ def rows_in(content_type: str, body: bytes) -> list[list[float]]:
     except (ValueError, TypeError, KeyError):
         raise ValueError('the body must be rows of numbers, in JSON as {"instances": [[…], …]}') from None
     if not rows or any(len(row) != PIXELS for row in rows):
-        raise ValueError(f"at least one row is needed, and {PIXELS} pixels in each")
+        raise ValueError(f"the body must have at least one row, and {PIXELS} pixels in each row")
     return rows
 
 
-def application(model: Any) -> web.Application:
-    """The container's HTTP application around a model with ``predict``."""
+def create_application(model: Any) -> web.Application:
+    """Make the container's HTTP application for a model with ``predict``."""
 
     def predicted(rows: Sequence[Sequence[float]]) -> list[int]:
         return [int(label) for label in model.predict(rows)]
@@ -83,9 +84,9 @@ def application(model: Any) -> web.Application:
 
     async def invocations(request: web.Request) -> web.StreamResponse:
         try:
-            rows = rows_in(request.content_type, await request.read())
+            rows = parse_rows(request.content_type, await request.read())
         except ValueError as error:
-            return web.Response(status=400, text=f"bad input: {error}")
+            return web.Response(status=400, text=f"invalid input: {error}")
         accept = request.headers.get("Accept", _JSON)
         if accept == _LINES:
             response = web.StreamResponse(headers={"Content-Type": _LINES})
@@ -106,7 +107,7 @@ def application(model: Any) -> web.Application:
 
 def main() -> None:
     port = int(os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080"))
-    web.run_app(application(trained_model()), host="127.0.0.1", port=port, access_log=None, print=None)
+    web.run_app(create_application(trained_model()), host="127.0.0.1", port=port, access_log=None, print=None)
 
 
 if __name__ == "__main__":

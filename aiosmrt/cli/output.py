@@ -107,7 +107,7 @@ def _compile(query: str) -> Any:
     Raises:
         ParameterError: the expression is invalid.
     """
-    # botocore requires it; it has no type hints.
+    # Installed with botocore; without type hints.
     import jmespath  # type: ignore[import-untyped]
 
     try:

@@ -136,7 +136,7 @@ def _left_aligned(text: str, width: int, left: str) -> str:
 
 
 class _Builder:
-    """Splits JSON-like data into sections; empty data has none."""
+    """Splits JSON-like data into sections, and omits empty data."""
 
     def __init__(self) -> None:
         self.sections: list[_Section] = []

@@ -2,23 +2,24 @@
 
 ::
 
-    SageMaker Runtime.InvokeEndpoint   from the call's begin to its result, of a stream to its end
-     ├── POST                          an attempt: a request and its response, of a stream up to the response's head
+    SageMaker Runtime.InvokeEndpoint   from the start of the call to its result, or to the end of its stream
+     ├── POST                          an attempt: a request and its response, or the head of a streamed response
      └── POST
 
-A call is an AWS SDK client span ("Semantic conventions for AWS SDK client spans"), with what those conventions leave to
-the ones for RPC: the whole call is one span, retries included, and its duration is the metric
-``rpc.client.call.duration``. The two differ about ``rpc.method``, which is the bare operation here as AWS's say, and
-``rpc.system`` (AWS) stands beside ``rpc.system.name`` (RPC). ``rpc.response.status_code`` is left out: nobody has said
-yet what it is for AWS. An attempt is an HTTP client span, and ``http.client.request.duration``. ``gen_ai.*`` is for
-those who know what is in a payload. What has no convention is under ``aiosmrt.*``.
+A call is an AWS SDK client span ("Semantic conventions for AWS SDK client spans"), completed by the conventions for
+RPC: one span covers the whole call, retries included, and its duration is the metric ``rpc.client.call.duration``. The
+two disagree about ``rpc.method``, which is the bare operation here, as in AWS's; ``rpc.system`` (AWS) and
+``rpc.system.name`` (RPC) are both set. ``rpc.response.status_code`` is omitted, because it is not yet defined for AWS.
+An attempt is an HTTP client span, and counts in ``http.client.request.duration``. ``gen_ai.*`` is omitted, because it
+describes payloads. Attributes without a convention are under ``aiosmrt.*``.
 
-``error.type`` is the class that was raised, or AWS's code where that is just `ServiceError`; of an attempt, AWS's code.
-A call whose task was cancelled, or whose stream was left before its end, did not fail ("Semantic conventions for HTTP
-spans", Status): it has ``aiosmrt.abandoned`` in place of an error. Retries that helped are no errors of the call.
+``error.type`` is the class that was raised, or AWS's code if that is just `ServiceError`; for an attempt, AWS's code. A
+call whose task was cancelled, or whose stream was closed before its end, did not fail ("Semantic conventions for HTTP
+spans", Status): it has ``aiosmrt.abandoned`` instead of an error. A failed attempt whose retry succeeds is not an error
+of the call.
 
-Everything is taken from `aiosmrt.events`, whose records hold no payload, custom attribute, credential or message of an
-error; so neither do the spans.
+All data comes from `aiosmrt.events`. Its records, and so the spans, contain no payloads, custom attributes, credentials
+or error messages.
 """
 
 import re
@@ -59,42 +60,42 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 _SYSTEM: Final = "aws-api"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
-# Boundaries of histograms. Those for durations are the conventions', in seconds. A call waits out an outage for 20 s by
-# default and one of a map for 600 s; endpoints scale out in minutes.
+# Histogram boundaries in seconds; those for durations are the conventions'. During an outage, a call waits 20 s by
+# default and a call of a map 600 s; endpoints scale out in minutes.
 _DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _OUTAGES: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0, 1800.0)
 _ATTEMPTS: Final = (0, 1, 2, 3, 4, 5, 10)
 
-# What ends a call from outside.
+# The exceptions that end a call from outside.
 _CANCELLED: Final = frozenset({"CancelledError", "GeneratorExit"})
 
-# Codes are the service's words; a gateway between here and there may put anything in their place.
+# A gateway in front of the service may return anything as the code.
 _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}|[1-5][0-9]{2}")
 
 _W3C: Final = TraceContextTextMapPropagator()
-# The same member in every operation.
+# All operations have the same member.
 _CUSTOM_ATTRIBUTES: Final = next(m for m in INVOKE_ENDPOINT.members if m.name == "CustomAttributes")
 
 
 @dataclass(slots=True)
 class _Call:
-    """A call under way.
+    """A call in progress.
 
     Args:
-        span: the call's.
-        context: the one in which that span is the current one.
-        attributes: what the call's metrics have in common.
-        attempt_attributes: what its attempts' metrics and spans have in common.
-        url: where it is posted to.
-        attempt: the span of the attempt under way; None outside of one, or without such spans.
-        limiter_wait: seconds of waiting for a slot.
-        capacity_wait: seconds of waiting for capacity.
-        outage_wait: seconds of waiting for a target that was ill.
-        sent: requests so far.
-        status: the last attempt's HTTP status; None without a response.
-        error: the last attempt's error; None without one.
-        request_id: the service's last.
+        span: its span.
+        context: the context in which the span is current.
+        attributes: the common attributes of its metrics.
+        attempt_attributes: the common attributes of the spans and metrics of its attempts.
+        url: its URL.
+        attempt: the span of the current attempt; None between attempts, or if attempts have no spans.
+        limiter_wait: seconds spent waiting for a slot.
+        capacity_wait: seconds spent waiting for capacity.
+        outage_wait: seconds spent waiting for an unhealthy target.
+        sent: the number of requests sent so far.
+        status: the HTTP status of the last attempt; None without a response.
+        error: the error of the last attempt; None if it succeeded.
+        request_id: the last request id from the service.
     """
 
     span: trace.Span
@@ -113,22 +114,23 @@ class _Call:
 
 
 class OpenTelemetryObserver:
-    """An observer that makes spans and metrics of what clients do; one serves any number of clients and views.
+    """An observer that records spans and metrics of calls; one observer serves any number of clients and views.
 
-    A call's span has the caller's current span as its parent. See docs/opentelemetry.md for all names.
+    The parent of a call's span is the caller's current span. See docs/opentelemetry.md for all names.
 
     Args:
-        tracer_provider: makes the spans; None for the process's own.
-        meter_provider: keeps the metrics; None for the process's own.
-        attempt_spans: whether each attempt has a span below its call's.
-        propagator: writes the context of a call's span into headers of its requests, for gateways on the way; SageMaker
-            hands none of them on to a model. None writes nothing.
-        custom_attributes_separator: what stands between the CustomAttributes of a call and a ``traceparent=…`` that is
-            appended for the model's container, such as ``";"`` or ``","``. It is left out where there is one already,
-            and where it would make more than the service's 1,024 characters. None leaves CustomAttributes alone.
+        tracer_provider: creates the spans. Defaults to the global provider.
+        meter_provider: creates the metrics. Defaults to the global provider.
+        attempt_spans: whether each attempt has a child span.
+        propagator: injects the context of a call's span into the headers of its requests, for gateways; SageMaker does
+            not forward them to a model. If None, nothing is injected.
+        custom_attributes_separator: separates the CustomAttributes of a call from a ``traceparent=…`` that is appended
+            for the model's container, such as ``";"`` or ``","``. Nothing is appended if there already is a
+            ``traceparent``, or if the result exceeds the service's 1,024 characters. If None, CustomAttributes are sent
+            unchanged.
 
     Raises:
-        ParamValidationError: an argument is of a wrong type, or the separator is not printable ASCII.
+        ParamValidationError: an argument has the wrong type, or the separator is not printable ASCII.
 
     >>> from aiosmrt import Client
     >>> client = Client("eu-central-1", observers=[OpenTelemetryObserver()])
@@ -180,48 +182,48 @@ class OpenTelemetryObserver:
         self._attempts = meter.create_histogram(
             "aiosmrt.client.attempts",
             "{attempt}",
-            "Requests that a call sent.",
+            "Requests sent per call.",
             explicit_bucket_boundaries_advisory=_ATTEMPTS,
         )
         self._limiter_wait_duration = meter.create_histogram(
             "aiosmrt.client.limiter_wait.duration",
             "s",
-            "How long calls waited for a slot under max_concurrency, those that did.",
+            "Time that calls waited for a slot under max_concurrency.",
             explicit_bucket_boundaries_advisory=_DURATIONS,
         )
         self._capacity_wait_duration = meter.create_histogram(
             "aiosmrt.client.capacity_wait.duration",
             "s",
-            "How long calls waited while their target scaled out from zero, those that did.",
+            "Time that calls waited while their target scaled out from zero.",
             explicit_bucket_boundaries_advisory=_MINUTES,
         )
         self._outage_wait_duration = meter.create_histogram(
             "aiosmrt.client.outage_wait.duration",
             "s",
-            "How long calls sent nothing while their target was ill, each wait of those that did wait.",
+            "Time that calls waited for an unhealthy target.",
             explicit_bucket_boundaries_advisory=_OUTAGES,
         )
         self._active = meter.create_up_down_counter(
-            "aiosmrt.client.active_calls", "{call}", "Calls and streams that have begun and not ended."
+            "aiosmrt.client.active_calls", "{call}", "Calls and streams in progress."
         )
         self._retries = meter.create_counter(
-            "aiosmrt.client.retries", "{retry}", "Failed attempts that a retry was scheduled for."
+            "aiosmrt.client.retries", "{retry}", "Retries scheduled after failed attempts."
         )
         self._throttles = meter.create_counter(
-            "aiosmrt.client.throttles", "{throttle}", "Answers by which the service asked for less load."
+            "aiosmrt.client.throttles", "{throttle}", "Throttling responses of the service."
         )
 
     def __repr__(self) -> str:
         return f"<OpenTelemetryObserver calls={len(self._calls)}>"
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         if isinstance(event, CallStarted):
             self._begin(event)
             return
         call = self._calls.get(getattr(event, "invocation_id", ""))
         if call is None:
-            return  # it is about credentials or the clock, or about a call whose beginning failed here
+            return  # The event is about credentials or the clock, or CallStarted has failed here.
         match event:
             case LimiterWaited():
                 call.limiter_wait += event.duration
@@ -244,9 +246,9 @@ class OpenTelemetryObserver:
             case RetryScheduled():
                 self._retries.add(1, {**call.attributes, "aiosmrt.retry.cause": event.cause}, call.context)
             case CallEnded():
-                # the end of a stream that has begun is still to come
+                # A stream that has started ends with StreamEnded.
                 if event.error is not None or not BY_NAME[event.operation].streams:
-                    # a code says more than the class that stands for all codes without a class
+                    # ServiceError is the class of all codes without their own class, so the code is more precise.
                     error = call.error if event.error == "ServiceError" else event.error
                     self._end(event.invocation_id, event.duration, _outcome(error))
             case StreamEnded():
@@ -257,17 +259,17 @@ class OpenTelemetryObserver:
                         "aiosmrt.stream.complete": event.complete,
                     }
                 )
-                left = not event.complete and event.error is None
-                self._end(event.invocation_id, event.duration, _abandoned() if left else _outcome(event.error))
+                abandoned = not event.complete and event.error is None
+                self._end(event.invocation_id, event.duration, _abandoned() if abandoned else _outcome(event.error))
 
     def request_headers(self, started: CallStarted, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """What a call's requests carry of its span's context; see `aiosmrt.events.HeaderSource`."""
+        """Return the headers that propagate a call's context; see `aiosmrt.events.HeaderSource`."""
         added: dict[str, str] = {}
         call = self._calls.get(started.invocation_id)
         if call is None:
             return added
         if self._propagator is not None:
-            # its default setter has a type variable left open
+            # The type of its default setter has a free type variable.
             self._propagator.inject(added, call.context)  # pyright: ignore[reportArgumentType]
         if self._separator is not None:
             carrier: dict[str, str] = {}
@@ -347,7 +349,7 @@ class OpenTelemetryObserver:
 
 
 def _appended(attributes: str | None, separator: str, carrier: Mapping[str, str]) -> str | None:
-    """Custom attributes with a trace's parent behind them; None where it does not fit or there is one already.
+    """Append a trace's parent to custom attributes; None if it does not fit or they already have one.
 
     >>> _appended("accept_eula=true", ";", {"traceparent": "00-ab-cd-01"})
     'accept_eula=true;traceparent=00-ab-cd-01'
@@ -360,9 +362,9 @@ def _appended(attributes: str | None, separator: str, carrier: Mapping[str, str]
 
 
 def _outcome(error: str | None) -> dict[str, AttributeValue]:
-    """The attributes that say how something ended; none for a success.
+    """Return the attributes for the outcome of a call or an attempt; none if it succeeded.
 
-    >>> _outcome("ThrottlingException"), _outcome("CancelledError"), _outcome("it said: 1,2,3")
+    >>> _outcome("ThrottlingException"), _outcome("CancelledError"), _outcome("the model: 1,2,3")
     ({'error.type': 'ThrottlingException'}, {'aiosmrt.abandoned': True}, {'error.type': '_OTHER'})
     """
     if error is None:
@@ -379,6 +381,6 @@ def _abandoned() -> dict[str, AttributeValue]:
 def _finish(span: trace.Span, outcome: dict[str, AttributeValue]) -> None:
     span.set_attributes(outcome)
     if "error.type" in outcome:
-        # without a description: it would be a message that may quote a payload
+        # Without a description, because an error message may quote a payload.
         span.set_status(trace.StatusCode.ERROR)
     span.end()

@@ -41,7 +41,7 @@ async def runtime() -> AsyncIterator[LocalRuntime]:
 
 @pytest.fixture
 def cli(runtime: LocalRuntime, tmp_path: Path) -> Cli:
-    """Runs `aiosmrt` with these arguments, against the runtime, in a folder of its own."""
+    """Run `aiosmrt` against the runtime in a temporary folder."""
 
     async def call(*arguments: str, stdin: bytes = b"", **variables: str) -> Ended:
         variables.setdefault("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", runtime.url)

@@ -1,4 +1,4 @@
-"""What the command says of its own use; no process and no service is needed for that."""
+"""Usage, help and completion, which need neither a process nor a service."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INVOKE = ("invoke-endpoint", "--endpoint-name", "x", "--body", "x")
         (("serve", "--endpoint", "a=http://x", "--endpoint", "a=http://y"), "endpoint 'a' is given twice"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_code_252(
+def test_usage_error_is_one_line_with_code_252(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], problem: str
 ) -> None:
     assert main(arguments) == 252
@@ -51,9 +51,7 @@ def test_a_wrong_command_is_one_line_and_code_252(
     assert output.err.count("\n") == 1
 
 
-def test_every_broken_rule_of_the_service_is_named_in_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_all_validation_errors_are_reported_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ("invoke-endpoint", "--endpoint-name", "-", "--body", "x", "--target-variant", "?", str(tmp_path / "o"))
     assert main((*arguments, "--endpoint-url", "http://127.0.0.1:1", "--region", "us-east-1")) == 252
     (line,) = capsys.readouterr().err.splitlines()
@@ -74,7 +72,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(rf"aiosmrt/{aiosmrt.__version__} Python/\S+ \S+ aiohttp/\S+\n", capsys.readouterr().out)
 
 
-def test_the_skeleton_can_be_given_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_skeleton_is_valid_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["invoke-endpoint-async", "--generate-cli-skeleton"]) == 0
     document = capsys.readouterr().out
     assert json.loads(document)["RequestTTLSeconds"] == 0
@@ -82,7 +80,7 @@ def test_the_skeleton_can_be_given_back(capsys: pytest.CaptureFixture[str]) -> N
     assert "EndpointName" in capsys.readouterr().err
 
 
-def test_a_missing_extra_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("aiosmrt.cli.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "click", None)
@@ -90,7 +88,7 @@ def test_a_missing_extra_is_told(capsys: pytest.CaptureFixture[str], monkeypatch
     assert capsys.readouterr().err == "aiosmrt: error: click is not installed; run: pip install 'aiosmrt[cli]'\n"
 
 
-def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 252
     printed = capsys.readouterr()
     assert main(["--help"]) == 0
@@ -98,14 +96,14 @@ def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("module", ["aiosmrt", "aiosmrt.cli"])
-def test_the_package_can_be_run(module: str) -> None:
+def test_run_as_a_module(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"aiosmrt/{aiosmrt.__version__} ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_completion_script(shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_script(shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_AIOSMRT_COMPLETE", f"{shell}_source")
     assert main([]) == 0
     assert f"_AIOSMRT_COMPLETE={shell}_complete" in capsys.readouterr().out
@@ -131,6 +129,6 @@ def test_completions(
     assert capsys.readouterr().out.splitlines() == completions
 
 
-def test_the_help_documents_completion(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_documents_completion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert 'eval "$(_AIOSMRT_COMPLETE=bash_source aiosmrt)"\n' in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The demonstration: its model container on its own, and the whole of it as a process."""
+"""The demo: its model container alone, and the whole command as a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aiosmrt.cli.digits import PIXELS, ROWS_PER_CHUNK, TRAINING_ROWS, digits, rows_in, trained_model
+from aiosmrt.cli.digits import PIXELS, ROWS_PER_CHUNK, TRAINING_ROWS, digits, parse_rows, trained_model
 from aiosmrt.local import ModelContainer
 from tests.support.command_line import PROGRAM, environment, run, started
 
@@ -36,7 +36,7 @@ def csv(rows: Any) -> bytes:
     return b"\n".join(b",".join(b"%g" % pixel for pixel in row) for row in rows)
 
 
-def test_the_model_knows_what_it_has_not_seen() -> None:
+def test_model_generalizes_to_unseen_rows() -> None:
     images, labels = digits()
     assert len(images) == len(labels) == 1797
     assert trained_model().score(images[TRAINING_ROWS:], labels[TRAINING_ROWS:]) > 0.95
@@ -46,8 +46,8 @@ def test_the_model_knows_what_it_has_not_seen() -> None:
     ("content_type", "body"),
     [("text/csv", csv([ROW, ROW]) + b"\r\n\r\n"), ("application/json", json.dumps({"instances": [ROW, ROW]}).encode())],
 )
-def test_rows_come_as_csv_or_json(content_type: str, body: bytes) -> None:
-    assert rows_in(content_type, body) == [ROW, ROW]
+def test_rows_are_parsed_from_csv_and_json(content_type: str, body: bytes) -> None:
+    assert parse_rows(content_type, body) == [ROW, ROW]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_rows_come_as_csv_or_json(content_type: str, body: bytes) -> None:
     [
         ("text/plain", b"", "content type must be"),
         ("text/csv", b"", "at least one row"),
-        ("text/csv", b"1,2,3", "64 pixels"),
+        ("text/csv", b"1,2,3", "64 pixels in each"),
         ("text/csv", b"secret", "rows of numbers"),
         ("text/csv", b"\xff", "rows of numbers"),
         ("application/json", b"{", "rows of numbers"),
@@ -65,13 +65,13 @@ def test_rows_come_as_csv_or_json(content_type: str, body: bytes) -> None:
         ("application/json", b'{"instances": []}', "at least one row"),
     ],
 )
-def test_bad_rows_are_refused_without_quoting_them(content_type: str, body: bytes, problem: str) -> None:
+def test_invalid_rows_are_rejected_without_quoting_them(content_type: str, body: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as caught:
-        rows_in(content_type, body)
+        parse_rows(content_type, body)
     assert "secret" not in str(caught.value)
 
 
-async def test_the_container_answers_as_asked(container: ModelContainer) -> None:
+async def test_container_honours_the_accept_header(container: ModelContainer) -> None:
     images = digits()[0][: 3 * ROWS_PER_CHUNK]
     body, expected = csv(images), [int(label) for label in trained_model().predict(images)]
     async with aiohttp.ClientSession(container.url) as session:
@@ -92,19 +92,19 @@ async def test_the_container_answers_as_asked(container: ModelContainer) -> None
         response = await invoke("text/csv", b"1,2")
         assert (response.status, await response.text()) == (
             400,
-            "bad input: at least one row is needed, and 64 pixels in each",
+            "invalid input: the body must have at least one row, and 64 pixels in each row",
         )
 
 
 @pytest.fixture
 async def report(tmp_path: Path) -> str:
-    surroundings = {"AWS_PROFILE": "nobody", "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
-    ended = await run(*PROGRAM, "demo", env=environment(tmp_path, COLUMNS="100", **surroundings), cwd=tmp_path)
+    settings = {"AWS_PROFILE": "missing", "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
+    ended = await run(*PROGRAM, "demo", env=environment(tmp_path, COLUMNS="100", **settings), cwd=tmp_path)
     assert (ended.code, ended.stderr) == (0, b"")
     return ended.stdout.decode()
 
 
-async def test_the_demonstration_scores_every_digit_and_tells_the_truth(report: str) -> None:
+async def test_demo_classifies_every_digit_and_reports_the_accuracy(report: str) -> None:
     images, labels = digits()
     right = trained_model().predict(images) == labels
     cells = dict(re.findall(r"│ (.+?) +│ +(.+?) │", report))
@@ -112,16 +112,16 @@ async def test_the_demonstration_scores_every_digit_and_tells_the_truth(report: 
     assert cells["accuracy, all rows"] == f"{right.mean():.2%}"
     assert cells["accuracy, 899 unseen rows"] == f"{right[TRAINING_ROWS:].mean():.2%}"
     assert re.fullmatch(r"\d+ after throttling", cells["retries"])
-    # Every 50th request is refused, the repeated ones count too.
+    # Every 50th request is throttled, retries included.
     assert int(cells["retries"].split()[0]) == 1797 // 49
     assert int(cells["calls/s"].replace(",", "")) > 0
     assert re.fullmatch(r"[\d.]+ / [\d.]+ / [\d.]+ ms", cells["latency p50 / p95 / p99"])
     assert cells["streamed in one call"] == "1,797 rows"
     assert cells["asynchronous inference"] == "1,797 rows through S3"
-    assert re.search(r"answer after \d+ ms", report)
+    assert re.search(r"result after \d+ ms", report)
 
 
-async def test_an_interrupt_ends_it_with_its_container(tmp_path: Path) -> None:
+async def test_interrupt_stops_the_demo_and_its_container(tmp_path: Path) -> None:
     async with started(*PROGRAM, "demo", env=environment(tmp_path), cwd=tmp_path) as process:
         assert process.stdout is not None
         line = (await process.stdout.readline()).decode()
@@ -136,8 +136,9 @@ async def test_an_interrupt_ends_it_with_its_container(tmp_path: Path) -> None:
                 await session.get(url)
 
 
-async def test_it_says_what_it_needs(tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['sklearn'] = None; from aiosmrt.cli import main; sys.exit(main(['demo']))"
+@pytest.mark.parametrize("package", ["sklearn", "rich"])
+async def test_a_missing_extra_is_named(tmp_path: Path, package: str) -> None:
+    blocked = f"import sys; sys.modules['{package}'] = None; from aiosmrt.cli import main; sys.exit(main(['demo']))"
     ended = await run(sys.executable, "-c", blocked, env=environment(tmp_path), cwd=tmp_path)
     assert (ended.code, ended.stdout) == (253, b"")
-    assert ended.stderr == b"aiosmrt: error: the demonstration needs scikit-learn: pip install 'aiosmrt[demo]'\n"
+    assert ended.stderr == f"aiosmrt: error: {package} is not installed; run: pip install 'aiosmrt[demo]'\n".encode()

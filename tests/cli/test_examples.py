@@ -1,4 +1,4 @@
-"""The examples run as they stand, against the runtime that they describe."""
+"""The examples, against the runtime that they describe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.command_line import PROGRAM, environment, run, started
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
-async def test_the_examples_run(tmp_path: Path) -> None:
+async def test_examples(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = environment(tmp_path, PATH=path)
     async with started(*PROGRAM, "serve", str(EXAMPLES / "digits.toml"), env=env) as runtime:
@@ -22,7 +22,7 @@ async def test_the_examples_run(tmp_path: Path) -> None:
 
         ended = await run(sys.executable, str(EXAMPLES / "classify.py"), env=env)
         assert (ended.code, ended.stderr) == (0, b"")
-        found = re.fullmatch(r"(\d+) of 100 right, retries: \{'throttling': (\d+)\}\n", ended.stdout.decode())
+        found = re.fullmatch(r"(\d+) of 100 correct, retries: \{'throttling': (\d+)\}\n", ended.stdout.decode())
         assert found is not None
         assert int(found[1]) > 90
         assert int(found[2]) >= 10

@@ -18,7 +18,7 @@ from tests.support.command_line import PROGRAM, environment, started
 from tests.support.peers import isolate_aws
 
 
-async def test_the_body_goes_to_the_file_and_the_rest_is_printed(cli: Cli, tmp_path: Path) -> None:
+async def test_body_is_written_to_the_file_and_the_rest_printed(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "body").write_bytes(b"\xff\x00body")
     ended = await cli(
         *("invoke-endpoint", "--endpoint-name", "echo", "--body", "fileb://body", "--content-type", "a/b"),
@@ -35,13 +35,13 @@ async def test_the_body_goes_to_the_file_and_the_rest_is_printed(cli: Cli, tmp_p
     assert (tmp_path / "out").read_bytes() == b"\xff\x00body"
 
 
-async def test_from_standard_input_to_standard_output(cli: Cli) -> None:
+async def test_standard_input_and_output(cli: Cli) -> None:
     ended = await cli("invoke-endpoint", "--endpoint-name", "echo", "--body", "-", "-", stdin=b"\xff\x00piped")
     assert (ended.code, ended.stdout) == (0, b"\xff\x00piped")
     assert json.loads(ended.stderr)["ContentType"] == "application/octet-stream"
 
 
-async def test_every_flag_reaches_the_service(cli: Cli, runtime: LocalRuntime) -> None:
+async def test_options_reach_the_service(cli: Cli, runtime: LocalRuntime) -> None:
     ended = await cli(
         *("invoke-endpoint", "--endpoint-name", "echo", "--body", "-1,2", "--content-type", "text/csv"),
         *("--accept", "text/plain", "--target-variant", "AllTraffic", "--inference-id", "id-1"),
@@ -60,7 +60,7 @@ async def test_every_flag_reaches_the_service(cli: Cli, runtime: LocalRuntime) -
     assert "md/command#aiosmrt" in headers["user-agent"]
 
 
-async def test_common_flags_may_stand_before_the_command_and_those_after_it_win(
+async def test_global_options_after_the_command_override_those_before_it(
     cli: Cli, runtime: LocalRuntime, tmp_path: Path
 ) -> None:
     ended = await cli(
@@ -70,7 +70,7 @@ async def test_common_flags_may_stand_before_the_command_and_those_after_it_win(
     assert ended == (0, b"application/octet-stream\n", b"")
 
 
-async def test_the_debug_flag_shows_attempts_and_no_payload(cli: Cli) -> None:
+async def test_debug_prints_attempts_without_payloads(cli: Cli) -> None:
     ended = await cli("invoke-endpoint", "--debug", "--endpoint-name", "echo", "--body", "hidden", "out")
     assert ended.code == 0
     assert b"AttemptStarted(operation='InvokeEndpoint', endpoint_name='echo'" in ended.stderr
@@ -78,7 +78,7 @@ async def test_the_debug_flag_shows_attempts_and_no_payload(cli: Cli) -> None:
     assert b"hidden" not in ended.stderr
 
 
-async def test_a_stream_is_written_part_by_part(cli: Cli, tmp_path: Path) -> None:
+async def test_stream_is_written_to_the_file(cli: Cli, tmp_path: Path) -> None:
     ended = await cli(
         "invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two three", "out"
     )
@@ -87,7 +87,7 @@ async def test_a_stream_is_written_part_by_part(cli: Cli, tmp_path: Path) -> Non
     assert "Body" not in json.loads(ended.stdout)
 
 
-async def test_a_part_is_written_when_it_comes_and_an_interrupt_ends_it(runtime: LocalRuntime, tmp_path: Path) -> None:
+async def test_part_is_written_on_arrival_and_interrupt_ends_the_stream(runtime: LocalRuntime, tmp_path: Path) -> None:
     runtime.inject("parts", StallInBody(after_parts=1))
     command = ("invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two", "-")
     env = environment(tmp_path, AWS_ENDPOINT_URL=runtime.url)
@@ -100,7 +100,7 @@ async def test_a_part_is_written_when_it_comes_and_an_interrupt_ends_it(runtime:
         assert (await process.stdout.read(), await process.stderr.read()) == (b"", b"")
 
 
-async def test_a_reader_that_goes_away_ends_a_stream_quietly(runtime: LocalRuntime, tmp_path: Path) -> None:
+async def test_broken_pipe_ends_a_stream_without_a_message(runtime: LocalRuntime, tmp_path: Path) -> None:
     runtime.inject("parts", StallInBody(after_parts=1))
     command = ("invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two", "-")
     read_end, write_end = os.pipe()
@@ -121,7 +121,7 @@ async def test_a_reader_that_goes_away_ends_a_stream_quietly(runtime: LocalRunti
     assert process.returncode == 141
 
 
-async def test_a_stream_that_fails_keeps_what_came(cli: Cli, runtime: LocalRuntime, tmp_path: Path) -> None:
+async def test_failed_stream_keeps_the_received_parts(cli: Cli, runtime: LocalRuntime, tmp_path: Path) -> None:
     runtime.inject("parts", StreamFailure(after_parts=2, message="the model\nstumbled").next())
     command = ("invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two three", "out")
     ended = await cli(*command)
@@ -131,7 +131,7 @@ async def test_a_stream_that_fails_keeps_what_came(cli: Cli, runtime: LocalRunti
     assert (tmp_path / "out").read_bytes() == b"onetwo"
 
 
-async def test_a_stream_cut_inside_a_frame_is_an_error(cli: Cli, runtime: LocalRuntime, tmp_path: Path) -> None:
+async def test_stream_truncated_inside_a_frame_is_an_error(cli: Cli, runtime: LocalRuntime, tmp_path: Path) -> None:
     runtime.inject("parts", Truncate(after_parts=1, after_bytes=9, clean_ending=True).always())
     ended = await cli("invoke-endpoint-with-response-stream", "--endpoint-name", "parts", "--body", "one two", "out")
     assert ended.code == 255
@@ -139,7 +139,7 @@ async def test_a_stream_cut_inside_a_frame_is_an_error(cli: Cli, runtime: LocalR
     assert (tmp_path / "out").read_bytes() == b"one"
 
 
-async def test_an_error_of_the_service_is_one_line_and_leaves_the_file_alone(cli: Cli, tmp_path: Path) -> None:
+async def test_service_error_is_one_line_and_keeps_the_file(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"before")
     ended = await cli("invoke-endpoint", "--endpoint-name", "failing", "--body", "x", "out")
     assert (ended.code, ended.stdout) == (254, b"")
@@ -175,7 +175,7 @@ async def test_an_error_of_the_service_is_one_line_and_leaves_the_file_alone(cli
     ],
 )
 @pytest.mark.parametrize("command", ["invoke-endpoint", "invoke-endpoint-with-response-stream"])
-async def test_what_is_wrong_with_a_command_is_found_before_the_call(
+async def test_errors_in_a_command_are_found_before_the_call(
     runtime: LocalRuntime,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -212,7 +212,7 @@ async def test_output_formats(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == b"x"
 
 
-async def test_an_asynchronous_call_has_no_outfile(cli: Cli, runtime: LocalRuntime) -> None:
+async def test_asynchronous_call_takes_no_outfile(cli: Cli, runtime: LocalRuntime) -> None:
     command = ("invoke-endpoint-async", "--endpoint-name", "missing", "--input-location", "s3://bucket/key")
     ended = await cli(*command, "--request-ttl-seconds", "60", "--no-paginate")
     (record,) = await runtime.wait_for_requests(1)
@@ -222,7 +222,7 @@ async def test_an_asynchronous_call_has_no_outfile(cli: Cli, runtime: LocalRunti
     assert ended.code == 254
 
 
-async def test_no_connection_is_another_code(cli: Cli) -> None:
+async def test_connection_failure_has_code_255(cli: Cli) -> None:
     ended = await cli(
         *("invoke-endpoint", "--endpoint-name", "x", "--body", "x", "--endpoint-url", "http://127.0.0.1:1", "out"),
         AWS_MAX_ATTEMPTS="1",
@@ -234,12 +234,12 @@ async def test_no_connection_is_another_code(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "variables", "problem"),
     [
-        (("--profile", "nobody"), {}, "nobody"),
+        (("--profile", "missing"), {}, "missing"),
         ((), {"AWS_DEFAULT_REGION": "", "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": ""}, "region"),
         ((), {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "credentials"),
     ],
 )
-async def test_a_wrong_configuration_is_another_code(
+async def test_configuration_error_has_code_253(
     cli: Cli, arguments: tuple[str, ...], variables: dict[str, str], problem: str
 ) -> None:
     ended = await cli("invoke-endpoint", "--endpoint-name", "x", "--body", "x", *arguments, "out", **variables)

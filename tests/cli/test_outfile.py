@@ -1,4 +1,4 @@
-"""Where bodies are written, and what a failure leaves there."""
+"""The destination of a response body, and its state after a failure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(path: Path | str, *parts: bytes, atomic: bool, fail: bool = False) -> 
 
 @pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.parametrize("before", [None, b"something longer that was there"])
-def test_the_body_is_what_the_file_holds(folder: Path, atomic: bool, before: bytes | None) -> None:
+def test_body_replaces_the_content(folder: Path, atomic: bool, before: bytes | None) -> None:
     target = folder / "out"
     if before is not None:
         target.write_bytes(before)
@@ -45,7 +45,7 @@ def test_the_body_is_what_the_file_holds(folder: Path, atomic: bool, before: byt
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_an_empty_body_empties_the_file(folder: Path, atomic: bool) -> None:
+def test_empty_body_truncates_the_file(folder: Path, atomic: bool) -> None:
     target = folder / "out"
     target.write_bytes(b"before")
     with Outfile(str(target), atomic=atomic) as file:
@@ -53,7 +53,7 @@ def test_an_empty_body_empties_the_file(folder: Path, atomic: bool) -> None:
     assert target.read_bytes() == b""
 
 
-def test_a_whole_body_appears_at_once(folder: Path) -> None:
+def test_complete_body_replaces_the_file_atomically(folder: Path) -> None:
     target = folder / "out"
     target.write_bytes(b"before")
     with Outfile(str(target), atomic=True) as file:
@@ -62,7 +62,7 @@ def test_a_whole_body_appears_at_once(folder: Path) -> None:
     assert target.read_bytes() == b"after"
 
 
-def test_parts_are_seen_as_they_come(folder: Path) -> None:
+def test_parts_are_visible_on_arrival(folder: Path) -> None:
     target = folder / "out"
     target.write_bytes(b"before")
     with Outfile(str(target), atomic=False) as file:
@@ -76,7 +76,7 @@ def test_parts_are_seen_as_they_come(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_a_failure_before_the_body_leaves_everything_as_it_was(folder: Path, atomic: bool) -> None:
+def test_failure_before_the_body_changes_nothing(folder: Path, atomic: bool) -> None:
     with pytest.raises(Failed):
         write(folder / "out", atomic=atomic, fail=True)
     assert list(folder.iterdir()) == []
@@ -87,7 +87,7 @@ def test_a_failure_before_the_body_leaves_everything_as_it_was(folder: Path, ato
     assert list(folder.iterdir()) == [folder / "out"]
 
 
-def test_a_failure_within_a_whole_body_keeps_the_old_file(folder: Path) -> None:
+def test_failure_in_a_complete_body_keeps_the_old_file(folder: Path) -> None:
     (folder / "out").write_bytes(b"before")
     with pytest.raises(Failed):
         write(folder / "out", b"half", atomic=True, fail=True)
@@ -95,14 +95,14 @@ def test_a_failure_within_a_whole_body_keeps_the_old_file(folder: Path) -> None:
     assert list(folder.iterdir()) == [folder / "out"]
 
 
-def test_a_failure_within_a_stream_keeps_the_parts_that_came(folder: Path) -> None:
+def test_failure_in_a_stream_keeps_the_received_parts(folder: Path) -> None:
     with pytest.raises(Failed):
         write(folder / "out", b"one ", b"two", atomic=False, fail=True)
     assert (folder / "out").read_bytes() == b"one two"
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_mode_and_links_are_kept(folder: Path, atomic: bool) -> None:
+def test_mode_and_links_are_preserved(folder: Path, atomic: bool) -> None:
     target, link = folder / "target", folder / "link"
     target.write_bytes(b"before")
     target.chmod(0o640)
@@ -114,14 +114,14 @@ def test_mode_and_links_are_kept(folder: Path, atomic: bool) -> None:
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_a_new_file_has_the_usual_mode(folder: Path, atomic: bool) -> None:
+def test_new_file_has_the_default_mode(folder: Path, atomic: bool) -> None:
     (folder / "usual").touch()
     write(folder / "out", b"body", atomic=atomic)
     assert (folder / "out").stat().st_mode == (folder / "usual").stat().st_mode
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_a_pipe_is_written_to_as_it_is(folder: Path, atomic: bool) -> None:
+def test_pipe_is_written_directly(folder: Path, atomic: bool) -> None:
     pipe = folder / "pipe"
     os.mkfifo(pipe)
     read: list[bytes] = []
@@ -134,13 +134,13 @@ def test_a_pipe_is_written_to_as_it_is(folder: Path, atomic: bool) -> None:
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_the_null_device_survives(atomic: bool) -> None:
+def test_null_device_is_not_replaced(atomic: bool) -> None:
     write("/dev/null", b"body", atomic=atomic)
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_what_cannot_be_written_is_known_before_the_call(folder: Path, atomic: bool) -> None:
+def test_unwritable_path_fails_on_entering(folder: Path, atomic: bool) -> None:
     with pytest.raises(OSError, match="No such file"):
         write(folder / "missing" / "out", atomic=atomic)
     with pytest.raises(OSError, match="Is a directory"):
@@ -149,7 +149,7 @@ def test_what_cannot_be_written_is_known_before_the_call(folder: Path, atomic: b
 
 @not_root
 @pytest.mark.parametrize("atomic", [True, False])
-def test_a_protected_file_is_left_alone(folder: Path, atomic: bool) -> None:
+def test_read_only_file_is_unchanged(folder: Path, atomic: bool) -> None:
     (folder / "out").write_bytes(b"before")
     (folder / "out").chmod(0o444)
     with pytest.raises(PermissionError):
@@ -158,7 +158,7 @@ def test_a_protected_file_is_left_alone(folder: Path, atomic: bool) -> None:
 
 
 @not_root
-def test_a_writable_file_in_a_protected_folder_is_written_in_place(folder: Path) -> None:
+def test_writable_file_in_a_read_only_folder_is_written_in_place(folder: Path) -> None:
     (folder / "out").write_bytes(b"before")
     folder.chmod(0o555)
     try:

@@ -59,11 +59,11 @@ def printed(response: Any, output: str | None = None, query: str | None = None) 
         ("off", "ContentType", ""),
     ],
 )
-def test_a_response_is_printed_in_each_format(output: str | None, query: str | None, expected: str) -> None:
+def test_formats(output: str | None, query: str | None, expected: str) -> None:
     assert printed(RESPONSE, output, query) == expected
 
 
-def test_a_record_is_a_vertical_table() -> None:
+def test_record_is_a_vertical_table() -> None:
     assert printed(RESPONSE, "table").splitlines() == [
         "------------------------------------------",
         "|             InvokeEndpoint             |",
@@ -76,7 +76,7 @@ def test_a_record_is_a_vertical_table() -> None:
 
 
 @pytest.mark.parametrize("output", ["json", "text", "table", "yaml", "off"])
-def test_an_empty_response_prints_nothing(output: str) -> None:
+def test_empty_response_prints_nothing(output: str) -> None:
     assert printed({}, output) == ""
 
 
@@ -88,7 +88,7 @@ documents = st.recursive(
 
 
 @given(documents)
-def test_yaml_and_json_hold_every_document(document: Any) -> None:
+def test_json_and_yaml_round_trip(document: Any) -> None:
     if document != {}:
         assert json.loads(printed(document, "json")) == document
         assert yaml.safe_load(printed(document, "yaml")) == document
@@ -96,7 +96,7 @@ def test_yaml_and_json_hold_every_document(document: Any) -> None:
 
 
 @given(documents)
-def test_every_document_has_a_text_and_a_table(document: Any) -> None:
+def test_text_and_table_accept_any_document(document: Any) -> None:
     assert all(isinstance(form(document), str) for form in (format_text, lambda data: format_table("Title", data)))
 
 
@@ -117,7 +117,7 @@ def test_every_document_has_a_text_and_a_table(document: Any) -> None:
         ("a[" + "9" * 5_000 + "]", "Bad value"),
     ],
 )
-def test_a_bad_query_is_refused_before_there_is_a_response(query: str, problem: str) -> None:
+def test_invalid_query_is_rejected_before_the_call(query: str, problem: str) -> None:
     with pytest.raises(ParameterError, match=f"(?s)'--query': .*{problem}"):
         OutputFormat.of("json", query, profile=None)
 
@@ -126,11 +126,11 @@ def test_a_bad_query_is_refused_before_there_is_a_response(query: str, problem: 
     "query",
     ["length(ContentType)", "sort_by(a, &b)", "merge(@, {a: `1`})", "not_null(a, b, c)", "a[::2] | [?b == 'c'].*"],
 )
-def test_a_good_query_is_accepted(query: str) -> None:
+def test_valid_query_is_accepted(query: str) -> None:
     assert OutputFormat.of("json", query, profile=None).query.expression == query
 
 
-def test_a_query_that_does_not_suit_the_response_is_refused() -> None:
+def test_query_with_a_type_error_is_rejected() -> None:
     with pytest.raises(ParameterError, match=r"'--query': Bad value abs\(ContentType\): "):
         printed(RESPONSE, "json", "abs(ContentType)")
 
@@ -157,7 +157,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, folder: Path, **variables: str) -
         (None, None, {}, "text"),
     ],
 )
-def test_the_format_comes_from_the_option_the_environment_or_the_profile(
+def test_format_from_option_environment_or_profile(
     option: str | None,
     profile: str | None,
     variables: dict[str, str],
@@ -169,17 +169,17 @@ def test_the_format_comes_from_the_option_the_environment_or_the_profile(
     assert OutputFormat.of(option, None, profile=profile).name == expected
 
 
-def test_without_any_configuration_the_format_is_json() -> None:
+def test_default_format_is_json() -> None:
     assert OutputFormat.of(None, None, profile=None).name == "json"
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_can_be_configured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_format_can_be_configured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_OUTPUT", name)
     assert OutputFormat.of(None, None, profile=None).name == name
 
 
-def test_an_unknown_format_is_an_error_of_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unknown_configured_format_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configure(monkeypatch, tmp_path)
     (tmp_path / "config").write_text("[default]\noutput = xml\n")
     with pytest.raises(InvalidConfigError, match=r"^output in the profile must be one of json, .*; got 'xml'$"):
@@ -192,7 +192,7 @@ def test_an_unknown_format_is_an_error_of_the_configuration(monkeypatch: pytest.
         OutputFormat.of(None, None, profile="missing")
 
 
-def test_a_missing_yaml_library_is_named_before_there_is_a_response(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_yaml_library_is_named_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ConfigurationError, match=r"^PyYAML is not installed; run: pip install 'aiosmrt\[cli\]'$"):
         OutputFormat.of("yaml", None, profile=None)

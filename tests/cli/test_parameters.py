@@ -25,11 +25,11 @@ def parameters(given: dict[str, str], **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_flags_are_named_as_the_aws_cli_names_them(member: str) -> None:
+def test_option_names_match_the_aws_cli(member: str) -> None:
     assert option_name(member) == "--" + xform_name(member, "-")
 
 
-def test_every_member_has_help_and_nothing_else_has() -> None:
+def test_help_covers_exactly_the_members() -> None:
     assert sorted(HELP) == MEMBERS
 
 
@@ -38,16 +38,16 @@ def test_text_is_sent_as_utf_8(text: str) -> None:
     assert parameters({"Body": text}) == {"Body": text.encode()}
 
 
-def test_an_argument_that_is_no_utf_8_is_sent_as_its_own_bytes() -> None:
+def test_argument_that_is_not_utf_8_is_sent_unchanged() -> None:
     assert parameters({"Body": b"\xff\x00".decode(errors="surrogateescape")}) == {"Body": b"\xff\x00"}
 
 
-def test_binary_files_are_taken_byte_by_byte(tmp_path: Path) -> None:
+def test_binary_files_are_sent_unchanged(tmp_path: Path) -> None:
     (tmp_path / "body").write_bytes(b"\xff\r\n\x00")
     assert parameters({"Body": f"fileb://{tmp_path}/body"}) == {"Body": b"\xff\r\n\x00"}
 
 
-def test_text_files_serve_every_member_and_have_their_line_ends_normalised(tmp_path: Path) -> None:
+def test_line_ends_of_text_files_are_normalized(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes("ä\r\nb\rc\n".encode())
     value = f"file://{tmp_path}/text"
     assert parameters({"Body": value, "CustomAttributes": value}) == {
@@ -56,7 +56,7 @@ def test_text_files_serve_every_member_and_have_their_line_ends_normalised(tmp_p
     }
 
 
-def test_paths_know_home_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_and_variables_are_expanded_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "body").write_bytes(b"found")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FOLDER", str(tmp_path))
@@ -68,12 +68,12 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parameters({"Body": "-"}, text_is_base64=True) == {"Body": b"\x00piped"}
 
 
-def test_a_dash_is_standard_input_for_bodies_alone() -> None:
+def test_dash_is_standard_input_only_for_bodies() -> None:
     assert parameters({"CustomAttributes": "-"}) == {"CustomAttributes": "-"}
 
 
 @given(st.binary())
-def test_base64_text_is_decoded_on_request(body: bytes) -> None:
+def test_base64_text_is_decoded_if_requested(body: bytes) -> None:
     text = base64.b64encode(body).decode()
     assert parameters({"Body": text}, text_is_base64=True) == {"Body": body}
     assert parameters({"Body": text}) == {"Body": text.encode()}
@@ -102,20 +102,20 @@ def test_integers(tmp_path: Path) -> None:
         ("fileb://.", "Is a directory"),
     ],
 )
-def test_what_cannot_be_read_is_told(value: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_reported(value: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ParameterError, match=f"Error parsing parameter '--body': .*{problem}"):
         parameters({"Body": value})
 
 
-def test_bad_base64_is_told_without_quoting_it() -> None:
+def test_invalid_base64_is_reported_without_quoting_it() -> None:
     with pytest.raises(ParameterError, match="Invalid base64") as caught:
         parameters({"Body": "secret!"}, text_is_base64=True)
     assert "secret" not in str(caught.value)
 
 
-def test_a_json_document_gives_members_and_flags_win(tmp_path: Path) -> None:
+def test_options_override_members_of_the_json_document(tmp_path: Path) -> None:
     document = json.dumps({"EndpointName": "one", "Body": "text", "Accept": "a/b"})
     assert parameters({"EndpointName": "two"}, input_json=document) == {
         "EndpointName": "two",
@@ -130,11 +130,11 @@ def test_a_json_document_gives_members_and_flags_win(tmp_path: Path) -> None:
     ("document", "problem"),
     [("{", "Invalid JSON: "), ("[]", "Invalid JSON: must be an object"), ('{"Bodi": ""}', "Unknown members: Bodi")],
 )
-def test_a_bad_json_document_is_told(document: str, problem: str) -> None:
+def test_invalid_json_document_is_reported(document: str, problem: str) -> None:
     with pytest.raises(ParameterError, match=f"'--cli-input-json': {problem}"):
         parameters({}, input_json=document)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_the_skeleton_names_every_member(operation: Any) -> None:
+def test_skeleton_has_every_member(operation: Any) -> None:
     assert list(skeleton(operation)) == [member.name for member in operation.members]

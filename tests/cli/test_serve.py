@@ -1,4 +1,4 @@
-"""`serve` as a process: ready, used, ended."""
+"""`serve` as a process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def invoke(url: str, endpoint: str) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_it_says_where_it_is_serves_and_ends_in_order(number: signal.Signals, tmp_path: Path) -> None:
+async def test_serve_prints_its_url_and_stops_on_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     async with ModelContainer(COMMAND) as container:
         command = ("serve", "--port", "0", "--endpoint", f"model={container.url}")
         async with started(*PROGRAM, *command, env=environment(tmp_path)) as process:
@@ -39,7 +39,7 @@ async def test_it_says_where_it_is_serves_and_ends_in_order(number: signal.Signa
         assert container.running
 
 
-async def test_a_file_says_more_and_flags_add_to_it(tmp_path: Path) -> None:
+async def test_options_extend_the_file(tmp_path: Path) -> None:
     (tmp_path / "runtime.toml").write_text(f"[endpoints.started]\ncontainer = {{ command = {COMMAND!r} }}\n")
     async with ModelContainer(COMMAND) as container:
         command = ("serve", "--endpoint", f"running={container.url}", "runtime.toml")
@@ -60,7 +60,7 @@ async def test_a_file_says_more_and_flags_add_to_it(tmp_path: Path) -> None:
         (("missing.toml",), {}, 252, "missing.toml"),
     ],
 )
-async def test_what_is_missing_is_told(
+async def test_missing_settings_are_reported(
     arguments: tuple[str, ...], variables: dict[str, str], code: int, problem: str, tmp_path: Path
 ) -> None:
     ended = await run(*PROGRAM, "serve", *arguments, env=environment(tmp_path, **variables), cwd=tmp_path)

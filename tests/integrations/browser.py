@@ -23,10 +23,10 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"),
 )
 
-# Seconds for anything that is asked of the browser, on a busy machine.
+# Seconds for any command, on a busy machine.
 PATIENCE = 30.0
 
-# Resolves when an expression is true: looked at now and after each change of the document.
+# Resolves when an expression is true, evaluated now and after each change of the document.
 _WHEN_TRUE = """new Promise(resolve => {
   const look = () => { if (%s) { observer.disconnect(); resolve(true) } };
   const observer = new MutationObserver(look);
@@ -45,11 +45,11 @@ class Browser:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
-        # answers by the number of their command, events by their name and session
+        # Responses by the number of their command, events by name and session.
         self._expected: dict[Any, asyncio.Future[dict[str, Any]]] = {}
 
     async def read(self) -> None:
-        """Hand what the browser says to those who wait for it, until it ends."""
+        """Deliver the browser's messages until it exits."""
         async for message in self._socket:
             said = json.loads(message.data)
             waiting = self._expected.pop(said.get("id") or (said["method"], said.get("sessionId")), None)
@@ -57,12 +57,12 @@ class Browser:
                 waiting.set_result(said)
 
     def expect(self, key: Any) -> asyncio.Future[dict[str, Any]]:
-        """The answer to a command, or the next event of a session."""
+        """Wait for the response to a command, or for the next event of a session."""
         self._expected[key] = asyncio.get_running_loop().create_future()
         return self._expected[key]
 
     async def command(self, method: str, *, session: str | None = None, **params: Any) -> dict[str, Any]:
-        """Send a command of the protocol and give its result."""
+        """Send a command of the protocol and return its result."""
         number = next(self._numbers)
         answered = self.expect(number)
         to = {} if session is None else {"sessionId": session}
@@ -100,7 +100,7 @@ class Page:
         return await self._browser.command(method, session=self._session, **params)
 
     async def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, of a promise when it is resolved."""
+        """Evaluate a JavaScript expression, and await a promise."""
         evaluated = await self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in evaluated, evaluated
         return evaluated["result"].get("value")
@@ -117,7 +117,7 @@ class Page:
             await self.command("Input.dispatchKeyEvent", type=kind, key="Enter", windowsVirtualKeyCode=13, text="\r")
 
     async def screenshot(self) -> bytes:
-        """The visible part, as a PNG file."""
+        """Take a PNG screenshot of the visible part."""
         return base64.b64decode((await self.command("Page.captureScreenshot"))["data"])
 
     async def close(self) -> None:
@@ -138,7 +138,7 @@ async def browsing(program: str, folder: Path) -> AsyncIterator[Browser]:
         assert process.stderr is not None
         while not (line := (await process.stderr.readline()).decode()).startswith("DevTools listening on "):
             assert line, "the browser ended at once"
-        # What else it has to say must not fill the pipe.
+        # Further output must not fill the pipe.
         listening = asyncio.create_task(process.stderr.read())
         async with session.ws_connect(line.split()[-1]) as socket:
             browser = Browser(socket)

@@ -1,4 +1,4 @@
-"""A model that a test can hold back."""
+"""A model whose output a test controls."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from aiosmrt.local import Invocation
 
 
 class GatedModel:
-    """Says what the test gives it, when the test gives it."""
+    """Sends the parts that the test provides, when the test provides them."""
 
     def __init__(self) -> None:
         self._parts: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     def say(self, *parts: bytes, end: bool = False) -> None:
-        """Say parts of an answer, each a part of the response stream.
+        """Send parts of a response stream.
 
         Args:
             parts: the parts.
-            end: whether the answer ends with them.
+            end: whether they are the last parts.
         """
         for part in parts:
             self._parts.put_nowait(part)
@@ -27,10 +27,10 @@ class GatedModel:
             self._parts.put_nowait(None)
 
     def fall_silent(self) -> None:
-        """Forget what was not said yet."""
+        """Discard the parts that were not sent yet."""
         self._parts = asyncio.Queue()
 
     async def speak(self, invocation: Invocation) -> AsyncIterator[bytes]:
-        """The handler of the endpoint."""
+        """Handle an invocation."""
         while (part := await self._parts.get()) is not None:
             yield part

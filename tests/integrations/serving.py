@@ -1,4 +1,4 @@
-"""An application behind uvicorn on loopback, in the test's own event loop, and callers for it."""
+"""An application behind uvicorn on loopback, in the event loop of the test, and its callers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.runtime import RawConnection
 
 
 class _Server(uvicorn.Server):
-    """Says when it is up, ends when it is told to, and leaves the signals of the test's process alone."""
+    """A server that signals its startup, stops on request, and installs no signal handlers."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -49,17 +49,17 @@ class Served:
         self.url = f"http://127.0.0.1:{port}"
 
     @property
-    def requests_under_way(self) -> int:
+    def requests_in_progress(self) -> int:
         return len(self._server.server_state.tasks)
 
     @property
     def held_back(self) -> bool:
-        """Whether an answer waits for its reader."""
+        """Whether a response waits for its reader."""
         return any(connection.flow.write_paused for connection in self._server.server_state.connections)
 
     @asynccontextmanager
     async def asked(self, path: str, body: bytes = b"") -> AsyncIterator[RawConnection]:
-        """A connection on which a POST request was sent."""
+        """Open a connection and send a POST request."""
         async with RawConnection.to(self.url) as connection:
             await connection.write(request(path, body))
             yield connection
@@ -67,11 +67,11 @@ class Served:
 
 @asynccontextmanager
 async def served(app: ASGIApp, **config: Any) -> AsyncIterator[Served]:
-    """Serve an application; requests that are still under way in the end are cancelled.
+    """Serve an application; requests still in progress at the end are cancelled.
 
     Args:
         app: the application.
-        config: more of uvicorn's.
+        config: more settings of uvicorn.
     """
     listening = socket.create_server(("127.0.0.1", 0))
     arguments: dict[str, Any] = {"log_config": None, "lifespan": "on", "timeout_graceful_shutdown": 1} | config
@@ -91,7 +91,7 @@ async def served(app: ASGIApp, **config: Any) -> AsyncIterator[Served]:
 
 
 def request(path: str, body: bytes = b"") -> bytes:
-    """A POST request with a JSON body."""
+    """Make a POST request with a JSON body."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )

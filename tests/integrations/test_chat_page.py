@@ -1,4 +1,4 @@
-"""The chat of examples/chat.py, in a browser and without one."""
+"""The chat of examples/chat.py, with and without a browser."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def token(text: str) -> bytes:
 
 @pytest.fixture
 def chromium() -> str:
-    """The path of a browser; without one, skip, or fail where the whole suite is required."""
+    """The path of a browser. Without one, skip, or fail if the whole suite is required."""
     for name in NAMES:
         if (found := shutil.which(name)) is not None:
             return found
@@ -40,7 +40,7 @@ def chromium() -> str:
 
 @asynccontextmanager
 async def chatting(folder: Path, **variables: str) -> AsyncIterator[str]:
-    """Run the example on a free port, and give its URL."""
+    """Run the example on a free port, and return its URL."""
     env = environment(folder, **variables)
     async with started(sys.executable, "-W", "error", str(CHAT), "0", env=env) as process:
         assert process.stderr is not None
@@ -61,7 +61,7 @@ def last_answer_is(text: str, css_class: str = "answer") -> str:
     return f"{last}?.textContent === {json.dumps(text)} && {last}.className === {json.dumps(css_class)}"
 
 
-async def test_words_appear_one_after_the_other_and_closing_the_page_ends_them(chromium: str, tmp_path: Path) -> None:
+async def test_words_appear_one_by_one_and_closing_the_page_ends_the_stream(chromium: str, tmp_path: Path) -> None:
     profile = tmp_path / "profile"
     profile.mkdir()
     model = GatedModel()
@@ -97,7 +97,7 @@ async def test_words_appear_one_after_the_other_and_closing_the_page_ends_them(c
 
 
 async def appears_word_by_word(page: Page, model: GatedModel, answer: str) -> None:
-    """Each word is there before the model says the next one."""
+    """Each word is visible before the model sends the next one."""
     await page.until(last_answer_is(""))
     shown = ""
     for word in answer.split():
@@ -119,7 +119,7 @@ async def errors_are_shown(page: Page, model: GatedModel, runtime: LocalRuntime)
     runtime.clear_faults()
 
 
-async def test_it_brings_a_model_of_its_own(tmp_path: Path) -> None:
+async def test_example_includes_a_model(tmp_path: Path) -> None:
     async with chatting(tmp_path) as url:
         async with RawConnection.to(url) as connection:
             answer = await connection.exchange(request("/answer", b'{"text": "My cat ignores me!"}'))
@@ -131,5 +131,5 @@ async def test_it_brings_a_model_of_its_own(tmp_path: Path) -> None:
             await connection.write(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
             page = await connection.answer()
         assert page.headers["content-type"] == "text/html; charset=utf-8"
-        # Nothing comes from elsewhere.
+        # The page loads nothing from other servers.
         assert re.findall(rb"https?:", page.body) == []

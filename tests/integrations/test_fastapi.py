@@ -1,4 +1,4 @@
-"""Applications behind uvicorn that call a local runtime: what their callers get, and what ends when those leave."""
+"""Applications behind uvicorn that call a local runtime: responses, errors and disconnects."""
 
 import asyncio
 import doctest
@@ -66,7 +66,7 @@ LOGGER = "aiosmrt.integrations.fastapi"
 Echo = Annotated[Endpoint[Any, Any], Depends(endpoint("echo", serializer=JSON, deserializer=JSON))]
 Llm = Annotated[Endpoint[Any, Any], Depends(endpoint("llm", serializer=TEXT, deserializer=JSON))]
 
-# Generous for machines that do other things as well; on an idle one it takes half a millisecond.
+# Generous for busy machines; an idle one takes half a millisecond.
 AT_ONCE = 0.25
 
 
@@ -88,7 +88,7 @@ async def no_task_is_left() -> AsyncIterator[None]:
 
 @pytest.fixture
 async def reported() -> AsyncIterator[list[BaseException]]:
-    """What asyncio reports: exceptions of tasks that nobody took."""
+    """The exceptions of tasks that asyncio reports as never retrieved."""
     errors: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context["exception"]))
     yield errors
@@ -111,7 +111,7 @@ async def runtime(
 
 
 def arguments(runtime: LocalRuntime, **more: Any) -> dict[str, Any]:
-    """Those of a client that calls the runtime once per call."""
+    """The arguments of a client without retries."""
     return {"endpoint_url": runtime.url, "retry": aiosmrt.RetryPolicy(max_attempts=1), **CLIENT_ARGUMENTS, **more}
 
 
@@ -122,7 +122,7 @@ async def client(runtime: LocalRuntime) -> AsyncIterator[aiosmrt.Client]:
 
 
 async def nothing_is_held(client: aiosmrt.Client, runtime: LocalRuntime) -> None:
-    """No place under the limit, and no request that goes on."""
+    """Check that no slot is held and no request is in progress."""
     assert client.statistics().in_use == 0
     while runtime.statistics()["in_flight"]:
         await asyncio.sleep(0)
@@ -138,7 +138,7 @@ async def ask(server: Served, path: str, body: bytes = b"") -> RawAnswer:
 
 
 def events_of(answer: RawAnswer) -> list[tuple[str, str]]:
-    """Type and data of the events of a complete answer."""
+    """Decode the type and data of the events of a complete response."""
     assert (answer.status, answer.ended) == (200, "complete")
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     return [(event.event, event.data) for event in SSEDecoder().feed(answer.body)]
@@ -147,7 +147,7 @@ def events_of(answer: RawAnswer) -> list[tuple[str, str]]:
 # The client, and endpoints
 
 
-async def test_one_client_lives_as_long_as_the_application(runtime: LocalRuntime) -> None:
+async def test_client_has_the_lifetime_of_the_application(runtime: LocalRuntime) -> None:
     app = application(runtime)
     seen: list[aiosmrt.Client] = []
 
@@ -156,7 +156,7 @@ async def test_one_client_lives_as_long_as_the_application(runtime: LocalRuntime
         seen.append(client)
         return await endpoint.predict([1, 2])
 
-    # Started twice, as under a reloading server: each time with a client of its own.
+    # As under a reloading server, each startup has its own client.
     for _ in range(2):
         async with served(app) as server:
             answers = [await ask(server, "/") for _ in range(2)]
@@ -172,7 +172,7 @@ async def test_one_client_lives_as_long_as_the_application(runtime: LocalRuntime
 
 
 @pytest.mark.parametrize("yields", [True, False], ids=["yields the state", "yields nothing"])
-async def test_a_lifespan_of_the_users_enters_ours(runtime: LocalRuntime, yields: bool) -> None:
+async def test_custom_lifespan_enters_the_client_lifespan(runtime: LocalRuntime, yields: bool) -> None:
     open_client = client_lifespan(**arguments(runtime))
     warmed: list[Any] = []
 
@@ -194,7 +194,7 @@ async def test_a_lifespan_of_the_users_enters_ours(runtime: LocalRuntime, yields
     assert warmed == ["warm"]
 
 
-async def test_an_application_that_is_mounted_has_the_client(runtime: LocalRuntime) -> None:
+async def test_mounted_application_finds_the_client(runtime: LocalRuntime) -> None:
     inner = FastAPI()
 
     @inner.post("/score")
@@ -207,7 +207,7 @@ async def test_an_application_that_is_mounted_has_the_client(runtime: LocalRunti
         assert (await ask(server, "/inner/score")).body == b'"scored"'
 
 
-async def test_without_the_lifespan_the_error_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+async def test_missing_lifespan_is_reported_with_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
     app = FastAPI()
     install_exception_handlers(app)
 
@@ -217,10 +217,10 @@ async def test_without_the_lifespan_the_error_says_what_to_do(caplog: pytest.Log
 
     async with served(app) as server:
         assert (await ask(server, "/")).status == 500
-    assert "ClientStateError: the application has no client; use FastAPI(lifespan=" in caplog.text
+    assert "ClientStateError: the application does not have a client; use FastAPI(lifespan=" in caplog.text
 
 
-async def test_a_second_client_is_refused(runtime: LocalRuntime) -> None:
+async def test_second_client_is_rejected(runtime: LocalRuntime) -> None:
     app = Starlette()
     lifespan = client_lifespan(**arguments(runtime))
     async with lifespan(app):
@@ -231,13 +231,13 @@ async def test_a_second_client_is_refused(runtime: LocalRuntime) -> None:
         assert app.state.sagemaker_client is first
 
 
-async def test_bad_arguments_are_those_of_the_client() -> None:
+async def test_invalid_client_arguments() -> None:
     with pytest.raises(aiosmrt.ParamValidationError, match="max_concurrency"):
         async with client_lifespan(max_concurrency=0)(Starlette()):
             raise AssertionError("entered")
 
 
-async def test_a_test_puts_another_client_in_its_place(runtime: LocalRuntime, client: aiosmrt.Client) -> None:
+async def test_dependency_override_replaces_the_client(runtime: LocalRuntime, client: aiosmrt.Client) -> None:
     app = FastAPI()
     app.dependency_overrides[sagemaker_client] = lambda: client
 
@@ -250,7 +250,7 @@ async def test_a_test_puts_another_client_in_its_place(runtime: LocalRuntime, cl
     assert client.statistics().calls == 1
 
 
-async def test_an_endpoint_has_its_options(runtime: LocalRuntime) -> None:
+async def test_endpoint_options(runtime: LocalRuntime) -> None:
     app = application(runtime)
     limited = endpoint(
         "silent", serializer=JSON, deserializer=JSON, deadline=0.05, wait_for_capacity=1.0, inference_id="row-1"
@@ -268,7 +268,7 @@ async def test_an_endpoint_has_its_options(runtime: LocalRuntime) -> None:
     assert record.inference_id == "row-1"
 
 
-async def test_an_endpoint_has_the_clients_limits_unless_it_is_given_others(runtime: LocalRuntime) -> None:
+async def test_endpoint_limits_default_to_those_of_the_client(runtime: LocalRuntime) -> None:
     app = application(runtime, deadline=0.05, retry=aiosmrt.RetryPolicy())
     Silent = Annotated[Endpoint[Any, Any], Depends(endpoint("silent", serializer=JSON, deserializer=JSON))]
     impatient = endpoint("echo", serializer=JSON, deserializer=JSON, deadline=None, patience=0)
@@ -291,7 +291,7 @@ async def test_an_endpoint_has_the_clients_limits_unless_it_is_given_others(runt
         assert (await ask(server, "/own")).body == b"1"
 
 
-async def test_a_websocket_has_the_client_and_its_errors_are_not_answered_with_a_status(runtime: LocalRuntime) -> None:
+async def test_websocket_gets_the_client_and_its_errors_propagate(runtime: LocalRuntime) -> None:
     app = application(runtime)
     install_exception_handlers(app)
 
@@ -348,7 +348,7 @@ CALLS = pytest.mark.parametrize(
 
 @CALLS
 @pytest.mark.parametrize("kind", ["call", "stream"])
-async def test_an_error_has_a_status(
+async def test_status_of_errors(
     runtime: LocalRuntime,
     caplog: pytest.LogCaptureFixture,
     kind: str,
@@ -413,7 +413,7 @@ async def teapot(request: Request, error: Exception) -> Response:
         ({500: answering(422)}, 502, b'{"detail":"ModelError"}'),
     ],
 )
-async def test_handlers_of_the_application_answer_before_the_first_event(
+async def test_exception_handlers_apply_before_the_first_event(
     runtime: LocalRuntime, handlers: dict[Any, Any], status: int, body: bytes, installed: bool
 ) -> None:
     app = application(runtime)
@@ -437,9 +437,7 @@ async def test_handlers_of_the_application_answer_before_the_first_event(
             assert (answer.status, answer.body) == (status, body)
 
 
-async def test_handlers_of_the_application_have_no_say_after_the_first_event(
-    runtime: LocalRuntime, model: GatedModel
-) -> None:
+async def test_exception_handlers_do_not_apply_after_the_first_event(runtime: LocalRuntime, model: GatedModel) -> None:
     app = application(runtime)
     app.add_exception_handler(errors.ModelStreamError, answering(422))
 
@@ -473,7 +471,7 @@ async def test_model_output_that_json_cannot_express_is_a_502(
 
 
 @pytest.mark.parametrize("own", [None, "before", "after"], ids=["no handler", "handler before", "handler after"])
-async def test_other_value_errors_of_the_application_stay_its_own(runtime: LocalRuntime, own: str | None) -> None:
+async def test_other_value_errors_are_not_handled(runtime: LocalRuntime, own: str | None) -> None:
     app = application(runtime)
     if own == "before":
         app.add_exception_handler(ValueError, teapot)
@@ -490,7 +488,7 @@ async def test_other_value_errors_of_the_application_stay_its_own(runtime: Local
 
 
 @pytest.mark.parametrize("kind", ["call", "stream"])
-async def test_a_client_where_too_many_wait_sheds_load(
+async def test_max_waiting_sheds_load(
     runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     app = application(runtime, max_concurrency=1, max_waiting=2)
@@ -518,7 +516,7 @@ async def test_a_client_where_too_many_wait_sheds_load(
             model.say(b"1", end=True)
         answers = await asyncio.gather(*accepted)
         assert [answer.status for answer in answers] == [200] * 3
-        # There is room again.
+        # Now a call may wait again.
         model.say(b"1", end=True)
         assert (await ask(server, f"/{kind}")).status == 200
         assert client.statistics().in_use == 0
@@ -544,10 +542,10 @@ async def test_a_client_where_too_many_wait_sheds_load(
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-async def test_what_patience_ends_with_has_a_status(
+async def test_status_after_patience_or_deadline(
     runtime: LocalRuntime, fault: Any, limits: dict[str, float], status: int, detail: str, retry_after: str | None
 ) -> None:
-    """For the calls that asked, and for those that only waited for one of them."""
+    """For probing calls, and for calls that only wait for them."""
     with socket.socket() as unheard:  # bound, and never listening
         unheard.bind(("127.0.0.1", 0))
         url = runtime.url if fault is not None else f"http://127.0.0.1:{unheard.getsockname()[1]}"
@@ -568,7 +566,7 @@ async def test_what_patience_ends_with_has_a_status(
     assert {answer.body for answer in answers} == {f'{{"detail":"{detail}"}}'.encode()}
 
 
-def test_what_no_call_raises_has_a_status_too() -> None:
+def test_status_of_constructed_errors() -> None:
     gateway = {"Error": {"Code": "503"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
     stream_error = {"Error": {"Code": "ModelStreamError"}, "ErrorCode": "ModelInvocationTimeExceeded"}
     expected = {
@@ -598,7 +596,7 @@ def test_what_no_call_raises_has_a_status_too() -> None:
     }
 
 
-def test_retry_after_is_in_whole_seconds() -> None:
+def test_retry_after_is_an_integer() -> None:
     error = errors.TooManyWaitingError(100)
     for seconds, header in ((0.1, "1"), (1.0, "1"), (1.01, "2"), (30, "30")):
         error.retry_after = seconds
@@ -612,7 +610,7 @@ one_line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 
 
 @given(st.lists(st.builds(ServerSentEvent, one_line, texts, one_line, st.none() | st.integers(0, 10**6))))
-def test_events_arrive_as_they_were_given(events: list[ServerSentEvent]) -> None:
+def test_events_round_trip(events: list[ServerSentEvent]) -> None:
     encoder, decoder = EventEncoder(), SSEDecoder()
     arrived = decoder.feed(b"".join(encoder.encode(event) for event in events))
     id_, retry = "", None
@@ -623,7 +621,7 @@ def test_events_arrive_as_they_were_given(events: list[ServerSentEvent]) -> None
 
 
 @given(texts)
-def test_text_cannot_be_anything_but_data(text: str) -> None:
+def test_text_is_always_data(text: str) -> None:
     encoded = EventEncoder().encode(text).decode()
     *lines, blank, rest = encoded.split("\n")
     assert (blank, rest) == ("", "")
@@ -646,7 +644,7 @@ def test_text_cannot_be_anything_but_data(text: str) -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_event_is_refused_without_being_quoted(event: Any) -> None:
+def test_invalid_item_is_rejected_without_quoting_it(event: Any) -> None:
     encoder = EventEncoder()
     encoder.encode(ServerSentEvent(id="before"))
     with pytest.raises(errors.SerializationError) as caught:
@@ -654,7 +652,7 @@ def test_what_is_no_event_is_refused_without_being_quoted(event: Any) -> None:
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
-    # Nothing is remembered of it.
+    # The invalid event does not affect the encoder's state.
     assert encoder.encode(ServerSentEvent(id="before")) == b"data: \n\n"
 
 
@@ -666,7 +664,7 @@ values = st.recursive(
 
 
 def finite(value: Any) -> Any:
-    """The value with None for NaN and infinities, as JSON's parsers return it."""
+    """Replace NaN and infinities with None, as in strict JSON."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):
@@ -677,12 +675,12 @@ def finite(value: Any) -> Any:
 
 
 def joined(text: str) -> str:
-    """Text in which adjacent halves of a surrogate pair are one character, as in JavaScript."""
+    """Join adjacent halves of surrogate pairs, as JSON parsers do."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 @given(values.filter(lambda value: not isinstance(value, str)))
-def test_every_value_of_a_model_becomes_strict_json(value: Any) -> None:
+def test_any_value_becomes_strict_json(value: Any) -> None:
     encoded = EventEncoder().encode(value)
     assert encoded.endswith(b"\n\n")
     assert encoded.count(b"\n") == 2
@@ -702,7 +700,7 @@ def test_every_value_of_a_model_becomes_strict_json(value: Any) -> None:
         (ServerSentEvent("\ud83d", "\ude00"), b"event: \xef\xbf\xbd\ndata: \xef\xbf\xbd\n\n"),
     ],
 )
-def test_odd_numbers_and_half_characters_do_not_break_the_stream(item: Any, encoded: bytes) -> None:
+def test_nan_and_lone_surrogates_are_replaced(item: Any, encoded: bytes) -> None:
     assert EventEncoder().encode(item) == encoded
 
 
@@ -723,7 +721,7 @@ async def reversed_words(stream: PredictionStream) -> AsyncIterator[dict[str, st
     ],
     ids=["text", "lines", "jsonl", "json", "sse", "a generator"],
 )
-async def test_views_of_an_endpoints_stream(
+async def test_views(
     runtime: LocalRuntime, model: GatedModel, view: Any, said: bytes, expected: list[tuple[str, str]]
 ) -> None:
     app = application(runtime)
@@ -740,7 +738,7 @@ async def test_views_of_an_endpoints_stream(
     assert answer.headers["x-accel-buffering"] == "no"
 
 
-async def test_anything_to_iterate_over_can_be_sent(runtime: LocalRuntime) -> None:
+async def test_any_asynchronous_iterable(runtime: LocalRuntime) -> None:
     app = application(runtime)
 
     class Countdown:
@@ -782,12 +780,12 @@ async def test_anything_to_iterate_over_can_be_sent(runtime: LocalRuntime) -> No
         *(({"stream": None, "heartbeat": value}, "heartbeat") for value in (-1, True, float("inf"), float("nan"), "1")),
     ],
 )
-def test_what_cannot_be_sent_is_refused(given_arguments: dict[str, Any], fault: str) -> None:
+def test_invalid_arguments(given_arguments: dict[str, Any], fault: str) -> None:
     with pytest.raises(aiosmrt.ParamValidationError, match=fault):
         sse_response(**given_arguments)
 
 
-async def test_words_are_sent_as_they_come(runtime: LocalRuntime, model: GatedModel) -> None:
+async def test_items_are_sent_on_arrival(runtime: LocalRuntime, model: GatedModel) -> None:
     app = application(runtime)
 
     @app.post("/")
@@ -802,7 +800,7 @@ async def test_words_are_sent_as_they_come(runtime: LocalRuntime, model: GatedMo
         assert (await connection.reader.readuntil(b"0\r\n\r\n")).count(b"data: ") == 0
 
 
-async def test_a_failure_in_the_middle_is_an_event(
+async def test_error_in_the_middle_is_an_event(
     runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = application(runtime)
@@ -837,7 +835,7 @@ async def described_later(error: Exception) -> ServerSentEvent:
     ],
     ids=["a value", "an event", "a coroutine", "nothing"],
 )
-async def test_the_application_makes_the_last_event_from_an_error(
+async def test_on_error_makes_the_last_event(
     runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, on_error: Any, last: Any
 ) -> None:
     app = application(runtime)
@@ -853,7 +851,7 @@ async def test_the_application_makes_the_last_event_from_an_error(
     assert [record.name for record in caplog.records if record.levelno >= logging.WARNING] == [LOGGER]
 
 
-async def test_a_failure_before_the_first_event_does_not_reach_on_error(runtime: LocalRuntime) -> None:
+async def test_on_error_is_not_called_before_the_first_event(runtime: LocalRuntime) -> None:
     app = application(runtime)
 
     @app.post("/")
@@ -866,7 +864,7 @@ async def test_a_failure_before_the_first_event_does_not_reach_on_error(runtime:
 
 
 @pytest.mark.parametrize("fault", ["raises", "returns bytes"])
-async def test_an_on_error_that_fails_is_the_applications_own_fault(
+async def test_failing_on_error_is_an_application_fault(
     runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     app = application(runtime)
@@ -890,7 +888,7 @@ async def test_an_on_error_that_fails_is_the_applications_own_fault(
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["in the middle", "before the first event"])
-async def test_a_fault_of_the_application_is_no_answer(
+async def test_application_fault_is_raised(
     runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture, begun: bool
 ) -> None:
     app = application(runtime)
@@ -918,7 +916,7 @@ async def test_a_fault_of_the_application_is_no_answer(
         assert (answer.status, answer.body) == (500, b"Internal Server Error")
 
 
-async def test_comments_fill_the_silence(runtime: LocalRuntime, model: GatedModel) -> None:
+async def test_heartbeat_sends_comments(runtime: LocalRuntime, model: GatedModel) -> None:
     app = application(runtime)
 
     @app.post("/")
@@ -938,7 +936,7 @@ async def test_comments_fill_the_silence(runtime: LocalRuntime, model: GatedMode
 
 
 def read_as_openai_does(body: bytes) -> list[str]:
-    """The data of events as openai, anthropic and httpx-sse read them: after an id, each blank line ends an event."""
+    """Decode events as openai, anthropic and httpx-sse do: after an id, each blank line ends an event."""
     events: list[str] = []
     data: list[str] = []
     last_id = None
@@ -954,7 +952,7 @@ def read_as_openai_does(body: bytes) -> list[str]:
     return events
 
 
-async def test_no_decoder_takes_a_comment_for_an_event() -> None:
+async def test_comments_are_not_events_for_any_decoder() -> None:
     sent: list[bytes] = []
     commented = asyncio.Event()
 
@@ -976,8 +974,8 @@ async def test_no_decoder_takes_a_comment_for_an_event() -> None:
     assert read_as_openai_does(body) == ["0", "1", "2"]
 
 
-async def test_comments_wait_for_what_is_being_sent(client: aiosmrt.Client, model: GatedModel) -> None:
-    """An event or a comment is not cut in two by the other, however long the server takes to send it."""
+async def test_comments_never_interleave_with_events(client: aiosmrt.Client, model: GatedModel) -> None:
+    """Even if the server is slow to send, an event or a comment is never split by the other."""
     sent: list[Message] = []
     sending = False
 
@@ -992,7 +990,8 @@ async def test_comments_wait_for_what_is_being_sent(client: aiosmrt.Client, mode
         await asyncio.sleep(0.005)
         sending = False
         sent.append(message)
-        model.say(b"be", end=True)
+        if message.get("body") == b"data: to\n\n":
+            model.say(b"be", end=True)
 
     model.say(b"to")
     llm = client.endpoint("llm", serializer=TEXT, deserializer=JSON)
@@ -1003,7 +1002,7 @@ async def test_comments_wait_for_what_is_being_sent(client: aiosmrt.Client, mode
     assert body.replace(b":\n", b"") == b"data: to\n\ndata: be\n\n"
 
 
-async def test_a_failure_after_a_comment_is_an_event(runtime: LocalRuntime) -> None:
+async def test_error_after_a_comment_is_an_event(runtime: LocalRuntime) -> None:
     app = application(runtime, read_timeout=0.1)
 
     @app.post("/")
@@ -1017,7 +1016,7 @@ async def test_a_failure_after_a_comment_is_an_event(runtime: LocalRuntime) -> N
     assert events_of(answer) == [("error", '{"type":"ReadTimeoutError"}')]
 
 
-async def test_a_busy_stream_has_no_comments(runtime: LocalRuntime, model: GatedModel) -> None:
+async def test_busy_stream_has_no_comments(runtime: LocalRuntime, model: GatedModel) -> None:
     app = application(runtime)
 
     @app.post("/")
@@ -1031,7 +1030,7 @@ async def test_a_busy_stream_has_no_comments(runtime: LocalRuntime, model: Gated
     assert len(events_of(answer)) == 100
 
 
-# Callers that leave
+# Disconnects
 
 
 def newer_asgi(app: ASGIApp) -> ASGIApp:
@@ -1044,7 +1043,7 @@ def newer_asgi(app: ASGIApp) -> ASGIApp:
 
 
 def behind_middleware(app: ASGIApp) -> ASGIApp:
-    """The application behind a middleware that stands between it and the server's messages, and notes statuses."""
+    """The application behind a middleware that wraps receive and send, and records statuses."""
 
     async def pass_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await call_next(request)
@@ -1071,7 +1070,7 @@ def received(receive: Receive) -> Request:
 async def time_to_end(
     server: Served, runtime: LocalRuntime, path: str, ready: Callable[[RawConnection], Awaitable[object]], reset: bool
 ) -> float:
-    """Call, leave when ready, and give the seconds until the runtime saw its request end."""
+    """Call, disconnect when ready, and return the seconds until the runtime sees the request end."""
     runtime.clear_requests()
     async with server.asked(path, b'"body"') as connection:
         await ready(connection)
@@ -1088,7 +1087,7 @@ async def time_to_end(
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("around", [as_it_is, newer_asgi, behind_middleware])
 @pytest.mark.parametrize("path", ["/before", "/between", "/beating", "/call", "/call-with-body"])
-async def test_whoever_leaves_ends_the_call(
+async def test_disconnect_ends_the_call(
     runtime: LocalRuntime,
     model: GatedModel,
     caplog: pytest.LogCaptureFixture,
@@ -1125,7 +1124,7 @@ async def test_whoever_leaves_ends_the_call(
 
     async with served(around(app), http=http) as server:
         times = [await time_to_end(server, runtime, path, ready, reset) for _ in range(5)]
-        while server.requests_under_way:
+        while server.requests_in_progress:
             await asyncio.sleep(0)
         assert app.state.sagemaker_client.statistics().in_use == 0
     assert statistics.median(times) < AT_ONCE, times
@@ -1134,10 +1133,10 @@ async def test_whoever_leaves_ends_the_call(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-async def test_a_reader_that_is_slow_is_not_one_that_left(
+async def test_slow_reader_is_not_disconnected(
     runtime: LocalRuntime, model: GatedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The response waits for its reader, comments and the end of the caller included."""
+    """The response waits for its reader, and so do comments; a disconnect still ends it."""
     app = application(runtime)
     closed: list[str] = []
 
@@ -1161,7 +1160,7 @@ async def test_a_reader_that_is_slow_is_not_one_that_left(
             while not server.held_back:
                 await asyncio.sleep(0)
             assert closed == []
-            assert server.requests_under_way == 1
+            assert server.requests_in_progress == 1
             leave(connection, reset=True)
             (record,) = await runtime.wait_for_requests(1)
         assert closed == ["closed"]
@@ -1171,10 +1170,10 @@ async def test_a_reader_that_is_slow_is_not_one_that_left(
 
 @pytest.mark.parametrize("begun", [True, False], ids=["in the middle", "before the first event"])
 @pytest.mark.parametrize("heartbeat", [None, 0.001])
-async def test_a_server_that_says_so_when_it_sends(
+async def test_disconnect_reported_by_send(
     runtime: LocalRuntime, client: aiosmrt.Client, model: GatedModel, begun: bool, heartbeat: float | None
 ) -> None:
-    """ASGI 2.4: ``send`` raises an OSError once the caller has left, and the server need not say it otherwise."""
+    """ASGI 2.4: ``send`` raises an OSError after a disconnect, which the server need not report otherwise."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -1195,8 +1194,8 @@ async def test_a_server_that_says_so_when_it_sends(
     await nothing_is_held(client, runtime)
 
 
-async def test_a_comment_and_an_event_that_cannot_be_sent(reported: list[BaseException]) -> None:
-    """The event waits for the comment, so that both fail one right after the other."""
+async def test_comment_and_event_fail_together(reported: list[BaseException]) -> None:
+    """The event waits for the comment, so both fail in succession."""
     commenting, broken = asyncio.Event(), asyncio.Event()
 
     async def receive() -> Message:
@@ -1228,7 +1227,7 @@ async def test_a_comment_and_an_event_that_cannot_be_sent(reported: list[BaseExc
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["the application", "the model"])
-async def test_what_fails_as_the_caller_leaves_is_not_lost(caplog: pytest.LogCaptureFixture, own: bool) -> None:
+async def test_error_during_a_disconnect_is_raised_or_logged(caplog: pytest.LogCaptureFixture, own: bool) -> None:
     sent: list[Message] = []
     fault = LookupError("in the application") if own else errors.StreamTimeoutError("The next part did not come")
 
@@ -1255,7 +1254,7 @@ async def test_what_fails_as_the_caller_leaves_is_not_lost(caplog: pytest.LogCap
         assert ["StreamTimeoutError" in record.getMessage() for record in caplog.records] == [True]
 
 
-async def test_the_body_stays_readable(runtime: LocalRuntime) -> None:
+async def test_request_body_stays_readable(runtime: LocalRuntime) -> None:
     app = application(runtime)
 
     @app.post("/unread")
@@ -1276,7 +1275,7 @@ async def test_the_body_stays_readable(runtime: LocalRuntime) -> None:
 
 
 @pytest.mark.parametrize("make", [asyncio.ensure_future, lambda coroutine: coroutine], ids=["task", "coroutine"])
-async def test_who_leaves_while_sending_the_body_ends_the_work(
+async def test_disconnect_during_the_request_body(
     make: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
 ) -> None:
     app = FastAPI()
@@ -1300,14 +1299,14 @@ async def test_who_leaves_while_sending_the_body_ends_the_work(
 
     async with served(app) as server, RawConnection.to(server.url) as connection:
         await connection.write(request("/", b"body")[:-1])
-        while not server.requests_under_way:
+        while not server.requests_in_progress:
             await asyncio.sleep(0)
         leave(connection, reset=False)
         assert await outcomes[0] is ClientDisconnectedError
 
 
 @pytest.mark.parametrize("make", [asyncio.ensure_future, lambda coroutine: coroutine], ids=["task", "coroutine"])
-async def test_a_body_that_cannot_be_received_ends_the_work(
+async def test_failure_to_receive_the_request_body(
     make: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
 ) -> None:
     boom = RuntimeError("boom")
@@ -1330,7 +1329,7 @@ async def test_a_body_that_cannot_be_received_ends_the_work(
     assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
-async def test_a_result_and_an_error_come_through(runtime: LocalRuntime, caplog: pytest.LogCaptureFixture) -> None:
+async def test_results_and_errors_pass_through(runtime: LocalRuntime, caplog: pytest.LogCaptureFixture) -> None:
     app = application(runtime)
     install_exception_handlers(app)
 
@@ -1344,7 +1343,7 @@ async def test_a_result_and_an_error_come_through(runtime: LocalRuntime, caplog:
         assert (await ask(server, "/")).body == b'"scored"'
 
 
-async def test_with_the_result_nobody_listens_any_more() -> None:
+async def test_result_stops_the_listener() -> None:
     async def receive() -> Message:
         try:
             await asyncio.Event().wait()
@@ -1359,8 +1358,10 @@ async def test_with_the_result_nobody_listens_any_more() -> None:
 
 @pytest.mark.parametrize("broken", [False, True], ids=["left", "cannot listen"])
 @pytest.mark.parametrize("fails", [False, True])
-async def test_work_that_tidies_up_is_waited_for(reported: list[BaseException], fails: bool, broken: bool) -> None:
-    """What it then gives or raises after all is what comes out; why it was cancelled is not lost either."""
+async def test_cancelled_work_is_awaited_and_its_outcome_kept(
+    reported: list[BaseException], fails: bool, broken: bool
+) -> None:
+    """The cause of the cancellation is not lost either."""
     left = asyncio.Event()
     boom = RuntimeError("boom")
 
@@ -1393,7 +1394,7 @@ async def test_work_that_tidies_up_is_waited_for(reported: list[BaseException], 
 
 
 async def outlive_cancellations(count: int) -> None:
-    """Leave the task with so many cancellations that were asked for, as in a handler's ``finally``."""
+    """Leave the task with pending cancellation requests, as in a handler's ``finally``."""
     task = asyncio.current_task()
     assert task is not None
     for _ in range(count):
@@ -1404,7 +1405,7 @@ async def outlive_cancellations(count: int) -> None:
 
 
 class Meeting:
-    """What is waited for and a disconnect that come one right after the other.
+    """A result and a disconnect in succession.
 
     Args:
         answer_first: whether the answer does.
@@ -1437,12 +1438,12 @@ class Meeting:
         return "answer"
 
     async def take_place(self, handler: Coroutine[Any, Any, None], cancelled_before: int) -> None:
-        """Have a handler, cancelled so many times before, meet both; no more cancellations may come out of it."""
+        """Run a handler that was cancelled before; it must not be left with more cancellation requests."""
 
         async def handle() -> None:
             await outlive_cancellations(cancelled_before)
             await handler
-            # Where one that was asked for too late would strike.
+            # A late cancellation would take effect here.
             await asyncio.sleep(0)
 
         task = asyncio.create_task(handle())
@@ -1460,7 +1461,7 @@ each_order = pytest.mark.parametrize("answer_first", [True, False], ids=["answer
 @pytest.mark.parametrize("cancelled_before", [0, 1])
 @pytest.mark.parametrize("turns", range(3))
 @each_order
-async def test_an_answer_and_a_disconnect_meet(answer_first: bool, turns: int, cancelled_before: int) -> None:
+async def test_simultaneous_result_and_disconnect(answer_first: bool, turns: int, cancelled_before: int) -> None:
     meeting = Meeting(answer_first=answer_first, turns=turns)
     outcomes: list[str] = []
 
@@ -1478,7 +1479,7 @@ async def test_an_answer_and_a_disconnect_meet(answer_first: bool, turns: int, c
 @pytest.mark.parametrize("heartbeat", [None, 30.0])
 @pytest.mark.parametrize("turns", range(3))
 @each_order
-async def test_the_end_of_a_stream_and_a_disconnect_meet(
+async def test_simultaneous_end_of_stream_and_disconnect(
     answer_first: bool, turns: int, heartbeat: float | None, cancelled_before: int
 ) -> None:
     meeting = Meeting(answer_first=answer_first, turns=turns)
@@ -1502,10 +1503,10 @@ async def test_the_end_of_a_stream_and_a_disconnect_meet(
 
 @pytest.mark.parametrize("turns", range(3))
 @each_order
-async def test_an_answer_and_a_server_that_cannot_listen_meet(
+async def test_simultaneous_result_and_failure_to_receive(
     reported: list[BaseException], answer_first: bool, turns: int
 ) -> None:
-    """The answer is not lost, nor is what went wrong."""
+    """Neither the result nor the failure is lost."""
     boom = RuntimeError("boom")
     meeting = Meeting(answer_first=answer_first, turns=turns, failure=boom)
     outcomes: list[object] = []
@@ -1519,14 +1520,14 @@ async def test_an_answer_and_a_server_that_cannot_listen_meet(
     await meeting.take_place(handle(), 0)
     gc.collect()
     assert outcomes == ["answer" if meeting.is_answered else boom]
-    # Where the answer has come before listening could fail, there is nothing to report.
+    # If the result arrives before the listener can fail, there is nothing to report.
     assert reported == ([boom] if meeting.is_answered and (answer_first, turns) != (True, 0) else [])
 
 
 @pytest.mark.parametrize("cut_short", [False, True], ids=["the block has ended", "the block was cut short"])
 @pytest.mark.parametrize("fails", [False, True], ids=["by a return", "by a failure"])
 async def test_cancelled_while_companions_end(reported: list[BaseException], cut_short: bool, fails: bool) -> None:
-    """The cancellation is passed on at once, and the companions end all the same."""
+    """The cancellation propagates at once, and the companions still end."""
     ending, may_end, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
     boom = RuntimeError("boom")
 
@@ -1560,7 +1561,7 @@ async def test_cancelled_while_companions_end(reported: list[BaseException], cut
     assert not gone.is_set()
     may_end.set()
     await gone.wait()
-    # The companions are held by the cancellation's traceback, and for a turn by the callback of the one that ended.
+    # The traceback of the cancellation holds the companions, and so does the callback of the one that ended.
     del task
     await asyncio.sleep(0)
     gc.collect()
@@ -1604,12 +1605,10 @@ async def test_cancelled_at_every_await(
     assert await cancel_everywhere(prepare, moment, after=after) >= (2 if kind == "call" else 8)
 
 
-# The rest
+# Documentation and imports
 
 
-async def test_the_applications_of_the_documentation(
-    model: GatedModel, runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_documentation(model: GatedModel, runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "fastapi.md").read_text()
     names: dict[str, Any] = {}
     for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):

@@ -51,7 +51,7 @@ ONCE = RetryPolicy(max_attempts=1)
 
 
 class Telemetry:
-    """An SDK that keeps what it is given.
+    """An SDK that exports to memory.
 
     Args:
         sampler: decides what is recorded.
@@ -72,7 +72,7 @@ class Telemetry:
         self.meters.shutdown()
 
     def spans(self, name: str) -> list[ReadableSpan]:
-        """The ended spans of a name, in the order of their beginnings."""
+        """The ended spans with a name, ordered by start."""
         found = [span for span in self._spans.get_finished_spans() if span.name == name]
         return sorted(found, key=lambda span: span.start_time or 0)
 
@@ -95,7 +95,7 @@ class Telemetry:
         return found
 
     def everything(self) -> str:
-        """All that was exported, as text."""
+        """All exported data as text."""
         data = self._metrics.get_metrics_data()
         return "".join(
             [span.to_json() for span in self._spans.get_finished_spans()] + ([] if data is None else [data.to_json()])
@@ -104,7 +104,7 @@ class Telemetry:
 
 @pytest.fixture(autouse=True)
 def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No AWS setting of the machine reaches a test."""
+    """Isolate the test from the AWS settings of the machine."""
     isolate_aws(monkeypatch, tmp_path)
 
 
@@ -117,7 +117,7 @@ def telemetry() -> Iterator[Telemetry]:
 
 @dataclass
 class Gated:
-    """A model that answers when it is told to, and keeps what it was asked."""
+    """A model that responds when the test tells it to, and records its invocations."""
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[Invocation] = field(default_factory=list)
@@ -149,7 +149,7 @@ MakeClient = Callable[..., Client]
 
 @pytest.fixture
 async def make_client(runtime: LocalRuntime) -> AsyncIterator[MakeClient]:
-    """Makes clients of the runtime that are closed in the end."""
+    """Make clients of the runtime, which are closed after the test."""
     async with AsyncExitStack() as stack:
 
         def make(observer: OpenTelemetryObserver, **arguments: Any) -> Client:
@@ -176,7 +176,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Let the loop run until something has come true."""
+    """Run the event loop until a condition is true."""
     async with asyncio.timeout(10):
         while not true():
             await asyncio.sleep(0)
@@ -185,7 +185,7 @@ async def until(true: Callable[[], bool]) -> None:
 # A call
 
 
-async def test_a_call_is_a_client_span_below_the_callers(
+async def test_call_is_a_child_span_of_the_callers(
     telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient
 ) -> None:
     client = make_client(telemetry.observer())
@@ -261,9 +261,7 @@ async def test_metrics_of_a_call(telemetry: Telemetry, runtime: LocalRuntime, ma
     ]
 
 
-async def test_names_units_and_boundaries_are_those_of_the_conventions(
-    telemetry: Telemetry, make_client: MakeClient
-) -> None:
+async def test_names_units_and_boundaries_follow_the_conventions(telemetry: Telemetry, make_client: MakeClient) -> None:
     client = make_client(telemetry.observer())
     await client.invoke_endpoint(EndpointName="echo", Body=b"1,2,3")
     with pytest.raises(errors.ModelError):
@@ -291,7 +289,7 @@ async def test_names_units_and_boundaries_are_those_of_the_conventions(
 
 
 def conventional_attributes() -> set[str]:
-    """Every attribute that the conventions know."""
+    """All attributes of the conventions."""
     names: set[str] = set()
     for package in (stable_attributes, incubating_attributes):
         for folder in package.__path__:
@@ -302,7 +300,7 @@ def conventional_attributes() -> set[str]:
     return names
 
 
-async def test_calls_at_once_keep_their_spans_apart(telemetry: Telemetry, make_client: MakeClient) -> None:
+async def test_concurrent_calls_have_separate_spans(telemetry: Telemetry, make_client: MakeClient) -> None:
     client = make_client(telemetry.observer(), max_concurrency=3)
     tracer = telemetry.tracers.get_tracer("application")
     callers: dict[int, int] = {}
@@ -349,7 +347,7 @@ async def test_attempts_without_spans(telemetry: Telemetry, runtime: LocalRuntim
 # Retries and failures
 
 
-async def test_retries_that_help_are_no_errors_of_the_call(
+async def test_successful_retry_is_not_an_error_of_the_call(
     telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient
 ) -> None:
     client = make_client(telemetry.observer(), retry=replace(QUICK, retry_stale_connections=False))
@@ -382,7 +380,7 @@ async def test_retries_that_help_are_no_errors_of_the_call(
     assert "error.type" not in telemetry.point("rpc.client.call.duration").attributes
 
 
-async def test_throttling_that_lasts(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
+async def test_persistent_throttling(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
     client = make_client(telemetry.observer(), retry=replace(QUICK, max_attempts=3))
     runtime.inject("echo", faults.throttling().next(2), faults.too_many_requests().next(1))
     with pytest.raises(errors.ThrottlingError):
@@ -413,9 +411,7 @@ FAILURES: dict[str, tuple[Any, str, int | None]] = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-async def test_what_an_error_is_called(
-    telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, case: str
-) -> None:
+async def test_error_type(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, case: str) -> None:
     fault, error_type, status = FAILURES[case]
     runtime.inject("echo", fault)
     patience = 0.2 if error_type == "ReadTimeoutError" else 30.0
@@ -454,12 +450,12 @@ async def test_a_deadline(telemetry: Telemetry, gated: Gated, make_client: MakeC
     _, span = telemetry.spans(CALL)
     assert span.status.status_code is StatusCode.ERROR
     assert attributes(span)["error.type"] == "DeadlineExceededError"
-    # the attempt did not fail: it was given up
+    # The attempt was abandoned, which is not a failure.
     _, attempt = telemetry.spans("POST")
     assert attributes(attempt)["aiosmrt.abandoned"] is True
 
 
-async def test_codes_that_no_service_has_are_not_repeated(telemetry: Telemetry) -> None:
+async def test_malformed_codes_are_not_recorded(telemetry: Telemetry) -> None:
     async with (
         RecordingServer(respond(400, b'{"code": "cannot read 1,2,3"}')) as server,
         Client(endpoint_url=server.url, observers=[telemetry.observer()], **CLIENT_ARGUMENTS) as client,
@@ -471,7 +467,7 @@ async def test_codes_that_no_service_has_are_not_repeated(telemetry: Telemetry) 
     assert "1,2,3" not in telemetry.everything()
 
 
-async def test_payloads_attributes_credentials_and_messages_stay_out(
+async def test_payloads_attributes_credentials_and_messages_are_not_recorded(
     telemetry: Telemetry, make_client: MakeClient
 ) -> None:
     client = make_client(telemetry.observer(custom_attributes_separator=";"))
@@ -493,7 +489,7 @@ async def test_payloads_attributes_credentials_and_messages_stay_out(
 # Waiting
 
 
-async def test_waiting_for_a_turn(telemetry: Telemetry, gated: Gated, make_client: MakeClient) -> None:
+async def test_waiting_for_a_slot(telemetry: Telemetry, gated: Gated, make_client: MakeClient) -> None:
     client = make_client(telemetry.observer(), max_concurrency=1)
     calls = [asyncio.create_task(client.invoke_endpoint(EndpointName="gated", Body=b"1")) for _ in range(3)]
     await until(lambda: len(gated.asked) == 1 and client.statistics().waiting == 2)
@@ -527,9 +523,7 @@ async def test_waiting_for_capacity(
     assert (recorded.count, recorded.sum) == (1, attributes(span)["aiosmrt.capacity_wait.duration"])
 
 
-async def test_capacity_that_does_not_come(
-    telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient
-) -> None:
+async def test_capacity_timeout(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
     runtime.inject("echo", faults.no_capacity())
     client = make_client(telemetry.observer(), wait_for_capacity=0.05)
     with pytest.raises(errors.NoCapacityError):
@@ -540,7 +534,7 @@ async def test_capacity_that_does_not_come(
     assert telemetry.point("aiosmrt.client.active_calls").value == 0
 
 
-async def test_waits_for_a_target_that_is_ill_are_added_up(
+async def test_outage_waits_are_summed(
     telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten_probe_pauses(monkeypatch)
@@ -557,7 +551,7 @@ async def test_waits_for_a_target_that_is_ill_are_added_up(
     assert telemetry.point("aiosmrt.client.retries").value == 4
 
 
-async def test_how_waits_for_a_target_that_is_ill_end(
+async def test_outcomes_of_outage_waits(
     telemetry: Telemetry,
     runtime: LocalRuntime,
     gated: Gated,
@@ -624,9 +618,7 @@ async def test_cancelled_during_an_attempt(telemetry: Telemetry, gated: Gated, m
     assert repr(observer) == "<OpenTelemetryObserver calls=0>"
 
 
-async def test_cancelled_while_waiting_for_its_turn(
-    telemetry: Telemetry, gated: Gated, make_client: MakeClient
-) -> None:
+async def test_cancelled_while_waiting_for_a_slot(telemetry: Telemetry, gated: Gated, make_client: MakeClient) -> None:
     client = make_client(telemetry.observer(), max_concurrency=1)
     first = asyncio.create_task(client.invoke_endpoint(EndpointName="gated", Body=b"1"))
     second = asyncio.create_task(client.invoke_endpoint(EndpointName="gated", Body=b"22"))
@@ -675,7 +667,7 @@ async def test_cancelled_while_reading_a_stream(
 # Streams
 
 
-async def test_a_streams_span_ends_with_the_stream(telemetry: Telemetry, make_client: MakeClient) -> None:
+async def test_span_of_a_stream_ends_with_the_stream(telemetry: Telemetry, make_client: MakeClient) -> None:
     client = make_client(telemetry.observer())
     response = await client.invoke_endpoint_with_response_stream(EndpointName="words", Body=b"one two three")
     assert telemetry.spans(STREAM) == []
@@ -699,7 +691,7 @@ async def test_a_streams_span_ends_with_the_stream(telemetry: Telemetry, make_cl
     assert telemetry.point("aiosmrt.client.active_calls").value == 0
 
 
-async def test_a_stream_that_is_left_early_has_not_failed(telemetry: Telemetry, make_client: MakeClient) -> None:
+async def test_stream_closed_early_has_not_failed(telemetry: Telemetry, make_client: MakeClient) -> None:
     client = make_client(telemetry.observer())
     response = await client.invoke_endpoint_with_response_stream(EndpointName="words", Body=b"one two three")
     async with response["Body"] as stream:
@@ -717,9 +709,7 @@ BREAKS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BREAKS)
-async def test_a_stream_that_fails(
-    telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, case: str
-) -> None:
+async def test_failed_stream(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, case: str) -> None:
     fault, error_type = BREAKS[case]
     runtime.inject("words", fault)
     client = make_client(telemetry.observer(), read_timeout=0.2 if error_type == "ReadTimeoutError" else 30.0)
@@ -738,9 +728,7 @@ async def test_a_stream_that_fails(
     assert telemetry.point("aiosmrt.client.active_calls").value == 0
 
 
-async def test_a_stream_that_is_sent_again_is_one_call(
-    telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient
-) -> None:
+async def test_retried_stream_is_one_call(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
     runtime.inject("words", faults.ResetAfterHeaders().next(1))
     client = make_client(telemetry.observer())
     response = await client.invoke_endpoint_with_response_stream(EndpointName="words", Body=b"one two")
@@ -755,7 +743,7 @@ async def test_a_stream_that_is_sent_again_is_one_call(
     assert telemetry.point("aiosmrt.client.retries").attributes["aiosmrt.retry.cause"] == "truncated"
 
 
-async def test_a_stream_that_never_began(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
+async def test_stream_that_never_starts(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
     runtime.inject("words", faults.ModelFailure(500))
     client = make_client(telemetry.observer())
     with pytest.raises(errors.ModelError):
@@ -767,7 +755,7 @@ async def test_a_stream_that_never_began(telemetry: Telemetry, runtime: LocalRun
 # Sampling
 
 
-async def test_unsampled_calls_have_metrics_and_no_spans(runtime: LocalRuntime, make_client: MakeClient) -> None:
+async def test_unsampled_calls_have_only_metrics(runtime: LocalRuntime, make_client: MakeClient) -> None:
     telemetry = Telemetry(ALWAYS_OFF)
     observer = telemetry.observer(propagator=TraceContextTextMapPropagator())
     runtime.inject("echo", faults.internal_failure().next(1))
@@ -775,13 +763,13 @@ async def test_unsampled_calls_have_metrics_and_no_spans(runtime: LocalRuntime, 
     assert telemetry.spans(CALL) == telemetry.spans("POST") == []
     assert telemetry.point("rpc.client.call.duration").count == 1
     assert sum(point.count for point in telemetry.points("http.client.request.duration")) == 2
-    # those behind learn that the trace is not recorded
+    # Downstream learns that the trace is not sampled.
     for request in runtime.requests:
         assert not context_in(request.headers["traceparent"]).trace_flags.sampled
     telemetry.close()
 
 
-async def test_without_an_sdk_there_is_nothing_to_record(runtime: LocalRuntime, make_client: MakeClient) -> None:
+async def test_nothing_is_recorded_without_an_sdk(runtime: LocalRuntime, make_client: MakeClient) -> None:
     observer = OpenTelemetryObserver(
         tracer_provider=trace.NoOpTracerProvider(),
         meter_provider=metrics.NoOpMeterProvider(),
@@ -802,14 +790,14 @@ class BrokenSampler(Sampler):
         return "broken"
 
 
-async def test_what_fails_in_the_sdk_harms_no_call(make_client: MakeClient) -> None:
+async def test_failing_sdk_does_not_fail_calls(make_client: MakeClient) -> None:
     said: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
     telemetry = Telemetry(BrokenSampler())
     client = make_client(telemetry.observer(propagator=TraceContextTextMapPropagator()))
     response = await client.invoke_endpoint(EndpointName="echo", Body=b"1")
     assert await response["Body"].read() == b"1"
-    # said once, not again for everything that follows from it
+    # Logged once, not for every consequence.
     assert [str(context["exception"]) for context in said] == ["sampler"]
     telemetry.close()
 
@@ -822,7 +810,7 @@ def context_in(traceparent: str) -> trace.SpanContext:
     return trace.get_current_span(context).get_span_context()
 
 
-async def test_headers_carry_the_context_of_the_calls_span(
+async def test_context_is_propagated_in_headers(
     telemetry: Telemetry, runtime: LocalRuntime, gated: Gated, make_client: MakeClient
 ) -> None:
     gated.open.set()
@@ -836,12 +824,12 @@ async def test_headers_carry_the_context_of_the_calls_span(
         carried = context_in(request.headers["traceparent"])
         assert (carried.trace_id, carried.span_id) == (span.trace_id, span.span_id)
         assert request.headers["x-amzn-sagemaker-custom-attributes"] == "a=1"
-    # as SageMaker, the local runtime hands no such header on
+    # Like SageMaker, the local runtime does not forward this header.
     (invocation,) = gated.asked
     assert "traceparent" not in {name.lower() for name in invocation.headers}
 
 
-async def test_what_proxies_may_change_is_not_signed(telemetry: Telemetry) -> None:
+async def test_trace_headers_are_not_signed(telemetry: Telemetry) -> None:
     async with RecordingServer() as server:
         observer = telemetry.observer(propagator=TraceContextTextMapPropagator())
         async with Client(endpoint_url=server.url, observers=[observer], **CLIENT_ARGUMENTS) as client:
@@ -851,9 +839,7 @@ async def test_what_proxies_may_change_is_not_signed(telemetry: Telemetry) -> No
     assert signed == ["accept", "host", "x-amz-date"]
 
 
-async def test_no_header_is_added_unless_asked_for(
-    telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient
-) -> None:
+async def test_no_headers_by_default(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
     await make_client(telemetry.observer()).invoke_endpoint(EndpointName="echo", Body=b"1")
     await make_client(telemetry.observer(), observers=()).invoke_endpoint(EndpointName="echo", Body=b"1")
     observed, unobserved = await runtime.wait_for_requests(2)
@@ -861,7 +847,7 @@ async def test_no_header_is_added_unless_asked_for(
 
 
 class XRayLike(TextMapPropagator):
-    """A propagator with a header of AWS's and one that HTTP cannot carry."""
+    """A propagator with AWS's header and one that is not a valid HTTP header."""
 
     def __init__(self, added: Mapping[str, str]) -> None:
         self.added = added
@@ -877,7 +863,7 @@ class XRayLike(TextMapPropagator):
         return set(self.added)
 
 
-async def test_any_propagator_will_do(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
+async def test_custom_propagator(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient) -> None:
     header = "Root=1-67891233-abcdef012345678912345678;Parent=463ac35c9f6413ad;Sampled=1"
     client = make_client(telemetry.observer(propagator=XRayLike({"X-Amzn-Trace-Id": header})))
     await client.invoke_endpoint(EndpointName="echo", Body=b"1")
@@ -888,7 +874,7 @@ async def test_any_propagator_will_do(telemetry: Telemetry, runtime: LocalRuntim
 @pytest.mark.parametrize(
     "added", [{"baggage": "a\r\nX-Evil: 1"}, {"two words": "1"}, {"Authorization": "mine"}, {"baggage": "ü"}]
 )
-async def test_headers_that_cannot_be_sent_are_left_out(
+async def test_invalid_headers_are_omitted(
     telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, added: dict[str, str]
 ) -> None:
     said: list[dict[str, Any]] = []
@@ -911,7 +897,7 @@ CUSTOM_ATTRIBUTES: dict[str, tuple[str, str | None, str | None]] = {
 
 
 @pytest.mark.parametrize("case", CUSTOM_ATTRIBUTES)
-async def test_containers_get_the_context_among_the_custom_attributes(
+async def test_context_is_appended_to_custom_attributes(
     telemetry: Telemetry, gated: Gated, make_client: MakeClient, case: str
 ) -> None:
     separator, given, expected = CUSTOM_ATTRIBUTES[case]
@@ -927,7 +913,7 @@ async def test_containers_get_the_context_among_the_custom_attributes(
 
 
 @pytest.mark.parametrize("method", ["invoke_endpoint", "invoke_endpoint_async", "invoke_endpoint_with_response_stream"])
-async def test_every_operation_carries_the_context(telemetry: Telemetry, method: str) -> None:
+async def test_every_operation_propagates_the_context(telemetry: Telemetry, method: str) -> None:
     async with RecordingServer(respond(202 if method == "invoke_endpoint_async" else 200, b"")) as server:
         observer = telemetry.observer(custom_attributes_separator=";", propagator=TraceContextTextMapPropagator())
         async with Client(endpoint_url=server.url, observers=[observer], **CLIENT_ARGUMENTS) as client:
@@ -958,7 +944,7 @@ async def test_every_operation_carries_the_context(telemetry: Telemetry, method:
         ("custom_attributes_separator", b";"),
     ],
 )
-def test_arguments_are_checked(name: str, value: object) -> None:
+def test_invalid_arguments(name: str, value: object) -> None:
     arguments: dict[str, Any] = {name: value}
     with pytest.raises(errors.ParamValidationError, match=name):
         OpenTelemetryObserver(**arguments)
@@ -969,10 +955,10 @@ def test_examples() -> None:
     assert (failed, tried > 3) == (0, True)
 
 
-# Off
+# Without an observer
 
 
-# What the interpreter calls while a client without observers works, and while one with an observer does.
+# The functions that a client calls without observers and with one.
 UNWATCHED = """
 import asyncio, sys
 from aiosmrt import Client, events
@@ -983,7 +969,7 @@ RECORDS = {name for name in events.__all__ if hasattr(getattr(events, name), "_f
 made = set()
 
 def note(frame, event, argument):
-    # such is the name of the module in which a named tuple's constructor is made
+    # The name of the module in which a named tuple's constructor is defined.
     if event == "call" and frame.f_globals.get("__name__", "").startswith("namedtuple_"):
         made.add(frame.f_globals["__name__"].removeprefix("namedtuple_"))
 
@@ -1008,7 +994,7 @@ assert [name for name in sys.modules if name.startswith(unwanted)] == []
 """
 
 
-def test_nothing_is_loaded_or_made_without_an_observer() -> None:
+def test_clients_without_observers_do_no_extra_work() -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNWATCHED], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

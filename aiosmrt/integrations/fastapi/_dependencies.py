@@ -82,15 +82,15 @@ async def sagemaker_client(connection: HTTPConnection) -> Client:
         connection: a request or a WebSocket.
 
     Raises:
-        ClientStateError: the application has no client.
+        ClientStateError: the application does not have a client.
     """
     client: Client | None = connection.scope.get("state", {}).get(_STATE_KEY)
     if client is None:
         client = getattr(connection.app.state, _STATE_KEY, None)
     if client is None:
         raise ClientStateError(
-            "the application has no client; use FastAPI(lifespan=client_lifespan(...)), or enter client_lifespan(...) "
-            "in your own lifespan, which must yield its state for mounted applications"
+            "the application does not have a client; use FastAPI(lifespan=client_lifespan(...)), or enter "
+            "client_lifespan(...) in your own lifespan, which must yield its state for mounted applications"
         )
     return client
 

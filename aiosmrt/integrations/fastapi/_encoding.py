@@ -40,8 +40,8 @@ class EventEncoder:
         Args:
             item: text, an event, or a value that JSON can express.
 
-        JSON has no NaN and no infinities: they become null. Lone surrogates, such as half of an emoji, are escaped in
-        JSON and become U+FFFD in text, as in a browser.
+        NaN and infinities become null, as JSON cannot express them. Lone surrogates, such as half of an emoji, are
+        escaped in JSON and become U+FFFD in text, as in a browser.
 
         Raises:
             SerializationError: JSON cannot express the value, or a field contains a line end.
@@ -102,7 +102,7 @@ def _json(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if is_array(value) or is_numpy_scalar(value):
         plain = value.tolist()
-        # An array of longdouble has no plain form.
+        # tolist() does not convert a longdouble.
         if type(plain) is not type(value):
             return plain
     raise TypeError

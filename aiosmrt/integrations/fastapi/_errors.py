@@ -125,7 +125,7 @@ def install_exception_handlers(app: Starlette) -> None:
     """
 
     async def handle(connection: Request, error: Exception) -> Response:
-        # A WebSocket has no status.
+        # A WebSocket cannot be answered with a status.
         if not isinstance(error, AiosmrtError) or connection.scope["type"] != "http":
             raise error
         answer = http_exception(error)
