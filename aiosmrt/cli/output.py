@@ -64,10 +64,18 @@ class OutputFormat:
         Raises:
             ParameterError: the query calls a function with arguments of the wrong type.
         """
-        if self.name != "off":
-            stream.write(self._formatted(_search(self.query, response), title))
+        if self.name == "off":
+            return
+        selected = _search(self.query, response)
+        encoding = stream.encoding or "utf-8"
+        text = self._formatted(selected, title)
+        if not _can_encode(text, encoding):
+            # JSON and YAML have their own escapes.
+            text = self._formatted(selected, title, ascii_only=True)
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+        stream.write(text)
 
-    def _formatted(self, response: Any, title: str) -> str:
+    def _formatted(self, response: Any, title: str, *, ascii_only: bool = False) -> str:
         if self.name == "text":
             return format_text(response)
         if self.name == "table":
@@ -77,9 +85,17 @@ class OutputFormat:
         if response == {}:
             return ""
         if self.name == "json":
-            return json.dumps(response, indent=4, ensure_ascii=False) + "\n"
-        text: str = _yaml().safe_dump(response, default_flow_style=False, allow_unicode=True)
+            return json.dumps(response, indent=4, ensure_ascii=ascii_only) + "\n"
+        text: str = _yaml().safe_dump(response, default_flow_style=False, allow_unicode=not ascii_only)
         return text
+
+
+def _can_encode(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _configured_format(profile: str | None) -> str:

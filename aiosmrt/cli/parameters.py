@@ -104,7 +104,11 @@ def _value(member: Member, text: str, text_is_base64: bool) -> Any:
 def _blob(option: str, text: str, text_is_base64: bool) -> bytes:
     if not text_is_base64:
         # In an argument that is not valid UTF-8, surrogates stand for the original bytes.
-        return text.encode(errors="surrogateescape")
+        try:
+            return text.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            problem = "the text contains lone surrogates and cannot be encoded as UTF-8"
+            raise ParameterError(option, problem) from None
     try:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error) as error:
@@ -137,6 +141,8 @@ def _parse_input_json(operation: Operation, text: str, text_is_base64: bool) -> 
     option = "--cli-input-json"
     try:
         document = json.loads(_expand(option, text))
+    except RecursionError:
+        raise ParameterError(option, "Invalid JSON: nested too deeply") from None
     except ValueError as error:
         raise ParameterError(option, f"Invalid JSON: {error}") from error
     if not isinstance(document, dict):

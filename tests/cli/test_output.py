@@ -80,6 +80,23 @@ def test_empty_response_prints_nothing(output: str) -> None:
     assert printed({}, output) == ""
 
 
+@pytest.mark.parametrize(
+    ("output", "encoding", "printed"),
+    [
+        ("json", "ascii", b'"\\u00e4 \\udcff"\n'),
+        ("json", "utf-8", b'"\\u00e4 \\udcff"\n'),
+        ("yaml", "ascii", b'"\\xE4 \\uDCFF"\n'),
+        ("text", "latin-1", b"\xe4 \\udcff\n"),
+        ("text", "ascii", b"\\xe4 \\udcff\n"),
+    ],
+)
+def test_characters_that_the_stream_cannot_encode_are_escaped(output: str, encoding: str, printed: bytes) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, newline="\n")
+    OutputFormat(output).write("\u00e4 \udcff", stream, title="InvokeEndpoint")
+    stream.flush()
+    assert stream.buffer.getvalue() == printed  # type: ignore[attr-defined]
+
+
 documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
     lambda nested: st.lists(nested) | st.dictionaries(st.text(st.characters(codec="utf-8")), nested),

@@ -128,11 +128,22 @@ def test_options_override_members_of_the_json_document(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("document", "problem"),
-    [("{", "Invalid JSON: "), ("[]", "Invalid JSON: must be an object"), ('{"Bodi": ""}', "Unknown members: Bodi")],
+    [
+        ("{", "Invalid JSON: "),
+        ("[]", "Invalid JSON: must be an object"),
+        ("[" * 100_000, "Invalid JSON: nested too deeply"),
+        ('{"Bodi": ""}', "Unknown members: Bodi"),
+    ],
 )
 def test_invalid_json_document_is_reported(document: str, problem: str) -> None:
     with pytest.raises(ParameterError, match=f"'--cli-input-json': {problem}"):
         parameters({}, input_json=document)
+
+
+def test_lone_surrogates_in_a_body_are_reported_without_quoting_it() -> None:
+    with pytest.raises(ParameterError, match="contains lone surrogates") as caught:
+        parameters({}, input_json='{"EndpointName": "x", "Body": "secret \\ud83d"}')
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, overload
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -153,18 +152,20 @@ class SSEResponse(StreamingResponse):
 
     async def _handle(self, error: Exception, writer: "_Writer", scope: Scope) -> None:
         """Send an error as the last event; raise it if the response has not started or must not end cleanly."""
-        answer = http_exception(error) if isinstance(error, AiosmrtError) else HTTPException(500, INTERNAL_ERROR)
-        if writer.started:
-            await self._send_error(error, answer.detail, writer)
-        if not isinstance(error, AiosmrtError) or answer.status_code == 500:
+        if not isinstance(error, AiosmrtError) or http_exception(error).status_code == 500:
+            if writer.started:
+                await self._send_error(error, INTERNAL_ERROR, writer)
             raise error
+        answer = http_exception(error)
         if writer.started:
+            # First, because a disconnect may cancel the rest.
             log_failure(error, "answered with an error event")
-            return
-        if exception_handler_for(scope, error) is not None:
+            await self._send_error(error, answer.detail, writer)
+        elif exception_handler_for(scope, error) is not None:
             raise error
-        log_failure(error, f"answered with {answer.status_code}")
-        raise answer from error
+        else:
+            log_failure(error, f"answered with {answer.status_code}")
+            raise answer from error
 
     async def _send_error(self, error: Exception, detail: str, writer: "_Writer") -> None:
         try:
