@@ -359,14 +359,7 @@ async def test_status_of_errors(
 ) -> None:
     app = application(runtime, read_timeout=0.1)
 
-    @app.post("/stream")
-    async def stream(llm: Llm) -> SSEResponse:
-        return sse_response(llm.stream("secret"))
-
-    @app.post("/call")
-    async def call(llm: Llm) -> Any:
-        return await llm.predict("secret")
-
+    add_routes(app)
     if kind == "call":
         install_exception_handlers(app)
     runtime.inject("llm", fault)
@@ -384,6 +377,18 @@ async def test_status_of_errors(
         assert json.loads(answer.body) == {"detail": detail}
         assert [detail in line and "llm" in line and str(status) in line for line in mapped] == [True]
         assert "secret" not in caplog.text
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add a route that streams and a route with a plain call."""
+
+    @app.post("/stream")
+    async def stream(llm: Llm) -> SSEResponse:
+        return sse_response(llm.stream("secret"))
+
+    @app.post("/call")
+    async def call(llm: Llm) -> Any:
+        return await llm.predict("secret")
 
 
 def answering(status: int) -> Callable[[Request, Exception], Response]:
@@ -422,14 +427,7 @@ async def test_exception_handlers_apply_before_the_first_event(
     for key, handler in handlers.items():
         app.add_exception_handler(key, handler)
 
-    @app.post("/stream")
-    async def stream(llm: Llm) -> SSEResponse:
-        return sse_response(llm.stream("?"))
-
-    @app.post("/call")
-    async def call(llm: Llm) -> Any:
-        return await llm.predict("?")
-
+    add_routes(app)
     runtime.inject("llm", faults.ModelFailure(400))
     async with served(app) as server:
         for path in ["/stream", "/call"] if installed else ["/stream"]:
@@ -442,11 +440,8 @@ async def test_exception_handlers_of_a_mounted_application(runtime: LocalRuntime
     inner.add_exception_handler(errors.ModelError, answering(422))
     app.add_exception_handler(errors.ModelError, answering(418))
 
-    @app.post("/stream")
-    @inner.post("/stream")
-    async def stream(llm: Llm) -> SSEResponse:
-        return sse_response(llm.stream("?"))
-
+    add_routes(app)
+    add_routes(inner)
     app.mount("/inner", inner)
     runtime.inject("llm", faults.ModelFailure(400))
     async with served(app) as server:
@@ -518,14 +513,7 @@ async def test_max_waiting_sheds_load(
     app = application(runtime, max_concurrency=1, max_waiting=2)
     install_exception_handlers(app)
 
-    @app.post("/stream")
-    async def stream(llm: Llm) -> SSEResponse:
-        return sse_response(llm.stream("?"))
-
-    @app.post("/call")
-    async def call(llm: Llm) -> Any:
-        return await llm.predict("?")
-
+    add_routes(app)
     async with served(app) as server:
         client = app.state.sagemaker_client
         accepted = [asyncio.create_task(ask(server, f"/{kind}")) for _ in range(3)]
