@@ -1,4 +1,8 @@
-"""The local runtime under boto3 and aiobotocore, operation by operation."""
+"""boto3 and aiobotocore: the local runtime under them, operation by operation, and what the documentation says of them.
+
+The second half holds README.md and docs/migrating.md to their word. Where a release of a peer behaves differently, the
+test fails and the sentence changes with it.
+"""
 
 import asyncio
 import inspect
@@ -8,10 +12,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from botocore.exceptions import ClientError, EventStreamError
+from botocore.exceptions import ClientError, EventStreamError, HTTPClientError, ReadTimeoutError, ResponseStreamingError
 
+from aiosmrt import ParamValidationError
+from aiosmrt._wire.eventstream import encode_payload_part
 from aiosmrt.local import ContainerFailure, Credentials, Invocation, LocalRuntime, faults
-from tests.support.peers import CREDENTIALS, REGION, aiobotocore_client, boto3_client
+from tests.support.peers import CREDENTIALS, REGION, aiobotocore_client, aiosmrt_client, boto3_client
+from tests.support.raw_server import CLOSE, LAST_CHUNK, OK, RawServer, Script, error_response, response
 
 
 class Peer:
@@ -197,3 +204,152 @@ async def test_presigned_url(peer: Peer, runtime: LocalRuntime) -> None:
             assert response.status == 403
             assert response.headers["x-amzn-errortype"].startswith("InvalidSignatureException")
     assert [record.presigned for record in await runtime.wait_for_requests(2)] == [True, False]
+
+
+# What README.md and docs/migrating.md say of boto3 and aiobotocore
+
+DEFAULT = None
+MODES = [DEFAULT, "legacy", "standard", "adaptive"]
+
+MODEL_NOT_READY: Script = [error_response(429, "ModelNotReadyException")]
+INTERNAL_DEPENDENCY: Script = [error_response(530, "InternalDependencyException")]
+UNAVAILABLE: Script = [error_response(503, "ServiceUnavailable")]
+
+
+@pytest.fixture(params=MAKERS)
+def make(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return MAKERS[request.param]
+
+
+@pytest.fixture
+def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore's handlers decide as ever, and wait for no time."""
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda base, growth_factor, attempts: 0.0)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.0)
+
+
+def in_mode(mode: str | None) -> dict[str, Any]:
+    return {} if mode is DEFAULT else {"retries": {"mode": mode}}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("answer", "legacy", "standard"),
+    [
+        pytest.param(MODEL_NOT_READY, 5, 1, id="ModelNotReadyException"),
+        pytest.param(INTERNAL_DEPENDENCY, 1, 1, id="530"),
+        pytest.param(UNAVAILABLE, 5, 3, id="503"),
+    ],
+)
+async def test_requests_for_an_error(
+    make: Callable[..., Any], mode: str | None, answer: Script, legacy: int, standard: int, no_back_off: None
+) -> None:
+    async with RawServer(otherwise=answer) as server, make(server.url, **in_mode(mode)) as client:
+        with pytest.raises(ClientError):
+            await Peer(client).call("invoke_endpoint", EndpointName="echo", Body=b"")
+        assert len(server.requests) == (legacy if mode in (DEFAULT, "legacy") else standard)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_requests_for_a_read_timeout(make: Callable[..., Any], mode: str | None, no_back_off: None) -> None:
+    expected = 5 if mode in (DEFAULT, "legacy") else 3
+    async with RawServer(otherwise=[asyncio.Event()]) as server:
+        async with make(server.url, read_timeout=0.2, **in_mode(mode)) as client:
+            with pytest.raises(ReadTimeoutError):
+                await Peer(client).call("invoke_endpoint", EndpointName="echo", Body=b"")
+        await server.received(expected)
+        assert len(server.requests) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "senders"),
+    [
+        pytest.param("a\nb", set(), id="line break"),
+        pytest.param("a\r\nX-Added: 1", set(), id="another header"),
+        pytest.param("a\n b", {"boto3"}, id="line break before a space"),
+        pytest.param("a\x01b", {"boto3"}, id="control character"),
+    ],
+)
+async def test_who_sends_control_characters_in_a_header(value: str, senders: set[str]) -> None:
+    for name, maker in MAKERS.items():
+        async with RawServer() as server, maker(server.url) as client:
+            call = Peer(client).call("invoke_endpoint", EndpointName="echo", Body=b"", CustomAttributes=value)
+            if name in senders:
+                result = await call
+                assert await Peer(client).read(result["Body"]) == b"ok"
+            else:
+                with pytest.raises(HTTPClientError):
+                    await call
+            assert len(server.requests) == (name in senders)
+    async with RawServer() as server, aiosmrt_client(server.url) as client:
+        with pytest.raises(ParamValidationError, match="CustomAttributes: control characters"):
+            await client.invoke_endpoint(EndpointName="echo", Body=b"", CustomAttributes=value)
+        assert not server.requests
+
+
+async def test_peers_send_a_name_that_its_pattern_excludes(make: Callable[..., Any]) -> None:
+    async with RawServer() as server:
+        async with make(server.url) as client:
+            result = await Peer(client).call("invoke_endpoint", EndpointName="no_name", TargetVariant="-a", Body=b"")
+            assert await Peer(client).read(result["Body"]) == b"ok"
+            assert len(server.requests) == 1
+        async with aiosmrt_client(server.url) as client:
+            with pytest.raises(ParamValidationError, match=r"(?s)EndpointName.*TargetVariant"):
+                await client.invoke_endpoint(EndpointName="no_name", TargetVariant="-a", Body=b"")
+        assert len(server.requests) == 1
+
+
+async def test_a_stream_cut_inside_a_frame_ends_normally(make: Callable[..., Any]) -> None:
+    frame = encode_payload_part(b"one")
+    cut: Script = [response(200, frame + frame[:7], chunked=True), LAST_CHUNK]
+    async with RawServer([cut]) as server, make(server.url) as client:
+        result = await Peer(client).call("invoke_endpoint_with_response_stream", EndpointName="count", Body=b"")
+        async with Peer(client).events(result["Body"]) as events:
+            assert [event["PayloadPart"]["Bytes"] async for event in events] == [b"one"]
+
+
+async def test_a_body_that_breaks_off_is_not_repeated(make: Callable[..., Any]) -> None:
+    cut: Script = [response(200, b"half", length=8), CLOSE]
+    async with RawServer(otherwise=cut) as server, make(server.url) as client:
+        result = await Peer(client).call("invoke_endpoint", EndpointName="echo", Body=b"")
+        with pytest.raises((ResponseStreamingError, aiohttp.ClientPayloadError)):
+            await Peer(client).read(result["Body"])
+        assert len(server.requests) == 1
+
+
+async def test_aiobotocore_streams_have_no_anext_and_no_context() -> None:
+    stream: Script = [response(200, encode_payload_part(b"one"))]
+    async with RawServer([stream]) as server, aiobotocore_client(server.url) as client:
+        result = await client.invoke_endpoint_with_response_stream(EndpointName="count", Body=b"")
+        with pytest.raises(TypeError):
+            await anext(result["Body"])
+        with pytest.raises(TypeError):
+            async with result["Body"]:
+                pass
+        result["Body"].close()
+
+
+async def test_aiobotocore_has_one_pool_for_all_endpoints() -> None:
+    go_on = asyncio.Event()
+    async with (
+        RawServer([[go_on, *OK], OK]) as server,
+        aiobotocore_client(server.url, max_pool_connections=1) as client,
+    ):
+
+        async def invoke(name: str) -> None:
+            result = await client.invoke_endpoint(EndpointName=name, Body=b"")
+            async with result["Body"] as body:
+                await body.read()
+
+        slow = asyncio.create_task(invoke("slow"))
+        await server.received(1)
+        other = asyncio.create_task(invoke("other"))
+        done, _ = await asyncio.wait({slow, other}, timeout=0.2)
+        assert not done
+        go_on.set()
+        await asyncio.gather(slow, other)
+        assert [request.target for request in server.requests] == [
+            "/endpoints/slow/invocations",
+            "/endpoints/other/invocations",
+        ]
+        assert server.connections_made == 1
