@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from botocore.exceptions import ClientError, EventStreamError, HTTPClientError, ReadTimeoutError, ResponseStreamingError
+from botocore.retries.standard import ExponentialBackoff, RetryContext
 
 from aiosmrt import ParamValidationError
 from aiosmrt._wire.eventstream import encode_payload_part
@@ -353,3 +354,8 @@ async def test_aiobotocore_has_one_pool_for_all_endpoints() -> None:
             "/endpoints/other/invocations",
         ]
         assert server.connections_made == 1
+
+
+def test_botocore_has_not_switched_to_revision_2_1() -> None:
+    back_off = ExponentialBackoff(random=lambda: 1.0)
+    assert [back_off.delay_amount(RetryContext(attempt_number=attempt)) for attempt in (1, 2, 3)] == [1, 2, 4]
