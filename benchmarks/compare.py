@@ -61,7 +61,7 @@ def environ(checkout: Path) -> dict[str, str]:
 
 
 def side_of(name: str, checkout: Path, script: str) -> Side:
-    """Choose the script for a checkout; exits where there is none that can be imported."""
+    """Choose the script for a checkout; exits if none can be imported."""
     reason = ""
     for folder in (HERE, checkout / "benchmarks"):
         command = [sys.executable, "-c", PROBE, str(folder), Path(script).stem]
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, metavar="PATH", help="a checkout")
     parser.add_argument("--after", type=Path, default=HERE.parent, metavar="PATH", help="another (default: this one)")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="processes per checkout (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args(own)
     if arguments.turns < 1:
         parser.error("--turns must be an integer >= 1")

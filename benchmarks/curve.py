@@ -57,7 +57,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def picture(report: dict[str, Any]) -> str:
-    """Both curves as an SVG."""
+    """Draw both curves as an SVG."""
     results = report["results"]
 
     def panel(title: str, chosen: list[dict[str, Any]], what: str, label: Callable[[int], str]) -> Panel:

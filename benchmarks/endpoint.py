@@ -4,10 +4,10 @@
 
 Two tables, each with its lower bound in the same run:
 
-- calls, 64 in flight: `Endpoint.predict` and `Endpoint.invoke` with JSON both ways, `Endpoint.map` over the same data,
-  beside `invoke_endpoint` with ready bytes and the answer's bytes. "json alone" is `json.dumps` and `json.loads`.
+- calls, 64 in flight: `Endpoint.predict` and `Endpoint.invoke` with JSON in both directions, `Endpoint.map` over the
+  same data, beside `invoke_endpoint` with prepared bytes. "json alone" is `json.dumps` and `json.loads`.
 - streams of 64-byte parts: the views of `Endpoint.stream`, beside `async for` over the raw parts. Every item is
-  touched. For JSON and server-sent events, a part is a whole one; "json alone" parses the same documents in a list.
+  touched. A part is one whole JSON document or server-sent event; "json alone" parses the same documents one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reporting import print_table, write_json
 from aiosmrt.serializers import JSON
 
 IN_FLIGHT = 64
-# What is sent: about what a tabular model takes.
+# A typical request to a tabular model.
 DATA = {"instances": [{"features": [0.5, 1.25, -3.0, 42]}]}
 BODY = json.dumps(DATA).encode()
 ANSWER = json.loads(JSON_BODY)
@@ -36,9 +36,9 @@ Work = Callable[[int], Awaitable[None]]
 
 
 def check(found: object, expected: object) -> None:
-    """Whoever is measured has the right thing in hand."""
+    """Check that what is measured returned the right result."""
     if found != expected:
-        raise RuntimeError(f"{found!r} where {expected!r} was expected")
+        raise RuntimeError(f"got {found!r}, expected {expected!r}")
 
 
 def in_flight(call: Callable[[], Awaitable[Any]], expected: object) -> Work:
@@ -119,7 +119,7 @@ CALLS = {
 
 
 class View(NamedTuple):
-    """A way of reading: the kind of stream, and what one part comes to."""
+    """A way to read a stream: its kind, and the expected total per part."""
 
     kind: str
     per_part: int
@@ -139,7 +139,7 @@ VIEWS = {
 
 
 def reading(name: str) -> Callable[[Target], Any]:
-    """Reading a stream in one of the ways above."""
+    """Return the work of reading a stream in one of these ways."""
     kind, per_part = VIEWS[name]
 
     @asynccontextmanager
@@ -180,7 +180,7 @@ READERS = {name: reading(name) for name in VIEWS}
 async def measured(
     target: Target, works: dict[str, Callable[[Target], Any]], rounds: int, count: int
 ) -> dict[str, dict[str, list[float]]]:
-    """For each of them, seconds and CPU seconds per unit in each round."""
+    """Measure seconds and CPU seconds per unit, for each work and round."""
     async with opened(works, list(works), target) as ready:
 
         async def sample(point: None, name: str) -> tuple[float, float]:
@@ -197,7 +197,7 @@ async def measured(
 
 
 def summary(taken: dict[str, dict[str, list[float]]], bound: str, what: str) -> dict[str, dict[str, float]]:
-    """Medians, and the medians of the rounds' ratios and differences to a bound."""
+    """Compute medians, and the medians of the rounds' ratios and differences to a bound."""
     return {
         name: {
             "median": statistics.median(found[what]),

@@ -7,7 +7,7 @@ Every client has its default options; aiobotocore's retry mode is set by ``Confi
 is `faulty_server.py`, on another core. Three parts:
 
 - outages: 12 calls at once, after one good call, against each illness, for each length. How many succeed, and how long
-  after the end of the illness the last of them ended (before it: negative). "stream" calls read a response stream; the
+  after the end of the illness the last of them ended (negative: before it). "stream" calls read a response stream; the
   illness strikes before its first part. The reset comes after the stream's head, all others replace it. Cells have
   their own client and service and start one after the other, many at a time; "late" is how late timers were.
 - jobs: 3,000 rows with 64 calls in flight, 50 ms each: through `Endpoint.map`, or a semaphore and ``gather`` for
@@ -183,7 +183,7 @@ def aiobotocores(mode: str) -> Callable[..., Any]:
     return client
 
 
-# Each is called with the URL, how many connections a peer's pool has (None: as many as it likes), and client options.
+# Each is called with the URL, how many connections a peer's pool has (None: unlimited), and client options.
 CLIENTS: dict[str, Callable[..., Any]] = {
     "aiosmrt": own(),
     "aiosmrt-session": own(transport="session"),
@@ -204,7 +204,7 @@ def mark(text: str, *, missed: bool) -> str:
 
 
 class End(NamedTuple):
-    """How a call ended: the error's name, None for success, and the loop's time."""
+    """How a call ended: the error's name, or None if it succeeded, and the loop's time."""
 
     error: str | None
     at: float
@@ -533,17 +533,17 @@ async def run(arguments: argparse.Namespace, report: dict[str, Any], core: int) 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what happens to calls while the service is ill.")
-    parser.add_argument("--part", default="outages,jobs", help=f"with commas between, out of {', '.join(PARTS)}")
+    parser.add_argument("--part", default="outages,jobs", help=f"comma-separated, any of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="0.3 and 1 s, 1,000 rows, 1,000 callers for 10 s")
-    parser.add_argument("--clients", help=f"with commas between, out of {', '.join(CLIENTS)}")
-    parser.add_argument("--seconds", type=numbers, help="lengths of the outages, with commas (default 0.3,1,3,10)")
+    parser.add_argument("--clients", help=f"comma-separated, any of {', '.join(CLIENTS)}")
+    parser.add_argument("--seconds", type=numbers, help="lengths of the outages, comma-separated (default 0.3,1,3,10)")
     parser.add_argument("--rows", type=int, help=f"rows of a job (default {ROWS})")
     parser.add_argument("--peers", action="store_true", help="jobs and storm: aiobotocore's three modes beside aiosmrt")
     parser.add_argument("--callers", type=int, help=f"storm: calls at once (default {STORM_CALLERS})")
     parser.add_argument("--late", type=int, help="storm: late callers, 0 for none (default: as many as --callers)")
     parser.add_argument("--storm-seconds", type=float, help=f"storm: its length (default {STORM_SECONDS:g})")
     parser.add_argument("--patience", type=float, help="pass this to aiosmrt's clients (default: do not)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args()
     arguments.part = names_in(arguments.part, PARTS, parser, "part")
     if arguments.clients is not None:

@@ -1,9 +1,9 @@
-"""How fast is the event-stream decoder by itself, next to botocore's, and does any single chunk stall a loop?
+"""How fast is the event-stream decoder alone, beside botocore's, and does a single chunk stall the event loop?
 
     python benchmarks/eventstream_codec.py [--quick] [--json FILE]
 
-Both decoders read the same chunks in the same process, in turns, round by round; the figures are medians of CPU time.
-The 23 MiB frame is given to botocore once only: its buffer is copied for every chunk, and that takes many seconds.
+Both decoders read the same chunks in the same process, in turns, round by round; figures are medians of CPU time.
+botocore decodes the 23 MiB frame only once: it copies its buffer for every chunk, which takes many seconds.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Feed = Callable[[bytes], int]
 
 @dataclass(frozen=True)
 class Case:
-    """A stream, and how it is cut."""
+    """A stream, cut into chunks."""
 
     name: str
     chunks: list[bytes]
     frames: int
     payload_bytes: int
-    botocore_rounds: int | None = None  # None: as many as ours
+    botocore_rounds: int | None = None  # defaults to the number of ours
 
 
 def cut(stream: bytes, chunk_bytes: int) -> list[bytes]:
@@ -86,19 +86,19 @@ def botocore() -> Feed:
 
 
 def measure(make: Callable[[], Feed], case: Case) -> float:
-    """CPU seconds for the whole stream."""
+    """Measure the CPU seconds for the whole stream."""
     gc.collect()
     feed = make()
     start = time.process_time()
     frames = sum(map(feed, case.chunks))
     spent = time.process_time() - start
     if frames != case.frames:
-        raise RuntimeError(f"{frames} frames decoded of {case.frames}")
+        raise RuntimeError(f"decoded {frames} of {case.frames} frames")
     return spent
 
 
 def worst_feed(case: Case) -> float:
-    """CPU seconds that the slowest single chunk took: for so long an event loop would stand still."""
+    """Measure the CPU seconds of the slowest single chunk, for which an event loop would stall."""
     feed = ours()
     worst = 0.0
     for chunk in case.chunks:
@@ -131,7 +131,7 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def encoding(quick: bool) -> list[dict[str, Any]]:
-    """The encoder, which has no peer in botocore."""
+    """Measure the encoder alone: botocore only decodes."""
     results = []
     for payload_bytes, count in ((64, 50_000), (64 * KIB, 1_000)):
         payload = bytes(payload_bytes)
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the event-stream codec next to botocore's decoder.")
     parser.add_argument("--quick", action="store_true", help="shorter streams, fewer rounds")
     parser.add_argument("--rounds", type=int, help="rounds per case (default 7, quick 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (3 if arguments.quick else 7)
     report: dict[str, Any] = {"environment": environment(), "rounds": rounds}

@@ -298,7 +298,7 @@ async def serve() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Answer SageMaker Runtime calls, and fall ill on command.")
-    parser.add_argument("--core", type=int, help="the core to stay on (Linux)")
+    parser.add_argument("--core", type=int, help="the core to run on (Linux)")
     arguments = parser.parse_args()
     if arguments.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {arguments.core})

@@ -1,9 +1,9 @@
-"""What the benchmarks that call a server share: the clients, where they run, taking turns, and what a sample is.
+"""What the benchmarks that call a server share: the clients, the cores they run on, rounds and samples.
 
-All clients run in this process, which stays on one core, in turns round by round; the server (loopback_server.py) runs
-on another core. A round visits every point (so many in flight, such a body, such a stream) before the next begins, so
-that a noisy minute falls on all of them; a ratio is the median of the rounds' ratios. CPU is this process's, threads
-included.
+All clients run in this process, on one core, in turns round by round; the server (loopback_server.py) runs on another
+core. A round visits every point (calls in flight, size of the body, kind of stream) before the next begins, so that a
+noisy minute affects all of them. A ratio is the median of the rounds' ratios. CPU time is this process's, including its
+threads.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from reporting import cores, environment, stay_on
 import aiosmrt
 
 CONTENT_TYPE = "application/octet-stream"
-# What aiosmrt.Client, aiobotocore and boto3 call alike.
+# Arguments that aiosmrt.Client, aiobotocore and boto3 share.
 WHO = {"region_name": "us-east-1", "aws_access_key_id": "AKIDEXAMPLE", "aws_secret_access_key": "not-a-real-secret"}
-# Longer than a round: a client that waits for its turn keeps its connections.
+# Longer than a round, so that a client keeps its connections between its turns.
 KEEP_ALIVE_SECONDS = 600.0
 
 Point = TypeVar("Point")
@@ -43,7 +43,7 @@ AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.BufferedProtocol)
 
 @dataclass(frozen=True)
 class Target:
-    """The server, the authority file that vouches for it under TLS, and how many calls are in flight at the most."""
+    """The server, its certificate authority under TLS, and the largest number of calls in flight."""
 
     url: str
     certificate: Path | None
@@ -95,20 +95,20 @@ def boto3_client(target: Target) -> Iterator[Any]:
 
 
 def aiohttp_session(target: Target, **options: Any) -> aiohttp.ClientSession:
-    """A session with no limit on connections."""
+    """Create a session without a limit on connections."""
     connector = aiohttp.TCPConnector(limit=0, ssl=tls_context(target) or True, keepalive_timeout=KEEP_ALIVE_SECONDS)
     return aiohttp.ClientSession(connector=connector, **options)
 
 
 async def connect(target: Target, protocol: type[AnyProtocol]) -> AnyProtocol:
-    """Connect a protocol of asyncio's to the server."""
+    """Connect an asyncio protocol to the server."""
     name, _, port = target.url.partition("://")[2].partition(":")
     loop = asyncio.get_running_loop()
     return (await loop.create_connection(protocol, name, int(port), ssl=tls_context(target)))[1]
 
 
 class FloorProtocol(asyncio.BufferedProtocol):
-    """A connection of asyncio's alone: whoever lost it gets the reason."""
+    """A connection that uses asyncio alone; losing it fails the waiting call with the reason."""
 
     def __init__(self) -> None:
         self.waiter: asyncio.Future[Any] | None = None
@@ -124,18 +124,18 @@ class FloorProtocol(asyncio.BufferedProtocol):
 def arguments_of(
     parser: argparse.ArgumentParser, clients: Mapping[str, Any], default: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """Parse the command line with the options that all share; ``clients`` becomes the chosen names."""
+    """Parse the command line, adding the shared options; ``clients`` becomes the list of chosen names."""
     chosen = ",".join(default or clients)
     parser.add_argument("--quick", action="store_true", help="fewer calls, fewer rounds")
-    parser.add_argument("--rounds", type=int, help="how many rounds")
-    parser.add_argument("--clients", default=chosen, help=f"with commas between, out of {', '.join(clients)}")
+    parser.add_argument("--rounds", type=int, help="number of rounds")
+    parser.add_argument("--clients", default=chosen, help=f"comma-separated, any of {', '.join(clients)}")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the clients' event loop")
     parser.add_argument("--tls", action="store_true", help="call over TLS")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args()
     names = arguments.clients.split(",")
     if unknown := set(names) - set(clients):
-        parser.error(f"no such client: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown client: {', '.join(sorted(unknown))}")
     arguments.clients = [name for name in clients if name in names]
     return arguments
 
@@ -143,7 +143,7 @@ def arguments_of(
 def report_of(
     arguments: argparse.Namespace, max_in_flight: int, rounds: int, run: Callable[[Target], Awaitable[Any]]
 ) -> dict[str, Any]:
-    """Start the server, run the clients on their core, and give the report."""
+    """Start the server, run the clients on their core, and return the report."""
     for variable in [variable for variable in os.environ if variable.startswith("AWS_")]:
         del os.environ[variable]
     raise_descriptor_limit()
@@ -170,7 +170,7 @@ def report_of(
 async def take_turns(
     rounds: int, points: Sequence[Point], names: Sequence[str], sample: Callable[[Point, str], Awaitable[Any]]
 ) -> list[dict[str, list[Any]]]:
-    """Every client's samples at every point, in the points' order; each round begins with another client."""
+    """Take every client's samples at every point; each round begins with another client."""
     taken: list[dict[str, list[Any]]] = [{name: [] for name in names} for _ in points]
     for number in range(rounds):
         turn = number % len(names)
@@ -181,7 +181,7 @@ async def take_turns(
 
 
 async def seconds_and_cpu(work: Callable[[], Awaitable[Any]]) -> tuple[float, float]:
-    """What a piece of work takes, the garbage that it leaves included and nobody else's."""
+    """Measure a piece of work, including the collection of the garbage that it leaves, but no other."""
     gc.collect()
     gc.freeze()
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -191,12 +191,12 @@ async def seconds_and_cpu(work: Callable[[], Awaitable[Any]]) -> tuple[float, fl
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the rounds' ratios."""
+    """Return the median of the rounds' ratios."""
     return statistics.median(mine / yours for mine, yours in zip(ours, theirs, strict=True))
 
 
 @contextlib.asynccontextmanager
 async def opened(factories: Mapping[str, Any], names: Sequence[str], target: Target) -> AsyncIterator[dict[str, Any]]:
-    """The chosen clients, ready to be called, by name."""
+    """Open the chosen clients; yields them by name."""
     async with contextlib.AsyncExitStack() as stack:
         yield {name: await stack.enter_async_context(factories[name](target)) for name in names}

@@ -1,8 +1,8 @@
-"""How much does ``import aiosmrt`` cost beside the ``import aiohttp`` that it stands on?
+"""How much does ``import aiosmrt`` cost, beside the ``import aiohttp`` that it contains?
 
-Each round starts one fresh interpreter per peer, in turn, and times the import statement inside it, so that neither the
-start of Python nor a slow spell of the machine counts for or against anybody. Byte code and the file cache are warm:
-the first round is thrown away. Reported are medians, and the median of the rounds' ratios to aiohttp.
+Each round starts a fresh interpreter per peer, in turn, and times the import statement inside it. So the start of
+Python is not counted, and a slow spell of the machine affects all peers alike. The first round warms byte code and file
+cache and is discarded. The report has medians, and the median of the rounds' ratios to aiohttp.
 
     python benchmarks/import_time.py [--rounds 21] [--json import_time.json]
 """
@@ -29,8 +29,8 @@ print(time.perf_counter() - start, time.process_time() - cpu, len(sys.modules))
 
 
 def probe(module: str) -> tuple[float, float, int]:
-    """Wall seconds, CPU seconds and loaded modules of one import in a fresh interpreter."""
-    # Otherwise every round would compile what has no byte code yet.
+    """Measure wall seconds, CPU seconds and loaded modules of one import in a fresh interpreter."""
+    # If set, every round would compile the modules again.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [sys.executable, "-c", PROBE.format(module=module)], env=environ, capture_output=True, check=True, text=True
@@ -40,7 +40,7 @@ def probe(module: str) -> tuple[float, float, int]:
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """Medians by peer; the ratios are taken round by round."""
+    """Return medians by peer; ratios are taken round by round."""
     samples: dict[str, list[tuple[float, float, int]]] = {peer: [] for peer in PEERS}
     for number in range(rounds + 1):
         for peer in PEERS:

@@ -1,28 +1,32 @@
-"""A loopback stand-in for SageMaker Runtime that costs nearly nothing, for benchmarks.
+"""A loopback stand-in for SageMaker Runtime, for benchmarks, that takes almost no time itself.
 
 Theory of operation
 -------------------
-A benchmark of a client is honest when the server is never the bottleneck, so this one does no work per request
-beyond finding its end. It runs in a process of its own, pinned to one core; the client is pinned to another.
-Every answer is a bytes object made at start-up. A request's head is searched for two things only: its path, which
-picks the answer, and its Content-Length, which says how much body to throw away. A body goes into one scratch buffer
-that is reused for all reads and all connections (asyncio's BufferedProtocol), so a 6 MiB request costs no memory.
+The server must never be the bottleneck, so it does no work per request beyond finding its end. It runs in a separate
+process on one core, the client on another. Every response is a bytes object made at start-up. A request's head is
+searched for two things only: its path, which selects the response, and its Content-Length, the bytes of body to
+discard. Bodies go into one scratch buffer shared by all connections (asyncio's BufferedProtocol), so a request of 6 MiB
+takes no memory.
 
-The path decides the answer:
+The path selects the response:
 
-- ``.../invocations`` gets a JSON object of 33 bytes;
-- ``.../invocations-response-stream`` gets event-stream frames, chunked. The endpoint's name says which, as
-  ``KIND-COUNT``: ``small-10000`` is 10,000 parts of 64 bytes, about 64 KiB of them in a chunk of HTTP, and
-  ``large-1000`` 1,000 parts of 64 KiB, each in a chunk; both are written four chunks at a time, as fast as they are
-  taken; ``paced-200`` is 200 parts of 64 bytes, one every 2.5 to 7.5 ms, each in a chunk and a write of its own, as a
-  model emits tokens: an even pace would bring the streams' parts in bursts, larger ones for a slower client;
-  ``json-10000`` and ``sse-10000`` are as ``small-10000``, with a JSON document and a line end, or a server-sent event,
-  in each part. Other names get ``small-100``. A number is at most 1,000,000.
+- ``.../invocations``: a JSON object of 33 bytes.
+- ``.../invocations-response-stream``: event-stream frames, chunked. The endpoint's name is ``KIND-COUNT``, with at most
+  1,000,000 parts:
 
-Signatures are not checked. Expect: 100-continue and chunked requests are not understood: such a request is refused
-with a status that shows up in the benchmark.
+  - ``small-10000``: 10,000 parts of 64 bytes, about 64 KiB of them per HTTP chunk;
+  - ``large-1000``: 1,000 parts of 64 KiB, one per chunk; both kinds are written four chunks at a time, as fast as the
+    client reads;
+  - ``paced-200``: 200 parts of 64 bytes, one every 2.5 to 7.5 ms, each in its own chunk and write, as a model emits
+    tokens; with an even pace the parts of all streams would arrive in bursts, larger ones for a slower client;
+  - ``json-10000``, ``sse-10000``: as ``small-10000``, with a JSON line or a server-sent event in each part.
 
-The frames are made here and not by ``aiosmrt._wire``, so that a benchmark depends on no code that it measures.
+  Other names get ``small-100``.
+
+Signatures are not checked. ``Expect: 100-continue`` and chunked requests are not supported; the server refuses them
+with an error status, which fails the benchmark.
+
+The frames are made here and not by ``aiosmrt._wire``, so that a benchmark does not depend on the code that it measures.
 """
 
 from __future__ import annotations
@@ -81,7 +85,7 @@ _STREAM_PATH = re.compile(rb"/endpoints/(small|large|paced|json|sse)-(\d{1,7})/i
 
 
 def payload_part(payload: bytes) -> bytes:
-    """One PayloadPart event as the service frames it."""
+    """Frame one PayloadPart event as the service does."""
     headers = b"".join(
         struct.pack("!B", len(name)) + name + struct.pack("!BH", 7, len(value)) + value
         for name, value in (
@@ -96,13 +100,13 @@ def payload_part(payload: bytes) -> bytes:
 
 
 def chunk(data: bytes) -> bytes:
-    """The bytes as one HTTP chunk."""
+    """Frame bytes as one HTTP chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 @lru_cache(maxsize=32)
 def stream_pieces(kind: bytes, count: int) -> tuple[bytes, int, bytes]:
-    """A repeated piece, how often it goes out, and the rest with the end of the body: what a stream is made of."""
+    """Return a stream as a repeated piece, the number of repetitions, and the rest with the end of the body."""
     payloads = {b"large": bytes(LARGE_PART_BYTES), b"json": JSON_PART, b"sse": SSE_PART}
     frame = payload_part(payloads.get(kind, bytes(SMALL_PART_BYTES)))
     per_chunk, per_piece = (1, 1) if kind == b"paced" else (max(1, CHUNK_BYTES // len(frame)), CHUNKS_PER_PIECE)
@@ -113,19 +117,19 @@ def stream_pieces(kind: bytes, count: int) -> tuple[bytes, int, bytes]:
 
 
 def stream_of(path: bytes) -> tuple[bytes, int]:
-    """Which stream a request line or path names: kind and number of parts."""
+    """Return the kind and number of parts of the stream that a request line or path names."""
     wanted = _STREAM_PATH.search(path)
     return (wanted[1], min(int(wanted[2]), MAX_PARTS)) if wanted else (b"small", 100)
 
 
 def response_bytes(endpoint: str) -> int:
-    """How many bytes the stream of this endpoint has on the wire, its head included."""
+    """Return the size of this endpoint's response on the wire, including its head."""
     piece, repeats, rest = stream_pieces(*stream_of(f"/endpoints/{endpoint}/invocations-response-stream".encode()))
     return len(STREAM_HEAD) + len(piece) * repeats + len(rest)
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One keep-alive connection: finds the end of each request and writes the answer that its path names."""
+    """One keep-alive connection: finds the end of each request and writes the response that its path selects."""
 
     def __init__(self, scratch: memoryview) -> None:
         self._scratch = scratch
@@ -139,7 +143,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by isinstance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not an instance of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._writer is not None:
@@ -218,7 +222,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process have as many connections as the benchmarks make at once."""
+    """Allow this process as many descriptors as the benchmarks need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
         wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
@@ -226,7 +230,7 @@ def raise_descriptor_limit() -> None:
 
 
 async def serve(port: int, tls: ssl.SSLContext | None, *, until_eof: bool) -> None:
-    """Serve on 127.0.0.1 for good, or until standard input (a pipe) ends: then the server goes when its parent does."""
+    """Serve on 127.0.0.1 until cancelled or, with ``until_eof``, until standard input (a pipe to the parent) ends."""
     loop = asyncio.get_running_loop()
     scratch = memoryview(bytearray(SCRATCH_BYTES))
     server = await loop.create_server(lambda: Connection(scratch), "127.0.0.1", port, ssl=tls, backlog=4096)
@@ -239,7 +243,7 @@ async def serve(port: int, tls: ssl.SSLContext | None, *, until_eof: bool) -> No
 
 
 def self_signed_certificate(directory: Path) -> tuple[Path, Path]:
-    """Write a certificate for 127.0.0.1 and localhost with openssl, and give its path and its key's."""
+    """Write a certificate for 127.0.0.1 and localhost with openssl; returns the paths of it and its key."""
     certificate, key = directory / "certificate.pem", directory / "key.pem"
     subprocess.run(
         [
@@ -255,7 +259,7 @@ def self_signed_certificate(directory: Path) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def running(*, core: int | None = None, loop: str = "asyncio", tls: bool = False) -> Iterator[tuple[str, Path | None]]:
-    """Run the server in a child process; yields its URL and the certificate to trust, or None without TLS."""
+    """Run the server in a child process; yields its URL and, under TLS, the certificate to trust."""
     with tempfile.TemporaryDirectory(prefix="loopback-server-") as name:
         command = [sys.executable, str(Path(__file__)), "--until-eof", "--loop", loop]
         if core is not None:
@@ -279,11 +283,11 @@ def running(*, core: int | None = None, loop: str = "asyncio", tls: bool = False
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Answer SageMaker Runtime calls on 127.0.0.1 at next to no cost.")
-    parser.add_argument("--port", type=int, default=0, help="0: one that is free; it is printed on a line of its own")
-    parser.add_argument("--core", type=int, help="the core to stay on (Linux)")
+    parser = argparse.ArgumentParser(description="Answer SageMaker Runtime calls on 127.0.0.1 at almost no cost.")
+    parser.add_argument("--port", type=int, default=0, help="0 (default): a free one; printed on its own line")
+    parser.add_argument("--core", type=int, help="the core to run on (Linux)")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
-    parser.add_argument("--until-eof", action="store_true", help="end when standard input, a pipe, does")
+    parser.add_argument("--until-eof", action="store_true", help="end when standard input (a pipe) ends")
     parser.add_argument("--certificate", type=Path, help="serve TLS with this certificate (PEM)")
     parser.add_argument("--key", type=Path, help="the certificate's key (PEM)")
     arguments = parser.parse_args()

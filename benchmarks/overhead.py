@@ -1,18 +1,18 @@
-"""What does one call cost the client, and how many fit into a second?
+"""What does one call cost the client, and how many calls per second can it make?
 
     python benchmarks/overhead.py [--quick] [--in-flight 1,64,256] [--body-bytes 1024] [--loop uvloop] [--tls]
                                   [--clients aiosmrt,aiobotocore,floor] [--rounds 15] [--calls 2000] [--json FILE]
 
-A call is a signed ``invoke_endpoint``, result dictionary and body read included. Peers and bounds:
+A call is a signed ``invoke_endpoint``, including the result dictionary and reading the body. Peers and bounds:
 
 - aiosmrt-session: aiosmrt through aiohttp's ClientSession;
-- aiobotocore, and boto3 with one thread per call in flight: what people use now;
-- aiohttp: an unsigned ``async with session.post(...)`` and ``read()`` on a ``ClientSession`` as it comes, with its
-  limit on connections lifted: what one would write by hand, without signature, checks or retries;
+- aiobotocore, and boto3 with one thread per call in flight: the clients in use today;
+- aiohttp: an unsigned ``async with session.post(...)`` and ``read()`` on a default ``ClientSession`` without a limit on
+  connections: the hand-written call, without signature, checks or retries;
 - aiohttp-tuned: the same with the cheapest public options (no total timeout, no cookies, no decompression);
-- floor: asyncio alone, one write of ready bytes and one future per call on a connection that was made beforehand.
+- floor: asyncio alone, one write of prepared bytes and one future per call on a connection made beforehand.
 
-Ratios are this client's CPU per call by the other's, and by its own at 64 in flight.
+Ratios are this client's CPU per call divided by the other's, and by its own at 64 in flight.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ ENDPOINT = "overhead"
 PATH = f"/endpoints/{ENDPOINT}/invocations"
 
 Call = Callable[[bytes], Awaitable[bytes]]
-# Makes so many calls with this body, so many of them in flight.
+# Makes calls: the body, the number of calls, the number in flight.
 Work = Callable[[bytes, int, int], Awaitable[None]]
 
 
 class Point(NamedTuple):
-    """What is measured: how many calls are in flight, and the size of their bodies."""
+    """A point of measurement: the calls in flight and the size of their bodies."""
 
     in_flight: int
     body_bytes: int = 1024
 
 
 def check(body: bytes) -> None:
-    """Every client must have the whole answer in hand."""
+    """Check that a client received the whole response."""
     if body != JSON_BODY:
-        raise RuntimeError(f"an answer of {len(body)} bytes where {len(JSON_BODY)} were expected")
+        raise RuntimeError(f"the response has {len(body)} bytes, expected {len(JSON_BODY)}")
 
 
 def sharing_out(call: Call) -> Work:
-    """Calls are made by as many tasks as are in flight, each taking the next one as soon as its last is done."""
+    """Spread calls over as many tasks as are in flight; each starts its next call when its last one is done."""
 
     async def work(body: bytes, calls: int, in_flight: int) -> None:
         remaining = iter(range(calls))
@@ -85,7 +85,7 @@ def sharing_out(call: Call) -> Work:
 
 
 def invoking(client_of: Callable[[Target], Any]) -> Callable[[Target], Any]:
-    """The work of a client with ``invoke_endpoint``."""
+    """Return the work of a client with ``invoke_endpoint``."""
 
     @asynccontextmanager
     async def opening(target: Target) -> AsyncIterator[Work]:
@@ -149,7 +149,7 @@ async def tuned_aiohttps(target: Target) -> AsyncIterator[Work]:
 
 
 class FloorConnection(FloorProtocol):
-    """Writes a request made beforehand and finds the end of the answer by its Content-Length; nothing else."""
+    """Writes a prepared request and finds the end of the response by its Content-Length; nothing else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class FloorConnection(FloorProtocol):
         if len(request) <= SLICE_BYTES:
             self.transport.write(request)
         else:
-            # All at once would be copied into the transport's buffer.
+            # In one write it would be copied into the transport's buffer.
             view = memoryview(request)
             for start in range(0, len(request), SLICE_BYTES):
                 self.transport.write(view[start : start + SLICE_BYTES])
@@ -234,7 +234,7 @@ CLIENTS: dict[str, Callable[[Target], Any]] = {
     "aiohttp-tuned": tuned_aiohttps,
     "floor": floors,
 }
-# More calls where one takes little, so that no sample is so short that it measures the timers.
+# Fast clients make more calls, so that no sample is short enough to measure the timers.
 SHARES = {"aiosmrt": 2.0, "aiobotocore": 0.25, "boto3": 0.25, "floor": 4.0}
 BOUNDS = ("aiobotocore", "aiohttp", "aiohttp-tuned", "floor")
 OWN_IN_FLIGHT = 64
@@ -248,13 +248,13 @@ def body_of(size: int) -> bytes:
 
 
 def calls_at(point: Point, name: str, calls: int) -> int:
-    """Fewer where a call takes longer, and enough to have all places busy."""
+    """Return the calls per sample: fewer where a call takes longer, but enough to reach the number in flight."""
     share = int(min(calls, BYTES_PER_ROUND // point.body_bytes) * SHARES.get(name, 1.0))
     return max(share, 4 * point.in_flight)
 
 
 def summary(name: str, measured: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians over the rounds, and the median ratio of CPU to each bound."""
+    """Compute medians over the rounds, and the median ratio of CPU to each bound."""
     cpu = {of: [sample["cpu_seconds_per_call"] for sample in samples] for of, samples in measured.items()}
     return {
         "cpu_seconds_per_call": statistics.median(cpu[name]),
@@ -268,7 +268,7 @@ def summary(name: str, measured: dict[str, list[dict[str, float]]]) -> dict[str,
 async def run(
     target: Target, names: Sequence[str], points: Sequence[Point], rounds: int, calls: int
 ) -> list[dict[str, Any]]:
-    """The figures of each point."""
+    """Measure each point."""
     async with opened(CLIENTS, names, target) as works:
 
         async def sample(point: Point, name: str) -> dict[str, float]:
@@ -315,8 +315,8 @@ def main() -> None:
     parser.add_argument(
         "--calls", type=int, help="calls per round (default 2000, quick 800; slow clients make fewer, fast ones more)"
     )
-    parser.add_argument("--in-flight", type=numbers, default=[1, 64, 256], help="how many calls at once, with commas")
-    parser.add_argument("--body-bytes", type=numbers, default=[1024], help="sizes of request bodies, with commas")
+    parser.add_argument("--in-flight", type=numbers, default=[1, 64, 256], help="calls in flight, comma-separated")
+    parser.add_argument("--body-bytes", type=numbers, default=[1024], help="sizes of request bodies, comma-separated")
     arguments = arguments_of(parser, CLIENTS)
     rounds = arguments.rounds or (5 if arguments.quick else 15)
     calls = arguments.calls or (800 if arguments.quick else 2000)

@@ -1,4 +1,4 @@
-"""A small SVG of log-log curves that reads on light and on dark ground, without a plotting library."""
+"""Small SVGs of log-log curves, for light and dark backgrounds, without a plotting library."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 900, 430
 TOP, BOTTOM, LEFT, BETWEEN, RIGHT = 84, 44, 58, 64, 118
-# Colours told apart in all common forms of colour blindness (Okabe and Ito), on white and on black.
+# Distinguishable with all common forms of colour blindness (Okabe and Ito), on white and on black.
 COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#cc79a7", "#e69f00")
 STYLE = """text { font: 12px system-ui, sans-serif; fill: #333 } .title { font-size: 16px; font-weight: 600 }
 .grid { stroke: #8884; fill: none } .line { fill: none; stroke-width: 2 }
 @media (prefers-color-scheme: dark) { text { fill: #ccc } }"""
-# A line's label keeps this distance from its neighbours'.
+# The least distance between the labels of two lines.
 LABEL_PIXELS = 14
 
 
@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One diagram: its lines, and what stands at which place of the x axis."""
+    """One diagram: its lines, and the labels of the x axis by value."""
 
     title: str
     lines: Sequence[Line]
@@ -32,7 +32,7 @@ class Panel(NamedTuple):
 
 
 def drawing(title: str, note: str, panels: Sequence[Panel]) -> str:
-    """The panels side by side, every line named at its end in the last one."""
+    """Draw the panels side by side; each line is named at its end in the last one."""
     width = (WIDTH - LEFT - RIGHT - BETWEEN * (len(panels) - 1)) / len(panels)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',

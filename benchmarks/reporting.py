@@ -1,4 +1,4 @@
-"""What the benchmarks' reports have in common: where they ran, a table for people, JSON for machines."""
+"""What all benchmarks report: the environment, a table to read, and JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("aiohttp", "aiobotocore", "botocore", "boto3", "uvloop")
 
 
 def environment() -> dict[str, Any]:
-    """The interpreter, the packages and the machine, as far as figures depend on them."""
+    """Describe the interpreter, the packages and the machine."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -45,20 +45,20 @@ def _processor() -> str:
 
 
 def cores() -> list[int]:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def stay_on(core: int) -> None:
-    """Keep this process on one core, where the system allows it."""
+    """Keep this process on one core, if the system allows it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
 
 
 def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: the first column to the left, the others to the right."""
+    """Print a table: the first column left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     print(f"\n{title}\n")
     for row in (heads, ["-" * width for width in widths], *rows):
@@ -68,6 +68,6 @@ def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def write_json(path: Path | None, report: Any) -> None:
-    """Write a report; nothing without a path."""
+    """Write a report, if there is a path."""
     if path is not None:
         path.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,14 +1,14 @@
-"""How long does one signature take, against botocore's?
+"""How long does one signature take, beside botocore's?
 
-The request is an InvokeEndpoint call as a client sends it: five headers besides the signer's own, a 1 KiB body, with
-and without a session token of the usual size. Peers:
+The request is an InvokeEndpoint call as a client sends it: five headers besides the signer's, a body of 1 KiB, with and
+without a session token of the usual size. Peers:
 
-- ``aiosmrt``: ``Signer.sign`` plus the hash of the body, as botocore's call includes it.
-- ``aiosmrt, steps``: the pure functions without any cache, as a verifying server walks them.
-- ``botocore``: ``SigV4Auth.add_auth`` on one ready request, so that building requests is not counted against it.
+- ``aiosmrt``: ``Signer.sign_lines`` plus the hash of the body, which botocore's call includes.
+- ``aiosmrt, steps``: the pure functions without any cache, as a verifying server calls them.
+- ``botocore``: ``SigV4Auth.add_auth`` on one existing request, so that building requests is not counted.
 
-Every peer must give the same signature before it is timed. Rounds are interleaved, so that a slow spell of the machine
-falls on all peers alike; reported is the median of the rounds' means.
+Before timing, every peer must produce the same signature. Rounds are interleaved, so that a slow spell of the machine
+affects all peers alike; the report has the median of the rounds' means.
 
     python benchmarks/signing.py [--rounds 15] [--json signing.json]
 """
@@ -49,7 +49,7 @@ SCENARIOS = {
 
 
 def peers(token: str | None) -> dict[str, Callable[[float], str]]:
-    """What is timed: each takes a moment in epoch seconds and gives an Authorization header."""
+    """Return the functions to time: each takes a time in epoch seconds and returns an Authorization header."""
     keys = sigv4.Credentials("AKIDEXAMPLE", "not-a-real-secret", token)
     signer = sigv4.Signer(region=REGION)
     request_to_sign = sigv4.SignedRequest("POST", HOST, PATH, "", tuple(HEADERS))
@@ -82,16 +82,16 @@ def peers(token: str | None) -> dict[str, Callable[[float], str]]:
 
 
 def check(candidates: dict[str, Callable[[float], str]]) -> None:
-    """All peers sign alike; botocore reads the clock itself, so a second that ends in between is tried again."""
+    """Check that all peers sign alike; botocore reads the clock itself, so retry when a second ends in between."""
     for _ in range(5):
         now = time.time()
         if len({sign(now) for sign in candidates.values()}) == 1:
             return
-    sys.exit("the peers disagree about the signature")
+    sys.exit("the peers produce different signatures")
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds per signature, by scenario and peer."""
+    """Return the median seconds per signature, by scenario and peer."""
     result = {}
     for scenario, token in SCENARIOS.items():
         candidates = peers(token)

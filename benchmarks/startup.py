@@ -1,18 +1,18 @@
-"""How long from the start of a process to its first answer, and how much memory is it by then?
+"""How long does a process take until its first response, and how much memory?
 
     python benchmarks/startup.py [--rounds 15] [--json startup.json]
 
-Each sample is a fresh interpreter that imports one client, makes it, gets its first answer and says so; the time runs
-in the parent, from before the start of the child until the child's word arrives. Three scenarios:
+Each sample is a fresh interpreter that imports and creates one client and reports its first response; the parent
+measures the time from before the start of the child until that report. Three scenarios:
 
-- environment: credentials, region and endpoint URL in environment variables; one call to a server on loopback;
-- profile: the same facts in ``~/.aws/config`` and ``~/.aws/credentials``;
-- AWS's host: credentials and region in environment variables and no endpoint URL, so that the endpoint rules are
-  evaluated; the answer is a presigned URL, because there is no server to call.
+- environment: credentials, region and endpoint URL in environment variables; one call to a loopback server;
+- profile: the same settings in ``~/.aws/config`` and ``~/.aws/credentials``;
+- AWS's host: credentials and region in environment variables without an endpoint URL, so that the endpoint rules are
+  evaluated; the result is a presigned URL, because there is nothing to call.
 
-Peers are aiobotocore and boto3, and as bounds a bare interpreter and an unsigned call with aiohttp. Rounds are
-interleaved and each begins with another peer; the first, which warms byte code and file cache, is thrown away. Reported
-are medians, and the median of the rounds' ratios to aiosmrt. Memory is the peak of the resident set.
+Peers are aiobotocore and boto3; bounds are a bare interpreter and an unsigned call with aiohttp. Rounds are interleaved
+and each begins with another peer; the first warms byte code and file cache and is discarded. The report has medians,
+and the median of the rounds' ratios to aiosmrt. Memory is the peak of the resident set.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REGION = "eu-central-1"
 ENDPOINT = "startup"
 URL_VARIABLE = "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"
 
-# Says that the answer is there, then how much CPU time and memory it took.
+# Reports the response, then the CPU time and memory used.
 REPORT = """
 def report(answer):
     assert answer == EXPECTED, answer
@@ -115,7 +115,7 @@ report(url.split("?")[0])
 
 
 class Sample(NamedTuple):
-    """One process: seconds to the answer, CPU seconds, bytes of memory, loaded modules."""
+    """One process: seconds to the response, CPU seconds, bytes of memory, loaded modules."""
 
     wall: float
     cpu: float
@@ -124,7 +124,7 @@ class Sample(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """What is configured how, and who is measured."""
+    """An environment, and the programs measured in it."""
 
     name: str
     environ: dict[str, str]
@@ -133,7 +133,7 @@ class Scenario(NamedTuple):
 
 
 def scenarios(url: str, home: Path) -> list[Scenario]:
-    """The three scenarios; writes the files of the second."""
+    """Return the three scenarios; writes the files of the second."""
     base = {name: os.environ[name] for name in ("PATH", "LANG", "VIRTUAL_ENV") if name in os.environ}
     base |= {"HOME": str(home / "empty"), "AWS_EC2_METADATA_DISABLED": "true"}
     keys = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "not-a-real-secret"}
@@ -153,7 +153,7 @@ def scenarios(url: str, home: Path) -> list[Scenario]:
 
 
 def sample(scenario: Scenario, peer: str, url: str) -> Sample:
-    """Start a process and wait for its answer."""
+    """Start a process and wait for its response."""
     prelude = f"import sys, time\nENDPOINT, URL, EXPECTED = {ENDPOINT!r}, {url!r}, {scenario.expected!r}\n"
     program = prelude + REPORT + scenario.programs[peer]
     began = time.perf_counter()
@@ -165,13 +165,13 @@ def sample(scenario: Scenario, peer: str, url: str) -> Sample:
         wall = time.perf_counter() - began
         rest = child.stdout.read()
     if child.returncode != 0 or word != "answered\n":
-        raise RuntimeError(f"{peer} failed in the scenario {scenario.name!r}")
+        raise RuntimeError(f"{peer} failed in scenario {scenario.name!r}")
     cpu, memory, modules = rest.split()
     return Sample(wall, float(cpu), int(memory), int(modules))
 
 
 def measure(scenario: Scenario, url: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """Medians by peer; the ratios are taken round by round."""
+    """Return medians by peer; ratios are taken round by round."""
     taken: dict[str, list[Sample]] = {peer: [] for peer in scenario.programs}
     peers = list(taken)
     for number in range(rounds + 1):
@@ -197,7 +197,7 @@ def measure(scenario: Scenario, url: str, rounds: int) -> dict[str, dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the way from process start to the first answer.")
+    parser = argparse.ArgumentParser(description="Time from process start to the first response.")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()

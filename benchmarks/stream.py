@@ -1,26 +1,25 @@
-"""How fast do the parts of a response stream reach the caller, and what do they cost?
+"""How fast do the parts of a response stream reach the caller, and at what cost?
 
     python benchmarks/stream.py [--quick] [--loop uvloop] [--tls] [--clients aiosmrt,aiobotocore] [--json FILE]
 
-Each client calls ``invoke_endpoint_with_response_stream`` and walks through the events, touching every part's bytes:
+Each client calls ``invoke_endpoint_with_response_stream`` and iterates over the events, touching every part's bytes:
 
-- small: one stream of 64-byte parts, as fast as it comes;
+- small: one stream of 64-byte parts, as fast as possible;
 - large: one stream of 64 KiB parts;
-- tokens: 64 streams at once, each with a part of 64 bytes about every 5 ms.  The pace is the server's, and the figure
-  is CPU per event: that of whole streams less that of streams of one part, so that making 64 calls does not count.  A
-  part in a read of its own is what a client that keeps up finds, and the bounds count their reads to show it.
+- tokens: 64 streams at once, each with a part of 64 bytes about every 5 ms. The server sets the pace. The figure is CPU
+  per event: whole streams minus streams of one part, so that making 64 calls does not count. A client that keeps up
+  finds one part per read; the bounds count their reads to show it.
 
-Bounds, which get the bytes of the same responses and decode no events:
+Bounds, which read the same responses and decode no events:
 
-- aiohttp: reads the body with ``iter_any``; HTTP's chunks are parsed.  This is bare byte reading as one would write it;
-- floor: asyncio alone, which reads into one buffer and counts until as many bytes are there as the server sends;
-- floor-crc32: the floor, with the one thing that nobody who decodes events can leave out, a checksum over all bytes;
-- floor-wake: the floor, with the one thing that nobody who hands on events as they come can leave out, a task woken up
-  for every read.
+- aiohttp: reads the body with ``iter_any``, which parses HTTP's chunks: reading bytes, written by hand;
+- floor: asyncio alone, reading into one buffer until all bytes that the server sends have arrived;
+- floor-crc32: the floor with a checksum over all bytes, which every decoder needs;
+- floor-wake: the floor with a task woken for every read, which every client needs that returns parts as they arrive.
 
-aiosmrt takes its checksums from isal where that is installed (the extra ``speedups``).
+aiosmrt computes checksums with isal if it is installed (the extra ``speedups``).
 
-Ratios are this client's events per second by the other's; for tokens, this client's CPU per event by the other's.
+Ratios are this client's events per second divided by the other's; for tokens, its CPU per event divided by the other's.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ STREAMS = 64
 
 
 class Totals(NamedTuple):
-    """What came of one response: parts and their bytes, or, where nothing is decoded, bytes of the body or of all."""
+    """One response: parts and their bytes or, if nothing is decoded, bytes of the body or of the whole response."""
 
     events: int
     size: int
@@ -68,7 +67,7 @@ Read = Callable[[str], Awaitable[Totals]]
 
 
 class Shape(NamedTuple):
-    """What is streamed.  A slow client gets fewer parts, so that a round takes all of them about as long."""
+    """A stream to read. Slow clients get fewer parts, so that a round takes all clients about as long."""
 
     name: str
     kind: str
@@ -92,7 +91,7 @@ def path_of(endpoint: str) -> str:
 
 
 def decoding(client_of: Callable[[Target], Any]) -> Callable[[Target], Any]:
-    """Reading with a client's ``invoke_endpoint_with_response_stream``."""
+    """Return a reader that uses a client's ``invoke_endpoint_with_response_stream``."""
 
     @asynccontextmanager
     async def opening(target: Target) -> AsyncIterator[Read]:
@@ -146,7 +145,7 @@ async def aiohttps(target: Target) -> AsyncIterator[Read]:
 
 
 class FloorReader(FloorProtocol):
-    """Reads a given number of bytes into one buffer and looks at none of them."""
+    """Reads a given number of bytes into one buffer and ignores them."""
 
     buffer = memoryview(bytearray(256 * 1024))
 
@@ -173,7 +172,7 @@ class FloorReader(FloorProtocol):
 
 
 class CheckingReader(FloorReader):
-    """The same, with a checksum over all bytes."""
+    """A floor with a checksum over all bytes."""
 
     checksum = 0
 
@@ -183,7 +182,7 @@ class CheckingReader(FloorReader):
 
 
 class WakingReader(FloorReader):
-    """The same without the checksum, with the task woken up for every read: what handing on as it arrives takes."""
+    """A floor that wakes the task for every read, as returning parts as they arrive does."""
 
     def buffer_updated(self, nbytes: int) -> None:
         self.size += nbytes
@@ -202,7 +201,7 @@ class WakingReader(FloorReader):
 
 
 def reading(reader: type[FloorReader]) -> Callable[[Target], Any]:
-    """Reading with asyncio alone, on connections that were made beforehand."""
+    """Return a reader that uses asyncio alone, on connections made beforehand."""
 
     @asynccontextmanager
     async def opening(target: Target) -> AsyncIterator[Read]:
@@ -241,7 +240,7 @@ COMPARED = ("aiobotocore", *UNDECODED)
 
 
 async def streamed(name: str, read: Read, shape: Shape, parts: int) -> tuple[float, float, int]:
-    """Seconds, CPU seconds and reads of one round of one client, which must have seen everything."""
+    """Measure one round of one client, which must receive everything: seconds, CPU seconds and reads."""
     endpoint = f"{shape.kind}-{parts}"
     totals: list[Totals] = []
 
@@ -255,12 +254,12 @@ async def streamed(name: str, read: Read, shape: Shape, parts: int) -> tuple[flo
         else:
             complete = (found.events, found.size) == (parts, parts * shape.part_bytes)
         if not complete:
-            raise RuntimeError(f"{name} read {found.events} events and {found.size} bytes of {parts} parts")
+            raise RuntimeError(f"{name} read {found.events} events and {found.size} bytes, expected {parts} parts")
     return seconds, cpu, sum(found.reads for found in totals)
 
 
 async def run(target: Target, names: Sequence[str], chosen: Sequence[Shape], rounds: int) -> list[dict[str, Any]]:
-    """The figures of each shape."""
+    """Measure each shape."""
     async with opened(CLIENTS, names, target) as readers:
 
         async def sample(shape: Shape, name: str) -> dict[str, float]:
@@ -332,10 +331,10 @@ def show(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure response streams against boto3, aiobotocore and aiohttp.")
     every = {shape.name for shape in shapes(quick=True)}
-    parser.add_argument("--shapes", default=",".join(sorted(every)), help="which of them, with commas between")
+    parser.add_argument("--shapes", default=",".join(sorted(every)), help="comma-separated")
     arguments = arguments_of(parser, CLIENTS)
     if unknown := set(arguments.shapes.split(",")) - every:
-        parser.error(f"no such shape: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown shape: {', '.join(sorted(unknown))}")
     rounds = arguments.rounds or (3 if arguments.quick else 9)
     chosen = [shape for shape in shapes(arguments.quick) if shape.name in arguments.shapes.split(",")]
     report = report_of(arguments, STREAMS, rounds, lambda target: run(target, arguments.clients, chosen, rounds))

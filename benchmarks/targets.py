@@ -1,9 +1,9 @@
-"""Does a client reach what it should? One row per target: the limit, what was measured, met or not.
+"""Does the client meet its targets? One row per target: the limit, the measured value, met or not.
 
     python benchmarks/targets.py [--passes 3] [--client aiosmrt] [--json FILE]
 
-Runs the other benchmarks, each in processes of its own, and takes the median of the passes: figures move by some per
-cent from one process to the next. Takes about three minutes, and wants two cores for itself.
+Runs the other benchmarks in separate processes and takes the median of the passes, because figures vary by a few per
+cent between processes. Takes about three minutes and needs two idle cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loopback_server import running
 from reporting import environment, print_table, write_json
 from startup import measure, scenarios
 
-# What each run is called here, and how it is started; the clients are added.
+# Each run by its name here: the script and its options, to which the clients are added.
 CALLS = {
     "asyncio": ["overhead.py", "--in-flight", "64,256"],
     "uvloop": ["overhead.py", "--in-flight", "64", "--loop", "uvloop"],
@@ -38,7 +38,7 @@ Found = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """A target: what, the limit, whether less or more is better, and where the figure is found in a pass."""
+    """A target: its name, whether the limit is an upper one, the limit, and how to find the figure in a pass."""
 
     what: str
     at_most: bool
@@ -76,7 +76,7 @@ ROWS = [
 ]
 
 
-# `endpoint.py` knows one transport.
+# `endpoint.py` measures the pooled transport only.
 ENDPOINT_ROWS = [
     Row("predict with JSON: CPU on top of invoke_endpoint", True, 15, lambda found: predict_extra(found) * 1e6, " µs"),
     Row("64 B parts as bytes, text, lines, SSE: slowest / raw", False, 0.5, lambda found: slowest(found, *PLAIN_VIEWS)),
@@ -99,7 +99,7 @@ def p99(found: Found) -> float:
 
 
 def results_of(program: str, *options: str) -> Any:
-    """What a benchmark found, in a process of its own."""
+    """Run a benchmark in a separate process; returns its results."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "report.json")
         command = [sys.executable, str(Path(__file__).with_name(program)), *options, "--rounds", str(ROUNDS)]
@@ -108,13 +108,13 @@ def results_of(program: str, *options: str) -> Any:
 
 
 def run(name: str, client: str) -> list[dict[str, Any]]:
-    """The client's figures at each point of a benchmark."""
+    """Return the client's figures at each point of a benchmark."""
     clients = ",".join([client, "aiobotocore", *PEERS.get(name, [])])
     return [point["clients"][client] for point in results_of(*CALLS[name], "--clients", clients)]
 
 
 def start_up() -> dict[str, Any]:
-    """How aiobotocore's start compares with aiosmrt's, with credentials from the environment."""
+    """Compare aiobotocore's start with aiosmrt's, with credentials from the environment."""
     with tempfile.TemporaryDirectory() as home, running() as (server, _):
         scenario = scenarios(server, Path(home))[0]
         programs = {peer: scenario.programs[peer] for peer in ("aiosmrt", "aiobotocore")}
@@ -122,10 +122,10 @@ def start_up() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare what a client reaches with what it should.")
-    parser.add_argument("--passes", type=int, default=3, help="how often everything runs (default 3)")
+    parser = argparse.ArgumentParser(description="Compare a client with its targets.")
+    parser.add_argument("--passes", type=int, default=3, help="number of passes (default 3)")
     parser.add_argument("--client", choices=["aiosmrt", "aiosmrt-session"], default="aiosmrt")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args()
     has_endpoint = arguments.client == "aiosmrt"
     passes = [

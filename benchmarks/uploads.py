@@ -1,12 +1,12 @@
-"""What do large request bodies cost, and how long do they keep everything else on the loop waiting?
+"""What do large request bodies cost, and how long do they block the event loop?
 
     python benchmarks/uploads.py [--quick] [--in-flight 4] [--body-bytes 6291456] [--loop uvloop] [--tls] [--json FILE]
 
-Calls with bodies of 6 MiB, four at once, through the clients of overhead.py. Beside them runs a timer that is due every
-millisecond. Its lateness is how much later than due it ran, and a millisecond in which the loop was busy counts
-although the timer could not run: percentiles are thus over time, not over the times when the loop had time. They are
-taken over all rounds. asyncio rounds its waiting up to milliseconds, so a loop with nothing to do is up to one late
-("nothing"). "sha256" hashes the bodies on the loop and sends nothing: whoever signs pays that beside the floor.
+Calls with bodies of 6 MiB, four at once, through the clients of overhead.py, beside a timer that is due every
+millisecond. Its lateness is the time from due to run. Every millisecond in which the loop was busy counts, although the
+timer could not run in it: percentiles are over time, and over all rounds. asyncio rounds waits up to milliseconds, so
+an idle loop is up to one late ("nothing"). "sha256" hashes the bodies on the loop and sends nothing: every client that
+signs needs that on top of the floor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOTHING_SECONDS = 0.1
 
 
 class Lateness:
-    """Inside its ``with`` block, notes for every millisecond how late a timer due then has run."""
+    """Records, inside its ``with`` block, for every millisecond how late a timer due then ran."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -52,7 +52,7 @@ class Lateness:
 
 @asynccontextmanager
 async def nothing(target: Target) -> AsyncIterator[overhead.Work]:
-    """No calls: the lateness is the timer's own."""
+    """Make no calls, to measure the lateness of the timer itself."""
 
     async def work(body: bytes, calls: int, in_flight: int) -> None:
         await asyncio.sleep(NOTHING_SECONDS)
@@ -130,8 +130,8 @@ def show(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure large request bodies: CPU, and how late timers get.")
     parser.add_argument("--calls", type=int, default=24, help="calls per round (default 24)")
-    parser.add_argument("--in-flight", type=overhead.numbers, default=[4], help="how many calls at once, with commas")
-    parser.add_argument("--body-bytes", type=overhead.numbers, default=[6 * 2**20], help="sizes, with commas between")
+    parser.add_argument("--in-flight", type=overhead.numbers, default=[4], help="calls in flight, comma-separated")
+    parser.add_argument("--body-bytes", type=overhead.numbers, default=[6 * 2**20], help="body sizes, comma-separated")
     arguments = arguments_of(parser, CLIENTS, DEFAULT)
     rounds = arguments.rounds or (5 if arguments.quick else 15)
     points = [overhead.Point(in_flight, size) for size in arguments.body_bytes for in_flight in arguments.in_flight]
