@@ -17,7 +17,10 @@ __all__ = ["HASH_INLINE_BYTES", "DeferredBody", "OffLoop", "body_bytes", "body_d
 T = TypeVar("T")
 
 HASH_INLINE_BYTES: Final = 256 * 1024
-"""Above this size, moving to a thread costs less than stalling the loop (docs/design/architecture.md, Hashing)."""
+"""Above this size, moving to a thread costs less than stalling the loop.
+
+See docs/design/decisions/2026-11-21-work-off-the-loop.md.
+"""
 
 
 class OffLoop(Protocol):
