@@ -7,6 +7,8 @@ imported, ``config`` is one of aiobotocore's, and ``bucket`` the name of a bucke
 - A ``text`` block right behind a Python block is what that one prints (``...`` stands for anything).
 - A block with ``asyncio.run`` runs as a script, in a thread of its own.
 - A block with test functions runs under pytest, in a process of its own.
+
+Links between pages lead somewhere.
 """
 
 from __future__ import annotations
@@ -43,8 +45,11 @@ from aiosmrt.local import (
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DESIGN = sorted((ROOT / "docs" / "design").rglob("*.md"))
+ALL_PAGES = [*PAGES, *DESIGN, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 REGION = "eu-central-1"
 
+_LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CHECKER = doctest.OutputChecker()
 
@@ -193,3 +198,19 @@ def test_blocks_are_found_with_their_lines_and_outputs() -> None:
         "# T\n\n```python\na = 1\n```\n\n```text\n1\n```\n\n```\nnone\n```\n```python\nb = 2\n```\nx\n```text\nx\n```\n"
     )
     assert list(blocks(page)) == [Block(4, "a = 1\n", "1\n"), Block(15, "b = 2\n", None)]
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=[str(page.relative_to(ROOT)) for page in ALL_PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in _LINK.findall(_FENCE.sub("", page.read_text())):
+        if "://" in target:
+            continue
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), f"{target}#{anchor}"
