@@ -732,7 +732,7 @@ class Client:
         changes: dict[str, Any] = {} if isinstance(patience, Unset) else {"patience": patience}
         if not changes and isinstance(view.patience, Unset) and view.retry.mode is None:
             changes = {"job_patience": JOB_PATIENCE}
-        return self._with_view({**changes, "unreached_after": DEFAULT_PATIENCE})
+        return self._with_view({**changes, "patience_until_reached": DEFAULT_PATIENCE})
 
 
 def _check_types(kind: type, **arguments: object) -> None:

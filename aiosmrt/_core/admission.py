@@ -79,7 +79,7 @@ class Caller(Protocol):
         """Whether it waits while the target is ill with this."""
         ...
 
-    def gives_up_at(self, illness: Illness, since: float) -> float | None:
+    def waits_until(self, illness: Illness, since: float) -> float | None:
         """When it stops waiting for a target that is ill, in seconds of the client's clock; if None, never.
 
         Args:
@@ -562,7 +562,7 @@ class Admission:
         # What counts is for how long the target was ill, which may have been in several stretches.
         now = self._clockwork.clock()
         since = now - (self.seconds_ill(now)[illness] - waiter.ill_before[illness])
-        until = waiter.caller.gives_up_at(illness, since)
+        until = waiter.caller.waits_until(illness, since)
         return math.inf if until is None else until
 
     def _withdraw(self, waiter: Waiter) -> None:

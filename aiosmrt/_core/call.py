@@ -303,7 +303,7 @@ class Call:
             elif stream_started:
                 counters.count_failure(failure)
             else:
-                self._failed(failure)
+                self._report_failure(failure)
             template = view.templates.get(id(self._head))
             if template is None or template.head is not self._head:
                 template = template_of(core, view, self._head)
@@ -363,7 +363,7 @@ class Call:
                     del reply
                 except AiosmrtError as error:
                     failure = error
-                self._failed(failure)
+                self._report_failure(failure)
         except BaseException:
             headers, credentials = "", None
             self._let_go()
@@ -540,9 +540,9 @@ class Call:
         view = self._view
         if illness == "capacity":
             return view.wait_for_capacity is not None
-        return view.is_patient and view.gives_up_after != 0
+        return view.is_patient and view.patience_seconds != 0
 
-    def gives_up_at(self, illness: Illness, since: float) -> float | None:
+    def waits_until(self, illness: Illness, since: float) -> float | None:
         """When it stops waiting; see `aiosmrt._core.admission.Caller`."""
         if illness == "capacity":
             began = since if self._capacity_since is None else self._capacity_since
@@ -559,9 +559,13 @@ class Call:
         view = self._view
         if not view.is_patient:
             return None
-        if self._core.reached or view.unreached_after is None:
-            return view.gives_up_after
-        return view.unreached_after if view.gives_up_after is None else min(view.unreached_after, view.gives_up_after)
+        if self._core.reached or view.patience_until_reached is None:
+            return view.patience_seconds
+        return (
+            view.patience_until_reached
+            if view.patience_seconds is None
+            else min(view.patience_until_reached, view.patience_seconds)
+        )
 
     def _end_capacity_wait(self, outcome: WaitOutcome) -> None:
         since = self._capacity_since
@@ -604,7 +608,7 @@ class Call:
         if not self._admission.state.steady:
             self._admission.on_success(self, self._phase_began, 0)
 
-    def _failed(self, error: AiosmrtError) -> None:
+    def _report_failure(self, error: AiosmrtError) -> None:
         """Report a failed attempt, and return the slot where the call does not keep it through back-off."""
         core, view = self._core, self._view
         now = core.clock()

@@ -30,7 +30,7 @@ def with_observers_headers(observers: tuple[Observer, ...], started: CallStarted
         request_headers = getattr(observer, "request_headers", None)
         if request_headers is None:
             continue
-        from aiosmrt._wire.headers import extend
+        from aiosmrt._wire.observer_headers import extend
 
         try:
             head = extend(head, request_headers(started, dict(head.headers)))

@@ -50,13 +50,14 @@ class View:
         "admissions",
         "connect_timeout",
         "deadline",
-        "gives_up_after",
         "is_patient",
         "job_patience",
         "max_attempts",
         "max_waiting",
         "observers",
         "patience",
+        "patience_seconds",
+        "patience_until_reached",
         "quota",
         "read_timeout",
         "retry",
@@ -64,7 +65,6 @@ class View:
         "settled",
         "sign",
         "templates",
-        "unreached_after",
         "user_agent",
         "wait_for_capacity",
     )
@@ -84,7 +84,7 @@ class View:
         observers: tuple[Observer, ...],
         admissions: Admissions,
         quota: Quota | None = None,
-        unreached_after: float | None = None,
+        patience_until_reached: float | None = None,
         job_patience: float | None = None,
     ) -> None:
         faults = faulty_limits(
@@ -119,7 +119,7 @@ class View:
         self.admissions = admissions
         self.quota = Quota() if quota is None else quota
         # seconds after which a call gives up while the service was never reached, where that is sooner
-        self.unreached_after = unreached_after
+        self.patience_until_reached = patience_until_reached
         # the patience of the calls of a job, unless the caller chose one
         self.job_patience = job_patience
         # by the identities of request heads
@@ -129,7 +129,7 @@ class View:
         self.rules = retry
         self.max_attempts: int | None = retry.max_attempts
         self.is_patient = True
-        self.gives_up_after: float | None = None
+        self.patience_seconds: float | None = None
 
     def settle(self, configured_mode: RetryMode | None, configured_attempts: int | None, now: float) -> None:
         """Take in what environment and profile say about retries.
@@ -146,13 +146,13 @@ class View:
         self.max_attempts = rules.attempts(configured_attempts)
         self.is_patient = rules.mode is None
         if rules.mode is not None:
-            self.gives_up_after = None
+            self.patience_seconds = None
         elif isinstance(self.patience, Unset):
             # A deadline bounds the call; without one it has to end as well.
             patience = DEFAULT_PATIENCE if self.job_patience is None else self.job_patience
-            self.gives_up_after = patience if self.deadline is None else None
+            self.patience_seconds = patience if self.deadline is None else None
         else:
-            self.gives_up_after = self.patience
+            self.patience_seconds = self.patience
         if rules.mode == "adaptive" and self.quota.send_rate is None:
             from aiosmrt._policy.send_rate import SendRate
 
@@ -174,7 +174,7 @@ class View:
             "observers": self.observers,
             "admissions": self.admissions,
             "quota": self.quota,
-            "unreached_after": self.unreached_after,
+            "patience_until_reached": self.patience_until_reached,
             "job_patience": self.job_patience,
         }
         if "retry" in changes:

@@ -70,7 +70,7 @@ class FakeCaller:
     def waits_out(self, illness: Illness) -> bool:
         return self.capacity is not None if illness == "capacity" else self.patience != 0
 
-    def gives_up_at(self, illness: Illness, since: float) -> float | None:
+    def waits_until(self, illness: Illness, since: float) -> float | None:
         if illness == "capacity":
             return None if self.capacity is None else since + self.capacity
         if self.patience is None:
@@ -1413,7 +1413,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             for kind, began, ended in self.stretches
             if kind == illness
         )
-        until = call.gives_up_at(illness, now - ill_seconds)
+        until = call.waits_until(illness, now - ill_seconds)
         return math.inf if until is None else until
 
     # What calls do

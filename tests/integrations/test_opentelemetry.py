@@ -989,7 +989,7 @@ assert asyncio.run(work(observers=[lambda event: None])) == {
     "CallStarted", "AttemptStarted", "AttemptEnded", "CallEnded", "StreamEnded"
 }, made
 sys.setprofile(None)
-unwanted = ("aiosmrt.integrations", "aiosmrt._wire.headers", "opentelemetry")
+unwanted = ("aiosmrt.integrations", "aiosmrt._wire.observer_headers", "opentelemetry")
 assert [name for name in sys.modules if name.startswith(unwanted)] == []
 """
 

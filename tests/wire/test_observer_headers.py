@@ -4,15 +4,15 @@ import doctest
 
 import pytest
 
-from aiosmrt._wire import headers
-from aiosmrt._wire.headers import extend
+from aiosmrt._wire import observer_headers
+from aiosmrt._wire.observer_headers import extend
 from aiosmrt._wire.params import Head
 
 HEAD = Head("churn", "/endpoints/churn/invocations", (("Content-Type", "text/csv"), ("Accept", "text/csv")))
 
 
 def test_examples() -> None:
-    failed, tried = doctest.testmod(headers)
+    failed, tried = doctest.testmod(observer_headers)
     assert (failed, tried) == (0, 1)
 
 
