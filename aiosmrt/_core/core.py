@@ -264,10 +264,18 @@ class ClientCore:
     async def close(self) -> None:
         """Close connections and background work; may be called more than once.
 
+        If the loop of the calls has been closed, its connections are closed when they are collected.
+
         Raises:
             ClientStateError: called on another loop, or in another process, than the one of the calls.
         """
         if self.closed:
+            return
+        if self._bound_to is not None and self._bound_to.is_closed() and self._pid == os.getpid():
+            # Its tasks are gone, and nothing of it can be awaited any more.
+            self.closed = True
+            self.ready_in = 0
+            self._close_executor()
             return
         self.bind(asyncio.get_running_loop())
         self.closed = True

@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 import traceback
 import warnings
@@ -45,6 +47,27 @@ def server_in_a_thread() -> Iterator[str]:
     loop.call_soon_threadsafe(stop.set)
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_client_can_be_closed_after_its_loop_was(server_in_a_thread: str) -> None:
+    """As by ``asyncio.run(client.close())`` behind the `asyncio.run` of the calls."""
+    program = f"""
+import asyncio
+from aiosmrt import Client, ClientStateError
+
+client = Client("eu-central-1", endpoint_url={server_in_a_thread!r}, aws_access_key_id="a", aws_secret_access_key="b")
+asyncio.run(client.invoke_endpoint(EndpointName="churn", Body=b"1"))
+asyncio.run(client.close())
+asyncio.run(client.close())
+try:
+    asyncio.run(client.invoke_endpoint(EndpointName="churn", Body=b"1"))
+except ClientStateError as error:
+    print(error)
+"""
+    # The sockets of a loop that was closed under them are asyncio's to warn of.
+    command = [sys.executable, "-W", "ignore::ResourceWarning", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the client is closed\n", "")
 
 
 def test_a_second_loop_is_told(server_in_a_thread: str) -> None:
