@@ -3,6 +3,7 @@
 from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.local import faults
 from aiosmrt.local.asynchronous import JobRecord
+from aiosmrt.local.backends import ContainerFailure, Invocation
 from aiosmrt.local.containers import ContainerError, ModelContainer
 from aiosmrt.local.objectserver import ObjectServer, ObjectServerError, ObjectServerGuest
 from aiosmrt.local.objectstorage import ObjectStorage
@@ -10,7 +11,6 @@ from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.routing import AsyncInferenceConfig, EndpointConfiguration, InferenceComponent, ProductionVariant
 from aiosmrt.local.runtime import LocalRuntime
 from aiosmrt.local.serving import serve
-from aiosmrt.local.targets import ContainerFailure, Invocation
 
 __all__ = [
     "AsyncInferenceConfig",

@@ -35,12 +35,12 @@ from urllib.parse import quote
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, model_error, validation_error
+from aiosmrt.local.backends import Backend, ContainerFailure, ContainerReply
+from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, model_error, validation_error
 from aiosmrt.local.invocation import NO_ANSWER, Invoker, Reply
 from aiosmrt.local.objectstorage import ObjectAccess, ObjectStorage, StorageError
 from aiosmrt.local.requestlog import Progress, RequestRecord
 from aiosmrt.local.routing import AsyncInferenceConfig, Endpoint
-from aiosmrt.local.targets import ContainerFailure, ContainerReply, Target
 
 __all__ = ["AsyncInference", "JobRecord"]
 
@@ -95,7 +95,7 @@ class _Job:
     record: JobRecord
     parameters: Mapping[str, str]
     body: bytes | None
-    context: AnswerContext
+    context: CallContext
     ttl: int
     timeout: int
 
@@ -189,9 +189,7 @@ class AsyncInference:
         await asyncio.gather(*(queue.close() for queue in self._queues.values()))
         self._objects = None
 
-    def accept(
-        self, parameters: Mapping[str, str], body: bytes, context: AnswerContext, record: RequestRecord
-    ) -> Reply:
+    def accept(self, parameters: Mapping[str, str], body: bytes, context: CallContext, record: RequestRecord) -> Reply:
         """Queue a request, and give what it is answered with.
 
         Args:
@@ -201,12 +199,12 @@ class AsyncInference:
             record: told the inference's id.
 
         Raises:
-            Refused: with the service's answer to a request that cannot be queued.
+            ErrorReply: with the service's answer to a request that cannot be queued.
         """
         endpoint = self._invoker.endpoint(context)
         queue = self._queues.get(endpoint.name)
         if queue is None:
-            raise Refused(
+            raise ErrorReply(
                 validation_error(
                     f"Endpoint {context.endpoint} of account {context.account_id} has no asynchronous inference "
                     "configuration."
@@ -243,18 +241,18 @@ class AsyncInference:
             [("Content-Type", "application/json"), *headers], json.dumps({"InferenceId": inference_id}).encode()
         )
 
-    async def serve(self, endpoint: Endpoint, job: _Job, places: Mapping[Target, asyncio.Semaphore]) -> None:
+    async def serve(self, endpoint: Endpoint, job: _Job, slots: Mapping[Backend, asyncio.Semaphore]) -> None:
         """Do a job, and write the one object that comes of it.
 
         Args:
             endpoint: the endpoint that it is for.
             job: the job.
-            places: what each instance can take.
+            slots: the free slots of each instance.
         """
         record = job.record
         try:
             try:
-                await self._produce(endpoint, job, places)
+                await self._produce(endpoint, job, slots)
                 record.outcome = "succeeded"
             except _FailedJob as failure:
                 record.outcome, record.error_code = "failed", failure.code
@@ -280,13 +278,13 @@ class AsyncInference:
         """Say that a queue has changed."""
         self._progress.changed()
 
-    async def _produce(self, endpoint: Endpoint, job: _Job, places: Mapping[Target, asyncio.Semaphore]) -> None:
+    async def _produce(self, endpoint: Endpoint, job: _Job, slots: Mapping[Backend, asyncio.Semaphore]) -> None:
         record = job.record
         if self._clock() - record.accepted_at > job.ttl:
             raise _FailedJob("RequestExpired", f"The request expired: it was queued for longer than {job.ttl} seconds.")
         try:
-            reply = await self._reply(endpoint, job, places)
-        except Refused as refused:
+            reply = await self._reply(endpoint, job, slots)
+        except ErrorReply as refused:
             raise _failed(refused.answer) from None
         except ContainerFailure as failure:
             raise _failed(model_error(job.context, failure.status, failure.message)) from None
@@ -317,15 +315,15 @@ class AsyncInference:
                 error.code,
             )
 
-    async def _reply(self, endpoint: Endpoint, job: _Job, places: Mapping[Target, asyncio.Semaphore]) -> ContainerReply:
+    async def _reply(self, endpoint: Endpoint, job: _Job, slots: Mapping[Backend, asyncio.Semaphore]) -> ContainerReply:
         route = self._invoker.route(endpoint, job.parameters, job.context)
         job.record.variant = route.variant
-        async with places[route.target], asyncio.timeout(job.timeout):
+        async with slots[route.backend], asyncio.timeout(job.timeout):
             body = job.body if job.body is not None else await self._read(job)
             while True:
                 try:
                     return await self._invoker.answer(INVOKE_ENDPOINT_ASYNC, job.parameters, body, route, job.context)
-                except Refused as refused:
+                except ErrorReply as refused:
                     if refused.answer.code != "ModelNotReadyException":
                         raise
                 # the service holds jobs back until there is an instance
@@ -362,13 +360,13 @@ class AsyncInference:
     def _check_input(self, input_location: str | None, body: bytes) -> None:
         if (input_location is None) == (not body):
             given = "neither" if input_location is None else "both"
-            raise Refused(validation_error(f"Exactly one of Body and InputLocation is required; got {given}."))
+            raise ErrorReply(validation_error(f"Exactly one of Body and InputLocation is required; got {given}."))
         if len(body) > MAX_INLINE_BYTES:
-            raise Refused(
+            raise ErrorReply(
                 validation_error(f"The inline payload of {len(body)} bytes exceeds the limit of {MAX_INLINE_BYTES}.")
             )
         if input_location is not None and not self._allows(input_location, as_object=True):
-            raise Refused(
+            raise ErrorReply(
                 validation_error(f"InputLocation {input_location} is no object in a bucket that this runtime may use.")
             )
 
@@ -384,12 +382,12 @@ class _Queue:
         self.waiting: deque[_Job] = deque()
         self.running = 0
         self._workers: set[asyncio.Task[None]] = set()
-        self._places = self._all_free()
+        self._slots = self._all_free()
 
     def __repr__(self) -> str:
         return f"<_Queue {self._endpoint.name} waiting={len(self.waiting)} running={self.running}>"
 
-    def _all_free(self) -> defaultdict[Target, asyncio.Semaphore]:
+    def _all_free(self) -> defaultdict[Backend, asyncio.Semaphore]:
         return defaultdict(lambda: asyncio.Semaphore(self.config.max_concurrent_invocations_per_instance))
 
     def add(self, job: _Job) -> None:
@@ -406,7 +404,7 @@ class _Queue:
                 self.running += 1
                 self._jobs.changed()
                 try:
-                    await self._jobs.serve(self._endpoint, job, self._places)
+                    await self._jobs.serve(self._endpoint, job, self._slots)
                 finally:
                     self.running -= 1
         finally:
@@ -423,7 +421,7 @@ class _Queue:
         if workers:
             await asyncio.wait(workers)
         self._workers.clear()  # one that was cancelled before its first turn could not do so itself
-        self._places = self._all_free()
+        self._slots = self._all_free()
 
 
 def _failed(answer: ErrorAnswer) -> _FailedJob:

@@ -64,11 +64,11 @@ from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_t
 from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import faults
+from aiosmrt.local.backends import BackendSource, base_url
 from aiosmrt.local.containers import ModelContainer
 from aiosmrt.local.faultscript import Effect, Fault, Schedule
 from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.routing import AsyncInferenceConfig, EndpointConfiguration, InferenceComponent, ProductionVariant
-from aiosmrt.local.targets import TargetSource, base_url
 
 __all__ = ["EFFECTS", "load_settings", "parse_settings"]
 
@@ -291,7 +291,7 @@ def _component(table: _Table, folder: Path) -> InferenceComponent:
     return component
 
 
-def _targets(table: _Table, folder: Path) -> list[TargetSource]:
+def _targets(table: _Table, folder: Path) -> list[BackendSource]:
     instances = table.take("instances", list)
     if instances is None:
         return [_target(table, folder)]
@@ -305,7 +305,7 @@ def _targets(table: _Table, folder: Path) -> list[TargetSource]:
     return targets
 
 
-def _target(table: _Table, folder: Path) -> TargetSource:
+def _target(table: _Table, folder: Path) -> BackendSource:
     url, handler, container = table.take("url", str), table.take("handler", str), table.table("container")
     if sum(given is not None for given in (url, handler, container)) != 1:
         raise table.error("url", "exactly one of url, handler and container is needed")
@@ -335,7 +335,7 @@ def _container(table: _Table, folder: Path) -> ModelContainer:
     return ModelContainer(command, environment=environment, **folders, **others)
 
 
-def _handler(table: _Table, handler: str) -> TargetSource:
+def _handler(table: _Table, handler: str) -> BackendSource:
     module, _, attribute = handler.partition(":")
     if not module or not attribute:
         raise table.error("handler", 'needs "module:function"')
@@ -345,7 +345,7 @@ def _handler(table: _Table, handler: str) -> TargetSource:
         raise table.error("handler", f"cannot be imported: {error}") from error
     if not callable(target):
         raise table.error("handler", f"{handler} is no callable")
-    return cast("TargetSource", target)
+    return cast("BackendSource", target)
 
 
 def _faults(table: _Table) -> list[Fault]:

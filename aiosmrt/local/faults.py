@@ -22,8 +22,8 @@ from typing import ClassVar, Literal
 
 from aiosmrt._wire.sigv4 import amz_date
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.answers import AnswerContext, ErrorAnswer, model_error, validation_error
-from aiosmrt.local.answers import model_not_ready as not_ready
+from aiosmrt.local.error_responses import CallContext, ErrorAnswer, model_error, validation_error
+from aiosmrt.local.error_responses import model_not_ready as not_ready
 from aiosmrt.local.faultscript import Effect, Fault, Schedule, Stage
 from aiosmrt.local.routing import NO_CAPACITY
 from aiosmrt.local.verify import signature_expired
@@ -69,7 +69,7 @@ class ErrorEffect(Effect, ABC):
     stage: ClassVar[Stage] = "answer"
 
     @abstractmethod
-    def error(self, context: AnswerContext) -> ErrorAnswer:
+    def error(self, context: CallContext) -> ErrorAnswer:
         """What is answered."""
 
 
@@ -102,7 +102,7 @@ class Replaced(ErrorEffect):
         """The error's own name."""
         return self.label
 
-    def error(self, context: AnswerContext) -> ErrorAnswer:
+    def error(self, context: CallContext) -> ErrorAnswer:
         """What is answered."""
         return self.answer
 
@@ -119,7 +119,7 @@ class ModelFailure(ErrorEffect):
     status: int = 500
     message: str = "Internal Server Error"
 
-    def error(self, context: AnswerContext) -> ErrorAnswer:
+    def error(self, context: CallContext) -> ErrorAnswer:
         """What is answered."""
         return model_error(context, self.status, self.message)
 
@@ -134,7 +134,7 @@ class SignatureExpired(ErrorEffect):
 
     seconds: float = 900.0
 
-    def error(self, context: AnswerContext) -> ErrorAnswer:
+    def error(self, context: CallContext) -> ErrorAnswer:
         """What is answered."""
         return signature_expired(amz_date(context.now - self.seconds), context.now)
 

@@ -18,11 +18,11 @@ from typing import Final
 
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt._wire.operations import Operation
-from aiosmrt.local.answers import AnswerContext, Refused, endpoint_not_found, model_error, validation_error
+from aiosmrt.local.backends import ContainerFailure, ContainerReply, Invocation, Route
+from aiosmrt.local.error_responses import CallContext, ErrorReply, endpoint_not_found, model_error, validation_error
 from aiosmrt.local.requestlog import RequestRecord
-from aiosmrt.local.routing import Endpoint, Route
+from aiosmrt.local.routing import Endpoint
 from aiosmrt.local.sessions import CLOSED_SESSION_HEADER, NEW_SESSION, announced_session
-from aiosmrt.local.targets import ContainerFailure, ContainerReply, Invocation
 
 __all__ = ["MODEL_TIMEOUT", "STREAM_TIMEOUT", "Invoker", "Reply"]
 
@@ -85,15 +85,15 @@ class Invoker:
         self._model_timeout = model_timeout
         self._stream_timeout = stream_timeout
 
-    def endpoint(self, context: AnswerContext) -> Endpoint:
+    def endpoint(self, context: CallContext) -> Endpoint:
         """The endpoint that a call names.
 
         Raises:
-            Refused: there is none of that name.
+            ErrorReply: there is none of that name.
         """
         endpoint = self._endpoints.get(context.endpoint)
         if endpoint is None:
-            raise Refused(endpoint_not_found(context))
+            raise ErrorReply(endpoint_not_found(context))
         return endpoint
 
     @asynccontextmanager
@@ -102,7 +102,7 @@ class Invoker:
         operation: Operation,
         parameters: Mapping[str, str],
         body: bytes,
-        context: AnswerContext,
+        context: CallContext,
         record: RequestRecord,
     ) -> AsyncIterator[Reply]:
         """Serve one call.
@@ -115,12 +115,12 @@ class Invoker:
                 record: told the variant and an error inside the stream.
 
         Raises:
-            Refused: on entering, with the service's answer to a call that fails.
+            ErrorReply: on entering, with the service's answer to a call that fails.
         """
         endpoint = self.endpoint(context)
         configuration = endpoint.configuration
         if not configuration.multi_model and "TargetModel" in parameters:
-            raise Refused(
+            raise ErrorReply(
                 validation_error(
                     f"Endpoint {context.endpoint} is not a multi-model endpoint and does not support target model "
                     "header."
@@ -135,13 +135,13 @@ class Invoker:
             payload = b""
             try:
                 async with asyncio.timeout(model_timeout):
-                    reply = await stack.enter_async_context(route.target.open(invocation))
+                    reply = await stack.enter_async_context(route.backend.open(invocation))
                     if not operation.streams:
                         payload = await _collected(reply.body)
             except ContainerFailure as failure:
-                raise Refused(model_error(context, failure.status, failure.message)) from failure
+                raise ErrorReply(model_error(context, failure.status, failure.message)) from failure
             except TimeoutError as error:
-                raise Refused(model_error(context, 0, NO_ANSWER)) from error
+                raise ErrorReply(model_error(context, 0, NO_ANSWER)) from error
             headers = self._reply_headers(operation, endpoint, invocation, route, reply, context)
             if operation.streams:
                 messages = await stack.enter_async_context(
@@ -152,7 +152,7 @@ class Invoker:
                 yield Reply(headers, payload)
 
     async def answer(
-        self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: AnswerContext
+        self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: CallContext
     ) -> ContainerReply:
         """The whole answer of a target, however long it takes.
 
@@ -165,12 +165,12 @@ class Invoker:
 
         Raises:
             ContainerFailure: the container failed.
-            Refused: it is not ready.
+            ErrorReply: it is not ready.
         """
-        async with route.target.open(self._invocation(operation, parameters, body, route, context)) as reply:
+        async with route.backend.open(self._invocation(operation, parameters, body, route, context)) as reply:
             return ContainerReply(reply.headers, await _collected(reply.body))
 
-    def route(self, endpoint: Endpoint, parameters: Mapping[str, str], context: AnswerContext) -> Route:
+    def route(self, endpoint: Endpoint, parameters: Mapping[str, str], context: CallContext) -> Route:
         """Where a call goes: to its session's target, or to a chosen one.
 
         Args:
@@ -179,7 +179,7 @@ class Invoker:
             context: where and when.
 
         Raises:
-            Refused: the session is over, or there is no such variant, component or capacity.
+            ErrorReply: the session is over, or there is no such variant, component or capacity.
         """
         session_id = parameters.get("SessionId")
         variant, component = parameters.get("TargetVariant"), parameters.get("InferenceComponentName")
@@ -187,26 +187,26 @@ class Invoker:
             return endpoint.choose(context, self._chance, target_variant=variant, component=component)
         session = endpoint.sessions.find(session_id, now=context.now)
         if session is None:
-            raise Refused(
+            raise ErrorReply(
                 validation_error(f"Session {session_id} of Endpoint {context.endpoint} does not exist or has expired.")
             )
         route = session.route
         if (variant or route.variant) != route.variant or (component or route.inference_component) != (
             route.inference_component
         ):
-            raise Refused(
+            raise ErrorReply(
                 validation_error(f"Session {session_id} of Endpoint {context.endpoint} lives on another target.")
             )
         return route
 
     def _invocation(
-        self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: AnswerContext
+        self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: CallContext
     ) -> Invocation:
         headers = {header: parameters[name] for name, header in _HANDED_ON.items() if name in parameters}
         headers[_FORWARDED_API] = operation.name
         session_id = parameters.get("SessionId")
         new_session = session_id == NEW_SESSION
-        if new_session and route.target.makes_sessions:
+        if new_session and route.backend.makes_sessions:
             session_id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
         return Invocation(
             body=body,
@@ -234,7 +234,7 @@ class Invoker:
         invocation: Invocation,
         route: Route,
         reply: ContainerReply,
-        context: AnswerContext,
+        context: CallContext,
     ) -> list[tuple[str, str]]:
         values = {
             "ContentType": reply.headers.get("content-type"),
@@ -245,7 +245,7 @@ class Invoker:
         }
         if invocation.new_session:
             announced = announced_session(reply.headers)
-            if announced is None and route.target.makes_sessions and invocation.session_id is not None:
+            if announced is None and route.backend.makes_sessions and invocation.session_id is not None:
                 announced = invocation.session_id, context.now + endpoint.configuration.session_seconds
             if announced is not None:
                 values["NewSessionId"] = endpoint.sessions.open(*announced, route).announcement()
@@ -265,7 +265,7 @@ async def _collected(body: bytes | AsyncIterator[bytes]) -> bytes:
 
 
 async def _messages(
-    body: bytes | AsyncIterator[bytes], ends_at: float, context: AnswerContext, record: RequestRecord
+    body: bytes | AsyncIterator[bytes], ends_at: float, context: CallContext, record: RequestRecord
 ) -> AsyncGenerator[bytes, None]:
     """The encoded messages of a response stream: a part for each piece that the container gives."""
     parts = _single(body) if isinstance(body, bytes) else body

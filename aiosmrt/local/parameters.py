@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from aiosmrt._wire.operations import OPERATIONS, Member, Operation
 from aiosmrt._wire.params import full_pattern
-from aiosmrt.local.answers import Refused, unknown_operation, validation_error
+from aiosmrt.local.error_responses import ErrorReply, unknown_operation, validation_error
 
 __all__ = ["read_parameters", "route_of"]
 
@@ -24,7 +24,7 @@ def route_of(method: str, path: str) -> tuple[Operation, str]:
         path: the path as on the request line, percent-encoded.
 
     Raises:
-        Refused: they belong to no operation.
+        ErrorReply: they belong to no operation.
 
     >>> operation, name = route_of("POST", "/endpoints/churn/invocations")
     >>> operation.name, name
@@ -34,7 +34,7 @@ def route_of(method: str, path: str) -> tuple[Operation, str]:
     name, slash, suffix = rest.partition("/")
     operation = _BY_SUFFIX.get(slash + suffix)
     if method != "POST" or start != "endpoints" or not name or operation is None or not path.startswith("/"):
-        raise Refused(unknown_operation())
+        raise ErrorReply(unknown_operation())
     return operation, unquote(name)
 
 
@@ -47,7 +47,7 @@ def read_parameters(operation: Operation, endpoint: str, headers: Mapping[str, s
         headers: the request's headers, names in lower case.
 
     Raises:
-        Refused: with a ValidationError that names every member at fault, as the service words it.
+        ErrorReply: with a ValidationError that names every member at fault, as the service words it.
 
     >>> from aiosmrt._wire.operations import INVOKE_ENDPOINT
     >>> read_parameters(INVOKE_ENDPOINT, "churn", {"accept": "text/csv", "x-other": "1"})
@@ -65,7 +65,7 @@ def read_parameters(operation: Operation, endpoint: str, headers: Mapping[str, s
             faults += [_sentence(member, value, constraint) for constraint in _broken_constraints(member, value)]
     if faults:
         count = f"{len(faults)} validation error{'s' if len(faults) > 1 else ''} detected: "
-        raise Refused(validation_error(count + "; ".join(faults)))
+        raise ErrorReply(validation_error(count + "; ".join(faults)))
     return values
 
 

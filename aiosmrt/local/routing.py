@@ -17,9 +17,9 @@ import aiohttp
 
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, validation_error
+from aiosmrt.local.backends import BackendSource, Container, Route, as_backend
+from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, validation_error
 from aiosmrt.local.sessions import SessionTable
-from aiosmrt.local.targets import Container, Target, TargetSource, as_target
 
 __all__ = [
     "AsyncInferenceConfig",
@@ -28,7 +28,6 @@ __all__ = [
     "EndpointSource",
     "InferenceComponent",
     "ProductionVariant",
-    "Route",
 ]
 
 _NAME = re.compile("[a-zA-Z0-9](-*[a-zA-Z0-9])*")
@@ -49,7 +48,7 @@ class ProductionVariant:
         weight: its share relative to the other variants; 0 takes only calls that name it.
     """
 
-    target: TargetSource | Sequence[TargetSource]
+    target: BackendSource | Sequence[BackendSource]
     name: str = "AllTraffic"
     weight: float = 1.0
 
@@ -64,7 +63,7 @@ class InferenceComponent:
         variant: the production variant that it runs on.
     """
 
-    target: TargetSource | Sequence[TargetSource]
+    target: BackendSource | Sequence[BackendSource]
     name: str
     variant: str = "AllTraffic"
 
@@ -130,7 +129,7 @@ class EndpointConfiguration:
         return list(found.values())
 
 
-EndpointSource = TargetSource | ProductionVariant | Sequence[ProductionVariant] | EndpointConfiguration
+EndpointSource = BackendSource | ProductionVariant | Sequence[ProductionVariant] | EndpointConfiguration
 
 
 def as_configuration(source: EndpointSource) -> EndpointConfiguration:
@@ -144,15 +143,6 @@ def as_configuration(source: EndpointSource) -> EndpointConfiguration:
             raise ConfigurationError("an endpoint's sequence holds ProductionVariant objects only")
         return EndpointConfiguration(tuple(source))
     return EndpointConfiguration((ProductionVariant(source),))
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where a call goes."""
-
-    variant: str
-    target: Target
-    inference_component: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +179,7 @@ class Endpoint:
                 raise ConfigurationError(f"endpoint {name} has two production variants named {variant.name}")
             if not 0 <= variant.weight < float("inf"):
                 raise ConfigurationError(f"production variant {variant.name} of endpoint {name} has a negative weight")
-            routes = tuple(Route(variant.name, as_target(one, session)) for one in _instances(variant.target))
+            routes = tuple(Route(variant.name, as_backend(one, session)) for one in _instances(variant.target))
             if not routes:
                 raise ConfigurationError(f"production variant {variant.name} of endpoint {name} has no target")
             self._shares[variant.name] = _Share(variant.name, variant.weight, routes)
@@ -204,7 +194,7 @@ class Endpoint:
             if component.name in self._components:
                 raise ConfigurationError(f"endpoint {name} has two inference components named {component.name}")
             self._components[component.name] = tuple(
-                Route(component.variant, as_target(one, session), component.name)
+                Route(component.variant, as_backend(one, session), component.name)
                 for one in _instances(component.target)
             )
 
@@ -217,7 +207,7 @@ class Endpoint:
         return sum(len(share.routes) for share in self._shares.values())
 
     def choose(
-        self, context: AnswerContext, chance: random.Random, *, target_variant: str | None, component: str | None
+        self, context: CallContext, chance: random.Random, *, target_variant: str | None, component: str | None
     ) -> Route:
         """Choose where a call without a session goes.
 
@@ -228,29 +218,29 @@ class Endpoint:
             component: the inference component asked for; None for none.
 
         Raises:
-            Refused: there is no such variant or component, or it has no capacity.
+            ErrorReply: there is no such variant or component, or it has no capacity.
         """
         if component is not None or self._components:
             return chance.choice(self._component_routes(context, component))
         if target_variant is not None:
             share = self._shares.get(target_variant)
             if share is None:
-                raise Refused(_variant_not_found(context, target_variant))
+                raise ErrorReply(_variant_not_found(context, target_variant))
             return chance.choice(share.routes)
         shares = list(self._shares.values())
         share = chance.choices(shares, [share.weight for share in shares])[0]
         return chance.choice(share.routes)
 
-    def _component_routes(self, context: AnswerContext, component: str | None) -> tuple[Route, ...]:
+    def _component_routes(self, context: CallContext, component: str | None) -> tuple[Route, ...]:
         if not self._components:
-            raise Refused(
+            raise ErrorReply(
                 validation_error(
                     "Inference Component Name header is not allowed for endpoints to which you dont plan to deploy "
                     "inference components. Please remove the Inference Component Name header and try again."
                 )
             )
         if component is None:
-            raise Refused(
+            raise ErrorReply(
                 validation_error(
                     "Inference Component Name header is required for endpoints to which you plan to deploy inference "
                     "components. Please include Inference Component Name header or consider using SageMaker models."
@@ -258,15 +248,15 @@ class Endpoint:
             )
         routes = self._components.get(component)
         if routes is None:
-            raise Refused(
+            raise ErrorReply(
                 validation_error(f"Inference Component {component} of account {context.account_id} not found.")
             )
         if not routes:
-            raise Refused(validation_error(NO_CAPACITY))
+            raise ErrorReply(validation_error(NO_CAPACITY))
         return routes
 
 
-def _instances(target: TargetSource | Sequence[TargetSource]) -> Sequence[TargetSource]:
+def _instances(target: BackendSource | Sequence[BackendSource]) -> Sequence[BackendSource]:
     if isinstance(target, Sequence) and not isinstance(target, str):
         return target
     return (target,)
@@ -278,7 +268,7 @@ def _checked_name(name: str, what: str) -> str:
     return name
 
 
-def _variant_not_found(context: AnswerContext, variant: str) -> ErrorAnswer:
+def _variant_not_found(context: CallContext, variant: str) -> ErrorAnswer:
     return validation_error(
         f"Variant {variant} of Endpoint {context.endpoint} of account {context.account_id} not found."
     )

@@ -27,14 +27,14 @@ from aiohttp import web
 from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local.asynchronous import AsyncInference, JobRecord
-from aiosmrt.local.delivery import cut_connection
+from aiosmrt.local.backends import Container
 from aiosmrt.local.faultscript import Effect, Fault, Faults, FaultScript, as_faults
 from aiosmrt.local.invocation import MODEL_TIMEOUT, STREAM_TIMEOUT, Invoker
 from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
+from aiosmrt.local.response_body import cut_connection
 from aiosmrt.local.routing import Endpoint, EndpointSource, as_configuration
 from aiosmrt.local.server import MAX_BODY_BYTES, RequestServer
-from aiosmrt.local.targets import Container
 from aiosmrt.local.verify import SignatureVerifier
 
 __all__ = ["LocalRuntime", "credentials_from_environment"]

@@ -25,9 +25,8 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, Operation
-from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, body_too_large
 from aiosmrt.local.asynchronous import AsyncInference
-from aiosmrt.local.delivery import Cut, cut_connection, shaped, single
+from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, body_too_large
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
     ErrorEffect,
@@ -41,6 +40,7 @@ from aiosmrt.local.faultscript import Effect, FaultScript, Stage
 from aiosmrt.local.invocation import Invoker, Reply
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
+from aiosmrt.local.response_body import Cut, cut_connection, shaped, single
 from aiosmrt.local.verify import SignatureVerifier
 
 __all__ = ["MAX_BODY_BYTES", "RequestServer"]
@@ -253,13 +253,13 @@ class _Exchange:
         self._request = request
         self._record = record
         self._effects: dict[Stage, Effect] = {}
-        self._context = AnswerContext(server._region, server._account_id, "", record.started_at)
+        self._context = CallContext(server._region, server._account_id, "", record.started_at)
 
     async def answer(self) -> web.StreamResponse:
         async with AsyncExitStack() as stack:
             try:
                 reply, operation = await self._reply(stack)
-            except Refused as refused:
+            except ErrorReply as refused:
                 return await self._refuse(refused.answer)
             status = self._record_status(operation.status)
             return await self._deliver(status, reply.headers, reply.body, streams=operation.streams)
@@ -274,7 +274,7 @@ class _Exchange:
         now = record.started_at
         if isinstance(skew := self._effects.get("clock"), SkewedClock):
             now += skew.seconds
-        self._context = AnswerContext(server._region, server._account_id, endpoint, now)
+        self._context = CallContext(server._region, server._account_id, endpoint, now)
         body = await self._read_body()
         await self._verify(path, query, body)
         await self._apply_answer_effect(after_model=False)
@@ -299,7 +299,7 @@ class _Exchange:
 
     async def _read_body(self) -> bytes:
         request, limit = self._request, self._server._max_body_bytes
-        too_large = Refused(body_too_large(limit))
+        too_large = ErrorReply(body_too_large(limit))
         if (request.content_length or 0) > limit:
             raise too_large
         if request.headers.get("Expect", "").lower() == "100-continue":
@@ -339,7 +339,7 @@ class _Exchange:
     async def _apply_answer_effect(self, *, after_model: bool) -> None:
         match self._effects.get("answer"):
             case ErrorEffect() as effect if not after_model:
-                raise Refused(effect.error(self._context))
+                raise ErrorReply(effect.error(self._context))
             case Stall() as effect if not after_model:
                 await self._server.stall(effect.seconds)
             case (ResetBeforeHeaders() | CloseBeforeHeaders()) as effect if effect.after_model == after_model:

@@ -13,10 +13,9 @@ from calendar import timegm
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import gmtime, strftime, strptime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from aiosmrt.local.routing import Route
+from aiosmrt.local.backends import Route
 
 __all__ = ["CLOSED_SESSION_HEADER", "NEW_SESSION", "NEW_SESSION_HEADER", "SESSION_HEADER", "Session", "SessionTable"]
 

@@ -17,7 +17,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from aiosmrt._wire import sigv4
 from aiosmrt._wire.operations import SIGNING_NAME
 from aiosmrt._wire.sigv4 import Authorization, Credentials, SignatureFormatError
-from aiosmrt.local.answers import ErrorAnswer, Refused, access_denied
+from aiosmrt.local.error_responses import ErrorAnswer, ErrorReply, access_denied
 
 __all__ = ["SIGNATURE_WINDOW", "SignatureVerifier", "Verified", "signature_expired"]
 
@@ -98,7 +98,7 @@ class SignatureVerifier:
             now: the server's time in epoch seconds.
 
         Raises:
-            Refused: with AWS's answer to what is wrong.
+            ErrorReply: with AWS's answer to what is wrong.
         """
         claim = _claim(_requoted(query), headers)
         credentials = self._known(claim, now)
@@ -112,13 +112,13 @@ class SignatureVerifier:
         if credentials is None or not hmac.compare_digest(
             (claim.token or "").encode("utf-8", "surrogateescape"), (credentials.token or "").encode()
         ):
-            raise Refused(
+            raise ErrorReply(
                 access_denied(
                     403, "UnrecognizedClientException", "The security token included in the request is invalid."
                 )
             )
         if credentials.expires_at is not None and credentials.expires_at <= now:
-            raise Refused(
+            raise ErrorReply(
                 access_denied(403, "ExpiredTokenException", "The security token included in the request is expired")
             )
         return credentials
@@ -136,7 +136,7 @@ class SignatureVerifier:
         if authorization.service != self._service:
             faults.append(f"Credential should be scoped to correct service: '{self._service}'.")
         if faults:
-            raise Refused(_invalid(" ".join(faults)))
+            raise ErrorReply(_invalid(" ".join(faults)))
 
     def _check_signature(
         self,
@@ -152,18 +152,18 @@ class SignatureVerifier:
         for name in required:
             if name not in authorization.signed_headers:
                 shown = {"host": "Host", "x-amz-date": "X-Amz-Date"}[name]
-                raise Refused(_invalid(f"'{shown}' must be a 'SignedHeader' in the AWS Authorization."))
+                raise ErrorReply(_invalid(f"'{shown}' must be a 'SignedHeader' in the AWS Authorization."))
         covered = [(name, value) for name, value in headers if name.lower() in authorization.signed_headers]
         if {name.lower() for name, _ in covered} != set(authorization.signed_headers):
-            raise Refused(_invalid(_MISMATCH))
+            raise ErrorReply(_invalid(_MISMATCH))
         try:
             canonical = sigv4.canonical_request(method, path, claim.query, covered, payload_sha256)
             text = sigv4.string_to_sign(claim.date, authorization.scope, canonical)
         except ValueError as error:  # bytes that are no UTF-8, which no signer can have signed
-            raise Refused(_invalid(_MISMATCH)) from error
+            raise ErrorReply(_invalid(_MISMATCH)) from error
         key = self._signing_key(credentials, authorization.day)
         if not hmac.compare_digest(sigv4.signature(key, text), authorization.signature):
-            raise Refused(_invalid(_MISMATCH))
+            raise ErrorReply(_invalid(_MISMATCH))
 
     def _signing_key(self, credentials: Credentials, day: str) -> bytes:
         key = self._keys.get((credentials.access_key, day))
@@ -189,10 +189,10 @@ def signature_expired(date: str, now: float, valid_seconds: float = SIGNATURE_WI
 
 def _check_time(claim: _Claim, now: float) -> None:
     if claim.signed_at < now - claim.valid_seconds:
-        raise Refused(signature_expired(claim.date, now, claim.valid_seconds))
+        raise ErrorReply(signature_expired(claim.date, now, claim.valid_seconds))
     if claim.signed_at > now + SIGNATURE_WINDOW:
         latest, current = sigv4.amz_date(now + SIGNATURE_WINDOW), sigv4.amz_date(now)
-        raise Refused(
+        raise ErrorReply(
             _invalid(
                 f"Signature not yet current: {claim.date} is still later than {latest} "
                 f"({current} + {SIGNATURE_WINDOW / 60:g} min.)"
@@ -219,7 +219,7 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
     """What the request says about its signature.
 
     Raises:
-        Refused: it has none, or an incomplete one.
+        ErrorReply: it has none, or an incomplete one.
     """
     values: dict[str, list[str]] = {}
     for name, value in headers:
@@ -227,11 +227,11 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
     authorizations = values.get("authorization", [])
     if authorizations:
         if len(authorizations) > 1:
-            raise Refused(_incomplete("The request holds more than one Authorization header."))
+            raise ErrorReply(_incomplete("The request holds more than one Authorization header."))
         authorization = _authorization(authorizations[0])
         dates, tokens = values.get("x-amz-date", []), values.get("x-amz-security-token", [None])
         if len(dates) != 1 or len(tokens) != 1:
-            raise Refused(
+            raise ErrorReply(
                 _incomplete(
                     "Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header."
                     if not dates
@@ -242,18 +242,18 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
         try:
             signed_at = sigv4.parse_amz_date(date)
         except SignatureFormatError as error:
-            raise Refused(
+            raise ErrorReply(
                 _incomplete(
                     f"Date must be in ISO-8601 'basic format'. Got '{date}'. See http://en.wikipedia.org/wiki/ISO_8601"
                 )
             ) from error
         return _Claim(authorization, date, signed_at, SIGNATURE_WINDOW, tokens[0], query, presigned=False)
     if "X-Amz-Algorithm=" not in query and "X-Amz-Signature=" not in query:
-        raise Refused(access_denied(403, "MissingAuthenticationTokenException", "Missing Authentication Token"))
+        raise ErrorReply(access_denied(403, "MissingAuthenticationTokenException", "Missing Authentication Token"))
     try:
         presigned = sigv4.parse_presigned(query)
     except SignatureFormatError as error:
-        raise Refused(_incomplete(f"{error}.")) from error
+        raise ErrorReply(_incomplete(f"{error}.")) from error
     return _Claim(
         presigned.authorization,
         presigned.date,
@@ -269,7 +269,7 @@ def _authorization(value: str) -> Authorization:
     try:
         return sigv4.parse_authorization(value)
     except SignatureFormatError as error:
-        raise Refused(_malformed(value, str(error))) from error
+        raise ErrorReply(_malformed(value, str(error))) from error
 
 
 def _malformed(value: str, reason: str) -> ErrorAnswer:

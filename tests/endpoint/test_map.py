@@ -14,7 +14,7 @@ from aiosmrt import Client
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.endpoint.fanout import Result, Results
 from aiosmrt.errors import ClientStateError, ModelError, NoCredentialsError, ParamValidationError
-from aiosmrt.local.targets import ContainerFailure
+from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import JSON
 from tests.endpoint.conftest import Serve
 from tests.support.peers import CLIENT_ARGUMENTS

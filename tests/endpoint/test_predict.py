@@ -18,7 +18,7 @@ from aiosmrt.errors import (
     ParamValidationError,
     SerializationError,
 )
-from aiosmrt.local.targets import ContainerFailure
+from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
 from tests.endpoint.conftest import Serve
 from tests.support.runtime import echo

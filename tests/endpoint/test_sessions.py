@@ -9,7 +9,7 @@ from aiosmrt import Client
 from aiosmrt.endpoint import Endpoint, Session
 from aiosmrt.errors import ClientStateError, DeserializationError, ModelError, SessionClosedError
 from aiosmrt.local import LocalRuntime
-from aiosmrt.local.targets import ContainerFailure
+from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import JSON
 from tests.endpoint.conftest import Serve
 

@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from aiosmrt.local.delivery import cut_connection
+from aiosmrt.local.response_body import cut_connection
 from tests.support.runtime import RawConnection
 
 

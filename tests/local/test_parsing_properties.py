@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt._wire.sigv4 import EMPTY_SHA256, Credentials
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.answers import Refused
 from aiosmrt.local.configuration import EFFECTS, parse_settings
-from aiosmrt.local.delivery import shaped
+from aiosmrt.local.error_responses import ErrorReply
 from aiosmrt.local.faults import Truncate
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import RequestRecord
+from aiosmrt.local.response_body import shaped
 from aiosmrt.local.sessions import announced_session, parse_announcement
 from aiosmrt.local.verify import SignatureVerifier
 from tests.support.peers import REGION
@@ -69,7 +69,7 @@ def test_no_made_up_signature_is_accepted(
         *(("X-Amz-Security-Token", value) for value in tokens),
         *(("Host", value) for value in hosts),
     ]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ErrorReply) as caught:
         VERIFIER.verify(
             method="POST", path="/", query=query, headers=headers, payload_sha256=EMPTY_SHA256, now=1440938160.0
         )
@@ -79,7 +79,7 @@ def test_no_made_up_signature_is_accepted(
 
 @given(query=st.lists(st.tuples(st.sampled_from(["X-Amz-Algorithm", "X-Amz-Signature", "X-Amz-Date", "a"]), text)))
 def test_no_made_up_presigned_query_is_accepted(query: list[tuple[str, str]]) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(ErrorReply):
         VERIFIER.verify(
             method="POST",
             path="/",
@@ -92,8 +92,8 @@ def test_no_made_up_presigned_query_is_accepted(query: list[tuple[str, str]]) ->
 
 @given(method=st.sampled_from(["POST", "GET", ""]), path=st.one_of(text, text.map("/endpoints/{}/invocations".format)))
 def test_a_path_is_an_operation_or_none(method: str, path: str) -> None:
-    result = attempted(lambda: route_of(method, path), Refused)
-    if isinstance(result, Refused):
+    result = attempted(lambda: route_of(method, path), ErrorReply)
+    if isinstance(result, ErrorReply):
         assert result.answer.status == 404
     else:
         assert result[0] in OPERATIONS
@@ -102,8 +102,8 @@ def test_a_path_is_an_operation_or_none(method: str, path: str) -> None:
 
 @given(operation=operations, endpoint=text, headers=st.dictionaries(st.sampled_from(header_names), text))
 def test_members_are_as_sent_or_refused(operation: Any, endpoint: str, headers: dict[str, str]) -> None:
-    result = attempted(lambda: read_parameters(operation, endpoint, headers), Refused)
-    if isinstance(result, Refused):
+    result = attempted(lambda: read_parameters(operation, endpoint, headers), ErrorReply)
+    if isinstance(result, ErrorReply):
         assert result.answer.code == "ValidationError"
         result.answer.encoded()
     else:
@@ -190,7 +190,7 @@ def test_chance_alone_does_not_crash_a_server() -> None:
         f"SignedHeaders=host;x-amz-date, Signature={'0' * 64}"
     )
     headers = [("Authorization", signed), ("X-Amz-Date", "20150830T123600Z"), ("Host", junk)]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ErrorReply) as caught:
         VERIFIER.verify(
             method="POST", path="/", query="", headers=headers, payload_sha256=EMPTY_SHA256, now=1440938160.0
         )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aiosmrt._wire.sigv4 import Credentials, amz_date
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import LocalRuntime
-from aiosmrt.local.answers import Refused
+from aiosmrt.local.error_responses import ErrorReply
 from aiosmrt.local.verify import SignatureVerifier
 from tests.support.peers import REGION
 from tests.support.runtime import ACCEPTED, Draft, RawConnection, echo, local_runtime
@@ -404,5 +404,5 @@ def test_what_botocore_signs_is_accepted_and_nothing_else(
         return verified.presigned
 
     assert verify(b"" if presigned else body) is presigned
-    with pytest.raises(Refused):
+    with pytest.raises(ErrorReply):
         verify(body + b"!")

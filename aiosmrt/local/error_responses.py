@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 __all__ = [
-    "AnswerContext",
+    "CallContext",
     "ErrorAnswer",
-    "Refused",
+    "ErrorReply",
     "access_denied",
     "endpoint_not_found",
     "model_error",
@@ -28,7 +28,7 @@ MAX_MESSAGE_CHARACTERS: Final = 2048  # the service model's Message shape
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerContext:
+class CallContext:
     """What an error's text may speak of.
 
     Args:
@@ -47,7 +47,7 @@ class AnswerContext:
     def log_stream_arn(self) -> str:
         """The log group that a ModelError points to.
 
-        >>> AnswerContext("eu-west-1", "123456789012", "churn", 0.0).log_stream_arn
+        >>> CallContext("eu-west-1", "123456789012", "churn", 0.0).log_stream_arn
         'arn:aws:logs:eu-west-1:123456789012:log-group:/aws/sagemaker/Endpoints/churn'
         """
         return f"arn:aws:logs:{self.region}:{self.account_id}:log-group:/aws/sagemaker/Endpoints/{self.endpoint}"
@@ -106,7 +106,7 @@ class ErrorAnswer:
         return json.dumps({**self.members, self.message_key: self.message}).encode()
 
 
-class Refused(Exception):
+class ErrorReply(Exception):
     """Ends the handling of a request with an error answer."""
 
     def __init__(self, answer: ErrorAnswer) -> None:
@@ -119,10 +119,10 @@ def validation_error(message: str) -> ErrorAnswer:
     return ErrorAnswer(400, "ValidationError", message)
 
 
-def endpoint_not_found(context: AnswerContext) -> ErrorAnswer:
+def endpoint_not_found(context: CallContext) -> ErrorAnswer:
     """The service's answer for an endpoint that does not exist.
 
-    >>> endpoint_not_found(AnswerContext("eu-west-1", "123456789012", "churn", 0.0)).message
+    >>> endpoint_not_found(CallContext("eu-west-1", "123456789012", "churn", 0.0)).message
     'Endpoint churn of account 123456789012 not found.'
     """
     return validation_error(f"Endpoint {context.endpoint} of account {context.account_id} not found.")
@@ -138,7 +138,7 @@ def model_not_ready() -> ErrorAnswer:
     )
 
 
-def model_error(context: AnswerContext, original_status: int, original_message: str) -> ErrorAnswer:
+def model_error(context: CallContext, original_status: int, original_message: str) -> ErrorAnswer:
     """The service's ModelError for what a container answered.
 
     Args:

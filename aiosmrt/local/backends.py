@@ -22,20 +22,21 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.answers import Refused, model_not_ready
+from aiosmrt.local.error_responses import ErrorReply, model_not_ready
 
 __all__ = [
-    "CallableTarget",
+    "Backend",
+    "BackendSource",
+    "CallableBackend",
     "Container",
     "ContainerFailure",
     "ContainerReply",
     "Handler",
     "HandlerResult",
     "Invocation",
-    "Target",
-    "TargetSource",
-    "UrlTarget",
-    "as_target",
+    "Route",
+    "UrlBackend",
+    "as_backend",
 ]
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ HandlerResult = Body | tuple[Body, Mapping[str, str]]
 Handler = Callable[[Invocation], Awaitable[HandlerResult] | HandlerResult]
 
 
-class Target(Protocol):
+class Backend(Protocol):
     """Something that serves invocations."""
 
     @property
@@ -135,9 +136,24 @@ class Target(Protocol):
 
         Raises:
             ContainerFailure: on entering, or while the body is iterated.
-            Refused: on entering, when the container is not ready.
+            ErrorReply: on entering, when the container is not ready.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The backend that serves a call.
+
+    Args:
+        variant: the production variant's name.
+        backend: serves the call.
+        inference_component: the inference component's name. Defaults to none.
+    """
+
+    variant: str
+    backend: Backend
+    inference_component: str | None = None
 
 
 @runtime_checkable
@@ -163,10 +179,10 @@ class Container(Protocol):
         ...
 
 
-TargetSource = Handler | str | Container
+BackendSource = Handler | str | Container
 
 
-class CallableTarget:
+class CallableBackend:
     """An async Python callable as a model container.
 
     Args:
@@ -182,7 +198,7 @@ class CallableTarget:
         self._handler = handler
 
     def __repr__(self) -> str:
-        return f"<CallableTarget {getattr(self._handler, '__qualname__', type(self._handler).__name__)}>"
+        return f"<CallableBackend {getattr(self._handler, '__qualname__', type(self._handler).__name__)}>"
 
     @asynccontextmanager
     async def open(self, invocation: Invocation) -> AsyncIterator[ContainerReply]:
@@ -254,7 +270,7 @@ def _handler_errors() -> Iterator[None]:
         raise ContainerFailure(500, f"{type(error).__name__}: {error}") from error
 
 
-class UrlTarget:
+class UrlBackend:
     """A model container that is reached over HTTP.
 
     The container has to answer ``GET /ping`` with 200 once before it gets its first invocation, and again after it has
@@ -278,17 +294,17 @@ class UrlTarget:
         self._ready_at: str | None = None
 
     def __repr__(self) -> str:
-        return f"<UrlTarget {self._url()}>"
+        return f"<UrlBackend {self._url()}>"
 
     async def _ready(self) -> str:
         """The container's base URL, once it has answered a ping.
 
         Raises:
-            Refused: it does not, as far as one attempt tells.
+            ErrorReply: it does not, as far as one attempt tells.
         """
         url = self._url()
         if url is None:
-            raise Refused(model_not_ready())
+            raise ErrorReply(model_not_ready())
         if url != self._ready_at:
             try:
                 async with self._session().get(
@@ -298,7 +314,7 @@ class UrlTarget:
             except (aiohttp.ClientError, TimeoutError):
                 ready = False
             if not ready:
-                raise Refused(model_not_ready())
+                raise ErrorReply(model_not_ready())
             self._ready_at = url
         return url
 
@@ -366,19 +382,19 @@ def base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/invocations").rstrip("/")
 
 
-def as_target(source: Any, session: Callable[[], aiohttp.ClientSession]) -> Target:
+def as_backend(source: Any, session: Callable[[], aiohttp.ClientSession]) -> Backend:
     """The target for what a user gives as one.
 
     Raises:
         ConfigurationError: it is none of a callable, a URL and a container.
     """
     if isinstance(source, str):
-        return UrlTarget(source, session)
+        return UrlBackend(source, session)
     if isinstance(source, Container):
         container = source
-        return UrlTarget(lambda: container.url if container.running else None, session)
+        return UrlBackend(lambda: container.url if container.running else None, session)
     if callable(source):
-        return CallableTarget(cast("Handler", source))
+        return CallableBackend(cast("Handler", source))
     raise ConfigurationError(
         f"an endpoint needs an async callable, the URL of a model container or a ModelContainer, "
         f"not {type(source).__name__}"
