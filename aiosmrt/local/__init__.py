@@ -8,7 +8,13 @@ from aiosmrt.local.containers import ContainerError, ModelContainer
 from aiosmrt.local.objectserver import ObjectServer, ObjectServerError, ObjectServerGuest
 from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.requestlog import RequestRecord
-from aiosmrt.local.routing import AsyncInferenceConfig, EndpointConfiguration, InferenceComponent, ProductionVariant
+from aiosmrt.local.routing import (
+    AsyncInferenceConfig,
+    EndpointConfiguration,
+    InferenceComponent,
+    MultiContainer,
+    ProductionVariant,
+)
 from aiosmrt.local.runtime import LocalRuntime
 from aiosmrt.local.serving import serve
 
@@ -23,6 +29,7 @@ __all__ = [
     "JobRecord",
     "LocalRuntime",
     "ModelContainer",
+    "MultiContainer",
     "ObjectServer",
     "ObjectServerError",
     "ObjectServerGuest",

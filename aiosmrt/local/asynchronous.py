@@ -1,21 +1,19 @@
-"""Asynchronous inference: a queue for each endpoint, its workers, and what they leave in S3.
+"""Asynchronous inference: a queue for each endpoint, its workers, and the objects that they write to S3.
 
 Theory of operation
 -------------------
-A request is checked, named and queued; its answer, 202, says where result or failure will be. From there on nobody
-waits: a worker takes the job, reads its input from S3 unless it came with the request, invokes the model and writes one
-object, the result or the failure. A queue has as many workers as its endpoint's instances can take calls together. They
-are started by jobs and end when there are none. Which instance serves a job is chosen when its turn comes, and no
-instance ever gets more calls at once than configured.
+A request is validated, named and queued; its response, 202, contains the locations of the result and the failure. A
+worker then dequeues the job, reads its input from S3 unless it came with the request, invokes the model and writes one
+object, the result or the failure. A queue has as many workers as its endpoint's instances have slots. Workers start
+with the first jobs and end when the queue is empty. The instance is chosen when a job is dequeued; the job then waits
+for one of the instance's slots, so that no instance serves more calls at once than configured.
 
-A job's age counts by the runtime's clock and is looked at when its turn comes; what it takes after that is limited in
-real time. Jobs that are queued or running when the runtime ends are dropped: nothing is written for them.
+A job's age is measured by the runtime's clock when it is dequeued; its run time is limited in real time. Jobs that are
+queued or running when the runtime ends are dropped: no object is written for them.
 
-AWS documents neither the names nor the content of the objects in full. An object is named after the inference's id with
-``.out``, or as the request says; a failure's name has ``-error`` before its suffix. A failure is a text: for a model
-that failed, the sentence that a ModelError carries.
-
-The module is long because a job is followed through it from its request to its object.
+AWS does not fully document the names and the content of the objects. An object is named after the inference's id with
+``.out``, or as the request asks; a failure's name has ``-error`` before its suffix. A failure is a text: for a model
+that failed, the message of a ModelError.
 """
 
 from __future__ import annotations
@@ -33,12 +31,19 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
-from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.backends import Backend, ContainerFailure, ContainerReply
-from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, model_error, validation_error
-from aiosmrt.local.invocation import NO_ANSWER, Invoker, Reply
-from aiosmrt.local.objectstorage import ObjectAccess, ObjectStorage, StorageError
+from aiosmrt.local.backends import Backend, ContainerFailure
+from aiosmrt.local.error_responses import (
+    CallContext,
+    ErrorAnswer,
+    ErrorReply,
+    model_error,
+    model_timed_out,
+    synchronous_only,
+    validation_error,
+)
+from aiosmrt.local.invocation import Invoker, Reply
+from aiosmrt.local.objectstorage import MAX_OBJECT_BYTES, ObjectAccess, ObjectStorage, StorageError, locate_object
 from aiosmrt.local.requestlog import Progress, RequestRecord
 from aiosmrt.local.routing import AsyncInferenceConfig, Endpoint
 
@@ -47,34 +52,35 @@ __all__ = ["AsyncInference", "JobRecord"]
 logger = logging.getLogger(__name__)
 
 REQUEST_TTL: Final = 21_600  # seconds, AWS's default for RequestTTLSeconds
-INVOCATION_TIMEOUT: Final = 900  # likewise for InvocationTimeoutSeconds
+INVOCATION_TIMEOUT: Final = 900  # seconds, AWS's default for InvocationTimeoutSeconds
 MAX_INLINE_BYTES: Final = next(
     member.rule.max for member in INVOKE_ENDPOINT_ASYNC.members if member.name == "Body" and member.rule.max is not None
 )
-NOT_READY_INTERVAL: Final = 0.25  # seconds until a container that is not ready is asked again
+NOT_READY_INTERVAL: Final = 0.25  # seconds between pings of a container that is not ready
 MAX_RECORDS: Final = 100_000
+EMPTY_JSON_BODY: Final = b"{}"  # AWS's JavaScript SDK 2 sends it beside an InputLocation; the service ignores it
 
 JobOutcome = Literal["succeeded", "failed", "dropped"]
 
 
 @dataclass(slots=True, kw_only=True)
 class JobRecord:
-    """One asynchronous inference as the local runtime ended it.
+    """One asynchronous inference that has ended.
 
     Args:
-        inference_id: the caller's id, or the one that it was given.
+        inference_id: the caller's id, or a generated one.
         endpoint: the endpoint's name.
-        variant: the production variant that was invoked; None when none was.
+        variant: the production variant that was invoked. None if none was.
         output_location: the S3 URI for its result.
-        failure_location: the S3 URI for its failure; None when the endpoint has none.
-        input_location: the S3 URI of its input; None for one that came with the request.
+        failure_location: the S3 URI for its failure. None if the endpoint does not write failures.
+        input_location: the location of its input. None if it came with the request.
         outcome: ``succeeded``, ``failed``, or ``dropped`` because the runtime ended.
-        error_code: why it failed: ``ModelError``, ``ModelInvocationTimeExceeded``, ``RequestExpired``,
-            ``InputUnavailable``, ``OutputUnwritable``, ``InternalFailure``, or the code of the service's own refusal;
-            None otherwise.
+        error_code: the reason of a failure: ``ModelError``, ``ModelInvocationTimeExceeded``, ``RequestExpired``,
+            ``InputUnavailable``, ``OutputUnwritable``, ``InternalFailure``, or the code of the service's own error.
+            None unless it failed.
         accepted_at: when it was queued, in epoch seconds of the runtime's clock.
-        ended_at: when it ended, likewise.
-        response_bytes: the size of its result.
+        ended_at: when it ended, in epoch seconds of the runtime's clock.
+        response_bytes: the size of its result in bytes.
     """
 
     inference_id: str
@@ -101,7 +107,7 @@ class _Job:
 
 
 class _FailedJob(Exception):
-    """Ends a job with a failure; the message is what is written."""
+    """Ends a job with a failure, whose message is written to the failure location."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code)
@@ -115,13 +121,13 @@ class AsyncInference:
     Args:
         endpoints: by name.
         invoker: serves the calls.
-        storage: where input and results are; None for a runtime without.
-        progress: told of every change.
-        clock: gives the time in epoch seconds.
+        storage: holds input and results. None if the runtime has no asynchronous endpoint.
+        progress: notified of every change.
+        clock: returns the time in epoch seconds.
         chance: the source of random numbers, for ids.
 
     Raises:
-        ConfigurationError: an endpoint is asynchronous and there is no storage, or not for its paths.
+        ConfigurationError: an endpoint is asynchronous, but the storage is missing or excludes a bucket of its paths.
     """
 
     def __init__(
@@ -163,21 +169,21 @@ class AsyncInference:
 
     @property
     def running(self) -> int:
-        """How many jobs a worker has taken."""
+        """The number of jobs that workers have dequeued and not finished."""
         return sum(queue.running for queue in self._queues.values())
 
     def statistics(self) -> dict[str, int]:
-        """Jobs queued and running now, and how those before them ended."""
+        """Return how many jobs are queued and running, and how many have ended with each outcome."""
         queued = sum(len(queue.waiting) for queue in self._queues.values())
         ended = {outcome: self._ended[outcome] for outcome in ("succeeded", "failed", "dropped")}
         return {"queued": queued, "running": self.running, **ended}
 
     def clear(self) -> None:
-        """Forget the jobs that have ended; the counts go on."""
+        """Remove the records of ended jobs; the counters keep counting."""
         self._records.clear()
 
     def open(self, objects: ObjectAccess) -> None:
-        """Take jobs from now on.
+        """Start to accept jobs.
 
         Args:
             objects: access to the storage.
@@ -185,31 +191,26 @@ class AsyncInference:
         self._objects = objects
 
     async def close(self) -> None:
-        """Drop every job, and return when nothing of them is left."""
+        """Drop every job; return when their tasks have ended."""
         await asyncio.gather(*(queue.close() for queue in self._queues.values()))
         self._objects = None
 
     def accept(self, parameters: Mapping[str, str], body: bytes, context: CallContext, record: RequestRecord) -> Reply:
-        """Queue a request, and give what it is answered with.
+        """Queue a request and return its response.
 
         Args:
-            parameters: its checked members.
-            body: its payload; empty for one in S3.
-            context: where and when.
-            record: told the inference's id.
+            parameters: its validated members.
+            body: its payload; empty for a payload in S3.
+            context: the facts of the call.
+            record: updated with the inference's id.
 
         Raises:
-            ErrorReply: with the service's answer to a request that cannot be queued.
+            ErrorReply: the request cannot be queued.
         """
         endpoint = self._invoker.endpoint(context)
         queue = self._queues.get(endpoint.name)
         if queue is None:
-            raise ErrorReply(
-                validation_error(
-                    f"Endpoint {context.endpoint} of account {context.account_id} has no asynchronous inference "
-                    "configuration."
-                )
-            )
+            raise ErrorReply(synchronous_only(context))
         input_location = parameters.get("InputLocation")
         self._check_input(input_location, body)
         inference_id = parameters.get("InferenceId") or str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
@@ -242,10 +243,10 @@ class AsyncInference:
         )
 
     async def serve(self, endpoint: Endpoint, job: _Job, slots: Mapping[Backend, asyncio.Semaphore]) -> None:
-        """Do a job, and write the one object that comes of it.
+        """Run a job and write its result or its failure.
 
         Args:
-            endpoint: the endpoint that it is for.
+            endpoint: the endpoint.
             job: the job.
             slots: the free slots of each instance.
         """
@@ -261,21 +262,21 @@ class AsyncInference:
             record.outcome = "dropped"
             raise
         except Exception:
-            # A fault of this runtime: its worker goes on with the next job.
+            # A bug in the runtime; the worker continues with the next job.
             record.outcome, record.error_code = "failed", "InternalFailure"
             logger.exception("An asynchronous inference of endpoint %s failed in the runtime", record.endpoint)
         finally:
             self.end(job)
 
     def end(self, job: _Job) -> None:
-        """Keep the record of a job that is over."""
+        """Record the end of a job."""
         job.record.ended_at = self._clock()
         self._records.append(job.record)
         self._ended[job.record.outcome] += 1
         self._progress.changed()
 
     def changed(self) -> None:
-        """Say that a queue has changed."""
+        """Notify waiters that a queue has changed."""
         self._progress.changed()
 
     async def _produce(self, endpoint: Endpoint, job: _Job, slots: Mapping[Backend, asyncio.Semaphore]) -> None:
@@ -283,18 +284,16 @@ class AsyncInference:
         if self._clock() - record.accepted_at > job.ttl:
             raise _FailedJob("RequestExpired", f"The request expired: it was queued for longer than {job.ttl} seconds.")
         try:
-            reply = await self._reply(endpoint, job, slots)
-        except ErrorReply as refused:
-            raise _failed(refused.answer) from None
+            headers, result = await self._invoke(endpoint, job, slots)
+        except ErrorReply as error:
+            raise _failed(error.answer) from None
         except ContainerFailure as failure:
             raise _failed(model_error(job.context, failure.status, failure.message)) from None
         except TimeoutError:
-            message = model_error(job.context, 0, NO_ANSWER).message or NO_ANSWER
+            message = model_error(job.context, 0, model_timed_out()).message or model_timed_out()
             raise _FailedJob("ModelInvocationTimeExceeded", message) from None
-        result = reply.body
-        assert isinstance(result, bytes)  # noqa: S101 - Invoker.answer gives it whole
         try:
-            await self._put(record.output_location, result, reply.headers.get("content-type"))
+            await self._put(record.output_location, result, headers.get("content-type"))
         except StorageError as error:
             message = f"The result could not be written to {record.output_location}: {error.code}."
             raise _FailedJob("OutputUnwritable", message) from None
@@ -307,32 +306,36 @@ class AsyncInference:
         try:
             await self._put(location, failure.message.encode(), "text/plain; charset=utf-8")
         except StorageError as error:
-            # There is nobody left to tell.
-            logger.error(  # noqa: TRY400 - what happened is its code
+            # The caller has its response already: the log is all that is left.
+            logger.error(  # noqa: TRY400 - the code is all that may be logged
                 "An asynchronous inference failed (%s), which could not be written to %s: %s",
                 failure.code,
                 location,
                 error.code,
             )
 
-    async def _reply(self, endpoint: Endpoint, job: _Job, slots: Mapping[Backend, asyncio.Semaphore]) -> ContainerReply:
+    async def _invoke(
+        self, endpoint: Endpoint, job: _Job, slots: Mapping[Backend, asyncio.Semaphore]
+    ) -> tuple[Mapping[str, str], bytes]:
         route = self._invoker.route(endpoint, job.parameters, job.context)
         job.record.variant = route.variant
         async with slots[route.backend], asyncio.timeout(job.timeout):
             body = job.body if job.body is not None else await self._read(job)
             while True:
                 try:
-                    return await self._invoker.answer(INVOKE_ENDPOINT_ASYNC, job.parameters, body, route, job.context)
-                except ErrorReply as refused:
-                    if refused.answer.code != "ModelNotReadyException":
+                    return await self._invoker.whole_response(
+                        INVOKE_ENDPOINT_ASYNC, job.parameters, body, route, job.context, max_bytes=MAX_OBJECT_BYTES
+                    )
+                except ErrorReply as error:
+                    if error.answer.code != "ModelNotReadyException":
                         raise
-                # the service holds jobs back until there is an instance
+                # the service holds jobs back until an instance is ready
                 await asyncio.sleep(NOT_READY_INTERVAL)
 
     async def _read(self, job: _Job) -> bytes:
         location = job.record.input_location
-        assert location is not None  # noqa: S101 - such a job has a body
-        assert self._objects is not None  # noqa: S101 - jobs are done only while the storage is open
+        assert location is not None  # noqa: S101 - a job without one has a body
+        assert self._objects is not None  # noqa: S101 - jobs run only while the storage is open
         try:
             return await self._objects.get(location)
         except StorageError as error:
@@ -340,24 +343,26 @@ class AsyncInference:
             raise _FailedJob("InputUnavailable", message) from None
 
     async def _put(self, location: str, body: bytes, content_type: str | None) -> None:
-        assert self._objects is not None  # noqa: S101 - jobs are done only while the storage is open
+        assert self._objects is not None  # noqa: S101 - jobs run only while the storage is open
         await self._objects.put(location, body, content_type)
 
     def _check(self, name: str, config: AsyncInferenceConfig) -> None:
         if self._storage is None:
-            raise ConfigurationError(f"endpoint {name} is asynchronous: give the runtime an object_storage")
+            raise ConfigurationError(f"endpoint {name} is asynchronous and needs an object_storage")
         for path in (config.s3_output_path, config.s3_failure_path):
             if path is not None and not self._allows(path):
-                raise ConfigurationError(f"endpoint {name} writes to {path}, whose bucket the object storage excludes")
+                raise ConfigurationError(f"endpoint {name} writes to {path}, whose bucket is not one of the storage's")
 
     def _allows(self, uri: str, *, as_object: bool = False) -> bool:
-        """Whether the storage may be asked for this: a prefix, or an object, whose key is not empty."""
-        parts = split_s3_uri(uri)
-        if parts is None or self._storage is None or (as_object and not parts[1]):
+        """Whether the storage may access this prefix, or this object, whose key must not be empty."""
+        located = locate_object(uri)
+        if located is None or self._storage is None or (as_object and not located[1]):
             return False
-        return self._storage.allows(parts[0])
+        return self._storage.allows(located[0])
 
     def _check_input(self, input_location: str | None, body: bytes) -> None:
+        if input_location is not None and body == EMPTY_JSON_BODY:
+            body = b""
         if (input_location is None) == (not body):
             given = "neither" if input_location is None else "both"
             raise ErrorReply(validation_error(f"Exactly one of Body and InputLocation is required; got {given}."))
@@ -367,12 +372,14 @@ class AsyncInference:
             )
         if input_location is not None and not self._allows(input_location, as_object=True):
             raise ErrorReply(
-                validation_error(f"InputLocation {input_location} is no object in a bucket that this runtime may use.")
+                validation_error(
+                    f"InputLocation {input_location} is not an object in a bucket of this runtime's object storage."
+                )
             )
 
 
 class _Queue:
-    """The jobs of one endpoint, and the tasks that do them."""
+    """The jobs of one endpoint, and the worker tasks that run them."""
 
     def __init__(self, jobs: AsyncInference, endpoint: Endpoint, config: AsyncInferenceConfig) -> None:
         self._jobs = jobs
@@ -382,16 +389,16 @@ class _Queue:
         self.waiting: deque[_Job] = deque()
         self.running = 0
         self._workers: set[asyncio.Task[None]] = set()
-        self._slots = self._all_free()
+        self._slots = self._free_slots()
 
     def __repr__(self) -> str:
         return f"<_Queue {self._endpoint.name} waiting={len(self.waiting)} running={self.running}>"
 
-    def _all_free(self) -> defaultdict[Backend, asyncio.Semaphore]:
+    def _free_slots(self) -> defaultdict[Backend, asyncio.Semaphore]:
         return defaultdict(lambda: asyncio.Semaphore(self.config.max_concurrent_invocations_per_instance))
 
     def add(self, job: _Job) -> None:
-        """Queue a job, and see to it that somebody does it."""
+        """Queue a job, and start a worker if there are fewer than slots."""
         self.waiting.append(job)
         if len(self._workers) < self._max_workers:
             self._workers.add(asyncio.create_task(self._work(), name=f"aiosmrt-local-{self._endpoint.name}"))
@@ -408,7 +415,7 @@ class _Queue:
                 finally:
                     self.running -= 1
         finally:
-            # In the turn in which it saw the queue empty: the next job counts on the workers that are listed.
+            # Without an await since it saw the queue empty: `add` counts on every listed worker to take a job.
             self._workers.discard(asyncio.current_task())
 
     async def close(self) -> None:
@@ -420,8 +427,8 @@ class _Queue:
             worker.cancel()
         if workers:
             await asyncio.wait(workers)
-        self._workers.clear()  # one that was cancelled before its first turn could not do so itself
-        self._slots = self._all_free()
+        self._workers.clear()  # one that is cancelled before it starts cannot remove itself
+        self._slots = self._free_slots()
 
 
 def _failed(answer: ErrorAnswer) -> _FailedJob:
@@ -431,7 +438,7 @@ def _failed(answer: ErrorAnswer) -> _FailedJob:
 def _locations(
     config: AsyncInferenceConfig, parameters: Mapping[str, str], inference_id: str
 ) -> tuple[str, str | None]:
-    """Where result and failure of a request go.
+    """Return the locations of a request's result and failure.
 
     >>> _locations(AsyncInferenceConfig("s3://results/out/", "s3://results/failed"), {}, "row/1")
     ('s3://results/out/row%2F1.out', 's3://results/failed/row%2F1-error.out')
@@ -439,7 +446,7 @@ def _locations(
     >>> _locations(config, {"S3OutputPathExtension": "/2024/", "Filename": "rows.csv"}, "row/1")
     ('s3://results/2024/rows.csv', None)
     """
-    # an id may hold anything printable, and two ids must not meet in one name
+    # An id may contain any printable character, and two ids must not share a name.
     name = parameters.get("Filename") or f"{quote(inference_id, safe='')}.out"
     folders = [config.s3_output_path.rstrip("/"), parameters.get("S3OutputPathExtension", "").strip("/"), name]
     output = "/".join(part for part in folders if part)

@@ -1,9 +1,9 @@
-"""What an invocation is handed to: an async Python callable, the URL of a model container, or a container to start.
+"""Backends that serve invocations: an async Python callable, the URL of a model container, or a container to start.
 
-All three keep SageMaker's container contract (``POST /invocations``, ``GET /ping``). A target is opened for one
-invocation and gives a reply whose body is either complete or an iterator of what arrives; leaving the context ends
-whatever the invocation still holds. A target says how a container failed and never what the caller gets to see:
-``ContainerFailure`` for an answer other than 2xx, or for none (status 0).
+All three follow SageMaker's container contract (``POST /invocations``, ``GET /ping``). Opening a backend for an
+invocation yields a reply whose body is either complete or an iterator over the parts as they arrive; leaving the
+context releases everything the invocation still holds. A backend reports only that a container failed, by
+``ContainerFailure`` with its status (0 if it did not answer); what the caller sees is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import re
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast, runtime_checkable
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.error_responses import ErrorReply, model_not_ready
+from aiosmrt.local.error_responses import PRIMARY, ErrorReply, model_not_ready
 
 __all__ = [
     "Backend",
@@ -37,34 +37,37 @@ __all__ = [
     "Route",
     "UrlBackend",
     "as_backend",
+    "base_url",
+    "single",
+    "whole_body",
 ]
 
 logger = logging.getLogger(__name__)
 
 PING_TIMEOUT: Final = 2.0  # seconds, SageMaker's own limit for GET /ping
-MAX_ERROR_BYTES: Final = 64 * 1024  # as much of a container's error body as can matter for a 2,048-character message
+MAX_ERROR_BYTES: Final = 64 * 1024  # more than enough of an error body for a message of 2,048 characters
 _UNSENDABLE: Final = re.compile("[\x00-\x1f\x7f]")
 CONTAINER_EXITED: Final = "An error occurred while handling request as the model process exited."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
-    """One call as a model container gets to see it.
+    """One call as a model container receives it.
 
     Args:
         body: the request's payload.
-        headers: the headers that SageMaker hands on to a container, and no others.
-        content_type: the payload's media type; None when the caller gave none.
-        accept: the media type asked for; None likewise.
+        headers: the headers that SageMaker passes on to a container, and no others.
+        content_type: the payload's media type. None if the caller sent none.
+        accept: the requested media type. None if the caller sent none.
         endpoint: the endpoint's name.
         variant: the production variant that was chosen.
-        streaming: whether the answer goes out as a response stream.
+        streaming: whether the response is sent as a response stream.
         custom_attributes: the caller's opaque value.
-        target_model: the model of a multi-model endpoint.
-        target_container_hostname: the container of a multi-container endpoint.
-        inference_component: the inference component asked for.
+        target_model: the requested model of a multi-model endpoint.
+        target_container_hostname: the requested container of a multi-container endpoint.
+        inference_component: the requested inference component.
         inference_id: the caller's id for the inference.
-        session_id: the session; for a new one, the id that the runtime will give it unless the callable names another.
+        session_id: the session. For a new one, the id that the runtime assigns unless the callable names another.
         new_session: whether the caller asked for a new session.
         prefix_aware_id: the caller's hint for prefix-aware routing.
         enable_explanations: the caller's condition for explanations.
@@ -89,11 +92,11 @@ class Invocation:
 
 
 class ContainerFailure(Exception):
-    """The container answered with an error; an async callable raises it to do the same.
+    """The container failed. An async callable raises it to fail like a container.
 
     Args:
-        status: the HTTP status, other than 2xx; 0 for a container that gave no answer.
-        message: the error's text, which the caller sees as ``OriginalMessage``.
+        status: the HTTP status, other than 2xx; 0 for a container that did not answer.
+        message: the error's text, which the caller sees as ``OriginalMessage``. Defaults to an empty string.
     """
 
     def __init__(self, status: int, message: str = "") -> None:
@@ -107,11 +110,11 @@ class ContainerFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ContainerReply:
-    """A container's answer with status 2xx.
+    """A container's response with status 2xx.
 
     Args:
-        headers: the response headers, names in lower case.
-        body: all of it, or an iterator of what arrives.
+        headers: the response headers, with names in lower case.
+        body: the complete body, or an iterator over its parts as they arrive.
     """
 
     headers: Mapping[str, str]
@@ -128,15 +131,15 @@ class Backend(Protocol):
 
     @property
     def makes_sessions(self) -> bool:
-        """Whether the runtime makes the session when the reply to ``NEW_SESSION`` announces none."""
+        """Whether the runtime creates the session if the reply to ``NEW_SESSION`` does not announce one."""
         ...
 
     def open(self, invocation: Invocation) -> AbstractAsyncContextManager[ContainerReply]:
-        """Hand an invocation over.
+        """Send an invocation to the backend.
 
         Raises:
-            ContainerFailure: on entering, or while the body is iterated.
-            ErrorReply: on entering, when the container is not ready.
+            ContainerFailure: the container failed, on entering or while the body is iterated.
+            ErrorReply: on entering: the container is not ready.
         """
         ...
 
@@ -149,11 +152,13 @@ class Route:
         variant: the production variant's name.
         backend: serves the call.
         inference_component: the inference component's name. Defaults to none.
+        container: the container's hostname on a multi-container endpoint. Defaults to none.
     """
 
     variant: str
     backend: Backend
     inference_component: str | None = None
+    container: str | None = None
 
 
 @runtime_checkable
@@ -162,20 +167,20 @@ class Container(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it answers once started."""
+        """The base URL of the container once it has started."""
         ...
 
     @property
     def running(self) -> bool:
-        """Whether its process runs."""
+        """Whether the container's process is running."""
         ...
 
     async def start(self) -> None:
-        """Start it and return when it answers its pings."""
+        """Start the container and return when it answers its pings."""
         ...
 
     async def stop(self) -> None:
-        """Stop it and everything it started."""
+        """Stop the container and every process that it started."""
         ...
 
 
@@ -186,10 +191,10 @@ class CallableBackend:
     """An async Python callable as a model container.
 
     Args:
-        handler: takes an ``Invocation``; gives bytes (or text), an async iterator of bytes for a response in parts, or
-            either with a mapping of response headers (``Content-Type``, custom attributes, session headers). An
-            async generator function does as well. It raises ``ContainerFailure`` to answer as a failing container;
-            any other exception is logged (its type and place) and answered as a container's 500.
+        handler: takes an ``Invocation`` and returns bytes, text, or an async iterator of bytes for a response in
+            parts, optionally in a tuple with a mapping of response headers (``Content-Type``, custom attributes,
+            session headers). An async generator function works too. It raises ``ContainerFailure`` to fail like a
+            container; any other exception is logged (its type and location) and becomes a container's 500.
     """
 
     makes_sessions = True
@@ -202,7 +207,7 @@ class CallableBackend:
 
     @asynccontextmanager
     async def open(self, invocation: Invocation) -> AsyncIterator[ContainerReply]:
-        """Call the handler; a body in parts is answered once its first part is there."""
+        """Call the handler; a response in parts starts once its first part is available."""
         with _handler_errors():
             result: object = self._handler(invocation)
             if inspect.isawaitable(result):
@@ -228,7 +233,7 @@ def _unpack(result: object) -> tuple[bytes | AsyncIterator[bytes], dict[str, str
         result, given = result
         headers = {str(name).lower(): str(value) for name, value in given.items()}
         if any(_UNSENDABLE.search(text) for header in headers.items() for text in header):
-            raise ValueError("a response header holds a control character")
+            raise ValueError("a response header contains a control character")
     if isinstance(result, AsyncIterator):
         return result, headers
     return _as_bytes(result), headers
@@ -240,8 +245,8 @@ def _as_bytes(value: object) -> bytes:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise TypeError(
-        "a handler gives bytes, text, an async iterator of bytes, or one of them with a mapping of headers; "
-        f"not {type(value).__name__}"
+        "a handler must return bytes, text or an async iterator of bytes, optionally with a mapping of headers; "
+        f"got {type(value).__name__}"
     )
 
 
@@ -256,15 +261,15 @@ async def _in_parts(first: object, rest: AsyncIterator[object]) -> AsyncGenerato
 
 @contextmanager
 def _handler_errors() -> Iterator[None]:
-    """Turn a handler's own exceptions into a container's 500, as a serving toolkit would."""
+    """Turn a handler's own exceptions into a container's 500, as a serving toolkit does."""
     try:
         yield
     except (ContainerFailure, GeneratorExit):
         raise
     except Exception as error:
-        # its text goes to the caller, like a container's, and not into the log: it may quote the payload
+        # The text goes to the caller, like a container's, but not into the log: it may quote the payload.
         where = traceback.extract_tb(error.__traceback__)[-1]
-        logger.error(  # noqa: TRY400 - for the same reason
+        logger.error(  # noqa: TRY400 - a traceback would quote the payload too
             "The handler of a local endpoint failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno
         )
         raise ContainerFailure(500, f"{type(error).__name__}: {error}") from error
@@ -273,15 +278,16 @@ def _handler_errors() -> Iterator[None]:
 class UrlBackend:
     """A model container that is reached over HTTP.
 
-    The container has to answer ``GET /ping`` with 200 once before it gets its first invocation, and again after it has
-    gone away; until then callers get ModelNotReadyException.
+    The container must answer ``GET /ping`` with 200 once before its first invocation, and again after a lost
+    connection; until then callers get ModelNotReadyException.
 
     Args:
-        url: where it listens, ``http://host:port`` with an optional path; None while the container is not started.
-        session: gives the runtime's HTTP session.
+        url: where it listens, ``http://host:port`` with an optional path, or a function that returns it, or None while
+            the container is not running.
+        session: returns the runtime's HTTP session.
 
     Raises:
-        ConfigurationError: the URL is not an HTTP one.
+        ConfigurationError: not an HTTP URL.
     """
 
     makes_sessions = False
@@ -297,10 +303,10 @@ class UrlBackend:
         return f"<UrlBackend {self._url()}>"
 
     async def _ready(self) -> str:
-        """The container's base URL, once it has answered a ping.
+        """Return the container's base URL if it has answered a ping.
 
         Raises:
-            ErrorReply: it does not, as far as one attempt tells.
+            ErrorReply: the container did not answer a ping with 200.
         """
         url = self._url()
         if url is None:
@@ -325,7 +331,7 @@ class UrlBackend:
         try:
             response = await self._session().post(
                 f"{url}/invocations",
-                data=io.BytesIO(invocation.body),  # written in pieces, which lets other requests in between
+                data=io.BytesIO(invocation.body),  # written in chunks, so that other requests make progress
                 headers=invocation.headers,
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
                 allow_redirects=False,
@@ -335,21 +341,10 @@ class UrlBackend:
             raise ContainerFailure(0, CONTAINER_EXITED) from error
         try:
             if not 200 <= response.status < 300:
-                try:
-                    text = await response.content.read(MAX_ERROR_BYTES)
-                except aiohttp.ClientError:
-                    text = b""  # the status is the container's answer, its text is lost
-                raise ContainerFailure(response.status, text.decode("utf-8", "replace"))
+                raise ContainerFailure(response.status, await _error_text(response))
             headers = {name.lower(): value for name, value in response.headers.items()}
-            if invocation.streaming:
-                async with aclosing(_arriving(response)) as parts:
-                    yield ContainerReply(headers, parts)
-                return
-            try:
-                body = await response.read()
-            except aiohttp.ClientError as error:
-                raise ContainerFailure(0, CONTAINER_EXITED) from error
-            yield ContainerReply(headers, body)
+            async with aclosing(_arriving(response)) as parts:
+                yield ContainerReply(headers, parts)
         finally:
             response.close() if not response.content.at_eof() else response.release()
 
@@ -362,11 +357,51 @@ async def _arriving(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, N
         raise ContainerFailure(0, CONTAINER_EXITED) from error
 
 
-def base_url(url: str) -> str:
-    """The part before ``/invocations`` of a container's URL.
+async def _error_text(response: aiohttp.ClientResponse) -> str:
+    """The first `MAX_ERROR_BYTES` of an error response, as far as they arrive."""
+    text = bytearray()
+    # If the body breaks off, the status is still the container's answer.
+    with suppress(aiohttp.ClientError):
+        while len(text) < MAX_ERROR_BYTES and (chunk := await response.content.read(MAX_ERROR_BYTES - len(text))):
+            text += chunk
+    return text.decode("utf-8", "replace")
+
+
+async def whole_body(body: bytes | AsyncIterator[bytes], max_bytes: int, container: str | None = None) -> bytes:
+    """Collect a container's response body.
+
+    Args:
+        body: the complete body, or an iterator over its parts.
+        max_bytes: the size limit in bytes.
+        container: the container's hostname. If None, ``primary``.
 
     Raises:
-        ConfigurationError: it is not an HTTP URL with a host.
+        ContainerFailure: the body exceeds the limit, or the container failed while sending it.
+    """
+    # AWS documents the limit but not the error; the wording is ours.
+    too_large = f"The response from container {container or PRIMARY} exceeded the limit of {max_bytes} bytes."
+    if isinstance(body, bytes):
+        if len(body) > max_bytes:
+            raise ContainerFailure(0, too_large)
+        return body
+    collected = bytearray()
+    async for part in body:
+        if len(collected) + len(part) > max_bytes:
+            raise ContainerFailure(0, too_large)
+        collected += part
+    return bytes(collected)
+
+
+async def single(body: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield a complete body as its only part."""
+    yield body
+
+
+def base_url(url: str) -> str:
+    """Return the part of a container's URL before ``/invocations``.
+
+    Raises:
+        ConfigurationError: not an HTTP URL with a host.
 
     >>> base_url("http://127.0.0.1:8080/invocations")
     'http://127.0.0.1:8080'
@@ -378,15 +413,19 @@ def base_url(url: str) -> str:
     except ValueError:
         valid = False
     if parts is None or not valid or parts.query or parts.fragment:
-        raise ConfigurationError(f"a model container's URL reads http://host:port, not {url!r}")
+        raise ConfigurationError(f"a model container's URL must have the form http://host:port; got {url!r}")
     return url.rstrip("/").removesuffix("/invocations").rstrip("/")
 
 
 def as_backend(source: Any, session: Callable[[], aiohttp.ClientSession]) -> Backend:
-    """The target for what a user gives as one.
+    """Return the backend for a callable, a URL or a container.
+
+    Args:
+        source: what the user configured.
+        session: returns the runtime's HTTP session.
 
     Raises:
-        ConfigurationError: it is none of a callable, a URL and a container.
+        ConfigurationError: the source is none of these.
     """
     if isinstance(source, str):
         return UrlBackend(source, session)
@@ -396,6 +435,6 @@ def as_backend(source: Any, session: Callable[[], aiohttp.ClientSession]) -> Bac
     if callable(source):
         return CallableBackend(cast("Handler", source))
     raise ConfigurationError(
-        f"an endpoint needs an async callable, the URL of a model container or a ModelContainer, "
-        f"not {type(source).__name__}"
+        "an endpoint must be an async callable, the URL of a model container or a ModelContainer; "
+        f"got {type(source).__name__}"
     )

@@ -1,22 +1,23 @@
-"""A local runtime as a TOML file describes it.
+"""The configuration of a local runtime in TOML.
 
 The file is read strictly: a key that is unknown, missing or of the wrong type is an error that names it.
 
     region = "us-east-1"                # also account_id, port, verify_signatures, model_timeout, stream_timeout,
-    seed = 7                            # max_body_bytes, keepalive_timeout, drain_timeout; seed makes chance repeatable
+    seed = 7                            # max_body_bytes, max_response_bytes, keepalive_timeout, drain_timeout; the
+                                        # seed makes random choices repeatable
 
-    [[credentials]]                     # accepted signatures; without them those of the environment
+    [[credentials]]                     # accepted signatures; defaults to the environment's credentials
     access_key = "AKIDEXAMPLE"          # and optionally token
     secret_key = "not-a-real-secret"
 
     [object_storage]                    # the S3 for asynchronous inference; also region
     endpoint_url = "http://127.0.0.1:8333"
-    buckets = ["results"]               # the only ones that are touched
+    buckets = ["results"]               # the only ones that are accessed
     access_key = "AKIDEXAMPLE"          # and optionally token
     secret_key = "not-a-real-secret"
 
-    [endpoints.churn]                   # one target: url, handler ("module:function") or container
-    url = "http://127.0.0.1:8080"
+    [endpoints.churn]                   # one backend: url, handler ("module:function"), container or containers; also
+    url = "http://127.0.0.1:8080"       # multi_model, model_timeout, session_seconds
 
     [endpoints.churn.async_inference]   # also max_concurrent_invocations_per_instance
     s3_output_path = "s3://results/churn"
@@ -31,11 +32,15 @@ The file is read strictly: a key that is unknown, missing or of the wrong type i
     name = "Green"
     instances = [{ url = "http://127.0.0.1:8081" }, { url = "http://127.0.0.1:8082" }]
 
+    [endpoints.pair.containers]         # a multi-container endpoint: the containers by hostname
+    first = { url = "http://127.0.0.1:8083" }
+    second = { url = "http://127.0.0.1:8084" }
+
     [[endpoints.shared.inference_components]]
     name = "adapter"
     handler = "my_models:adapter"
 
-    [[endpoints.churn.faults]]          # at the top level, [[faults]] are for all endpoints
+    [[endpoints.churn.faults]]          # at the top level, [[faults]] apply to all endpoints
     effect = "throttling"
     next = 3
 
@@ -44,9 +49,7 @@ The file is read strictly: a key that is unknown, missing or of the wrong type i
     after_bytes = 100
     every = 10                          # or probability = 0.1; operation = "InvokeEndpoint" limits any of them
 
-Paths are relative to the file. ``EFFECTS`` has the names of effects and takes their arguments.
-
-The module is long because every key of the file has its check and its message here.
+Paths are relative to the file. ``EFFECTS`` maps the names of effects to the callables that take their arguments.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ import tomllib
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ConfigurationError
@@ -68,9 +71,18 @@ from aiosmrt.local.backends import BackendSource, base_url
 from aiosmrt.local.containers import ModelContainer
 from aiosmrt.local.faultscript import Effect, Fault, Schedule
 from aiosmrt.local.objectstorage import ObjectStorage
-from aiosmrt.local.routing import AsyncInferenceConfig, EndpointConfiguration, InferenceComponent, ProductionVariant
+from aiosmrt.local.routing import (
+    AsyncInferenceConfig,
+    EndpointConfiguration,
+    InferenceComponent,
+    InstanceSource,
+    MultiContainer,
+    ProductionVariant,
+)
 
 __all__ = ["EFFECTS", "load_settings", "parse_settings"]
+
+_T = TypeVar("_T")
 
 EFFECTS: Final[Mapping[str, Callable[..., Effect]]] = {
     "throttling": faults.throttling,
@@ -106,13 +118,14 @@ _TOP_LEVEL: Final[Mapping[str, Any]] = {
     "model_timeout": float,
     "stream_timeout": float,
     "max_body_bytes": int,
+    "max_response_bytes": int,
     "keepalive_timeout": float,
     "drain_timeout": float,
 }
 
 
 class _Table:
-    """A TOML table whose keys are taken one by one; what is left over is an error."""
+    """A TOML table whose keys are taken one by one; a leftover key is an error."""
 
     def __init__(self, values: Mapping[str, Any], path: str) -> None:
         self._values = dict(values)
@@ -126,13 +139,13 @@ class _Table:
         return ConfigurationError(f"{self.name(key)}: {reason}")
 
     def take(self, key: str, kind: Any) -> Any:
-        """The value of a key, or None when it is not there."""
+        """Return the value of a key, or None if it is missing."""
         self._known.append(key)
         if key not in self._values:
             return None
         value = self._values.pop(key)
         if not _fits(value, kind):
-            raise self.error(key, f"needs {_described(kind)}, not {_shown(value)}")
+            raise self.error(key, f"must be {_described(kind)}; got {_shown(value)}")
         return float(value) if kind is float else value
 
     def need(self, key: str, kind: Any) -> Any:
@@ -146,14 +159,14 @@ class _Table:
         return None if values is None else _Table(values, self.name(key))
 
     def tables(self, key: str) -> list[_Table]:
-        listed = self.take(key, list) or []
-        for i, values in enumerate(listed):
+        items = self.take(key, list) or []
+        for i, values in enumerate(items):
             if not isinstance(values, dict):
-                raise self.error(f"{key}[{i}]", f"needs a table, not {_shown(values)}")
-        return [_Table(values, self.name(f"{key}[{i}]")) for i, values in enumerate(listed)]
+                raise self.error(f"{key}[{i}]", f"must be a table; got {_shown(values)}")
+        return [_Table(values, self.name(f"{key}[{i}]")) for i, values in enumerate(items)]
 
     def children(self) -> dict[str, _Table]:
-        """Every remaining key as a table of its own."""
+        """Return every remaining key as a table."""
         return {key: cast("_Table", self.table(key)) for key in list(self._values)}
 
     def end(self) -> None:
@@ -169,7 +182,7 @@ def load_settings(path: Path) -> dict[str, Any]:
         path: the file.
 
     Raises:
-        ConfigurationError: it cannot be read, is no TOML, or a key is unknown or has a wrong value.
+        ConfigurationError: it cannot be read, is not TOML, or a key is unknown or has an invalid value.
     """
     try:
         with path.open("rb") as file:
@@ -189,10 +202,10 @@ def parse_settings(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     Args:
         document: the document.
-        folder: what relative paths in it start from.
+        folder: the base of relative paths.
 
     Raises:
-        ConfigurationError: a key is unknown or has a wrong value.
+        ConfigurationError: a key is unknown or has an invalid value.
 
     >>> parse_settings({"region": "eu-west-1", "endpoints": {"churn": {"url": "http://127.0.0.1:8080"}}}, Path())
     ... # doctest: +ELLIPSIS
@@ -240,7 +253,7 @@ def _keys(table: _Table) -> Credentials:
 def _object_storage(table: _Table) -> ObjectStorage:
     buckets = table.need("buckets", list)
     if not all(isinstance(bucket, str) for bucket in buckets):
-        raise table.error("buckets", "needs a list of strings")
+        raise table.error("buckets", "must be a list of strings")
     region = {} if (name := table.take("region", str)) is None else {"region": name}
     endpoint_url, credentials = table.need("endpoint_url", str), _keys(table)
     table.end()
@@ -265,7 +278,7 @@ def _endpoint(table: _Table, folder: Path) -> EndpointConfiguration:
     variants = [_variant(one, folder) for one in table.tables("variants")]
     components = [_component(one, folder) for one in table.tables("inference_components")]
     if not variants and not components:
-        variants = [ProductionVariant(_target(table, folder))]
+        variants = [ProductionVariant(_instance(table, folder))]
     given = {
         key: value
         for key, kind in (("multi_model", bool), ("model_timeout", float), ("session_seconds", float))
@@ -279,36 +292,51 @@ def _endpoint(table: _Table, folder: Path) -> EndpointConfiguration:
 
 def _variant(table: _Table, folder: Path) -> ProductionVariant:
     name, weight = table.need("name", str), table.take("weight", float)
-    variant = ProductionVariant(_targets(table, folder), name, 1.0 if weight is None else weight)
+    variant = ProductionVariant(_several(table, folder, _instance), name, 1.0 if weight is None else weight)
     table.end()
     return variant
 
 
 def _component(table: _Table, folder: Path) -> InferenceComponent:
     name, variant = table.need("name", str), table.take("variant", str)
-    component = InferenceComponent(_targets(table, folder), name, variant or "AllTraffic")
+    component = InferenceComponent(_several(table, folder, _backend), name, variant or "AllTraffic")
     table.end()
     return component
 
 
-def _targets(table: _Table, folder: Path) -> list[BackendSource]:
+def _several(table: _Table, folder: Path, one: Callable[[_Table, Path], _T]) -> list[_T]:
+    """Read a table with one backend, or with several under ``instances``."""
     instances = table.take("instances", list)
     if instances is None:
-        return [_target(table, folder)]
-    targets = []
+        return [one(table, folder)]
+    found = []
     for i, values in enumerate(instances):
         if not isinstance(values, dict):
-            raise table.error(f"instances[{i}]", f"needs a table, not {_shown(values)}")
+            raise table.error(f"instances[{i}]", f"must be a table; got {_shown(values)}")
         instance = _Table(values, table.name(f"instances[{i}]"))
-        targets.append(_target(instance, folder))
+        found.append(one(instance, folder))
         instance.end()
-    return targets
+    return found
 
 
-def _target(table: _Table, folder: Path) -> BackendSource:
+def _instance(table: _Table, folder: Path) -> InstanceSource:
+    containers = table.table("containers")
+    if containers is None:
+        return _backend(table, folder)
+    backends = {}
+    for hostname, container in containers.children().items():
+        backends[hostname] = _backend(container, folder)
+        container.end()
+    try:
+        return MultiContainer(backends)
+    except ConfigurationError as error:
+        raise table.error("containers", str(error)) from error
+
+
+def _backend(table: _Table, folder: Path) -> BackendSource:
     url, handler, container = table.take("url", str), table.take("handler", str), table.table("container")
     if sum(given is not None for given in (url, handler, container)) != 1:
-        raise table.error("url", "exactly one of url, handler and container is needed")
+        raise table.error("url", "exactly one of url, handler and container is required")
     if container is not None:
         return _container(container, folder)
     if handler is not None:
@@ -323,11 +351,11 @@ def _target(table: _Table, folder: Path) -> BackendSource:
 def _container(table: _Table, folder: Path) -> ModelContainer:
     command = table.need("command", list)
     if not command or not all(isinstance(argument, str) for argument in command):
-        raise table.error("command", "needs a list of strings: the program and its arguments")
+        raise table.error("command", "must be a list of strings: the program and its arguments")
     environment = table.take("environment", dict)
     for name, value in (environment or {}).items():
         if not isinstance(value, str):
-            raise table.error(f"environment.{name}", f"needs a string, not {_shown(value)}")
+            raise table.error(f"environment.{name}", f"must be a string; got {_shown(value)}")
     folders = {key: folder / value for key in ("model_dir", "working_dir") if (value := table.take(key, str))}
     kinds = {"inherit_aws": bool, "port": int, "startup_timeout": float, "grace": float}
     others = {key: value for key, kind in kinds.items() if (value := table.take(key, kind)) is not None}
@@ -338,14 +366,14 @@ def _container(table: _Table, folder: Path) -> ModelContainer:
 def _handler(table: _Table, handler: str) -> BackendSource:
     module, _, attribute = handler.partition(":")
     if not module or not attribute:
-        raise table.error("handler", 'needs "module:function"')
+        raise table.error("handler", f'must have the form "module:function"; got {handler!r}')
     try:
-        target = getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise table.error("handler", f"cannot be imported: {error}") from error
-    if not callable(target):
-        raise table.error("handler", f"{handler} is no callable")
-    return cast("BackendSource", target)
+    if not callable(function):
+        raise table.error("handler", f"{handler} is not callable")
+    return cast("BackendSource", function)
 
 
 def _faults(table: _Table) -> list[Fault]:

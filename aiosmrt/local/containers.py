@@ -1,17 +1,17 @@
-"""Model containers as child processes, under the contract that SageMaker hosting has with a container image.
+"""Model containers as child processes, following the contract between SageMaker hosting and a container image.
 
 Theory of operation. The contract, from "Custom Inference Code with Hosting Services" in SageMaker's Developer Guide:
 the container listens on the port in ``SAGEMAKER_BIND_TO_PORT`` (8080 without it), answers ``GET /ping`` with 200 once
 it can take requests and within 2 s each time, and answers ``POST /invocations``; to end it, the service sends SIGTERM
 and, 30 s later, SIGKILL.
 
-Between us and the container stands ``supervisor.py``. It stops the container with everything that it started when our
-end of a pipe closes, which the kernel does for us should we die. So there is one way to stop, and nothing to clean up
-after a crash. A stop lets the container end in order; when whoever waits for the stop is cancelled as well, the
-container is killed at once instead, and the cancellation goes on when it is gone.
+``supervisor.py`` runs between this process and the container. It stops the container with everything that it started
+when our end of a pipe closes, which the kernel does even if this process crashes. So there is one way to stop, and
+nothing to clean up after a crash. A stop lets the container end in order; if the stop is cancelled, the container is
+killed at once, and the cancellation is raised when it is gone.
 
-States: idle → starting → running → idle. ``start`` and ``stop`` are the only transitions; a container that dies by
-itself is noticed at once by ``wait`` and by ``start``, and ``stop`` then only collects it.
+States: idle → starting → running → idle. ``start`` and ``stop`` are the only transitions; a container that ends by
+itself is noticed at once by ``wait`` and by ``start``, and ``stop`` then only reaps it.
 """
 
 from __future__ import annotations
@@ -25,35 +25,34 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Self, cast
 
 import aiohttp
 
 from aiosmrt.errors import AiosmrtError, ClientStateError
+from aiosmrt.local.tasks import finish
 
 __all__ = ["ContainerError", "ModelContainer"]
 
-_T = TypeVar("_T")
-
-PING_TIMEOUT = 2.0  # the service's own
+PING_TIMEOUT = 2.0  # as in the service
 PING_INTERVALS = (0.02, 0.05, 0.1, 0.25)  # the last one repeats
-STOP_GRACE = 30.0  # the service's own
+STOP_GRACE = 30.0  # as in the service
 MAX_OUTPUT_LINES = 200
 MAX_LINE_BYTES = 4096
 LINES_IN_ERROR = 12
-SUPERVISOR_MARGIN = 5.0  # what the supervisor may take beyond the grace period before it is killed itself
+SUPERVISOR_MARGIN = 5.0  # seconds after the grace period until the supervisor is killed itself
 
 
 class ContainerError(AiosmrtError):
     """A model container did not start, or did not become ready.
 
     Attributes:
-        returncode: its exit code, negative for a signal as in ``subprocess``; None when it was still running.
-        output: the last lines that it wrote, oldest first.
+        returncode: its exit code, negative for a signal as in ``subprocess``. None if it was still running.
+        output: the last lines of its output, oldest first.
     """
 
     def __init__(self, message: str, *, returncode: int | None = None, output: tuple[str, ...] = ()) -> None:
@@ -70,17 +69,19 @@ class ModelContainer:
 
     Args:
         command: the program and its arguments; no shell is involved.
-        environment: variables to add or replace.
-        inherit_aws: whether the child also gets this process's ``AWS_*`` variables, credentials among them.
-        model_dir: folder of the unpacked model artifact, ``/opt/ml/model`` in the service; None for none.
-        working_dir: folder to start in; None for the current one.
-        port: TCP port that the container is told to listen on; 0 for a free one, chosen at each start.
-        startup_timeout: seconds until ``/ping`` has to answer 200 (the service waits 480 by default).
-        grace: seconds between SIGTERM and SIGKILL when it is stopped.
-        on_output: called with each line that the container writes; None keeps only the last 200 lines for ``output``.
+        environment: variables to add or replace. Defaults to none.
+        inherit_aws: whether the child also gets this process's ``AWS_*`` variables, credentials included. Defaults to
+            False.
+        model_dir: folder of the unpacked model artifact, ``/opt/ml/model`` in the service. If None, not set.
+        working_dir: folder to start in. Defaults to the current one.
+        port: TCP port that the container is told to listen on. Defaults to a free one, chosen at each start.
+        startup_timeout: seconds until ``/ping`` must answer 200. Defaults to 60 (in the service, 480).
+        grace: seconds between SIGTERM and SIGKILL when it is stopped. Defaults to 30.
+        on_output: called with each line of the container's output. If None, only the last 200 lines are kept, in
+            ``output``.
 
     Raises:
-        ContainerError: by ``start``, when the container ends or stays unready.
+        ContainerError: by ``start``: the container ended or did not become ready.
 
     >>> ModelContainer(["python", "serve.py"], port=8080)
     <ModelContainer 'python serve.py' idle>
@@ -141,21 +142,21 @@ class ModelContainer:
 
     @property
     def url(self) -> str:
-        """Where the container answers: ``http://127.0.0.1:PORT``, without a slash at its end."""
+        """The base URL of the container, ``http://127.0.0.1:PORT``, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def returncode(self) -> int | None:
-        """How the last run ended: exit code, or the negative number of a signal; None before that."""
+        """The exit code of the last run, or the negative number of a signal. None until a run has ended."""
         return self._returncode
 
     @property
     def output(self) -> tuple[str, ...]:
-        """The last 200 lines of standard output and error together, each cut at 4096 bytes."""
+        """The last 200 lines of standard output and error together, each truncated to 4096 bytes."""
         return tuple(self._lines)
 
     def statistics(self) -> dict[str, int | bool | None]:
-        """Counts for reports: ``starts``, ``running``, ``port`` and the last ``returncode``."""
+        """Return counters: ``starts``, ``running``, ``port`` and the last ``returncode``."""
         return {
             "starts": self._starts,
             "running": self.running,
@@ -176,8 +177,8 @@ class ModelContainer:
         """Start the container and return when ``/ping`` answers 200.
 
         Raises:
-            ContainerError: it ended before that, or did not answer in ``startup_timeout``; it is stopped then.
-            ClientStateError: it is running already.
+            ContainerError: it ended before that, or was not ready within ``startup_timeout``; it is stopped then.
+            ClientStateError: it is already running.
         """
         if self._starting or self.running:
             raise ClientStateError(f"the container is already {self._state()}")
@@ -185,12 +186,12 @@ class ModelContainer:
             raise ContainerError("model containers need a POSIX system and a Python interpreter to supervise them")
         self._starting = True
         try:
-            await self.stop()  # of a run that ended by itself
+            await self.stop()  # reaps a run that ended by itself
             self._returncode = None
             self._lines.clear()
             self._port = self._requested_port or _free_port()
-            # Not cancellable half way: a process is either not started, or started and known to be ours.
-            run = await _uncancelled(self._spawn())
+            # Not cancellable half way: a process is either not started, or started and assigned.
+            run = await finish(self._spawn())
             await self._until_ready(run)
         except BaseException:
             await self.stop()
@@ -199,26 +200,26 @@ class ModelContainer:
             self._starting = False
 
     async def stop(self) -> None:
-        """Stop the container and everything that it started; no effect when it is not running.
+        """Stop the container and everything that it started; no effect if it is not running.
 
-        SIGTERM, then SIGKILL after ``grace``. Cancelling this skips the rest of the grace period, and still returns
-        only when no process is left. An exception out of ``on_output`` is raised here.
+        SIGTERM, then SIGKILL after ``grace``. Cancelling this skips the rest of the grace period, and it still returns
+        only when no process is left. An exception raised by ``on_output`` is raised here.
         """
         if self._run is None:
             return
         run = self._run
         if self._stopping is None:
             self._stopping = asyncio.get_running_loop().create_task(self._finish(run))
-        await _uncancelled(self._stopping, lambda: run.signal(signal.SIGTERM))
+        await finish(self._stopping, lambda: run.signal(signal.SIGTERM))
         if self._output_error is not None:
             error, self._output_error = self._output_error, None
             raise error
 
     async def wait(self) -> int:
-        """Wait until the process ends, by itself or through ``stop``, and return how (see ``returncode``).
+        """Wait until the process ends, by itself or through ``stop``; return its ``returncode``.
 
         Raises:
-            ClientStateError: it was never started.
+            ClientStateError: it has not been started.
         """
         if self._run is not None:
             return await asyncio.shield(self._run.ended)
@@ -241,6 +242,7 @@ class ModelContainer:
                 str(Path(__file__).with_name("supervisor.py")),
                 str(self._grace),
                 str(os.getpid()),
+                "",
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -257,7 +259,7 @@ class ModelContainer:
         return self._run
 
     async def _collect(self, process: asyncio.subprocess.Process) -> int:
-        """Read what the container writes until its end, then its exit code."""
+        """Read the container's output until it ends; return its exit code."""
         output = cast("asyncio.StreamReader", process.stdout)
         rest = b""
         while chunk := await output.read(65536):
@@ -278,7 +280,7 @@ class ModelContainer:
         if self._on_output is not None and self._output_error is None:
             try:
                 self._on_output(line)
-            except Exception as error:  # kept for stop(): the pipe must go on being drained, or the container blocks
+            except Exception as error:  # kept for stop(): the pipe must be drained, or the container blocks
                 self._output_error = error
 
     async def _until_ready(self, run: _Run) -> None:
@@ -288,7 +290,7 @@ class ModelContainer:
             await asyncio.wait({ready, run.ended}, timeout=self._startup_timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ready.cancel()
-            await _uncancelled(asyncio.wait({ready}))
+            await finish(asyncio.wait({ready}))
         if run.ended.done():
             code = run.ended.result()
             how = f"exit code {code}" if code >= 0 else f"signal {-code}"
@@ -302,7 +304,7 @@ class ModelContainer:
         ready.result()
 
     async def _finish(self, run: _Run) -> None:
-        """Let the supervisor stop everything, and leave nothing behind should it fail to."""
+        """Let the supervisor stop everything, and kill it if it fails to."""
         cast("asyncio.StreamWriter", run.process.stdin).close()
         done, _ = await asyncio.wait({run.ended}, timeout=self._grace + SUPERVISOR_MARGIN)
         if not done:
@@ -317,10 +319,10 @@ class ModelContainer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
-    """One life of the process: from its start until it has been collected."""
+    """One run of the process, from its start until it has been reaped."""
 
     process: asyncio.subprocess.Process
-    ended: asyncio.Task[int]  # owns the reading of the output and the wait for the exit code
+    ended: asyncio.Task[int]  # reads the output and waits for the exit code
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -328,7 +330,7 @@ class _Run:
 
 
 async def _answers_ping(url: str, answers: list[str]) -> None:
-    """Return when ``GET /ping`` gives 200; ``answers`` keeps what it gave last."""
+    """Return when ``GET /ping`` answers 200; ``answers`` holds the last outcome."""
     timeout = aiohttp.ClientTimeout(total=PING_TIMEOUT)
     connector = aiohttp.TCPConnector(force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -347,30 +349,11 @@ async def _answers_ping(url: str, answers: list[str]) -> None:
             attempt += 1
 
 
-async def _uncancelled(
-    work: Coroutine[Any, Any, _T] | asyncio.Task[_T], on_cancel: Callable[[], object] = lambda: None
-) -> _T:
-    """Await the work to its end even when cancelled meanwhile, and only then pass the cancellation on."""
-    task = work if isinstance(work, asyncio.Task) else asyncio.get_running_loop().create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-            on_cancel()
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # marked as seen: the cancellation wins over it
-        raise cancelled
-    return task.result()
-
-
 def _free_port() -> int:
-    """A TCP port of the loopback interface that is free right now; the child has to bind it itself.
+    """Return a TCP port of the loopback interface that is free now; the child must bind it itself.
 
-    It is taken below the ports that systems hand out by themselves (from 32768 on Linux, 49152 elsewhere), so that no
-    connection and no other server gets it by chance before the container, which may be seconds in starting, binds it.
+    It is below the ephemeral ports (from 32768 on Linux, 49152 elsewhere), so that no connection and no other server
+    gets it by chance before the container, which may take seconds to start, binds it.
     """
     for port in (*(20_000 + secrets.randbelow(12_000) for _ in range(50)), 0):
         with socket.socket() as listener:
@@ -380,4 +363,4 @@ def _free_port() -> int:
                 continue
             chosen: int = listener.getsockname()[1]
             return chosen
-    raise ContainerError("there is no free TCP port")
+    raise ContainerError("no free TCP port was found")

@@ -1,8 +1,8 @@
-"""What the local runtime answers besides a model's own reply: the service's errors, word for word where known.
+"""Error responses of the local runtime, in the service's own words where those are known.
 
-The sentences are those that AWS's service has been seen to give (public reports and documentation); where none is
-known, the sentence is ours and says so in its function. Every error travels as the service's do: the code in
-``x-amzn-errortype``, and a JSON object with ``Message`` and the error's other members.
+The messages are the ones that AWS's service sends according to public reports and documentation. Where its wording is
+unknown, the message is ours, and the function's docstring says so. Every error is encoded as the service encodes it:
+the code in ``x-amzn-errortype``, and a JSON object with ``Message`` and the error's other members.
 """
 
 from __future__ import annotations
@@ -17,35 +17,47 @@ __all__ = [
     "ErrorAnswer",
     "ErrorReply",
     "access_denied",
+    "asynchronous_only",
+    "body_too_large",
+    "container_not_found",
+    "container_required",
+    "container_unsupported",
     "endpoint_not_found",
     "model_error",
     "model_not_ready",
+    "model_timed_out",
+    "synchronous_only",
+    "target_model_required",
+    "target_model_unsupported",
     "unknown_operation",
     "validation_error",
 ]
 
 MAX_MESSAGE_CHARACTERS: Final = 2048  # the service model's Message shape
+PRIMARY: Final = "primary"  # the service's name for the container of an endpoint with a single container
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What an error's text may speak of.
+    """The facts of a call that error messages mention.
 
     Args:
-        region: the region that the runtime plays.
-        account_id: the account that the runtime plays, 12 digits.
-        endpoint: the endpoint's name; empty where the path names none.
+        region: the region of the runtime.
+        account_id: the account of the runtime, 12 digits.
+        endpoint: the endpoint's name; empty if the path names no endpoint.
         now: the time of the call in epoch seconds.
+        request_id: the request's ``x-amzn-RequestId``. Defaults to an empty string.
     """
 
     region: str
     account_id: str
     endpoint: str
     now: float
+    request_id: str = ""
 
     @property
     def log_stream_arn(self) -> str:
-        """The log group that a ModelError points to.
+        """The log group that a ModelError refers to.
 
         >>> CallContext("eu-west-1", "123456789012", "churn", 0.0).log_stream_arn
         'arn:aws:logs:eu-west-1:123456789012:log-group:/aws/sagemaker/Endpoints/churn'
@@ -54,7 +66,7 @@ class CallContext:
 
     @property
     def console_link(self) -> str:
-        """The sentence with which the service ends a ModelError's message."""
+        """The last sentence of a ModelError's message."""
         return (
             f"See https://{self.region}.console.aws.amazon.com/cloudwatch/home?region={self.region}"
             f"#logEventViewer:group=/aws/sagemaker/Endpoints/{self.endpoint} in account {self.account_id} "
@@ -64,17 +76,17 @@ class CallContext:
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """An HTTP error as the service, or something in front of it, gives it.
+    """An HTTP error response of the service or of a proxy in front of it.
 
     Args:
         status: the HTTP status.
-        code: goes into ``x-amzn-errortype``; None leaves that header out, as a load balancer does.
-        message: the JSON body's ``Message``; None is sent as null.
-        members: further members of the JSON body.
-        retry_after: the hint ``x-amz-retry-after`` in seconds (milliseconds on the wire); None sends none.
-        body: sent in place of the JSON object, an HTML page for one.
-        content_type: the content type of the body.
-        message_key: the member that holds the message.
+        code: the value of ``x-amzn-errortype``. If None, the header is omitted, as by a load balancer.
+        message: the JSON body's ``Message``. Defaults to null.
+        members: further members of the JSON body. Defaults to none.
+        retry_after: the hint ``x-amz-retry-after`` in seconds (milliseconds on the wire). If None, it is omitted.
+        body: the body to send instead of the JSON object, such as an HTML page. If None, the JSON object is sent.
+        content_type: the content type of the body. Defaults to ``application/json``.
+        message_key: the member that holds the message. Defaults to ``Message``.
     """
 
     status: int
@@ -87,7 +99,7 @@ class ErrorAnswer:
     message_key: str = "Message"
 
     def headers(self) -> list[tuple[str, str]]:
-        """The error's own headers."""
+        """Return the headers of the response."""
         headers = [("Content-Type", self.content_type)]
         if self.code is not None:
             headers.append(("x-amzn-errortype", self.code))
@@ -96,7 +108,7 @@ class ErrorAnswer:
         return headers
 
     def encoded(self) -> bytes:
-        """The body as sent.
+        """Return the body of the response.
 
         >>> ErrorAnswer(400, "ValidationError", "no").encoded()
         b'{"Message": "no"}'
@@ -107,20 +119,25 @@ class ErrorAnswer:
 
 
 class ErrorReply(Exception):
-    """Ends the handling of a request with an error answer."""
+    """Ends the handling of a request with an error response."""
 
     def __init__(self, answer: ErrorAnswer) -> None:
         super().__init__(f"{answer.status} {answer.code}")
         self.answer = answer
 
 
-def validation_error(message: str) -> ErrorAnswer:
-    """The service's answer to a request that it cannot serve as asked."""
-    return ErrorAnswer(400, "ValidationError", message)
+def validation_error(message: str, error_code: str | None = None) -> ErrorAnswer:
+    """Reject a request that the service cannot serve as asked.
+
+    Args:
+        message: the message.
+        error_code: the body's member ``ErrorCode``, which the service sends with some of them. If None, it is omitted.
+    """
+    return ErrorAnswer(400, "ValidationError", message, {} if error_code is None else {"ErrorCode": error_code})
 
 
 def endpoint_not_found(context: CallContext) -> ErrorAnswer:
-    """The service's answer for an endpoint that does not exist.
+    """Reject a call to an endpoint that does not exist.
 
     >>> endpoint_not_found(CallContext("eu-west-1", "123456789012", "churn", 0.0)).message
     'Endpoint churn of account 123456789012 not found.'
@@ -128,8 +145,63 @@ def endpoint_not_found(context: CallContext) -> ErrorAnswer:
     return validation_error(f"Endpoint {context.endpoint} of account {context.account_id} not found.")
 
 
+def asynchronous_only(context: CallContext, operation: str) -> ErrorAnswer:
+    """Reject a synchronous or streaming call to an asynchronous endpoint; the wording is ours."""
+    return validation_error(
+        f"Endpoint {context.endpoint} of account {context.account_id} is an asynchronous inference endpoint and does "
+        f"not support {operation}. Use InvokeEndpointAsync."
+    )
+
+
+def synchronous_only(context: CallContext) -> ErrorAnswer:
+    """Reject an asynchronous call to an endpoint without asynchronous inference; the wording is ours."""
+    return validation_error(
+        f"Endpoint {context.endpoint} of account {context.account_id} does not have an asynchronous inference "
+        "configuration."
+    )
+
+
+def target_model_unsupported(context: CallContext) -> ErrorAnswer:
+    """Reject a TargetModel for an endpoint with a single model."""
+    return validation_error(
+        f"Endpoint {context.endpoint} is not a multi-model endpoint and does not support target model header.",
+        "TARGET_MODEL_HEADER_NOT_SUPPORTED",
+    )
+
+
+def target_model_required(context: CallContext) -> ErrorAnswer:
+    """Reject a call without TargetModel to a multi-model endpoint; the ErrorCode is ours."""
+    return validation_error(
+        f"Request {context.request_id} is missing a target model header.", "TARGET_MODEL_HEADER_MISSING"
+    )
+
+
+def container_unsupported(context: CallContext) -> ErrorAnswer:
+    """Reject a TargetContainerHostname for an endpoint without direct invocation; wording and ErrorCode are ours."""
+    return validation_error(
+        f"Endpoint {context.endpoint} is not configured for direct invocation and does not support target container "
+        "hostname header.",
+        "TARGET_CONTAINER_HOSTNAME_HEADER_NOT_SUPPORTED",
+    )
+
+
+def container_required(context: CallContext) -> ErrorAnswer:
+    """Reject a call without TargetContainerHostname to a multi-container endpoint; wording and ErrorCode are ours."""
+    return validation_error(
+        f"Request {context.request_id} is missing a target container hostname header.",
+        "TARGET_CONTAINER_HOSTNAME_HEADER_MISSING",
+    )
+
+
+def container_not_found(context: CallContext, hostname: str) -> ErrorAnswer:
+    """Reject a TargetContainerHostname that the endpoint does not have; the wording is ours."""
+    return validation_error(
+        f"Container {hostname} of Endpoint {context.endpoint} of account {context.account_id} not found."
+    )
+
+
 def model_not_ready() -> ErrorAnswer:
-    """The answer while a model's container does not answer its pings yet."""
+    """Reject a call to a container that does not yet answer its pings."""
     return ErrorAnswer(
         429,
         "ModelNotReadyException",
@@ -138,13 +210,16 @@ def model_not_ready() -> ErrorAnswer:
     )
 
 
-def model_error(context: CallContext, original_status: int, original_message: str) -> ErrorAnswer:
-    """The service's ModelError for what a container answered.
+def model_error(
+    context: CallContext, original_status: int, original_message: str, container: str = PRIMARY
+) -> ErrorAnswer:
+    """Report a container's failure as a ModelError.
 
     Args:
         context: the call's endpoint, region and account.
-        original_status: the container's HTTP status; 0 when it gave no answer.
+        original_status: the container's HTTP status; 0 if it did not answer.
         original_message: the container's body as text.
+        container: the container's hostname. Defaults to ``primary``, the only one of most endpoints.
     """
     side, error_code = (
         ("client", "CLIENT_ERROR_FROM_MODEL")
@@ -152,7 +227,7 @@ def model_error(context: CallContext, original_status: int, original_message: st
         else ("server", "INTERNAL_FAILURE_FROM_MODEL")
     )
     message = (
-        f'Received {side} error ({original_status}) from primary with message "{original_message}". '
+        f'Received {side} error ({original_status}) from {container} with message "{original_message}". '
         f"{context.console_link}"
     )
     return ErrorAnswer(
@@ -168,18 +243,30 @@ def model_error(context: CallContext, original_status: int, original_message: st
     )
 
 
+def model_timed_out(container: str | None = None) -> str:
+    """Return the service's message for a container that does not answer in time.
+
+    Args:
+        container: the container's hostname. If None, ``primary``.
+    """
+    return (
+        f"Your invocation timed out while waiting for a response from container {container or PRIMARY}. Review the "
+        "latency metrics for each container in Amazon CloudWatch, resolve the issue, and try again."
+    )
+
+
 def unknown_operation() -> ErrorAnswer:
-    """The AWS front end's answer to a path or method that belongs to no operation."""
+    """Reject a path or method that matches no operation, as AWS's front end does."""
     return ErrorAnswer(
         404, "UnknownOperationException", body=b"<UnknownOperationException/>\n", content_type="application/xml"
     )
 
 
 def body_too_large(max_body_bytes: int) -> ErrorAnswer:
-    """The AWS front end's answer to a body above the service's limit."""
+    """Reject a request body over the service's limit, as AWS's front end does."""
     return ErrorAnswer(413, None, f"HTTP content length exceeded {max_body_bytes} bytes.")
 
 
 def access_denied(status: int, code: str, message: str) -> ErrorAnswer:
-    """An answer of AWS's authentication, which writes its member ``message`` in lower case."""
+    """Reject a request as AWS's authentication does, with the member ``message`` in lower case."""
     return ErrorAnswer(status, code, message, message_key="message")

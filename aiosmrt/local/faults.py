@@ -1,17 +1,17 @@
-"""Scripted faults: what goes wrong at an endpoint, and when.
+"""Scripted faults: failures of an endpoint, and the calls that they apply to.
 
-A ``Fault`` joins an effect with a schedule, a set of calls. Effects act at one of four stages of an exchange, and at
-most one effect acts at each, the first in the script whose schedule says so:
+A ``Fault`` joins an effect with a schedule, a set of calls. Effects apply at one of four stages of an exchange, and at
+most one effect applies at each, the first in the script whose schedule includes the call:
 
 - ``clock``: the server's time is off (``SkewedClock``);
-- ``answer``: something other than the model answers, or nothing does (``ErrorAnswer`` and its named forms,
+- ``answer``: an error replaces the model's response, or nothing is sent (``ErrorAnswer`` and its named forms,
   ``ModelFailure``, ``ResetBeforeHeaders``, ``CloseBeforeHeaders``, ``Stall``);
-- ``body``: what happens to the answer's body (``ResetAfterHeaders``, ``Truncate``, ``Corrupt``, ``StallInBody``,
-  ``Drip``, ``StreamFailure``);
-- ``connection``: what happens to the connection afterwards (``IdleClose``).
+- ``body``: the response's body breaks, stops or crawls (``ResetAfterHeaders``, ``Truncate``, ``Corrupt``,
+  ``StallInBody``, ``Drip``, ``StreamFailure``);
+- ``connection``: the connection closes afterwards (``IdleClose``).
 
-Every call that names the endpoint counts, whether its signature holds or not; each attempt of a retried call is a call.
-``next`` counts the calls on which it acted, ``every`` counts all calls.
+Every call that names the endpoint counts, whether its signature is valid or not; each attempt of a retried call is a
+call. ``next`` counts the calls to which a fault applied, ``every`` counts all calls.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ __all__ = [
 
 
 class ErrorEffect(Effect, ABC):
-    """An effect that answers with an error in the model's place."""
+    """An effect that replaces the model's response with an error."""
 
     __slots__ = ()
     stage: ClassVar[Stage] = "answer"
 
     @abstractmethod
     def error(self, context: CallContext) -> ErrorAnswer:
-        """What is answered."""
+        """Return the error response."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkewedClock(Effect):
-    """The server's clock is off, in its ``Date`` header and in its check of signatures.
+    """The server's clock is off, in its ``Date`` header and in its verification of signatures.
 
     Args:
-        seconds: how far ahead it is; negative for behind.
+        seconds: how far it is ahead; negative for behind.
     """
 
     seconds: float
@@ -87,11 +87,11 @@ class SkewedClock(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Replaced(ErrorEffect):
-    """Something answers in the model's place.
+    """An error response replaces the model's.
 
     Args:
-        answer: the answer.
-        label: its name in the request log.
+        answer: the error response.
+        label: its name in the request log. Defaults to ``replaced``.
     """
 
     answer: ErrorAnswer
@@ -99,11 +99,11 @@ class Replaced(ErrorEffect):
 
     @property
     def name(self) -> str:
-        """The error's own name."""
+        """The error's name."""
         return self.label
 
     def error(self, context: CallContext) -> ErrorAnswer:
-        """What is answered."""
+        """Return the error response."""
         return self.answer
 
 
@@ -112,39 +112,39 @@ class ModelFailure(ErrorEffect):
     """The container fails: a ModelError.
 
     Args:
-        status: the container's HTTP status; 0 for a container that gave no answer.
-        message: the container's error text.
+        status: the container's HTTP status; 0 for a container that did not answer. Defaults to 500.
+        message: the container's error text. Defaults to ``Internal Server Error``.
     """
 
     status: int = 500
     message: str = "Internal Server Error"
 
     def error(self, context: CallContext) -> ErrorAnswer:
-        """What is answered."""
+        """Return the error response."""
         return model_error(context, self.status, self.message)
 
 
 @dataclass(frozen=True, slots=True)
 class SignatureExpired(ErrorEffect):
-    """The signature is refused as too old, whatever its date.
+    """The signature is rejected as too old, whatever its date.
 
     Args:
-        seconds: how old it is said to be.
+        seconds: the age in the error's message. Defaults to 900.
     """
 
     seconds: float = 900.0
 
     def error(self, context: CallContext) -> ErrorAnswer:
-        """What is answered."""
+        """Return the error response."""
         return signature_expired(amz_date(context.now - self.seconds), context.now)
 
 
 @dataclass(frozen=True, slots=True)
 class ResetBeforeHeaders(Effect):
-    """The connection is reset (TCP RST) before any byte of the answer.
+    """The connection is reset (TCP RST) before any byte of the response.
 
     Args:
-        after_model: whether the model runs first, so that its work is done and the answer lost.
+        after_model: whether the model runs first, so that its response is lost. Defaults to False.
     """
 
     after_model: bool = False
@@ -153,10 +153,10 @@ class ResetBeforeHeaders(Effect):
 
 @dataclass(frozen=True, slots=True)
 class CloseBeforeHeaders(Effect):
-    """The connection is closed in order (TCP FIN) before any byte of the answer.
+    """The connection is closed in order (TCP FIN) before any byte of the response.
 
     Args:
-        after_model: whether the model runs first.
+        after_model: whether the model runs first. Defaults to False.
     """
 
     after_model: bool = False
@@ -165,10 +165,10 @@ class CloseBeforeHeaders(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Stall(Effect):
-    """Nothing happens for a while; then the call goes on to the model.
+    """The call waits, then continues to the model.
 
     Args:
-        seconds: how long; None until the runtime's ``release_stalled``.
+        seconds: how long. If None, until the runtime's ``release_stalled``.
     """
 
     seconds: float | None = None
@@ -176,12 +176,12 @@ class Stall(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResetAfterHeaders(Effect):
-    """The connection is reset (TCP RST) after the answer's head and part of its body.
+class BodyEffect(Effect):
+    """An effect at an offset in the body.
 
     Args:
-        after_parts: messages of a response stream that are sent whole first.
-        after_bytes: bytes of the body that follow them.
+        after_parts: messages of a response stream that are sent whole first. Defaults to 0.
+        after_bytes: bytes of the body after these messages. Defaults to 0.
     """
 
     after_parts: int = 0
@@ -190,59 +190,59 @@ class ResetAfterHeaders(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Truncate(Effect):
+class ResetAfterHeaders(BodyEffect):
+    """The connection is reset (TCP RST) at an offset in the body.
+
+    Args:
+        after_parts: messages of a response stream that are sent whole first. Defaults to 0.
+        after_bytes: bytes of the body after these messages. Defaults to 0.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncate(BodyEffect):
     """The body ends early.
 
     Args:
-        after_parts: messages of a response stream that are sent whole first.
-        after_bytes: bytes of the body that follow them; inside a message they cut its frame.
-        clean_ending: whether the HTTP framing ends as if all were well (a chunked body with its last chunk); the
-            connection is closed in the middle otherwise.
+        after_parts: messages of a response stream that are sent whole first. Defaults to 0.
+        after_bytes: bytes of the body after these messages; inside a message they cut its frame. Defaults to 0.
+        clean_ending: whether the HTTP framing ends as if the body were complete (a chunked body with its last chunk).
+            If False, the connection is closed instead. Defaults to False.
     """
 
-    after_parts: int = 0
-    after_bytes: int = 0
     clean_ending: bool = False
-    stage: ClassVar[Stage] = "body"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Corrupt(Effect):
-    """One byte of the body arrives inverted.
+class Corrupt(BodyEffect):
+    """One byte of the body is inverted.
 
     Args:
-        after_parts: messages of a response stream that are sent whole first.
-        after_bytes: bytes of the body between them and the damaged one.
+        after_parts: messages of a response stream that are sent whole first. Defaults to 0.
+        after_bytes: bytes of the body between these messages and the inverted one. Defaults to 0.
     """
-
-    after_parts: int = 0
-    after_bytes: int = 0
-    stage: ClassVar[Stage] = "body"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StallInBody(Effect):
-    """The body stops for a while, then goes on.
+class StallInBody(BodyEffect):
+    """The body stops for a while, then continues.
 
     Args:
-        after_parts: messages of a response stream that are sent whole first.
-        after_bytes: bytes of the body that follow them.
-        seconds: how long; None until the runtime's ``release_stalled``.
+        after_parts: messages of a response stream that are sent whole first. Defaults to 0.
+        after_bytes: bytes of the body after these messages. Defaults to 0.
+        seconds: how long. If None, until the runtime's ``release_stalled``.
     """
 
-    after_parts: int = 0
-    after_bytes: int = 0
     seconds: float | None = None
-    stage: ClassVar[Stage] = "body"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drip(Effect):
-    """The body comes in small pieces with pauses between them.
+    """The body is sent in small pieces with pauses between them.
 
     Args:
-        piece_bytes: the size of a piece.
-        seconds: the pause after each.
+        piece_bytes: the size of a piece. Defaults to 1.
+        seconds: the pause after each piece. Defaults to 0.01.
     """
 
     piece_bytes: int = 1
@@ -251,18 +251,19 @@ class Drip(Effect):
 
     def __post_init__(self) -> None:
         if self.piece_bytes < 1:
-            raise ConfigurationError(f"a piece has at least one byte, not {self.piece_bytes}")
+            raise ConfigurationError(f"piece_bytes must be an integer >= 1; got {self.piece_bytes}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamFailure(Effect):
-    """A response stream ends with an exception message; other answers are left alone.
+    """A response stream ends with an exception message; other responses are unchanged.
 
     Args:
-        after_parts: messages that are sent first; fewer if the model gives fewer.
-        exception: ``ModelStreamError`` or ``InternalStreamFailure``.
+        after_parts: messages that are sent first, or as many as the model yields. Defaults to 0.
+        exception: ``ModelStreamError`` or ``InternalStreamFailure``. Defaults to ``ModelStreamError``.
         error_code: the ``ErrorCode`` of a ModelStreamError: ``StreamBroken`` or ``ModelInvocationTimeExceeded``.
-        message: its text.
+            Defaults to ``StreamBroken``.
+        message: its text. Defaults to a general one.
     """
 
     after_parts: int = 0
@@ -273,15 +274,17 @@ class StreamFailure(Effect):
 
     def __post_init__(self) -> None:
         if self.exception not in ("ModelStreamError", "InternalStreamFailure"):
-            raise ConfigurationError(f"{self.exception!r} is neither ModelStreamError nor InternalStreamFailure")
+            raise ConfigurationError(
+                f"exception must be ModelStreamError or InternalStreamFailure; got {self.exception!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class IdleClose(Effect):
-    """The connection is closed without notice once the answer is out, though the answer kept it alive.
+    """The connection is closed without notice after the response, although the response kept it alive.
 
     Args:
-        seconds: how long after.
+        seconds: how long after. Defaults to 0.
     """
 
     seconds: float = 0.0
@@ -289,13 +292,13 @@ class IdleClose(Effect):
 
 
 def throttling(retry_after: float | None = None) -> Replaced:
-    """ThrottlingException: 400, the type only in the header, a null message; the hint is in seconds."""
+    """ThrottlingException: 400, the type only in the header, a null message; ``retry_after`` is in seconds."""
     answer = ErrorAnswer(400, "ThrottlingException", None, retry_after=retry_after, message_key="message")
     return Replaced(answer, "throttling")
 
 
 def too_many_requests(retry_after: float | None = None) -> Replaced:
-    """A bare 429 with an empty body, as a proxy gives it."""
+    """A bare 429 with an empty body, as from a proxy."""
     return Replaced(ErrorAnswer(429, None, body=b"", retry_after=retry_after), "too_many_requests")
 
 
@@ -312,10 +315,8 @@ def internal_failure(retry_after: float | None = None) -> Replaced:
 
 def service_unavailable(retry_after: float | None = None) -> Replaced:
     """ServiceUnavailable, 503."""
-    answer = ErrorAnswer(503, "ServiceUnavailable", "The service is unavailable. Try your call again.")
-    return Replaced(
-        ErrorAnswer(answer.status, answer.code, answer.message, retry_after=retry_after), "service_unavailable"
-    )
+    message = "The service is unavailable. Try your call again."
+    return Replaced(ErrorAnswer(503, "ServiceUnavailable", message, retry_after=retry_after), "service_unavailable")
 
 
 def bad_gateway() -> Replaced:

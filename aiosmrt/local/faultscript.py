@@ -1,4 +1,4 @@
-"""When scripted faults act: schedules, and the script of an endpoint.
+"""Schedules of scripted faults, and the script of an endpoint.
 
 >>> from aiosmrt.local.faults import ResetBeforeHeaders, throttling
 >>> script = FaultScript([throttling().next(1), ResetBeforeHeaders().every(3)], random.Random(7))
@@ -23,13 +23,13 @@ Stage = Literal["clock", "answer", "body", "connection"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Which calls of an endpoint are meant.
+    """A set of calls of an endpoint.
 
     Args:
-        next: as many calls, from the next one on; None for no limit.
-        every: each n-th call; None for each.
-        probability: the chance of each call, from 0 to 1; None for certain.
-        operation: only calls of the operation with this name; None for all. Only these are counted.
+        next: this many calls, starting with the next one. If None, no limit.
+        every: each n-th call. If None, each.
+        probability: the chance of each call, from 0 to 1. If None, 1.
+        operation: only calls of the operation with this name, and only these are counted. If None, all.
 
     Raises:
         ConfigurationError: a number out of range, or an unknown operation.
@@ -42,13 +42,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.next is not None and self.next < 1:
-            raise ConfigurationError(f"next counts calls from 1, not {self.next}")
+            raise ConfigurationError(f"next must be an integer >= 1; got {self.next}")
         if self.every is not None and self.every < 1:
-            raise ConfigurationError(f"every counts calls from 1, not {self.every}")
+            raise ConfigurationError(f"every must be an integer >= 1; got {self.every}")
         if self.probability is not None and not 0 <= self.probability <= 1:
-            raise ConfigurationError(f"a probability is from 0 to 1, not {self.probability}")
+            raise ConfigurationError(f"probability must be a number from 0 to 1; got {self.probability}")
         if self.operation is not None and self.operation not in BY_NAME:
-            raise ConfigurationError(f"{self.operation!r} is no operation; there are {', '.join(BY_NAME)}")
+            raise ConfigurationError(f"operation must be one of {', '.join(BY_NAME)}; got {self.operation!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Fault:
     """An effect on scheduled calls.
 
     Args:
-        effect: what goes wrong.
-        schedule: when.
+        effect: the effect.
+        schedule: the calls.
     """
 
     effect: Effect
@@ -65,7 +65,7 @@ class Fault:
 
 
 class Effect:
-    """Something that goes wrong in an exchange; its methods say when."""
+    """A failure in an exchange; its methods schedule it."""
 
     __slots__ = ()
     stage: ClassVar[Stage]
@@ -76,19 +76,19 @@ class Effect:
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("_")
 
     def next(self, calls: int = 1, *, operation: str | None = None) -> Fault:
-        """On the next so many calls."""
+        """Schedule it for this many calls, starting with the next one. Defaults to one."""
         return Fault(self, Schedule(next=calls, operation=operation))
 
     def every(self, calls: int, *, operation: str | None = None) -> Fault:
-        """On each n-th call."""
+        """Schedule it for each n-th call."""
         return Fault(self, Schedule(every=calls, operation=operation))
 
     def with_probability(self, probability: float, *, operation: str | None = None) -> Fault:
-        """On each call with this chance, drawn from the runtime's random source."""
+        """Schedule it for each call with this chance, drawn from the runtime's random source."""
         return Fault(self, Schedule(probability=probability, operation=operation))
 
     def always(self, *, operation: str | None = None) -> Fault:
-        """On every call."""
+        """Schedule it for every call."""
         return Fault(self, Schedule(operation=operation))
 
 
@@ -99,14 +99,14 @@ Faults = Effect | Fault | Iterable[Effect | Fault]
 class _Entry:
     fault: Fault
     calls: int = 0
-    acted: int = 0
+    applied: int = 0
 
 
 class FaultScript:
-    """The faults of one endpoint, with how often each has acted.
+    """The faults of one endpoint, and how often each has been applied.
 
     Args:
-        faults: in order of precedence; a bare effect acts always.
+        faults: in order of precedence; a bare effect applies to every call.
         chance: the source of random numbers.
     """
 
@@ -125,32 +125,32 @@ class FaultScript:
         self._entries.clear()
 
     def effects(self, operation: str) -> dict[Stage, Effect]:
-        """What acts on the call that comes now, by stage; counts it."""
-        acting: dict[Stage, Effect] = {}
+        """Count a call, and return the effects that apply to it, by stage."""
+        effects: dict[Stage, Effect] = {}
         for entry in self._entries:
             schedule, effect = entry.fault.schedule, entry.fault.effect
             if schedule.operation is not None and schedule.operation != operation:
                 continue
             entry.calls += 1
             due = (
-                (schedule.next is None or entry.acted < schedule.next)
+                (schedule.next is None or entry.applied < schedule.next)
                 and (schedule.every is None or entry.calls % schedule.every == 0)
                 and (schedule.probability is None or self._chance.random() < schedule.probability)
             )
-            if due and effect.stage not in acting:
-                entry.acted += 1
-                acting[effect.stage] = effect
-        return acting
+            if due and effect.stage not in effects:
+                entry.applied += 1
+                effects[effect.stage] = effect
+        return effects
 
 
 def as_faults(faults: Faults) -> list[Effect | Fault]:
-    """One fault or several as a list.
+    """Return one fault or several as a list.
 
     Raises:
-        ConfigurationError: something else is among them.
+        ConfigurationError: something other than a fault is among them.
     """
-    listed = [faults] if isinstance(faults, (Effect, Fault)) else list(faults)
-    for fault in listed:
+    items = [faults] if isinstance(faults, (Effect, Fault)) else list(faults)
+    for fault in items:
         if not isinstance(fault, (Effect, Fault)):
-            raise ConfigurationError(f"a fault is an effect or a Fault, not {type(fault).__name__}")
-    return listed
+            raise ConfigurationError(f"a fault must be an effect or a Fault; got {type(fault).__name__}")
+    return items

@@ -1,8 +1,8 @@
-"""From a checked call to the reply that goes out: route, headers for the container, its answer, the session.
+"""The way from a validated call to its reply: route, headers for the container, the container's response, the session.
 
-The reply of a response stream is an iterator of encoded messages. What a container does wrong before its head is a
-ModelError with an HTTP status of its own; after that the status has been sent, and the stream ends with an exception
-message instead.
+The reply of a response stream is an iterator of encoded messages. A container that fails before its response head is a
+ModelError with an HTTP error status; afterwards the status has been sent, and the stream ends with an exception message
+instead.
 """
 
 from __future__ import annotations
@@ -18,27 +18,35 @@ from typing import Final
 
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt._wire.operations import Operation
-from aiosmrt.local.backends import ContainerFailure, ContainerReply, Invocation, Route
-from aiosmrt.local.error_responses import CallContext, ErrorReply, endpoint_not_found, model_error, validation_error
+from aiosmrt.local.backends import ContainerFailure, ContainerReply, Invocation, Route, single, whole_body
+from aiosmrt.local.error_responses import (
+    PRIMARY,
+    CallContext,
+    ErrorReply,
+    asynchronous_only,
+    endpoint_not_found,
+    model_error,
+    model_timed_out,
+    target_model_required,
+    target_model_unsupported,
+    validation_error,
+)
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.routing import Endpoint
 from aiosmrt.local.sessions import CLOSED_SESSION_HEADER, NEW_SESSION, announced_session
 
-__all__ = ["MODEL_TIMEOUT", "STREAM_TIMEOUT", "Invoker", "Reply"]
+__all__ = ["MAX_RESPONSE_BYTES", "MODEL_TIMEOUT", "STREAM_TIMEOUT", "Invoker", "Reply"]
 
-MODEL_TIMEOUT: Final = 60.0  # seconds that a real-time model has to answer, as AWS documents it
-STREAM_TIMEOUT: Final = 480.0  # likewise for a whole response stream
-MAX_PART_BYTES: Final = 4 * 1024 * 1024  # far below the frame format's limit; larger chunks of a container are cut
+MODEL_TIMEOUT: Final = 60.0  # seconds that AWS documents for a real-time model to answer
+STREAM_TIMEOUT: Final = 480.0  # seconds that AWS documents for a whole response stream
+MAX_RESPONSE_BYTES: Final = 25 * 1024 * 1024  # AWS's documented limit for real-time endpoints
+MAX_PART_BYTES: Final = 4 * 1024 * 1024  # far below the frame format's limit; larger chunks of a container are split
 
 EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
-NO_ANSWER: Final = (
-    "Your invocation timed out while waiting for a response from container primary. Review the latency metrics for "
-    "each container in Amazon CloudWatch, resolve the issue, and try again."
-)
 
-# Request members that are handed on to the container, and under which header. Accept has a header of its own in the
-# service's API for streams; the container gets the plain one. DJL Serving and vLLM read the API's name.
-_HANDED_ON: Final = {
+# Request members that are passed on to the container, with their headers there. The service's API for streams renames
+# Accept; the container gets the plain header. DJL Serving and vLLM read the forwarded API's name.
+_FORWARDED: Final = {
     "ContentType": "Content-Type",
     "Accept": "Accept",
     "CustomAttributes": "X-Amzn-SageMaker-Custom-Attributes",
@@ -51,11 +59,11 @@ _FORWARDED_API: Final = "X-Amzn-SageMaker-Forwarded-Api"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A successful answer.
+    """A successful response.
 
     Args:
-        headers: its own headers.
-        body: all of it, or the encoded messages of a response stream, one by one, as they come.
+        headers: the headers of the response.
+        body: the complete body, or the encoded messages of a response stream as they arrive.
     """
 
     headers: list[tuple[str, str]]
@@ -67,9 +75,11 @@ class Invoker:
 
     Args:
         endpoints: by name.
-        chance: the source of random numbers: variants, instances, session ids.
-        model_timeout: seconds that a model has to begin its answer, and outside of streams to end it.
-        stream_timeout: seconds that a response stream may take in all.
+        chance: the source of random numbers for variants, instances and session ids.
+        model_timeout: seconds that a model has to start its response, and outside of streams to complete it. Defaults
+            to 60.
+        stream_timeout: total seconds that a response stream may take. Defaults to 480.
+        max_response_bytes: the largest response body of a container outside of streams. Defaults to 25 MiB.
     """
 
     def __init__(
@@ -79,17 +89,19 @@ class Invoker:
         chance: random.Random,
         model_timeout: float = MODEL_TIMEOUT,
         stream_timeout: float = STREAM_TIMEOUT,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         self._endpoints = endpoints
         self._chance = chance
         self._model_timeout = model_timeout
         self._stream_timeout = stream_timeout
+        self._max_response_bytes = max_response_bytes
 
     def endpoint(self, context: CallContext) -> Endpoint:
-        """The endpoint that a call names.
+        """Return the endpoint that a call names.
 
         Raises:
-            ErrorReply: there is none of that name.
+            ErrorReply: the endpoint does not exist.
         """
         endpoint = self._endpoints.get(context.endpoint)
         if endpoint is None:
@@ -109,100 +121,110 @@ class Invoker:
 
         Args:
             operation: the operation.
-            parameters: its checked members.
+            parameters: its validated members.
             body: its payload.
-            context: where and when.
-                record: told the variant and an error inside the stream.
+            context: the facts of the call.
+            record: updated with the variant and with an error inside the stream.
 
         Raises:
-            ErrorReply: on entering, with the service's answer to a call that fails.
+            ErrorReply: on entering: the call failed.
         """
         endpoint = self.endpoint(context)
         configuration = endpoint.configuration
-        if not configuration.multi_model and "TargetModel" in parameters:
-            raise ErrorReply(
-                validation_error(
-                    f"Endpoint {context.endpoint} is not a multi-model endpoint and does not support target model "
-                    "header."
-                )
-            )
+        if configuration.async_inference is not None:
+            raise ErrorReply(asynchronous_only(context, operation.name))
+        if configuration.multi_model != ("TargetModel" in parameters):
+            missing = configuration.multi_model
+            raise ErrorReply(target_model_required(context) if missing else target_model_unsupported(context))
         route = self.route(endpoint, parameters, context)
         record.variant = route.variant
         invocation = self._invocation(operation, parameters, body, route, context)
         model_timeout = configuration.model_timeout or self._model_timeout
         stream_ends_at = asyncio.get_running_loop().time() + max(self._stream_timeout, model_timeout)
+        container = route.container or PRIMARY
         async with AsyncExitStack() as stack:
             payload = b""
             try:
                 async with asyncio.timeout(model_timeout):
                     reply = await stack.enter_async_context(route.backend.open(invocation))
                     if not operation.streams:
-                        payload = await _collected(reply.body)
+                        payload = await whole_body(reply.body, self._max_response_bytes, container)
             except ContainerFailure as failure:
-                raise ErrorReply(model_error(context, failure.status, failure.message)) from failure
+                raise ErrorReply(model_error(context, failure.status, failure.message, container)) from failure
             except TimeoutError as error:
-                raise ErrorReply(model_error(context, 0, NO_ANSWER)) from error
+                raise ErrorReply(model_error(context, 0, model_timed_out(container), container)) from error
             headers = self._reply_headers(operation, endpoint, invocation, route, reply, context)
             if operation.streams:
                 messages = await stack.enter_async_context(
-                    aclosing(_messages(reply.body, stream_ends_at, context, record))
+                    aclosing(_messages(reply.body, stream_ends_at, context, record, container))
                 )
                 yield Reply([("Content-Type", EVENT_STREAM), *headers], messages)
             else:
                 yield Reply(headers, payload)
 
-    async def answer(
-        self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: CallContext
-    ) -> ContainerReply:
-        """The whole answer of a target, however long it takes.
+    async def whole_response(
+        self,
+        operation: Operation,
+        parameters: Mapping[str, str],
+        body: bytes,
+        route: Route,
+        context: CallContext,
+        *,
+        max_bytes: int,
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Return the headers and the body of a backend's response, without a time limit.
 
         Args:
             operation: the operation.
-            parameters: its checked members.
+            parameters: its validated members.
             body: its payload.
-            route: the target.
-            context: where and when.
+            route: the route to the backend.
+            context: the facts of the call.
+            max_bytes: the largest response body.
 
         Raises:
-            ContainerFailure: the container failed.
-            ErrorReply: it is not ready.
+            ContainerFailure: the container failed, or its response exceeds the limit.
+            ErrorReply: the container is not ready.
         """
         async with route.backend.open(self._invocation(operation, parameters, body, route, context)) as reply:
-            return ContainerReply(reply.headers, await _collected(reply.body))
+            return reply.headers, await whole_body(reply.body, max_bytes)
 
     def route(self, endpoint: Endpoint, parameters: Mapping[str, str], context: CallContext) -> Route:
-        """Where a call goes: to its session's target, or to a chosen one.
+        """Return the route of a call: its session's, or a chosen one.
 
         Args:
             endpoint: the endpoint.
-            parameters: the call's checked members.
-            context: where and when.
+            parameters: the call's validated members.
+            context: the facts of the call.
 
         Raises:
-            ErrorReply: the session is over, or there is no such variant, component or capacity.
+            ErrorReply: the session has ended, or the variant, component or container does not exist or has no capacity.
         """
         session_id = parameters.get("SessionId")
-        variant, component = parameters.get("TargetVariant"), parameters.get("InferenceComponentName")
+        requested = [parameters.get(name) for name in ("TargetVariant", "InferenceComponentName")]
+        hostname = parameters.get("TargetContainerHostname")
         if session_id is None or session_id == NEW_SESSION:
-            return endpoint.choose(context, self._chance, target_variant=variant, component=component)
+            variant, component = requested
+            return endpoint.choose(
+                context, self._chance, target_variant=variant, component=component, hostname=hostname
+            )
         session = endpoint.sessions.find(session_id, now=context.now)
         if session is None:
             raise ErrorReply(
                 validation_error(f"Session {session_id} of Endpoint {context.endpoint} does not exist or has expired.")
             )
         route = session.route
-        if (variant or route.variant) != route.variant or (component or route.inference_component) != (
-            route.inference_component
-        ):
+        actual = (route.variant, route.inference_component, route.container)
+        if any(name not in (None, own) for name, own in zip((*requested, hostname), actual, strict=True)):
             raise ErrorReply(
-                validation_error(f"Session {session_id} of Endpoint {context.endpoint} lives on another target.")
+                validation_error(f"Session {session_id} of Endpoint {context.endpoint} belongs to another target.")
             )
         return route
 
     def _invocation(
         self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: CallContext
     ) -> Invocation:
-        headers = {header: parameters[name] for name, header in _HANDED_ON.items() if name in parameters}
+        headers = {header: parameters[name] for name, header in _FORWARDED.items() if name in parameters}
         headers[_FORWARDED_API] = operation.name
         session_id = parameters.get("SessionId")
         new_session = session_id == NEW_SESSION
@@ -258,29 +280,24 @@ class Invoker:
         ]
 
 
-async def _collected(body: bytes | AsyncIterator[bytes]) -> bytes:
-    if isinstance(body, bytes):
-        return body
-    return b"".join([part async for part in body])
-
-
 async def _messages(
-    body: bytes | AsyncIterator[bytes], ends_at: float, context: CallContext, record: RequestRecord
+    body: bytes | AsyncIterator[bytes], ends_at: float, context: CallContext, record: RequestRecord, container: str
 ) -> AsyncGenerator[bytes, None]:
-    """The encoded messages of a response stream: a part for each piece that the container gives."""
-    parts = _single(body) if isinstance(body, bytes) else body
+    """Yield the encoded messages of a response stream, one or more per part of the container's response."""
+    parts = single(body) if isinstance(body, bytes) else body
     while True:
         try:
             async with asyncio.timeout_at(ends_at):
                 part = await anext(parts, None)
         except ContainerFailure:
-            broken = f"An error occurred while streaming the response from container primary. {context.console_link}"
+            broken = f"An error occurred while streaming the response from container {container}."
             record.error_code = "ModelStreamError"
-            yield model_stream_error("StreamBroken", broken)
+            yield model_stream_error("StreamBroken", f"{broken} {context.console_link}")
             return
         except TimeoutError:
             record.error_code = "ModelStreamError"
-            yield model_stream_error("ModelInvocationTimeExceeded", f"{NO_ANSWER} {context.console_link}")
+            message = f"{model_timed_out(container)} {context.console_link}"
+            yield model_stream_error("ModelInvocationTimeExceeded", message)
             return
         if part is None:
             return
@@ -288,11 +305,13 @@ async def _messages(
             yield encode_payload_part(part[start : start + MAX_PART_BYTES])
 
 
-async def _single(body: bytes) -> AsyncIterator[bytes]:
-    yield body
-
-
 def model_stream_error(error_code: str, message: str, exception: str = "ModelStreamError") -> bytes:
-    """The message that ends a response stream whose model failed after it had begun to answer."""
+    """Encode the message that ends a response stream whose model failed after its response had started.
+
+    Args:
+        error_code: the ``ErrorCode`` of a ModelStreamError; other exceptions do not have one.
+        message: the text.
+        exception: the exception's name. Defaults to ``ModelStreamError``.
+    """
     document = {"Message": message} | ({"ErrorCode": error_code} if exception == "ModelStreamError" else {})
     return encode_exception(exception, json.dumps(document).encode())

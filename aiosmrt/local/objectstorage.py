@@ -1,31 +1,65 @@
-"""Where asynchronous inferences read their input and leave their results: S3, or something that speaks it.
+"""The storage of asynchronous inference, for input and results: S3, or another service with its API.
 
-Requests choose what is read, and a local runtime may run with somebody's real credentials, so it touches the buckets
-that it was told of and no others.
+Requests choose what is read, and a local runtime may run with a user's real credentials, so it accesses only the
+buckets that are configured.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ConfigurationError
 
-__all__ = ["ObjectAccess", "ObjectStorage", "StorageError"]
+__all__ = ["ObjectAccess", "ObjectStorage", "StorageError", "locate_object"]
+
+MAX_OBJECT_BYTES: Final = 1024 * 1024 * 1024  # AWS's documented limit for payloads of asynchronous inference
+_CHUNK_BYTES: Final = 1024 * 1024
+
+# S3's own URLs, virtual-hosted (the bucket is part of the host) and path-style, without a query.
+_S3_URL: Final = re.compile(
+    r"https://(?:(?P<bucket>[a-zA-Z0-9._-]{3,255})\.)?s3[.-](?:[a-z0-9-]+\.){0,2}amazonaws\.com(?:\.cn)?(?::443)?"
+    r"/(?P<path>[^?#]+)"
+)
+
+
+def locate_object(uri: str) -> tuple[str, str] | None:
+    """Return bucket and key of an S3 URI or of an ``https://`` URL of S3; None for anything else.
+
+    >>> locate_object("s3://inputs/rows.csv")
+    ('inputs', 'rows.csv')
+    >>> locate_object("https://inputs.s3.eu-west-1.amazonaws.com/day%201/rows.csv")
+    ('inputs', 'day 1/rows.csv')
+    >>> locate_object("https://s3.amazonaws.com/inputs/rows.csv")
+    ('inputs', 'rows.csv')
+    >>> locate_object("https://example.com/inputs/rows.csv") is None
+    True
+    """
+    match = _S3_URL.fullmatch(uri)
+    if match is None:
+        return split_s3_uri(uri)
+    try:
+        path = unquote_to_bytes(match["path"]).decode()
+    except UnicodeDecodeError:
+        return None
+    if match["bucket"] is not None:
+        return match["bucket"], path
+    return split_s3_uri(f"s3://{path}")
 
 
 class StorageError(Exception):
     """The storage refused a request, failed, or could not be reached.
 
     Args:
-        code: S3's error code, or the class of what went wrong on the way.
+        code: S3's error code, or the name of the exception's class.
     """
 
     def __init__(self, code: str) -> None:
@@ -38,13 +72,13 @@ class ObjectStorage:
     """The S3 of a local runtime.
 
     Args:
-        endpoint_url: where it is, such as an ``ObjectServer``'s URL; no other is ever called.
-        credentials: what its requests are signed with.
-        buckets: the only buckets that are read and written; requests and endpoints that name another are refused.
-        region: its region.
+        endpoint_url: its URL, such as an ``ObjectServer``'s; no other URL is ever called.
+        credentials: the credentials that sign its requests.
+        buckets: the only buckets that are read and written; requests and endpoints that name another are rejected.
+        region: its region. Defaults to us-east-1.
 
     Raises:
-        ConfigurationError: the URL is not an HTTP one, or there is no bucket.
+        ConfigurationError: not an HTTP URL, or an empty list of buckets.
 
     >>> key = Credentials("AKIDEXAMPLE", "not-a-real-secret")
     >>> ObjectStorage(endpoint_url="http://127.0.0.1:8333", credentials=key, buckets=["results"]).allows("results")
@@ -63,20 +97,20 @@ class ObjectStorage:
         except ValueError:
             usable = False
         if not usable:
-            raise ConfigurationError(f"an object storage's URL reads http://host:port, not {self.endpoint_url!r}")
+            raise ConfigurationError(f"endpoint_url must have the form http://host:port; got {self.endpoint_url!r}")
         if isinstance(self.buckets, str) or not self.buckets:
-            raise ConfigurationError("an object storage needs a list of the buckets that may be used")
+            raise ConfigurationError("buckets must be a non-empty list of bucket names")
 
     def allows(self, bucket: str) -> bool:
-        """Whether a bucket is one of those that may be used."""
+        """Return whether the bucket may be used."""
         return bucket in self.buckets
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[ObjectAccess]:
-        """Access to its objects on the running loop; loading what that needs is left to a thread.
+        """Open access to the objects on the running loop; the service model is loaded in a thread.
 
         Raises:
-            ConfigurationError: no client can be made.
+            ConfigurationError: the client cannot be created.
         """
         try:
             session, arguments = await asyncio.to_thread(self._prepared)
@@ -90,7 +124,7 @@ class ObjectStorage:
             await context.__aexit__(None, None, None)
 
     def _prepared(self) -> tuple[Any, dict[str, Any]]:
-        """A session that has made a client once, and what to make the next one with."""
+        """A session that has created a client once, and the arguments for the next one."""
         from aiobotocore.config import AioConfig
 
         arguments = {
@@ -111,7 +145,7 @@ class ObjectStorage:
 
 
 def _session() -> Any:
-    """A session with the service models that an earlier one has loaded: its client takes 6 ms in place of 150."""
+    """A session that reuses loaded service models: its client takes 6 ms instead of 150."""
     from aiobotocore.session import AioSession
 
     session = AioSession()
@@ -127,11 +161,11 @@ def _data_loader(data_path: str | None) -> Any:
 
 
 class ObjectAccess:
-    """Whole objects of an open storage.
+    """Access to whole objects of an open storage.
 
     Args:
-        client: aiobotocore's.
-        storage: says which buckets may be used.
+        client: an aiobotocore client.
+        storage: the storage, which lists the allowed buckets.
     """
 
     def __init__(self, client: Any, storage: ObjectStorage) -> None:
@@ -142,35 +176,53 @@ class ObjectAccess:
         return f"<ObjectAccess {self._storage.endpoint_url} buckets={list(self._storage.buckets)}>"
 
     async def get(self, uri: str) -> bytes:
-        """An object.
+        """Read an object.
+
+        Args:
+            uri: an S3 URI, or an ``https://`` URL of S3.
 
         Raises:
-            StorageError: there is none, or it cannot be read.
+            StorageError: the object does not exist, cannot be read, or is larger than 1 GiB (``EntityTooLarge``).
         """
         return await self._request("get_object", uri)
 
     async def put(self, uri: str, body: bytes, content_type: str | None = None) -> None:
-        """Write an object, in place of one that is there.
+        """Write an object; replaces an existing one.
+
+        Args:
+            uri: an S3 URI.
+            body: the content.
+            content_type: its media type. If None, S3's default.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the object cannot be written.
         """
         await self._request("put_object", uri, Body=body, **({"ContentType": content_type} if content_type else {}))
 
     async def _request(self, operation: str, uri: str, **members: Any) -> bytes:
-        parts = split_s3_uri(uri)
-        if parts is None or not self._storage.allows(parts[0]):
+        located = locate_object(uri)
+        if located is None or not self._storage.allows(located[0]):
             raise StorageError("AccessDenied")
         try:
-            answer = await getattr(self._client, operation)(Bucket=parts[0], Key=parts[1], **members)
+            answer = await getattr(self._client, operation)(Bucket=located[0], Key=located[1], **members)
             if (body := answer.get("Body")) is None:
                 return b""
             async with body:
-                whole: bytes = await body.read()
-                return whole
+                return await _read_limited(body)
+        except StorageError:
+            raise
         except Exception as error:
             details = getattr(error, "response", None)
             named = details.get("Error", {}).get("Code") if isinstance(details, dict) else None
             code = named or type(error).__name__
         # Raised out here: the original holds the request, with its payload and signature.
         raise StorageError(code)
+
+
+async def _read_limited(body: Any) -> bytes:
+    collected = bytearray()
+    while chunk := await body.read(_CHUNK_BYTES):
+        if len(collected) + len(chunk) > MAX_OBJECT_BYTES:
+            raise StorageError("EntityTooLarge")
+        collected += chunk
+    return bytes(collected)

@@ -1,4 +1,4 @@
-"""From a request's path and headers to the operation's members, checked as the service checks them."""
+"""Parses a request's path and headers to the operation's members, with the service's validation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _BY_SUFFIX = {operation.path_suffix: operation for operation in OPERATIONS}
 
 
 def route_of(method: str, path: str) -> tuple[Operation, str]:
-    """The operation and the endpoint's name that a request line stands for.
+    """Return the operation and the endpoint's name of a request line.
 
     Args:
         method: the HTTP method.
         path: the path as on the request line, percent-encoded.
 
     Raises:
-        ErrorReply: they belong to no operation.
+        ErrorReply: they match no operation.
 
     >>> operation, name = route_of("POST", "/endpoints/churn/invocations")
     >>> operation.name, name
@@ -39,15 +39,15 @@ def route_of(method: str, path: str) -> tuple[Operation, str]:
 
 
 def read_parameters(operation: Operation, endpoint: str, headers: Mapping[str, str]) -> dict[str, str]:
-    """The members that a request carries, the body aside.
+    """Return the members of a request except the body.
 
     Args:
         operation: the operation.
         endpoint: the endpoint's name from the path.
-        headers: the request's headers, names in lower case.
+        headers: the request's headers, with names in lower case.
 
     Raises:
-        ErrorReply: with a ValidationError that names every member at fault, as the service words it.
+        ErrorReply: a ValidationError that lists every invalid member, in the service's words.
 
     >>> from aiosmrt._wire.operations import INVOKE_ENDPOINT
     >>> read_parameters(INVOKE_ENDPOINT, "churn", {"accept": "text/csv", "x-other": "1"})
@@ -91,7 +91,7 @@ def _broken_constraints(member: Member, value: str) -> list[str]:
 
 def _sentence(member: Member, value: str, constraint: str) -> str:
     name = member.name[0].lower() + member.name[1:]
-    # the service leaves the value of a sensitive member out
+    # the service omits the value of a sensitive member
     shown = "Value" if member.rule.sensitive else f"Value '{value}'"
     return f"{shown} at '{name}' failed to satisfy constraint: {constraint}"
 

@@ -1,8 +1,8 @@
-"""The record of what a local runtime was asked and how it answered, made for assertions.
+"""The requests to a local runtime and its responses, recorded for assertions.
 
-A record is filled in while its exchange goes on and is put into the log when that has ended, however it ended: what is
-in the log does not change any more.
-Waiting is by predicate: whoever changes the state calls ``changed``, which wakes those whose predicate has come true.
+A record is filled in during its exchange and added to the log at the end, whatever the outcome: records in the log do
+not change. Waiting is by predicate: code that changes the state calls ``changed``, which wakes the waiters whose
+predicate has become true.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ Outcome = Literal["answered", "cut", "disconnected"]
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """One HTTP request as the local runtime saw it; payloads are kept only if asked for.
+    """One HTTP request to the local runtime; payloads are recorded only with ``record_bodies``.
 
     Args:
-        request_id: the answer's ``x-amzn-RequestId``.
+        request_id: the response's ``x-amzn-RequestId``.
         method: the HTTP method.
-        path: the path as it came, without the query.
-        operation: AWS's operation name; None for a path that belongs to none.
-        endpoint: the endpoint's name from the path; None likewise.
-        variant: the production variant that was invoked; None when none was.
-        inference_component: the inference component asked for.
-        target_model: the model of a multi-model endpoint asked for.
-        session_id: the session asked for (``NEW_SESSION`` included).
+        path: the path as sent, without the query.
+        operation: AWS's operation name. None if the path matches no operation.
+        endpoint: the endpoint's name from the path. None if the path matches no operation.
+        variant: the production variant that was invoked. None if none was.
+        inference_component: the requested inference component.
+        target_model: the requested model of a multi-model endpoint.
+        session_id: the requested session (``NEW_SESSION`` included).
         inference_id: the caller's inference id.
-        status: the HTTP status of the answer; None when no answer was begun.
-        error_code: the error's code, for an error inside a stream too; None for success.
+        status: the HTTP status of the response. None if no response was started.
+        error_code: the error's code, also of an error inside a stream. None for success.
         fault: the names of the scripted faults that were applied.
         outcome: ``answered`` in full, ``cut`` by a scripted fault, or the client ``disconnected`` first.
         request_bytes: the size of the request's body.
-        response_bytes: how much of the response's body was handed to the connection.
+        response_bytes: how many bytes of the response's body were written to the connection.
         parts: how many PayloadPart messages were sent.
-        access_key_id: whose signature was verified; None for none.
+        access_key_id: the access key of the verified signature. None if none was verified.
         presigned: whether the signature was in the query.
-        attempt: the number in ``amz-sdk-request: attempt=N``; None without it.
-        max_attempts: the number in ``max=N`` of the same header; None without it.
+        attempt: the number in ``amz-sdk-request: attempt=N``. None if absent.
+        max_attempts: the number in ``max=N`` of the same header. None if absent.
         invocation_id: ``amz-sdk-invocation-id``, the same for all attempts of a call.
         user_agent: the client's ``User-Agent``.
-        connection: a number that tells connections apart, from 1.
+        connection: a number that identifies the connection, from 1.
         started_at: when the request's head had arrived, in epoch seconds of the runtime's clock.
-        seconds: how long the exchange took.
-        headers: the request's headers without Authorization, names in lower case; only with ``record_bodies``.
+        seconds: the duration of the exchange.
+        headers: the request's headers without Authorization, with names in lower case; only with ``record_bodies``.
         request_body: only with ``record_bodies``.
-        response_body: only with ``record_bodies``.
+        response_body: only with ``record_bodies``; of a response stream at most ``max_response_bytes``.
     """
 
     request_id: str
@@ -86,19 +86,19 @@ class RequestRecord:
 
 
 class Progress:
-    """Wakes tasks that wait for something about the runtime to come true."""
+    """Wakes tasks that wait for a predicate on the runtime's state."""
 
     def __init__(self) -> None:
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
 
     def changed(self) -> None:
-        """Say that the state has changed: wake every waiter whose predicate holds now."""
+        """Wake every waiter whose predicate is true after a change of state."""
         for predicate, future in self._waiters:
             if not future.done() and predicate():
                 future.set_result(None)
 
     async def until(self, predicate: Callable[[], bool]) -> None:
-        """Return as soon as the predicate holds, at once if it does already."""
+        """Return as soon as the predicate is true."""
         if predicate():
             return
         waiter = predicate, asyncio.get_running_loop().create_future()
@@ -113,8 +113,9 @@ class RequestLog:
     """The finished requests of a runtime, oldest first, with counters over all of them.
 
     Args:
-        progress: told of every new record.
-        max_records: how many records to keep; the oldest go first. The counters keep counting.
+        progress: notified of every new record.
+        max_records: how many records to keep; the oldest are removed first. The counters keep counting. Defaults to
+            100,000.
     """
 
     def __init__(self, progress: Progress, *, max_records: int = 100_000) -> None:
@@ -134,7 +135,7 @@ class RequestLog:
         return tuple(self._records)
 
     def add(self, record: RequestRecord) -> None:
-        """Keep a record and count it."""
+        """Add a record and count it."""
         self._records.append(record)
         if len(self._records) > self._max_records:
             del self._records[: max(1, self._max_records // 10)]
@@ -150,5 +151,5 @@ class RequestLog:
         self._progress.changed()
 
     def clear(self) -> None:
-        """Forget the records; the counters go on."""
+        """Remove the records; the counters keep counting."""
         self._records.clear()

@@ -1,8 +1,8 @@
-"""Putting an answer on the wire, whole or as a scripted fault wants it.
+"""Response bodies on the wire, whole or as a scripted fault shapes them.
 
-An answer's body is a series of pieces: one for a plain body, one per message of a response stream. Effects on the body
-are written as transformations of that series, so that a cut inside a frame, a pause or a reset happens at an exact
-byte. To end a connection is an exception (``Cut``) that leaves the series; whoever delivers then closes or resets.
+A body is a sequence of pieces: one for a plain body, one per message of a response stream. Effects on the body are
+transformations of that sequence, so that a cut inside a frame, a pause or a reset happens at an exact byte. An effect
+ends the connection by raising ``Cut``; the code that sends the response then closes or resets it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Stall = Callable[[float | None], Awaitable[None]]
 
 
 class Cut(Exception):
-    """The connection ends here.
+    """Ends the connection.
 
     Args:
-        reset: with a TCP reset; in order otherwise.
+        reset: whether to send a TCP reset instead of an orderly close.
     """
 
     def __init__(self, *, reset: bool) -> None:
@@ -41,11 +41,11 @@ def cut_connection(transport: asyncio.Transport, *, reset: bool) -> None:
 
     Args:
         transport: the connection.
-        reset: send RST and drop what is not sent yet; otherwise FIN after it.
+        reset: whether to send RST and drop unsent data; otherwise FIN follows the data.
     """
     if reset:
         connection = transport.get_extra_info("socket")
-        # closing a socket that lingers for zero seconds resets its connection
+        # closing a socket with a linger time of zero resets its connection
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
     else:
@@ -59,17 +59,17 @@ async def shaped(
     record: RequestRecord,
     ends: deque[int] | None,
 ) -> AsyncGenerator[bytes, None]:
-    """The bytes of a body as an effect wants them.
+    """Apply an effect to a body.
 
     Args:
         pieces: the body.
-        effect: what happens to it; None for nothing.
-        stall: waits for so many seconds, or until released for None.
-        record: told of an error inside the stream.
-        ends: takes the offset at which each part of a response stream ends; None for a body that is none.
+        effect: the effect. If None, the body is unchanged.
+        stall: waits for a number of seconds, or until released if that is None.
+        record: updated with an error inside the stream.
+        ends: receives the offset at which each part of a response stream ends. None for a plain body.
 
     Raises:
-        Cut: the connection is to end here.
+        Cut: the connection must end here.
     """
     source = pieces if ends is None else _measured(pieces, record, ends)
     match effect:
@@ -115,18 +115,13 @@ async def shaped(
                 yield piece
 
 
-async def single(body: bytes) -> AsyncGenerator[bytes, None]:
-    """A plain body as a series of one piece."""
-    yield body
-
-
 async def _measured(
     pieces: AsyncIterator[bytes], record: RequestRecord, ends: deque[int]
 ) -> AsyncGenerator[bytes, None]:
     offset = 0
     async for piece in pieces:
         offset += len(piece)
-        if record.error_code is None:  # an exception message is no part
+        if record.error_code is None:  # an exception message does not count as a part
             ends.append(offset)
         yield piece
 
@@ -143,7 +138,7 @@ async def _up_to(pieces: AsyncIterator[bytes], after_parts: int, after_bytes: in
 async def _marked(
     pieces: AsyncIterator[bytes], after_parts: int, after_bytes: int
 ) -> AsyncGenerator[bytes | None, None]:
-    """The pieces, and None at the mark: after so many whole ones and so many bytes, or at the end if that is nearer."""
+    """Yield the pieces, and None after so many whole pieces and so many bytes, or at the end if it comes first."""
     parts, left, passed = after_parts, after_bytes, False
     if parts == left == 0:
         passed = True

@@ -1,24 +1,33 @@
-"""Endpoints as SageMaker configures them, and the choice of what serves a call.
+"""Endpoint configurations as in SageMaker, and the choice of the backend for a call.
 
 An ``EndpointConfiguration`` is what a user writes; an ``Endpoint`` is its live form. The choice follows the service: a
-session goes to where it lives, an inference component to its own target, a target variant to that variant, and
-everything else to a variant by weight. An instance of the variant is then chosen at random, as the service's default
-routing strategy does.
+session goes to the backend that holds it, an inference component to its own backend, a target variant to that variant,
+and everything else to a variant by weight. An instance of the variant is then chosen at random, which is the service's
+default routing strategy, and on a multi-container endpoint the container that the call names.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import aiohttp
 
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.backends import BackendSource, Container, Route, as_backend
-from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, validation_error
+from aiosmrt.local.error_responses import (
+    CallContext,
+    ErrorAnswer,
+    ErrorReply,
+    container_not_found,
+    container_required,
+    container_unsupported,
+    validation_error,
+)
 from aiosmrt.local.sessions import SessionTable
 
 __all__ = [
@@ -27,15 +36,46 @@ __all__ = [
     "EndpointConfiguration",
     "EndpointSource",
     "InferenceComponent",
+    "InstanceSource",
+    "MultiContainer",
     "ProductionVariant",
 ]
 
 _NAME = re.compile("[a-zA-Z0-9](-*[a-zA-Z0-9])*")
+MAX_CONTAINERS: Final = 15  # of a multi-container endpoint, as AWS documents it
 
-NO_CAPACITY = (
+NO_CAPACITY: Final = (
     "Inference Component has no capacity to process this request. ApplicationAutoScaling may be in-progress "
     "(if configured) or try to increase the capacity by invoking UpdateInferenceComponentRuntimeConfig API."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class MultiContainer:
+    """The containers of a multi-container model in direct invocation mode.
+
+    Every call names one of them with ``TargetContainerHostname``.
+
+    Args:
+        containers: what serves each container, by hostname; 1 to 15 of them.
+
+    Raises:
+        ConfigurationError: too few or too many containers, or an invalid hostname.
+    """
+
+    containers: Mapping[str, BackendSource]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.containers) <= MAX_CONTAINERS:
+            raise ConfigurationError(
+                f"MultiContainer needs 1 to {MAX_CONTAINERS} containers; got {len(self.containers)}"
+            )
+        for hostname in self.containers:
+            _checked_name(hostname, "container hostname")
+
+
+InstanceSource = BackendSource | MultiContainer
+_Source = TypeVar("_Source", bound=InstanceSource)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +83,12 @@ class ProductionVariant:
     """A share of an endpoint's traffic and what serves it.
 
     Args:
-        target: what serves it, or several for as many instances.
-        name: the variant's name.
-        weight: its share relative to the other variants; 0 takes only calls that name it.
+        target: what serves it, or a sequence with one entry per instance.
+        name: the variant's name. Defaults to ``AllTraffic``.
+        weight: its share relative to the other variants; 0 takes only calls that name it. Defaults to 1.
     """
 
-    target: BackendSource | Sequence[BackendSource]
+    target: InstanceSource | Sequence[InstanceSource]
     name: str = "AllTraffic"
     weight: float = 1.0
 
@@ -58,9 +98,9 @@ class InferenceComponent:
     """A model on a shared endpoint, which calls name with ``InferenceComponentName``.
 
     Args:
-        target: what serves it, or several for as many copies; an empty sequence is scaled to zero.
+        target: what serves it, or a sequence with one entry per copy; an empty sequence is scaled to zero.
         name: the component's name.
-        variant: the production variant that it runs on.
+        variant: the production variant that it runs on. Defaults to ``AllTraffic``.
     """
 
     target: BackendSource | Sequence[BackendSource]
@@ -70,17 +110,17 @@ class InferenceComponent:
 
 @dataclass(frozen=True, slots=True)
 class AsyncInferenceConfig:
-    """How an endpoint takes asynchronous inferences.
+    """Asynchronous inference of an endpoint.
 
     Args:
-        s3_output_path: where results go, ``s3://bucket`` or ``s3://bucket/prefix``.
-        s3_failure_path: where failures go, likewise; None writes none, and callers then cannot tell a failure from a
-            result that takes long.
-        max_concurrent_invocations_per_instance: calls that each instance gets at once, 1 to 1000. AWS chooses a number
-            where none is given; here it is 4.
+        s3_output_path: where results are written, ``s3://bucket`` or ``s3://bucket/prefix``.
+        s3_failure_path: where failures are written, likewise. If None, none are written, and callers cannot tell a
+            failure from a result that takes long.
+        max_concurrent_invocations_per_instance: how many calls an instance serves at once, 1 to 1000. Defaults to 4;
+            AWS chooses its own default.
 
     Raises:
-        ConfigurationError: a path is none, or the number is out of range.
+        ConfigurationError: a path is not an S3 URI, or the number is out of range.
     """
 
     s3_output_path: str
@@ -88,68 +128,75 @@ class AsyncInferenceConfig:
     max_concurrent_invocations_per_instance: int = 4
 
     def __post_init__(self) -> None:
-        for path in (self.s3_output_path, self.s3_failure_path):
+        for name, path in (("s3_output_path", self.s3_output_path), ("s3_failure_path", self.s3_failure_path)):
             if path is not None and split_s3_uri(path) is None:
-                raise ConfigurationError(f"a path for results or failures reads s3://bucket/prefix, not {path!r}")
+                raise ConfigurationError(f"{name} must have the form s3://bucket/prefix; got {path!r}")
         if not 1 <= self.max_concurrent_invocations_per_instance <= 1000:
             raise ConfigurationError(
-                "max_concurrent_invocations_per_instance is from 1 to 1000, "
-                f"not {self.max_concurrent_invocations_per_instance}"
+                "max_concurrent_invocations_per_instance must be an integer from 1 to 1000; "
+                f"got {self.max_concurrent_invocations_per_instance}"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointConfiguration:
-    """All about one endpoint.
+    """The configuration of one endpoint.
 
     Args:
-        variants: its production variants; empty for an endpoint of inference components.
-        inference_components: its inference components; empty for an endpoint of production variants.
-        multi_model: whether ``TargetModel`` is handed on to the container; False refuses it as the service does.
-        model_timeout: seconds that a model has to answer; None for the runtime's setting.
-        session_seconds: how long a session made for a Python callable lives, unless the callable names an expiry.
-        async_inference: how it takes asynchronous inferences, beside the others; None refuses them.
+        variants: its production variants; empty for an endpoint with inference components.
+        inference_components: its inference components; empty for an endpoint with production variants.
+        multi_model: whether it is a multi-model endpoint, whose calls must name a ``TargetModel``. Defaults to False:
+            as in the service, other endpoints reject that parameter.
+        model_timeout: seconds that a model has to answer. Defaults to the runtime's ``model_timeout``.
+        session_seconds: lifetime in seconds of a session with a Python callable, unless the callable names an expiry.
+            Defaults to 1200.
+        async_inference: makes it an asynchronous endpoint, which rejects synchronous and streaming calls as the service
+            does. If None, it rejects asynchronous calls.
     """
 
     variants: Sequence[ProductionVariant] = ()
     inference_components: Sequence[InferenceComponent] = ()
-    multi_model: bool = True
+    multi_model: bool = False
     model_timeout: float | None = None
     session_seconds: float = 1200.0
     async_inference: AsyncInferenceConfig | None = None
 
     def containers(self) -> list[Container]:
-        """The containers to start, each once."""
+        """Return the containers to start, each once."""
         parts: list[ProductionVariant | InferenceComponent] = [*self.variants, *self.inference_components]
         found: dict[int, Container] = {}
         for part in parts:
-            for source in _instances(part.target):
+            for source in _backend_sources(part.target):
                 if isinstance(source, Container):
                     found[id(source)] = source
         return list(found.values())
 
 
-EndpointSource = BackendSource | ProductionVariant | Sequence[ProductionVariant] | EndpointConfiguration
+EndpointSource = InstanceSource | ProductionVariant | Sequence[ProductionVariant] | EndpointConfiguration
 
 
 def as_configuration(source: EndpointSource) -> EndpointConfiguration:
-    """The configuration that a user's short form stands for."""
+    """Expand a user's short form to a configuration."""
     if isinstance(source, EndpointConfiguration):
         return source
     if isinstance(source, ProductionVariant):
         return EndpointConfiguration((source,))
     if isinstance(source, Sequence) and not isinstance(source, str):
         if not all(isinstance(variant, ProductionVariant) for variant in source):
-            raise ConfigurationError("an endpoint's sequence holds ProductionVariant objects only")
+            raise ConfigurationError("an endpoint given as a sequence must contain ProductionVariant objects only")
         return EndpointConfiguration(tuple(source))
     return EndpointConfiguration((ProductionVariant(source),))
+
+
+# The route to each container of an instance by hostname; None is the key where an instance has a single container.
+_Instance = Mapping[str | None, Route]
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
     name: str
     weight: float
-    routes: tuple[Route, ...]
+    instances: tuple[_Instance, ...]
 
 
 class Endpoint:
@@ -157,45 +204,48 @@ class Endpoint:
 
     Args:
         name: the endpoint's name.
-        configuration: what it consists of.
-        session: gives the HTTP session for targets that are URLs.
+        configuration: its configuration.
+        session: returns the HTTP session for backends that are URLs.
 
     Raises:
-        ConfigurationError: a name or a weight is not allowed, or nothing would serve a call.
+        ConfigurationError: an invalid name or weight, a combination that the service does not offer, or an endpoint
+            without a backend.
     """
 
     def __init__(
         self, name: str, configuration: EndpointConfiguration, session: Callable[[], aiohttp.ClientSession]
     ) -> None:
-        self.name = _checked_name(name, "endpoint")
+        self.name = _checked_name(name, "endpoint name")
         self.configuration = configuration
         self.sessions = SessionTable()
         if bool(configuration.variants) == bool(configuration.inference_components):
             raise ConfigurationError(f"endpoint {name} needs either production variants or inference components")
         self._shares: dict[str, _Share] = {}
         for variant in configuration.variants:
-            _checked_name(variant.name, f"production variant of endpoint {name}")
+            _checked_name(variant.name, f"production variant name of endpoint {name}")
             if variant.name in self._shares:
                 raise ConfigurationError(f"endpoint {name} has two production variants named {variant.name}")
             if not 0 <= variant.weight < float("inf"):
-                raise ConfigurationError(f"production variant {variant.name} of endpoint {name} has a negative weight")
-            routes = tuple(Route(variant.name, as_backend(one, session)) for one in _instances(variant.target))
-            if not routes:
-                raise ConfigurationError(f"production variant {variant.name} of endpoint {name} has no target")
-            self._shares[variant.name] = _Share(variant.name, variant.weight, routes)
-        if configuration.inference_components and configuration.async_inference is not None:
-            # InvokeEndpointAsync has no member that names a component
-            raise ConfigurationError(f"endpoint {name} has inference components and cannot be asynchronous")
+                raise ConfigurationError(
+                    f"the weight of production variant {variant.name} of endpoint {name} must be a number >= 0; "
+                    f"got {variant.weight}"
+                )
+            instances = tuple(_instance(variant.name, one, session) for one in _as_sequence(variant.target))
+            if not instances:
+                raise ConfigurationError(f"production variant {variant.name} of endpoint {name} needs a target")
+            self._shares[variant.name] = _Share(variant.name, variant.weight, instances)
         if configuration.variants and not any(variant.weight for variant in configuration.variants):
             raise ConfigurationError(f"every production variant of endpoint {name} has weight 0")
+        if configuration.async_inference is not None:
+            self._check_asynchronous()
         self._components: dict[str, tuple[Route, ...]] = {}
         for component in configuration.inference_components:
-            _checked_name(component.name, f"inference component of endpoint {name}")
+            _checked_name(component.name, f"inference component name of endpoint {name}")
             if component.name in self._components:
                 raise ConfigurationError(f"endpoint {name} has two inference components named {component.name}")
             self._components[component.name] = tuple(
                 Route(component.variant, as_backend(one, session), component.name)
-                for one in _instances(component.target)
+                for one in _as_sequence(component.target)
             )
 
     def __repr__(self) -> str:
@@ -203,33 +253,54 @@ class Endpoint:
 
     @property
     def instances(self) -> int:
-        """How many instances its production variants have together."""
-        return sum(len(share.routes) for share in self._shares.values())
+        """The number of instances of all its production variants."""
+        return sum(len(share.instances) for share in self._shares.values())
+
+    def _check_asynchronous(self) -> None:
+        """Reject what InvokeEndpointAsync has no parameter for."""
+        several = any(None not in one for share in self._shares.values() for one in share.instances)
+        for given, what in (
+            (bool(self.configuration.inference_components), "inference components"),
+            (self.configuration.multi_model, "several models"),
+            (several, "several containers"),
+        ):
+            if given:
+                raise ConfigurationError(f"endpoint {self.name} has {what} and cannot be asynchronous")
 
     def choose(
-        self, context: CallContext, chance: random.Random, *, target_variant: str | None, component: str | None
+        self,
+        context: CallContext,
+        chance: random.Random,
+        *,
+        target_variant: str | None,
+        component: str | None,
+        hostname: str | None,
     ) -> Route:
-        """Choose where a call without a session goes.
+        """Choose the route of a call without a session.
 
         Args:
-            context: for the text of an error.
+            context: the call, for the message of an error.
             chance: the source of random numbers.
-            target_variant: the variant asked for; None leaves it to the weights.
-            component: the inference component asked for; None for none.
+            target_variant: the requested variant. If None, the weights decide.
+            component: the requested inference component, if any.
+            hostname: the requested container of a multi-container endpoint, if any.
 
         Raises:
-            ErrorReply: there is no such variant or component, or it has no capacity.
+            ErrorReply: the variant, component or container does not exist, or has no capacity.
         """
         if component is not None or self._components:
-            return chance.choice(self._component_routes(context, component))
+            routes = self._component_routes(context, component)
+            if hostname is not None:
+                raise ErrorReply(container_unsupported(context))
+            return chance.choice(routes)
         if target_variant is not None:
             share = self._shares.get(target_variant)
             if share is None:
                 raise ErrorReply(_variant_not_found(context, target_variant))
-            return chance.choice(share.routes)
-        shares = list(self._shares.values())
-        share = chance.choices(shares, [share.weight for share in shares])[0]
-        return chance.choice(share.routes)
+        else:
+            shares = list(self._shares.values())
+            share = chance.choices(shares, [share.weight for share in shares])[0]
+        return _container_route(chance.choice(share.instances), context, hostname)
 
     def _component_routes(self, context: CallContext, component: str | None) -> tuple[Route, ...]:
         if not self._components:
@@ -256,15 +327,43 @@ class Endpoint:
         return routes
 
 
-def _instances(target: BackendSource | Sequence[BackendSource]) -> Sequence[BackendSource]:
+def _as_sequence(target: _Source | Sequence[_Source]) -> Sequence[_Source]:
     if isinstance(target, Sequence) and not isinstance(target, str):
         return target
     return (target,)
 
 
+def _backend_sources(target: InstanceSource | Sequence[InstanceSource]) -> Iterator[BackendSource]:
+    for source in _as_sequence(target):
+        if isinstance(source, MultiContainer):
+            yield from source.containers.values()
+        else:
+            yield source
+
+
+def _instance(variant: str, source: InstanceSource, session: Callable[[], aiohttp.ClientSession]) -> _Instance:
+    if isinstance(source, MultiContainer):
+        return {
+            hostname: Route(variant, as_backend(one, session), container=hostname)
+            for hostname, one in source.containers.items()
+        }
+    return {None: Route(variant, as_backend(source, session))}
+
+
+def _container_route(instance: _Instance, context: CallContext, hostname: str | None) -> Route:
+    route = instance.get(hostname)
+    if route is not None:
+        return route
+    if hostname is None:
+        raise ErrorReply(container_required(context))
+    if None in instance:
+        raise ErrorReply(container_unsupported(context))
+    raise ErrorReply(container_not_found(context, hostname))
+
+
 def _checked_name(name: str, what: str) -> str:
     if len(name) > 63 or not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{name!r} is no name of an {what}: up to 63 letters, digits and inner hyphens")
+        raise ConfigurationError(f"invalid {what} {name!r}; accepted are up to 63 letters, digits and inner hyphens")
     return name
 
 

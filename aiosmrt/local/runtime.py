@@ -1,12 +1,9 @@
 """A SageMaker Runtime on the loopback interface, inside this process.
 
-``LocalRuntime`` owns everything that the parts beside it need: the listening socket, the HTTP session to model
-containers, the containers that it started, the tasks of requests in flight, and those of asynchronous inferences. It
-ends in order: no new connections, then a grace period for what is in flight, then cancellation, asynchronous inferences
-dropped, then the containers; an impatient caller (who cancels the closing) skips the grace periods and still leaves
-nothing behind.
-
-The module is long for its docstrings: it is the runtime's whole public surface.
+``LocalRuntime`` owns everything that its parts need: the listening socket, the HTTP session to model containers, the
+containers that it started, and the tasks of requests and asynchronous inferences. It shuts down in order: no new
+connections, a grace period for requests in flight, their cancellation, the end of asynchronous inferences, then the
+containers. Cancelling the shutdown skips the grace periods, and everything is still released.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +26,13 @@ from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local.asynchronous import AsyncInference, JobRecord
 from aiosmrt.local.backends import Container
 from aiosmrt.local.faultscript import Effect, Fault, Faults, FaultScript, as_faults
-from aiosmrt.local.invocation import MODEL_TIMEOUT, STREAM_TIMEOUT, Invoker
+from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, MODEL_TIMEOUT, STREAM_TIMEOUT, Invoker
 from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
 from aiosmrt.local.response_body import cut_connection
 from aiosmrt.local.routing import Endpoint, EndpointSource, as_configuration
 from aiosmrt.local.server import MAX_BODY_BYTES, RequestServer
+from aiosmrt.local.tasks import finish
 from aiosmrt.local.verify import SignatureVerifier
 
 __all__ = ["LocalRuntime", "credentials_from_environment"]
@@ -43,31 +41,35 @@ HOST = "127.0.0.1"
 
 
 class LocalRuntime:
-    """A SageMaker Runtime that answers on ``http://127.0.0.1:PORT`` while its ``async with`` block runs.
+    """A SageMaker Runtime that listens on ``http://127.0.0.1:PORT`` while its ``async with`` block runs.
 
     Args:
-        endpoints: what serves each endpoint, by its name: an async callable that takes an ``Invocation``, the URL of a
-            running model container, a ``ModelContainer`` to start, a ``ProductionVariant`` or several, or an
-            ``EndpointConfiguration``.
-        credentials: whose signatures are accepted; None takes those of this process's environment
+        endpoints: what serves each endpoint, by name: an async callable that takes an ``Invocation``, the URL of a
+            running model container, a ``ModelContainer`` to start, a ``MultiContainer``, a ``ProductionVariant`` or
+            several, or an ``EndpointConfiguration``.
+        credentials: the credentials whose signatures are accepted. Defaults to those in the environment
             (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``).
-        verify_signatures: whether signatures are checked; False takes unsigned and badly signed requests too.
-        region: the region that it plays, and to which signatures have to be scoped.
-        account_id: the account that it plays.
-        port: the TCP port; 0 for a free one.
-        object_storage: the S3 for asynchronous inference; None for a runtime without.
-        faults: what goes wrong at which endpoint, under ``*`` at all of them; see ``aiosmrt.local.faults``.
-        model_timeout: seconds that a model has to answer, or to begin a response stream.
-        stream_timeout: seconds that a response stream may take in all.
-        max_body_bytes: the largest request body.
-        keepalive_timeout: seconds after which an idle connection is closed.
-        drain_timeout: seconds that requests in flight are given when it ends.
-        record_bodies: whether the request log keeps headers and payloads.
-        clock: gives the time in epoch seconds.
-        chance: the source of random numbers, for variants, instances, ids and faults; None for a fresh one.
+        verify_signatures: whether signatures are verified. Defaults to True. If False, unsigned and badly signed
+            requests are accepted too, unless a web page of another origin sent them.
+        region: the region of the runtime, to which signatures must be scoped. Defaults to us-east-1.
+        account_id: the account of the runtime, 12 digits. Defaults to 123456789012.
+        port: the TCP port. Defaults to a free one.
+        object_storage: the S3 for asynchronous inference. Required if an endpoint is asynchronous.
+        faults: scripted faults by endpoint name, under ``*`` for all; see ``aiosmrt.local.faults``. Defaults to none.
+        model_timeout: seconds that a model has to answer, or to start a response stream. Defaults to 60.
+        stream_timeout: total seconds that a response stream may take. Defaults to 480.
+        max_body_bytes: the largest request body. Defaults to 25 MiB.
+        max_response_bytes: the largest response body of a model outside of streams; a larger one is a ModelError.
+            Defaults to 25 MiB.
+        keepalive_timeout: seconds after which an idle connection is closed. Defaults to 75.
+        drain_timeout: seconds that requests in flight get at shutdown. Defaults to 5.
+        record_bodies: whether the request log contains headers and payloads, of response streams the first
+            ``max_response_bytes``. Defaults to False.
+        clock: returns the time in epoch seconds. Defaults to ``time.time``.
+        chance: the source of random numbers, for variants, instances, ids and faults. If None, one is created.
 
     Raises:
-        ConfigurationError: endpoints or faults that make no sense, or signatures to be checked and no credentials.
+        ConfigurationError: invalid endpoints or faults, or signatures to verify without credentials.
 
     >>> async def handler(invocation):
     ...     return invocation.body.upper(), {"Content-Type": "text/plain"}
@@ -90,6 +92,7 @@ class LocalRuntime:
         model_timeout: float = MODEL_TIMEOUT,
         stream_timeout: float = STREAM_TIMEOUT,
         max_body_bytes: int = MAX_BODY_BYTES,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         keepalive_timeout: float = 75.0,
         drain_timeout: float = 5.0,
         record_bodies: bool = False,
@@ -114,7 +117,11 @@ class LocalRuntime:
         self._progress = Progress()
         self._log = RequestLog(self._progress)
         invoker = Invoker(
-            self._endpoints, chance=self._chance, model_timeout=model_timeout, stream_timeout=stream_timeout
+            self._endpoints,
+            chance=self._chance,
+            model_timeout=model_timeout,
+            stream_timeout=stream_timeout,
+            max_response_bytes=max_response_bytes,
         )
         self._object_storage = object_storage
         self._jobs = AsyncInference(
@@ -137,6 +144,7 @@ class LocalRuntime:
             clock=clock,
             chance=self._chance,
             max_body_bytes=max_body_bytes,
+            max_recorded_bytes=max_response_bytes,
             record_bodies=record_bodies,
         )
         self._session: aiohttp.ClientSession | None = None
@@ -149,14 +157,14 @@ class LocalRuntime:
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], *, port: int | None = None) -> Self:
-        """A runtime as a TOML file describes it; see ``aiosmrt.local.configuration``.
+        """Create a runtime from a TOML file; see ``aiosmrt.local.configuration``.
 
         Args:
             path: the file.
-            port: in place of the file's port; None keeps that.
+            port: overrides the file's port. If None, the file's.
 
         Raises:
-            ConfigurationError: the file cannot be read, or a key in it is unknown or has a wrong value.
+            ConfigurationError: the file cannot be read, or a key in it is unknown or has an invalid value.
         """
         from aiosmrt.local.configuration import load_settings
 
@@ -169,27 +177,27 @@ class LocalRuntime:
 
     @property
     def port(self) -> int:
-        """The TCP port it listens on.
+        """The TCP port that it listens on.
 
         Raises:
-            ClientStateError: it does not run.
+            ClientStateError: it is not running.
         """
         if self._listener is None or not self._listener.sockets:
-            raise ClientStateError("the local runtime does not run: use it with `async with`")
+            raise ClientStateError("the local runtime is not running; use it with `async with`")
         return int(self._listener.sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
-        """Its address, to be used as a client's endpoint URL.
+        """Its URL, for a client's ``endpoint_url``.
 
         Raises:
-            ClientStateError: it does not run.
+            ClientStateError: it is not running.
         """
         return f"http://{HOST}:{self.port}"
 
     @property
     def region(self) -> str:
-        """The region that it plays."""
+        """The region of the runtime."""
         return self._region
 
     @property
@@ -203,63 +211,63 @@ class LocalRuntime:
         return self._jobs.records
 
     def clear_requests(self) -> None:
-        """Forget the finished requests and asynchronous inferences; statistics go on."""
+        """Remove the records of finished requests and asynchronous inferences; statistics keep counting."""
         self._log.clear()
         self._jobs.clear()
 
     async def wait_for_requests(self, count: int) -> Sequence[RequestRecord]:
-        """Wait until so many requests are in the log, and give them."""
+        """Wait until the log contains this many requests, and return them."""
         await self._progress.until(lambda: len(self._log.records) >= count)
         return self._log.records
 
     async def wait_for_jobs(self, count: int) -> Sequence[JobRecord]:
-        """Wait until so many asynchronous inferences have ended, and give them."""
+        """Wait until this many asynchronous inferences have ended, and return their records."""
         await self._progress.until(lambda: len(self._jobs.records) >= count)
         return self._jobs.records
 
     async def wait_for_running_jobs(self, count: int) -> None:
-        """Wait until at least so many asynchronous inferences are being done at once."""
+        """Wait until at least this many asynchronous inferences are running at once."""
         await self._progress.until(lambda: self._jobs.running >= count)
 
     async def wait_for_in_flight(self, count: int) -> None:
-        """Wait until at least so many requests are being handled at once."""
+        """Wait until at least this many requests are being handled at once."""
         await self._progress.until(lambda: self._server.in_flight >= count)
 
     async def wait_for_stalled(self, count: int) -> None:
-        """Wait until at least so many calls are held by a stall."""
-        # A call whose caller has left since then is held until the loop has run.
+        """Wait until a stall holds at least this many calls."""
+        # A call whose client has just disconnected counts until the loop has run once.
         await asyncio.sleep(0)
         await self._progress.until(lambda: self._server.stalled >= count)
 
     def release_stalled(self) -> None:
-        """Let every call go on that a stall holds now."""
+        """Let every call continue that a stall holds."""
         self._server.release_stalled()
 
     def inject(self, endpoint: str, *faults: Effect | Fault) -> None:
-        """Script more faults, after those that are there.
+        """Add faults to the end of an endpoint's script.
 
         Args:
-            endpoint: the endpoint's name; ``*`` for all.
-            faults: what goes wrong; a bare effect always does.
+            endpoint: the endpoint's name, or ``*`` for all.
+            faults: the faults; a bare effect applies to every call.
 
         Raises:
-            ConfigurationError: there is no such endpoint.
+            ConfigurationError: unknown endpoint.
         """
         if endpoint != "*" and endpoint not in self._endpoints:
-            raise ConfigurationError(f"faults for an endpoint that is not there: {endpoint!r}")
+            raise ConfigurationError(f"faults name an unknown endpoint; got {endpoint!r}")
         self._scripts.setdefault(endpoint, FaultScript((), self._chance)).extend(as_faults(faults))
 
     def clear_faults(self, endpoint: str | None = None) -> None:
-        """Remove the faults of an endpoint (``*``: those for all); None removes every fault."""
+        """Remove the faults of an endpoint, or those under ``*``. If None, remove every fault."""
         for name, script in self._scripts.items():
             if endpoint is None or name == endpoint:
                 script.clear()
 
     def close_idle_connections(self, *, reset: bool = False) -> int:
-        """Close every connection that no request is using, without notice, and say how many.
+        """Close every idle connection without notice; return how many.
 
         Args:
-            reset: with a TCP reset.
+            reset: whether to send a TCP reset. Defaults to False.
         """
         closed = 0
         for protocol in [] if self._web is None else self._web.connections:
@@ -269,9 +277,10 @@ class LocalRuntime:
         return closed
 
     def statistics(self) -> dict[str, Any]:
-        """Counts since the start: requests, what is in flight or stalled, connections, jobs, bytes, statuses, errors.
+        """Return counters: requests, in flight and stalled calls, connections, jobs, bytes, statuses and errors.
 
-        ``jobs`` are asynchronous inferences: queued and running now, and how those before them ended.
+        ``jobs`` are asynchronous inferences: how many are queued and running, and how many have ended with each
+        outcome.
         """
         return {
             "requests": self._log.total,
@@ -302,27 +311,27 @@ class LocalRuntime:
         """Start the containers, wait until they are ready, then listen.
 
         Raises:
-            ClientStateError: it runs already.
+            ClientStateError: it is already running.
             ContainerError: a container did not start; the others are stopped again.
             ConfigurationError: the object storage cannot be used.
-            OSError: the port is taken.
+            OSError: the port is in use.
         """
         if self._web is not None:
-            raise ClientStateError("the local runtime runs already")
+            raise ClientStateError("the local runtime is already running")
         self._hurry = asyncio.Event()
         self._web = web.Server(
             self._server.handle,
             handler_cancellation=True,
             access_log=None,
-            auto_decompress=False,  # a signature covers the bytes that were sent
+            auto_decompress=False,  # a signature covers the bytes as sent
             keepalive_timeout=self._keepalive_timeout,
         )
         try:
             await self._start_containers()
             if self._object_storage is not None and self._jobs.needs_storage:
                 self._jobs.open(await self._storage_access.enter_async_context(self._object_storage.open()))
-            # not cancellable half way: a listener that nobody has got yet could not be closed
-            await _to_the_end(self._listen(self._web))
+            # Not cancellable half way: a listener that is not assigned yet could not be closed.
+            await finish(self._listen(self._web))
         except BaseException:
             await self.close()
             raise
@@ -341,12 +350,12 @@ class LocalRuntime:
             raise errors.exceptions[0] from None
 
     async def close(self) -> None:
-        """End in order; no effect when it does not run. Cancelling this skips the grace periods."""
+        """Shut down in order; no effect if it is not running. Cancelling this skips the grace periods."""
         if self._web is None:
             return
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
-        await _to_the_end(self._closing, on_cancel=self._hurry.set)
+        await finish(self._closing, on_cancel=self._hurry.set)
 
     async def _close(self) -> None:
         try:
@@ -357,8 +366,8 @@ class LocalRuntime:
     async def _end(self) -> None:
         connections = self._web
         if self._listener is not None:
-            # What was accepted in the turn in which a listener is closed is dropped unclosed by asyncio (3.11): stop
-            # accepting first. Loops that accept in another way take no notice.
+            # A connection accepted in the loop iteration in which its listener is closed is never closed by asyncio
+            # (3.11): stop accepting first. On event loops that accept in another way this has no effect.
             for listening in self._listener.sockets:
                 asyncio.get_running_loop().remove_reader(listening.fileno())
             for _ in range(2):
@@ -368,16 +377,16 @@ class LocalRuntime:
         self._server.release_stalled()
         if connections is not None:
             self.close_idle_connections()
-            connections.pre_shutdown()  # the others end with their answer
+            connections.pre_shutdown()  # the others end with their response
             await self._drain()
-            # taken before their handlers end and forget them: closing alone would wait for those who read nothing
+            # Collected before their handlers end and drop them: closing alone waits for clients that read nothing.
             transports = [protocol.transport for protocol in connections.connections]
             await self._server.cancel_handlers()
             await connections.shutdown(1.0)
             for transport in transports:
                 if transport is not None:
                     transport.abort()
-            await asyncio.sleep(0)  # a transport's end takes one turn of the loop
+            await asyncio.sleep(0)  # the end of a transport takes one loop iteration
         if self._listener is not None:
             await self._listener.wait_closed()
             self._listener = None
@@ -420,7 +429,7 @@ class LocalRuntime:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                # containers close idle connections after as little as 2 s, and a POST that meets that is lost
+                # Containers close idle connections after as little as 2 s, and a POST that is sent just then is lost.
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=1.0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
                 auto_decompress=False,
@@ -431,13 +440,13 @@ class LocalRuntime:
 
 
 def credentials_from_environment(environment: Mapping[str, str] | None = None) -> Credentials:
-    """The AWS credentials of the environment.
+    """Return the AWS credentials of the environment.
 
     Args:
-        environment: the variables; None for this process's.
+        environment: the variables. Defaults to this process's environment.
 
     Raises:
-        ConfigurationError: there are none.
+        ConfigurationError: the environment does not contain credentials.
 
     >>> credentials_from_environment({"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "not-a-real-secret"})
     Credentials(access_key='AKIDEXAMPLE', expires_at=None)
@@ -446,9 +455,9 @@ def credentials_from_environment(environment: Mapping[str, str] | None = None) -
     access_key, secret_key = variables.get("AWS_ACCESS_KEY_ID"), variables.get("AWS_SECRET_ACCESS_KEY")
     if not access_key or not secret_key:
         raise ConfigurationError(
-            "the local runtime checks signatures and knows no credentials: set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY (any made-up values that its callers use too), give it credentials, or switch "
-            "verify_signatures off"
+            "the local runtime verifies signatures and needs credentials: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY (to any made-up values that its clients use too), pass credentials, or set "
+            "verify_signatures to False"
         )
     return Credentials(access_key, secret_key, variables.get("AWS_SESSION_TOKEN") or None)
 
@@ -458,26 +467,9 @@ def _accepted(credentials: Credentials | Sequence[Credentials] | None) -> list[C
         return [credentials_from_environment()]
     accepted = [credentials] if isinstance(credentials, Credentials) else list(credentials)
     if not accepted:
-        raise ConfigurationError("credentials is empty: no signature could be accepted")
+        raise ConfigurationError("credentials must not be an empty sequence")
     return accepted
 
 
 def _distinct(containers: Iterable[Container]) -> list[Container]:
     return list({id(container): container for container in containers}.values())
-
-
-async def _to_the_end(
-    work: Coroutine[Any, Any, None] | asyncio.Future[None], on_cancel: Callable[[], None] = lambda: None
-) -> None:
-    """Await work to its end even when cancelled meanwhile, and only then pass the cancellation on."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-            on_cancel()
-    if cancelled is not None:
-        raise cancelled
-    task.result()

@@ -1,11 +1,12 @@
-"""The HTTP side of the local runtime: one request in, one answer out, one record of it.
+"""The HTTP side of the local runtime: one request, its response, and its record.
 
-A request passes these stations, each of which may end it: the request line names an operation; scripted faults for the
-endpoint are drawn; the body is read up to the service's limit; the signature is checked over what arrived; a fault may
-answer in the model's place; members are checked; the invocation is made and its reply delivered, through a fault on
-the body if one was drawn. Whatever ends it, the record goes into the log when nothing of the exchange is left.
+A request passes these steps, each of which may end it: the request line selects an operation; without signatures, a
+request from another origin is rejected; the scripted faults of the endpoint are drawn; the body is read up to the
+service's limit; the signature is verified over what arrived; a fault may replace the model's response; members are
+validated; the backend is invoked and its reply sent, through a fault on the body if one was drawn. In every case the
+record is added to the log once the exchange has released everything.
 
-A handler is cancelled when its client goes away, and with it the invocation.
+A handler is cancelled when its client disconnects, and with it the invocation.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from aiohttp.web_protocol import RequestHandler
 
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, Operation
 from aiosmrt.local.asynchronous import AsyncInference
-from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, body_too_large
+from aiosmrt.local.backends import single
+from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, access_denied, body_too_large
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
     ErrorEffect,
@@ -37,39 +39,41 @@ from aiosmrt.local.faults import (
     Truncate,
 )
 from aiosmrt.local.faultscript import Effect, FaultScript, Stage
-from aiosmrt.local.invocation import Invoker, Reply
+from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, Invoker, Reply
+from aiosmrt.local.origins import foreign_origin
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
-from aiosmrt.local.response_body import Cut, cut_connection, shaped, single
+from aiosmrt.local.response_body import Cut, cut_connection, shaped
 from aiosmrt.local.verify import SignatureVerifier
 
 __all__ = ["MAX_BODY_BYTES", "RequestServer"]
 
-MAX_BODY_BYTES: Final = 25 * 1024 * 1024  # what AWS documents for real-time endpoints
+MAX_BODY_BYTES: Final = 25 * 1024 * 1024  # AWS's documented limit for real-time endpoints
 
-# Above this a hash takes more than a millisecond, which is too long for the event loop that also plays the client.
+# Above this a hash takes more than a millisecond, too long for an event loop that the client may share.
 _HASH_IN_THREAD_BYTES: Final = 1024 * 1024
 
-_AUTHORITY = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
+_ABSOLUTE_FORM = re.compile(r"^https?://([^/?]*)", re.IGNORECASE)
 _SDK_REQUEST = re.compile(r"\b(attempt|max)=(\d{1,9})")
 
 
 class RequestServer:
-    """Answers the requests of a local runtime.
+    """Handles the requests of a local runtime.
 
     Args:
         invoker: serves the calls.
-        jobs: takes those to asynchronous inference.
-        verifier: checks signatures; None accepts everything.
-        scripts: the faults of each endpoint by name; those under ``*`` are for all.
-        log: takes the records.
-        progress: told when something changes.
-        region: the region played.
-        account_id: the account played.
-        clock: gives the time in epoch seconds.
+        jobs: accepts asynchronous inferences.
+        verifier: verifies signatures. If None, every request is accepted that does not come from another origin.
+        scripts: the faults of each endpoint by name; those under ``*`` apply to all.
+        log: receives the records.
+        progress: notified of changes.
+        region: the region of the runtime.
+        account_id: the account of the runtime.
+        clock: returns the time in epoch seconds.
         chance: the source of random numbers.
-        max_body_bytes: the largest body that is read.
-        record_bodies: whether records keep headers and bodies.
+        max_body_bytes: the largest request body. Defaults to 25 MiB.
+        max_recorded_bytes: how much of a response body is recorded. Defaults to 25 MiB.
+        record_bodies: whether records contain headers and bodies. Defaults to False.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class RequestServer:
         clock: Callable[[], float],
         chance: random.Random,
         max_body_bytes: int = MAX_BODY_BYTES,
+        max_recorded_bytes: int = MAX_RESPONSE_BYTES,
         record_bodies: bool = False,
     ) -> None:
         self._invoker = invoker
@@ -99,6 +104,7 @@ class RequestServer:
         self._clock = clock
         self._chance = chance
         self._max_body_bytes = max_body_bytes
+        self._max_recorded_bytes = max_recorded_bytes
         self._record_bodies = record_bodies
         self._handlers: dict[asyncio.Task[object], RequestHandler] = {}
         self._gate = asyncio.Event()
@@ -109,36 +115,36 @@ class RequestServer:
 
     @property
     def in_flight(self) -> int:
-        """How many requests are being handled."""
+        """The number of requests being handled."""
         return len(self._handlers)
 
     @property
     def closes_to_come(self) -> int:
-        """How many scripted idle closes are still to come."""
+        """The number of scripted idle closes that are pending."""
         return len(self._timers)
 
     @property
     def connections_seen(self) -> int:
-        """How many connections have brought a request."""
+        """The number of connections that have sent a request."""
         return self._connections_seen
 
     def busy(self, protocol: RequestHandler) -> bool:
-        """Whether a request of this connection is being handled."""
+        """Return whether a request of this connection is being handled."""
         return protocol in self._handlers.values()
 
     def release_stalled(self) -> None:
-        """Let every stalled call go on."""
+        """Let every stalled call continue."""
         self._gate.set()
         self._gate = asyncio.Event()
 
     def cancel_timers(self) -> None:
-        """Forget the idle closes that are still to come."""
+        """Cancel the pending idle closes."""
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
 
     async def cancel_handlers(self) -> None:
-        """Cancel what is being handled and wait until it has ended."""
+        """Cancel the requests being handled and wait until they have ended."""
         tasks = set(self._handlers)
         for task in tasks:
             task.cancel()
@@ -146,11 +152,11 @@ class RequestServer:
             await asyncio.wait(tasks)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; aiohttp's handler."""
+        """Handle one request; aiohttp's handler."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         if task is None or request.transport is None:
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         started = loop.time()
         record = self._new_record(request)
         self._handlers[task] = request.protocol
@@ -162,7 +168,7 @@ class RequestServer:
             if request.transport is not None:
                 cut_connection(request.transport, reset=cut.reset)
             return await _until_cancelled(loop)
-        except ConnectionResetError:  # the client left while its answer was being written
+        except ConnectionResetError:  # the client disconnected while its response was being written
             return await _until_cancelled(loop)
         finally:
             del self._handlers[task]
@@ -170,19 +176,19 @@ class RequestServer:
             self._log.add(record)
 
     async def stall(self, seconds: float | None) -> None:
-        """Wait so long, or until released."""
+        """Wait for this many seconds, or until released."""
         self.stalled += 1
         self._progress.changed()
         try:
             async with asyncio.timeout(seconds):
                 await self._gate.wait()
         except TimeoutError:
-            pass  # that was the pause
+            pass  # the end of the pause
         finally:
             self.stalled -= 1
 
     def close_later(self, request: web.BaseRequest, seconds: float) -> None:
-        """Close a connection after so many seconds, should it be idle then."""
+        """Close a connection after this many seconds if it is idle then."""
         transport, protocol = request.transport, request.protocol
 
         def close() -> None:
@@ -229,52 +235,57 @@ class RequestServer:
         return record
 
 
-def _target(request: web.BaseRequest) -> tuple[str, str]:
-    """The path and the query of a request line as they were sent."""
-    target = request.raw_path
-    if not target.startswith("/"):
-        # the absolute form, which RFC 9112 wants every server to take
-        target = _AUTHORITY.sub("", target, count=1)
+def _target(request: web.BaseRequest) -> tuple[str, str, str | None]:
+    """The path and the query of a request line as they were sent, and the authority of a target in absolute form."""
+    target, authority = request.raw_path, None
+    # RFC 9112 requires servers to accept the absolute form.
+    if not target.startswith("/") and (match := _ABSOLUTE_FORM.match(target)) is not None:
+        authority, target = match[1], target[match.end() :]
     path, _, query = target.partition("?")
-    return path, query
+    return path, query, authority
 
 
 async def _until_cancelled(loop: asyncio.AbstractEventLoop) -> web.StreamResponse:
-    """Wait for the lost connection to cancel the handler; aiohttp would report any other end of it."""
+    """Wait for the lost connection to cancel the handler; aiohttp logs any other end as an error."""
     gone: asyncio.Future[web.StreamResponse] = loop.create_future()
     return await gone
 
 
 class _Exchange:
-    """One request on its way through the stations."""
+    """One request on its way through the steps."""
 
     def __init__(self, server: RequestServer, request: web.BaseRequest, record: RequestRecord) -> None:
         self._server = server
         self._request = request
         self._record = record
         self._effects: dict[Stage, Effect] = {}
-        self._context = CallContext(server._region, server._account_id, "", record.started_at)
+        self._context = self._context_of("", record.started_at)
+
+    def _context_of(self, endpoint: str, now: float) -> CallContext:
+        server = self._server
+        return CallContext(server._region, server._account_id, endpoint, now, self._record.request_id)
 
     async def answer(self) -> web.StreamResponse:
         async with AsyncExitStack() as stack:
             try:
                 reply, operation = await self._reply(stack)
-            except ErrorReply as refused:
-                return await self._refuse(refused.answer)
+            except ErrorReply as error:
+                return await self._send_error(error.answer)
             status = self._record_status(operation.status)
             return await self._deliver(status, reply.headers, reply.body, streams=operation.streams)
 
     async def _reply(self, stack: AsyncExitStack) -> tuple[Reply, Operation]:
         server, request, record = self._server, self._request, self._record
-        path, query = _target(request)
+        path, query, authority = _target(request)
         operation, endpoint = route_of(request.method, path)
         record.operation, record.endpoint = operation.name, endpoint
+        self._check_origin(authority)
         self._effects = server.effects(endpoint, operation.name)
         record.fault = tuple(effect.name for effect in self._effects.values())
         now = record.started_at
         if isinstance(skew := self._effects.get("clock"), SkewedClock):
             now += skew.seconds
-        self._context = CallContext(server._region, server._account_id, endpoint, now)
+        self._context = self._context_of(endpoint, now)
         body = await self._read_body()
         await self._verify(path, query, body)
         await self._apply_answer_effect(after_model=False)
@@ -316,6 +327,17 @@ class _Exchange:
             self._record.request_body = body
         return body
 
+    def _check_origin(self, authority: str | None) -> None:
+        """Reject other origins where no signature does so."""
+        if self._server._verifier is not None:
+            return
+        headers: dict[str, list[str]] = {}
+        for name, value in self._request.headers.items():
+            headers.setdefault(name.lower(), []).append(value)
+        if (reason := foreign_origin(headers, authority)) is not None:
+            message = f"The request was rejected because {reason}. Only signed requests are accepted from elsewhere."
+            raise ErrorReply(access_denied(403, "AccessDeniedException", message))
+
     async def _verify(self, path: str, query: str, body: bytes) -> None:
         verifier = self._server._verifier
         if verifier is None:
@@ -345,7 +367,7 @@ class _Exchange:
             case (ResetBeforeHeaders() | CloseBeforeHeaders()) as effect if effect.after_model == after_model:
                 raise Cut(reset=isinstance(effect, ResetBeforeHeaders))
 
-    async def _refuse(self, answer: ErrorAnswer) -> web.StreamResponse:
+    async def _send_error(self, answer: ErrorAnswer) -> web.StreamResponse:
         self._record.error_code = (answer.code or str(answer.status)).partition(":")[0].rpartition("#")[2]
         return await self._deliver(
             self._record_status(answer.status), answer.headers(), answer.encoded(), streams=False
@@ -368,7 +390,7 @@ class _Exchange:
         if isinstance(body, bytes) and not (isinstance(effect, Truncate) and effect.clean_ending):
             response.content_length = len(body)
         if effect is not None and request.transport is not None:
-            # each write is then on its way before the next: what a cut leaves out is exact
+            # Each write is sent before the next, so that a cut happens at an exact byte.
             request.transport.set_write_buffer_limits(high=0)
         await response.prepare(request)
         if isinstance(body, bytes) and effect is None:
@@ -396,7 +418,7 @@ class _Exchange:
                 while ends and ends[0] <= record.response_bytes:
                     ends.popleft()
                     record.parts += 1
-                if server._record_bodies:
+                if server._record_bodies and record.response_bytes <= server._max_recorded_bytes:
                     kept.append(chunk)
         if server._record_bodies:
             record.response_body = b"".join(kept)

@@ -29,27 +29,27 @@ async def serve(
     """Run a local runtime until SIGTERM or SIGINT, as ``aiosmrt serve`` does.
 
     Args:
-        endpoints: what serves each endpoint; added to those of ``config``, which must not name the same ones.
-        config: a TOML file; None for none.
-        port: the TCP port, 0 for a free one; None takes that of ``config``, else 0.
-        region: the region to play; None takes that of ``config``, else of ``AWS_REGION`` or ``AWS_DEFAULT_REGION``,
-            else us-east-1.
-        verify_signatures: whether signatures are checked; None takes that of ``config``, else checks them.
-        announce: told the URL, once, when requests are answered.
+        endpoints: what serves each endpoint, in addition to those of ``config``, which must not have the same names.
+        config: a TOML file. Defaults to none.
+        port: the TCP port, 0 for a free one. Defaults to that of ``config``, then 0.
+        region: the region of the runtime. Defaults to that of ``config``, then ``AWS_REGION``, then
+            ``AWS_DEFAULT_REGION``, then us-east-1.
+        verify_signatures: whether signatures are verified. Defaults to that of ``config``, then True.
+        announce: called once with the URL, when requests are accepted. Defaults to printing it.
 
     Raises:
-        ConfigurationError: nothing to serve, or something that makes no sense.
+        ConfigurationError: no endpoint, or an invalid configuration.
         ContainerError: a container did not start.
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     settings: dict[str, Any] = {} if config is None else load_settings(Path(config))
     known = dict(settings.get("endpoints", {}))
     for name, source in (endpoints or {}).items():
         if name in known:
-            raise ConfigurationError(f"endpoint {name} is given twice, on the command line and in the file")
+            raise ConfigurationError(f"endpoint {name} is configured both on the command line and in the file")
         known[name] = source
     if not known:
-        raise ConfigurationError("there is no endpoint to serve")
+        raise ConfigurationError("at least one endpoint is required; got none")
     settings["endpoints"] = known
     settings.setdefault("region", os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1")
     given = {"port": port, "region": region, "verify_signatures": verify_signatures}
@@ -62,7 +62,7 @@ async def serve(
 
     def end() -> None:
         if stop.is_set() and task is not None:
-            task.cancel()  # the second signal: no more grace
+            task.cancel()  # the second signal skips the grace periods
         stop.set()
 
     signals = (signal.SIGTERM, signal.SIGINT)

@@ -1,9 +1,9 @@
-"""Stateful sessions: which instance serves which session, and until when.
+"""Stateful sessions: the route of each session, and its expiry.
 
-The model makes the session: its container answers a request that carries ``NEW_SESSION`` with the id and the expiry
+The model creates the session: its container responds to a request with ``NEW_SESSION`` with the id and the expiry
 (``X-Amzn-SageMaker-Session-Id: id; Expires=2024-01-01T00:00:00Z`` as AWS documents it, or the same value under
-``X-Amzn-SageMaker-New-Session-Id`` as newer serving containers write it), and ends one with
-``X-Amzn-SageMaker-Closed-Session-Id: id``. The runtime only remembers where each session lives.
+``X-Amzn-SageMaker-New-Session-Id`` as newer serving containers write it), and closes one with
+``X-Amzn-SageMaker-Closed-Session-Id: id``. The runtime only remembers the route of each session.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session and where it lives."""
+    """A session and its route."""
 
     session_id: str
     expires_at: float
     route: Route
 
     def announcement(self) -> str:
-        """The session as ``NewSessionId`` carries it.
+        """Return the value of ``NewSessionId``.
 
         >>> Session("s-1", 1704067200.0, None).announcement()
         's-1; Expires=2024-01-01T00:00:00Z'
@@ -46,7 +46,7 @@ class Session:
 
 
 def parse_announcement(value: str) -> tuple[str, float] | None:
-    """The id and the expiry in epoch seconds of ``id; Expires=...Z``; None when the value is not of that form.
+    """Parse ``id; Expires=...Z`` to the id and the expiry in epoch seconds; None for any other form.
 
     >>> parse_announcement("s-1; Expires=2024-01-01T00:00:00Z")
     ('s-1', 1704067200.0)
@@ -63,7 +63,7 @@ def parse_announcement(value: str) -> tuple[str, float] | None:
 
 
 def announced_session(headers: Mapping[str, str]) -> tuple[str, float] | None:
-    """The session that a container's response headers (names in lower case) announce; None for none."""
+    """Return the session that a container's response headers (names in lower case) announce, if any."""
     for name in (NEW_SESSION_HEADER, SESSION_HEADER):
         value = headers.get(name.lower())
         if value is not None and (announced := parse_announcement(value)) is not None:
@@ -88,13 +88,13 @@ class SessionTable:
         return len(self._sessions)
 
     def open(self, session_id: str, expires_at: float, route: Route) -> Session:
-        """Remember where a new session lives."""
+        """Add a session."""
         session = Session(session_id, expires_at, route)
         self._sessions[session_id] = session
         return session
 
     def find(self, session_id: str, *, now: float) -> Session | None:
-        """The session, or None when there is none or it has expired."""
+        """Return the session, or None if it does not exist or has expired."""
         session = self._sessions.get(session_id)
         if session is not None and session.expires_at <= now:
             del self._sessions[session_id]
@@ -102,5 +102,5 @@ class SessionTable:
         return session
 
     def close(self, session_id: str) -> bool:
-        """Forget a session; whether it was there."""
+        """Remove a session; return whether it existed."""
         return self._sessions.pop(session_id, None) is not None

@@ -1,15 +1,16 @@
-"""The small process that stands between the runtime and a model container, so that no container outlives either.
+"""The small process that runs between this package and a server that it starts, so that the server outlives neither.
 
-Run as a script (``python -I -S supervisor.py GRACE PARENT_PID COMMAND...``), never imported by the package.
+Run as a script (``python -I -S supervisor.py GRACE PARENT_PID REMOVE COMMAND...``), never imported by the package.
+REMOVE lists paths, joined by ``os.pathsep``, that are removed at the end; it may be empty.
 
-Theory of operation. Whoever starts a container holds the write end of this process's standard input and never writes
-to it. Standard input at its end therefore means "stop", and it also means "the parent died", however it died: one
-mechanism for both, and it needs no signal handler in the parent. A second, impatient way is SIGTERM: kill at once.
+Theory of operation. The process that starts a server holds the write end of the supervisor's standard input and never
+writes to it. End of file on standard input therefore means "stop", and it also means "the parent died", however it
+died: one mechanism for both, without a signal handler in the parent. The other way is SIGTERM: kill at once.
 
-Stopping follows what the service does with ``docker stop``: SIGTERM to the container's main process, SIGKILL after the
-grace period, and whatever the main process leaves behind dies with it. A PID namespace would do the latter; without
-one, this process makes itself the subreaper of its descendants (Linux), so that those which daemonise or change their
-process group come back to it and are killed too. Elsewhere the main process's group is killed.
+Stopping follows the service's ``docker stop``: SIGTERM to the main process, SIGKILL after the grace period, and
+everything that the main process leaves behind dies with it. A PID namespace would do the latter; without one, the
+supervisor makes itself the subreaper of its descendants (Linux), so that those which daemonise or change their process
+group are reparented to it and killed too. Elsewhere the main process's group is killed.
 
 It ends the way the main process ended: with its exit code, or by the same signal.
 """
@@ -28,7 +29,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-ORPHAN_CHECK_INTERVAL = 1.0  # a fork of the parent may hold our standard input open after the parent is gone
+ORPHAN_CHECK_INTERVAL = 1.0  # a fork of the parent may keep our standard input open
 COMMAND_NOT_EXECUTABLE = 126  # the shell's exit codes
 COMMAND_NOT_FOUND = 127
 
@@ -40,7 +41,7 @@ def prctl(option: int, argument: int) -> bool:
 
 
 def start(command: list[str]) -> int:
-    """Fork and execute the command in a process group of its own; give its process id."""
+    """Fork and execute the command in its own process group; return its process id."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid:
@@ -54,21 +55,21 @@ def start(command: list[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.execvp(command[0], command)  # noqa: S606 - the caller's own command
+        os.execvp(command[0], command)  # noqa: S606 - the parent's own command
     except OSError as error:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
         os._exit(COMMAND_NOT_FOUND if isinstance(error, FileNotFoundError) else COMMAND_NOT_EXECUTABLE)
 
 
 def children() -> list[int]:
-    """Process ids of our direct children (Linux), adopted orphans included."""
+    """Return the process ids of our direct children (Linux), adopted orphans included."""
     own, found = str(os.getpid()), []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             # The command name may hold spaces and parentheses; state and parent follow its last one.
             fields = entry.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
-            continue  # ended meanwhile
+            continue  # it has just ended
         if fields[1] == own:
             found.append(int(entry.parent.name))
     return found
@@ -86,14 +87,14 @@ def kill_descendants(group: int, *, adopted: bool) -> None:
         for pid in children():
             signal_process(pid, signal.SIGKILL)
         try:
-            # A process hands its children over to us before it can be waited for: none is missed by the next round.
+            # A process's children are ours before it can be waited for: the next round misses none.
             os.wait()
         except ChildProcessError:
             return
 
 
 def supervise(grace: float, parent: int, command: list[str]) -> int:
-    """Run the command until it ends or is stopped, then end what it left behind; give its wait status."""
+    """Run the command until it ends or is stopped, then kill what it left behind; return its wait status."""
     adopted = prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
@@ -126,10 +127,23 @@ def supervise(grace: float, parent: int, command: list[str]) -> int:
             signal_process(main, signal.SIGKILL)
 
 
+def remove(paths: list[str]) -> None:
+    for path in paths:
+        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114 - these do not raise
+            import shutil  # needed at the end of an object server only
+
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108 - as above
+
+
 def main() -> None:
-    status = supervise(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    grace, parent, paths, *command = sys.argv[1:]
+    status = supervise(float(grace), int(parent), command)
+    remove([path for path in paths.split(os.pathsep) if path])
     if os.WIFSIGNALED(status):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the container may have dumped core; we need not
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the server may have dumped core; a second dump is useless
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)

@@ -1,9 +1,9 @@
-"""Signature Version 4 as a server checks it: from a request to whose it is, or to AWS's refusal.
+"""Server-side verification of Signature Version 4: from a request to its access key, or to AWS's error.
 
-The order of the checks is AWS's as far as it can be seen from outside: is there a signature at all, is it complete, is
-the access key known (and its session token right), is it scoped to this region and service, is it of this time, and
-does it cover what was received. The last one walks the same four steps as the signer over what arrived, and compares
-in constant time. The sentences are AWS's, which programs are known to match on.
+The order of the checks is AWS's as far as it can be observed: a signature exists, it is complete, the access key is
+known (and its session token is right), the scope is this region and service, the date is current, and the signature
+covers what was received. The last one takes the same four steps as the signer over what arrived, and compares in
+constant time. The messages are AWS's, because some programs match on them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aiosmrt.local.error_responses import ErrorAnswer, ErrorReply, access_denied
 
 __all__ = ["SIGNATURE_WINDOW", "SignatureVerifier", "Verified", "signature_expired"]
 
-SIGNATURE_WINDOW = 300.0  # seconds that a signature may be off the server's clock, either way
+SIGNATURE_WINDOW = 300.0  # seconds by which a signature's date may differ from the server's clock
 MAX_SIGNING_KEYS = 64
 TERMINATOR = "aws4_request"
 
@@ -33,7 +33,7 @@ _MISMATCH = (
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Whose request it is, and whether its signature came in the query."""
+    """The access key of a request, and whether its signature was in the query."""
 
     access_key: str
     presigned: bool
@@ -51,12 +51,12 @@ class _Claim:
 
 
 class SignatureVerifier:
-    """Checks requests against a set of credentials.
+    """Verifies requests against a set of credentials.
 
     Args:
-        credentials: those that are accepted.
-        region: the only region that a signature may be scoped to.
-        service: likewise the service's signing name.
+        credentials: the accepted credentials.
+        region: the only accepted region of a signature's scope.
+        service: the only accepted service of a signature's scope. Defaults to SageMaker's signing name.
 
     >>> signer = sigv4.Signer(region="us-east-1")
     >>> credentials = Credentials("AKIDEXAMPLE", "not-a-real-secret")
@@ -87,7 +87,7 @@ class SignatureVerifier:
         payload_sha256: str,
         now: float,
     ) -> Verified:
-        """Check one request.
+        """Verify one request.
 
         Args:
             method: the HTTP method.
@@ -98,7 +98,7 @@ class SignatureVerifier:
             now: the server's time in epoch seconds.
 
         Raises:
-            ErrorReply: with AWS's answer to what is wrong.
+            ErrorReply: AWS's error for an invalid signature.
         """
         claim = _claim(_requoted(query), headers)
         credentials = self._known(claim, now)
@@ -159,7 +159,7 @@ class SignatureVerifier:
         try:
             canonical = sigv4.canonical_request(method, path, claim.query, covered, payload_sha256)
             text = sigv4.string_to_sign(claim.date, authorization.scope, canonical)
-        except ValueError as error:  # bytes that are no UTF-8, which no signer can have signed
+        except ValueError as error:  # not UTF-8, which no signer can have signed
             raise ErrorReply(_invalid(_MISMATCH)) from error
         key = self._signing_key(credentials, authorization.day)
         if not hmac.compare_digest(sigv4.signature(key, text), authorization.signature):
@@ -176,7 +176,7 @@ class SignatureVerifier:
 
 
 def signature_expired(date: str, now: float, valid_seconds: float = SIGNATURE_WINDOW) -> ErrorAnswer:
-    """AWS's answer to a signature of the past.
+    """Reject a signature that is too old, as AWS does.
 
     >>> signature_expired("20150830T123600Z", 1440939060.0).message
     'Signature expired: 20150830T123600Z is now earlier than 20150830T124600Z (20150830T125100Z - 5 min.)'
@@ -201,9 +201,9 @@ def _check_time(claim: _Claim, now: float) -> None:
 
 
 def _requoted(query: str) -> str:
-    """A query with every character quoted that a signature wants quoted, and no other.
+    """Percent-encode exactly the characters of a query that a signature requires.
 
-    Clients differ in what they leave as it is (aiohttp sends ``/`` in a query plain, curl what it is given), and AWS
+    Clients differ in what they encode (aiohttp sends ``/`` in a query as is, curl whatever it is given), and AWS
     decodes before it signs.
 
     >>> _requoted("X-Amz-Credential=a/b%2Fc&flag")
@@ -216,10 +216,10 @@ def _requoted(query: str) -> str:
 
 
 def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
-    """What the request says about its signature.
+    """Parse the request's signature.
 
     Raises:
-        ErrorReply: it has none, or an incomplete one.
+        ErrorReply: the signature is missing or incomplete.
     """
     values: dict[str, list[str]] = {}
     for name, value in headers:
@@ -227,7 +227,7 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
     authorizations = values.get("authorization", [])
     if authorizations:
         if len(authorizations) > 1:
-            raise ErrorReply(_incomplete("The request holds more than one Authorization header."))
+            raise ErrorReply(_incomplete("The request contains more than one Authorization header."))
         authorization = _authorization(authorizations[0])
         dates, tokens = values.get("x-amz-date", []), values.get("x-amz-security-token", [None])
         if len(dates) != 1 or len(tokens) != 1:
@@ -235,7 +235,7 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
                 _incomplete(
                     "Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header."
                     if not dates
-                    else "The request holds X-Amz-Date or X-Amz-Security-Token more than once."
+                    else "The request contains X-Amz-Date or X-Amz-Security-Token more than once."
                 )
             )
         date = dates[0].strip()
@@ -273,7 +273,7 @@ def _authorization(value: str) -> Authorization:
 
 
 def _malformed(value: str, reason: str) -> ErrorAnswer:
-    """AWS's sentence for what is wrong with an Authorization header, ours where it has none."""
+    """AWS's message for an invalid Authorization header, or ours where AWS's is unknown."""
     parts = dict(re.findall(r"(Credential|SignedHeaders|Signature)=([^,\s]*)", value))
     missing = [name for name in ("Credential", "Signature", "SignedHeaders") if not parts.get(name)]
     if missing:
