@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from aiosmrt._wire.operations import BY_NAME
-from aiosmrt.local import ContainerFailure, Credentials, Invocation, LocalRuntime, faults
+from aiosmrt.local import (
+    ContainerFailure,
+    Credentials,
+    EndpointConfiguration,
+    Invocation,
+    LocalRuntime,
+    MultiContainer,
+    ProductionVariant,
+    faults,
+)
 from tests.support.javascript_sdk import (
     JAVASCRIPT_DIRECTORY,
     JavaScriptClient,
@@ -66,6 +75,7 @@ async def model() -> Model:
 async def runtime(model: Model) -> AsyncIterator[LocalRuntime]:
     endpoints: dict[str, Any] = {
         "echo": model.echo,
+        "targets": EndpointConfiguration([ProductionVariant(MultiContainer({"host-1": model.echo}))], multi_model=True),
         "count": model.count,
         "many": model.many,
         "fails": model.fails,
@@ -89,7 +99,7 @@ async def javascript(
 async def test_invoke_endpoint(javascript: JavaScriptClient, runtime: LocalRuntime, model: Model) -> None:
     output = await javascript.call(
         "InvokeEndpoint",
-        EndpointName="echo",
+        EndpointName="targets",
         Body=bytes(range(256)),
         ContentType="text/csv",
         Accept="application/x-npy",

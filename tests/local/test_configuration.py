@@ -1,4 +1,4 @@
-"""TOML files: what they give, and what is said about those that are wrong."""
+"""TOML files: their settings, and the errors in invalid ones."""
 
 import random
 from pathlib import Path
@@ -14,6 +14,7 @@ from aiosmrt.local import (
     Invocation,
     LocalRuntime,
     ModelContainer,
+    MultiContainer,
     ObjectStorage,
     faults,
 )
@@ -29,6 +30,7 @@ verify_signatures = true
 model_timeout = 5
 stream_timeout = 7.5
 max_body_bytes = 1000
+max_response_bytes = 2000
 keepalive_timeout = 30
 drain_timeout = 1
 seed = 7
@@ -92,6 +94,11 @@ grace = 2.5
 name = "Green"
 instances = [{ url = "http://127.0.0.1:8081" }, { handler = "tests.local.test_configuration:model" }]
 
+[endpoints.pair]
+multi_model = true
+containers.first.url = "http://127.0.0.1:8083"
+containers.second.handler = "tests.local.test_configuration:model"
+
 [[endpoints.shared.inference_components]]
 name = "adapter"
 variant = "Spare"
@@ -109,7 +116,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
+def test_every_key(tmp_path: Path) -> None:
     settings = load_settings(written(tmp_path, FULL))
     endpoints = settings.pop("endpoints")
     script = settings.pop("faults")
@@ -129,6 +136,7 @@ def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
         "model_timeout": 5.0,
         "stream_timeout": 7.5,
         "max_body_bytes": 1000,
+        "max_response_bytes": 2000,
         "keepalive_timeout": 30.0,
         "drain_timeout": 1.0,
     }
@@ -146,7 +154,7 @@ def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
             ),
         ],
     }
-    churn, digits, shared = endpoints["churn"], endpoints["digits"], endpoints["shared"]
+    churn, digits, pair, shared = (endpoints[name] for name in ("churn", "digits", "pair", "shared"))
     assert churn.variants[0].target == "http://127.0.0.1:8080"
     assert (churn.multi_model, churn.model_timeout, churn.session_seconds) == (False, 3.0, 60.0)
     assert churn.async_inference == AsyncInferenceConfig("s3://results/churn", "s3://more-results", 7)
@@ -158,11 +166,15 @@ def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
     assert (green.name, green.weight) == ("Green", 1.0)
     assert green.target[0] == "http://127.0.0.1:8081"
     assert green.target[1].__name__ == "model"
+    assert pair.multi_model
+    assert isinstance(pair.variants[0].target, MultiContainer)
+    assert list(pair.variants[0].target.containers) == ["first", "second"]
+    assert pair.variants[0].target.containers["first"] == "http://127.0.0.1:8083"
     (component,) = shared.inference_components
     assert (component.name, component.variant) == ("adapter", "Spare")
 
 
-async def test_a_runtime_from_a_file(tmp_path: Path) -> None:
+async def test_runtime_from_a_file(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         """
@@ -179,7 +191,7 @@ async def test_a_runtime_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EFFECTS)
-def test_every_effect_has_a_name(name: str) -> None:
+def test_names_of_effects(name: str) -> None:
     needed: dict[str, Any] = {"validation_error": {"message": "no"}, "skewed_clock": {"seconds": 1}}
     table = {"effect": name, **needed.get(name, {})}
     settings = parse_settings({"faults": [table]}, Path())
@@ -195,64 +207,68 @@ STORAGE = "[object_storage]\nendpoint_url = 'http://127.0.0.1:8333'\naccess_key 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("region = 7", "region: needs a string, not an integer"),
-        ("port = true", "port: needs an integer, not a boolean"),
-        ("model_timeout = 'long'", "model_timeout: needs a number, not a string"),
-        ("endpoints = []", "endpoints: needs a table, not a list"),
+        ("region = 7", "region: must be a string; got an integer"),
+        ("port = true", "port: must be an integer; got a boolean"),
+        ("model_timeout = 'long'", "model_timeout: must be a number; got a string"),
+        ("endpoints = []", "endpoints: must be a table; got a list"),
         ("endpoint.a.b = 1", "endpoint: is unknown; did you mean endpoints?"),
-        ("[endpoints.churn]", "endpoints.churn.url: exactly one of url, handler and container is needed"),
+        ("[endpoints.churn]", "endpoints.churn.url: exactly one of url, handler and container is required"),
         (f"[endpoints.churn]\n{URL}\nhandler = 'a:b'", "endpoints.churn.url: exactly one of url, handler and"),
         (f"[endpoints.churn]\n{URL}\nulr = 1", "endpoints.churn.ulr: is unknown; did you mean url?"),
-        ("[endpoints.churn]\nurl = '127.0.0.1'", "endpoints.churn.url: a model container's URL reads"),
-        ("[endpoints.churn]\nhandler = 'a.b'", 'endpoints.churn.handler: needs "module:function"'),
+        ("[endpoints.churn]\nurl = '127.0.0.1'", "endpoints.churn.url: a model container's URL must have the form"),
+        ("[endpoints.churn]\nhandler = 'a.b'", 'endpoints.churn.handler: must have the form "module:function"'),
         ("[endpoints.churn]\nhandler = 'no_such_module:f'", "endpoints.churn.handler: cannot be imported: No module"),
         ("[endpoints.churn]\nhandler = 'json:nothing'", "endpoints.churn.handler: cannot be imported: module"),
-        ("[endpoints.churn]\nhandler = 'json:__name__'", "endpoints.churn.handler: json:__name__ is no callable"),
+        ("[endpoints.churn]\nhandler = 'json:__name__'", "endpoints.churn.handler: json:__name__ is not callable"),
         ("[endpoints.churn.container]\nport = 1", "endpoints.churn.container.command: is missing"),
-        ("[endpoints.churn.container]\ncommand = 'a b'", "endpoints.churn.container.command: needs a list, not"),
-        ("[endpoints.churn.container]\ncommand = [1]", "endpoints.churn.container.command: needs a list of strings"),
+        ("[endpoints.churn.container]\ncommand = 'a b'", "endpoints.churn.container.command: must be a list; got"),
+        ("[endpoints.churn.container]\ncommand = [1]", "endpoints.churn.container.command: must be a list of strings"),
         (
             "[endpoints.churn.container]\ncommand = ['a']\nenvironment.A = 1",
-            "endpoints.churn.container.environment.A: needs a string, not an integer",
+            "endpoints.churn.container.environment.A: must be a string; got an integer",
         ),
         (f"[[endpoints.churn.variants]]\n{URL}", "endpoints.churn.variants[0].name: is missing"),
-        (f"[[endpoints.churn.variants]]\nname = 'A'\nweight = '1'\n{URL}", "variants[0].weight: needs a number"),
-        ("endpoints.churn.variants = [1]", "endpoints.churn.variants[0]: needs a table, not an integer"),
+        (f"[[endpoints.churn.variants]]\nname = 'A'\nweight = '1'\n{URL}", "variants[0].weight: must be a number"),
+        ("endpoints.churn.variants = [1]", "endpoints.churn.variants[0]: must be a table; got an integer"),
         (
             "[[endpoints.churn.variants]]\nname = 'A'\ninstances = [1]",
-            "endpoints.churn.variants[0].instances[0]: needs a table",
+            "endpoints.churn.variants[0].instances[0]: must be a table",
         ),
         ("[[faults]]\neffect = 'throtling'", "faults[0].effect: 'throtling' is unknown; did you mean throttling?"),
         ("[[faults]]\nnext = 1", "faults[0].effect: is missing"),
         ("[[faults]]\neffect = 'skewed_clock'", "faults[0].seconds: is missing"),
-        ("[[faults]]\neffect = 'throttling'\nnext = 0", "faults[0].effect: next counts calls from 1, not 0"),
+        ("[[faults]]\neffect = 'throttling'\nnext = 0", "faults[0].effect: next must be an integer >= 1; got 0"),
         ("[[faults]]\neffect = 'throttling'\nafter = 1", "faults[0].after: is unknown"),
-        ("[[faults]]\neffect = 'drip'\npiece_bytes = 1.5", "faults[0].piece_bytes: needs an integer, not a number"),
-        ("[[faults]]\neffect = 'stall'\nseconds = 'x'", "faults[0].seconds: needs a number, not a string"),
+        ("[[faults]]\neffect = 'drip'\npiece_bytes = 1.5", "faults[0].piece_bytes: must be an integer; got a number"),
+        ("[[faults]]\neffect = 'stall'\nseconds = 'x'", "faults[0].seconds: must be a number; got a string"),
         (
             "[[faults]]\neffect = 'stream_failure'\nexception = 'Boom'",
-            "faults[0].exception: needs 'ModelStreamError' or 'InternalStreamFailure', not a string",
+            "faults[0].exception: must be 'ModelStreamError' or 'InternalStreamFailure'; got a string",
         ),
         ("[[credentials]]\naccess_key = 'A'", "credentials[0].secret_key: is missing"),
         ("[[credentials]]\naccess_key = ' '\nsecret_key = 's'", "credentials[0].access_key: access_key holds"),
+        ("endpoints.churn.containers = {}", "endpoints.churn.containers: a MultiContainer needs 1 to 15 containers"),
+        (f"[endpoints.churn]\n{URL}\ncontainers.a.{URL}", "endpoints.churn.url: is unknown"),
+        (f"endpoints.churn.containers.a_b.{URL}", "endpoints.churn.containers: invalid container hostname 'a_b'"),
+        (f"endpoints.churn.containers.a = {{ {URL}, ulr = 1 }}", "endpoints.churn.containers.a.ulr: is unknown"),
         (STORAGE, "object_storage.buckets: is missing"),
-        (f"{STORAGE}\nbuckets = []", "object_storage.endpoint_url: an object storage needs a list of the buckets"),
-        (f"{STORAGE}\nbuckets = [1]", "object_storage.buckets: needs a list of strings"),
+        (f"{STORAGE}\nbuckets = []", "object_storage.endpoint_url: buckets must be a non-empty list"),
+        (f"{STORAGE}\nbuckets = [1]", "object_storage.buckets: must be a list of strings"),
         (f"{STORAGE}\nbuckets = ['b']\nbukets = []", "object_storage.bukets: is unknown; did you mean buckets?"),
         (
             f"{STORAGE}\nbuckets = ['b']".replace("http://", ""),
-            "object_storage.endpoint_url: an object storage's URL reads",
+            "object_storage.endpoint_url: endpoint_url must have the form",
         ),
         ("[object_storage]\nbuckets = ['b']\nendpoint_url = ''", "object_storage.access_key: is missing"),
         (f"[endpoints.churn]\n{URL}\nasync_inference = {{}}", "churn.async_inference.s3_output_path: is missing"),
         (
             f"[endpoints.churn]\n{URL}\nasync_inference.s3_output_path = 'out'",
-            "churn.async_inference.s3_output_path: a path for results or failures reads s3://bucket/prefix",
+            "churn.async_inference.s3_output_path: s3_output_path must have the form s3://bucket/prefix",
         ),
         ("region = ", "not TOML"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_name_the_key(tmp_path: Path, text: str, message: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigurationError) as caught:
         load_settings(path)
@@ -260,19 +276,19 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     assert message in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere\.toml: No such file"):
         LocalRuntime.from_toml(tmp_path / "nowhere.toml")
 
 
-def test_a_fault_for_an_endpoint_that_the_file_does_not_have(tmp_path: Path) -> None:
+def test_fault_for_an_unknown_endpoint(tmp_path: Path) -> None:
     settings = load_settings(written(tmp_path, f"[endpoints.churn]\n{URL}"))
     settings["faults"] = {"chrun": [faults.throttling()]}
-    with pytest.raises(ConfigurationError, match="not there: 'chrun'"):
+    with pytest.raises(ConfigurationError, match="unknown endpoint; got 'chrun'"):
         LocalRuntime(**settings, verify_signatures=False)
 
 
-def test_the_operations_that_a_fault_may_name() -> None:
+def test_operations_of_a_fault() -> None:
     for operation in BY_NAME:
         table = {"effect": "throttling", "operation": operation}
         assert parse_settings({"faults": [table]}, Path())["faults"]["*"][0].schedule.operation == operation

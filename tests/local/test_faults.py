@@ -176,14 +176,17 @@ class TestSchedules:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda: faults.throttling().next(0), "from 1, not 0"),
-            (lambda: faults.throttling().every(0), "from 1, not 0"),
-            (lambda: faults.throttling().with_probability(1.1), "from 0 to 1, not 1.1"),
-            (lambda: faults.throttling().always(operation="Invoke"), "'Invoke' is no operation"),
-            (lambda: faults.Drip(piece_bytes=0), "at least one byte"),
-            (lambda: faults.StreamFailure(exception="Boom"), "'Boom' is neither"),  # type: ignore[arg-type]
-            (lambda: local_runtime({"echo": echo}, faults={"ehco": faults.throttling()}), "not there: 'ehco'"),
-            (lambda: local_runtime({"echo": echo}, faults={"echo": ["throttling"]}), "not str"),
+            (lambda: faults.throttling().next(0), "integer >= 1; got 0"),
+            (lambda: faults.throttling().every(0), "integer >= 1; got 0"),
+            (lambda: faults.throttling().with_probability(1.1), "from 0 to 1; got 1.1"),
+            (lambda: faults.throttling().always(operation="Invoke"), "got 'Invoke'"),
+            (lambda: faults.Drip(piece_bytes=0), "piece_bytes must be an integer >= 1; got 0"),
+            (lambda: faults.StreamFailure(exception="Boom"), "got 'Boom'"),  # type: ignore[arg-type]
+            (
+                lambda: local_runtime({"echo": echo}, faults={"ehco": faults.throttling()}),
+                "endpoint; got 'ehco'",
+            ),
+            (lambda: local_runtime({"echo": echo}, faults={"echo": ["throttling"]}), "got str"),
         ],
     )
     def test_schedules_that_make_no_sense(self, make: Any, message: str) -> None:

@@ -22,6 +22,7 @@ from aiosmrt.local import (
     Invocation,
     LocalRuntime,
     ModelContainer,
+    MultiContainer,
     ProductionVariant,
 )
 from tests.support.peers import boto3_client
@@ -78,7 +79,8 @@ class TestCallables:
             seen.append(invocation)
             return b""
 
-        async with local_runtime({"churn": model}) as runtime:
+        endpoint = EndpointConfiguration([ProductionVariant(MultiContainer({"second": model}))], multi_model=True)
+        async with local_runtime({"churn": endpoint}) as runtime:
             await invoke(
                 runtime,
                 "churn",
@@ -169,7 +171,7 @@ class TestCallables:
         [
             (KeyError("column"), "KeyError: 'column'"),
             (TimeoutError("inner"), "TimeoutError: inner"),
-            (None, "TypeError: a handler gives bytes, text, an async iterator of bytes, or one of them with"),
+            (None, "TypeError: a handler must return bytes, text or an async iterator of bytes, optionally with"),
         ],
     )
     async def test_a_bug_in_a_callable_is_a_500_and_logged(
@@ -250,7 +252,6 @@ class TestContainers:
                 ContentType="text/csv",
                 Accept="text/plain",
                 CustomAttributes="in",
-                TargetModel="m.tar.gz",
                 InferenceId="id",
             )
             assert container.pings == 1
@@ -271,7 +272,6 @@ class TestContainers:
             "content-type": "text/csv",
             "accept": "text/plain",
             "x-amzn-sagemaker-custom-attributes": "in",
-            "x-amzn-sagemaker-target-model": "m.tar.gz",
             "x-amzn-sagemaker-inference-id": "id",
             "x-amzn-sagemaker-forwarded-api": "InvokeEndpoint",
         }
@@ -410,24 +410,21 @@ class TestVariants:
         assert sum(served) == 20
         assert min(served) > 2
 
-    async def test_a_single_model_endpoint_refuses_a_target_model(self) -> None:
-        configuration = EndpointConfiguration([ProductionVariant(echo)], multi_model=False)
-        async with local_runtime({"churn": configuration}) as runtime:
-            message = await validation_message(runtime, "churn", TargetModel="m")
-        assert message == "Endpoint churn is not a multi-model endpoint and does not support target model header."
-
     @pytest.mark.parametrize(
         ("source", "message"),
         [
             (shares(0, 0), "weight 0"),
-            (shares(-1), "negative weight"),
-            (shares(float("nan")), "negative weight"),
+            (shares(-1), "must be a number >= 0"),
+            (shares(float("nan")), "must be a number >= 0"),
             ([*shares(1), *shares(1)], "two production variants named v0"),
-            ([ProductionVariant(echo, "no_underscores")], "'no_underscores' is no name"),
-            (ProductionVariant([]), "no target"),
+            (
+                [ProductionVariant(echo, "no_underscores")],
+                "invalid production variant name .* 'no_underscores'",
+            ),
+            (ProductionVariant([]), "needs a target"),
             (EndpointConfiguration(), "either production variants or inference components"),
             ([echo], "ProductionVariant objects only"),
-            (7, "not int"),
+            (7, "got int"),
         ],
     )
     async def test_endpoints_that_make_no_sense(self, source: Any, message: str) -> None:
@@ -435,7 +432,7 @@ class TestVariants:
             local_runtime({"churn": source})
 
     async def test_an_endpoint_name_that_no_call_could_have(self) -> None:
-        with pytest.raises(ConfigurationError, match="no name of an endpoint"):
+        with pytest.raises(ConfigurationError, match="invalid endpoint name 'under_score'"):
             local_runtime({"under_score": echo})
 
 
@@ -559,7 +556,7 @@ class TestSessions:
     async def test_a_session_and_another_variant(self, chat: Chat) -> None:
         session_id = await chat.new("A")
         assert (await chat(session_id, variant="A")).status == 200
-        assert "lives on another target" in await chat.refusal(session_id, "B")
+        assert "belongs to another target" in await chat.refusal(session_id, "B")
 
     async def test_a_session_of_another_endpoint(self) -> None:
         async with local_runtime({"chat": echo, "other": echo}) as runtime:
@@ -661,7 +658,7 @@ class TestRefusals:
             with pytest.raises(client.exceptions.ValidationError) as caught:
                 await client.invoke_endpoint_async(EndpointName="echo", InputLocation="s3://bucket/key")
         assert caught.value.response["Error"]["Message"] == (
-            f"Endpoint echo of account {ACCOUNT} has no asynchronous inference configuration."
+            f"Endpoint echo of account {ACCOUNT} does not have an asynchronous inference configuration."
         )
 
     @pytest.mark.parametrize(

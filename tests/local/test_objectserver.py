@@ -1,21 +1,26 @@
-"""The object server as a process: ready in time, on loopback alone, and gone without a trace."""
+"""The object server: readiness, access to its ports, and what is left when it ends."""
 
 import asyncio
+import http.client
 import os
-import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 from aiosmrt._wire.sigv4 import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local import ObjectServer, ObjectServerError
 from aiosmrt.local import objectserver as module
+from aiosmrt.local.certificate import self_signed
+from tests.support.seaweed import apart
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = "0100007F"
@@ -23,18 +28,18 @@ LISTENING = "0A"
 
 
 def traces(port: int) -> list[str]:
-    """What of the server with this S3 port is left: folders and sockets in the file system, and listeners."""
+    """Sockets in the file system and listeners of the server with this S3 port."""
     found = [str(path) for path in Path("/tmp").glob("seaweedfs-*.sock") if path.stem.rpartition("-")[2] in ports(port)]
     return found + [address for address in listeners() if address.rpartition(":")[2] in ports(port)]
 
 
 def ports(port: int) -> list[str]:
-    """All that belong to a server's block."""
+    """All ports of a server's block."""
     return [str(base + number) for base in (port, port + 10_000) for number in range(10)]
 
 
 def listeners() -> list[str]:
-    """Addresses in the kernel's hexadecimal form, with their ports, that somebody on this machine listens on."""
+    """Every listening address on this machine, in the kernel's hexadecimal form, with its port."""
     found = []
     for table in ("tcp", "tcp6"):
         path = Path("/proc/net", table)
@@ -55,26 +60,26 @@ def port_of(server: ObjectServer) -> int:
 async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
     give_up_at = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < give_up_at, "it never held"
+        assert time.monotonic() < give_up_at, "the condition did not become true"
         await asyncio.sleep(0.02)
 
 
 @pytest.fixture
 def no_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The empty folder in which programs are looked for."""
+    """The empty folder where programs are searched."""
     monkeypatch.setattr(module, "_beside_python", lambda: tmp_path / "nothing")
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
 
 def fake(folder: Path, script: str) -> None:
-    """Put a program in weed's place."""
+    """Replace weed with a script."""
     program = folder / "weed"
     program.write_text(f"#!{sys.executable}\n{script}\n")
     program.chmod(0o755)
 
 
-async def test_it_listens_on_loopback_alone_and_leaves_nothing() -> None:
+async def test_listens_on_loopback_alone_and_leaves_nothing() -> None:
     server = ObjectServer(buckets=["results"])
     assert repr(server) == "<ObjectServer idle buckets=['results']>"
     async with server:
@@ -85,7 +90,7 @@ async def test_it_listens_on_loopback_alone_and_leaves_nothing() -> None:
         folder = server._run.folder
         identities = folder / "identities.json"
         assert identities.stat().st_mode & 0o077 == 0
-        # the admin server is the last to listen, after S3
+        # The admin server is the last to listen, after S3.
         await until(lambda: any("Admin" in line and "ready" in line for line in server.output))
         addresses = [one.partition(":")[0] for one in listeners() if one.partition(":")[2] in ports(port)]
         assert len(addresses) == 10
@@ -98,13 +103,13 @@ async def test_it_listens_on_loopback_alone_and_leaves_nothing() -> None:
         _ = server.url
 
 
-async def test_several_at_once_share_nothing() -> None:
+async def test_concurrent_servers() -> None:
     servers = [ObjectServer() for _ in range(3)]
     try:
         await asyncio.gather(*(server.start() for server in servers))
         assert len({server.credentials.secret_key for server in servers}) == 3
         assert len({server.url for server in servers}) == 3
-        with pytest.raises(ClientStateError, match="runs already"):
+        with pytest.raises(ClientStateError, match="is already running"):
             await servers[0].start()
     finally:
         await asyncio.gather(*(server.stop() for server in servers))
@@ -126,7 +131,7 @@ def test_started_on_one_loop_and_stopped_on_another() -> None:
         assert traces(port) == []
 
 
-async def test_a_cancelled_stop_kills_it() -> None:
+async def test_cancelled_stop_kills() -> None:
     server = ObjectServer()
     await server.start()
     port = port_of(server)
@@ -142,7 +147,7 @@ async def test_a_cancelled_stop_kills_it() -> None:
     await server.stop()
 
 
-async def test_a_cancelled_start_leaves_nothing() -> None:
+async def test_cancelled_start_leaves_nothing() -> None:
     server = ObjectServer(buckets=["results"])
     starting = asyncio.create_task(server.start())
     while server._run is None:
@@ -156,8 +161,8 @@ async def test_a_cancelled_start_leaves_nothing() -> None:
     assert repr(server) == "<ObjectServer idle buckets=['results']>"
 
 
-async def test_a_port_that_somebody_else_got_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody who answers at the server's port, and refuses a key that is not his, is no server of ours."""
+async def test_port_taken_by_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that rejects our key is not ours."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -182,24 +187,151 @@ async def test_a_port_that_somebody_else_got_first(monkeypatch: pytest.MonkeyPat
     assert traces(blocks[0]) == []
 
 
-def test_it_does_not_outlive_whoever_started_it() -> None:
+@pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), 15)", "os.kill(os.getpid(), 9)", "sys.exit()"])
+def test_leaves_nothing_however_its_owner_ends(end: str) -> None:
     program = (
-        "import asyncio, os\n"
+        "import asyncio, os, sys\n"
         "from aiosmrt.local import ObjectServer\n"
-        "server = ObjectServer()\n"
+        "server = ObjectServer(buckets=['results'])\n"
         "asyncio.run(server.start())\n"
         "print(server._run.folder, server.url, flush=True)\n"
-        "os._exit(1)\n"
+        f"{end}\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     folder, url = done.stdout.split()
     port = int(url.rpartition(":")[2])
+    asyncio.run(until(lambda: not Path(folder).exists() and traces(port) == []))
+
+
+async def test_leaves_nothing_when_its_supervisor_is_killed() -> None:
+    async with ObjectServer() as server:
+        assert server._run is not None
+        folder, port = server._run.folder, port_of(server)
+        server._run.process.kill()
+        await until(lambda: not server.running)
+    assert not folder.exists()
+    await until(lambda: traces(port) == [])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectServer]:
+    """A server with one object, fully started."""
+    server = ObjectServer(buckets=["results"])
+    apart(server.start())
     try:
-        asyncio.run(until(lambda: not any(one.rpartition(":")[2] in ports(port) for one in listeners())))
+        apart(until(lambda: any("Admin" in line and "ready" in line for line in server.output)))
+        client_of(server).put_object(Bucket="results", Key="secret.txt", Body=b"the secret " * 1000)
+        yield server
     finally:
-        # there was nobody left to do it
-        shutil.rmtree(folder)
-        module._remove_sockets(port)
+        apart(server.stop())
+
+
+def client_of(server: ObjectServer) -> Any:
+    return boto3.client(
+        "s3",
+        "us-east-1",
+        endpoint_url=server.url,
+        aws_access_key_id=server.credentials.access_key,
+        aws_secret_access_key=server.credentials.secret_key,
+    )
+
+
+def open_ports(server: ObjectServer) -> list[int]:
+    found = {int(one.rpartition(":")[2]) for one in listeners()}
+    return sorted(found & {int(port) for port in ports(port_of(server))})
+
+
+class TestAccess:
+    """Only signed requests to the S3 port have an effect."""
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS"])
+    def test_unsigned_requests(self, server: ObjectServer, method: str) -> None:
+        found = open_ports(server)
+        assert len(found) == 10
+        paths = ["/results/secret.txt", "/buckets/results/secret.txt", "/buckets/results/new.txt", "/", "/1,01637037d6"]
+        paths += [
+            "/dir/assign",
+            "/dir/status",
+            "/submit",
+            "/status",
+            "/col/delete?collection=results",
+            "/vol/grow?count=1",
+        ]
+        paths += ["/metrics", "/ui/index.html", "/.tus/buckets/results/new.txt", "/api/s3/buckets", "/cluster/status"]
+        headers = {"Origin": "https://evil.example", "Tus-Resumable": "1.0.0", "Upload-Length": "2"}
+        for port in found:
+            for path in paths:
+                status = self.status(port, method, path, headers)
+                # The gateway answers preflight requests and its health check; every other port speaks TLS or HTTP/2.
+                allowed = port == port_of(server) and (method == "OPTIONS" or path == "/status")
+                assert allowed or status is None or status >= 400, (port, method, path, status)
+        listed = client_of(server).list_objects_v2(Bucket="results")["Contents"]
+        assert [(one["Key"], one["Size"]) for one in listed] == [("secret.txt", 11_000)]
+
+    def status(self, port: int, method: str, path: str, headers: dict[str, str]) -> int | None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request(method, path, b"hi" if method in ("PUT", "POST") else None, headers)
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    @pytest.mark.parametrize("own_certificate", [False, True])
+    def test_tls_without_the_servers_certificate(
+        self, server: ObjectServer, own_certificate: bool, tmp_path: Path
+    ) -> None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if own_certificate:
+            certificate, key = self_signed("aiosmrt object server")
+            (tmp_path / "certificate.pem").write_text(certificate + key)
+            context.load_cert_chain(tmp_path / "certificate.pem")
+        tried = 0
+        for port in open_ports(server):
+            if port == port_of(server):
+                continue
+            with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), 10) as plain:
+                tried += 1
+                with context.wrap_socket(plain) as connection:
+                    connection.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    connection.settimeout(10)
+                    # TLS 1.3 servers reject a client's certificate after the client's handshake.
+                    if connection.recv(1) == b"":
+                        raise ConnectionResetError
+        assert tried == 9
+
+    def test_the_servers_own_certificate(self, server: ObjectServer) -> None:
+        """The proof that the certificate is what the other tests lack."""
+        assert server._run is not None
+        folder = server._run.folder
+        context = ssl.create_default_context(cafile=folder / "certificate.pem")
+        context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
+        connection = http.client.HTTPSConnection("127.0.0.1", port_of(server) + 2, timeout=10, context=context)
+        try:
+            connection.request("GET", "/dir/status")
+            assert connection.getresponse().status == 200
+        finally:
+            connection.close()
+
+    def test_objects_of_every_kind(self, server: ObjectServer) -> None:
+        """Copies, ranges and multipart uploads, which pass through several parts of the server."""
+        client = client_of(server)
+        client.create_bucket(Bucket="kinds")
+        client.put_object(Bucket="kinds", Key="large", Body=b"0123456789" * 1_000_000)
+        client.copy_object(Bucket="kinds", Key="copy", CopySource="kinds/large")
+        found = client.get_object(Bucket="kinds", Key="copy", Range="bytes=9000001-9000003")
+        assert found["Body"].read() == b"123"
+        upload = client.create_multipart_upload(Bucket="kinds", Key="parts")["UploadId"]
+        part = {"Bucket": "kinds", "Key": "parts", "UploadId": upload}
+        tags = [client.upload_part(**part, PartNumber=n, Body=b"z" * 5_242_880)["ETag"] for n in (1, 2)]
+        parts = [{"ETag": tag, "PartNumber": number} for number, tag in enumerate(tags, 1)]
+        client.complete_multipart_upload(**part, MultipartUpload={"Parts": parts})
+        assert client.head_object(Bucket="kinds", Key="parts")["ContentLength"] == 10_485_760
+        for name in ("large", "copy", "parts"):
+            client.delete_object(Bucket="kinds", Key=name)
+        assert "Contents" not in client.list_objects_v2(Bucket="kinds")
 
 
 async def test_no_program(no_program: Path) -> None:
@@ -207,7 +339,7 @@ async def test_no_program(no_program: Path) -> None:
         await ObjectServer().start()
 
 
-async def test_a_program_that_ends(no_program: Path) -> None:
+async def test_program_ends(no_program: Path) -> None:
     fake(no_program, "print('out of luck'); raise SystemExit(3)")
     server = ObjectServer(buckets=["results"])
     with pytest.raises(ObjectServerError, match=r"ended: exit code 3\n    out of luck") as caught:
@@ -217,7 +349,7 @@ async def test_a_program_that_ends(no_program: Path) -> None:
     assert repr(server) == "<ObjectServer idle buckets=['results']>"
 
 
-async def test_a_program_that_never_answers(no_program: Path) -> None:
+async def test_program_never_answers(no_program: Path) -> None:
     fake(no_program, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
     with pytest.raises(ObjectServerError, match=r"not ready within 0\.5 s"):
         await ObjectServer(startup_timeout=0.5, grace=0.2).start()
@@ -232,7 +364,7 @@ async def test_no_free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
             await ObjectServer().start()
 
 
-async def test_its_environment_is_its_own(no_program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment(no_program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-others")
     fake(no_program, "import os; print(sorted(os.environ)); print(os.environ); raise SystemExit(1)")
     server = ObjectServer(Credentials("AKIDEXAMPLE", "not-a-real-secret"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aiosmrt.errors import ClientStateError, ConfigurationError
-from aiosmrt.local import Invocation, LocalRuntime, ProductionVariant, faults
+from aiosmrt.local import EndpointConfiguration, Invocation, LocalRuntime, ProductionVariant, faults
 from tests.support.runtime import ACCEPTED, Draft, InProcessContainer, RawConnection, echo, local_runtime, words
 
 
@@ -55,7 +55,7 @@ async def refuses_connections(url: str) -> bool:
 
 async def test_it_listens_on_loopback_only_while_it_runs() -> None:
     runtime = local_runtime({"echo": echo})
-    with pytest.raises(ClientStateError, match="does not run"):
+    with pytest.raises(ClientStateError, match="is not running"):
         _ = runtime.url
     assert "idle" in repr(runtime)
     async with runtime:
@@ -314,10 +314,11 @@ async def test_what_a_record_says() -> None:
         ("X-Amzn-SageMaker-Target-Model", "m.tar.gz"),
         ("X-Amzn-SageMaker-Custom-Attributes", "secret=1"),
     ]
-    async with local_runtime({"echo": echo}) as runtime:
+    endpoints = {"echo": EndpointConfiguration([ProductionVariant(echo)], multi_model=True), "plain": echo}
+    async with local_runtime(endpoints) as runtime:
         async with RawConnection.to(runtime.url) as connection:
             answer = await connection.exchange(Draft(runtime.url, query="b=2", headers=headers).sign().encode())
-            await connection.exchange(Draft(runtime.url).sign().encode())
+            await connection.exchange(Draft(runtime.url, "/endpoints/plain/invocations").sign().encode())
         async with RawConnection.to(runtime.url) as connection:
             await connection.exchange(Draft(runtime.url).encode())
     first, second, third = runtime.requests
@@ -347,7 +348,7 @@ async def test_what_a_record_says() -> None:
         "response_bytes": 10 + third.response_bytes,
         "by_status": {200: 2, 403: 1},
         "by_error": {"MissingAuthenticationTokenException": 1},
-        "by_endpoint": {"echo": 3},
+        "by_endpoint": {"echo": 2, "plain": 1},
     }
 
 

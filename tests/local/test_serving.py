@@ -104,11 +104,11 @@ async def test_a_file_and_more(tmp_path: Path) -> None:
 
 
 async def test_nothing_to_serve_and_served_twice(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no endpoint to serve"):
+    with pytest.raises(ConfigurationError, match="at least one endpoint is required"):
         await serve({})
     path = tmp_path / "runtime.toml"
     path.write_text('[endpoints.echo]\nurl = "http://127.0.0.1:9"\n')
-    with pytest.raises(ConfigurationError, match="endpoint echo is given twice"):
+    with pytest.raises(ConfigurationError, match="endpoint echo is configured both"):
         await serve({"echo": echo}, config=path)
 
 

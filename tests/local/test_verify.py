@@ -191,11 +191,11 @@ NO_DATE = "Authorization header requires existence of either a 'X-Amz-Date' or a
         ),
         (
             lambda draft: draft.headers.append(draft.headers[-1]),
-            "The request holds more than one Authorization header.",
+            "The request contains more than one Authorization header.",
         ),
         (
             lambda draft: draft.headers.append(("X-Amz-Date", amz_date(0))),
-            "The request holds X-Amz-Date or X-Amz-Security-Token more than once.",
+            "The request contains X-Amz-Date or X-Amz-Security-Token more than once.",
         ),
     ],
 )
@@ -338,7 +338,7 @@ async def test_credentials_come_from_the_environment(monkeypatch: pytest.MonkeyP
 def test_no_credentials_anywhere() -> None:
     with pytest.raises(ConfigurationError, match="AWS_ACCESS_KEY_ID"):
         LocalRuntime({"echo": echo})
-    with pytest.raises(ConfigurationError, match="credentials is empty"):
+    with pytest.raises(ConfigurationError, match="must not be an empty sequence"):
         LocalRuntime({"echo": echo}, credentials=[])
 
 
