@@ -121,7 +121,7 @@ class AsyncInference:
     Args:
         endpoints: by name.
         invoker: serves the calls.
-        storage: holds input and results. None if the runtime has no asynchronous endpoint.
+        storage: holds input and results. Needed only if an endpoint is asynchronous.
         progress: notified of every change.
         clock: returns the time in epoch seconds.
         chance: the source of random numbers, for ids.

@@ -425,7 +425,7 @@ def as_backend(source: Any, session: Callable[[], aiohttp.ClientSession]) -> Bac
         session: returns the runtime's HTTP session.
 
     Raises:
-        ConfigurationError: the source is none of these.
+        ConfigurationError: the source is not one of these.
     """
     if isinstance(source, str):
         return UrlBackend(source, session)

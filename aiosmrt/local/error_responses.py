@@ -1,7 +1,7 @@
 """Error responses of the local runtime, in the service's own words where those are known.
 
 The messages are the ones that AWS's service sends according to public reports and documentation. Where its wording is
-unknown, the message is ours, and the function's docstring says so. Every error is encoded as the service encodes it:
+unknown, the message is ours, as noted in the function's docstring. Every error is encoded as the service encodes it:
 the code in ``x-amzn-errortype``, and a JSON object with ``Message`` and the error's other members.
 """
 

@@ -7,7 +7,7 @@ last port bound, so that two servers never share a block. If another process has
 silently moves to another, and the server at the expected port does not know our key: the readiness check is signed, and
 a rejected signature means another block and another attempt.
 
-Only the S3 gateway is meant for clients, and it requires signatures. The other parts have no users, and would serve
+Only the S3 gateway is meant for clients, and it requires signatures. The other parts are internal, and would serve
 any local process, and by CORS any web page. So they require TLS client certificates, and the only one they accept is
 the certificate that each server creates for itself; see `_security`.
 

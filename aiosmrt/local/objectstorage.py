@@ -32,7 +32,7 @@ _S3_URL: Final = re.compile(
 
 
 def locate_object(uri: str) -> tuple[str, str] | None:
-    """Return bucket and key of an S3 URI or of an ``https://`` URL of S3; None for anything else.
+    """Return bucket and key of an S3 URI or of an ``https://`` URL of S3; otherwise None.
 
     >>> locate_object("s3://inputs/rows.csv")
     ('inputs', 'rows.csv')

@@ -34,7 +34,7 @@ class RequestRecord:
         session_id: the requested session (``NEW_SESSION`` included).
         inference_id: the caller's inference id.
         status: the HTTP status of the response. None if no response was started.
-        error_code: the error's code, also of an error inside a stream. None for success.
+        error_code: the error's code, also of an error inside a stream. None if it succeeded.
         fault: the names of the scripted faults that were applied.
         outcome: ``answered`` in full, ``cut`` by a scripted fault, or the client ``disconnected`` first.
         request_bytes: the size of the request's body.

@@ -66,7 +66,7 @@ async def shaped(
         effect: the effect. If None, the body is unchanged.
         stall: waits for a number of seconds, or until released if that is None.
         record: updated with an error inside the stream.
-        ends: receives the offset at which each part of a response stream ends. None for a plain body.
+        ends: receives the offset at which each part of a response stream ends. If None, the body is a plain one.
 
     Raises:
         Cut: the connection must end here.

@@ -68,7 +68,7 @@ class MultiContainer:
     def __post_init__(self) -> None:
         if not 1 <= len(self.containers) <= MAX_CONTAINERS:
             raise ConfigurationError(
-                f"MultiContainer needs 1 to {MAX_CONTAINERS} containers; got {len(self.containers)}"
+                f"a MultiContainer needs 1 to {MAX_CONTAINERS} containers; got {len(self.containers)}"
             )
         for hostname in self.containers:
             _checked_name(hostname, "container hostname")

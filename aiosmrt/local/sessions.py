@@ -46,7 +46,7 @@ class Session:
 
 
 def parse_announcement(value: str) -> tuple[str, float] | None:
-    """Parse ``id; Expires=...Z`` to the id and the expiry in epoch seconds; None for any other form.
+    """Parse ``id; Expires=...Z`` to the id and the expiry in epoch seconds; other forms are None.
 
     >>> parse_announcement("s-1; Expires=2024-01-01T00:00:00Z")
     ('s-1', 1704067200.0)

@@ -1,4 +1,4 @@
-"""No AWS setting of the machine reaches a test."""
+"""Isolates the tests from the machine's AWS settings."""
 
 from pathlib import Path
 
@@ -9,5 +9,5 @@ from tests.support.peers import isolate_aws
 
 @pytest.fixture(autouse=True)
 def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Remove AWS variables and point the configuration files at ones that do not exist."""
+    """Remove AWS variables, and use configuration files that do not exist."""
     isolate_aws(monkeypatch, tmp_path)

@@ -1,4 +1,4 @@
-"""A model container for tests: standard library only, its misbehaviour chosen by flags."""
+"""A model container for tests: standard library only, with misbehaviour selected by flags."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument("--exit", type=int, help="write to standard error and exit with this code")
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--farewell", action="store_true", help="exit with code 0 on SIGTERM")
-    parser.add_argument("--child", action="store_true", help="start a process that hides in a session of its own")
-    parser.add_argument("--write", type=int, default=0, help="write this many bytes without a line's end first")
+    parser.add_argument("--child", action="store_true", help="start a process that hides in its own session")
+    parser.add_argument("--write", type=int, default=0, help="first write this many bytes without a line break")
     arguments = parser.parse_args()
 
     if arguments.ignore_sigterm:

@@ -1,5 +1,5 @@
-"""Runs ``serve`` as a program of its own: the arguments are NAME=TARGET pairs, a TARGET of ``echo`` or ``held`` is one
-of the callables below, ``--config FILE`` is a TOML file."""
+"""Runs ``serve`` as a program: the arguments are NAME=TARGET pairs, where the TARGETs ``echo`` and ``held`` are the
+callables below; ``--config FILE`` is a TOML file."""
 
 import asyncio
 import sys

@@ -683,7 +683,7 @@ class TestClose:
         assert runtime.statistics()["jobs"] == jobs
         assert objects.keys() == []
 
-    async def test_it_can_be_started_again(self, objects: Objects) -> None:
+    async def test_restart(self, objects: Objects) -> None:
         model = Held()
         runtime = runtime_of(objects, model, at_once=1)
         for _ in range(2):

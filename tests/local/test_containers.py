@@ -1,4 +1,4 @@
-"""Model containers as child processes: readiness, environment, output, and above all that none is left behind."""
+"""Model containers as child processes: readiness, environment, output, and the end of every process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_for_end(pid: int, seconds: float = 20.0) -> bool:
-    """Whether a process, not our child, ends in time."""
+    """Whether a process that is not our child ends in time."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -82,7 +82,7 @@ async def no_process_and_no_task_left() -> Any:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_serves_while_the_block_runs_and_is_gone_after_it() -> None:
+async def test_serves_inside_the_block_only() -> None:
     async with container() as model:
         assert model.running
         assert await invoke(model, b"echo") == b"echo"
@@ -94,7 +94,7 @@ async def test_serves_while_the_block_runs_and_is_gone_after_it() -> None:
     assert model.statistics() == {"starts": 1, "running": False, "port": model.port, "returncode": -signal.SIGTERM}
 
 
-async def test_environment_is_the_parents_without_aws_variables(monkeypatch: Any, tmp_path: Path) -> None:
+async def test_environment_omits_aws_variables(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-the-model")
     monkeypatch.setenv("INHERITED", "yes")
     async with container(environment={"MODEL": "digits"}, model_dir=tmp_path) as model:
@@ -104,7 +104,7 @@ async def test_environment_is_the_parents_without_aws_variables(monkeypatch: Any
     assert (seen["INHERITED"], seen["MODEL"], seen["SM_MODEL_DIR"]) == ("yes", "digits", str(tmp_path))
 
 
-async def test_a_model_folder_is_found_from_another_working_folder(monkeypatch: Any, tmp_path: Path) -> None:
+async def test_model_folder_is_absolute(monkeypatch: Any, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     async with container(model_dir="model", working_dir="elsewhere") as model:
@@ -112,7 +112,7 @@ async def test_a_model_folder_is_found_from_another_working_folder(monkeypatch: 
     assert seen["SM_MODEL_DIR"] == str(tmp_path / "model")
 
 
-async def test_aws_variables_are_inherited_on_request_and_can_be_given_alone(monkeypatch: Any) -> None:
+async def test_inherit_aws_and_given_variables(monkeypatch: Any) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
     async with container(inherit_aws=True) as model:
         assert b"AKIDEXAMPLE" in await invoke(model, b"environment")
@@ -122,7 +122,7 @@ async def test_aws_variables_are_inherited_on_request_and_can_be_given_alone(mon
     assert b"AKIDEXAMPLE" not in seen
 
 
-async def test_an_early_exit_is_noticed_at_once_with_the_last_lines() -> None:
+async def test_early_exit_is_reported_with_the_last_lines() -> None:
     model = container("--exit", "7", startup_timeout=600)
     async with asyncio.timeout(30):
         with pytest.raises(
@@ -134,7 +134,7 @@ async def test_an_early_exit_is_noticed_at_once_with_the_last_lines() -> None:
     assert isinstance(caught.value, AiosmrtError)
 
 
-async def test_the_exit_code_of_a_signal_is_told() -> None:
+async def test_exit_by_a_signal() -> None:
     model = ModelContainer(["/bin/sh", "-c", "kill -ABRT $$"])
     with pytest.raises(ContainerError, match=f"signal {signal.SIGABRT.value}"):
         await model.start()
@@ -145,18 +145,18 @@ async def test_the_exit_code_of_a_signal_is_told() -> None:
     ("command", "code", "reason"),
     [(["no-such-program"], 127, "No such file"), ([str(PROGRAM.parent)], 126, "Permission denied")],
 )
-async def test_a_command_that_cannot_run(command: list[str], code: int, reason: str) -> None:
+async def test_invalid_command(command: list[str], code: int, reason: str) -> None:
     with pytest.raises(ContainerError, match=reason) as caught:
         await ModelContainer(command).start()
     assert caught.value.returncode == code
 
 
-async def test_a_missing_working_folder(tmp_path: Path) -> None:
+async def test_missing_working_folder(tmp_path: Path) -> None:
     with pytest.raises(ContainerError, match="could not be started"):
         await container(working_dir=tmp_path / "missing").start()
 
 
-async def test_a_container_that_never_listens_is_stopped() -> None:
+async def test_container_that_never_listens_is_stopped() -> None:
     model = ModelContainer(["sleep", "3600"], startup_timeout=0.3)
     with pytest.raises(ContainerError, match=r"within 0\.3 s \(last: ClientConnectorError\)") as caught:
         await model.start()
@@ -164,7 +164,7 @@ async def test_a_container_that_never_listens_is_stopped() -> None:
     assert model.returncode == -signal.SIGTERM
 
 
-async def test_a_container_that_stays_unready_is_stopped() -> None:
+async def test_container_that_stays_unready_is_stopped() -> None:
     async def loading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -180,26 +180,26 @@ async def test_a_container_that_stays_unready_is_stopped() -> None:
 
 
 @pytest.mark.parametrize("command", ["python serve.py", []])
-def test_the_command_is_a_sequence(command: Any) -> None:
+def test_command_is_a_sequence(command: Any) -> None:
     with pytest.raises(ValueError, match="sequence of arguments"):
         ModelContainer(command)
 
 
-async def test_starting_twice_is_refused() -> None:
+async def test_start_twice() -> None:
     async with container() as model:
         with pytest.raises(ClientStateError, match="already running"):
             await model.start()
         assert await invoke(model, b"unharmed") == b"unharmed"
 
 
-async def test_waiting_needs_a_start_and_stopping_does_not() -> None:
+async def test_wait_needs_a_start_and_stop_does_not() -> None:
     model = container()
     await model.stop()
     with pytest.raises(ClientStateError, match="not been started"):
         await model.wait()
 
 
-async def test_sigterm_lets_it_end_in_order() -> None:
+async def test_sigterm_allows_an_orderly_end() -> None:
     async with container("--farewell") as model:
         pass
     assert model.returncode == 0
@@ -223,7 +223,7 @@ async def test_processes_that_it_started_die_with_it(flags: tuple[str, ...]) -> 
 
 
 @linux
-async def test_a_crash_is_told_to_who_waits_and_a_new_start_works() -> None:
+async def test_crash_ends_a_wait_and_allows_a_new_start() -> None:
     async with container("--child") as model:
         child = pid_in(model.output, "child")
         waiting = asyncio.create_task(model.wait())
@@ -237,7 +237,7 @@ async def test_a_crash_is_told_to_who_waits_and_a_new_start_works() -> None:
     assert model.statistics()["starts"] == 2
 
 
-async def test_a_fixed_port_is_used() -> None:
+async def test_fixed_port_is_used() -> None:
     async with container() as model:
         port = model.port
     async with container(port=port) as model:
@@ -252,7 +252,7 @@ async def test_output_goes_to_the_callback_line_by_line() -> None:
     assert lines[-1] == "farewell"
 
 
-async def test_much_output_blocks_nothing_and_is_kept_within_bounds() -> None:
+async def test_large_output_is_drained_and_truncated() -> None:
     async with container("--write", str(3 << 20)) as model:
         assert await invoke(model, b"alive") == b"alive"
     assert len(model.output) <= 200
@@ -260,7 +260,7 @@ async def test_much_output_blocks_nothing_and_is_kept_within_bounds() -> None:
     assert model.output[-1] == "written"
 
 
-async def test_an_exception_out_of_the_callback_surfaces_at_the_stop() -> None:
+async def test_exception_of_the_callback_is_raised_by_stop() -> None:
     def fail(line: str) -> None:
         raise OSError("disk full")
 
@@ -274,7 +274,7 @@ async def test_an_exception_out_of_the_callback_surfaces_at_the_stop() -> None:
 
 
 class CancelledAtAwait:
-    """Runs a coroutine and cancels its task at the given suspension, as ``task.cancel()`` from outside would."""
+    """Runs a coroutine and cancels its task at the given suspension, as ``task.cancel()`` does."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], suspension: int) -> None:
         self.work, self.suspension = work, suspension
@@ -300,7 +300,7 @@ class CancelledAtAwait:
 
 
 async def run_cancelled_at(work: Coroutine[Any, Any, Any], suspension: int) -> bool:
-    """Whether the cancellation took effect; False when the work has fewer suspensions."""
+    """Whether the cancellation took effect; False if the work has fewer suspensions."""
 
     async def body() -> None:
         await CancelledAtAwait(work, suspension)
@@ -327,7 +327,7 @@ async def every_cancellation(prepare: Callable[[], Awaitable[tuple[ModelContaine
     raise AssertionError("the work never ran to its end")
 
 
-async def test_cancelling_a_start_at_every_await_leaves_nothing() -> None:
+async def test_cancel_start_at_every_await() -> None:
     async def prepare() -> tuple[ModelContainer, Coroutine[Any, Any, Any]]:
         model = container()
         return model, model.start()
@@ -335,7 +335,7 @@ async def test_cancelling_a_start_at_every_await_leaves_nothing() -> None:
     assert await every_cancellation(prepare) >= 2
 
 
-async def test_cancelling_a_stop_at_every_await_leaves_nothing() -> None:
+async def test_cancel_stop_at_every_await() -> None:
     async def prepare() -> tuple[ModelContainer, Coroutine[Any, Any, Any]]:
         model = container()
         await model.start()
@@ -344,7 +344,7 @@ async def test_cancelling_a_stop_at_every_await_leaves_nothing() -> None:
     assert await every_cancellation(prepare) >= 1
 
 
-async def test_a_cancelled_stop_kills_at_once() -> None:
+async def test_cancelled_stop_kills_at_once() -> None:
     model = container("--ignore-sigterm", grace=3600)
     await model.start()
     async with asyncio.timeout(30):
@@ -352,7 +352,7 @@ async def test_a_cancelled_stop_kills_at_once() -> None:
     assert model.returncode == -signal.SIGKILL
 
 
-async def test_two_who_stop_wait_for_the_same_end() -> None:
+async def test_concurrent_stops() -> None:
     model = container("--farewell")
     await model.start()
     await asyncio.gather(model.stop(), model.stop())
@@ -381,7 +381,7 @@ PARENT = textwrap.dedent(
 
 @linux
 @pytest.mark.parametrize("fork", ["alone", "fork"])
-async def test_it_ends_when_its_parent_is_killed(fork: str) -> None:
+async def test_ends_when_its_parent_is_killed(fork: str) -> None:
     command = [sys.executable, "-c", PARENT, fork, *COMMAND, "--child", "--ignore-sigterm"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -394,7 +394,7 @@ async def test_it_ends_when_its_parent_is_killed(fork: str) -> None:
 
 
 @linux
-async def test_it_ends_when_its_supervisor_is_killed() -> None:
+async def test_ends_when_its_supervisor_is_killed() -> None:
     children = set(own_children())
     async with container() as model:
         main = pid_in(model.output)

@@ -1,4 +1,4 @@
-"""Every scripted fault as it is seen from outside."""
+"""Every scripted fault, observed by a client."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ async def runtime() -> AsyncIterator[LocalRuntime]:
 
 
 async def ask(runtime: LocalRuntime, path: str = "/endpoints/echo/invocations", body: bytes = b"one two") -> RawAnswer:
-    """One call on a connection of its own."""
+    """One call on a new connection."""
     async with RawConnection.to(runtime.url) as connection:
         return await connection.exchange(Draft(runtime.url, path, body=body).sign(at=NOW).encode())
 
@@ -85,7 +85,7 @@ async def test_errors(
     assert record.error_code == (code or str(status))
 
 
-async def test_a_throttling_has_its_type_in_the_header_only(runtime: LocalRuntime) -> None:
+async def test_throttling_has_its_type_in_the_header_only(runtime: LocalRuntime) -> None:
     runtime.inject("echo", faults.throttling())
     assert (await ask(runtime)).body == b'{"message": null}'
 
@@ -108,12 +108,12 @@ async def test_members_of_a_model_error() -> None:
         faults.service_unavailable(1.5),
     ],
 )
-async def test_the_hint_when_to_retry(runtime: LocalRuntime, effect: Effect) -> None:
+async def test_retry_hint(runtime: LocalRuntime, effect: Effect) -> None:
     runtime.inject("echo", effect)
     assert (await ask(runtime)).headers["x-amz-retry-after"] == "1500"
 
 
-async def test_a_raw_error_of_any_kind(runtime: LocalRuntime) -> None:
+async def test_custom_error(runtime: LocalRuntime) -> None:
     answer = faults.ErrorAnswer(
         400, "com.amazon.coral#ThrottlingException:http://internal/", "slow", message_key="message"
     )
@@ -126,7 +126,7 @@ class TestSchedules:
     async def statuses(self, runtime: LocalRuntime, count: int, path: str = "/endpoints/echo/invocations") -> list[int]:
         return [(await ask(runtime, path)).status for _ in range(count)]
 
-    async def test_the_next_calls(self, runtime: LocalRuntime) -> None:
+    async def test_next_calls(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.throttling().next(2), faults.internal_failure().next(1))
         assert await self.statuses(runtime, 5) == [400, 400, 500, 200, 200]
 
@@ -134,7 +134,7 @@ class TestSchedules:
         runtime.inject("echo", faults.internal_failure().every(3))
         assert await self.statuses(runtime, 7) == [200, 200, 500, 200, 200, 500, 200]
 
-    async def test_always_and_cleared(self, runtime: LocalRuntime) -> None:
+    async def test_always_and_clear(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.internal_failure())
         runtime.inject("*", faults.bad_gateway())
         assert await self.statuses(runtime, 2) == [500, 500]
@@ -155,7 +155,7 @@ class TestSchedules:
         assert await self.statuses(runtime, 1, "/endpoints/words/invocations") == [200]
         assert await self.statuses(runtime, 1, STREAM) == [500]
 
-    async def test_chance_is_repeatable(self) -> None:
+    async def test_seeded_probability_is_repeatable(self) -> None:
         async def drawn(seed: int) -> list[int]:
             script = {"echo": faults.throttling().with_probability(0.3)}
             async with local_runtime(
@@ -167,7 +167,7 @@ class TestSchedules:
         assert first == await drawn(11)
         assert 3 < first.count(400) < 18
 
-    def test_effects_of_different_stages_go_together(self) -> None:
+    def test_one_effect_per_stage(self) -> None:
         script = FaultScript(
             [faults.SkewedClock(60), faults.Drip(), faults.Truncate(), faults.IdleClose()], random.Random(1)
         )
@@ -189,7 +189,7 @@ class TestSchedules:
             (lambda: local_runtime({"echo": echo}, faults={"echo": ["throttling"]}), "got str"),
         ],
     )
-    def test_schedules_that_make_no_sense(self, make: Any, message: str) -> None:
+    def test_invalid_faults(self, make: Any, message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
             make()
 
@@ -199,7 +199,7 @@ class TestConnections:
         ("effect", "ended"), [(faults.ResetBeforeHeaders, "reset"), (faults.CloseBeforeHeaders, "closed")]
     )
     @pytest.mark.parametrize("after_model", [False, True])
-    async def test_no_answer(self, effect: Any, ended: str, after_model: bool) -> None:
+    async def test_no_response(self, effect: Any, ended: str, after_model: bool) -> None:
         calls = []
 
         async def model(invocation: Invocation) -> bytes:
@@ -216,7 +216,7 @@ class TestConnections:
             assert (await ask(runtime)).body == b"lost"
 
     @pytest.mark.parametrize("after_bytes", [0, 3, 7, 100])
-    async def test_a_reset_after_the_headers(self, runtime: LocalRuntime, after_bytes: int) -> None:
+    async def test_reset_in_the_body(self, runtime: LocalRuntime, after_bytes: int) -> None:
         runtime.inject("echo", faults.ResetAfterHeaders(after_bytes=after_bytes))
         async with RawConnection.to(runtime.url) as connection:
             await connection.write(Draft(runtime.url, body=b"one two").sign(at=NOW).encode())
@@ -228,7 +228,7 @@ class TestConnections:
         assert runtime.requests[0].outcome == "cut"
         assert runtime.requests[0].response_bytes == min(after_bytes, 7)
 
-    async def test_a_reset_in_a_stream(self, runtime: LocalRuntime) -> None:
+    async def test_reset_in_a_stream(self, runtime: LocalRuntime) -> None:
         runtime.inject("words", faults.ResetAfterHeaders(after_parts=1))
         answer = await ask(runtime, STREAM)
         assert answer.ended == "reset"
@@ -236,7 +236,7 @@ class TestConnections:
         assert runtime.requests[0].parts == 1
 
     @pytest.mark.parametrize("reset", [False, True])
-    async def test_idle_connections_are_closed_at_will(self, runtime: LocalRuntime, reset: bool) -> None:
+    async def test_close_idle_connections(self, runtime: LocalRuntime, reset: bool) -> None:
         async with RawConnection.to(runtime.url) as connection:
             assert (await connection.exchange(Draft(runtime.url).sign(at=NOW).encode())).status == 200
             assert runtime.statistics()["connections"] == 1
@@ -252,7 +252,7 @@ class TestConnections:
             runtime.release_stalled()
             assert (await connection.answer()).status == 200
 
-    async def test_a_connection_closed_behind_its_answer(self, runtime: LocalRuntime) -> None:
+    async def test_idle_close_after_the_response(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.IdleClose())
         async with RawConnection.to(runtime.url) as connection:
             answer = await connection.exchange(Draft(runtime.url).sign(at=NOW).encode())
@@ -261,7 +261,7 @@ class TestConnections:
             assert await connection.rest() == (b"", "closed")
         assert runtime.requests[0].outcome == "answered"
 
-    async def test_a_connection_used_again_before_its_idle_close(self, runtime: LocalRuntime) -> None:
+    async def test_connection_reused_before_its_idle_close(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.IdleClose(0.3).next(1))
         async with RawConnection.to(runtime.url) as connection:
             request = Draft(runtime.url).sign(at=NOW).encode()
@@ -278,14 +278,14 @@ class TestConnections:
 
 
 class TestBodies:
-    async def test_a_body_that_ends_early(self, runtime: LocalRuntime) -> None:
+    async def test_truncated_body(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.Truncate(after_bytes=3))
         answer = await ask(runtime)
         assert (answer.status, answer.headers["content-length"]) == (200, "7")
         assert (answer.body, answer.ended) == (b"one", "closed")
         assert runtime.requests[0].outcome == "cut"
 
-    async def test_a_body_that_ends_early_as_if_all_were_well(self, runtime: LocalRuntime) -> None:
+    async def test_truncated_body_with_clean_ending(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.Truncate(after_bytes=3, clean_ending=True))
         answer = await ask(runtime)
         assert "content-length" not in answer.headers
@@ -293,7 +293,7 @@ class TestBodies:
         assert runtime.requests[0].outcome == "answered"
 
     @pytest.mark.parametrize("clean_ending", [False, True])
-    async def test_a_stream_cut_inside_a_frame(self, runtime: LocalRuntime, clean_ending: bool) -> None:
+    async def test_stream_cut_inside_a_frame(self, runtime: LocalRuntime, clean_ending: bool) -> None:
         runtime.inject("words", faults.Truncate(after_parts=1, after_bytes=20, clean_ending=clean_ending))
         answer = await ask(runtime, STREAM)
         assert answer.ended == ("complete" if clean_ending else "closed")
@@ -304,7 +304,7 @@ class TestBodies:
             decoder.finish()
         assert runtime.requests[0].parts == 1
 
-    async def test_a_stream_cut_between_frames(self, runtime: LocalRuntime) -> None:
+    async def test_stream_cut_between_frames(self, runtime: LocalRuntime) -> None:
         runtime.inject("words", faults.Truncate(after_parts=1, clean_ending=True))
         answer = await ask(runtime, STREAM)
         decoder = Decoder()
@@ -312,7 +312,7 @@ class TestBodies:
         decoder.finish()
 
     @pytest.mark.parametrize("after_bytes", [0, 4, 8, 50, 105])
-    async def test_a_damaged_stream(self, runtime: LocalRuntime, after_bytes: int) -> None:
+    async def test_corrupt_stream(self, runtime: LocalRuntime, after_bytes: int) -> None:
         runtime.inject("words", faults.Corrupt(after_parts=1, after_bytes=after_bytes).next(1))
         damaged, sound = await ask(runtime, STREAM), await ask(runtime, STREAM)
         at = len(sound.body) // 2 + after_bytes
@@ -323,11 +323,11 @@ class TestBodies:
         with pytest.raises(EventStreamFormatError):
             decoder.finish()
 
-    async def test_damage_behind_the_end(self, runtime: LocalRuntime) -> None:
+    async def test_corruption_after_the_end(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.Corrupt(after_bytes=7))
         assert (await ask(runtime)).body == b"one two"
 
-    async def test_a_cut_does_not_wait_for_the_models_next_part(self) -> None:
+    async def test_cut_does_not_wait_for_the_next_part(self) -> None:
         async def model(invocation: Invocation) -> AsyncIterator[bytes]:
             yield b"one"
             await asyncio.Event().wait()
@@ -336,7 +336,7 @@ class TestBodies:
         async with local_runtime({"words": model}, faults=script, clock=lambda: NOW) as runtime:
             assert (await ask(runtime, STREAM)).ended == "closed"
 
-    async def test_a_stall_in_a_stream(self, runtime: LocalRuntime) -> None:
+    async def test_stall_in_a_stream(self, runtime: LocalRuntime) -> None:
         runtime.inject("words", faults.StallInBody(after_parts=1, after_bytes=5))
         async with RawConnection.to(runtime.url) as connection:
             await connection.write(Draft(runtime.url, STREAM, body=b"one two").sign(at=NOW).encode())
@@ -347,11 +347,11 @@ class TestBodies:
         assert [payload for _, payload in Decoder().feed(answer.body)] == [b"one", b"two"]
         assert runtime.requests[0].parts == 2
 
-    async def test_a_stall_in_a_plain_body(self, runtime: LocalRuntime) -> None:
+    async def test_stall_in_a_plain_body(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.StallInBody(after_bytes=3, seconds=0.01))
         assert (await ask(runtime)).body == b"one two"
 
-    async def test_a_slow_drip(self, runtime: LocalRuntime) -> None:
+    async def test_drip(self, runtime: LocalRuntime) -> None:
         runtime.inject("*", faults.Drip(piece_bytes=2, seconds=0.0001))
         async with RawConnection.to(runtime.url) as connection:
             answer = await connection.exchange(Draft(runtime.url, body=b"one two").sign(at=NOW).encode())
@@ -361,7 +361,7 @@ class TestBodies:
         assert runtime.requests[1].parts == 2
 
     @pytest.mark.parametrize("error_code", ["StreamBroken", "ModelInvocationTimeExceeded"])
-    async def test_a_model_error_in_a_stream(self, runtime: LocalRuntime, error_code: str) -> None:
+    async def test_model_error_in_a_stream(self, runtime: LocalRuntime, error_code: str) -> None:
         runtime.inject("words", faults.StreamFailure(after_parts=1, error_code=error_code, message="gone"))
         (_, first), (headers, payload) = Decoder().feed((await ask(runtime, STREAM)).body)
         assert first == b"one"
@@ -370,18 +370,18 @@ class TestBodies:
         assert runtime.requests[0].error_code == "ModelStreamError"
         assert runtime.requests[0].parts == 1
 
-    async def test_an_internal_failure_in_a_stream(self, runtime: LocalRuntime) -> None:
+    async def test_internal_failure_in_a_stream(self, runtime: LocalRuntime) -> None:
         runtime.inject("words", faults.StreamFailure(exception="InternalStreamFailure"))
         ((headers, payload),) = Decoder().feed((await ask(runtime, STREAM)).body)
         assert headers.exception_type == "InternalStreamFailure"
         assert set(json.loads(payload)) == {"Message"}
 
-    async def test_a_stream_failure_leaves_other_answers_alone(self, runtime: LocalRuntime) -> None:
+    async def test_stream_failure_does_not_affect_plain_responses(self, runtime: LocalRuntime) -> None:
         runtime.inject("words", faults.StreamFailure())
         answer = await ask(runtime, "/endpoints/words/invocations")
         assert (answer.status, answer.body, answer.ended) == (200, b"onetwo", "complete")
 
-    async def test_an_errors_body_can_be_cut_too(self, runtime: LocalRuntime) -> None:
+    async def test_error_body_can_be_cut(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.internal_failure(), faults.Truncate(after_bytes=4))
         answer = await ask(runtime)
         assert (answer.status, answer.body, answer.ended) == (500, b'{"Me', "closed")
@@ -389,7 +389,7 @@ class TestBodies:
 
 
 class TestTime:
-    async def test_a_stall_until_released(self, runtime: LocalRuntime) -> None:
+    async def test_stall_until_released(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.Stall().next(2))
         calls = [asyncio.create_task(ask(runtime)) for _ in range(2)]
         await runtime.wait_for_stalled(2)
@@ -398,12 +398,12 @@ class TestTime:
         assert [(await call).body for call in calls] == [b"one two"] * 2
         assert runtime.statistics()["stalled"] == 0
 
-    async def test_a_stall_for_a_while(self, runtime: LocalRuntime) -> None:
+    async def test_stall_for_a_time(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.Stall(0.02))
         assert (await ask(runtime)).status == 200
         assert runtime.requests[0].seconds >= 0.02
 
-    async def test_a_client_that_does_not_wait(self, runtime: LocalRuntime) -> None:
+    async def test_client_disconnects_from_a_stall(self, runtime: LocalRuntime) -> None:
         runtime.inject("echo", faults.Stall())
         async with RawConnection.to(runtime.url) as connection:
             await connection.write(Draft(runtime.url).sign(at=NOW).encode())
@@ -414,7 +414,7 @@ class TestTime:
     @pytest.mark.parametrize(
         ("skew", "message"), [(600, "Signature expired: "), (-600, "Signature not yet current: "), (200, None)]
     )
-    async def test_a_skewed_clock(self, runtime: LocalRuntime, skew: float, message: str | None) -> None:
+    async def test_skewed_clock(self, runtime: LocalRuntime, skew: float, message: str | None) -> None:
         runtime.inject("echo", faults.SkewedClock(skew).next(1))
         answer = await ask(runtime)
         minutes = {600: "23:20", -600: "03:20", 200: "16:40"}[int(skew)]
@@ -427,7 +427,7 @@ class TestTime:
         assert (await ask(runtime)).status == 200
 
 
-async def test_aiobotocore_retries_through_a_script() -> None:
+async def test_aiobotocore_retries() -> None:
     script: list[Effect | Fault] = [faults.internal_failure().next(1), faults.ResetBeforeHeaders().next(1)]
     async with (
         local_runtime({"echo": echo}, faults={"echo": script}) as runtime,
@@ -442,7 +442,7 @@ async def test_aiobotocore_retries_through_a_script() -> None:
     assert (first.error_code, second.outcome, third.status) == ("InternalFailure", "cut", 200)
 
 
-async def test_boto_sees_a_html_page_as_its_status() -> None:
+async def test_botocore_reports_the_status_of_an_html_page() -> None:
     script = {"*": faults.bad_gateway()}
     async with local_runtime({"echo": echo}, faults=script) as runtime, aiobotocore_client(runtime.url) as client:
         with pytest.raises(ClientError) as caught:

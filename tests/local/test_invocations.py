@@ -71,8 +71,21 @@ async def validation_message(runtime: LocalRuntime, endpoint: str, **members: An
     return message
 
 
+class Stuck:
+    """A model that never answers."""
+
+    ended = False
+
+    async def __call__(self, invocation: Invocation) -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended = True
+        return b""
+
+
 class TestCallables:
-    async def test_an_invocation_says_all_that_the_caller_said(self) -> None:
+    async def test_invocation_contains_every_parameter(self) -> None:
         seen: list[Invocation] = []
 
         async def model(invocation: Invocation) -> bytes:
@@ -113,7 +126,7 @@ class TestCallables:
     @pytest.mark.parametrize(
         "result", [b"done", bytearray(b"done"), memoryview(b"done"), "done", (b"done", {"Content-Type": "text/plain"})]
     )
-    async def test_what_a_callable_may_give(self, result: Any) -> None:
+    async def test_results_of_a_callable(self, result: Any) -> None:
         async def model(invocation: Invocation) -> Any:
             return result
 
@@ -122,7 +135,7 @@ class TestCallables:
         assert body == b"done"
         assert answer["ContentType"] == ("text/plain" if isinstance(result, tuple) else "application/octet-stream")
 
-    async def test_an_async_generator_is_collected(self) -> None:
+    async def test_async_generator_is_collected(self) -> None:
         async def model(invocation: Invocation) -> AsyncIterator[bytes]:
             yield b"one "
             yield b"two"
@@ -146,7 +159,7 @@ class TestCallables:
         assert answer["InvokedProductionVariant"] == "AllTraffic"
         assert not {"x-internal", "set-cookie"} & set(answer["ResponseMetadata"]["HTTPHeaders"])
 
-    async def test_a_container_failure(self) -> None:
+    async def test_container_failure(self) -> None:
         async def model(invocation: Invocation) -> bytes:
             raise ContainerFailure(400, "too few columns")
 
@@ -174,7 +187,7 @@ class TestCallables:
             (None, "TypeError: a handler must return bytes, text or an async iterator of bytes, optionally with"),
         ],
     )
-    async def test_a_bug_in_a_callable_is_a_500_and_logged(
+    async def test_exception_in_a_callable_is_a_500_and_logged(
         self, error: Exception | None, message: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         async def model(invocation: Invocation) -> Any:
@@ -190,7 +203,7 @@ class TestCallables:
         assert "column" not in caplog.text
         assert "inner" not in caplog.text
 
-    async def test_a_header_that_would_be_two_is_a_500(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_line_break_in_a_header_is_a_500(self, caplog: pytest.LogCaptureFixture) -> None:
         async def model(invocation: Invocation) -> Any:
             return b"", {"Content-Type": "text/plain\r\nX-Injected: 1"}
 
@@ -198,48 +211,32 @@ class TestCallables:
             assert (await model_failure(runtime, "churn"))[0] == 500
         assert len(caplog.messages) == 1
 
-    async def test_a_model_that_does_not_answer_in_time(self) -> None:
-        ended = asyncio.Event()
-
-        async def model(invocation: Invocation) -> bytes:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                ended.set()
-            return b""
-
+    async def test_model_timeout(self) -> None:
+        model = Stuck()
         async with local_runtime({"churn": model}, model_timeout=0.05) as runtime:
             status, text = await model_failure(runtime, "churn")
             assert status == 0
             assert text.startswith("Your invocation timed out while waiting for a response from container primary.")
-            assert ended.is_set()
+            assert model.ended
         patient = EndpointConfiguration([ProductionVariant(model)], model_timeout=0.01)
         async with local_runtime({"churn": patient}) as runtime:
             assert (await model_failure(runtime, "churn"))[0] == 0
 
-    async def test_a_client_that_goes_away_ends_the_invocation(self) -> None:
-        ended = asyncio.Event()
-
-        async def model(invocation: Invocation) -> bytes:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                ended.set()
-            return b""
-
+    async def test_disconnect_cancels_the_invocation(self) -> None:
+        model = Stuck()
         async with local_runtime({"echo": model}) as runtime:
             async with RawConnection.to(runtime.url) as connection:
                 await connection.write(Draft(runtime.url).sign().encode())
                 await runtime.wait_for_in_flight(1)
             (record,) = await runtime.wait_for_requests(1)
-            assert ended.is_set()
+            assert model.ended
         assert record.outcome == "disconnected"
         assert record.status is None
         assert record.request_bytes == 5
 
 
 class TestContainers:
-    async def test_what_a_container_gets_and_gives(self) -> None:
+    async def test_request_to_a_container_and_its_response(self) -> None:
         async def serve(request: web.Request) -> web.Response:
             headers = {"X-Amzn-SageMaker-Custom-Attributes": "out", "X-Internal": "1", "Content-Type": "text/plain"}
             return web.Response(body=b"scored", headers=headers)
@@ -277,21 +274,21 @@ class TestContainers:
         }
         assert set(second.headers) == {"host", "content-length", "x-amzn-sagemaker-forwarded-api"}
 
-    async def test_a_container_that_fails(self) -> None:
+    async def test_container_fails(self) -> None:
         async def serve(request: web.Request) -> web.Response:
             return web.Response(status=507, text="out of memory")
 
         async with InProcessContainer(serve) as container, local_runtime({"churn": container.url}) as runtime:
             assert await model_failure(runtime, "churn") == (507, "out of memory")
 
-    async def test_a_redirect_is_a_failure(self) -> None:
+    async def test_redirect_is_a_failure(self) -> None:
         async def serve(request: web.Request) -> web.Response:
             return web.Response(status=302, headers={"Location": "/elsewhere"})
 
         async with InProcessContainer(serve) as container, local_runtime({"churn": container.url}) as runtime:
             assert (await model_failure(runtime, "churn"))[0] == 302
 
-    async def test_a_long_error_is_cut_at_the_service_models_limit(self) -> None:
+    async def test_long_error_is_truncated(self) -> None:
         async def serve(request: web.Request) -> web.Response:
             return web.Response(status=500, text="x" * 100_000)
 
@@ -301,7 +298,7 @@ class TestContainers:
         assert len(response["Error"]["Message"]) == 2048
 
     @pytest.mark.parametrize("after", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"])
-    async def test_a_container_that_dies_while_it_answers(self, after: bytes) -> None:
+    async def test_container_dies_during_its_response(self, after: bytes) -> None:
         async def serve(request: web.Request) -> web.Response:
             assert request.transport is not None
             request.transport.write(after)
@@ -314,7 +311,7 @@ class TestContainers:
                 "An error occurred while handling request as the model process exited.",
             )
 
-    async def test_a_container_that_is_not_ready(self) -> None:
+    async def test_container_is_not_ready(self) -> None:
         async with InProcessContainer() as container, local_runtime({"churn": container.url}) as runtime:
             container.ping_status = 503
             response = await refusal(runtime, "churn")
@@ -324,7 +321,7 @@ class TestContainers:
             container.ping_status = 200
             assert (await invoke(runtime, "churn", Body=b"now"))[1] == b"now"
 
-    async def test_a_container_that_goes_away_and_comes_back(self) -> None:
+    async def test_container_restarts(self) -> None:
         async with InProcessContainer() as container, local_runtime({"churn": container.url}) as runtime:
             await invoke(runtime, "churn")
             await container.stop()
@@ -333,7 +330,7 @@ class TestContainers:
             await container.start()
             assert (await invoke(runtime, "churn", Body=b"back"))[1] == b"back"
 
-    async def test_a_container_is_started_and_stopped(self) -> None:
+    async def test_container_is_started_and_stopped(self) -> None:
         container = InProcessContainer()
         variants = [ProductionVariant(container, "A"), ProductionVariant(container, "B")]
         async with local_runtime({"churn": variants, "other": container}) as runtime:
@@ -342,13 +339,13 @@ class TestContainers:
             assert (await invoke(runtime, "other", Body=b"2"))[1] == b"2"
         assert not container.running
 
-    async def test_a_container_that_runs_already_is_left_running(self) -> None:
+    async def test_running_container_is_left_running(self) -> None:
         async with InProcessContainer() as container:
             async with local_runtime({"churn": container}) as runtime:
                 await invoke(runtime, "churn")
             assert container.running
 
-    async def test_a_container_in_a_process_of_its_own(self) -> None:
+    async def test_container_process(self) -> None:
         container = ModelContainer([sys.executable, str(CONTAINER_PROGRAM)])
         async with local_runtime({"churn": container}) as runtime:
             assert (await invoke(runtime, "churn", Body=b"scored elsewhere"))[1] == b"scored elsewhere"
@@ -359,7 +356,7 @@ class TestContainers:
         assert not container.running
 
     @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://h:x", "http://h/?a=b"])
-    async def test_urls_that_are_none(self, url: str) -> None:
+    async def test_invalid_urls(self, url: str) -> None:
         with pytest.raises(ConfigurationError, match="http://host:port"):
             local_runtime({"churn": url})
 
@@ -392,7 +389,7 @@ class TestVariants:
         assert 120 < counts["v1"] < 180
         assert Counter(record.variant for record in runtime.requests) == counts
 
-    async def test_a_target_variant(self) -> None:
+    async def test_target_variant(self) -> None:
         async with local_runtime({"ab": shares(1, 1, 0)}) as runtime:
             for name in ("v2", "v0", "v2", "v1"):
                 answer, body = await invoke(runtime, "ab", TargetVariant=name)
@@ -427,11 +424,11 @@ class TestVariants:
             (7, "got int"),
         ],
     )
-    async def test_endpoints_that_make_no_sense(self, source: Any, message: str) -> None:
+    async def test_invalid_endpoints(self, source: Any, message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
             local_runtime({"churn": source})
 
-    async def test_an_endpoint_name_that_no_call_could_have(self) -> None:
+    async def test_invalid_endpoint_name(self) -> None:
         with pytest.raises(ConfigurationError, match="invalid endpoint name 'under_score'"):
             local_runtime({"under_score": echo})
 
@@ -451,14 +448,14 @@ class TestInferenceComponents:
         async with local_runtime(endpoints) as runtime:
             yield runtime
 
-    async def test_a_component_is_chosen_by_name(self, runtime: LocalRuntime) -> None:
+    async def test_component_is_chosen_by_name(self, runtime: LocalRuntime) -> None:
         answer, body = await invoke(runtime, "shared", InferenceComponentName="beta")
         assert body == b"beta on Spare"
         assert answer["InvokedProductionVariant"] == "Spare"
         assert (await invoke(runtime, "shared", InferenceComponentName="alpha"))[1] == b"alpha on AllTraffic"
         assert [record.inference_component for record in runtime.requests] == ["beta", "alpha"]
 
-    async def test_a_component_is_required_unknown_asleep_or_not_allowed(self, runtime: LocalRuntime) -> None:
+    async def test_rejected_components(self, runtime: LocalRuntime) -> None:
         assert (await validation_message(runtime, "shared")).startswith(
             "Inference Component Name header is required for endpoints"
         )
@@ -473,7 +470,7 @@ class TestInferenceComponents:
 
 
 class Chat:
-    """Calls with a session, over a socket: the oldest botocore does not know sessions."""
+    """Calls with a session, over a socket: the oldest botocore does not support sessions."""
 
     def __init__(self, runtime: LocalRuntime) -> None:
         self.runtime = runtime
@@ -520,7 +517,7 @@ class TestSessions:
     def chat(self, runtime: LocalRuntime) -> Chat:
         return Chat(runtime)
 
-    async def test_a_session_lives_where_it_was_made(self, chat: Chat, runtime: LocalRuntime) -> None:
+    async def test_session_stays_on_its_variant(self, chat: Chat, runtime: LocalRuntime) -> None:
         made = {}
         for _ in range(6):
             answer = await chat("NEW_SESSION")
@@ -538,7 +535,7 @@ class TestSessions:
         assert runtime.statistics()["sessions"] == 6
         assert runtime.requests[0].session_id == "NEW_SESSION"
 
-    async def test_a_session_is_closed(self, chat: Chat, runtime: LocalRuntime) -> None:
+    async def test_session_is_closed(self, chat: Chat, runtime: LocalRuntime) -> None:
         session_id = await chat.new()
         answer = await chat(session_id, b"close")
         assert answer.headers["x-amzn-sagemaker-closed-session-id"] == session_id
@@ -546,19 +543,19 @@ class TestSessions:
         assert message == f"Session {session_id} of Endpoint chat does not exist or has expired."
         assert runtime.statistics()["sessions"] == 0
 
-    async def test_a_session_expires(self, chat: Chat, now: list[float]) -> None:
+    async def test_session_expires(self, chat: Chat, now: list[float]) -> None:
         session_id = await chat.new()
         now[0] += 1199
         assert (await chat(session_id)).status == 200
         now[0] += 1
         assert "has expired" in await chat.refusal(session_id)
 
-    async def test_a_session_and_another_variant(self, chat: Chat) -> None:
+    async def test_session_with_another_variant(self, chat: Chat) -> None:
         session_id = await chat.new("A")
         assert (await chat(session_id, variant="A")).status == 200
         assert "belongs to another target" in await chat.refusal(session_id, "B")
 
-    async def test_a_session_of_another_endpoint(self) -> None:
+    async def test_session_of_another_endpoint(self) -> None:
         async with local_runtime({"chat": echo, "other": echo}) as runtime:
             session_id = await Chat(runtime).new()
             draft = Draft(runtime.url, "/endpoints/other/invocations")
@@ -567,7 +564,7 @@ class TestSessions:
                 assert (await connection.exchange(draft.sign().encode())).status == 400
 
     @pytest.mark.parametrize("name", ["X-Amzn-SageMaker-Session-Id", "X-Amzn-SageMaker-New-Session-Id"])
-    async def test_a_container_makes_the_session(self, name: str) -> None:
+    async def test_session_made_by_a_container(self, name: str) -> None:
         async def serve(request: web.Request) -> web.Response:
             session_id = request.headers.get("X-Amzn-SageMaker-Session-Id")
             if session_id == "NEW_SESSION":
@@ -585,23 +582,23 @@ class TestSessions:
             assert answer.headers["x-amzn-sagemaker-closed-session-id"] == "chat-1"
             await chat.refusal("chat-1")
 
-    async def test_a_container_that_makes_no_session(self) -> None:
+    async def test_container_without_sessions(self) -> None:
         async with InProcessContainer() as container, local_runtime({"chat": container.url}) as runtime:
             answer = await Chat(runtime)("NEW_SESSION")
             assert answer.status == 200
             assert "x-amzn-sagemaker-new-session-id" not in answer.headers
             assert runtime.statistics()["sessions"] == 0
 
-    async def test_botocore_reads_it(self) -> None:
+    async def test_botocore_reads_the_session(self) -> None:
         async with local_runtime({"chat": echo}) as runtime, aiobotocore_client(runtime.url) as client:
             members = client.meta.service_model.operation_model("InvokeEndpoint").output_shape.members
             if "NewSessionId" not in members:
-                pytest.skip("this botocore does not know sessions")
+                pytest.skip("this botocore does not support sessions")
             result = await client.invoke_endpoint(EndpointName="chat", Body=b"", SessionId="NEW_SESSION")
             result["Body"].close()
             assert result["NewSessionId"].partition("; ")[2].startswith("Expires=")
 
-    async def test_no_session_is_made_through_a_stream(self) -> None:
+    async def test_streams_do_not_make_sessions(self) -> None:
         async with local_runtime({"chat": echo}) as runtime:
             path = "/endpoints/chat/invocations-response-stream"
             draft = Draft(runtime.url, path, headers=[("X-Amzn-SageMaker-Session-Id", "NEW_SESSION")]).sign()
@@ -614,16 +611,16 @@ class TestSessions:
         )
 
 
-class TestRefusals:
+class TestRejectedCalls:
     @pytest.fixture
     async def runtime(self) -> AsyncIterator[LocalRuntime]:
         async with local_runtime({"echo": echo}, max_body_bytes=2_000_000) as runtime:
             yield runtime
 
-    async def test_an_unknown_endpoint(self, runtime: LocalRuntime) -> None:
+    async def test_unknown_endpoint(self, runtime: LocalRuntime) -> None:
         assert await validation_message(runtime, "nowhere") == f"Endpoint nowhere of account {ACCOUNT} not found."
 
-    async def test_every_bad_parameter_is_named(self, runtime: LocalRuntime) -> None:
+    async def test_every_invalid_parameter_is_listed(self, runtime: LocalRuntime) -> None:
         message = await validation_message(
             runtime, "-" * 64, TargetVariant="under_score", CustomAttributes="x" * 1025, InferenceId=" "
         )
@@ -653,7 +650,7 @@ class TestRefusals:
             "constraint: Member must be an integer"
         )
 
-    async def test_asynchronous_inference(self, runtime: LocalRuntime) -> None:
+    async def test_asynchronous_call_to_a_synchronous_endpoint(self, runtime: LocalRuntime) -> None:
         async with aiobotocore_client(runtime.url) as client:
             with pytest.raises(client.exceptions.ValidationError) as caught:
                 await client.invoke_endpoint_async(EndpointName="echo", InputLocation="s3://bucket/key")
@@ -676,7 +673,7 @@ class TestRefusals:
             ("GET", "/ping"),
         ],
     )
-    async def test_routes_that_are_none(self, runtime: LocalRuntime, method: str, path: str) -> None:
+    async def test_unknown_routes(self, runtime: LocalRuntime, method: str, path: str) -> None:
         async with RawConnection.to(runtime.url) as connection:
             answer = await connection.exchange(Draft(runtime.url, path, method=method).encode())
         assert answer.status == 404
@@ -686,13 +683,13 @@ class TestRefusals:
         assert record.operation is None
         assert record.error_code == "UnknownOperationException"
 
-    async def test_a_body_above_the_limit(self, runtime: LocalRuntime) -> None:
+    async def test_body_over_the_limit(self, runtime: LocalRuntime) -> None:
         assert len((await invoke(runtime, "echo", Body=io.BytesIO(b"x" * 2_000_000)))[1]) == 2_000_000
         response = await refusal(runtime, "echo", Body=io.BytesIO(b"x" * 2_000_001))
         assert response["ResponseMetadata"]["HTTPStatusCode"] == 413
         assert response["Error"] == {"Code": "413", "Message": "HTTP content length exceeded 2000000 bytes."}
 
-    async def test_a_chunked_body_above_the_limit(self, runtime: LocalRuntime) -> None:
+    async def test_chunked_body_over_the_limit(self, runtime: LocalRuntime) -> None:
         head = Draft(runtime.url, body=b"").encode().replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
         async with RawConnection.to(runtime.url) as connection:
             await connection.write(head)
@@ -701,7 +698,7 @@ class TestRefusals:
             await connection.write(b"0\r\n\r\n")
             assert (await connection.answer()).status == 413
 
-    async def test_every_answer_has_a_request_id(self, runtime: LocalRuntime) -> None:
+    async def test_every_response_has_a_request_id(self, runtime: LocalRuntime) -> None:
         await invoke(runtime, "echo")
         await refusal(runtime, "nowhere")
         ids = [record.request_id for record in runtime.requests]
@@ -709,7 +706,7 @@ class TestRefusals:
         response = await refusal(runtime, "nowhere")
         assert response["ResponseMetadata"]["RequestId"] == runtime.requests[-1].request_id
 
-    async def test_the_absolute_form_of_a_target(self, runtime: LocalRuntime) -> None:
+    async def test_absolute_form_of_a_target(self, runtime: LocalRuntime) -> None:
         request = Draft(runtime.url, query="a=b").sign().encode().replace(b"POST /", b"POST HTTP://any.example/")
         async with RawConnection.to(runtime.url) as connection:
             assert (await connection.exchange(request)).status == 200
@@ -726,7 +723,7 @@ class TestRefusals:
             answer = await connection.answer()
         assert (answer.status, answer.body) == (200, body)
 
-    async def test_a_compressed_body_is_left_alone(self, runtime: LocalRuntime) -> None:
+    async def test_compressed_body_is_passed_on(self, runtime: LocalRuntime) -> None:
         draft = Draft(runtime.url, body=b"not gzip at all", headers=[("Content-Encoding", "gzip")]).sign()
         async with RawConnection.to(runtime.url) as connection:
             assert (await connection.exchange(draft.encode())).body == b"not gzip at all"

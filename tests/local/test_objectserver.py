@@ -302,7 +302,7 @@ class TestAccess:
                         raise ConnectionResetError
         assert tried == 9
 
-    def test_the_servers_own_certificate(self, server: ObjectServer) -> None:
+    def test_own_certificate(self, server: ObjectServer) -> None:
         """The proof that the certificate is what the other tests lack."""
         assert server._run is not None
         folder = server._run.folder

@@ -1,4 +1,4 @@
-"""Whatever arrives or is written into a file, the answer is a refusal or a typed error and never a crash."""
+"""Random requests and files lead to an error response or a typed error, never to a crash."""
 
 import random
 from collections.abc import Callable
@@ -46,7 +46,7 @@ date = st.one_of(text, st.sampled_from(["20150830T123600Z", "20150830T246061Z", 
 
 
 def attempted(call: Callable[[], Any], expected: type[Exception]) -> Any:
-    """What a call gives, or the one kind of exception that it may raise."""
+    """The result of a call, or the one type of exception that it may raise."""
     try:
         return call()
     except expected as error:
@@ -60,7 +60,7 @@ def attempted(call: Callable[[], Any], expected: type[Exception]) -> Any:
     hosts=st.lists(text, max_size=2),
     query=text,
 )
-def test_no_made_up_signature_is_accepted(
+def test_random_signatures_are_rejected(
     authorizations: list[str], dates: list[str], tokens: list[str], hosts: list[str], query: str
 ) -> None:
     headers = [
@@ -78,7 +78,7 @@ def test_no_made_up_signature_is_accepted(
 
 
 @given(query=st.lists(st.tuples(st.sampled_from(["X-Amz-Algorithm", "X-Amz-Signature", "X-Amz-Date", "a"]), text)))
-def test_no_made_up_presigned_query_is_accepted(query: list[tuple[str, str]]) -> None:
+def test_random_presigned_queries_are_rejected(query: list[tuple[str, str]]) -> None:
     with pytest.raises(ErrorReply):
         VERIFIER.verify(
             method="POST",
@@ -91,7 +91,7 @@ def test_no_made_up_presigned_query_is_accepted(query: list[tuple[str, str]]) ->
 
 
 @given(method=st.sampled_from(["POST", "GET", ""]), path=st.one_of(text, text.map("/endpoints/{}/invocations".format)))
-def test_a_path_is_an_operation_or_none(method: str, path: str) -> None:
+def test_random_paths(method: str, path: str) -> None:
     result = attempted(lambda: route_of(method, path), ErrorReply)
     if isinstance(result, ErrorReply):
         assert result.answer.status == 404
@@ -101,7 +101,7 @@ def test_a_path_is_an_operation_or_none(method: str, path: str) -> None:
 
 
 @given(operation=operations, endpoint=text, headers=st.dictionaries(st.sampled_from(header_names), text))
-def test_members_are_as_sent_or_refused(operation: Any, endpoint: str, headers: dict[str, str]) -> None:
+def test_random_members(operation: Any, endpoint: str, headers: dict[str, str]) -> None:
     result = attempted(lambda: read_parameters(operation, endpoint, headers), ErrorReply)
     if isinstance(result, ErrorReply):
         assert result.answer.code == "ValidationError"
@@ -113,7 +113,7 @@ def test_members_are_as_sent_or_refused(operation: Any, endpoint: str, headers: 
 
 
 @given(st.one_of(text, st.builds("{}; Expires={}".format, text, text), st.from_regex(r"\w+; Expires=[0-9T:Z-]{20}")))
-def test_what_announces_a_session(value: str) -> None:
+def test_random_session_announcements(value: str) -> None:
     announced = parse_announcement(value)
     assert announced == announced_session({"x-amzn-sagemaker-session-id": value})
     if announced is not None:
@@ -154,7 +154,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(keys, values, max_size=4))
-def test_a_document_is_settings_or_an_error(document: dict[str, Any]) -> None:
+def test_random_documents(document: dict[str, Any]) -> None:
     result = attempted(lambda: parse_settings(document, Path()), ConfigurationError)
     if isinstance(result, ConfigurationError):
         assert str(result)
@@ -167,7 +167,7 @@ def test_a_document_is_settings_or_an_error(document: dict[str, Any]) -> None:
     after_parts=st.integers(0, 8),
     after_bytes=st.integers(0, 60),
 )
-async def test_a_body_is_cut_at_the_very_byte(pieces: list[bytes], after_parts: int, after_bytes: int) -> None:
+async def test_body_is_cut_at_the_exact_byte(pieces: list[bytes], after_parts: int, after_bytes: int) -> None:
     async def body() -> Any:
         for piece in pieces:
             yield piece
@@ -182,8 +182,8 @@ async def test_a_body_is_cut_at_the_very_byte(pieces: list[bytes], after_parts: 
     assert cut == whole + rest[:after_bytes]
 
 
-def test_chance_alone_does_not_crash_a_server() -> None:
-    # bytes that are no UTF-8 reach the verifier as surrogates
+def test_non_utf8_signature() -> None:
+    # Bytes that are not UTF-8 reach the verifier as surrogates.
     junk = bytes(random.Random(1).randrange(128, 256) for _ in range(40)).decode(errors="surrogateescape")
     signed = (
         f"AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/{REGION}/sagemaker/aws4_request, "

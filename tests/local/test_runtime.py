@@ -1,4 +1,4 @@
-"""The life of a local runtime: start, end, cancellation at every await of them, and what it says about itself."""
+"""The lifetime of a local runtime: start, close, their cancellation at every await, records and statistics."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from tests.support.runtime import ACCEPTED, Draft, InProcessContainer, RawConnec
 
 
 class Held:
-    """A model that answers when it is told to."""
+    """A model that answers on command."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
@@ -36,9 +36,9 @@ def others() -> set[asyncio.Task[Any]]:
 
 @pytest.fixture(autouse=True)
 async def nothing_left() -> AsyncIterator[None]:
-    """No task outlives a runtime, and no transport is left for the collector to complain about."""
+    """No task outlives a runtime, and no transport is left unclosed."""
     before = others()
-    gc.freeze()  # what is there already need not be looked at
+    gc.freeze()  # skips the objects that exist already
     yield
     assert others() <= before
     gc.collect()
@@ -53,7 +53,7 @@ async def refuses_connections(url: str) -> bool:
         return True
 
 
-async def test_it_listens_on_loopback_only_while_it_runs() -> None:
+async def test_listens_on_loopback_only_while_running() -> None:
     runtime = local_runtime({"echo": echo})
     with pytest.raises(ClientStateError, match="is not running"):
         _ = runtime.url
@@ -68,7 +68,7 @@ async def test_it_listens_on_loopback_only_while_it_runs() -> None:
         _ = runtime.port
 
 
-async def test_it_can_be_started_again() -> None:
+async def test_restart() -> None:
     runtime = local_runtime({"echo": echo})
     for _ in range(2):
         async with runtime, RawConnection.to(runtime.url) as connection:
@@ -76,14 +76,14 @@ async def test_it_can_be_started_again() -> None:
     assert len(runtime.requests) == 2
 
 
-async def test_it_cannot_be_started_twice() -> None:
+async def test_start_twice() -> None:
     async with local_runtime({"echo": echo}) as runtime:
         with pytest.raises(ClientStateError, match="already"):
             await runtime.start()
         assert not await refuses_connections(runtime.url)
 
 
-async def test_closing_twice_and_unstarted() -> None:
+async def test_close_twice_and_unstarted() -> None:
     runtime = local_runtime({"echo": echo})
     await runtime.close()
     await runtime.start()
@@ -95,7 +95,7 @@ async def test_closing_twice_and_unstarted() -> None:
     await runtime.close()
 
 
-async def test_a_port_of_ones_choice_that_is_taken() -> None:
+async def test_chosen_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         container = InProcessContainer()
         runtime = local_runtime({"churn": container}, port=taken.getsockname()[1])
@@ -106,7 +106,7 @@ async def test_a_port_of_ones_choice_that_is_taken() -> None:
         assert container.running
 
 
-async def test_requests_in_flight_are_waited_for() -> None:
+async def test_close_waits_for_requests_in_flight() -> None:
     model = Held()
     runtime = local_runtime({"echo": model}, drain_timeout=30)
     await runtime.start()
@@ -123,7 +123,7 @@ async def test_requests_in_flight_are_waited_for() -> None:
     assert runtime.requests[0].outcome == "answered"
 
 
-async def test_requests_in_flight_are_cancelled_in_the_end() -> None:
+async def test_close_cancels_requests_after_the_grace_period() -> None:
     model = Held()
     runtime = local_runtime({"echo": model}, drain_timeout=0.02)
     await runtime.start()
@@ -137,14 +137,14 @@ async def test_requests_in_flight_are_cancelled_in_the_end() -> None:
     assert runtime.statistics()["in_flight"] == 0
 
 
-async def test_a_client_that_leaves_as_its_answer_comes_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_disconnect_at_the_response_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     model = Held()
     async with local_runtime({"echo": model}) as runtime, RawConnection.to(runtime.url) as connection:
         await connection.write(Draft(runtime.url).sign().encode())
         await runtime.wait_for_in_flight(1)
         assert runtime._web is not None
         (served,) = runtime._web.connections
-        # The model's answer and the lost connection meet in one turn of the loop, in this order.
+        # The model's response and the disconnect happen in one loop iteration, in this order.
         model.go_on.set()
         assert served.transport is not None
         served.transport.abort()
@@ -154,7 +154,7 @@ async def test_a_client_that_leaves_as_its_answer_comes_is_no_error(caplog: pyte
     assert caplog.records == []
 
 
-async def test_stalled_calls_are_released_in_the_end() -> None:
+async def test_close_releases_stalled_calls() -> None:
     async with RawConnectionLater() as later:
         async with local_runtime({"echo": echo}, faults={"echo": faults.Stall()}, drain_timeout=30) as runtime:
             connection = await later.open(runtime.url)
@@ -163,7 +163,7 @@ async def test_stalled_calls_are_released_in_the_end() -> None:
         assert (await connection.answer()).status == 200
 
 
-async def test_a_client_that_reads_nothing_does_not_hold_the_end_up() -> None:
+async def test_client_that_reads_nothing_does_not_delay_the_close() -> None:
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 1_000_000
@@ -177,7 +177,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_end_up() -> None:
         assert runtime.requests[0].outcome == "disconnected"
 
 
-async def test_idle_connections_are_closed_in_the_end() -> None:
+async def test_close_closes_idle_connections() -> None:
     async with RawConnectionLater() as later:
         async with local_runtime({"echo": echo}) as runtime:
             connection = await later.open(runtime.url)
@@ -185,7 +185,7 @@ async def test_idle_connections_are_closed_in_the_end() -> None:
         assert await connection.rest() == (b"", "closed")
 
 
-async def test_an_impatient_end_skips_the_grace_period() -> None:
+async def test_cancelled_close_skips_the_grace_period() -> None:
     model, container = Held(), InProcessContainer()
     runtime = local_runtime({"echo": model, "churn": container}, drain_timeout=3600)
     await runtime.start()
@@ -203,7 +203,7 @@ async def test_an_impatient_end_skips_the_grace_period() -> None:
 
 
 async def turns(awaitable: Any) -> int:
-    """How many turns of the loop something takes at most."""
+    """An upper limit of the loop iterations that something takes."""
     task = asyncio.ensure_future(awaitable)
     count = 0
     while not task.done():
@@ -213,20 +213,26 @@ async def turns(awaitable: Any) -> int:
     return count
 
 
-async def test_cancellation_at_every_turn_of_the_start() -> None:
+async def was_cancelled(awaitable: Any, turn: int) -> bool:
+    """Cancel a task after this many loop iterations; return whether it ended cancelled."""
+    task = asyncio.ensure_future(awaitable)
+    for _ in range(turn):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
+    return task.cancelled()
+
+
+async def test_cancel_start_at_every_loop_iteration() -> None:
     container = InProcessContainer()
     runtime = local_runtime({"churn": container, "echo": echo})
     longest = await turns(runtime.start())
     await runtime.close()
     cancelled = 0
     for turn in range(longest + 1):
-        task = asyncio.ensure_future(runtime.start())
-        for _ in range(turn):
-            await asyncio.sleep(0)
-        task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
+        if await was_cancelled(runtime.start(), turn):
             cancelled += 1
             assert runtime.statistics()["connections"] == 0
             assert not container.running
@@ -237,7 +243,7 @@ async def test_cancellation_at_every_turn_of_the_start() -> None:
     assert cancelled > 2
 
 
-async def test_cancellation_at_every_turn_of_the_end() -> None:
+async def test_cancel_close_at_every_loop_iteration() -> None:
     container = InProcessContainer()
 
     async def started() -> tuple[LocalRuntime, RawConnectionLater]:
@@ -254,15 +260,8 @@ async def test_cancellation_at_every_turn_of_the_end() -> None:
     cancelled = 0
     for turn in range(longest + 1):
         runtime, later = await started()
-        task = asyncio.ensure_future(runtime.close())
-        for _ in range(turn):
-            await asyncio.sleep(0)
-        task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            cancelled += 1
-        if turn:  # a task that is cancelled before its first turn has begun nothing
+        cancelled += await was_cancelled(runtime.close(), turn)
+        if turn:  # a task that is cancelled before it runs has started nothing
             assert not container.running
             assert runtime.statistics()["connections"] == 0
         else:
@@ -271,7 +270,7 @@ async def test_cancellation_at_every_turn_of_the_end() -> None:
     assert cancelled > 2
 
 
-async def test_a_container_that_does_not_start_stops_the_others() -> None:
+async def test_failed_container_stops_the_others() -> None:
     class Broken(InProcessContainer):
         async def start(self) -> None:
             raise RuntimeError("no such model")
@@ -282,7 +281,7 @@ async def test_a_container_that_does_not_start_stops_the_others() -> None:
     assert not good.running
 
 
-async def test_waiting_for_requests_in_flight_and_stalled() -> None:
+async def test_wait_for_in_flight_and_stalled() -> None:
     model = Held()
     async with local_runtime({"echo": model}) as runtime:
         waiting = asyncio.create_task(runtime.wait_for_requests(2))
@@ -305,7 +304,7 @@ async def test_waiting_for_requests_in_flight_and_stalled() -> None:
         assert runtime.statistics()["requests"] == 2
 
 
-async def test_what_a_record_says() -> None:
+async def test_request_records() -> None:
     headers = [
         ("amz-sdk-invocation-id", "5c1b3f7e-fake"),
         ("amz-sdk-request", "ttl=20300101T000000Z; attempt=2; max=5"),
@@ -352,7 +351,7 @@ async def test_what_a_record_says() -> None:
     }
 
 
-async def test_bodies_are_recorded_if_asked_for() -> None:
+async def test_record_bodies() -> None:
     async with (
         local_runtime({"echo": echo, "words": words}, record_bodies=True) as runtime,
         RawConnection.to(runtime.url) as connection,
@@ -369,7 +368,7 @@ async def test_bodies_are_recorded_if_asked_for() -> None:
     assert "1,2,3" not in repr(first)
 
 
-async def test_one_source_for_variants_of_a_started_container() -> None:
+async def test_shared_container_is_started_once() -> None:
     container = InProcessContainer()
     starts = 0
     start = container.start
@@ -385,19 +384,19 @@ async def test_one_source_for_variants_of_a_started_container() -> None:
     assert starts == 1
 
 
-async def test_no_endpoints_at_all_answers_too() -> None:
+async def test_no_endpoints() -> None:
     async with local_runtime({}) as runtime, RawConnection.to(runtime.url) as connection:
         assert (await connection.exchange(Draft(runtime.url).sign().encode())).status == 400
 
 
-def test_constructing_one_needs_no_loop() -> None:
+def test_constructor_needs_no_loop() -> None:
     local_runtime({"echo": echo, "url": "http://127.0.0.1:9"})
     with pytest.raises(ConfigurationError):
         local_runtime({"echo": None})
 
 
 class RawConnectionLater:
-    """Connections that outlive the runtime they were made to."""
+    """Connections that outlive their runtime."""
 
     def __init__(self) -> None:
         self._contexts: list[Any] = []

@@ -1,4 +1,4 @@
-"""``serve`` as a process: its one line, its signals, its end."""
+"""``serve`` as a process: its output, its signals, its end."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ async def announced(process: asyncio.subprocess.Process) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_one_line_then_answers_then_ends(number: signal.Signals) -> None:
+async def test_announces_serves_and_ends(number: signal.Signals) -> None:
     async with InProcessContainer() as container, served("echo=echo", f"far={container.url}") as process:
         url = await announced(process)
         async with RawConnection.to(url) as connection:
@@ -69,7 +69,7 @@ async def test_one_line_then_answers_then_ends(number: signal.Signals) -> None:
         assert errors == b"ended in order\n"
 
 
-async def test_a_second_signal_ends_at_once() -> None:
+async def test_second_signal_ends_at_once() -> None:
     async with served("held=held") as process:
         url = await announced(process)
         async with RawConnection.to(url) as connection:
@@ -78,7 +78,7 @@ async def test_a_second_signal_ends_at_once() -> None:
             async with RawConnection.to(url) as other:
                 assert (await other.exchange(draft.encode())).status == 400
                 process.send_signal(signal.SIGTERM)
-                # the idle connection ends first, the call in flight is still being waited for
+                # The idle connection ends first; the call in flight is still awaited.
                 assert await other.rest() == (b"", "closed")
             process.send_signal(signal.SIGTERM)
             assert await connection.rest() == (b"", "closed")
@@ -87,7 +87,7 @@ async def test_a_second_signal_ends_at_once() -> None:
         assert errors == b"ended in order\n"
 
 
-async def test_a_file_and_more(tmp_path: Path) -> None:
+async def test_file_and_arguments(tmp_path: Path) -> None:
     program = ROOT / "tests" / "local" / "container_program.py"
     assert program.exists()
     path = tmp_path / "runtime.toml"
@@ -103,7 +103,7 @@ async def test_a_file_and_more(tmp_path: Path) -> None:
         assert process.returncode == 0
 
 
-async def test_nothing_to_serve_and_served_twice(tmp_path: Path) -> None:
+async def test_no_endpoint_and_duplicate_endpoint(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="at least one endpoint is required"):
         await serve({})
     path = tmp_path / "runtime.toml"
@@ -112,7 +112,7 @@ async def test_nothing_to_serve_and_served_twice(tmp_path: Path) -> None:
         await serve({"echo": echo}, config=path)
 
 
-async def test_cancelled_from_outside_it_ends_and_says_so() -> None:
+async def test_cancellation_is_raised() -> None:
     lines: list[str] = []
     ready = asyncio.Event()
 
@@ -131,7 +131,7 @@ async def test_cancelled_from_outside_it_ends_and_says_so() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-async def test_a_signal_while_a_container_starts() -> None:
+async def test_signal_while_a_container_starts() -> None:
     starting = asyncio.Event()
 
     class Slow(InProcessContainer):

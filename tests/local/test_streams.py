@@ -1,4 +1,4 @@
-"""Response streams: a container's answer re-framed as it arrives, and what becomes of its failures."""
+"""Response streams: a container's response re-framed as it arrives, and its failures."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ async def messages_of(runtime: LocalRuntime) -> list[tuple[dict[str, Any], bytes
     return [(dict(headers), payload) for headers, payload in messages]
 
 
-async def test_a_callables_parts() -> None:
+async def test_parts_of_a_callable() -> None:
     async with local_runtime({"llm": words}) as runtime:
         result, parts = await parts_of(runtime)
         assert parts == [b"one", b"two", b"three"]
@@ -65,7 +65,7 @@ async def test_a_callables_parts() -> None:
         ]
 
 
-async def test_what_a_streaming_callable_is_told_and_tells() -> None:
+async def test_invocation_and_headers_of_a_stream() -> None:
     seen: list[Invocation] = []
 
     async def model(invocation: Invocation) -> tuple[AsyncIterator[bytes], dict[str, str]]:
@@ -85,13 +85,13 @@ async def test_what_a_streaming_callable_is_told_and_tells() -> None:
     assert seen[0].headers["X-Amzn-SageMaker-Forwarded-Api"] == "InvokeEndpointWithResponseStream"
 
 
-async def test_a_plain_answer_is_one_part() -> None:
+async def test_plain_response_is_one_part() -> None:
     async with local_runtime({"llm": echo}) as runtime:
         assert (await parts_of(runtime))[1] == [b"one two three"]
         assert (await parts_of(runtime, Body=b""))[1] == []
 
 
-async def test_empty_parts_are_left_out() -> None:
+async def test_empty_parts_are_omitted() -> None:
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         for part in (b"", b"a", b"", b"b"):
             yield part
@@ -100,7 +100,7 @@ async def test_empty_parts_are_left_out() -> None:
         assert (await parts_of(runtime))[1] == [b"a", b"b"]
 
 
-async def test_a_part_goes_out_before_the_next_exists() -> None:
+async def test_part_is_sent_before_the_next_exists() -> None:
     go_on = asyncio.Event()
 
     async def serve(request: web.Request) -> web.StreamResponse:
@@ -124,7 +124,7 @@ async def test_a_part_goes_out_before_the_next_exists() -> None:
         assert container.received[0].headers["x-amzn-sagemaker-forwarded-api"] == "InvokeEndpointWithResponseStream"
 
 
-async def test_a_large_piece_is_cut_into_parts() -> None:
+async def test_large_chunk_is_split() -> None:
     payload = bytes(range(256)) * 40_000
 
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
@@ -137,7 +137,7 @@ async def test_a_large_piece_is_cut_into_parts() -> None:
 
 
 @pytest.mark.parametrize("raises_at", ["call", "first part"])
-async def test_a_failure_before_the_head_is_a_model_error(raises_at: str) -> None:
+async def test_failure_before_the_head_is_a_model_error(raises_at: str) -> None:
     async def parts() -> AsyncIterator[bytes]:
         raise ContainerFailure(503, "overloaded")
         yield b""
@@ -154,7 +154,7 @@ async def test_a_failure_before_the_head_is_a_model_error(raises_at: str) -> Non
     assert caught.value.response["OriginalMessage"] == "overloaded"
 
 
-async def test_a_container_failure_before_the_head() -> None:
+async def test_container_failure_before_the_head() -> None:
     async def serve(request: web.Request) -> web.Response:
         return web.Response(status=400, text="bad prompt")
 
@@ -169,7 +169,7 @@ async def test_a_container_failure_before_the_head() -> None:
 
 
 async def stream_error(runtime: LocalRuntime, count: int) -> tuple[str, dict[str, str]]:
-    """The type and the document of the exception that follows so many parts."""
+    """The type and the document of the exception after this many parts."""
     *parts, (headers, payload) = await messages_of(runtime)
     assert [part[0][":event-type"] for part in parts] == ["PayloadPart"] * count
     assert headers[":message-type"] == "exception"
@@ -178,7 +178,7 @@ async def stream_error(runtime: LocalRuntime, count: int) -> tuple[str, dict[str
 
 
 @pytest.mark.parametrize("error", [ContainerFailure(500, "secret detail"), ValueError("secret detail")])
-async def test_a_failure_after_the_head(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failure_after_the_head(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         yield b"one"
         yield b"two"
@@ -196,7 +196,7 @@ async def test_a_failure_after_the_head(error: Exception, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n", "Content-Length: 9\r\n\r\none"])
-async def test_a_container_that_dies_in_its_stream(framing: str) -> None:
+async def test_container_dies_during_its_stream(framing: str) -> None:
     async def serve(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.write(f"HTTP/1.1 200 OK\r\n{framing}".encode())
@@ -208,7 +208,7 @@ async def test_a_container_that_dies_in_its_stream(framing: str) -> None:
     assert (kind, document["ErrorCode"]) == ("ModelStreamError", "StreamBroken")
 
 
-async def test_a_stream_that_takes_too_long() -> None:
+async def test_stream_timeout() -> None:
     ended = asyncio.Event()
 
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
@@ -225,7 +225,7 @@ async def test_a_stream_that_takes_too_long() -> None:
     assert (kind, document["ErrorCode"]) == ("ModelStreamError", "ModelInvocationTimeExceeded")
 
 
-async def test_a_stream_that_does_not_begin_in_time() -> None:
+async def test_stream_starts_too_late() -> None:
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         await asyncio.Event().wait()
         yield b""
@@ -236,7 +236,7 @@ async def test_a_stream_that_does_not_begin_in_time() -> None:
     assert caught.value.response["OriginalStatusCode"] == 0
 
 
-async def test_a_client_that_leaves_ends_the_models_stream() -> None:
+async def test_disconnect_closes_the_models_stream() -> None:
     ended = asyncio.Event()
 
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
@@ -257,7 +257,7 @@ async def test_a_client_that_leaves_ends_the_models_stream() -> None:
     assert record.parts >= 9
 
 
-async def test_a_client_that_leaves_ends_the_containers_request() -> None:
+async def test_disconnect_ends_the_containers_request() -> None:
     ended = asyncio.Event()
 
     async def serve(request: web.Request) -> web.StreamResponse:
@@ -278,7 +278,7 @@ async def test_a_client_that_leaves_ends_the_containers_request() -> None:
         assert (await runtime.wait_for_requests(1))[0].outcome == "disconnected"
 
 
-async def test_a_slow_reader_holds_the_model_back() -> None:
+async def test_slow_reader_applies_back_pressure() -> None:
     made = 0
 
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
@@ -291,13 +291,13 @@ async def test_a_slow_reader_holds_the_model_back() -> None:
         await connection.write(Draft(runtime.url, PATH).sign().encode())
         await connection.reader.readexactly(100_000)
         before = -1
-        while made != before:  # until nothing moves any more
+        while made != before:  # until the model is blocked
             before = made
             await asyncio.sleep(0.02)
         assert made < 500
 
 
-async def test_streaming_needs_a_known_endpoint() -> None:
+async def test_stream_of_an_unknown_endpoint() -> None:
     async with local_runtime({"other": words}) as runtime, aiobotocore_client(runtime.url) as client:
         with pytest.raises(ClientError, match="Endpoint llm of account 123456789012 not found"):
             await client.invoke_endpoint_with_response_stream(EndpointName="llm", Body=b"")

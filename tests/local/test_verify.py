@@ -1,4 +1,4 @@
-"""Signatures: what holds, what does not, and in which words."""
+"""Signatures: which are accepted, and the errors of those that are not."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -41,18 +41,18 @@ async def attempt(runtime: LocalRuntime, draft: Draft) -> tuple[int, str | None,
     return answer.status, answer.headers["x-amzn-errortype"], json.loads(answer.body)["message"]
 
 
-async def test_a_signed_request_is_accepted(runtime: LocalRuntime) -> None:
+async def test_signed_request_is_accepted(runtime: LocalRuntime) -> None:
     assert (await attempt(runtime, Draft(runtime.url).sign()))[0] == 200
     assert runtime.requests[0].access_key_id == ACCEPTED.access_key
     assert runtime.requests[0].presigned is False
 
 
-async def test_a_session_token_is_accepted(runtime: LocalRuntime) -> None:
+async def test_session_token_is_accepted(runtime: LocalRuntime) -> None:
     assert (await attempt(runtime, Draft(runtime.url).sign(TEMPORARY)))[0] == 200
     assert runtime.requests[0].access_key_id == TEMPORARY.access_key
 
 
-async def test_a_presigned_url_is_accepted(runtime: LocalRuntime) -> None:
+async def test_presigned_url_is_accepted(runtime: LocalRuntime) -> None:
     assert (await attempt(runtime, Draft(runtime.url, body=b"").presign()))[0] == 200
     assert (await attempt(runtime, Draft(runtime.url, body=b"").presign(TEMPORARY)))[0] == 200
     assert (await attempt(runtime, Draft(runtime.url, body=b"7").presign(body=b"7")))[0] == 200
@@ -60,7 +60,7 @@ async def test_a_presigned_url_is_accepted(runtime: LocalRuntime) -> None:
     assert runtime.requests[0].path == "/endpoints/echo/invocations"
 
 
-async def test_unsigned_extra_headers_do_not_matter(runtime: LocalRuntime) -> None:
+async def test_unsigned_extra_headers_are_accepted(runtime: LocalRuntime) -> None:
     draft = Draft(runtime.url).sign()
     draft.headers += [("X-Forwarded-For", "192.0.2.1"), ("X-Amzn-Trace-Id", "Root=1-fake"), ("Accept", "text/csv")]
     assert (await attempt(runtime, draft))[0] == 200
@@ -113,7 +113,7 @@ def repeated_header(draft: Draft) -> None:
         lambda draft: draft.replace_header("X-Amz-Date", lambda value: amz_date(time() - 1)),
     ],
 )
-async def test_a_changed_request_is_refused(runtime: LocalRuntime, attack: Change) -> None:
+async def test_changed_request_is_rejected(runtime: LocalRuntime, attack: Change) -> None:
     headers = [("Content-Type", "text/csv"), ("X-Amzn-SageMaker-Custom-Attributes", "admin=0")]
     draft = Draft(runtime.url, headers=headers).sign(at=time() + 30)
     attack(draft)
@@ -125,13 +125,13 @@ async def test_a_changed_request_is_refused(runtime: LocalRuntime, attack: Chang
     assert runtime.requests[0].access_key_id is None
 
 
-async def test_a_request_for_another_endpoint_is_refused(runtime: LocalRuntime) -> None:
+async def test_signature_for_another_endpoint_is_rejected(runtime: LocalRuntime) -> None:
     draft = Draft(runtime.url).sign()
     tampered_path(draft)
     assert (await attempt(runtime, draft))[:2] == (403, "InvalidSignatureException")
 
 
-async def test_a_wrong_secret_is_refused(runtime: LocalRuntime) -> None:
+async def test_wrong_secret_is_rejected(runtime: LocalRuntime) -> None:
     status, code, message = await attempt(runtime, Draft(runtime.url).sign(Credentials("AKIDEXAMPLE", "wrong-fake")))
     assert (status, code) == (403, "InvalidSignatureException")
     assert message is not None
@@ -149,7 +149,9 @@ async def test_a_wrong_secret_is_refused(runtime: LocalRuntime) -> None:
         (TEMPORARY, lambda draft: draft.replace_header("X-Amz-Security-Token", str.swapcase)),
     ],
 )
-async def test_unknown_credentials_are_refused(runtime: LocalRuntime, credentials: Credentials, change: Change) -> None:
+async def test_unknown_credentials_are_rejected(
+    runtime: LocalRuntime, credentials: Credentials, change: Change
+) -> None:
     draft = Draft(runtime.url).sign(credentials)
     change(draft)
     assert await attempt(runtime, draft) == (
@@ -159,7 +161,7 @@ async def test_unknown_credentials_are_refused(runtime: LocalRuntime, credential
     )
 
 
-async def test_no_signature_at_all(runtime: LocalRuntime) -> None:
+async def test_missing_signature(runtime: LocalRuntime) -> None:
     expected = (403, "MissingAuthenticationTokenException", "Missing Authentication Token")
     assert await attempt(runtime, Draft(runtime.url)) == expected
     assert await attempt(runtime, Draft(runtime.url, query="a=b")) == expected
@@ -199,7 +201,7 @@ NO_DATE = "Authorization header requires existence of either a 'X-Amz-Date' or a
         ),
     ],
 )
-async def test_an_incomplete_signature(runtime: LocalRuntime, change: Change, message: str) -> None:
+async def test_incomplete_signature(runtime: LocalRuntime, change: Change, message: str) -> None:
     draft = Draft(runtime.url).sign()
     change(draft)
     assert await attempt(runtime, draft) == (400, "IncompleteSignatureException", message)
@@ -210,7 +212,7 @@ async def test_another_scheme(runtime: LocalRuntime) -> None:
     assert (await attempt(runtime, draft))[:2] == (400, "IncompleteSignatureException")
 
 
-async def test_a_scope_of_another_region_service_or_terminator(runtime: LocalRuntime) -> None:
+async def test_scope_of_another_region_service_or_terminator(runtime: LocalRuntime) -> None:
     region = await attempt(runtime, Draft(runtime.url).sign(region="us-west-2"))
     service = await attempt(runtime, Draft(runtime.url).sign(service="s3"))
     both = await attempt(runtime, Draft(runtime.url).sign(region="us-west-2", service="s3"))
@@ -228,7 +230,7 @@ async def test_a_scope_of_another_region_service_or_terminator(runtime: LocalRun
     )
 
 
-async def test_a_scope_of_another_day(runtime: LocalRuntime) -> None:
+async def test_scope_of_another_day(runtime: LocalRuntime) -> None:
     draft = Draft(runtime.url).sign()
     today = amz_date(time())[:8]
     draft.replace_header("Authorization", lambda value: value.replace(f"/{today}/", "/20150830/"))
@@ -241,7 +243,7 @@ async def test_a_scope_of_another_day(runtime: LocalRuntime) -> None:
 
 
 @pytest.mark.parametrize(("name", "shown"), [("host", "Host"), ("x-amz-date", "X-Amz-Date")])
-async def test_headers_that_have_to_be_signed(runtime: LocalRuntime, name: str, shown: str) -> None:
+async def test_required_signed_headers(runtime: LocalRuntime, name: str, shown: str) -> None:
     draft = Draft(runtime.url).sign()
     both = "host;x-amz-date"
     draft.replace_header("Authorization", lambda value: value.replace(both, both.replace(name, "").strip(";")))
@@ -280,7 +282,7 @@ class TestTime:
             f"Signature not yet current: {later}",
         )
 
-    async def test_the_date_header_is_the_runtimes_clock(self, runtime: LocalRuntime) -> None:
+    async def test_date_header_is_the_runtimes_clock(self, runtime: LocalRuntime) -> None:
         async with RawConnection.to(runtime.url) as connection:
             answer = await connection.exchange(Draft(runtime.url).sign(at=NOW).encode())
         assert answer.headers["date"] == "Sun, 30 Aug 2015 12:36:00 GMT"
@@ -289,16 +291,16 @@ class TestTime:
         ("age", "expires_in", "status"),
         [(3600, 3600, 200), (3601, 3600, 403), (604_800, 604_800, 200), (-301, 60, 403)],
     )
-    async def test_a_presigned_urls_life(self, runtime: LocalRuntime, age: int, expires_in: int, status: int) -> None:
+    async def test_presigned_url_expiry(self, runtime: LocalRuntime, age: int, expires_in: int, status: int) -> None:
         draft = Draft(runtime.url, body=b"").presign(at=NOW - age, expires_in=expires_in)
         assert (await attempt(runtime, draft))[0] == status
 
-    async def test_a_presigned_url_of_more_than_a_week(self, runtime: LocalRuntime) -> None:
+    async def test_presigned_url_over_a_week(self, runtime: LocalRuntime) -> None:
         draft = Draft(runtime.url, body=b"").presign(at=NOW)
         draft.query = draft.query.replace("X-Amz-Expires=60", "X-Amz-Expires=604801")
         assert (await attempt(runtime, draft))[:2] == (400, "IncompleteSignatureException")
 
-    async def test_a_presigned_url_with_a_longer_life_than_signed(self, runtime: LocalRuntime) -> None:
+    async def test_presigned_url_with_a_changed_expiry(self, runtime: LocalRuntime) -> None:
         draft = Draft(runtime.url, body=b"").presign(at=NOW - 100)
         draft.query = draft.query.replace("X-Amz-Expires=60", "X-Amz-Expires=600")
         status, code, message = await attempt(runtime, draft)
@@ -306,12 +308,12 @@ class TestTime:
         assert message is not None
         assert message.startswith(MISMATCH)
 
-    async def test_a_presigned_url_with_a_body_that_was_not_signed(self, runtime: LocalRuntime) -> None:
+    async def test_presigned_url_with_a_body_that_was_not_signed(self, runtime: LocalRuntime) -> None:
         draft = Draft(runtime.url, body=b"").presign(at=NOW)
         draft.body = b"smuggled"
         assert (await attempt(runtime, draft))[:2] == (403, "InvalidSignatureException")
 
-    async def test_a_presigned_url_without_its_host_signed(self, runtime: LocalRuntime) -> None:
+    async def test_presigned_url_without_its_host_signed(self, runtime: LocalRuntime) -> None:
         draft = Draft(runtime.url, body=b"").presign(at=NOW)
         draft.query = draft.query.replace("SignedHeaders=host", "SignedHeaders=accept")
         assert (await attempt(runtime, draft))[:2] == (403, "InvalidSignatureException")
@@ -335,28 +337,28 @@ async def test_credentials_come_from_the_environment(monkeypatch: pytest.MonkeyP
         assert (await attempt(runtime, Draft(runtime.url).sign()))[0] == 403
 
 
-def test_no_credentials_anywhere() -> None:
+def test_missing_credentials() -> None:
     with pytest.raises(ConfigurationError, match="AWS_ACCESS_KEY_ID"):
         LocalRuntime({"echo": echo})
     with pytest.raises(ConfigurationError, match="must not be an empty sequence"):
         LocalRuntime({"echo": echo}, credentials=[])
 
 
-async def test_switched_off_everything_goes() -> None:
+async def test_verification_disabled() -> None:
     async with LocalRuntime({"echo": echo}, verify_signatures=False) as runtime:
         assert (await attempt(runtime, Draft(runtime.url)))[0] == 200
         assert (await attempt(runtime, Draft(runtime.url).sign(OTHER)))[0] == 200
         assert [record.access_key_id for record in runtime.requests] == [None, None]
 
 
-async def test_a_large_body_is_hashed_too(runtime: LocalRuntime) -> None:
+async def test_large_body(runtime: LocalRuntime) -> None:
     draft = Draft(runtime.url, body=b"x" * 3_000_000).sign()
     assert (await attempt(runtime, draft))[0] == 200
     draft.body = b"x" * 2_999_999 + b"y"
     assert (await attempt(runtime, draft))[:2] == (403, "InvalidSignatureException")
 
 
-def test_secrets_stay_out_of_the_repr() -> None:
+def test_repr_omits_secrets() -> None:
     shown = repr(SignatureVerifier([TEMPORARY], region=REGION))
     assert TEMPORARY.access_key in shown
     assert TEMPORARY.secret_key not in shown
@@ -380,7 +382,7 @@ header = st.sampled_from(
     body=st.binary(max_size=100),
     presigned=st.booleans(),
 )
-def test_what_botocore_signs_is_accepted_and_nothing_else(
+def test_only_botocores_signature_is_accepted(
     secret: str, session_token: str | None, name: str, headers: dict[str, str], body: bytes, presigned: bool
 ) -> None:
     url = f"http://localhost:8080/endpoints/{name}/invocations"

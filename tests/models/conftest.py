@@ -1,4 +1,4 @@
-"""What the tests of other makers' model servers share: their Python, clients, and proof that nothing is left running.
+"""Shared by the tests of third-party model servers: their Python, clients, and a check that no process is left.
 
 A server takes seconds to start and serves a whole module, so these tests and fixtures run on the module's event loop.
 """
@@ -20,10 +20,12 @@ MARK = "AIOSMRT_TEST_MARK"
 
 @pytest.fixture(scope="module")
 def models_python() -> Path:
-    """The interpreter that has the model servers: AIOSMRT_TEST_MODELS."""
+    """The interpreter with the model servers, AIOSMRT_TEST_MODELS."""
     found = os.environ.get("AIOSMRT_TEST_MODELS")
     if found is None or shutil.which(found) is None:
-        unavailable("there are no model servers: run make test-models, or name their Python in AIOSMRT_TEST_MODELS")
+        unavailable(
+            "the model servers are not installed; run make test-models, or set AIOSMRT_TEST_MODELS to their Python"
+        )
     return Path(found)
 
 
@@ -31,10 +33,10 @@ def models_python() -> Path:
 def server_processes(
     models_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[], list[int]]]:
-    """The processes that the module's tests have started, as far as /proc tells; in the end there has to be none.
+    """Lists the processes that the module's tests have started, from /proc; at the end there must be none left.
 
-    Meanwhile this process's environment, which they inherit, has the servers' programs first on PATH, made-up AWS
-    credentials, and a mark to know them by.
+    Until then this process's environment, which they inherit, has the servers' programs first on PATH, made-up AWS
+    credentials, and a mark that identifies them.
     """
     mark = str(uuid.uuid4())
     with pytest.MonkeyPatch.context() as patch:
@@ -55,13 +57,13 @@ def server_processes(
 
 
 def marked_processes(mark: str) -> list[int]:
-    """Process ids by a variable in the environment with which they were started (Linux)."""
+    """Process ids by a variable in their initial environment (Linux)."""
     wanted, found = f"{MARK}={mark}".encode(), []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
             variables = entry.read_bytes().split(b"\0")
         except OSError:
-            continue  # ended meanwhile, or not ours
+            continue  # it has just ended, or is not ours
         if wanted in variables:
             found.append(int(entry.parent.name))
     return found

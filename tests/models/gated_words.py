@@ -1,7 +1,7 @@
-"""A LitServe application for tests: a stream of words, each of which waits until the test lets it through.
+"""A LitServe application for tests: a stream of words, each of which waits for the test.
 
 A request names the ``words`` and the port of a ``gate``. The model connects there and reads a byte before each word;
-when the gate closes, the stream ends. The word "crash" takes the whole container down, as running out of memory would.
+when the gate closes, the stream ends. The word "crash" kills the whole container, like running out of memory.
 """
 
 import asyncio

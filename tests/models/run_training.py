@@ -1,6 +1,6 @@
-"""Runs a training program, then notes what its model itself says: run_training.py PROGRAM FILE
+"""Runs a training program and records its model's own predictions: run_training.py PROGRAM FILE
 
-The program's names ``model`` and ``rows``, a pandas.DataFrame, are looked at.
+The program must define ``model`` and ``rows``, a pandas.DataFrame.
 """
 
 import json

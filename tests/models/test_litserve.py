@@ -1,7 +1,7 @@
-"""LitServe's server under load and in trouble: streams token by token, many at once, left early, and a crash.
+"""LitServe's server: streams token by token, many at once, abandoned, and through a crash.
 
-The model waits for the test before each of its words (see gated_words.py): a part that arrives while the next word is
-still held back has not waited for it anywhere.
+The model waits for the test before each of its words (see gated_words.py): a part that arrives before the next word
+exists was not buffered anywhere.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
 
 class Gate:
-    """Where models wait before each word."""
+    """Holds models before each word."""
 
     def __init__(self, port: int, waiting: asyncio.Queue[asyncio.StreamWriter]) -> None:
         self.port = port
         self._waiting = waiting
 
     async def models(self, count: int = 1) -> list[asyncio.StreamWriter]:
-        """The next models that have come to the gate; each takes a byte for a word."""
+        """The next models at the gate; each takes a byte for a word."""
         return [await self._waiting.get() for _ in range(count)]
 
     def call(self, *words: str) -> dict[str, Any]:
@@ -92,11 +92,11 @@ async def read_word_by_word(client: Client, gate: Gate) -> None:
         assert await anext(stream, None) is None
 
 
-async def test_a_word_arrives_before_the_next_one_is_there(client: Client, gate: Gate) -> None:
+async def test_word_arrives_before_the_next_exists(client: Client, gate: Gate) -> None:
     await read_word_by_word(client, gate)
 
 
-async def test_a_word_arrives_at_boto3_before_the_next_one_is_there(runtime: LocalRuntime, gate: Gate) -> None:
+async def test_word_arrives_at_boto3_before_the_next_exists(runtime: LocalRuntime, gate: Gate) -> None:
     async with boto3_client(runtime.url) as boto3:
         response = await asyncio.to_thread(boto3.invoke_endpoint_with_response_stream, **gate.call(*WORDS))
         (model,) = await gate.models()
@@ -117,7 +117,7 @@ async def test_fifty_streams_at_once(client: Client, gate: Gate) -> None:
     for turn in ("first", "second"):
         for model in models:
             model.write(b".")
-        # All of them, before any model may go on to its next word.
+        # All of them, before any model may continue with its next word.
         parts = await asyncio.gather(*(anext(stream) for stream in streams))
         assert [part["PayloadPart"]["Bytes"] for part in parts] == [
             f"{turn}{number} ".encode() for number in range(CONCURRENCY)
@@ -137,7 +137,7 @@ async def test_fifty_calls_at_once(client: Client, gate: Gate) -> None:
     assert [call.result() for call in calls] == [f"number {number} ".encode() for number in range(CONCURRENCY)]
 
 
-async def test_a_stream_that_is_left_early_harms_no_other(client: Client, runtime: LocalRuntime, gate: Gate) -> None:
+async def test_abandoned_stream_does_not_affect_others(client: Client, runtime: LocalRuntime, gate: Gate) -> None:
     runtime.clear_requests()
     response = await client.invoke_endpoint_with_response_stream(**gate.call(*WORDS))
     (model,) = await gate.models()
@@ -149,7 +149,7 @@ async def test_a_stream_that_is_left_early_harms_no_other(client: Client, runtim
     await read_word_by_word(client, gate)
 
 
-async def test_a_request_that_the_server_cannot_read(client: Client) -> None:
+async def test_unreadable_request(client: Client) -> None:
     with pytest.raises(ModelError) as caught:
         await client.invoke_endpoint(EndpointName="words", Body=b"{", ContentType="application/json")
     assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 424
@@ -159,7 +159,7 @@ async def test_a_request_that_the_server_cannot_read(client: Client) -> None:
     )
 
 
-async def test_a_crash_breaks_the_stream_and_the_endpoint_is_not_ready(
+async def test_crash_breaks_the_stream(
     models_python: Path, server_processes: Callable[[], list[int]], tmp_path: Path, gate: Gate
 ) -> None:
     running_before = server_processes()
@@ -183,16 +183,16 @@ async def test_a_crash_breaks_the_stream_and_the_endpoint_is_not_ready(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are counted in /proc")
-async def test_its_processes_end_with_the_runtime(
+async def test_processes_end_with_the_runtime(
     models_python: Path, server_processes: Callable[[], list[int]], tmp_path: Path, gate: Gate
 ) -> None:
     running_before = server_processes()
-    with pytest.raises(RuntimeError, match="the test went wrong"):
+    with pytest.raises(RuntimeError, match="the test failed"):
         async with serving(models_python, tmp_path) as (runtime, _), aiosmrt_client(runtime.url) as client:
             response = await client.invoke_endpoint_with_response_stream(**gate.call(*WORDS))
             async with response["Body"]:
                 await gate.models()
                 # The supervisor, the application, LitServe's manager, its web server and its worker.
                 assert len(server_processes()) >= len(running_before) + 5
-                raise RuntimeError("the test went wrong")
+                raise RuntimeError("the test failed")
     assert server_processes() == running_before

@@ -1,7 +1,7 @@
-"""docs/real-models.md as it stands: its model in MLflow's scoring server and its LitServe application, called.
+"""The models of docs/real-models.md, in MLflow's scoring server and as a LitServe application.
 
-What MLflow answers is compared with what the model said in the process that trained it, and errors with what MLflow
-answers without a runtime in between.
+Predictions are compared with those of the process that trained the model, and errors with MLflow's responses
+without a runtime in between.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ CONCURRENCY = 50
 pytestmark = [
     pytest.mark.models,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(300),  # MLflow is imported three times over, a minute's work on a busy machine
+    pytest.mark.timeout(300),  # MLflow is imported three times, which takes a minute on a busy machine
 ]
 
 Invoke = Callable[..., Awaitable[tuple[str, bytes]]]
@@ -41,7 +41,7 @@ Invoke = Callable[..., Awaitable[tuple[str, bytes]]]
 
 @dataclass(frozen=True)
 class Trained:
-    """The training rows, and what the model said about them in the process that trained it."""
+    """The training rows, and the model's predictions in the process that trained it."""
 
     columns: list[str]
     data: list[list[float]]
@@ -62,14 +62,14 @@ def page_files() -> dict[str, str]:
 
 
 def page_commands() -> list[tuple[str, str]]:
-    """The shell commands on the page behind which it shows what they print."""
+    """The shell commands on the page that are followed by their output."""
     pairs = itertools.pairwise(FENCE.findall(PAGE.read_text()))
     return [(text, shown) for (kind, text), (next_kind, shown) in pairs if (kind, next_kind) == ("sh", "text")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where somebody has saved the page's files."""
+    """A folder with the page's files."""
     path = tmp_path_factory.mktemp("page")
     for name, text in page_files().items():
         (path / name).write_text(text)
@@ -139,14 +139,14 @@ def records(columns: list[str], data: list[list[float]]) -> bytes:
     [(csv, "text/csv"), (csv, "text/csv; charset=utf-8"), (split, "application/json"), (records, "application/json")],
     ids=["csv", "csv-utf-8", "split", "records"],
 )
-async def test_predictions_are_the_models_own(invoke: Invoke, trained: Trained, encode: Any, content_type: str) -> None:
+async def test_predictions_match_the_model(invoke: Invoke, trained: Trained, encode: Any, content_type: str) -> None:
     answered_as, body = await invoke(Body=encode(trained.columns, trained.data), ContentType=content_type)
     assert answered_as == "application/json"
     assert json.loads(body) == {"predictions": trained.predictions}
     assert set(trained.predictions) == {0, 1, 2}
 
 
-async def test_a_body_of_megabytes(invoke: Invoke, trained: Trained) -> None:
+async def test_body_of_megabytes(invoke: Invoke, trained: Trained) -> None:
     body = csv(trained.columns, trained.data * 1000)
     assert len(body) > 2 << 20
     _, answer = await invoke(Body=body, ContentType="text/csv")
@@ -160,7 +160,7 @@ async def test_fifty_calls_at_once(client: Client, served: Served, trained: Trai
         (label,) = json.loads(await response["Body"].read())["predictions"]
         return int(label)
 
-    # Held at the runtime until all have come, so that they reach the server together.
+    # Held at the runtime until all have arrived, so that they reach the server together.
     served.runtime.inject("iris", faults.Stall().next(CONCURRENCY))
     async with asyncio.TaskGroup() as group:
         calls = [group.create_task(predict(row)) for row in trained.data[:: len(trained.data) // CONCURRENCY]]
@@ -183,9 +183,7 @@ async def test_fifty_calls_at_once(client: Client, served: Served, trained: Trai
     ],
     ids=["csv-columns", "json-columns", "no-json", "content-type"],
 )
-async def test_an_error_of_the_model(
-    invoke: Invoke, served: Served, body: bytes, content_type: str, status: int
-) -> None:
+async def test_error_of_the_model(invoke: Invoke, served: Served, body: bytes, content_type: str, status: int) -> None:
     headers = {"Content-Type": content_type}
     async with (
         aiohttp.ClientSession(served.mlflow.url) as session,
@@ -202,7 +200,7 @@ async def test_an_error_of_the_model(
     assert response["OriginalMessage"] == original[:2048]
 
 
-async def test_an_answer_in_one_piece_may_be_read_as_a_stream(client: Client, trained: Trained) -> None:
+async def test_plain_response_as_a_stream(client: Client, trained: Trained) -> None:
     response = await client.invoke_endpoint_with_response_stream(
         EndpointName="iris", Body=csv(trained.columns, trained.data), ContentType="text/csv"
     )
@@ -212,7 +210,7 @@ async def test_an_answer_in_one_piece_may_be_read_as_a_stream(client: Client, tr
     assert json.loads(b"".join(parts)) == {"predictions": trained.predictions}
 
 
-async def test_a_stream_of_tokens_may_be_read_in_one_piece(client: Client) -> None:
+async def test_stream_as_a_plain_response(client: Client) -> None:
     response = await client.invoke_endpoint(
         EndpointName="words", Body=b'{"prompt": "to be or not"}', ContentType="application/json"
     )
@@ -220,9 +218,7 @@ async def test_a_stream_of_tokens_may_be_read_in_one_piece(client: Client) -> No
 
 
 @pytest.mark.parametrize(("commands", "shown"), page_commands(), ids=["invoke-endpoint", "response-stream"])
-async def test_the_pages_commands_print_what_it_shows(
-    served: Served, folder: Path, tmp_path: Path, commands: str, shown: str
-) -> None:
+async def test_commands_on_the_page(served: Served, folder: Path, tmp_path: Path, commands: str, shown: str) -> None:
     assert "http://127.0.0.1:8000" in commands
     process = await asyncio.create_subprocess_exec(
         *("sh", "-euc", commands.replace("http://127.0.0.1:8000", served.runtime.url)),
