@@ -30,6 +30,7 @@ from aiosmrt.serializers import JSON, TEXT
 __all__ = ["demo"]
 
 ENDPOINT = "digits"
+QUEUED_ENDPOINT = "digits-queued"  # as in the service, an asynchronous endpoint takes no other calls
 REGION = "us-east-1"
 BUCKET = "demo"
 # The inference takes about a second.
@@ -121,13 +122,13 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
         with console.status("starting an S3 server, training the model and starting its container"):
             loading = asyncio.ensure_future(asyncio.to_thread(digits))
             s3 = await stack.enter_async_context(ObjectServer(key, buckets=[BUCKET]))
-            endpoint = EndpointConfiguration(
+            queued_endpoint = EndpointConfiguration(
                 [ProductionVariant(container)],
                 async_inference=AsyncInferenceConfig(f"s3://{BUCKET}/out", f"s3://{BUCKET}/failed"),
             )
             runtime = await stack.enter_async_context(
                 LocalRuntime(
-                    {ENDPOINT: endpoint},
+                    {ENDPOINT: container, QUEUED_ENDPOINT: queued_endpoint},
                     credentials=key,
                     region=REGION,
                     faults=faults,
@@ -154,15 +155,18 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
             observers=(record_latency,),
         ) as client:
             scores = await _score(client, rows, latencies, console)
-            digits_endpoint = client.endpoint(
-                ENDPOINT,
-                serializer=TEXT,
-                deserializer=JSON,
-                content_type="text/csv",
-                upload_to=f"s3://{BUCKET}/in",
+            streaming, queueing = (
+                client.endpoint(
+                    name,
+                    serializer=TEXT,
+                    deserializer=JSON,
+                    content_type="text/csv",
+                    upload_to=f"s3://{BUCKET}/in",
+                )
+                for name in (ENDPOINT, QUEUED_ENDPOINT)
             )
-            streamed = await _stream(digits_endpoint, rows, console)
-            queued = await _submit(digits_endpoint, rows, console)
+            streamed = await _stream(streaming, rows, console)
+            queued = await _submit(queueing, rows, console)
     for what, found in (("streamed", streamed.labels), ("asynchronous", queued.labels)):
         if found != scores.labels:
             raise AiosmrtError(f"the {what} labels differ from those of the single calls")

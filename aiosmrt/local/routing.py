@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import aiohttp
 
@@ -330,7 +330,7 @@ class Endpoint:
 def _as_sequence(target: _Source | Sequence[_Source]) -> Sequence[_Source]:
     if isinstance(target, Sequence) and not isinstance(target, str):
         return target
-    return (target,)
+    return (cast("_Source", target),)
 
 
 def _backend_sources(target: InstanceSource | Sequence[InstanceSource]) -> Iterator[BackendSource]:

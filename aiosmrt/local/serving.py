@@ -49,7 +49,7 @@ async def serve(
             raise ConfigurationError(f"endpoint {name} is configured both on the command line and in the file")
         known[name] = source
     if not known:
-        raise ConfigurationError("at least one endpoint is required; got none")
+        raise ConfigurationError("no endpoint to serve; at least one is required")
     settings["endpoints"] = known
     settings.setdefault("region", os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1")
     given = {"port": port, "region": region, "verify_signatures": verify_signatures}

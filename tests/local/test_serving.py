@@ -104,7 +104,7 @@ async def test_file_and_arguments(tmp_path: Path) -> None:
 
 
 async def test_no_endpoint_and_duplicate_endpoint(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="at least one endpoint is required"):
+    with pytest.raises(ConfigurationError, match="no endpoint to serve; at least one"):
         await serve({})
     path = tmp_path / "runtime.toml"
     path.write_text('[endpoints.echo]\nurl = "http://127.0.0.1:9"\n')
