@@ -242,7 +242,7 @@ class ModelContainer:
                 str(Path(__file__).with_name("supervisor.py")),
                 str(self._grace),
                 str(os.getpid()),
-                "",
+                "0",
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

@@ -245,7 +245,7 @@ class ObjectServer:
         with contextlib.ExitStack() as held:
             base_port = held.enter_context(_port_block())
             folder = Path(tempfile.mkdtemp(prefix="aiosmrt-s3-"))
-            # The supervisor removes all of this as well; it is not alive where it was killed.
+            # The supervisor removes these too, unless it was killed.
             for path in (leftovers := [*_grpc_sockets(base_port), folder]):
                 held.callback(_remove, path)
             data = folder / "data"
@@ -260,7 +260,7 @@ class ObjectServer:
             process = subprocess.Popen(  # noqa: S603 - the program that was found, and arguments of our own
                 [
                     *(sys.executable, "-IS", str(Path(__file__).with_name("supervisor.py"))),
-                    *(str(self._grace), str(os.getpid()), os.pathsep.join(map(str, leftovers)), program),
+                    *(str(self._grace), str(os.getpid()), str(len(leftovers)), *map(str, leftovers), program),
                     *_arguments(base_port, folder),
                 ],
                 stdin=subprocess.PIPE,

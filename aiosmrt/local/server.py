@@ -328,7 +328,7 @@ class _Exchange:
         return body
 
     def _check_origin(self, authority: str | None) -> None:
-        """Reject other origins where no signature does so."""
+        """Reject requests of other origins if signatures are not verified."""
         if self._server._verifier is not None:
             return
         headers: dict[str, list[str]] = {}

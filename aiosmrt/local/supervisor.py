@@ -1,7 +1,7 @@
 """The small process that runs between this package and a server that it starts, so that the server outlives neither.
 
-Run as a script (``python -I -S supervisor.py GRACE PARENT_PID REMOVE COMMAND...``), never imported by the package.
-REMOVE lists paths, joined by ``os.pathsep``, that are removed at the end; it may be empty.
+Run as a script (``python -I -S supervisor.py GRACE PARENT_PID COUNT PATH... COMMAND...``), never imported by the
+package. It removes the COUNT paths at the end.
 
 Theory of operation. The process that starts a server holds the write end of the supervisor's standard input and never
 writes to it. End of file on standard input therefore means "stop", and it also means "the parent died", however it
@@ -139,9 +139,10 @@ def remove(paths: list[str]) -> None:
 
 
 def main() -> None:
-    grace, parent, paths, *command = sys.argv[1:]
+    grace, parent, count, *rest = sys.argv[1:]
+    paths, command = rest[: int(count)], rest[int(count) :]
     status = supervise(float(grace), int(parent), command)
-    remove([path for path in paths.split(os.pathsep) if path])
+    remove(paths)
     if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the server may have dumped core; a second dump is useless
         number = os.WTERMSIG(status)

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -347,6 +348,19 @@ async def test_program_ends(no_program: Path) -> None:
     assert caught.value.output == ("out of luck",)
     assert server.output == ("out of luck",)
     assert repr(server) == "<ObjectServer idle buckets=['results']>"
+
+
+async def test_folder_with_special_characters(no_program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(no_program, "raise SystemExit(3)")
+    temporary, neighbour = no_program / "a:b 'c'", no_program / "a" / "file"
+    for folder in (temporary, neighbour.parent):
+        folder.mkdir()
+    neighbour.touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with pytest.raises(ObjectServerError, match="ended: exit code 3"):
+        await ObjectServer().start()
+    assert list(temporary.iterdir()) == []
+    assert neighbour.exists()
 
 
 async def test_program_never_answers(no_program: Path) -> None:
