@@ -61,6 +61,7 @@ STOP_GRACE: Final = 5.0  # seconds between SIGTERM and SIGKILL; it usually ends 
 SUPERVISOR_MARGIN: Final = 2.0
 LINES_IN_ERROR: Final = 12
 MAX_OUTPUT_BYTES: Final = 64 * 1024
+MAX_VOLUMES: Final = 1000
 
 
 class ObjectServerError(AiosmrtError):
@@ -365,6 +366,8 @@ def _arguments(base_port: int, folder: Path) -> list[str]:
         "admin.ui": "false",
         "master.telemetry": "false",
         "volume.preStopSeconds": 0,
+        # A bucket needs a volume. By default there is one per GiB of free disk space; they are not preallocated.
+        "volume.max": MAX_VOLUMES,
     }
     return ["mini", *(f"-{name}={value}" for name, value in settings.items())]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import json
 import os
 import socket
 import ssl
@@ -304,7 +305,7 @@ class TestAccess:
         assert tried == 9
 
     def test_own_certificate(self, server: ObjectServer) -> None:
-        """The proof that the certificate is what the other tests lack."""
+        """The certificate is all that the other tests lack."""
         assert server._run is not None
         folder = server._run.folder
         context = ssl.create_default_context(cafile=folder / "certificate.pem")
@@ -312,7 +313,10 @@ class TestAccess:
         connection = http.client.HTTPSConnection("127.0.0.1", port_of(server) + 2, timeout=10, context=context)
         try:
             connection.request("GET", "/dir/status")
-            assert connection.getresponse().status == 200
+            response = connection.getresponse()
+            assert response.status == 200
+            # each bucket takes a volume, however little disk space is free
+            assert json.load(response)["Topology"]["Max"] == module.MAX_VOLUMES
         finally:
             connection.close()
 
