@@ -1,17 +1,19 @@
-"""What holds for every test."""
+"""Options and fixtures of every test."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aiosmrt import Client
+from aiosmrt._transport.choice import TransportName
+from tests.support.raw_server import busy_listener
+from tests.support.seams import set_default_transport
 
 pytest_plugins = ["tests.support.seaweed"]
 
-# How long an example takes says more about the machine's load than about the code.
+# How long an example takes depends on the machine's load more than on the code.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
@@ -20,26 +22,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--transport",
         choices=["pooled", "session"],
-        help="what carries the calls of clients that do not say it themselves; "
-        "the tests of the client, of cancellation and of the transports run on both anyway",
+        help="transport of clients that name none; the tests of the client, of cancellation and of the transports "
+        "run on both anyway",
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--transport") == "session":
-        client_defaults()["transport"] = "session"
-
-
-def client_defaults() -> dict[str, Any]:
-    """The defaults of a client's arguments, to be changed; ``transport`` is the pooled one wherever that will do."""
-    defaults: dict[str, Any] = Client.__init__.__kwdefaults__
-    assert "transport" in defaults
-    return defaults
+@pytest.fixture(autouse=True)
+def transport_option(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apply ``--transport``; the pooled transport is the default wherever it can do what a client asks for."""
+    if request.config.getoption("--transport") == "session":
+        set_default_transport(monkeypatch, "session")
 
 
 @pytest.fixture
-def transport_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What carries the calls of all clients that the test makes, unless they say it themselves."""
-    name: str = request.param
-    monkeypatch.setitem(client_defaults(), "transport", None if name == "pooled" else name)
+def transport_name(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, transport_option: None
+) -> TransportName:
+    """The transport of a test's clients that name none: a parameter of the test."""
+    name: TransportName = request.param
+    set_default_transport(monkeypatch, "session" if name == "session" else None)
     return name
+
+
+@pytest.fixture
+def busy_url() -> Iterator[str]:
+    """The URL of a listener whose queue is full, so that no connection to it is ever made."""
+    with busy_listener() as url:
+        yield url

@@ -26,7 +26,7 @@ from aiosmrt.errors import (
 )
 from aiosmrt.local.objectserver import ObjectServer
 from tests.aws.conftest import ConfigFiles
-from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.peers import REGION
 from tests.support.seaweed import GUEST, GUEST_BUCKET, OWNER, s3_client
 

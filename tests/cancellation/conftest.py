@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aiosmrt
+from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS, REGION, isolate_aws
-from tests.support.probes import shorten_probe_pauses
+from tests.support.probes import Pauses, shorten_probe_pauses
 from tests.support.raw_server import RawServer
 
 
@@ -22,7 +23,7 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def short_probe_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a pause is cancelled does not depend on its length."""
+    """A cancelled pause is the same whatever its length."""
     shorten_probe_pauses(monkeypatch)
 
 
@@ -39,13 +40,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-async def make_client(server: RawServer) -> AsyncIterator[Callable[..., aiosmrt.Client]]:
-    """Makes clients of the server; all are closed in the end."""
+async def make_client(server: RawServer) -> AsyncIterator[MakeClient]:
+    """Makes clients of the server, with `Pauses`; closes them at the end."""
     clients = []
 
     def make(**arguments: Any) -> aiosmrt.Client:
         chosen = {"region_name": REGION} if "credentials" in arguments else CLIENT_ARGUMENTS
         client = aiosmrt.Client(**{"endpoint_url": server.url, **chosen, **arguments})
+        Pauses(client)
         clients.append(client)
         return client
 

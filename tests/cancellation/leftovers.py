@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import aiosmrt
+from tests.support import seams
 from tests.support.raw_server import RawServer
-from tests.transport.carrying import connections_idle, connections_in_use
+from tests.support.seams import connections_idle, connections_in_use
 
 
 async def nothing_is_held(client: aiosmrt.Client, server: RawServer) -> None:
@@ -14,8 +15,7 @@ async def nothing_is_held(client: aiosmrt.Client, server: RawServer) -> None:
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (0, 0)
     assert not any(endpoint.held_back for endpoint in statistics.endpoints.values())
-    if client._core.ready_in:
-        transport = client._core.transport
+    if (transport := seams.transport_of(client)) is not None:
         assert connections_in_use(transport) == 0
         # What the client has given up, the server sees end; and no late request of it comes in after this.
         await server.until(lambda: server.connections_open <= connections_idle(transport))

@@ -6,20 +6,19 @@ import asyncio
 import dataclasses
 import io
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
 import aiosmrt
 from aiosmrt._core.body import HASH_INLINE_BYTES
-from aiosmrt._transport.session import SessionTransport
-from tests.cancellation.driver import Moment, after_the_first, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
-from tests.support.probes import HeldPauses
+from tests.support import seams
+from tests.support.cancellation import Moment, after_the_first, cancel_everywhere
+from tests.support.clients import MakeClient
+from tests.support.probes import Pauses
 from tests.support.raw_server import OK, RESET, RawServer, error_response, response
-
-MakeClient = Callable[..., aiosmrt.Client]
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
 
@@ -82,7 +81,9 @@ async def test_call_on_a_pooled_connection(
 
 
 @each_moment
-async def test_body_that_arrives_in_pieces(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+async def test_body_that_arrives_in_pieces(
+    moment: Moment, transport_name: str, make_client: MakeClient, server: RawServer
+) -> None:
     client = make_client()
     await invoke(client)
     gates: list[asyncio.Event] = []
@@ -100,7 +101,7 @@ async def test_body_that_arrives_in_pieces(moment: Moment, make_client: MakeClie
         gates[-1].set()
 
     # A session suspends for the head, then for the rest of the body; a pooled connection once for both.
-    twice = isinstance(client._core.transport, SessionTransport)
+    twice = transport_name == "session"
     suspensions = await cancel_everywhere(
         prepare, moment, after=after, on_suspend=after_the_first(move_on) if twice else lambda _: move_on()
     )
@@ -194,7 +195,7 @@ async def test_waiting_for_capacity(
     client = make_client(
         wait_for_capacity=60.0, max_concurrency=max_concurrency, retry=aiosmrt.RetryPolicy(max_attempts=1)
     )
-    pauses = HeldPauses(client)
+    pauses = Pauses(client)
     probers: list[asyncio.Task[Any]] = []
     await invoke(client)
 
@@ -214,12 +215,12 @@ async def test_waiting_for_capacity(
         return invoke(client)
 
     def move_on(number: int) -> None:
-        pauses.move_on()
+        pauses.release()
         if prober == "is cancelled":
             probers[-1].cancel()
 
     async def after() -> None:
-        pauses.move_on()
+        pauses.release()
         await asyncio.wait([probers[-1]])
         await answers(client, server)
 
@@ -402,7 +403,7 @@ async def test_closing_the_client_ends_a_back_off(make_client: MakeClient, serve
             waiting.set()
 
     client = make_client(retry=hour, observers=[observe])
-    client._core.random = lambda: 1.0
+    seams.set_random(client, lambda: 1.0)
     server.play([error_response(500, "InternalFailure")])
     call = asyncio.create_task(invoke(client))
     await waiting.wait()

@@ -12,11 +12,10 @@ import aiosmrt
 from aiosmrt._wire.eventstream import encode_payload_part
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.serializers import JSON, OFF_LOOP_BYTES
-from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
+from tests.support.cancellation import Moment, cancel_everywhere
+from tests.support.clients import MakeClient
 from tests.support.raw_server import LAST_CHUNK, RawServer, chunk, response
-
-MakeClient = Callable[..., aiosmrt.Client]
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,9 +14,11 @@ import aiosmrt
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
-from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
-from tests.support.probes import HeldPauses
+from tests.support import seams
+from tests.support.cancellation import Moment, cancel_everywhere
+from tests.support.clients import MakeClient
+from tests.support.probes import Pauses
 from tests.support.raw_server import (
     LAST_CHUNK,
     OK,
@@ -29,8 +30,6 @@ from tests.support.raw_server import (
     error_response,
     response,
 )
-
-MakeClient = Callable[..., aiosmrt.Client]
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
 each_option = pytest.mark.parametrize(
@@ -77,35 +76,14 @@ Call = Callable[[aiosmrt.Client], Coroutine[Any, Any, bytes]]
 each_call = pytest.mark.parametrize("call", [invoke, read], ids=["plain", "stream"])
 
 
-class HeldTime(HeldPauses):
-    """Holds the client's clock as well, so that no pause is over before it began on a machine that is busy."""
-
-    def __init__(self, client: aiosmrt.Client) -> None:
-        super().__init__(client)
-        self._core = client._core
-
-    def hold(self) -> None:
-        super().hold()
-        now = time.monotonic()
-        self._core.clock = lambda: now
-
-    def move_on(self) -> None:
-        super().move_on()
-        self._core.clock = time.monotonic
-
-
 @pytest.fixture
-def client(make_client: MakeClient) -> aiosmrt.Client:
+async def client(make_client: MakeClient) -> aiosmrt.Client:
     return make_client(retry=AT_ONCE)
 
 
 @pytest.fixture(autouse=True)
 def healthy_server(server: RawServer) -> None:
     server.otherwise = healthy
-
-
-def admission_of(client: aiosmrt.Client) -> Admission:
-    return client._view.admissions.of("churn")
 
 
 def held_back(client: aiosmrt.Client) -> int:
@@ -115,7 +93,7 @@ def held_back(client: aiosmrt.Client) -> int:
 async def nothing_is_left(client: aiosmrt.Client, server: RawServer) -> None:
     """Nothing is held; no request counts as outstanding, and no timer of an admission is set."""
     await nothing_is_held(client, server)
-    assert admission_of(client).outstanding == 0
+    assert seams.admission_of(client, "churn").outstanding == 0
     loop: Any = asyncio.get_running_loop()
     timers = [timer for timer in loop._scheduled if not timer.cancelled()]
     assert not [timer for timer in timers if isinstance(getattr(timer._callback, "__self__", None), Admission)]
@@ -134,14 +112,14 @@ async def answers(client: aiosmrt.Client, server: RawServer) -> None:
 async def fall_ill(client: aiosmrt.Client, server: RawServer) -> None:
     """Have calls fail that do not wait, until the target is ill."""
     hasty = client.with_options(patience=0)
-    while admission_of(client).illness is None:
+    while client.statistics().endpoints["churn"].illness is None:
         server.play(UNAVAILABLE)
         with pytest.raises(aiosmrt.errors.ServiceUnavailable):
             await invoke(hasty)
 
 
 async def start_prober(
-    client: aiosmrt.Client, server: RawServer, pauses: HeldTime, prober: aiosmrt.Client | None = None
+    client: aiosmrt.Client, server: RawServer, pauses: Pauses, prober: aiosmrt.Client | None = None
 ) -> asyncio.Task[bytes]:
     """Start a call to a target that is ill, and have it refused; it waits until the pauses move on."""
     server.play(UNAVAILABLE)
@@ -149,7 +127,7 @@ async def start_prober(
     task = asyncio.create_task(invoke(client if prober is None else prober))
     pauses.hold()
     while len(server.requests) == count or client.statistics().in_use:
-        pauses.move_on()
+        pauses.release()
         pauses.hold()
         await asyncio.sleep(0)
     assert held_back(client) == 1
@@ -173,8 +151,8 @@ async def test_a_call_that_probes(
         server.play(*[UNAVAILABLE] * 5)
         return call(client)
 
-    # Six requests and two back-offs; the three waits are short, and may be over before they begin.
-    assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= 8
+    # Six requests, two back-offs and three waits.
+    assert await cancel_everywhere(prepare, moment, after=lambda: answers(client, server)) >= 11
     assert client.statistics().waited["probe"] > 0
 
 
@@ -236,7 +214,7 @@ async def test_a_call_behind_the_one_that_probes(
 ) -> None:
     """The one ahead goes on at the call's first suspension: the target recovers, or the call has to probe itself."""
     client = make_client(retry=AT_ONCE, max_concurrency=1 if call is invoke else 100)
-    pauses = HeldTime(client)
+    pauses = Pauses(client)
     probers: list[asyncio.Task[Any]] = []
     await answers(client, server)
 
@@ -252,12 +230,12 @@ async def test_a_call_behind_the_one_that_probes(
     def move_on(number: int) -> None:
         if number == 0:
             assert held_back(client) == 2
-        pauses.move_on()
+        pauses.release()
         if prober == "is cancelled":
             probers[-1].cancel()
 
     async def after() -> None:
-        pauses.move_on()
+        pauses.release()
         await asyncio.wait([probers[-1]])
         await answers(client, server)
 
@@ -277,7 +255,7 @@ async def test_a_call_behind_the_one_that_probes_with_options(
     moment: Moment, options: dict[str, Any], make_client: MakeClient, server: RawServer
 ) -> None:
     client = make_client(retry=AT_ONCE, **options)
-    pauses = HeldTime(client)
+    pauses = Pauses(client)
     probers: list[asyncio.Task[Any]] = []
     await answers(client, server)
 
@@ -288,11 +266,11 @@ async def test_a_call_behind_the_one_that_probes_with_options(
         return invoke(client)
 
     async def after() -> None:
-        pauses.move_on()
+        pauses.release()
         assert await probers[-1] == b"ok"
         await answers(client, server)
 
-    suspensions = await cancel_everywhere(prepare, moment, after=after, on_suspend=lambda _: pauses.move_on())
+    suspensions = await cancel_everywhere(prepare, moment, after=after, on_suspend=lambda _: pauses.release())
     assert suspensions >= 2
 
 
@@ -348,7 +326,7 @@ async def test_a_stream_that_fails_before_its_first_part_and_probes(
 async def test_a_stream_that_fails_before_its_first_part_behind_a_call_that_probes(
     moment: Moment, prober: str, client: aiosmrt.Client, server: RawServer
 ) -> None:
-    pauses = HeldTime(client)
+    pauses = Pauses(client)
     probers: list[asyncio.Task[Any]] = []
     await answers(client, server)
 
@@ -363,7 +341,7 @@ async def test_a_stream_that_fails_before_its_first_part_behind_a_call_that_prob
         pauses.hold()
         # The stream has the one slot that is in use then.
         while len(server.requests) == count or client.statistics().in_use > 1:
-            pauses.move_on()
+            pauses.release()
             pauses.hold()
             await asyncio.sleep(0)
         if prober == "is refused":
@@ -377,12 +355,12 @@ async def test_a_stream_that_fails_before_its_first_part_behind_a_call_that_prob
         # Not before the stream has failed, and waits as well.
         if held_back(client) == 2:
             waited.append(number)
-            pauses.move_on()
+            pauses.release()
             if prober == "is cancelled":
                 probers[-1].cancel()
 
     async def after() -> None:
-        pauses.move_on()
+        pauses.release()
         await asyncio.wait([probers[-1]])
         await answers(client, server)
 
@@ -429,23 +407,8 @@ async def test_waiting_for_the_rate(
     moment: Moment, options: dict[str, Any], make_client: MakeClient, server: RawServer
 ) -> None:
     client = make_client(retry={"mode": "adaptive"}, max_concurrency=1, **options)
-    core = client._core
-    loop = asyncio.get_running_loop()
-    now = 1000.0
-
-    def call_later(seconds: float, function: Callable[..., object], *arguments: Any) -> asyncio.Handle:
-        """Let each wait last one turn of the loop, and the time that it should on the client's clock."""
-
-        def strike() -> None:
-            nonlocal now
-            now += seconds
-            function(*arguments)
-
-        return loop.call_soon(strike)
-
-    core.clock = lambda: now
-    core.call_later = call_later
-    core.random = lambda: 0.0
+    Pauses(client, longest=60.0)
+    seams.set_random(client, lambda: 0.0)
     await answers(client, server)
     throttled: Script = [error_response(400, "ThrottlingException", None)]
 

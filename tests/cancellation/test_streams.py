@@ -10,11 +10,10 @@ import pytest
 
 import aiosmrt
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
-from tests.cancellation.driver import Moment, after_the_first, cancel_everywhere
 from tests.cancellation.leftovers import nothing_is_held
+from tests.support.cancellation import Moment, after_the_first, cancel_everywhere
+from tests.support.clients import MakeClient
 from tests.support.raw_server import CLOSE, LAST_CHUNK, RawServer, Script, chunk, error_response, response
-
-MakeClient = Callable[..., aiosmrt.Client]
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
 

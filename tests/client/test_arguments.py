@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy, errors
-from tests.client.conftest import MakeClient
+from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS
 from tests.support.recording_server import RecordingServer, respond
 from tests.support.signatures import verify_signature

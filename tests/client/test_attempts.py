@@ -12,7 +12,8 @@ import botocore.exceptions as boto
 import pytest
 
 from aiosmrt import Client, DeadlineExceededError, RetryPolicy, ServiceError, errors
-from tests.client.conftest import MakeClient
+from tests.support import seams
+from tests.support.clients import MakeClient, no_sleep
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
 
@@ -21,14 +22,10 @@ UNAVAILABLE = respond(503, b"{}", [("x-amzn-errortype", "ServiceUnavailable")])
 UNAVAILABLE_RESPONSE = Response(503, [("x-amzn-errortype", "ServiceUnavailable")], b"{}")
 
 
-async def no_sleep(delay: float) -> None:
-    await asyncio.sleep(0)
-
-
 async def attempts_of(client: Client, server: RecordingServer) -> int:
     """How many requests one failing call sends."""
     server.answer = UNAVAILABLE
-    client._core.sleep = no_sleep
+    seams.set_sleep(client, no_sleep)
     before = len(server.requests)
     with pytest.raises(ServiceError) as caught:
         await client.invoke_endpoint(**CALL)
@@ -40,10 +37,8 @@ async def attempts_of(client: Client, server: RecordingServer) -> int:
 
 
 async def test_time_alone_bounds_attempts_by_default(client: Client, server: RecordingServer) -> None:
-    client._core.sleep = no_sleep
-    client._core.call_later = lambda seconds, function, *arguments: asyncio.get_running_loop().call_soon(
-        function, *arguments
-    )
+    seams.set_sleep(client, no_sleep)
+    seams.set_call_later(client, lambda seconds, *call: asyncio.get_running_loop().call_soon(*call))
     server.answer = respond_in_turn(*[UNAVAILABLE_RESPONSE] * 7, Response())
     result = await client.invoke_endpoint(**CALL)
     assert result["ResponseMetadata"]["RetryAttempts"] == 7
@@ -116,7 +111,7 @@ async def test_a_client_and_its_views_share_the_bucket_of_their_mode(
     """500 tokens pay for 35 retries at 14, whoever asks; mode legacy has no bucket, and 4 retries a call."""
     client = make_client(retry={"mode": mode})
     view = client.with_options(read_timeout=5.0)
-    client._core.sleep = no_sleep
+    seams.set_sleep(client, no_sleep)
     server.answer = UNAVAILABLE
     for caller in [client, view] * 10:
         with pytest.raises(ServiceError):
@@ -224,8 +219,8 @@ async def test_no_back_off_goes_past_the_deadline(make_client: MakeClient, serve
 
     server.answer = UNAVAILABLE
     client = make_client(deadline=5.0, retry=RetryPolicy(max_attempts=3, base_delay=10.0))
-    client._core.sleep = sleep
-    client._core.random = lambda: 0.999
+    seams.set_sleep(client, sleep)
+    seams.set_random(client, lambda: 0.999)
     with pytest.raises((ServiceError, DeadlineExceededError)) as caught:
         await client.invoke_endpoint(**CALL)
     assert slept == []
@@ -242,7 +237,7 @@ async def test_the_deadline_in_a_back_off_names_what_went_before(
 
     server.answer = UNAVAILABLE
     client = make_client(deadline=0.2, retry=RetryPolicy(base_delay=0.0))
-    client._core.sleep = sleep
+    seams.set_sleep(client, sleep)
     with pytest.raises(DeadlineExceededError) as caught:
         await client.invoke_endpoint(**CALL)
     assert isinstance(caught.value.__cause__, errors.ServiceUnavailable)
@@ -252,7 +247,7 @@ async def test_the_deadline_in_a_back_off_names_what_went_before(
 
 async def test_the_service_is_told_of_the_deadline(make_client: MakeClient, server: RecordingServer) -> None:
     client = make_client(deadline=30.0)
-    client._core.wall_clock = lambda: 1_800_000_000.0
+    seams.set_wall_clock(client, lambda: 1_800_000_000.0)
     await client.invoke_endpoint(**CALL)
     facts = dict(part.split("=") for part in str(server.last.header("amz-sdk-request")).split("; "))
     assert facts["attempt"] == "1"

@@ -13,7 +13,7 @@ import pytest
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy
 from aiosmrt._core.body import HASH_INLINE_BYTES
-from tests.client.conftest import MakeClient
+from tests.support.clients import MakeClient
 from tests.support.peers import CREDENTIALS
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond_in_turn
 from tests.support.signatures import verify_signature

@@ -17,7 +17,8 @@ from aiosmrt import Client, NoCapacityError, RetryPolicy, errors
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.events import AttemptStarted, CapacityWaited, Event
 from aiosmrt.local import EndpointConfiguration, InferenceComponent, LocalRuntime, faults
-from tests.client.conftest import MakeClient
+from tests.support import seams
+from tests.support.clients import MakeClient
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response
 from tests.support.runtime import echo, local_runtime
 from tests.support.virtual_time import VirtualTime
@@ -162,15 +163,15 @@ async def test_a_call_asks_again_until_there_is_capacity(
     options: dict[str, Any],
 ) -> None:
     service.scaled_to_zero.add(("llm", None, None))
-    client = time.rule(make_client(wait_for_capacity=600.0, **options))
+    client = time.drive(make_client(wait_for_capacity=600.0, **options))
     under_way = asyncio.create_task(invoke(client))
     for pause in (1.0, 2.0, 4.0, 8.0, 15.0, 15.0):
         await time.set_to(pause)
         assert client.statistics().in_use == 0, "a call that waits holds no place"
-        await time.pass_by(pause)
+        await time.advance(pause)
     await time.set_to(15.0)
     service.scaled_to_zero.clear()
-    await time.pass_by(15.0)
+    await time.advance(15.0)
     assert await under_way == result
     assert nothing_waits(client, time)
     # Each is an attempt to the service, and none to the retry policy.
@@ -182,25 +183,25 @@ async def test_a_call_asks_again_until_there_is_capacity(
 
 
 async def test_the_result_counts_the_attempts(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     service.scaled_to_zero.clear()
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     assert (await prober)["ResponseMetadata"]["RetryAttempts"] == 1
 
 
 async def test_pauses_are_random_and_heed_the_services_hint(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
-    client._core.random = lambda: 0.5
+    client = time.drive(make_client(wait_for_capacity=600.0))
+    seams.set_random(client, lambda: 0.5)
     service.instead = [NO_CAPACITY, refusal("ValidationError", MESSAGE, x_amz_retry_after="4000")]
     (prober,) = start(client)
     await time.set_to(0.75)
-    await time.pass_by(0.75)
+    await time.advance(0.75)
     await time.set_to(4.0)
     service.scaled_to_zero.clear()
-    await time.pass_by(4.0)
+    await time.advance(4.0)
     await prober
 
 
@@ -213,7 +214,7 @@ def test_a_senseless_wait_is_refused(value: Any) -> None:
 
 
 async def test_a_view_waits_as_it_says(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
-    client = time.rule(make_client())
+    client = time.drive(make_client())
     patient = client.with_options(wait_for_capacity=600.0)
     prober = await prober_of(patient, time)
     # Neither the client nor a view that waits no more is held back, and what they are told changes nothing.
@@ -223,7 +224,7 @@ async def test_a_view_waits_as_it_says(make_client: MakeClient, service: Service
         assert caught.value.attempts == 1
     assert time.pending == [1.0]
     service.scaled_to_zero.clear()
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await prober
 
 
@@ -231,17 +232,17 @@ async def test_a_view_waits_as_it_says(make_client: MakeClient, service: Service
 
 
 async def test_one_asks_and_the_others_wait(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 50, 600.0)
     assert (client.statistics().in_use, client.statistics().waiting) == (0, 0)
     for pause in (1.0, 2.0, 4.0, 8.0, 15.0):
         assert time.pending[0] == pause
-        await time.pass_by(pause)
+        await time.advance(pause)
         await time.set_to(min(2 * pause, 15.0), *[600.0 - (time.now - 1000.0)] * 50)
     assert service.seen[ADAPTER] == 6
     service.scaled_to_zero.clear()
-    await time.pass_by(15.0)
+    await time.advance(15.0)
     for result in await asyncio.gather(prober, *waiters):
         assert await result["Body"].read() == b"ok"
     assert service.seen[ADAPTER] == 7 + 50
@@ -252,18 +253,18 @@ async def test_one_asks_and_the_others_wait(make_client: MakeClient, service: Se
 async def test_many_that_are_refused_together_leave_it_to_one(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     all_are_there = asyncio.Event()
     service.instead = [all_are_there] * 30
     callers = start(client, 30)
     await asyncio.wait_for(_seen(service, 30), 10)
     all_are_there.set()
     await time.set_to(1.0, *[600.0] * 29)
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await time.set_to(2.0, *[599.0] * 29)
     assert service.seen[ADAPTER] == 31
     service.scaled_to_zero.clear()
-    await time.pass_by(2.0)
+    await time.advance(2.0)
     await asyncio.gather(*callers)
     assert service.seen[ADAPTER] == 31 + 30
     assert client.statistics().retries == {"no_capacity": 1 + 30}
@@ -274,12 +275,12 @@ async def test_those_in_the_queue_send_nothing_once_there_is_no_capacity(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     """A map over very many items: all of its calls were in the queue before the first one was refused."""
-    client = time.rule(make_client(wait_for_capacity=600.0, max_concurrency=2))
+    client = time.drive(make_client(wait_for_capacity=600.0, max_concurrency=2))
     callers = start(client, 40)
     await time.set_to(1.0, *[600.0] * 39)
     assert service.seen[ADAPTER] == 2
     service.scaled_to_zero.clear()
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await asyncio.gather(*callers)
     assert service.seen[ADAPTER] == 2 + 40
     assert nothing_waits(client, time)
@@ -288,7 +289,7 @@ async def test_those_in_the_queue_send_nothing_once_there_is_no_capacity(
 async def test_streams_and_calls_wait_for_each_other(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     stream = asyncio.create_task(read_stream(client))
     await time.set_to(1.0)
     (plain,) = await waiters_of(client, time, 1, 600.0)
@@ -297,7 +298,7 @@ async def test_streams_and_calls_wait_for_each_other(
     waiting = asyncio.create_task(read_stream(client))
     await time.set_to(1.0, 600.0)
     service.scaled_to_zero.clear()
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     assert await (await plain)["Body"].read() == b"ok"
     assert await waiting == [b"ok"]
     assert nothing_waits(client, time)
@@ -315,7 +316,7 @@ OTHERS: dict[str, Key] = {
 async def test_what_has_capacity_is_not_held_back(
     make_client: MakeClient, service: Service, time: VirtualTime, other: Key
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0, max_concurrency=1))
+    client = time.drive(make_client(wait_for_capacity=600.0, max_concurrency=1))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 3, 600.0)
     for result in await asyncio.gather(*start(client, 5, other)):
@@ -323,43 +324,43 @@ async def test_what_has_capacity_is_not_held_back(
     assert await read_stream(client, other) == [b"ok"]
     assert service.seen[ADAPTER] == 1
     service.scaled_to_zero.clear()
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await asyncio.gather(prober, *waiters)
     assert nothing_waits(client, time)
 
 
 async def test_each_target_has_a_prober(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
     service.scaled_to_zero.update(OTHERS.values())
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     callers = [caller for key in (ADAPTER, *OTHERS.values()) for caller in start(client, 2, key)]
     await time.set_to(*[1.0] * 5, *[600.0] * 5)
     service.scaled_to_zero.remove(ADAPTER)
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await asyncio.gather(*callers[:2])
     await time.set_to(*[2.0] * 4, *[599.0] * 4)
     service.scaled_to_zero.clear()
-    await time.pass_by(2.0)
+    await time.advance(2.0)
     await asyncio.gather(*callers)
     assert nothing_waits(client, time)
 
 
 async def test_a_retry_waits_too(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
     """Between two attempts of a throttled call, another call finds out that there is no capacity."""
-    client = time.rule(make_client(wait_for_capacity=600.0, retry=RetryPolicy(throttling_base_delay=30.0)))
+    client = time.drive(make_client(wait_for_capacity=600.0, retry=RetryPolicy(throttling_base_delay=30.0)))
     service.instead = [refusal("ThrottlingException", None)]
     (throttled,) = start(client)
     await time.set_to(20.0)
     (prober,) = start(client)
     await time.set_to(1.0, 20.0)
     for pause, next_pause, throttled_for in ((1.0, 2.0, 19.0), (2.0, 4.0, 17.0), (4.0, 8.0, 13.0), (8.0, 15.0, 5.0)):
-        await time.pass_by(pause)
+        await time.advance(pause)
         await time.set_to(next_pause, throttled_for)
-    await time.pass_by(5.0)
+    await time.advance(5.0)
     await time.set_to(10.0, 600.0)
     assert service.seen[ADAPTER] == 1 + 5
     assert client.statistics().in_use == 0
     service.scaled_to_zero.clear()
-    await time.pass_by(10.0)
+    await time.advance(10.0)
     await asyncio.gather(throttled, prober)
     assert client.statistics().retries == {"throttling": 1, "no_capacity": 5}
     assert nothing_waits(client, time)
@@ -369,12 +370,12 @@ async def test_a_retry_waits_too(make_client: MakeClient, service: Service, time
 
 
 async def test_a_prober_uses_all_of_its_time(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
-    client = time.rule(make_client(wait_for_capacity=10.0))
+    client = time.drive(make_client(wait_for_capacity=10.0))
     prober = await prober_of(client, time)
     # at 1, 3 and 7 s; then once more at the end of its time, where the pause would have been 8 s
     for pause in (1.0, 2.0, 4.0, 3.0):
         await time.set_to(pause)
-        await time.pass_by(pause)
+        await time.advance(pause)
     with pytest.raises(NoCapacityError) as caught:
         await prober
     error = caught.value
@@ -390,11 +391,11 @@ async def test_a_prober_uses_all_of_its_time(make_client: MakeClient, service: S
 async def test_who_never_sent_anything_raises_what_the_prober_was_told(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     hurried = client.with_options(wait_for_capacity=0.5)
     first, second = await waiters_of(hurried, time, 2, 0.5)
-    await time.pass_by(0.5)
+    await time.advance(0.5)
     found = []
     for waiter in (first, second):
         with pytest.raises(NoCapacityError) as caught:
@@ -408,7 +409,7 @@ async def test_who_never_sent_anything_raises_what_the_prober_was_told(
     assert found[0].response is not found[1].response
     assert service.seen[ADAPTER] == 1
     service.scaled_to_zero.clear()
-    await time.pass_by(0.5)
+    await time.advance(0.5)
     await prober
     assert nothing_waits(client, time)
 
@@ -416,7 +417,7 @@ async def test_who_never_sent_anything_raises_what_the_prober_was_told(
 async def test_who_was_refused_raises_its_own_error(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     hurried = client.with_options(wait_for_capacity=0.5)
     let_in = asyncio.Event()
     service.instead = [let_in]
@@ -425,7 +426,7 @@ async def test_who_was_refused_raises_its_own_error(
     prober = await prober_of(client, time)
     let_in.set()
     await time.set_to(0.5, 1.0)
-    await time.pass_by(0.5)
+    await time.advance(0.5)
     with pytest.raises(NoCapacityError) as caught:
         await late
     assert caught.value.attempts == 1
@@ -443,22 +444,22 @@ async def _seen(service: Service, count: int) -> None:
 async def test_when_a_probers_time_is_up_the_next_one_goes_on(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client.with_options(wait_for_capacity=3.5), time)
     waiters = await waiters_of(client, time, 2, 600.0)
     for pause in (1.0, 2.0):
-        await time.pass_by(pause)
+        await time.advance(pause)
         await time.set_to(0.5 if pause == 2.0 else 2.0, *[600.0 - (time.now - 1000.0)] * 2)
     # Half a second after the last refusal is too early to ask once more.
     assert service.seen[ADAPTER] == 3
-    await time.pass_by(0.5)
+    await time.advance(0.5)
     with pytest.raises(NoCapacityError) as caught:
         await prober
     assert caught.value.attempts == 3
     # The pause of 4 s goes on from where it was.
     await time.set_to(3.5, 596.5)
     service.scaled_to_zero.clear()
-    await time.pass_by(3.5)
+    await time.advance(3.5)
     await asyncio.gather(*waiters)
     assert service.seen[ADAPTER] == 5
     assert nothing_waits(client, time)
@@ -467,13 +468,13 @@ async def test_when_a_probers_time_is_up_the_next_one_goes_on(
 async def test_a_line_whose_time_ends_together_does_not_ask_one_after_the_other(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=2.5))
+    client = time.drive(make_client(wait_for_capacity=2.5))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 19, 2.5)
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await time.set_to(*[1.5] * 20)
     assert service.seen[ADAPTER] == 2
-    await time.pass_by(1.5)
+    await time.advance(1.5)
     outcomes = await asyncio.gather(prober, *waiters, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {NoCapacityError}
     # the prober's last one
@@ -485,18 +486,18 @@ async def test_the_time_is_that_of_all_waits_together(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     """A call that was let in once, and then is refused again, has what it did not use."""
-    client = time.rule(make_client(wait_for_capacity=10.0, retry=RetryPolicy(throttling_base_delay=100.0)))
+    client = time.drive(make_client(wait_for_capacity=10.0, retry=RetryPolicy(throttling_base_delay=100.0)))
     prober = await prober_of(client, time)
     (waiter,) = await waiters_of(client, time, 1, 10.0)
     # The probe succeeds; the other one is throttled, and 20 s later the component is scaled in again.
     service.instead = [SUCCESS["invocations"], refusal("ThrottlingException", None)]
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await prober
     await time.set_to(20.0)
-    await time.pass_by(20.0)
+    await time.advance(20.0)
     for pause in (1.0, 2.0, 4.0, 2.0):
         await time.set_to(pause)
-        await time.pass_by(pause)
+        await time.advance(pause)
     with pytest.raises(NoCapacityError):
         await waiter
     assert time.now == 1000.0 + 1.0 + 20.0 + 9.0
@@ -509,17 +510,17 @@ async def test_the_time_is_that_of_all_waits_together(
 async def test_a_cancelled_probers_part_is_taken_at_once(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     first, second = await waiters_of(client, time, 2, 600.0)
-    await time.pass_by(0.25)
+    await time.advance(0.25)
     prober.cancel()
     # the rest of the pause, and the one who still waits in line
     await time.set_to(0.75, 599.75)
     first.cancel()
     await time.set_to(0.75)
     service.scaled_to_zero.clear()
-    await time.pass_by(0.75)
+    await time.advance(0.75)
     await second
     assert service.seen[ADAPTER] == 2
     assert nothing_waits(client, time)
@@ -528,12 +529,12 @@ async def test_a_cancelled_probers_part_is_taken_at_once(
 async def test_a_probe_that_is_cancelled_is_sent_by_the_next(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 2, 600.0)
     never = asyncio.Event()
     service.instead = [never]
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await asyncio.wait_for(_seen(service, 2), 10)
     service.scaled_to_zero.clear()
     prober.cancel()
@@ -554,7 +555,7 @@ async def test_closing_the_client_ends_every_wait(
     make_client: MakeClient, service: Service, time: VirtualTime, pending: str
 ) -> None:
     seen: list[Event] = []
-    client = time.rule(make_client(wait_for_capacity=600.0, observers=[seen.append]))
+    client = time.drive(make_client(wait_for_capacity=600.0, observers=[seen.append]))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client.with_options(read_timeout=1.0), time, 3, 600.0)
     waiters.append(asyncio.create_task(read_stream(client)))
@@ -562,7 +563,7 @@ async def test_closing_the_client_ends_every_wait(
     never = asyncio.Event()
     if pending == "probe":
         service.instead = [never]
-        await time.pass_by(1.0)
+        await time.advance(1.0)
         await asyncio.wait_for(_seen(service, 2), 10)
     await client.close()
     for task in (prober, *waiters):
@@ -577,7 +578,7 @@ async def test_closing_the_client_ends_every_wait(
 async def test_closing_the_client_while_a_prober_lets_its_time_pass(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=0.75))
+    client = time.drive(make_client(wait_for_capacity=0.75))
     (prober,) = start(client)
     await time.set_to(0.75)
     await client.close()
@@ -619,13 +620,13 @@ async def test_an_answer_that_lets_the_others_go_on(
     answer: Response,
     error: type[errors.AiosmrtError],
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0, retry=ONCE))
+    client = time.drive(make_client(wait_for_capacity=600.0, retry=ONCE))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 3, 600.0)
     service.scaled_to_zero.clear()
     all_are_there = asyncio.Event()
     service.instead = [answer, *[all_are_there] * 3]
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     with pytest.raises(error) as caught:
         await prober
     assert caught.value.attempts == 2
@@ -645,18 +646,18 @@ async def test_an_answer_that_says_nothing_makes_the_next_one_ask(
     answer: Response | None,
     error: type[errors.AiosmrtError],
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0, retry=ONCE))
+    client = time.drive(make_client(wait_for_capacity=600.0, retry=ONCE))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 3, 600.0)
     service.instead = [answer]
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     with pytest.raises(error):
         await prober
     # The next one asks after a pause; two wait for it.
     await time.set_to(2.0, 599.0, 599.0)
     assert service.seen[ADAPTER] == 2
     service.scaled_to_zero.clear()
-    await time.pass_by(2.0)
+    await time.advance(2.0)
     await asyncio.gather(*waiters)
     assert nothing_waits(client, time)
 
@@ -666,16 +667,16 @@ async def test_a_prober_goes_on_whatever_else_it_is_answered(
 ) -> None:
     """Nobody else asks meanwhile, and its patience is that of waiting for capacity."""
     unavailable = refusal("ServiceUnavailable", "later", 503)
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 3, 600.0)
     service.instead = [NO_CAPACITY, unavailable, NO_CAPACITY, unavailable, unavailable]
     for pause in (1.0, 2.0, 4.0, 8.0, 15.0):
         await time.until(lambda pause=pause: time.pending[0] == pause)
-        await time.pass_by(pause)
+        await time.advance(pause)
     await time.until(lambda: time.pending[0] == 15.0)
     service.scaled_to_zero.clear()
-    await time.pass_by(15.0)
+    await time.advance(15.0)
     assert (await prober)["ResponseMetadata"]["RetryAttempts"] == 6
     await asyncio.gather(*waiters)
     assert client.statistics().retries == {"no_capacity": 3, "transient": 3}
@@ -686,19 +687,19 @@ async def test_a_prober_out_of_attempts_leaves_it_to_the_next(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     unavailable = refusal("ServiceUnavailable", "later", 503)
-    client = time.rule(make_client(wait_for_capacity=600.0, retry=RetryPolicy(max_attempts=2)))
+    client = time.drive(make_client(wait_for_capacity=600.0, retry=RetryPolicy(max_attempts=2)))
     prober = await prober_of(client, time)
     (waiter,) = await waiters_of(client, time, 1, 600.0)
     service.instead = [unavailable, unavailable]
     for pause in (1.0, 2.0):
         await time.until(lambda pause=pause: time.pending[0] == pause)
-        await time.pass_by(pause)
+        await time.advance(pause)
     with pytest.raises(errors.ServiceUnavailable) as caught:
         await prober
     assert caught.value.response["ResponseMetadata"]["MaxAttemptsReached"]
     await time.set_to(4.0)
     service.scaled_to_zero.clear()
-    await time.pass_by(4.0)
+    await time.advance(4.0)
     await waiter
     assert nothing_waits(client, time)
 
@@ -707,15 +708,15 @@ async def test_a_probe_that_is_not_refused_soon_was_let_in(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     """A new copy's first inference may take a minute, and the others need not wait for its end."""
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     waiters = await waiters_of(client, time, 3, 600.0)
     service.scaled_to_zero.clear()
     slow = asyncio.Event()
     service.instead = [slow]
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await time.set_to(10.0, *[599.0] * 3)
-    await time.pass_by(10.0)
+    await time.advance(10.0)
     await asyncio.gather(*waiters)
     assert not prober.done()
     slow.set()
@@ -726,19 +727,19 @@ async def test_a_probe_that_is_not_refused_soon_was_let_in(
 async def test_a_probe_that_is_refused_late_begins_anew(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
     slow = asyncio.Event()
     service.instead = [slow]
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await time.set_to(10.0)
-    await time.pass_by(10.0)
+    await time.advance(10.0)
     # Another one, let go on, is refused first and probes; the late one lines up behind it with what time it has left.
     waiter = await prober_of(client, time)
     slow.set()
     await time.set_to(1.0, 589.0)
     service.scaled_to_zero.clear()
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     await asyncio.gather(prober, waiter)
     assert nothing_waits(client, time)
 
@@ -748,7 +749,7 @@ async def test_a_probe_that_is_refused_late_begins_anew(
 
 @pytest.mark.parametrize("role", ["prober", "waiter"])
 async def test_the_deadline_holds(make_client: MakeClient, service: Service, time: VirtualTime, role: str) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0))
+    client = time.drive(make_client(wait_for_capacity=600.0))
     others = []
     if role == "waiter":
         others.append(await prober_of(client, time))
@@ -766,11 +767,13 @@ async def test_the_deadline_holds(make_client: MakeClient, service: Service, tim
 async def test_the_deadline_names_what_went_before(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0, deadline=0.3, retry=RetryPolicy(throttling_base_delay=0.1)))
+    client = time.drive(
+        make_client(wait_for_capacity=600.0, deadline=0.3, retry=RetryPolicy(throttling_base_delay=0.1))
+    )
     service.instead = [refusal("ThrottlingException", None)]
     (late,) = start(client)
     await time.set_to(0.1)
-    await time.pass_by(0.1)
+    await time.advance(0.1)
     await time.set_to(1.0)
     with pytest.raises(errors.DeadlineExceededError) as caught:
         await late
@@ -811,14 +814,14 @@ async def broken_stream(client: Client, service: Service, time: VirtualTime) -> 
 async def test_a_stream_waits_before_its_first_part(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0, retry=RetryPolicy(base_delay=0.0)))
+    client = time.drive(make_client(wait_for_capacity=600.0, retry=RetryPolicy(base_delay=0.0)))
     reading = await broken_stream(client, service, time)
     await time.set_to(0.0)
-    await time.pass_by(0.0)
+    await time.advance(0.0)
     await time.set_to(1.0)
     assert client.statistics().in_use == 0
     service.scaled_to_zero.clear()
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     assert await reading.reader == [b"ok"]
     assert nothing_waits(client, time)
 
@@ -827,16 +830,16 @@ async def test_a_stream_waits_before_its_first_part(
 async def test_closing_a_stream_ends_its_wait(
     make_client: MakeClient, service: Service, time: VirtualTime, role: str
 ) -> None:
-    client = time.rule(make_client(wait_for_capacity=600.0, retry=RetryPolicy(base_delay=0.0)))
+    client = time.drive(make_client(wait_for_capacity=600.0, retry=RetryPolicy(base_delay=0.0)))
     reading = await broken_stream(client, service, time)
     await time.set_to(0.0)
     other = await prober_of_behind(client, time) if role == "waiter" else None
-    await time.pass_by(0.0)
+    await time.advance(0.0)
     await time.until(lambda: 0.0 not in time.pending and len(time.pending) == (2 if other else 1))
     seen = service.seen[ADAPTER]
     reading.stream.close()
     if other is None:
-        await time.pass_by(1.0)
+        await time.advance(1.0)
     assert await reading.reader == []
     assert service.seen[ADAPTER] == seen
     if other is not None:
@@ -856,17 +859,17 @@ async def prober_of_behind(client: Client, time: VirtualTime) -> Task:
 
 async def test_observers_hear_how_each_wait_ended(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
     seen: list[Event] = []
-    client = time.rule(make_client(wait_for_capacity=600.0, observers=[seen.append]))
+    client = time.drive(make_client(wait_for_capacity=600.0, observers=[seen.append]))
     prober = await prober_of(client, time)
     cancelled, waiter = await waiters_of(client, time, 2, 600.0)
     (hurried,) = await waiters_of(client.with_options(wait_for_capacity=0.5), time, 1, 0.5)
-    await time.pass_by(0.25)
+    await time.advance(0.25)
     cancelled.cancel()
     await asyncio.wait([cancelled])
-    await time.pass_by(0.25)
+    await time.advance(0.25)
     await asyncio.wait([hurried])
     service.scaled_to_zero.clear()
-    await time.pass_by(0.5)
+    await time.advance(0.5)
     await asyncio.gather(prober, waiter)
     waits = [event for event in seen if isinstance(event, CapacityWaited)]
     assert [(wait.duration, wait.outcome) for wait in waits] == [
@@ -885,10 +888,10 @@ async def test_a_view_whose_time_is_up_says_so_once(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     seen: list[Event] = []
-    client = time.rule(make_client(wait_for_capacity=0.75, observers=[seen.append]))
+    client = time.drive(make_client(wait_for_capacity=0.75, observers=[seen.append]))
     (prober,) = start(client)
     await time.set_to(0.75)
-    await time.pass_by(0.75)
+    await time.advance(0.75)
     with pytest.raises(NoCapacityError):
         await prober
     waits = [event for event in seen if isinstance(event, CapacityWaited)]
@@ -907,16 +910,16 @@ async def runtime() -> AsyncIterator[LocalRuntime]:
 
 
 async def test_an_endpoint_that_scales_out(make_client: MakeClient, runtime: LocalRuntime, time: VirtualTime) -> None:
-    client = time.rule(make_client(endpoint_url=runtime.url, wait_for_capacity=600.0))
+    client = time.drive(make_client(endpoint_url=runtime.url, wait_for_capacity=600.0))
     runtime.inject("churn", faults.no_capacity().next(3))
     callers = [asyncio.create_task(client.invoke_endpoint(EndpointName="churn", Body=b"%d" % n)) for n in range(1)]
     await time.set_to(1.0)
     callers += [asyncio.create_task(client.invoke_endpoint(EndpointName="churn", Body=b"%d" % n)) for n in range(1, 9)]
     await time.set_to(1.0, *[600.0] * 8)
     for pause in (1.0, 2.0):
-        await time.pass_by(pause)
+        await time.advance(pause)
         await time.until(lambda pause=pause: time.pending[0] == 2 * pause)
-    await time.pass_by(4.0)
+    await time.advance(4.0)
     bodies = [await result["Body"].read() for result in await asyncio.gather(*callers)]
     assert bodies == [b"%d" % n for n in range(9)]
     assert sorted(record.attempt or 0 for record in runtime.requests) == [1] * 9 + [2, 3, 4]
@@ -926,12 +929,12 @@ async def test_an_endpoint_that_scales_out(make_client: MakeClient, runtime: Loc
 async def test_a_component_that_never_scales_out(
     make_client: MakeClient, runtime: LocalRuntime, time: VirtualTime
 ) -> None:
-    client = time.rule(make_client(endpoint_url=runtime.url, wait_for_capacity=1.0, max_concurrency=1))
+    client = time.drive(make_client(endpoint_url=runtime.url, wait_for_capacity=1.0, max_concurrency=1))
     (idle,) = start(client, key=("llm", "idle", None))
     await time.set_to(1.0)
     (busy,) = start(client, key=("llm", "busy", None))
     assert await (await busy)["Body"].read() == b"1,2"
-    await time.pass_by(1.0)
+    await time.advance(1.0)
     with pytest.raises(NoCapacityError) as caught:
         await idle
     assert caught.value.attempts == 2

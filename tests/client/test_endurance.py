@@ -20,7 +20,8 @@ import pytest
 from aiosmrt import Client, DeadlineExceededError, RetryPolicy, errors
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.events import Event, OutageWaited, RetryScheduled
-from tests.client.conftest import MakeClient
+from tests.support import seams
+from tests.support.clients import MakeClient
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response
 from tests.support.virtual_time import VirtualTime
 
@@ -192,7 +193,7 @@ class Traffic:
         self.under_way = 0
 
     def watch(self, client: Client) -> None:
-        transport: Any = client._core.transport
+        transport: Any = seams.transport_of(client)
         transport.exchange = self._counted(transport.exchange)
         opens = self._counted(transport.open)
 
@@ -237,8 +238,8 @@ class World:
             seed: of its random numbers.
             arguments: the client's own.
         """
-        client = self.time.rule(self.make_client(**arguments))
-        client._core.random = random.Random(seed).random
+        client = self.time.drive(self.make_client(**arguments))
+        seams.set_random(client, random.Random(seed).random)
         await invoke(client, ("warm-up", None, None))
         self.traffic.watch(client)
         self.service.forget()
@@ -274,7 +275,7 @@ class World:
         (outcome,) = await self.outcomes(self.start(call))
         return outcome
 
-    async def pass_by(self, seconds: float) -> None:
+    async def advance(self, seconds: float) -> None:
         """Let time pass."""
         await self.outcomes(asyncio.create_task(asyncio.sleep(seconds)))
 
@@ -282,7 +283,7 @@ class World:
 @pytest.fixture
 async def time(server: RecordingServer) -> AsyncIterator[VirtualTime]:
     time = VirtualTime()
-    with time.rule_loop():
+    with time.drive_loop():
         yield time
 
 
@@ -454,7 +455,7 @@ async def test_a_call_that_becomes_the_prober_has_no_more_patience_than_before(w
     client = await world.client()
     world.service.fall_ill("503")
     tasks = [world.start(invoke(client.with_options(patience=4.0)))]
-    await world.pass_by(1.0)
+    await world.advance(1.0)
     tasks += [world.start(invoke(client.with_options(patience=patience))) for patience in (6.0, 9.0, 20.0)]
     outcomes = await world.outcomes(*tasks)
     assert [outcome.seconds for outcome in outcomes] == [
@@ -477,7 +478,7 @@ async def test_a_call_that_sends_nothing_waits_as_long(world: World) -> None:
     prober = world.start(invoke(client))
     tasks = []
     for _ in range(4):
-        await world.pass_by(1.5)
+        await world.advance(1.5)
         tasks += [world.start(invoke(client.with_options(patience=10.0))) for _ in range(50)]
     outcomes = await world.outcomes(*tasks)
     # They take turns in probing, and there are more calls than turns.
@@ -540,7 +541,7 @@ async def test_a_call_that_sent_nothing_names_what_the_service_answered_others(w
     client = await world.client(patience=None)
     world.service.fall_ill("503")
     other = world.start(invoke(client))
-    await world.pass_by(1.0)
+    await world.advance(1.0)
     outcomes = await world.outcomes(*[world.start(invoke(client.with_options(deadline=4.0))) for _ in range(50)])
     unsent = [outcome for outcome in outcomes if not outcome.result.attempts]
     assert len(unsent) >= 30, "they take turns in probing"
@@ -584,7 +585,7 @@ async def test_without_a_limit_calls_wait_until_the_client_is_closed(world: Worl
     client = await world.client(patience=None)
     world.service.fall_ill("503")
     tasks = [world.start(call(client)) for call in (invoke, read_stream) for _ in range(3)]
-    await world.pass_by(3_600.0)
+    await world.advance(3_600.0)
     assert not any(task.done() for task in tasks)
     # A probe every 2.5 to 5 s.
     assert 3_600 / 5 <= world.service.requests <= 3_600 / 2.5 + 50
@@ -716,7 +717,7 @@ async def test_a_newcomer_fails_where_enough_calls_wait_for_the_service(world: W
     client = await world.client(max_waiting=3)
     world.service.fall_ill("503", 10.0)
     tasks = [world.start(invoke(client)) for _ in range(10)]
-    await world.pass_by(1.0)
+    await world.advance(1.0)
     # All were sent before it was known. Those that may not wait raise what they were answered.
     ended = [task.result() for task in tasks if task.done()]
     assert len(ended) == 7
@@ -787,7 +788,7 @@ async def test_a_client_in_which_none_may_wait_finds_out_that_the_service_is_bac
     world.service.fall_ill("503", 10.0)
     assert (await world.outcome(invoke(client))).failed
     for _ in range(30):
-        await world.pass_by(0.5)
+        await world.advance(0.5)
         outcome = await world.outcome(invoke(client))
     assert outcome.result == b"ok"
     assert nothing_is_left(client)
@@ -797,13 +798,13 @@ async def test_newcomers_do_not_take_the_place_of_the_call_that_probes(world: Wo
     client = await world.client(max_waiting=2)
     world.service.fall_ill("503", 10.0)
     first = [world.start(invoke(client)) for _ in range(2)]
-    await world.pass_by(1.0)
+    await world.advance(1.0)
     assert client.statistics().endpoints["llm"].held_back == 2
     # From now on a probe is under way most of the time.
     world.service.refusal_seconds = 3.0
     newcomers = []
     for _ in range(16):
-        await world.pass_by(0.5)
+        await world.advance(0.5)
         newcomers.append(await world.outcome(invoke(client)))
     assert {type(outcome.result) for outcome in newcomers} == {errors.TooManyWaitingError}
     assert [outcome.result for outcome in await world.outcomes(*first)] == [b"ok"] * 2
@@ -831,13 +832,13 @@ async def test_a_call_that_always_fails_does_not_hold_back_the_others(world: Wor
     client = await world.client()
     poison(world.service, error(500, "InternalFailure"))
     bad = world.start(invoke_poison(client.with_options(patience=60.0)))
-    await world.pass_by(2.0)
+    await world.advance(2.0)
     for _ in range(20):
         outcome = await world.outcome(invoke(client))
         assert outcome.result == b"ok"
         # The longest pause between two probes.
         assert outcome.seconds <= 5.0
-        await world.pass_by(1.0)
+        await world.advance(1.0)
     assert type((await world.outcomes(bad))[0].result) is errors.InternalFailure
     assert nothing_is_left(client)
 
@@ -848,7 +849,7 @@ async def test_a_call_that_always_fails_beside_others_that_are_at_work_makes_no_
     poison(world.service, error(500, "InternalFailure"))
     at_work = [world.start(invoke(client)) for _ in range(4)]
     bad = world.start(invoke_poison(client))
-    await world.pass_by(5.0)
+    await world.advance(5.0)
     assert client.statistics().endpoints["llm"].illness is None
     newcomers = [world.start(invoke(client)) for _ in range(30)]
     for outcome in await world.outcomes(*at_work, *newcomers):
@@ -863,7 +864,7 @@ async def test_a_success_of_a_call_that_was_sent_before_an_outage_has_the_target
     await world.settle()
     world.service.fall_ill("503")
     waiting = [world.start(invoke(client)) for _ in range(20)]
-    await world.pass_by(11.0)
+    await world.advance(11.0)
     assert client.statistics().endpoints["llm"].illness == "outage"
     world.service.recover()
     world.service.model_seconds = 0.0
@@ -883,7 +884,7 @@ async def test_a_refusal_for_want_of_capacity_is_none_of_a_recovery(world: World
     waiting = [world.start(invoke(client)) for _ in range(50)]
     impatient = client.with_options(wait_for_capacity=None)
     for _ in range(60):
-        await world.pass_by(1.0)
+        await world.advance(1.0)
         assert (await world.outcome(invoke(impatient))).failed
     outcomes = await world.outcomes(*waiting)
     assert {type(outcome.result) for outcome in outcomes} == {errors.NoCapacityError}
@@ -908,9 +909,9 @@ async def test_a_call_that_becomes_the_prober_has_no_more_time_for_capacity_than
     body = json.dumps({"Message": message}).encode()
     world.service.server.answer = lambda request: Response(400, [("x-amzn-errortype", "ValidationError")], body)
     first = world.start(invoke(client.with_options(wait_for_capacity=600.0)))
-    await world.pass_by(1.0)
+    await world.advance(1.0)
     second = world.start(invoke(client))
-    await world.pass_by(10.0)
+    await world.advance(10.0)
     first.cancel()
     (outcome,) = await world.outcomes(second)
     assert type(outcome.result) is errors.NoCapacityError
@@ -925,7 +926,7 @@ async def test_statistics_count_waits_and_failures(world: World) -> None:
     client = await world.client(max_concurrency=10)
     world.service.fall_ill("503", 5.0)
     tasks = [world.start(invoke(client)) for _ in range(30)]
-    await world.pass_by(1.0)
+    await world.advance(1.0)
     endpoint = client.statistics().endpoints["llm"]
     assert (endpoint.illness, endpoint.held_back, endpoint.in_use, endpoint.waiting) == ("outage", 30, 0, 0)
     world.service.model_seconds = 0.5
@@ -968,11 +969,11 @@ async def test_observers_hear_how_each_wait_ended(world: World) -> None:
     seen.clear()
     world.service.fall_ill("503", 5.0)
     patient = [world.start(invoke(client)) for _ in range(3)]
-    await world.pass_by(1.0)
+    await world.advance(1.0)
     cancelled = asyncio.create_task(invoke(client))
     late = world.start(invoke(client.with_options(deadline=2.0)))
     impatient = world.start(invoke(client.with_options(patience=1.5)))
-    await world.pass_by(1.0)
+    await world.advance(1.0)
     cancelled.cancel()
     await asyncio.wait([cancelled])
     await world.outcomes(*patient, late, impatient)
@@ -1005,7 +1006,7 @@ async def test_observers_hear_of_waits_that_end_with_the_client(world: World) ->
     client = await world.client(observers=[seen.append])
     world.service.fall_ill("503")
     tasks = [world.start(call(client)) for call in (invoke, read_stream) for _ in range(10)]
-    await world.pass_by(2.0)
+    await world.advance(2.0)
     before = len(seen)
     await client.close()
     await world.outcomes(*tasks)
@@ -1050,7 +1051,7 @@ async def test_modes_that_count_attempts_do_not_wait_for_the_service(
             min(4, left := sum(not task.done() for task in tasks)),
             max(0, left - 4),
         )
-        await world.pass_by(0.2)
+        await world.advance(0.2)
     for task in tasks:
         assert type(task.result().result) is TYPES[illness]
         assert task.result().result.attempts == attempts

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -10,29 +9,29 @@ from typing import Any
 import pytest
 
 from aiosmrt import AiosmrtError, Client, RetryPolicy
-from aiosmrt._core.call import Call
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
-from tests.client.conftest import MakeClient
-from tests.support.recording_server import RecordingServer, Response, respond_in_turn
+from tests.support import seams
+from tests.support.clients import MakeClient, no_sleep
+from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond_in_turn
 
 CALL: dict[str, Any] = {"EndpointName": "e", "Body": b"1,2"}
 ONE = encode_payload_part(b"one")
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[Call]]]:
-    """The calls that are made, with the collector switched off."""
-    made: list[weakref.ref[Call]] = []
-    construct = Call.__init__
-
-    def note(self: Call, *arguments: Any) -> None:
-        construct(self, *arguments)
-        made.append(weakref.ref(self))
-
-    monkeypatch.setattr(Call, "__init__", note)
+def collector_off() -> Iterator[None]:
+    """Only reference counts free objects."""
     gc.disable()
-    yield made
+    # What earlier tests have left is not listed from here on.
+    gc.freeze()
+    yield
+    gc.unfreeze()
     gc.enable()
+
+
+def calls_alive() -> list[object]:
+    """The calls that exist now, of all clients."""
+    return [thing for thing in gc.get_objects() if type(thing).__module__ == "aiosmrt._core.call"]
 
 
 async def invoke(client: Client) -> None:
@@ -74,21 +73,37 @@ OUTCOMES: dict[str, tuple[Callable[[Client], Awaitable[None]], list[Response | N
 }
 
 
+@pytest.mark.usefixtures("collector_off")
 @pytest.mark.parametrize("outcome", OUTCOMES)
-async def test_a_call_leaves_nothing(
-    make_client: MakeClient, server: RecordingServer, calls: list[weakref.ref[Call]], outcome: str
-) -> None:
+async def test_a_call_leaves_nothing(make_client: MakeClient, server: RecordingServer, outcome: str) -> None:
     act, responses, arguments = OUTCOMES[outcome]
+    answer = respond_in_turn(*responses)
+    during: list[int] = []
 
-    async def no_sleep(delay: float) -> None:
-        await asyncio.sleep(0)
+    def count_and_answer(request: RecordedRequest) -> Response | None:
+        during.append(len(calls_alive()))
+        return answer(request)
 
     client = make_client(retry=RetryPolicy(max_attempts=3), **arguments)
-    client._core.sleep = no_sleep
-    server.answer = respond_in_turn(*responses)
+    seams.set_sleep(client, no_sleep)
+    server.answer = count_and_answer
     with suppress(AiosmrtError):
         await act(client)
-    assert len(calls) == 1
-    # The loop's handles of what has just run hold on until the next turn.
+    assert set(during) <= {1}
+    # The loop's handles of what has just run keep references until the next turn.
     await asyncio.sleep(0)
-    assert [call() for call in calls if call() is not None] == []
+    assert calls_alive() == []
+
+
+@pytest.mark.usefixtures("collector_off")
+async def test_a_call_under_way_is_seen(client: Client, server: RecordingServer) -> None:
+    """Otherwise the test above could not fail."""
+    during: list[int] = []
+
+    def count(request: RecordedRequest) -> Response:
+        during.append(len(calls_alive()))
+        return Response()
+
+    server.answer = count
+    await asyncio.gather(*(invoke(client) for _ in range(3)))
+    assert max(during) == 3

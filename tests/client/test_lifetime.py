@@ -8,7 +8,6 @@ import sys
 import threading
 import traceback
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +15,8 @@ import pytest
 
 from aiosmrt import Client, ClientStateError
 from aiosmrt._wire.eventstream import encode_payload_part
-from tests.client.conftest import MakeClient
+from tests.support import seams
+from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond
 
@@ -246,19 +246,20 @@ async def test_closing_ends_the_wait_behind_a_stream_that_nobody_reads(
     assert len(server.requests) == 2
 
 
-async def until_collected(shared: weakref.ref[Any]) -> None:
-    """The client's thread may still have its last piece of work in hand."""
-    while shared() is not None:
+async def collect_until(holds: Callable[[], bool]) -> None:
+    """Collect garbage until a condition holds; the client's thread may still be finishing its last piece of work."""
+    while not holds():
         await asyncio.to_thread(gc.collect)
 
 
-async def test_an_unclosed_client_says_so(server: RecordingServer) -> None:
+async def test_an_unclosed_client_warns(server: RecordingServer) -> None:
     client = Client(endpoint_url=server.url, transport="pooled", **CLIENT_ARGUMENTS)
     await call(client)
-    transport, shared = client._core.transport, weakref.ref(client._core)
+    transport = seams.transport_of(client)
+    assert transport is not None
     del client
-    with pytest.warns(ResourceWarning, match=r"unclosed aiosmrt\.Client"):
-        await until_collected(shared)
+    with pytest.warns(ResourceWarning, match=r"unclosed aiosmrt\.Client") as warned:
+        await collect_until(lambda: len(warned) > 0)
     await transport.close()
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +18,8 @@ from aioresponses import aioresponses
 from botocore import exceptions as boto
 
 from aiosmrt import Client, ReadTimeoutError, RetryPolicy, errors
-from tests.client.conftest import MakeClient
+from tests.support import seams
+from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond
 from tests.support.signatures import verify_signature
@@ -77,7 +78,7 @@ async def test_an_unknown_authority_is_not_tried_twice(make_client: MakeClient, 
         raise AssertionError("a certificate does not get better by trying again")
 
     client = make_client(endpoint_url=tls_server.url)
-    client._core.sleep = no_sleep
+    seams.set_sleep(client, no_sleep)
     with pytest.raises(errors.SSLError) as caught:
         await client.invoke_endpoint(**CALL)
     assert isinstance(caught.value, boto.SSLError)
@@ -357,26 +358,6 @@ async def test_read_timeout(make_client: MakeClient, server: RecordingServer) ->
     assert len(server.requests) == 1
     never.set()
     await server.until(lambda server: server.connections_open == 0)
-
-
-@pytest.fixture
-def busy_url() -> Iterator[str]:
-    """A listener whose queue is full and answers no further handshake."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        port = listener.getsockname()[1]
-        for _ in range(50):
-            filler = stack.enter_context(socket.socket())
-            filler.settimeout(0.2)
-            try:
-                filler.connect(("127.0.0.1", port))
-            except TimeoutError:
-                break
-        else:
-            raise AssertionError("the queue does not fill")
-        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize("read_timeout", [70.0, 0.02])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ClientStateError, EventStream, ResponseStreamingError
-from aiosmrt._transport.bodystream import BodyStream
 from aiosmrt._wire.eventstream import encode_payload_part
-from tests.client.conftest import MakeClient
+from tests.support import seams
+from tests.support.clients import MakeClient
 from tests.support.raw_server import CLOSE, RESET, RawServer, Script, chunk, response
 from tests.support.recording_server import RecordingServer, respond
 
@@ -26,14 +26,6 @@ async def part(stream: EventStream) -> bytes:
     return (await anext(stream))["PayloadPart"]["Bytes"]
 
 
-def has_failed(stream: EventStream) -> bool:
-    """Whether the end is known below the stream, which has not been told."""
-    below: Any = stream._stream
-    if isinstance(below, BodyStream):
-        return below._failure is not None
-    return below._response.content.exception() is not None
-
-
 @pytest.mark.parametrize("end", [RESET, CLOSE])
 async def test_parts_that_arrived_before_the_connection_broke_are_handed_out(make_client: MakeClient, end: Any) -> None:
     go_on = asyncio.Event()
@@ -45,7 +37,7 @@ async def test_parts_that_arrived_before_the_connection_broke_are_handed_out(mak
             go_on.set()
             # Nobody reads until both the part and the end are here.
             await server.until(lambda: server.connections_open == 0)
-            while not has_failed(stream):
+            while not seams.has_broken(stream):
                 await asyncio.sleep(0)
             assert await part(stream) == b"two"
             with pytest.raises(ResponseStreamingError):
@@ -94,7 +86,7 @@ async def test_closing_a_stream_during_back_off_sends_nothing_more(client: Clien
         backing_off.set()
         await go_on.wait()
 
-    client._core.sleep = wait
+    seams.set_sleep(client, wait)
     server.answer = respond(200, ONE[:-1])
     stream = await open_stream(client)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy, ServiceError, errors, events
-from tests.client.conftest import MakeClient
+from tests.support.clients import MakeClient
 from tests.support.peers import CREDENTIALS, REGION
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
 from tests.support.signatures import verify_signature

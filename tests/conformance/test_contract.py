@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 
 from aiosmrt._wire.eventstream import encode, encode_exception, encode_payload_part
 from aiosmrt._wire.operations import OPERATIONS, Operation
+from tests.support import seams
 from tests.support.members import full_of
 from tests.support.peers import CREDENTIALS, REGION, aiobotocore_client, aiosmrt_client
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
@@ -497,7 +498,7 @@ async def test_retries_are_counted_alike(server: RecordingServer, failures: int,
             if name == "aiobotocore":
                 monkeypatch.setattr("aiobotocore.endpoint.asyncio.sleep", _no_sleep)
             else:
-                client._core.sleep = _no_sleep
+                seams.set_sleep(client, _no_sleep)
             response = await client.invoke_endpoint(EndpointName="e", Body=b"")
             monkeypatch.undo()
             async with response["Body"] as stream:
@@ -808,7 +809,7 @@ async def test_presigned_urls_are_equal(both: Both, members: dict[str, Any], mon
                 return moment.replace(tzinfo=None)
 
         monkeypatch.setattr("botocore.auth.datetime.datetime", Clock)
-    ours._core.wall_clock = moment.timestamp
+    seams.set_wall_clock(ours, moment.timestamp)
     for expires in (1, 3600):
         mine = await ours.generate_presigned_url("invoke_endpoint", Params=members, ExpiresIn=expires)
         others = await theirs.generate_presigned_url("invoke_endpoint", Params=members, ExpiresIn=expires)

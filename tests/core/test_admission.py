@@ -128,8 +128,8 @@ class Target:
             await settle()
         return waits
 
-    async def pass_by(self, seconds: float) -> None:
-        await self.time.pass_by(seconds)
+    async def advance(self, seconds: float) -> None:
+        await self.time.advance(seconds)
         await settle()
 
     def answer(self, call: FakeCaller, started_at: float | None = None) -> None:
@@ -424,7 +424,7 @@ async def test_closing_leaves_no_timer(sent: bool) -> None:
     waits = await target.line_up(*calls)
     assert target.time.pending == [FIRST_PAUSE, 20.0, 20.0]
     if sent:
-        await target.pass_by(FIRST_PAUSE)
+        await target.advance(FIRST_PAUSE)
         target.admission.probe_sent(calls[0])
         assert target.time.pending == [LET_IN_AFTER["outage"], 19.9, 19.9]
     target.admission.close()
@@ -469,12 +469,12 @@ async def test_the_head_of_the_line_probes_after_the_pause_and_nobody_else_sends
     assert not target.admission.try_acquire()
     assert all(target.admission.must_wait(call) for call in [*calls, target.call()])
     assert target.time.pending == [FIRST_PAUSE, 20.0, 20.0], "the head's time ends with a probe"
-    await target.pass_by(FIRST_PAUSE - 0.01)
+    await target.advance(FIRST_PAUSE - 0.01)
     assert done(waits) == [False, False, False]
-    await target.pass_by(0.01)
+    await target.advance(0.01)
     assert done(waits) == [True, False, False]
     assert [target.admission.is_prober(call) for call in calls] == [True, False, False]
-    await target.pass_by(2.0)
+    await target.advance(2.0)
     assert target.statistics() == (1, 0, 2)
     assert target.time.pending == [17.9, 17.9], "while a probe is under way none is planned"
     target.succeed(calls[0])
@@ -485,7 +485,7 @@ async def test_the_head_of_the_line_probes_after_the_pause_and_nobody_else_sends
 async def test_a_newcomer_probes_at_once_when_the_pause_is_over() -> None:
     target = Target()
     target.fall_ill()
-    await target.pass_by(5.0)
+    await target.advance(5.0)
     call = target.call()
     (wait,) = await target.line_up(call)
     assert wait.done()
@@ -497,7 +497,7 @@ async def test_those_that_wait_take_turns_in_probing() -> None:
     """A call may be refused for its own sake, and must not keep the others from finding that the target is well."""
     target = Target()
     target.fall_ill()
-    await target.pass_by(8.0)
+    await target.advance(8.0)
     prober, newcomer, returned = (target.call() for _ in range(3))
     await target.line_up(prober)
     (other,) = await target.line_up(newcomer)
@@ -506,18 +506,18 @@ async def test_those_that_wait_take_turns_in_probing() -> None:
     assert not target.admission.is_prober(prober)
     (wait,) = await target.line_up(prober, returning=True, front=True)
     assert target.time.pending == [2.0, 20.0, 20.0], "a quarter of the outage's age"
-    await target.pass_by(1.9)
+    await target.advance(1.9)
     assert not wait.done()
-    await target.pass_by(0.1)
+    await target.advance(0.1)
     assert done([wait, returning, other]) == [False, True, False]
     assert target.admission.is_prober(returned)
     target.fail(returned, refused())
     (returning,) = await target.line_up(returned, returning=True, front=True)
-    await target.pass_by(2.6)
+    await target.advance(2.6)
     assert target.admission.is_prober(newcomer)
     target.fail(newcomer, refused())
     await target.line_up(newcomer, returning=True, front=True)
-    await target.pass_by(4.0)
+    await target.advance(4.0)
     assert target.admission.is_prober(prober), "it has waited longest since it probed"
     target.succeed(prober)
     await settle()
@@ -528,7 +528,7 @@ async def test_those_that_wait_take_turns_in_probing() -> None:
 async def test_a_prober_that_does_not_come_back_is_followed_after_the_pause() -> None:
     target = Target()
     target.fall_ill()
-    await target.pass_by(8.0)
+    await target.advance(8.0)
     prober, next_one = target.call(), target.call()
     await target.line_up(prober)
     (wait,) = await target.line_up(next_one)
@@ -537,7 +537,7 @@ async def test_a_prober_that_does_not_come_back_is_followed_after_the_pause() ->
     await settle()
     assert not wait.done()
     assert target.time.pending == [2.0]
-    await target.pass_by(2.0)
+    await target.advance(2.0)
     assert await wait
     assert target.admission.is_prober(next_one)
 
@@ -548,7 +548,7 @@ async def test_a_prober_that_leaves_without_an_outcome_is_followed_at_once(sent:
     target.fall_ill()
     first, second = target.call(), target.call()
     _, wait = await target.line_up(first, second)
-    await target.pass_by(1.0)
+    await target.advance(1.0)
     if sent:
         target.admission.probe_sent(first)
     target.admission.release(first)
@@ -563,7 +563,7 @@ async def test_a_lone_prober_that_leaves_without_an_outcome_is_followed_by_the_n
     target.fall_ill()
     first, second = target.call(), target.call()
     await target.line_up(first)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     target.admission.probe_sent(first)
     target.admission.release(first)
     assert target.time.pending == []
@@ -578,7 +578,7 @@ async def test_a_probe_that_meets_a_cancellation_is_passed_on(cancel_first: bool
     target.fall_ill()
     prober, first, second = target.call(), target.call(), target.call()
     _, wait, other = await target.line_up(prober, first, second)
-    await target.pass_by(1.0)
+    await target.advance(1.0)
     steps: list[Callable[[], object]] = [lambda: target.admission.release(prober), wait.cancel]
     if cancel_first:
         steps.reverse()
@@ -601,7 +601,7 @@ async def test_the_next_in_line_probes_when_the_head_leaves() -> None:
     assert not second.done(), "the pause is not over"
     assert target.time.pending == [FIRST_PAUSE, 20.0]
     third.cancel()
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     assert await second
     assert target.time.pending == []
 
@@ -611,7 +611,7 @@ async def test_a_head_that_is_cancelled_when_it_should_probe_leaves_that_to_the_
     target.fall_ill()
     (wait,) = await target.line_up(target.call())
     wait.cancel()
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     assert wait.cancelled()
     assert target.statistics() == (0, 0, 0)
     newcomer = target.call()
@@ -623,7 +623,7 @@ async def test_a_head_that_is_cancelled_when_it_should_probe_leaves_that_to_the_
 async def test_a_target_that_everybody_left_is_probed_by_the_next_to_come() -> None:
     target = Target()
     target.fall_ill()
-    await target.pass_by(40.0)
+    await target.advance(40.0)
     prober = target.call()
     await target.line_up(prober)
     target.fail(prober, refused())
@@ -632,7 +632,7 @@ async def test_a_target_that_everybody_left_is_probed_by_the_next_to_come() -> N
     wait.cancel()
     await settle()
     assert target.time.pending == []
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     newcomer = target.call()
     (wait,) = await target.line_up(newcomer)
     assert wait.done()
@@ -646,7 +646,7 @@ async def test_the_next_free_slot_is_the_probes_when_the_ceiling_is_reached() ->
     hurried, head = target.call(patience=0), target.call()
     await target.line_up(hurried)
     (wait,) = await target.line_up(head)
-    await target.pass_by(5.0)
+    await target.advance(5.0)
     assert not wait.done()
     assert target.time.pending == [15.0]
     target.admission.release(hurried)
@@ -662,7 +662,7 @@ async def test_a_head_whose_time_ends_at_the_ceiling_gives_up() -> None:
     hurried = target.call(patience=0)
     await target.line_up(hurried)
     waits = await target.line_up(target.call(patience=5.0), target.call(patience=None))
-    await target.pass_by(5.0)
+    await target.advance(5.0)
     assert done(waits) == [True, False]
     assert await waits[0] is False
     assert target.time.pending == []
@@ -677,9 +677,9 @@ async def test_those_whose_time_is_up_are_told_while_a_probe_is_under_way() -> N
     target = Target()
     target.fall_ill()
     waits = await target.line_up(target.call(), target.call(patience=2.0), target.call(patience=None))
-    await target.pass_by(1.9)
+    await target.advance(1.9)
     assert done(waits) == [True, False, False]
-    await target.pass_by(0.1)
+    await target.advance(0.1)
     assert done(waits) == [True, True, False]
     assert await waits[1] is False
     assert target.statistics() == (1, 0, 1)
@@ -691,13 +691,13 @@ async def test_those_whose_time_is_up_are_told_while_a_probe_is_under_way() -> N
 async def test_the_head_probes_once_more_at_the_end_of_its_time() -> None:
     target = Target()
     target.fall_ill()
-    await target.pass_by(40.0)
+    await target.advance(40.0)
     call = target.call(patience=3.0)
     await target.line_up(call)
     target.fail(call, refused())
     (wait,) = await target.line_up(call, returning=True, front=True)
     assert target.time.pending == [3.0], "the pause would be 5 s"
-    await target.pass_by(3.0)
+    await target.advance(3.0)
     assert await wait
     assert target.admission.is_prober(call)
     target.fail(call, refused())
@@ -709,15 +709,15 @@ async def test_the_head_probes_once_more_at_the_end_of_its_time() -> None:
 async def test_there_is_no_last_probe_right_after_a_refusal() -> None:
     target = Target()
     target.fall_ill()
-    await target.pass_by(40.0)
+    await target.advance(40.0)
     prober = target.call()
     await target.line_up(prober)
     waits = await target.line_up(*(target.call(patience=2.0) for _ in range(3)))
-    await target.pass_by(2.0 - FIRST_PAUSE / 2)
+    await target.advance(2.0 - FIRST_PAUSE / 2)
     target.fail(prober, refused())
     await settle()
     assert not any(done(waits))
-    await target.pass_by(FIRST_PAUSE / 2)
+    await target.advance(FIRST_PAUSE / 2)
     assert await asyncio.gather(*waits) == [False, False, False]
     assert target.statistics() == (0, 0, 0)
     assert target.time.pending == []
@@ -726,13 +726,13 @@ async def test_there_is_no_last_probe_right_after_a_refusal() -> None:
 async def test_of_many_whose_time_ends_together_one_probes_last() -> None:
     target = Target()
     target.fall_ill()
-    await target.pass_by(40.0)
+    await target.advance(40.0)
     prober = target.call()
     await target.line_up(prober)
     calls = [target.call(patience=2.0) for _ in range(3)]
     waits = await target.line_up(*calls)
     target.fail(prober, refused())
-    await target.pass_by(2.0)
+    await target.advance(2.0)
     assert [await wait for wait in waits] == [True, False, False]
     assert target.admission.is_prober(calls[0])
     assert target.time.pending == []
@@ -742,13 +742,13 @@ async def test_no_time_passes_at_a_healthy_target() -> None:
     target = Target(1)
     (holder,) = target.take()
     (wait,) = await target.line_up(target.call())
-    await target.pass_by(1000.0)
+    await target.advance(1000.0)
     for _ in range(3):
         target.report(holder, refused())
     assert target.statistics() == (1, 0, 1)
-    await target.pass_by(19.9)
+    await target.advance(19.9)
     assert not wait.done()
-    await target.pass_by(0.1)
+    await target.advance(0.1)
     assert await wait is False
     target.admission.release(holder)
     assert target.time.pending == []
@@ -760,7 +760,7 @@ async def test_who_gave_up_before_a_target_fell_ill_does_not_wait_for_it() -> No
     returned = target.call()
     returned.failed_at = target.time.now
     (wait,) = await target.line_up(returned, returning=True)
-    await target.pass_by(30.0)
+    await target.advance(30.0)
     for _ in range(3):
         target.report(holder, refused())
     assert await wait is False
@@ -789,7 +789,7 @@ async def test_calls_that_do_not_wait_for_an_illness_get_a_slot_below_the_ceilin
     assert not any(done(patient))
     for call in calls[2:]:
         target.fail(call, refused())
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     assert all(done(patient))
     assert target.time.pending == []
 
@@ -830,7 +830,7 @@ async def test_those_that_did_not_wait_for_one_illness_may_wait_for_the_next() -
     assert not any(done([*waits, *later]))
     assert target.statistics() == (0, 0, 3)
     assert target.admission.waiting == 3
-    await target.pass_by(FIRST_CAPACITY_PAUSE)
+    await target.advance(FIRST_CAPACITY_PAUSE)
     assert done([*waits, *later]) == [True, False, False]
     assert target.admission.is_prober(calls[0])
     target.admission.close()
@@ -843,14 +843,14 @@ async def test_the_time_for_one_illness_does_not_end_a_wait_for_a_slot_in_the_ne
     target.fall_ill("capacity")
     prober, call = target.call(), target.call(patience=0, capacity=5.0)
     _, wait = await target.line_up(prober, call)
-    await target.pass_by(FIRST_CAPACITY_PAUSE)
+    await target.advance(FIRST_CAPACITY_PAUSE)
     target.answer(prober)
     for _ in range(3):
         target.report(prober, refused())
     assert target.admission.illness == "outage"
     assert target.statistics() == (1, 1, 0)
     assert target.time.pending == []
-    await target.pass_by(30.0)
+    await target.advance(30.0)
     assert not wait.done()
     target.admission.release(prober)
     assert await wait
@@ -865,13 +865,13 @@ async def test_a_probe_without_an_answer_opens_the_target(illness: Illness) -> N
     target.fall_ill(illness)
     calls = [target.call() for _ in range(3)]
     waits = await target.line_up(*calls)
-    await target.pass_by(FIRST_PAUSES[illness])
-    await target.pass_by(LET_IN_AFTER[illness] + 1.0)
+    await target.advance(FIRST_PAUSES[illness])
+    await target.advance(LET_IN_AFTER[illness] + 1.0)
     assert done(waits) == [True, False, False], "it was not sent yet"
     target.admission.probe_sent(calls[0])
-    await target.pass_by(LET_IN_AFTER[illness] - 0.1)
+    await target.advance(LET_IN_AFTER[illness] - 0.1)
     assert done(waits) == [True, False, False]
-    await target.pass_by(0.1)
+    await target.advance(0.1)
     assert done(waits) == [True, True, True]
     assert target.admission.illness is None
     assert not target.admission.is_prober(calls[0])
@@ -887,13 +887,13 @@ async def test_only_the_probers_request_opens_a_target_unanswered() -> None:
     target.fall_ill()
     prober, other = target.call(), target.call(patience=0)
     await target.line_up(prober, other)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     assert target.admission.is_prober(prober)
     target.fail(other, no_capacity())
     assert not target.admission.is_prober(prober)
     target.admission.probe_sent(prober)
     assert target.time.pending == []
-    await target.pass_by(60.0)
+    await target.advance(60.0)
     assert target.admission.illness == "capacity"
 
 
@@ -902,12 +902,12 @@ async def test_an_answered_probe_opens_nothing_later() -> None:
     target.fall_ill()
     prober = target.call()
     await target.line_up(prober)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     target.admission.probe_sent(prober)
-    await target.pass_by(1.0)
+    await target.advance(1.0)
     target.fail(prober, refused())
     assert target.time.pending == []
-    await target.pass_by(60.0)
+    await target.advance(60.0)
     assert target.admission.illness == "outage"
 
 
@@ -922,11 +922,11 @@ async def test_a_probe_waits_longer_than_refusals_take_before_it_counts_as_let_i
     target.admission.release(call)
     prober = target.call()
     await target.line_up(prober)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     target.admission.probe_sent(prober)
-    await target.pass_by(29.0)
+    await target.advance(29.0)
     assert target.admission.is_prober(prober)
-    await target.pass_by(20.0)
+    await target.advance(20.0)
     assert target.admission.illness is None
 
 
@@ -937,7 +937,7 @@ async def test_the_probe_goes_before_calls_that_do_not_wait_for_it() -> None:
     patient, holder, impatient = target.call(), target.call(patience=0), target.call(patience=0)
     await target.line_up(patient, holder)
     (wait,) = await target.line_up(impatient)
-    await target.pass_by(5.0)
+    await target.advance(5.0)
     assert not target.admission.is_prober(patient)
     target.fail(holder, refused())
     await settle()
@@ -954,12 +954,12 @@ async def test_stretches_of_illness_add_up_for_a_call_that_waits() -> None:
     prober, waiter = target.call(patience=None), target.call()
     _, wait = await target.line_up(prober, waiter)
     for stretch in range(3):
-        await target.pass_by(6.0)
+        await target.advance(6.0)
         assert target.admission.is_prober(prober)
         target.answer(prober)
         assert target.admission.illness is None
         # It keeps the only slot, on a target that is healthy again: this is a wait of another kind.
-        await target.pass_by(10.0)
+        await target.advance(10.0)
         assert not wait.done()
         for _ in range(10):
             if target.admission.illness is None:
@@ -969,9 +969,9 @@ async def test_stretches_of_illness_add_up_for_a_call_that_waits() -> None:
             prober = target.call(patience=None)
             (prober_wait,) = await target.line_up(prober, returning=True)
             assert not prober_wait.done()
-    await target.pass_by(1.9)
+    await target.advance(1.9)
     assert not wait.done()
-    await target.pass_by(0.2)
+    await target.advance(0.2)
     assert await wait is False
 
 
@@ -982,11 +982,11 @@ async def test_a_prober_that_gives_up_leaves_no_long_pause_behind() -> None:
     prober = target.call()
     await target.line_up(prober)
     for _ in range(6):
-        await target.pass_by(20.0)
+        await target.advance(20.0)
         assert target.admission.is_prober(prober)
         target.fail(prober, no_capacity())
         await target.line_up(prober, returning=True, front=True)
-    await target.pass_by(20.0)
+    await target.advance(20.0)
     target.fail(prober, no_capacity())
     target.admission.abandoned()
     newcomer = target.call()
@@ -1005,7 +1005,7 @@ async def test_recovery_is_a_slow_start_to_the_limit_known_before() -> None:
     target.fall_ill()
     calls = [target.call() for _ in range(100)]
     waits = await target.line_up(*calls)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     assert sum(done(waits)) == 1
     target.succeed(calls[0])
     await settle()
@@ -1026,7 +1026,7 @@ async def test_recovery_grants_no_more_than_a_small_ceiling() -> None:
     target.fall_ill()
     calls = [target.call() for _ in range(4)]
     waits = await target.line_up(*calls)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     target.succeed(calls[0])
     await settle()
     assert done(waits) == [True, True, True, False]
@@ -1039,10 +1039,10 @@ async def test_an_answer_to_a_call_that_was_sent_before_the_illness_does_not_end
     target = Target()
     (before,) = target.take()
     sent_at = target.time.now
-    await target.pass_by(1.0)
+    await target.advance(1.0)
     target.fall_ill()
     (wait,) = await target.line_up(target.call())
-    await target.pass_by(0.05)
+    await target.advance(0.05)
     during = target.call(patience=0)
     await target.line_up(during)
     target.succeed(before, sent_at)
@@ -1059,11 +1059,11 @@ async def test_a_model_error_shows_that_a_target_is_well_and_a_timeout_does_not(
     target.fall_ill()
     first, second = target.call(), target.call()
     waits = await target.line_up(first, second)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     target.fail(first, ReadTimeoutError("silent"))
     await settle()
     assert not target.admission.is_prober(second)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     assert target.admission.is_prober(second)
     target.fail(second, model_error())
     assert target.admission.illness is None
@@ -1080,7 +1080,7 @@ async def test_an_outage_turns_out_to_be_a_want_of_capacity() -> None:
         target.call(capacity=3.0),
     )
     _, *waits = await target.line_up(prober, hurried, waits_for_both, briefly)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     assert isinstance(target.admission.failure, EndpointConnectionError)
     assert target.time.pending == [19.9, 19.9, 19.9]
     target.fail(prober, no_capacity())
@@ -1090,11 +1090,11 @@ async def test_an_outage_turns_out_to_be_a_want_of_capacity() -> None:
     assert done(waits) == [True, False, False], "who does not wait for capacity goes on"
     assert target.time.pending == [FIRST_CAPACITY_PAUSE, 3.0]
     (again,) = await target.line_up(prober, returning=True, front=True)
-    await target.pass_by(FIRST_CAPACITY_PAUSE)
+    await target.advance(FIRST_CAPACITY_PAUSE)
     assert await again
     target.fail(prober, no_capacity())
     (again,) = await target.line_up(prober, returning=True, front=True)
-    await target.pass_by(2.0)
+    await target.advance(2.0)
     assert again.done(), "the second pause is twice the first"
     assert await waits[2] is False
     target.succeed(prober)
@@ -1119,7 +1119,7 @@ async def test_the_first_to_come_when_a_probe_is_due_does_not_wait() -> None:
     target.fall_ill()
     caller = target.call()
     assert target.admission.must_wait(caller)
-    await target.pass_by(FIRST_PAUSE)
+    await target.advance(FIRST_PAUSE)
     assert not target.admission.must_wait(caller)
     assert await target.admission.acquire(caller)
     assert target.admission.is_prober(caller)
@@ -1131,17 +1131,17 @@ async def test_seconds_of_illness_add_up() -> None:
     target = Target()
     assert target.admission.seconds_ill(target.time.now) == {"outage": 0.0, "capacity": 0.0}
     for _ in range(2):
-        await target.pass_by(10.0)
+        await target.advance(10.0)
         target.fall_ill()
-        await target.pass_by(5.0)
+        await target.advance(5.0)
         prober = target.call()
         await target.line_up(prober)
-        await target.pass_by(1.0)
+        await target.advance(1.0)
         target.succeed(prober)
-    await target.pass_by(10.0)
+    await target.advance(10.0)
     assert target.admission.seconds_ill(target.time.now) == pytest.approx({"outage": 12.0, "capacity": 0.0})
     target.fall_ill("capacity")
-    await target.pass_by(0.5)
+    await target.advance(0.5)
     assert target.admission.seconds_ill(target.time.now) == pytest.approx({"outage": 12.0, "capacity": 0.5})
 
 
@@ -1569,7 +1569,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.05, 0.1, 0.5, 1.0, 3.0, 10.0, 30.0]))
     def pass_time(self, seconds: float) -> None:
-        self.loop.run_until_complete(self.time.pass_by(seconds))
+        self.loop.run_until_complete(self.time.advance(seconds))
         self.turn()
 
     # What holds
@@ -1638,7 +1638,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                 self._succeed(call)
             self.turn()
             if self._in("waiting") and not self._in("holding"):
-                self.loop.run_until_complete(self.time.pass_by(self.time.pending[0]))
+                self.loop.run_until_complete(self.time.advance(self.time.pending[0]))
                 self.turn()
         self.every_slot_is_someones()
         assert self._in("new", "granted", "dismissed") == []

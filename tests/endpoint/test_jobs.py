@@ -28,11 +28,11 @@ from aiosmrt.errors import (
 )
 from aiosmrt.local.objectserver import ObjectServer
 from aiosmrt.serializers import JSON
-from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.peers import CLIENT_ARGUMENTS, REGION
 from tests.support.recording_server import RecordingServer, respond
+from tests.support.seams import connections_in_use, transport_of
 from tests.support.seaweed import GUEST, GUEST_BUCKET, s3_client
-from tests.transport.carrying import connections_in_use
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,8 +89,8 @@ async def nothing_is_held(client: Client) -> None:
     """
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (0, 0)
-    if client._core.ready_in:
-        assert connections_in_use(client._core.transport) == 0
+    if (transport := transport_of(client)) is not None:
+        assert connections_in_use(transport) == 0
     for _ in range(100):
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         # the recording server has one for each connection

@@ -54,9 +54,9 @@ from aiosmrt.integrations.fastapi._disconnect import CancelWhenDone
 from aiosmrt.integrations.fastapi._encoding import EventEncoder
 from aiosmrt.local import Invocation, LocalRuntime, faults
 from aiosmrt.serializers import JSON, TEXT
-from tests.cancellation.driver import Moment, cancel_everywhere
 from tests.integrations.models import GatedModel
 from tests.integrations.serving import Served, leave, request, served
+from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.runtime import RawAnswer, RawConnection, echo, local_runtime
 

@@ -20,8 +20,8 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self, TypeAlias
@@ -275,6 +275,26 @@ class RawServer:
             await self._note()
             # A turn of the loop for the client, in which it may write more than a piece.
             await asyncio.sleep(0)
+
+
+@contextmanager
+def busy_listener() -> Iterator[str]:
+    """The URL of a listener whose queue is full, so that it answers no further handshake."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        for _ in range(50):
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.2)
+            try:
+                filler.connect(("127.0.0.1", port))
+            except TimeoutError:
+                break
+        else:
+            raise AssertionError("the queue does not fill")
+        yield f"http://127.0.0.1:{port}"
 
 
 async def _set_or_gone(event: asyncio.Event, reader: asyncio.StreamReader) -> bool:

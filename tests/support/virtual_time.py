@@ -1,4 +1,4 @@
-"""Time that passes when a test says so, for what a client does later; its sockets work in real time meanwhile."""
+"""Time that passes only when a test lets it pass; sockets work as usual."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiosmrt
+from tests.support import seams
 
 T = TypeVar("T")
 
-# Seconds by which a loop's timer strikes late, so that its time is past by any arithmetic.
+# Seconds by which a loop's timer fires late, so that its time is past whatever the rounding.
 LATE = 1e-9
+
+# Turns of the event loop in which tasks that a timer has woken go on until they wait again.
+TURNS = 3
 
 
 @dataclass(eq=False)
 class VirtualTimer:
-    """A function to be called at a time, unless it is cancelled."""
+    """A function to call at a time unless it is cancelled."""
 
     time: VirtualTime = field(repr=False)
     at: float
@@ -32,33 +36,35 @@ class VirtualTimer:
 
 @dataclass
 class VirtualTime:
-    """A clock, and a ``call_later`` that goes by it.
+    """A clock, and a ``call_later`` that runs on it.
 
     Args:
         now: the clock's time in seconds.
     """
 
     now: float = 1000.0
-    # those that are set, in the order they were set; and the same by time, with some that were cancelled
+    # pending timers in the order they were set; and a heap by time that also holds cancelled ones
     _timers: dict[VirtualTimer, None] = field(default_factory=dict, repr=False)
     _queue: list[tuple[float, int, VirtualTimer]] = field(default_factory=list, repr=False)
     _number: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def rule(self, client: aiosmrt.Client) -> aiosmrt.Client:
-        """Let a client and its views live in this time; pauses last as long as they may."""
-        core = client._core
-        core.clock = lambda: self.now
-        core.call_later = self.call_later
-        core.random = lambda: 1.0
+    def drive(self, client: aiosmrt.Client) -> aiosmrt.Client:
+        """Run a client and its views on this time, with the longest pauses that jitter allows."""
+        seams.set_clock(client, lambda: self.now)
+        seams.set_call_later(client, self.call_later)
+        seams.set_random(client, lambda: 1.0)
         return client
 
     def call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> VirtualTimer:
         return self._set(self.now + max(0.0, seconds), function, arguments)
 
     @contextmanager
-    def rule_loop(self) -> Iterator[None]:
-        """Let the running event loop's timers go by this time too: `asyncio.timeout`, `asyncio.sleep`, aiohttp's."""
+    def drive_loop(self) -> Iterator[None]:
+        """Run the running event loop's timers on this time too: `asyncio.timeout`, `asyncio.sleep`, aiohttp's.
+
+        A timer that is already set waits until the block has ended.
+        """
         loop: Any = asyncio.get_running_loop()
 
         def call_at(at: float, function: Callable[..., object], *arguments: Any, context: Any = None) -> VirtualTimer:
@@ -90,46 +96,48 @@ class VirtualTime:
             heapq.heappop(self._queue)
         return self._queue[0][2] if self._queue else None
 
-    def _strike(self, timer: VirtualTimer) -> None:
+    def _fire(self, timer: VirtualTimer) -> None:
         self.now = max(self.now, timer.at)
         self._forget(timer)
         timer.function(*timer.arguments)
 
     @property
     def pending(self) -> list[float]:
-        """How many seconds from now each timer is set to, the earliest first."""
+        """Seconds from now until each pending timer, the earliest first."""
         return sorted(round(timer.at - self.now, 6) for timer in self._timers)
 
-    async def until(self, true: Callable[[], bool]) -> None:
-        """Wait until the timers make ``true`` true."""
-        while not true():
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until a condition on the timers holds."""
+        while not holds():
             self._changed.clear()
             await self._changed.wait()
 
     async def set_to(self, *seconds: float) -> None:
-        """Wait until there are exactly these timers, by seconds from now."""
+        """Wait until exactly these timers are pending, by seconds from now."""
         await self.until(lambda: self.pending == sorted(seconds))
 
-    async def pass_by(self, seconds: float) -> None:
-        """Let time pass; each timer finds the clock at its time, and what it wakes runs before the next one."""
+    async def advance(self, seconds: float) -> None:
+        """Let time pass; each timer fires at its own time, and what it wakes runs before the next one fires."""
         until = self.now + seconds
-        while (timer := self._next()) is not None and timer.at <= until:
-            self._strike(timer)
-            await asyncio.sleep(0)
-        self.now = until
+        while (timer := self._next()) is not None and timer.at <= until + LATE:
+            self._fire(timer)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        self.now = max(self.now, until)
 
     async def settle(self, is_busy: Callable[[], bool]) -> None:
-        """Wait, without any time passing, until nothing happens any more.
+        """Wait, while time stands still, until nothing is left to run.
 
         Args:
-            is_busy: whether something is under way that the loop does not know of, such as bytes between two sockets.
+            is_busy: whether something is under way that the event loop does not know of, such as bytes between two
+                sockets.
         """
         loop: Any = asyncio.get_running_loop()
         while loop._ready or is_busy():
             await asyncio.sleep(0)
 
     async def run(self, work: asyncio.Future[T], is_busy: Callable[[], bool]) -> T:
-        """Let time pass until work is done, from one timer to the next, each time when nothing else happens.
+        """Let time pass until work is done: whenever nothing is left to run, the next timer fires.
 
         Args:
             work: a task or future.
@@ -144,4 +152,4 @@ class VirtualTime:
                 return work.result()
             timer = self._next()
             assert timer is not None, f"{work} waits for nothing that time could bring"
-            self._strike(timer)
+            self._fire(timer)

@@ -1,4 +1,4 @@
-"""Carrying requests over either transport, on wires and clocks that a test controls."""
+"""Carrying requests over either transport, on wires that a test controls."""
 
 from __future__ import annotations
 
@@ -62,32 +62,6 @@ async def exchange(transport: Transport, request: Request) -> Reply:
 each_way = pytest.mark.parametrize("carry", [exchange, read_through], ids=["exchange", "open"])
 
 
-def connections_idle(transport: Transport) -> int:
-    """Connections that wait for another exchange."""
-    if isinstance(transport, PooledTransport):
-        return len(transport._idle)
-    assert isinstance(transport, SessionTransport)
-    # aiohttp looks for those that were closed when it wants one.
-    pooled = [entry[0] for connections in _connector(transport)._conns.values() for entry in connections]
-    return sum(handler.is_connected() for handler in pooled)
-
-
-def connections_in_use(transport: Transport) -> int:
-    """Connections that are held and wait for none; aiohttp has no public count of its own."""
-    if isinstance(transport, PooledTransport):
-        # Each connection is a lease on one of the connector's, whether it is idle or not.
-        assert len(_connector(transport)._acquired) == len(transport._connections)
-        return len(transport._connections) - len(transport._idle)
-    return len(_connector(transport)._acquired)
-
-
-def _connector(transport: Transport) -> Any:
-    if isinstance(transport, PooledTransport):
-        return transport._connector
-    assert isinstance(transport, SessionTransport)
-    return transport._session.connector
-
-
 class Wire:
     """The transports' sockets under a test's control: how much each read returns at most, and what was read.
 
@@ -136,21 +110,3 @@ class Wire:
     def note(self, count: int) -> None:
         self.reads.append(count)
         self._next = next(self._pieces, None)
-
-
-class LoopClock:
-    """Moves the running loop's time ahead of the machine's."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._time = loop.time
-        self._ahead = 0.0
-        loop.time = self._now  # type: ignore[method-assign]
-
-    def _now(self) -> float:
-        return self._time() + self._ahead
-
-    async def advance(self, seconds: float) -> None:
-        """Let seconds pass; the timers that are due run before this returns."""
-        self._ahead += seconds
-        for _ in range(3):
-            await asyncio.sleep(0)

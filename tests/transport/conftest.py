@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -13,7 +12,8 @@ import pytest
 from aiosmrt._transport import Transport
 from aiosmrt._transport.sockets import open_socket
 from tests.support.raw_server import RawServer
-from tests.transport.carrying import CLASSES, MODULES, LoopClock, MakeTransport, Wire
+from tests.support.virtual_time import VirtualTime
+from tests.transport.carrying import CLASSES, MODULES, MakeTransport, Wire
 
 
 @pytest.fixture(params=list(CLASSES))
@@ -78,6 +78,8 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
 
 
 @pytest.fixture
-async def clock() -> LoopClock:
-    """The running loop's clock."""
-    return LoopClock(asyncio.get_running_loop())
+async def clock() -> AsyncIterator[VirtualTime]:
+    """The running loop's time, which stands still until the test lets it pass."""
+    time = VirtualTime()
+    with time.drive_loop():
+        yield time

@@ -19,6 +19,7 @@ from aiosmrt._transport.session import SessionTransport
 from aiosmrt.errors import InvalidConfigError
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.recording_server import RecordingServer, respond
+from tests.support.seams import set_default_transport
 
 NOTHING: dict[str, Any] = {"session": None, "verify": True, "proxy": None}
 
@@ -115,6 +116,7 @@ async def test_a_client_goes_on_with_another_aiohttp(monkeypatch: pytest.MonkeyP
         raise UnsupportedError("aiohttp 9.9 lacks everything")
 
     monkeypatch.setattr(pooled, "check_aiohttp", lacks)
+    set_default_transport(monkeypatch, None)
     async with (
         RecordingServer(respond(200, b"0.5", [])) as server,
         Client(endpoint_url=server.url, transport=None, **CLIENT_ARGUMENTS) as client,

@@ -12,7 +12,8 @@ import pytest
 from aiosmrt._transport import Reply, Request, Transport, header_lines
 from tests.support.raw_server import BODY, CLOSE, EARLY, LAST_CHUNK, RawServer, Script, chunk, response
 from tests.support.tls import client_context, server_context
-from tests.transport.carrying import Carry, LoopClock, MakeTransport, Wire, each_way, only_pooled, request, whole
+from tests.support.virtual_time import VirtualTime
+from tests.transport.carrying import Carry, MakeTransport, Wire, each_way, only_pooled, request, whole
 
 ALPHABET = bytes(range(256))
 
@@ -360,7 +361,7 @@ async def test_a_request_as_it_is_sent(transport: Transport, server: RawServer) 
 
 @pytest.mark.parametrize("kind", [bytes, memoryview])
 async def test_a_request_body_that_is_received_slowly(
-    kind: type, clock: LoopClock, wire: Wire, make_transport: MakeTransport
+    kind: type, clock: VirtualTime, wire: Wire, make_transport: MakeTransport
 ) -> None:
     """No read timeout while the body is being received, however long that takes altogether."""
     # Far more than the kernel takes in ahead of the server, so that each step lets the client write.

@@ -6,8 +6,8 @@ import asyncio
 import random
 import socket
 import ssl
-from collections.abc import Awaitable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -38,15 +38,14 @@ from tests.support.raw_server import (
     chunk,
     response,
 )
+from tests.support.seams import connections_idle, connections_in_use
 from tests.support.tls import client_context, server_context
+from tests.support.virtual_time import VirtualTime
 from tests.transport.carrying import (
     CLASSES,
     Carry,
-    LoopClock,
     MakeTransport,
     Wire,
-    connections_idle,
-    connections_in_use,
     each_way,
     exchange,
     only_pooled,
@@ -219,7 +218,7 @@ async def test_an_end_without_tls_saying_so(make_transport: MakeTransport) -> No
 async def test_silence_at_every_byte(
     carry: Carry,
     framing: str,
-    clock: LoopClock,
+    clock: VirtualTime,
     wire: Wire,
     transport: Transport,
     server: RawServer,
@@ -272,7 +271,7 @@ async def test_silence_by_the_clock(carry: Carry, transport: Transport, server: 
 @pytest.mark.parametrize("framing", ["length", "chunks", "until-the-end"])
 @each_way
 async def test_a_drip_is_no_silence(
-    carry: Carry, framing: str, clock: LoopClock, wire: Wire, transport: Transport, server: RawServer
+    carry: Carry, framing: str, clock: VirtualTime, wire: Wire, transport: Transport, server: RawServer
 ) -> None:
     """A body that comes byte by byte may take longer than the read timeout many times over."""
     body = bytes(range(60))
@@ -300,7 +299,7 @@ async def test_a_drip_is_no_silence(
 
 
 async def test_a_reader_that_takes_its_time_is_no_silence(
-    clock: LoopClock, wire: Wire, transport: Transport, server: RawServer
+    clock: VirtualTime, wire: Wire, transport: Transport, server: RawServer
 ) -> None:
     go_on = asyncio.Event()
     server.play([response(200, b"hello", length=10), go_on, b"world"])
@@ -317,7 +316,7 @@ async def test_a_reader_that_takes_its_time_is_no_silence(
 
 
 async def test_silence_that_begins_late(
-    clock: LoopClock, transport_name: str, transport: Transport, server: RawServer
+    clock: VirtualTime, transport_name: str, transport: Transport, server: RawServer
 ) -> None:
     """A reader that comes long after the last piece waits for as long as any other."""
     server.play([response(200, b"hello", length=10), asyncio.Event()])
@@ -337,7 +336,7 @@ async def test_silence_that_begins_late(
 
 @only_pooled
 async def test_silence_while_nobody_reads_does_not_count(
-    clock: LoopClock, wire: Wire, transport: Transport, server: RawServer
+    clock: VirtualTime, wire: Wire, transport: Transport, server: RawServer
 ) -> None:
     """The time begins when a reader waits. aiohttp's runs on."""
     go_on = asyncio.Event()
@@ -354,7 +353,7 @@ async def test_silence_while_nobody_reads_does_not_count(
     stream.close()
 
 
-async def test_no_read_timeout(clock: LoopClock, transport: Transport, server: RawServer) -> None:
+async def test_no_read_timeout(clock: VirtualTime, transport: Transport, server: RawServer) -> None:
     go_on = asyncio.Event()
     server.play([response(200, b"hello", length=10), go_on, b"world"])
     call = asyncio.create_task(_as_task(transport.exchange(request(read_timeout=None))))
@@ -365,7 +364,7 @@ async def test_no_read_timeout(clock: LoopClock, transport: Transport, server: R
 
 
 @only_pooled
-async def test_a_server_that_stops_receiving_is_silent(clock: LoopClock, make_transport: MakeTransport) -> None:
+async def test_a_server_that_stops_receiving_is_silent(clock: VirtualTime, make_transport: MakeTransport) -> None:
     """aiohttp would wait for ever."""
     async with RawServer([[EARLY, asyncio.Event()]], receive_buffer=2**16) as server:
         transport = make_transport(server.url)
@@ -528,26 +527,6 @@ async def test_an_unknown_host(carry: Carry, make_transport: MakeTransport, monk
         await carry(transport, request())
     assert isinstance(caught.value.__cause__, OSError)
     assert connections_in_use(transport) == 0
-
-
-@pytest.fixture
-def busy_url() -> Iterator[str]:
-    """A listener whose queue is full and answers no further handshake."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        port = listener.getsockname()[1]
-        for _ in range(50):
-            filler = stack.enter_context(socket.socket())
-            filler.settimeout(0.2)
-            try:
-                filler.connect(("127.0.0.1", port))
-            except TimeoutError:
-                break
-        else:
-            raise AssertionError("the queue does not fill")
-        yield f"http://127.0.0.1:{port}"
 
 
 @each_way

@@ -14,8 +14,10 @@ from aiosmrt._transport.connection import Connection
 from aiosmrt._transport.pooled import PooledTransport
 from aiosmrt.errors import ClientStateError, ReadTimeoutError
 from tests.support.raw_server import BODY, EARLY, RawServer, chunk, response
+from tests.support.seams import connections_in_use
 from tests.support.tls import client_context, server_context
-from tests.transport.carrying import LoopClock, MakeTransport, Wire, connections_in_use, only_pooled, request, whole
+from tests.support.virtual_time import VirtualTime
+from tests.transport.carrying import MakeTransport, Wire, only_pooled, request, whole
 
 DATA = bytes(range(256)) * 1800  # more than a stream keeps, and then more than one read of it
 PIECES = [DATA[start : start + 8000] for start in range(0, len(DATA), 8000)]
@@ -71,7 +73,7 @@ async def test_a_tls_stream_that_ends_while_nobody_reads(
 @only_pooled
 @pytest.mark.parametrize("first", ["interim", "half-a-head", "head"])
 async def test_what_comes_before_the_body_is_no_silence(
-    first: str, clock: LoopClock, wire: Wire, pooled: PooledTransport, server: RawServer
+    first: str, clock: VirtualTime, wire: Wire, pooled: PooledTransport, server: RawServer
 ) -> None:
     head, rest = {
         "interim": (b"HTTP/1.1 102 Processing\r\n\r\n", response(200, b"hello")),
@@ -94,7 +96,7 @@ async def test_what_comes_before_the_body_is_no_silence(
 
 @only_pooled
 async def test_a_reader_whose_data_came_in_time_is_not_late(
-    clock: LoopClock, pooled: PooledTransport, server: RawServer
+    clock: VirtualTime, pooled: PooledTransport, server: RawServer
 ) -> None:
     """The loop was held up: the data and the timer meet in one turn, before the reader has its own."""
     gates = [asyncio.Event(), asyncio.Event()]
@@ -105,7 +107,7 @@ async def test_a_reader_whose_data_came_in_time_is_not_late(
 
     def take(data: bytes | memoryview) -> None:
         taken.append(bytes(data))
-        clock._ahead += 100.0
+        clock.now += 100.0
         loop.call_soon(pooled._look)
 
     waiting = asyncio.ensure_future(stream.receive(take))
@@ -120,7 +122,7 @@ async def test_a_reader_whose_data_came_in_time_is_not_late(
 
 @only_pooled
 async def test_a_stream_that_begins_during_an_upload_is_watched_while_somebody_reads(
-    clock: LoopClock, pooled: PooledTransport, server: RawServer
+    clock: VirtualTime, pooled: PooledTransport, server: RawServer
 ) -> None:
     go_on = asyncio.Event()
     server.play([EARLY, response(200, b"abc", length=6), BODY, go_on, b"def"])

@@ -17,7 +17,7 @@ from aiosmrt._transport import Reply, Transport
 from aiosmrt._transport.connection import Connection
 from aiosmrt._transport.pooled import PooledTransport
 from aiosmrt.errors import ClientStateError, ConnectionClosedError, ReadTimeoutError, ResponseStreamingError
-from tests.cancellation.driver import Moment, cancel_everywhere
+from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.raw_server import (
     BODY,
     CLOSE,
@@ -31,20 +31,10 @@ from tests.support.raw_server import (
     chunk,
     response,
 )
+from tests.support.seams import connections_idle, connections_in_use
 from tests.support.tls import client_context, server_context
-from tests.transport.carrying import (
-    MODULES,
-    Carry,
-    LoopClock,
-    MakeTransport,
-    Wire,
-    connections_idle,
-    connections_in_use,
-    each_way,
-    only_pooled,
-    request,
-    whole,
-)
+from tests.support.virtual_time import VirtualTime
+from tests.transport.carrying import MODULES, Carry, MakeTransport, Wire, each_way, only_pooled, request, whole
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
 each_end = pytest.mark.parametrize("end", [CLOSE, RESET], ids=["fin", "reset"])
@@ -279,7 +269,7 @@ async def test_a_connection_idle_for_long_is_not_used(
 
 
 @only_pooled
-async def test_idle_connections_are_closed_in_time(clock: LoopClock, transport: Transport, server: RawServer) -> None:
+async def test_idle_connections_are_closed_in_time(clock: VirtualTime, transport: Transport, server: RawServer) -> None:
     """Those that a burst needed go although one is used all the time."""
     assert isinstance(transport, PooledTransport)
     await fill(transport, server, 5)
