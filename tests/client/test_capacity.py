@@ -257,7 +257,7 @@ async def test_many_that_are_refused_together_leave_it_to_one(
     all_are_there = asyncio.Event()
     service.instead = [all_are_there] * 30
     callers = start(client, 30)
-    await asyncio.wait_for(_seen(service, 30), 10)
+    await _seen(service, 30)
     all_are_there.set()
     await time.set_to(1.0, *[600.0] * 29)
     await time.advance(1.0)
@@ -422,7 +422,7 @@ async def test_who_was_refused_raises_its_own_error(
     let_in = asyncio.Event()
     service.instead = [let_in]
     (late,) = start(hurried)
-    await asyncio.wait_for(_seen(service, 1), 10)
+    await _seen(service, 1)
     prober = await prober_of(client, time)
     let_in.set()
     await time.set_to(0.5, 1.0)
@@ -535,7 +535,7 @@ async def test_a_probe_that_is_cancelled_is_sent_by_the_next(
     never = asyncio.Event()
     service.instead = [never]
     await time.advance(1.0)
-    await asyncio.wait_for(_seen(service, 2), 10)
+    await _seen(service, 2)
     service.scaled_to_zero.clear()
     prober.cancel()
     # Nothing is known yet of what was asked last, so it is asked again without a pause.
@@ -564,7 +564,7 @@ async def test_closing_the_client_ends_every_wait(
     if pending == "probe":
         service.instead = [never]
         await time.advance(1.0)
-        await asyncio.wait_for(_seen(service, 2), 10)
+        await _seen(service, 2)
     await client.close()
     for task in (prober, *waiters):
         with pytest.raises(aiosmrt.ClientStateError, match="closed"):
@@ -631,7 +631,7 @@ async def test_an_answer_that_lets_the_others_go_on(
         await prober
     assert caught.value.attempts == 2
     # together, and not one after the other
-    await asyncio.wait_for(_seen(service, 2 + 3), 10)
+    await _seen(service, 2 + 3)
     all_are_there.set()
     await asyncio.gather(*waiters)
     assert service.seen[ADAPTER] == 2 + 3

@@ -37,6 +37,7 @@ from tests.support.raw_server import (
     error_response,
     response,
 )
+from tests.support.virtual_time import VirtualTime
 
 PAYLOAD = b"payload-that-must-not-leak"
 ATTRIBUTES = "custom-attributes-that-must-not-leak"
@@ -337,19 +338,23 @@ async def test_a_retry_that_would_end_past_the_deadline_is_not_made(
     assert caught.value.attempts == 3
 
 
-@pytest.mark.parametrize("waiting", ["for the response", "for a turn"])
+@pytest.mark.parametrize("waiting", ["for the response", "for a slot"])
 async def test_the_deadline_ends_a_call_wherever_it_is(
-    waiting: str, make_client: MakeClient, server: RawServer
+    waiting: str, make_client: MakeClient, server: RawServer, virtual_time: VirtualTime
 ) -> None:
     client = make_client(max_concurrency=1)
     gate = asyncio.Event()
     server.play([gate, *OK])
     holder = None
-    if waiting == "for a turn":
+    if waiting == "for a slot":
         holder = asyncio.ensure_future(invoke_endpoint(client))
         await server.received(1)
+    call = asyncio.ensure_future(invoke_endpoint(client.with_options(deadline=30.0)))
+    await server.received(1)
+    await asyncio.sleep(0)
+    await virtual_time.advance(30.0)
     with pytest.raises(aiosmrt.DeadlineExceededError) as caught:
-        await invoke_endpoint(client.with_options(deadline=0.25))
+        await call
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.endpoint_name == "churn"
     assert len(server.requests) == 1
@@ -457,22 +462,29 @@ async def test_refused_connections(make_client: MakeClient, clock: Clock) -> Non
 
 @pytest.mark.parametrize("moment", ["before the head", "inside the body"])
 async def test_read_timeouts_are_repeated_only_when_asked_for(
-    moment: str, make_client: MakeClient, server: RawServer, clock: Clock
+    moment: str, make_client: MakeClient, server: RawServer, clock: Clock, virtual_time: VirtualTime
 ) -> None:
     never = asyncio.Event()
     silent: Script = [never] if moment == "before the head" else [HALF, never]
     server.play(*[silent] * 4)
-    client = make_client(read_timeout=0.05)
+    client = make_client(read_timeout=10.0)
+    call = asyncio.ensure_future(invoke_endpoint(client))
+    await server.received(1)
     with pytest.raises(boto.ReadTimeoutError) as caught:
-        await invoke_endpoint(client)
+        await virtual_time.run(call, lambda: False)
     error = caught.value
     assert type(error) is errors.ReadTimeoutError
     assert isinstance(error, TimeoutError)
     assert (error.attempts, error.cause, error.retry_safe) == (1, "read_timeout", False)
     assert len(server.requests) == 1
 
+    patient = client.with_options(retry=RetryPolicy(max_attempts=3, retry_read_timeouts=True))
+    call = asyncio.ensure_future(invoke_endpoint(patient))
+    for count in (2, 3, 4):
+        await server.received(count)
+        await virtual_time.advance(12.0)
     with pytest.raises(errors.ReadTimeoutError) as caught:
-        await invoke_endpoint(client.with_options(retry=RetryPolicy(max_attempts=3, retry_read_timeouts=True)))
+        await call
     assert caught.value.attempts == 3
     assert len(server.requests) == 4
     assert clock.slept == pytest.approx(TRANSIENT)
@@ -591,10 +603,17 @@ async def test_members_of_a_stream_error(make_client: MakeClient, server: RawSer
     assert caught.value.response["Error"] == {"Code": "ModelStreamError", "Message": "slow"}
 
 
-async def test_a_silent_stream_is_not_repeated(make_client: MakeClient, server: RawServer) -> None:
+async def test_a_silent_stream_is_not_repeated(
+    make_client: MakeClient, server: RawServer, virtual_time: VirtualTime
+) -> None:
     server.play([HEAD, asyncio.Event()])
+    client = make_client(read_timeout=10.0)
+    stream = (await client.invoke_endpoint_with_response_stream(EndpointName="churn", Body=PAYLOAD))["Body"]
+    part = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    await virtual_time.advance(12.0)
     with pytest.raises(boto.ReadTimeoutError):
-        await invoke_stream(make_client(read_timeout=0.05))
+        await part
     assert len(server.requests) == 1
 
 

@@ -23,6 +23,7 @@ from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond
 from tests.support.signatures import verify_signature
+from tests.support.virtual_time import VirtualTime
 
 CALL: dict[str, Any] = {"EndpointName": "e", "Body": b"1,2"}
 
@@ -343,7 +344,7 @@ async def test_the_pool_is_as_wide_as_the_limiter(make_client: MakeClient, serve
 # Time
 
 
-async def test_read_timeout(make_client: MakeClient, server: RecordingServer) -> None:
+async def test_read_timeout(make_client: MakeClient, server: RecordingServer, virtual_time: VirtualTime) -> None:
     never = asyncio.Event()
 
     async def silence(request: RecordedRequest) -> Response:
@@ -351,9 +352,14 @@ async def test_read_timeout(make_client: MakeClient, server: RecordingServer) ->
         return Response()
 
     server.answer = silence
-    client = make_client(read_timeout=0.05)
+    call = asyncio.create_task(make_client().invoke_endpoint(**CALL))
+    await server.until(lambda server: len(server.requests) == 1)
+    await virtual_time.advance(69.0)
+    assert not call.done()
+    # aiohttp rounds a timeout up to whole seconds.
+    await virtual_time.advance(2.0)
     with pytest.raises(ReadTimeoutError):
-        await client.invoke_endpoint(**CALL)
+        await call
     # The model may still be at work: a second request would double its load.
     assert len(server.requests) == 1
     never.set()
@@ -414,7 +420,9 @@ async def test_trace_configs_of_the_callers_own_session_see_the_requests(server:
     assert seen == ["/endpoints/e/invocations"]
 
 
-async def test_a_wait_in_the_pool_of_the_callers_own_session_is_no_timeout(server: RecordingServer) -> None:
+async def test_a_wait_in_the_pool_of_the_callers_own_session_is_no_timeout(
+    server: RecordingServer, virtual_time: VirtualTime
+) -> None:
     """The first call's answer takes longer than both timeouts would let the second wait for its connection."""
     go_on = asyncio.Event()
 
@@ -424,16 +432,16 @@ async def test_a_wait_in_the_pool_of_the_callers_own_session_is_no_timeout(serve
 
     server.answer = answer
     once = RetryPolicy(max_attempts=1)
-    arguments: dict[str, Any] = {**CLIENT_ARGUMENTS, "retry": once, "connect_timeout": 0.05}
+    arguments: dict[str, Any] = {**CLIENT_ARGUMENTS, "retry": once, "connect_timeout": 5.0}
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
         Client(endpoint_url=server.url, session=session, **arguments) as client,
     ):
-        first = asyncio.create_task(client.with_options(read_timeout=30.0).invoke_endpoint(**CALL))
+        first = asyncio.create_task(client.with_options(read_timeout=300.0).invoke_endpoint(**CALL))
         await server.until(lambda server: len(server.requests) == 1)
-        second = asyncio.create_task(client.with_options(read_timeout=0.2).invoke_endpoint(**CALL))
-        done, _ = await asyncio.wait([second], timeout=0.4)
-        assert not done
+        second = asyncio.create_task(client.with_options(read_timeout=20.0).invoke_endpoint(**CALL))
+        await virtual_time.advance(100.0)
+        assert not second.done()
         go_on.set()
         await asyncio.gather(first, second)
 

@@ -38,6 +38,8 @@ from tests.support.peers import CLIENT_ARGUMENTS
 
 SLACK_BYTES = 4 * 2**20
 SLACK_OBJECTS = 500
+# Looks in a row at what a process holds, all with the same result, after which it has settled.
+SAME_LOOKS = 10
 
 READ_TIMEOUT = 0.2
 # A call that takes longer hangs: the longest proper one lasts for a read timeout and some turns of the loop.
@@ -71,13 +73,22 @@ class State(NamedTuple):
 
     @classmethod
     async def now(cls) -> State:
-        # What is being closed needs turns of the loop for it, and what those free is seen by another collection.
-        for _ in range(3):
-            await asyncio.sleep(0.05)
-            gc.collect()
+        """What is held now, garbage aside."""
+        gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
         return cls(descriptors, len(asyncio.all_tasks()), len(gc.get_objects()), pages * os.sysconf("SC_PAGE_SIZE"))
+
+    @classmethod
+    async def settled(cls) -> State:
+        """What is held when it has stopped falling: what is being closed needs some turns of the loop for it."""
+        least, same = await cls.now(), 0
+        while same < SAME_LOOKS:
+            await asyncio.sleep(0.01)
+            state = await cls.now()
+            fallen = state.descriptors < least.descriptors or state.tasks < least.tasks or state.objects < least.objects
+            least, same = state, 0 if fallen else same + 1
+        return least
 
 
 class Soak:
@@ -185,12 +196,12 @@ async def soak(arguments: argparse.Namespace, url: str) -> list[str]:
 
     warming = Soak(url, arguments.transport, arguments.faults, seed=1)
     await warming.run(max(arguments.calls // 10, 1000), arguments.in_flight)
-    before = await State.now()
+    before = await State.settled()
     began = time.perf_counter()
     measured = Soak(url, arguments.transport, arguments.faults, seed=2)
     await measured.run(arguments.calls, arguments.in_flight)
     seconds = time.perf_counter() - began
-    after = await State.now()
+    after = await State.settled()
 
     print(f"{'call':<12} {'ended with':<24} {'calls':>8}")
     for (verb, ended), count in sorted(measured.ended.items()):

@@ -78,8 +78,6 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
 
 
 @pytest.fixture
-async def clock() -> AsyncIterator[VirtualTime]:
-    """The running loop's time, which stands still until the test lets it pass."""
-    time = VirtualTime()
-    with time.drive_loop():
-        yield time
+async def clock(virtual_time: VirtualTime) -> VirtualTime:
+    """The running loop's clock."""
+    return virtual_time
