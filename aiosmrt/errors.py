@@ -201,6 +201,7 @@ class AiosmrtError(Exception):
 
     default_cause: Cause = "none"
 
+    args: tuple[Any, ...]
     operation: str | None = None
     endpoint_name: str | None = None
     request_id: str | None = None
@@ -268,6 +269,8 @@ class ServiceError(AiosmrtError, boto.ClientError):
     ('AccessDenied', 'An error occurred (AccessDenied) when calling the InvokeEndpoint operation: no')
     """
 
+    args: tuple[Any, ...]
+
     def __init__(
         self,
         response: dict[str, Any],
@@ -278,9 +281,9 @@ class ServiceError(AiosmrtError, boto.ClientError):
     ) -> None:
         super().__init__(_describe(response, operation), cause=cause, retry_after=retry_after)
         self.response: Any = response
-        self.operation = operation
-        self.operation_name = operation
-        self.request_id = response.get("ResponseMetadata", {}).get("RequestId")
+        self.operation: str | None = operation
+        self.operation_name: str = operation
+        self.request_id: str | None = response.get("ResponseMetadata", {}).get("RequestId")
 
     def note_max_attempts(self) -> None:
         """Say in response and message that retries were used up, as botocore does."""
@@ -419,8 +422,8 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
     ) -> None:
         super().__init__(message, cause=cause, retry_after=retry_after)
         self.endpoint_url = endpoint_url
-        self.request = None
-        self.response = None
+        self.request: Any = None
+        self.response: Any = None
 
 
 class EndpointConnectionError(TransportError, boto.EndpointConnectionError):
@@ -468,7 +471,7 @@ class TooManyWaitingError(AiosmrtError):
         max_waiting: how many may wait.
     """
 
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
     def __init__(self, max_waiting: int) -> None:
         super().__init__(f"{max_waiting} calls wait for this endpoint already, which is as many as max_waiting allows")
@@ -517,7 +520,7 @@ class ParamValidationError(AiosmrtError, boto.ParamValidationError):
         report = "\n".join(faults)
         super().__init__(f"Parameter validation failed:\n{report}")
         self.faults = faults
-        self.kwargs = {"report": report}
+        self.kwargs: Any = {"report": report}
 
 
 class ParameterNameError(ParamValidationError, TypeError):

@@ -37,7 +37,7 @@ class ClientMeta:
 
     def __init__(self, configuration: "Configuration") -> None:
         self._configuration = configuration
-        self.service_model = ServiceModel()
+        self.service_model: ServiceModel = ServiceModel()
 
     def __repr__(self) -> str:
         return f"<ClientMeta region_name={self.region_name!r} endpoint_url={self.endpoint_url!r}>"

@@ -181,7 +181,7 @@ class Endpoint(Generic[In, Out]):
             raise ParamValidationError(faults)
         if upload_to is not None:
             check_place(upload_to)
-        self.name = name
+        self.name: str = name
         self._client = client
         self._serializer = serializer
         self._deserializer = deserializer

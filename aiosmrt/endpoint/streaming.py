@@ -73,14 +73,14 @@ class PredictionStream:
         self._began = False
         self._entered = False
         self._closed = False
-        self.left = False
+        self.left: bool = False
         self._parts: EventStream | None = None
         self._viewed = False
         self.content_type: str | None = None
         self.variant: str | None = None
         self.custom_attributes: str | None = None
         self.request_id: str | None = None
-        self.attempts = 0
+        self.attempts: int = 0
 
     def __repr__(self) -> str:
         state = repr(self._parts) if self._parts is not None else "closed" if self._entered else "not entered"

@@ -49,7 +49,7 @@ from aiosmrt.local.routing import AsyncInferenceConfig, Endpoint
 
 __all__ = ["AsyncInference", "JobRecord"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 REQUEST_TTL: Final = 21_600  # seconds, AWS's default for RequestTTLSeconds
 INVOCATION_TIMEOUT: Final = 900  # seconds, AWS's default for InvocationTimeoutSeconds

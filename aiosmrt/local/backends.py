@@ -42,7 +42,7 @@ __all__ = [
     "whole_body",
 ]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 PING_TIMEOUT: Final = 2.0  # seconds, SageMaker's own limit for GET /ping
 MAX_ERROR_BYTES: Final = 64 * 1024  # more than enough of an error body for a message of 2,048 characters

@@ -129,7 +129,8 @@ class ObjectServer:
         startup_timeout: float = 20.0,
         grace: float = STOP_GRACE,
     ) -> None:
-        self.credentials = credentials or Credentials(f"AKID{secrets.token_hex(8).upper()}", secrets.token_urlsafe(24))
+        generated = Credentials(f"AKID{secrets.token_hex(8).upper()}", secrets.token_urlsafe(24))
+        self.credentials: Credentials = credentials or generated
         self._buckets = list(buckets)
         self._guests = tuple(guests)
         self._startup_timeout = startup_timeout

@@ -122,12 +122,12 @@ class RequestLog:
         self._progress = progress
         self._records: list[RequestRecord] = []
         self._max_records = max_records
-        self.total = 0
+        self.total: int = 0
         self.by_status: Counter[int] = Counter()
         self.by_error: Counter[str] = Counter()
         self.by_endpoint: Counter[str] = Counter()
-        self.request_bytes = 0
-        self.response_bytes = 0
+        self.request_bytes: int = 0
+        self.response_bytes: int = 0
 
     @property
     def records(self) -> Sequence[RequestRecord]:

@@ -215,9 +215,9 @@ class Endpoint:
     def __init__(
         self, name: str, configuration: EndpointConfiguration, session: Callable[[], aiohttp.ClientSession]
     ) -> None:
-        self.name = _checked_name(name, "endpoint name")
+        self.name: str = _checked_name(name, "endpoint name")
         self.configuration = configuration
-        self.sessions = SessionTable()
+        self.sessions: SessionTable = SessionTable()
         if bool(configuration.variants) == bool(configuration.inference_components):
             raise ConfigurationError(f"endpoint {name} needs either production variants or inference components")
         self._shares: dict[str, _Share] = {}

@@ -111,7 +111,7 @@ class RequestServer:
         self._timers: set[asyncio.TimerHandle] = set()
         self._connections: dict[RequestHandler, int] = {}
         self._connections_seen = 0
-        self.stalled = 0
+        self.stalled: int = 0
 
     @property
     def in_flight(self) -> int:

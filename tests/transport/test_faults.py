@@ -490,7 +490,7 @@ def test_garbage(name: str, carry: Carry, sent: bytes, cut: int, end: End | None
             try:
                 call = asyncio.create_task(_as_task(carry(transport, request(read_timeout=20.0))))
                 await server.received(1)
-                # Only the read timeout ends some of them; what is on its way has many turns of the loop to come in first.
+                # Some end by their read timeout alone; what is on its way has many turns of the loop to arrive first.
                 while not call.done():
                     for _ in range(20):
                         await asyncio.sleep(0)

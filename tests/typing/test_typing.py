@@ -15,6 +15,9 @@ import pytest
 HERE = Path(__file__).parent
 SAMPLES = (HERE / "accepted.py", HERE / "rejected.py")
 
+# Whichever test is the first one waits for both checkers.
+pytestmark = pytest.mark.timeout(600)
+
 # (file name, line) -> messages
 Verdict = dict[tuple[str, int], list[str]]
 
@@ -62,7 +65,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
     read = {"mypy": mypy_verdict, "pyright": pyright_verdict}
     said = {}
     for name, process in running.items():
-        output, complaints = process.communicate(timeout=110)
+        output, complaints = process.communicate()
         assert process.returncode == 1, f"{name} did not get to its verdict:\n{output}\n{complaints}"
         said[name] = read[name](output)
     return said
