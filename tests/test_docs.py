@@ -91,7 +91,7 @@ async def llm(invocation: Invocation) -> AsyncIterator[bytes]:
 
 
 async def chat(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
-    """How many things a session has said; opens sessions when it is asked to."""
+    """Count a session's requests; open sessions on request."""
     session = "s-1" if invocation.new_session else invocation.session_id
     headers = {"Content-Type": "application/json"}
     if invocation.new_session:

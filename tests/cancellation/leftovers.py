@@ -11,7 +11,7 @@ from tests.support.seams import connections_idle, connections_in_use
 
 
 async def nothing_is_held(client: aiosmrt.Client, server: RawServer) -> None:
-    """After a call of any outcome: no place, no connection, no task and no closed gate is kept."""
+    """After a call of any outcome, no slot, connection or task is held, and no call is held back."""
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (0, 0)
     assert not any(endpoint.held_back for endpoint in statistics.endpoints.values())

@@ -41,7 +41,7 @@ async def answers(client: aiosmrt.Client, server: RawServer) -> None:
 
 @each_moment
 async def test_first_call_of_a_client(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
-    """Configuration, credentials, connecting: each run has a client of its own."""
+    """Configuration, credentials, connecting: each run has its own client."""
     clients: list[aiosmrt.Client] = []
 
     async def prepare() -> Coroutine[Any, Any, Any]:
@@ -109,7 +109,7 @@ async def test_body_that_arrives_in_pieces(
 
 
 @each_moment
-async def test_waiting_for_a_turn(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+async def test_waiting_for_a_slot(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
     waits: list[aiosmrt.events.LimiterWaited] = []
 
     def observe(event: aiosmrt.events.Event) -> None:
@@ -134,7 +134,7 @@ async def test_waiting_for_a_turn(moment: Moment, make_client: MakeClient, serve
         await holders[-1]
         await answers(client, server)
 
-    # The call is in the queue when it suspends first; then the holder of the place may end.
+    # The call is in the queue when it suspends first; then the holder of the slot may end.
     assert await cancel_everywhere(prepare, moment, after=after, on_suspend=lambda _: gates[-1].set()) >= 2
     assert waits
 
@@ -233,7 +233,7 @@ async def test_waiting_for_capacity(
 async def test_many_calls_cancelled_while_there_is_no_capacity(
     seed: int, make_client: MakeClient, server: RawServer
 ) -> None:
-    """Whoever is cancelled, one of those that are left asks, so that all of them get through."""
+    """Whichever calls are cancelled, one of the rest asks, so all of them get through."""
     client = make_client(max_concurrency=3, wait_for_capacity=60.0)
     await invoke(client)
     server.play(*([NO_CAPACITY] if n % 4 else OK for n in range(200)))
@@ -349,7 +349,7 @@ async def test_close(moment: Moment, make_client: MakeClient, server: RawServer)
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_many_calls_cancelled_at_random(seed: int, make_client: MakeClient, server: RawServer) -> None:
-    """Half of 200 calls that share 5 places are cancelled, at whatever they are doing after some turns of the loop."""
+    """Half of 200 calls that share 5 slots are cancelled, each after a random number of turns of the loop."""
     client = make_client(max_concurrency=5, retry=QUICK)
     await invoke(client)
     server.play(*([error_response(503, "ServiceUnavailable")] if n % 3 == 0 else OK for n in range(200)))
@@ -376,7 +376,7 @@ async def test_many_calls_cancelled_at_random(seed: int, make_client: MakeClient
 
 
 async def test_closing_the_client_ends_its_calls(make_client: MakeClient, server: RawServer) -> None:
-    """One call waits for its response's head, one for the rest of its body, one for its turn."""
+    """One call waits for its response's head, one for the rest of its body, one for a slot."""
     client = make_client(max_concurrency=2, read_timeout=None)
     await invoke(client)
     server.play([asyncio.Event()], [response(200, b"o", length=2), asyncio.Event()])
@@ -393,7 +393,7 @@ async def test_closing_the_client_ends_its_calls(make_client: MakeClient, server
 
 
 async def test_closing_the_client_ends_a_back_off(make_client: MakeClient, server: RawServer) -> None:
-    """The wait would be an hour: the call ends by the closing or not at all."""
+    """The back-off is an hour long, so only closing can end the call."""
     hour = aiosmrt.RetryPolicy(base_delay=3600.0, max_delay=3600.0)
     waiting = asyncio.Event()
 

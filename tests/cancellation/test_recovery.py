@@ -143,7 +143,7 @@ async def start_prober(
 async def test_a_call_that_probes(
     moment: Moment, call: Call, options: dict[str, Any], make_client: MakeClient, server: RawServer
 ) -> None:
-    """It makes its target ill, waits, probes in vain, waits again, and gets through."""
+    """It makes its target ill, waits, probes without success, waits again, and gets through."""
     client = make_client(retry=AT_ONCE, **options)
     await answers(client, server)
 

@@ -50,7 +50,7 @@ async def answers(client: aiosmrt.Client, server: RawServer) -> None:
 
 
 async def read_stepwise(stream: Any, gates: list[asyncio.Event]) -> None:
-    """Let the server write each part when the one before it was handed out, so that each has an await of its own."""
+    """Let the server write each part after the reader has the one before it, so that each has its own await."""
     gates[0].set()
     payloads = []
     async for event in stream:
@@ -78,7 +78,7 @@ async def test_opening_reading_and_closing(
     make_client: MakeClient,
     server: RawServer,
 ) -> None:
-    """A cancelled reader has no chance to close its stream: the stream does."""
+    """A cancelled reader cannot close its stream, so the stream closes itself."""
     clients = [make_client()]
     if not first_call:
         await answers(clients[0], server)
@@ -159,7 +159,7 @@ async def test_an_error_whose_body_is_slow(moment: Moment, make_client: MakeClie
 
 
 @each_moment
-async def test_waiting_for_a_turn_behind_a_stream(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
+async def test_waiting_for_a_slot_behind_a_stream(moment: Moment, make_client: MakeClient, server: RawServer) -> None:
     client = make_client(max_concurrency=1)
     await answers(client, server)
     holders: list[Any] = []
@@ -207,7 +207,7 @@ async def leave_unread(stream: Any) -> None:
 
 
 @pytest.mark.parametrize("leave", [leave_by_return, leave_by_error, leave_by_close, leave_unread])
-async def test_leaving_early_gives_everything_back(
+async def test_leaving_early_releases_everything(
     leave: Callable[[Any], Coroutine[Any, Any, None]], make_client: MakeClient, server: RawServer
 ) -> None:
     client = make_client(max_concurrency=1)
@@ -215,7 +215,7 @@ async def test_leaving_early_gives_everything_back(
     stream = await opened(client)
     assert client.statistics().in_use == 1
     await leave(stream)
-    # The connection has more to say and cannot be used again: the server sees it end.
+    # The rest of the response is still to come, so the connection cannot be reused: the server sees it end.
     await server.until(lambda: server.connections_open == 0)
     await answers(client, server)
 
@@ -229,7 +229,7 @@ async def test_a_stream_read_to_its_end_leaves_its_connection_in_the_pool(
     assert server.connections_made == 1
 
 
-async def test_a_dropped_stream_warns_and_gives_everything_back(make_client: MakeClient, server: RawServer) -> None:
+async def test_a_dropped_stream_warns_and_releases_everything(make_client: MakeClient, server: RawServer) -> None:
     client = make_client(max_concurrency=1)
     server.play([HEAD, part(b"one"), asyncio.Event()])
     stream = await opened(client)

@@ -32,7 +32,7 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 async def server() -> AsyncIterator[RecordingServer]:
-    """A server that answers every request with an empty 200 until it is told otherwise."""
+    """A server that answers every request with an empty 200 until a test sets another answer."""
     async with RecordingServer() as server:
         yield server
 

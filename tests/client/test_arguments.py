@@ -1,4 +1,4 @@
-"""What a caller may pass: values that only look unusual get through whole, and senseless ones get a clear error."""
+"""What a caller may pass: unusual values arrive intact, and invalid ones raise a clear error."""
 
 import asyncio
 import enum
@@ -44,12 +44,12 @@ async def test_members_of_an_enumeration_travel_as_their_values(client: Client, 
 
 @pytest.mark.parametrize("name", ["connect_timeout", "read_timeout", "deadline"])
 @pytest.mark.parametrize("value", [0, -1, True, "5", math.inf, math.nan])
-def test_times_that_are_none(name: str, value: Any) -> None:
+def test_invalid_timeouts(name: str, value: Any) -> None:
     with pytest.raises(ParamValidationError, match=name):
         Client("eu-central-1", **{name: value})
 
 
-async def test_times_beyond_every_calendar(make_client: MakeClient, server: RecordingServer) -> None:
+async def test_very_long_timeouts(make_client: MakeClient, server: RecordingServer) -> None:
     client = make_client(deadline=1e12, read_timeout=1e12, connect_timeout=1e12)
     await client.invoke_endpoint(**CALL)
     assert server.last.header("amz-sdk-request") == "attempt=1"
@@ -77,7 +77,7 @@ class FileWithNothing(io.RawIOBase):
 
 
 @pytest.mark.parametrize("body", ["\ud800", AsynchronousFile(), FileWithNothing()], ids=["str", "async", "nothing"])
-async def test_bodies_that_give_no_bytes(client: Client, server: RecordingServer, body: Any) -> None:
+async def test_bodies_that_yield_no_bytes(client: Client, server: RecordingServer, body: Any) -> None:
     with pytest.raises(ParamValidationError, match="Body"):
         await client.invoke_endpoint(EndpointName="e", Body=body)
     assert server.requests == []
@@ -113,7 +113,7 @@ async def test_a_client_closed_while_it_reads_a_file_has_no_thread_left(
 
 
 @pytest.mark.parametrize("verify", [None, 0, 1, b"x", "", 1.5])
-def test_verify_that_is_nothing_of_the_kind(verify: Any) -> None:
+def test_invalid_verify(verify: Any) -> None:
     with pytest.raises(ParamValidationError, match="verify"):
         Client("eu-central-1", verify=verify)
 
@@ -159,7 +159,7 @@ def test_a_fips_pseudo_region_is_its_region_in_meta() -> None:
     assert (ours.meta.region_name, ours.meta.endpoint_url) == (theirs.meta.region_name, theirs.meta.endpoint_url)
 
 
-async def test_parameters_that_are_no_mapping(client: Client, server: RecordingServer) -> None:
+async def test_parameters_must_be_a_mapping(client: Client, server: RecordingServer) -> None:
     wrong: list[Any] = [[], "EndpointName", 5]
     for params in wrong:
         with pytest.raises(ParamValidationError, match="mapping"):
@@ -213,7 +213,7 @@ async def test_signing_without_a_region(server: RecordingServer) -> None:
         ("retry_stale_connections", None),
     ],
 )
-def test_retry_policies_that_make_no_sense(name: str, value: Any) -> None:
+def test_invalid_retry_policies(name: str, value: Any) -> None:
     with pytest.raises(ParamValidationError, match=name):
         RetryPolicy(**{name: value})
 

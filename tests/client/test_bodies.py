@@ -91,7 +91,7 @@ async def test_bytes_io(client: Client, server: RecordingServer) -> None:
 
 
 class Watched(io.BytesIO):
-    """A file that says in which threads it is touched."""
+    """A file that records which threads use it."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -192,7 +192,7 @@ async def test_files_that_are_refused(client: Client, server: RecordingServer, t
         assert "marker" not in str(caught.value)
     with path.open() as text, pytest.raises(ParamValidationError, match="text mode"):
         await client.invoke_endpoint(EndpointName="e", Body=text)  # type: ignore[arg-type]
-    # What the file itself says is clear enough.
+    # The file's own message is clear enough.
     closed = path.open("rb")
     closed.close()
     with pytest.raises(ValueError, match="closed file"):

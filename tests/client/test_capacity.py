@@ -1,4 +1,4 @@
-"""Waiting for capacity: one call asks, the others wait for it, and time passes when the test says so."""
+"""Waiting for capacity: one call asks and the others wait for it. Time is virtual."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ADAPTER: Key = ("llm", "adapter", None)
 
 @dataclass
 class Service:
-    """Refuses calls to what is scaled to zero, and says how many came for what.
+    """Refuses calls to targets that are scaled to zero, and counts the calls to each target.
 
     ``instead`` holds answers for the next requests of any kind; an event among them is waited for.
     """
@@ -122,7 +122,7 @@ def nothing_waits(client: Client, time: VirtualTime) -> bool:
 # Alone
 
 
-async def test_nobody_waits_unless_asked_to(client: Client, service: Service, server: RecordingServer) -> None:
+async def test_no_call_waits_unless_asked_to(client: Client, service: Service, server: RecordingServer) -> None:
     with pytest.raises(NoCapacityError) as caught:
         await call(client)
     assert caught.value.attempts == len(server.requests) == 1
@@ -167,7 +167,7 @@ async def test_a_call_asks_again_until_there_is_capacity(
     under_way = asyncio.create_task(invoke(client))
     for pause in (1.0, 2.0, 4.0, 8.0, 15.0, 15.0):
         await time.set_to(pause)
-        assert client.statistics().in_use == 0, "a call that waits holds no place"
+        assert client.statistics().in_use == 0, "a call that waits holds no slot"
         await time.advance(pause)
     await time.set_to(15.0)
     service.scaled_to_zero.clear()
@@ -206,18 +206,18 @@ async def test_pauses_are_random_and_heed_the_services_hint(
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "60", True])
-def test_a_senseless_wait_is_refused(value: Any) -> None:
+def test_an_invalid_wait_is_refused(value: Any) -> None:
     with pytest.raises(errors.ParamValidationError, match="wait_for_capacity must be a positive number of seconds"):
         Client("eu-central-1", wait_for_capacity=value)
     with pytest.raises(errors.ParamValidationError, match="wait_for_capacity"):
         Client("eu-central-1").with_options(wait_for_capacity=value)
 
 
-async def test_a_view_waits_as_it_says(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
+async def test_a_view_has_its_own_wait(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
     client = time.drive(make_client())
     patient = client.with_options(wait_for_capacity=600.0)
     prober = await prober_of(patient, time)
-    # Neither the client nor a view that waits no more is held back, and what they are told changes nothing.
+    # Neither the client nor a view that no longer waits is held back, and their answers change nothing.
     for impatient in (client, patient.with_options(wait_for_capacity=None)):
         with pytest.raises(NoCapacityError) as caught:
             await call(impatient)
@@ -250,7 +250,7 @@ async def test_one_asks_and_the_others_wait(make_client: MakeClient, service: Se
     assert nothing_waits(client, time)
 
 
-async def test_many_that_are_refused_together_leave_it_to_one(
+async def test_of_many_refused_together_only_one_asks_again(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     client = time.drive(make_client(wait_for_capacity=600.0))
@@ -271,7 +271,7 @@ async def test_many_that_are_refused_together_leave_it_to_one(
     assert nothing_waits(client, time)
 
 
-async def test_those_in_the_queue_send_nothing_once_there_is_no_capacity(
+async def test_queued_calls_send_nothing_once_capacity_is_missing(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     """A map over very many items: all of its calls were in the queue before the first one was refused."""
@@ -345,7 +345,7 @@ async def test_each_target_has_a_prober(make_client: MakeClient, service: Servic
 
 
 async def test_a_retry_waits_too(make_client: MakeClient, service: Service, time: VirtualTime) -> None:
-    """Between two attempts of a throttled call, another call finds out that there is no capacity."""
+    """Between two attempts of a throttled call, another call learns that capacity is missing."""
     client = time.drive(make_client(wait_for_capacity=600.0, retry=RetryPolicy(throttling_base_delay=30.0)))
     service.instead = [refusal("ThrottlingException", None)]
     (throttled,) = start(client)
@@ -388,7 +388,7 @@ async def test_a_prober_uses_all_of_its_time(make_client: MakeClient, service: S
     assert nothing_waits(client, time)
 
 
-async def test_who_never_sent_anything_raises_what_the_prober_was_told(
+async def test_a_call_that_sent_nothing_raises_the_probers_error(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     client = time.drive(make_client(wait_for_capacity=600.0))
@@ -414,7 +414,7 @@ async def test_who_never_sent_anything_raises_what_the_prober_was_told(
     assert nothing_waits(client, time)
 
 
-async def test_who_was_refused_raises_its_own_error(
+async def test_a_call_that_was_refused_raises_its_own_error(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     client = time.drive(make_client(wait_for_capacity=600.0))
@@ -465,7 +465,7 @@ async def test_when_a_probers_time_is_up_the_next_one_goes_on(
     assert nothing_waits(client, time)
 
 
-async def test_a_line_whose_time_ends_together_does_not_ask_one_after_the_other(
+async def test_calls_whose_time_ends_together_do_not_ask_one_by_one(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     client = time.drive(make_client(wait_for_capacity=2.5))
@@ -507,7 +507,7 @@ async def test_the_time_is_that_of_all_waits_together(
 # Probers that leave
 
 
-async def test_a_cancelled_probers_part_is_taken_at_once(
+async def test_a_cancelled_prober_is_replaced_at_once(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     client = time.drive(make_client(wait_for_capacity=600.0))
@@ -603,7 +603,7 @@ ENDS_THE_WAIT: dict[str, tuple[Response, type[errors.AiosmrtError]]] = {
     "broken off": (Response(declared_length=9, cut=True), errors.ResponseStreamingError),
     "loading": (refusal("ModelNotReadyException", "wait", 429), errors.ModelNotReadyException),
 }
-SAYS_NOTHING: dict[str, tuple[Response | None, type[errors.AiosmrtError]]] = {
+INCONCLUSIVE: dict[str, tuple[Response | None, type[errors.AiosmrtError]]] = {
     "throttling": (refusal("ThrottlingException", None), errors.ThrottlingError),
     "unavailable": (refusal("ServiceUnavailable", "later", 503), errors.ServiceUnavailable),
     "bad gateway": (Response(502, (), b"<html></html>"), errors.ServiceError),
@@ -638,8 +638,8 @@ async def test_an_answer_that_lets_the_others_go_on(
     assert nothing_waits(client, time)
 
 
-@pytest.mark.parametrize(("answer", "error"), SAYS_NOTHING.values(), ids=SAYS_NOTHING)
-async def test_an_answer_that_says_nothing_makes_the_next_one_ask(
+@pytest.mark.parametrize(("answer", "error"), INCONCLUSIVE.values(), ids=INCONCLUSIVE)
+async def test_an_inconclusive_answer_makes_the_next_call_ask(
     make_client: MakeClient,
     service: Service,
     time: VirtualTime,
@@ -665,7 +665,7 @@ async def test_an_answer_that_says_nothing_makes_the_next_one_ask(
 async def test_a_prober_goes_on_whatever_else_it_is_answered(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
-    """Nobody else asks meanwhile, and its patience is that of waiting for capacity."""
+    """No other call asks in the meantime, and its patience is that of waiting for capacity."""
     unavailable = refusal("ServiceUnavailable", "later", 503)
     client = time.drive(make_client(wait_for_capacity=600.0))
     prober = await prober_of(client, time)
@@ -748,13 +748,18 @@ async def test_a_probe_that_is_refused_late_begins_anew(
 
 
 @pytest.mark.parametrize("role", ["prober", "waiter"])
-async def test_the_deadline_holds(make_client: MakeClient, service: Service, time: VirtualTime, role: str) -> None:
+async def test_the_deadline_holds(
+    make_client: MakeClient, service: Service, time: VirtualTime, virtual_time: VirtualTime, role: str
+) -> None:
     client = time.drive(make_client(wait_for_capacity=600.0))
     others = []
     if role == "waiter":
         others.append(await prober_of(client, time))
+    hurried = client.with_options(deadline=30.0)
+    late = await prober_of(hurried, time) if role == "prober" else (await waiters_of(hurried, time, 1, 600.0))[0]
+    await virtual_time.advance(30.0)
     with pytest.raises(errors.DeadlineExceededError) as caught:
-        await call(client.with_options(deadline=0.05))
+        await late
     assert isinstance(caught.value.__cause__, NoCapacityError)
     assert caught.value.attempts == (1 if role == "prober" else 0)
     assert service.seen[ADAPTER] == 1
@@ -765,16 +770,17 @@ async def test_the_deadline_holds(make_client: MakeClient, service: Service, tim
 
 
 async def test_the_deadline_names_what_went_before(
-    make_client: MakeClient, service: Service, time: VirtualTime
+    make_client: MakeClient, service: Service, time: VirtualTime, virtual_time: VirtualTime
 ) -> None:
     client = time.drive(
-        make_client(wait_for_capacity=600.0, deadline=0.3, retry=RetryPolicy(throttling_base_delay=0.1))
+        make_client(wait_for_capacity=600.0, deadline=30.0, retry=RetryPolicy(throttling_base_delay=0.1))
     )
     service.instead = [refusal("ThrottlingException", None)]
     (late,) = start(client)
     await time.set_to(0.1)
     await time.advance(0.1)
     await time.set_to(1.0)
+    await virtual_time.advance(30.0)
     with pytest.raises(errors.DeadlineExceededError) as caught:
         await late
     assert isinstance(caught.value.__cause__, NoCapacityError)
@@ -884,7 +890,7 @@ async def test_observers_hear_how_each_wait_ended(make_client: MakeClient, servi
     assert attempts == [1, 2, 1]
 
 
-async def test_a_view_whose_time_is_up_says_so_once(
+async def test_a_view_reports_the_end_of_its_time_once(
     make_client: MakeClient, service: Service, time: VirtualTime
 ) -> None:
     seen: list[Event] = []

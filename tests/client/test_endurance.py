@@ -1,7 +1,7 @@
-"""What calls do while the service is ill: they wait, give up in time, and do not storm it.
+"""Calls to an ill service wait, give up in time, and do not flood it.
 
 The sockets are real, the time is virtual. It stands still while anything happens, a request on its way included, and
-then goes to the next timer. So an answer takes no time unless the service says how long its model works.
+then jumps to the next timer. So an answer takes no time unless the service's model is given some.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ THROTTLING = error(400, "ThrottlingException")
 NOT_READY = error(429, "ModelNotReadyException")
 BROKEN_STREAM = Response(200, (), encode_exception("InternalStreamFailure", b'{"Message": "ill"}'))
 
-# Answers of an ill service; None resets the connection. "refused" has no answer: nothing listens.
+# Answers of an ill service; None resets the connection. With "refused", nothing listens.
 ILLNESSES: dict[str, Callable[[], Response | None]] = {
     "503": lambda: UNAVAILABLE,
     "500": lambda: error(500, "InternalFailure"),
@@ -80,7 +80,7 @@ HEALTHY: dict[str, Response] = {
 
 @dataclass
 class Service:
-    """Answers requests, and is ill when a test says so.
+    """Answers requests, and is ill when a test makes it.
 
     Args:
         time: its clock.
@@ -110,11 +110,11 @@ class Service:
         return self.seen.total()
 
     def fall_ill(self, illness: str, seconds: float | None = None, *targets: Key) -> None:
-        """Be ill from now on.
+        """Fall ill now.
 
         Args:
             illness: a key of `STREAM_ILLNESSES`.
-            seconds: for how long; None for without end.
+            seconds: for how long. If None, until `recover`.
             targets: what is ill; all if none is named.
         """
         self._illness = illness
@@ -246,7 +246,7 @@ class World:
         return client
 
     def start(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Outcome]:
-        """Make a call in a task of its own."""
+        """Make a call in a new task."""
 
         async def ends() -> Outcome:
             began = self.time.now
@@ -325,7 +325,7 @@ SECONDS = [0.3, 1.0, 3.0, 10.0]
 
 
 async def all_twelve_succeed(world: World, call: Call, illness: str) -> None:
-    """Outages of all lengths, each with a client of its own."""
+    """Outages of all lengths, each with its own client."""
     lost = {}
     for seconds in SECONDS:
         client = await world.client(seed=int(10 * seconds))
@@ -396,7 +396,7 @@ async def test_a_call_gives_up_when_its_patience_is_over(world: World, call: Cal
     assert failure.attempts == client.statistics().attempts - 1 > 1
     waited = failure.waited
     assert waited.probe + waited.back_off == pytest.approx(7.5, abs=EXACT)
-    # A model that is being loaded is no outage: its calls back off, each for itself.
+    # A model that is being loaded is not an outage: each of its calls backs off by itself.
     assert (waited.probe == 0) == (illness == "ModelNotReadyException")
     assert str(failure).endswith(f" (gave up after waiting {waited})")
     named = {"for the service to recover": waited.probe, "in back-off between attempts": waited.back_off}
@@ -519,7 +519,7 @@ AT_THE_TARGET = [illness for illness in ILLNESSES if illness != "ModelNotReadyEx
 
 @pytest.mark.parametrize("illness", AT_THE_TARGET)
 async def test_a_deadline_alone_is_the_patience(world: World, illness: str) -> None:
-    """A call waits until its deadline, however long that is; and says how."""
+    """A call waits until its deadline, however long that is, and reports how."""
     client = await world.client(deadline=100.0)
     world.service.fall_ill(illness)
     first, second = await world.outcomes(*[world.start(invoke(client)) for _ in range(2)])
@@ -735,7 +735,7 @@ async def test_a_newcomer_fails_where_enough_calls_wait_for_the_service(world: W
         assert (outcome.result.operation is not None, outcome.result.endpoint_name) == (True, "llm")
         assert outcome.result.max_waiting == 3
     assert world.service.requests == sent
-    # Another target has a line of its own.
+    # Another target has its own line.
     assert (await world.outcome(invoke(client, ("other", None, None)))).failed is False
 
 

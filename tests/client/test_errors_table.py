@@ -1,4 +1,4 @@
-"""The table of errors, row by row, through the client against a server that says exactly what the row says.
+"""The table of errors, row by row, through the client against a server that sends exactly what the row describes.
 
 Each row: what the service (or the network) does, the type that is raised, the number of requests that the server has
 counted, and the waits between them. The random number of the back-off is 0.5 and waits are noted instead of waited.
@@ -321,7 +321,7 @@ async def test_a_model_that_is_loading_is_waited_for_until_the_deadline(
     assert caught.value.attempts == 12
 
 
-async def test_the_deadline_is_told_as_ttl(make_client: MakeClient, server: RawServer) -> None:
+async def test_the_deadline_is_sent_as_ttl(make_client: MakeClient, server: RawServer) -> None:
     client = make_client(deadline=60.0)
     seams.set_wall_clock(client, lambda: 1_700_000_000.0)
     await invoke_endpoint(client)
@@ -329,7 +329,7 @@ async def test_the_deadline_is_told_as_ttl(make_client: MakeClient, server: RawS
 
 
 async def test_a_retry_that_would_end_past_the_deadline_is_not_made(
-    make_client: MakeClient, server: RawServer, clock: Clock
+    make_client: MakeClient, server: RawServer, clock: Clock, virtual_time: VirtualTime
 ) -> None:
     server.play(*[[error_response(400, "ThrottlingException", None)]] * 3)
     with pytest.raises(errors.ThrottlingError) as caught:
@@ -389,7 +389,7 @@ async def test_the_hint_is_on_the_error(make_client: MakeClient, server: RawServ
 
 @dataclass
 class Failure:
-    """Something below the service: what happens to the first two requests, and the errors that say so."""
+    """A failure below the service: what happens to the first two requests, and the errors raised."""
 
     script: Script
     error: type[errors.TransportError]
@@ -505,7 +505,7 @@ WHOLE: Script = [HEAD, chunk(FIRST), LAST_CHUNK]
 
 @dataclass
 class StreamFailure:
-    """How a stream fails, and the error; ``retried`` if no part was handed out yet."""
+    """How a stream fails, and the error; ``retried`` if it is retried before its first part."""
 
     ending: Script
     error: type[errors.AiosmrtError]
@@ -525,7 +525,7 @@ STREAM_FAILURES = {
     "ModelStreamError ModelInvocationTimeExceeded": StreamFailure(
         [chunk(TOO_LONG), LAST_CHUNK], errors.ModelStreamError, "model", retried=False, boto=boto.EventStreamError
     ),
-    "an error that nobody knows": StreamFailure(
+    "an unknown error": StreamFailure(
         [chunk(UNKNOWN), LAST_CHUNK], errors.EventStreamError, "none", retried=False, boto=boto.EventStreamError
     ),
     "cut inside a frame, with a clean ending": StreamFailure(

@@ -12,6 +12,7 @@ from aiosmrt import AiosmrtError, Client, RetryPolicy
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from tests.support import seams
 from tests.support.clients import MakeClient, no_sleep
+from tests.support.probes import shorten_probe_pauses
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond_in_turn
 
 CALL: dict[str, Any] = {"EndpointName": "e", "Body": b"1,2"}
@@ -19,8 +20,9 @@ ONE = encode_payload_part(b"one")
 
 
 @pytest.fixture
-def collector_off() -> Iterator[None]:
-    """Only reference counts free objects."""
+def collector_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Only reference counts free objects; pauses are short."""
+    shorten_probe_pauses(monkeypatch)
     gc.disable()
     # What earlier tests have left is not listed from here on.
     gc.freeze()
@@ -59,11 +61,11 @@ OUTCOMES: dict[str, tuple[Callable[[Client], Awaitable[None]], list[Response | N
     "body-broken-off": (invoke, [Response(declared_length=9, cut=True)], {}),
     "success-after-retry": (invoke, [None, Response()], {}),
     "deadline": (invoke, [Response(503, (), b"{}")], {"deadline": 1e-9}),
-    "deadline-not-reached": (invoke, [None], {"deadline": 10.0}),
+    "deadline-not-reached": (invoke, [None], {"deadline": 60.0}),
     "no-capacity": (invoke, [NO_CAPACITY], {"wait_for_capacity": 1e-9}),
-    "no-capacity-before-the-deadline": (invoke, [NO_CAPACITY], {"wait_for_capacity": 1e-9, "deadline": 10.0}),
-    "capacity": (invoke, [NO_CAPACITY, Response()], {"wait_for_capacity": 10.0}),
-    "capacity-before-the-deadline": (invoke, [NO_CAPACITY, Response()], {"wait_for_capacity": 10.0, "deadline": 10.0}),
+    "no-capacity-before-the-deadline": (invoke, [NO_CAPACITY], {"wait_for_capacity": 1e-9, "deadline": 60.0}),
+    "capacity": (invoke, [NO_CAPACITY, Response()], {"wait_for_capacity": 60.0}),
+    "capacity-before-the-deadline": (invoke, [NO_CAPACITY, Response()], {"wait_for_capacity": 60.0, "deadline": 60.0}),
     "stream": (read_stream, [Response(body=ONE)], {}),
     "stream-error": (read_stream, [Response(body=BROKEN)], {}),
     "stream-error-later": (read_stream, [Response(body=ONE + BROKEN)], {}),

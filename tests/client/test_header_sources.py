@@ -21,7 +21,7 @@ ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 
 @dataclass
 class Source:
-    """An observer that adds what it is told to, or raises it."""
+    """An observer that adds the given headers, or raises the given error."""
 
     added: Mapping[str, str] | Exception
     seen: list[events.Event] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Source:
         self.seen.append(event)
 
     def request_headers(self, started: events.CallStarted, headers: Mapping[str, str]) -> Mapping[str, str]:
-        # of this very call it has been told
+        # it has seen this call begin
         assert self.seen[-1] is started
         self.asked.append((started, dict(headers)))
         if isinstance(self.added, Exception):
@@ -126,7 +126,7 @@ async def test_faulty_headers_are_left_out_and_the_call_goes_on(
 
 async def test_streams_and_deadlines(make_client: MakeClient, server: RecordingServer) -> None:
     source = Source({"traceparent": "00-1-2-01"})
-    client = make_client(observers=[source], deadline=10.0)
+    client = make_client(observers=[source], deadline=60.0)
     response = await client.invoke_endpoint_with_response_stream(EndpointName="e", Body=b"1")
     async with response["Body"] as stream:
         assert [event async for event in stream] == []

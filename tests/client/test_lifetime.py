@@ -28,7 +28,7 @@ async def call(client: Client) -> int:
 
 @pytest.fixture
 def server_in_a_thread() -> Iterator[str]:
-    """The URL of a server that has a loop and a thread of its own, so that a test may run several loops."""
+    """The URL of a server with its own loop and thread, so that a test may run several loops."""
     started: Any = threading.Event()
     found: list[Any] = []
 
@@ -70,7 +70,7 @@ except ClientStateError as error:
     assert (done.returncode, done.stdout, done.stderr) == (0, "the client is closed\n", "")
 
 
-def test_a_second_loop_is_told(server_in_a_thread: str) -> None:
+def test_use_on_a_second_loop_is_refused(server_in_a_thread: str) -> None:
     client = Client(endpoint_url=server_in_a_thread, **CLIENT_ARGUMENTS)
     with asyncio.Runner() as first:
         assert first.run(call(client)) == 200
@@ -89,7 +89,7 @@ def test_a_second_loop_is_told(server_in_a_thread: str) -> None:
 
 
 def in_child(check: Callable[[], object]) -> str:
-    """Run `check` in a forked child; what went wrong there, or nothing."""
+    """Run `check` in a forked child; return its traceback, or an empty string."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -109,7 +109,7 @@ def in_child(check: Callable[[], object]) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_is_told(server_in_a_thread: str) -> None:
+def test_use_in_a_forked_child_is_refused(server_in_a_thread: str) -> None:
     client = Client(endpoint_url=server_in_a_thread, **CLIENT_ARGUMENTS)
     with asyncio.Runner() as runner:
         assert runner.run(call(client)) == 200
@@ -152,7 +152,7 @@ def _nothing() -> Any:
     return nullcontext()
 
 
-async def test_a_closed_client_is_told(client: Client) -> None:
+async def test_use_of_a_closed_client_is_refused(client: Client) -> None:
     assert await call(client) == 200
     await client.close()
     await client.close()
@@ -224,9 +224,7 @@ async def test_nothing_is_left_when_a_first_call_is_cancelled(client: Client, se
     assert client.statistics().in_use == 0
 
 
-async def test_closing_ends_the_wait_behind_a_stream_that_nobody_reads(
-    make_client: MakeClient, server: RecordingServer
-) -> None:
+async def test_closing_ends_the_wait_behind_an_unread_stream(make_client: MakeClient, server: RecordingServer) -> None:
     server.answer = respond(200, encode_payload_part(b"one"))
     client = make_client(max_concurrency=1)
     callers = (client, client.with_options(max_concurrency=1))

@@ -1,4 +1,4 @@
-"""Answers that say something else than the service model: typed errors all the same."""
+"""Answers that contradict the service model still become typed errors."""
 
 from typing import Any
 

@@ -33,7 +33,7 @@ CALL: dict[str, Any] = {"EndpointName": "e", "Body": b"1,2"}
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """A certificate authority that nobody knows."""
+    """A certificate authority that no client trusts by default."""
     return trustme.CA()
 
 
@@ -100,16 +100,19 @@ async def test_a_certificate_for_another_name(
 
 
 async def test_plain_http_where_tls_is_spoken_and_the_reverse(
-    make_client: MakeClient, server: RecordingServer, tls_server: RecordingServer
+    make_client: MakeClient, server: RecordingServer, tls_server: RecordingServer, virtual_time: VirtualTime
 ) -> None:
     once = RetryPolicy(max_attempts=1)
     client = make_client(endpoint_url=tls_server.url.replace("https", "http"), retry=once)
     with pytest.raises(errors.TransportError):
         await client.invoke_endpoint(**CALL)
     # A server of plain HTTP waits for the rest of what it takes for a request's head.
-    client = make_client(endpoint_url=server.url.replace("http", "https"), retry=once, connect_timeout=0.1)
+    client = make_client(endpoint_url=server.url.replace("http", "https"), retry=once)
+    call = asyncio.create_task(client.invoke_endpoint(**CALL))
+    await server.until(lambda server: server.connections_made == 1)
+    await virtual_time.advance(6.0)
     with pytest.raises(errors.ConnectTimeoutError):
-        await client.invoke_endpoint(**CALL)
+        await call
     assert server.requests == tls_server.requests == []
 
 
@@ -167,7 +170,7 @@ async def test_a_proxy_without_a_scheme(make_client: MakeClient, monkeypatch: py
         assert await read(make_client(endpoint_url="http://runtime.example:8080")) == b"by proxy"
 
 
-async def test_what_goes_past_the_proxy(
+async def test_hosts_that_bypass_the_proxy(
     make_client: MakeClient, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # botocore does not read it either, and aiohttp speaks no SOCKS
@@ -183,7 +186,7 @@ async def test_what_goes_past_the_proxy(
 @pytest.mark.parametrize(
     "url", ["socks5://u:pass-word@127.0.0.1:9", "http://[::1", "http://u:pass-word@h:x", "http://"]
 )
-async def test_what_is_no_proxy(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+async def test_invalid_proxy_urls(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("HTTP_PROXY", url)
     with pytest.raises(errors.InvalidConfigError, match="HTTP_PROXY") as caught:
         await make_client(endpoint_url="http://runtime.example").invoke_endpoint(**CALL)
@@ -247,7 +250,7 @@ async def test_https_through_a_tunnel(
         await proxy.wait_closed()
 
 
-async def test_a_proxy_that_is_not_there(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_that_refuses_connections(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async with RecordingServer() as gone:
         url = gone.url
     monkeypatch.setenv("HTTP_PROXY", url)
@@ -315,7 +318,7 @@ async def test_a_connection_idle_too_long_is_not_used_again(
     assert [request.connection for request in server.requests] == [0, 1, 2]
 
 
-async def test_a_connection_that_the_service_closed_meanwhile(client: Client, server: RecordingServer) -> None:
+async def test_a_connection_that_the_service_has_closed(client: Client, server: RecordingServer) -> None:
     server.answer = respond(200, b"", [], close=True)
     await client.invoke_endpoint(**CALL)
     await server.until(lambda server: server.connections_open == 0)
@@ -368,7 +371,7 @@ async def test_read_timeout(make_client: MakeClient, server: RecordingServer, vi
 
 @pytest.mark.parametrize("read_timeout", [70.0, 0.02])
 async def test_connect_timeout(make_client: MakeClient, busy_url: str, read_timeout: float) -> None:
-    # A read timeout that is shorter does not turn this into one, for which there would be no second attempt.
+    # A shorter read timeout does not make this a read timeout, after which there would be no second attempt.
     client = make_client(
         endpoint_url=busy_url, connect_timeout=0.05, read_timeout=read_timeout, retry=RetryPolicy(max_attempts=2)
     )
@@ -378,10 +381,10 @@ async def test_connect_timeout(make_client: MakeClient, busy_url: str, read_time
     assert caught.value.attempts == 2
 
 
-# A session of the caller's own
+# The caller's session
 
 
-async def test_a_session_of_the_callers_own_is_used_and_left_open(server: RecordingServer) -> None:
+async def test_the_callers_session_is_used_and_left_open(server: RecordingServer) -> None:
     server.answer = respond(200, b"", [("Set-Cookie", "a=b; Path=/")])
     async with aiohttp.ClientSession(headers={"X-Mine": "1"}) as session:
         async with Client(endpoint_url=server.url, session=session, **CLIENT_ARGUMENTS) as client:
@@ -396,7 +399,7 @@ async def test_a_session_of_the_callers_own_is_used_and_left_open(server: Record
             assert answer.status == 200
 
 
-async def test_a_closed_session_of_the_callers_own(server: RecordingServer) -> None:
+async def test_a_closed_session_of_the_caller(server: RecordingServer) -> None:
     session = aiohttp.ClientSession()
     await session.close()
     async with Client(endpoint_url=server.url, session=session, **CLIENT_ARGUMENTS) as client:
@@ -404,7 +407,7 @@ async def test_a_closed_session_of_the_callers_own(server: RecordingServer) -> N
             await client.invoke_endpoint(**CALL)
 
 
-async def test_trace_configs_of_the_callers_own_session_see_the_requests(server: RecordingServer) -> None:
+async def test_trace_configs_of_the_callers_session_see_the_requests(server: RecordingServer) -> None:
     seen = []
 
     async def on_start(session: Any, context: Any, params: aiohttp.TraceRequestStartParams) -> None:
@@ -420,7 +423,7 @@ async def test_trace_configs_of_the_callers_own_session_see_the_requests(server:
     assert seen == ["/endpoints/e/invocations"]
 
 
-async def test_a_wait_in_the_pool_of_the_callers_own_session_is_no_timeout(
+async def test_a_wait_in_the_pool_of_the_callers_session_does_not_time_out(
     server: RecordingServer, virtual_time: VirtualTime
 ) -> None:
     """The first call's answer takes longer than both timeouts would let the second wait for its connection."""
@@ -446,7 +449,7 @@ async def test_a_wait_in_the_pool_of_the_callers_own_session_is_no_timeout(
         await asyncio.gather(first, second)
 
 
-async def test_the_callers_own_session_may_raise_for_statuses(server: RecordingServer) -> None:
+async def test_the_callers_session_may_raise_for_statuses(server: RecordingServer) -> None:
     server.answer = respond(400, b'{"message": "m"}', [("x-amzn-errortype", "ValidationError")])
     async with (
         aiohttp.ClientSession(raise_for_status=True) as session,

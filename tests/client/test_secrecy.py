@@ -1,6 +1,6 @@
 """Credentials, payloads and custom attributes never reach a log, a representation or an error.
 
-Everything is done with values that carry a marker, at the lowest log level, and everything that says something is
+Everything is done with values that carry a marker, at the lowest log level, and everything that produces text is
 searched for the markers afterwards: log records, representations, errors with all that hangs on them, events.
 """
 
@@ -33,7 +33,7 @@ SECRET, TOKEN, REQUEST, REPLY, ATTRIBUTES, REPLY_ATTRIBUTES = MARKERS.values()
 
 
 class Said:
-    """Everything that was said, with where it was said."""
+    """Every text that was produced, with its origin."""
 
     def __init__(self) -> None:
         self.texts: list[tuple[str, str]] = []
@@ -154,7 +154,7 @@ async def test_calls_keep_their_secrets(
             outcomes.append(type(error).__name__)
             error_response = getattr(error, "response", None)
             if error_response is not None:
-                # botocore's dictionary holds all response headers, as it must; the service's own are no secret.
+                # botocore's dictionary holds all response headers, as it must; they are not secret.
                 headers = error_response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
                 headers.pop("x-amzn-sagemaker-custom-attributes", None)
             said.add_error(type(error).__name__, error)
@@ -190,7 +190,7 @@ async def test_refused_parameters_keep_their_secrets(client: Client, said: Said,
     ):
         with pytest.raises(errors.ParamValidationError) as caught:
             await call
-        # pytest's own record of the call holds its arguments; what our error says is asked for.
+        # pytest's own record of the call holds its arguments; our error's own text is checked.
         said.add("message", caught.value, caught.value.faults, caught.value.kwargs)
     assert said.leaks() == []
 
@@ -204,7 +204,7 @@ async def test_objects_keep_their_secrets(client: Client, server: RecordingServe
         ours = [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("aiosmrt.")]
         assert len(ours) > 20
         for thing in ours:
-            # Records that the wire is made of are plain tuples and never said anywhere; classes say their names.
+            # Wire records are plain tuples and are never shown anywhere; their classes show their names.
             if type(thing).__module__ not in ("aiosmrt._transport", "aiosmrt._wire.params"):
                 said.add(f"{type(thing).__module__}.{type(thing).__name__}", thing)
     assert said.leaks() == []
@@ -226,7 +226,7 @@ async def test_a_proxys_password_is_kept(said: Said, monkeypatch: pytest.MonkeyP
                         await client.invoke_endpoint(EndpointName="e", Body=b"")
                     said.add_error(f"{scheme} by {address}", caught.value)
                     said.add("client", client, client.meta)
-        # It was told to the proxy, and to nobody else.
+        # The proxy alone received it.
         assert all(request.header("Proxy-Authorization") for request in proxy.requests)
         assert len(proxy.requests) == 2
     assert said.leaks() == []

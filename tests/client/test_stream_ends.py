@@ -1,4 +1,4 @@
-"""How a stream ends when its connection breaks while nobody reads, or when another task closes it."""
+"""How a stream ends when its connection breaks between reads, or when another task closes it."""
 
 import asyncio
 import gc
@@ -27,7 +27,7 @@ async def part(stream: EventStream) -> bytes:
 
 
 @pytest.mark.parametrize("end", [RESET, CLOSE])
-async def test_parts_that_arrived_before_the_connection_broke_are_handed_out(make_client: MakeClient, end: Any) -> None:
+async def test_parts_that_arrived_before_the_connection_broke_are_yielded(make_client: MakeClient, end: Any) -> None:
     go_on = asyncio.Event()
     script: Script = [response(200, ONE, chunked=True), go_on, chunk(TWO), end]
     async with RawServer([script]) as server:
@@ -35,7 +35,7 @@ async def test_parts_that_arrived_before_the_connection_broke_are_handed_out(mak
         async with await open_stream(client) as stream:
             assert await part(stream) == b"one"
             go_on.set()
-            # Nobody reads until both the part and the end are here.
+            # The next read comes after both the part and the end have arrived.
             await server.until(lambda: server.connections_open == 0)
             while not seams.has_broken(stream):
                 await asyncio.sleep(0)
@@ -56,7 +56,7 @@ async def test_closing_a_stream_ends_the_task_that_reads_it(make_client: MakeCli
         reader = asyncio.create_task(read())
         await asyncio.sleep(0)
         stream.close()
-        # It has ended, and has not failed: no part was handed out, and no other attempt is made for that.
+        # It has ended without failing, so no other attempt is made although no part was read.
         assert await reader == []
         await server.until(lambda: server.connections_open == 0)
         assert len(server.requests) == 1
@@ -64,7 +64,7 @@ async def test_closing_a_stream_ends_the_task_that_reads_it(make_client: MakeCli
         assert client.statistics().retries == {}
 
 
-async def test_a_second_reader_is_told_of_the_first(make_client: MakeClient) -> None:
+async def test_a_second_reader_is_refused(make_client: MakeClient) -> None:
     go_on = asyncio.Event()
     script: Script = [response(200, b"", chunked=True), go_on, chunk(ONE), CLOSE]
     async with RawServer([script]) as server:

@@ -139,7 +139,7 @@ async def test_a_view_changes_what_it_names_and_nothing_else(make_client: MakeCl
 
 
 async def waiting_calls(client: Client, count: int) -> None:
-    """Let the calls run that were begun until so many of them wait for a turn."""
+    """Let the calls run until this many of them wait for a slot."""
     while client.statistics().waiting < count:
         await asyncio.sleep(0)
 
@@ -180,7 +180,7 @@ async def test_max_concurrency_is_per_endpoint_and_in_order(make_client: MakeCli
     assert gate.most == 4
     for path in ("/endpoints/a/invocations", "/endpoints/b/invocations"):
         bodies = [request.body for request in server.requests if request.path == path]
-        # Within a pair the two connections race; the pairs come in turn.
+        # Within a pair the two connections race; the pairs come in order.
         assert [set(bodies[i : i + 2]) for i in (0,)] == [{b"0", b"1"}]
         assert sorted(bodies) == [b"%d" % number for number in range(6)]
     assert client.statistics().in_use == client.statistics().waiting == 0
@@ -195,7 +195,7 @@ async def test_calls_come_in_the_order_in_which_they_were_made(
     assert server.connections_made == 1
 
 
-async def test_a_view_with_a_limit_of_its_own(make_client: MakeClient, server: RecordingServer) -> None:
+async def test_a_view_with_its_own_limit(make_client: MakeClient, server: RecordingServer) -> None:
     gate = Gate()
     server.answer = gate
     client = make_client(max_concurrency=1)
@@ -213,7 +213,7 @@ async def test_a_view_with_a_limit_of_its_own(make_client: MakeClient, server: R
     assert client.statistics().calls == other.statistics().calls == 5
 
 
-async def test_a_stream_holds_its_place_until_it_ends(make_client: MakeClient, server: RecordingServer) -> None:
+async def test_a_stream_holds_its_slot_until_it_ends(make_client: MakeClient, server: RecordingServer) -> None:
     client = make_client(max_concurrency=1)
     response = await client.invoke_endpoint_with_response_stream(**CALL)
     assert client.statistics().in_use == 1
@@ -225,7 +225,7 @@ async def test_a_stream_holds_its_place_until_it_ends(make_client: MakeClient, s
     assert client.statistics().in_use == 0
 
 
-async def test_an_unclosed_stream_says_so_and_gives_its_place_back(client: Client) -> None:
+async def test_an_unclosed_stream_warns_and_releases_its_slot(client: Client) -> None:
     response: Any = await client.invoke_endpoint_with_response_stream(**CALL)
     with pytest.warns(ResourceWarning, match="unclosed <EventStream"):
         del response
@@ -333,9 +333,9 @@ async def test_observers_see_failures_streams_and_waits(make_client: MakeClient,
     assert waited.duration >= 0
 
 
-async def test_an_observer_that_fails_harms_no_call(make_client: MakeClient, server: RecordingServer) -> None:
-    said: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+async def test_a_failing_observer_does_not_affect_the_call(make_client: MakeClient, server: RecordingServer) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     seen: list[events.Event] = []
 
     def fails(event: events.Event) -> None:
@@ -345,11 +345,11 @@ async def test_an_observer_that_fails_harms_no_call(make_client: MakeClient, ser
     response = await client.invoke_endpoint(**CALL)
     assert response["ResponseMetadata"]["HTTPStatusCode"] == 200
     assert seen
-    assert len(said) == len(seen)
-    assert all(str(context["exception"]) == "observer" for context in said)
+    assert len(complaints) == len(seen)
+    assert all(str(context["exception"]) == "observer" for context in complaints)
 
 
-async def test_a_view_has_observers_of_its_own(make_client: MakeClient) -> None:
+async def test_a_view_has_its_own_observers(make_client: MakeClient) -> None:
     of_client: list[events.Event] = []
     of_view: list[events.Event] = []
     client = make_client(observers=[of_client.append])

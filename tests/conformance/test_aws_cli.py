@@ -1,4 +1,4 @@
-"""The local runtime under the AWS CLI, which nobody here wrote."""
+"""The local runtime, called by the AWS CLI."""
 
 import asyncio
 import json

@@ -18,7 +18,7 @@ from aiosmrt.local import Credentials, Invocation, LocalRuntime, RequestRecord
 from tests.support.command_line import PROGRAM, Ended, environment, run
 from tests.support.peers import CREDENTIALS, REGION
 
-# What a client says about itself or about the attempt.
+# Headers about the client itself or the attempt.
 OWN_HEADERS = {
     "amz-sdk-invocation-id",
     "amz-sdk-request",
@@ -53,7 +53,7 @@ async def runtime() -> AsyncIterator[LocalRuntime]:
 
 
 class Both:
-    """Runs a command line with both programs, each in a folder of its own."""
+    """Runs a command line with both programs, each in its own folder."""
 
     def __init__(self, aws_cli: str, url: str, folder: Path) -> None:
         self.folders = folder / "aws", folder / "aiosmrt"
@@ -82,10 +82,10 @@ def both(aws_cli: str, runtime: LocalRuntime, tmp_path: Path) -> Both:
     return Both(aws_cli, runtime.url, tmp_path)
 
 
-def told(record: RequestRecord) -> dict[str, str]:
+def essence(record: RequestRecord) -> dict[str, str]:
     headers = {name: value for name, value in (record.headers or {}).items() if name not in OWN_HEADERS}
     if headers.get("accept") == "*/*":
-        del headers["accept"]  # aiohttp says so where nothing was asked for; the AWS CLI says nothing
+        del headers["accept"]  # aiohttp sends */* where none was asked for; the AWS CLI sends none
     return {name: "dated" if name in DATED_HEADERS else value for name, value in headers.items()}
 
 
@@ -126,7 +126,7 @@ async def test_invoke_endpoint(both: Both, runtime: LocalRuntime, arguments: tup
     assert first.startswith(b"\xff\x00")
     records = await runtime.wait_for_requests(2)
     assert records[0].request_body == records[1].request_body
-    assert told(records[0]) == told(records[1])
+    assert essence(records[0]) == essence(records[1])
 
 
 # Formats documents with the AWS CLI's own code; a table as on a narrow terminal, and None where it fails.
@@ -213,7 +213,7 @@ async def release_of(aws_cli: str, folder: Path) -> tuple[int, ...]:
 
 
 async def test_members_from_a_json_document(both: Both, runtime: LocalRuntime) -> None:
-    document = {"EndpointName": "nobody", "InputLocation": "s3://bucket/key", "RequestTTLSeconds": 60, "Accept": "a/b"}
+    document = {"EndpointName": "absent", "InputLocation": "s3://bucket/key", "RequestTTLSeconds": 60, "Accept": "a/b"}
     both.write("input.json", json.dumps(document).encode())
     theirs, ours = await both.run(
         *("invoke-endpoint-async", "--cli-input-json", "file://input.json", "--accept", "c/d"),
@@ -221,8 +221,8 @@ async def test_members_from_a_json_document(both: Both, runtime: LocalRuntime) -
     )
     assert (ours.code, ours.stdout) == (254, theirs.stdout)
     records = await runtime.wait_for_requests(2)
-    assert told(records[0]) == told(records[1])
-    assert told(records[0])["x-amzn-sagemaker-accept"] == "c/d"
+    assert essence(records[0]) == essence(records[1])
+    assert essence(records[0])["x-amzn-sagemaker-accept"] == "c/d"
     assert {record.endpoint for record in records} == {"model"}
 
 
@@ -236,7 +236,7 @@ async def test_members_from_a_json_document(both: Both, runtime: LocalRuntime) -
         (("--endpoint-name", "model", "--body", "x"), {}, 252, True),
         (("--endpoint-name", "model", "out"), {}, 252, True),
         (("--endpoint-name", "model", "--body", "x", "--unknown", "out"), {}, 252, False),
-        (("--endpoint-name", "model", "--body", "x", "--profile", "nobody", "out"), {}, 253, True),
+        (("--endpoint-name", "model", "--body", "x", "--profile", "missing", "out"), {}, 253, True),
         (
             ("--endpoint-name", "model", "--body", "x", "out"),
             {"AWS_DEFAULT_REGION": "", "AWS_ENDPOINT_URL": ""},

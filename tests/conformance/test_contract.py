@@ -1,7 +1,7 @@
-"""One suite for two clients: ours and aiobotocore's, which code is to be moved between by a change of constructor.
+"""One suite for two clients, ours and aiobotocore's: code moves between them by changing the constructor.
 
-`client` runs a test once with each, against the same expectations. `both` makes the same call with each and gives what
-came back and what went out, to be compared.
+`client` runs a test once with each, against the same expectations. `both` makes the same call with each, and returns
+the results and the requests for comparison.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class Both:
         result, error = None, None
         try:
             result = await getattr(client, method)(**members)
-            # botocore says so after every only attempt, successful ones too; in ours it tells why a call failed.
+            # botocore sets it after every single attempt, successful or not; ours sets it where it explains a failure.
             result["ResponseMetadata"].pop("MaxAttemptsReached", None)
             body = result.get("Body")
             if hasattr(body, "read"):
@@ -271,7 +271,7 @@ async def test_body_as_context_manager(body: Any) -> None:
 
 async def test_body_readinto(body: Any) -> None:
     if AIOBOTOCORE < (2, 20) and type(body).__module__.startswith("aiobotocore"):
-        pytest.skip("this aiobotocore's body has no readinto")
+        pytest.skip("this aiobotocore's body lacks readinto")
     buffer = bytearray(8)
     assert await body.readinto(buffer) == 8
     assert buffer == b"first\nse"
@@ -323,7 +323,7 @@ async def test_stream_events(client: Any, server: RecordingServer) -> None:
     stream.close()
 
 
-async def test_an_unknown_event_is_passed_over(client: Any, server: RecordingServer) -> None:
+async def test_an_unknown_event_is_skipped(client: Any, server: RecordingServer) -> None:
     unknown = encode({":message-type": "event", ":event-type": "Heartbeat"}, b"{}")
     stream = await open_stream(client, server, unknown, STREAM, unknown)
     parts = [event["PayloadPart"]["Bytes"] async for event in stream if "PayloadPart" in event]
@@ -429,7 +429,7 @@ async def test_errors_are_equal(both: Both, operation: Operation, case: str) -> 
     assert isinstance(ours.error, ClientError)
     assert isinstance(theirs.error, ClientError)
     mine, others = cast("Any", ours.error), cast("Any", theirs.error)
-    # botocore says so whenever its only attempt was used up, also where it would not have tried again.
+    # botocore sets it whenever its only attempt is used up, even where it would not have tried again.
     for error in (mine, others):
         error.response["ResponseMetadata"].pop("MaxAttemptsReached", None)
     if "RequestId" not in others.response["ResponseMetadata"]:
@@ -479,7 +479,7 @@ async def test_a_silent_service_is_a_read_timeout_for_both(server: RecordingServ
     heard.set()
 
 
-async def test_nobody_listens(server: RecordingServer) -> None:
+async def test_a_refused_connection(server: RecordingServer) -> None:
     async with RecordingServer() as closed:
         url = closed.url
     for make in CLIENTS.values():
@@ -622,7 +622,7 @@ async def test_meta(client: Any, server: RecordingServer) -> None:
 MAY_DIFFER = {
     "user-agent": "names the client",
     "amz-sdk-invocation-id": "random",
-    "amz-sdk-request": "ours also says max=, as the AWS SDKs' specification has it",
+    "amz-sdk-request": "ours also sends max=, as the AWS SDKs' specification has it",
     "x-amz-date": "the second may have passed",
     "authorization": "verified apart",
     "accept": "aiohttp adds */* to aiobotocore's request when no Accept is given",
@@ -737,7 +737,7 @@ async def test_a_file_goes_out_equally(both: Both, tmp_path: Any) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_values_that_signatures_stumble_over(both: Both, values: dict[str, Any], case: str) -> None:
+async def test_values_that_are_hard_to_sign(both: Both, values: dict[str, Any], case: str) -> None:
     members = {**CALLS["InvokeEndpoint"], **values}
     if set(values) & UNKNOWN["InvokeEndpoint"]:
         pytest.skip("this botocore does not know the member")

@@ -260,7 +260,7 @@ async def test_a_wrong_secret_is_refused(node: str, runtime: LocalRuntime, aws_v
 
 
 async def test_asynchronous_inference(node: str, javascript: JavaScriptClient, aws_variables: dict[str, str]) -> None:
-    """The endpoint is not asynchronous, and the runtime says so; the operation's wire is read off a recorder."""
+    """The endpoint is not asynchronous, so the runtime refuses; a recorder shows the operation's request."""
     error = await failure(javascript.call("InvokeEndpointAsync", EndpointName="echo", InputLocation="s3://bucket/key"))
     assert error.name == "ValidationError"
 

@@ -30,7 +30,7 @@ MODEL = get_session().get_service_model("sagemaker-runtime")
 INSTALLED = tuple(int(part) for part in botocore.__version__.split("."))
 IS_EXACT = INSTALLED >= TABLE_IS_EXACT_FROM
 
-# What an older model says differently; remove a line when the oldest supported aiobotocore has passed it.
+# Where an older model differs; remove a line when the oldest supported aiobotocore has passed it.
 CHANGED_SINCE = {
     # Body joined InputLocation as its alternative, which made both optional.
     ("InvokeEndpointAsync", "InputLocation", "required"): True,
@@ -77,7 +77,7 @@ def facts_of_table(member: Member) -> dict[str, Any]:
 
 
 def differences(operation: Operation, parent: StructureShape, table: tuple[Member, ...]) -> Iterator[str]:
-    """What the installed model says and the table does not, a line each."""
+    """What the installed model has and the table lacks, a line each."""
     members = {member.name: member for member in table}
     for name in parent.members:
         model = facts_of_model(name, parent)
@@ -97,7 +97,7 @@ def differences(operation: Operation, parent: StructureShape, table: tuple[Membe
 
 
 def test_the_table_names_every_operation() -> None:
-    # The bidirectional stream is HTTP/2 and no botocore has it; should one appear, this says so.
+    # The bidirectional stream is HTTP/2 and botocore lacks it; if that changes, this fails.
     assert [operation.name for operation in OPERATIONS] == list(MODEL.operation_names)
     assert {name: operation.name for name, operation in BY_NAME.items()} == {n: n for n in MODEL.operation_names}
 

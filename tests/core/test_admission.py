@@ -57,7 +57,7 @@ class FakeCaller:
 
     Args:
         time: the time that it lives in.
-        patience: seconds for which it waits for the end of an outage; None for any time.
+        patience: seconds for which it waits for the end of an outage. If None, no limit.
         capacity: seconds for which it waits for capacity; None when it does not.
         failed_at: when it failed first; its patience begins then.
     """
@@ -143,7 +143,7 @@ class Target:
         self.admission.release(call)
 
     def report(self, call: FakeCaller, error: AiosmrtError) -> bool:
-        """Report a failure, and keep the slot; tell whether that is right."""
+        """Report a failure, and keep the slot; return whether that is right."""
         waits_for_capacity = isinstance(error, NoCapacityError) and call.capacity is not None
         if call.failed_at is None:
             call.failed_at = self.time.now
@@ -222,7 +222,7 @@ async def test_calls_are_served_in_the_order_of_arrival() -> None:
     assert target.statistics() == (0, 0, 0)
 
 
-async def test_calls_that_were_sent_before_go_before_newcomers() -> None:
+async def test_calls_that_return_go_before_newcomers() -> None:
     target = Target(1)
     (holder,) = target.take()
     newcomers = [target.call(), target.call()]
@@ -236,7 +236,7 @@ async def test_calls_that_were_sent_before_go_before_newcomers() -> None:
             assert target.admission.in_use == 1
 
 
-async def test_nobody_barges_between_a_release_and_the_wake_up() -> None:
+async def test_no_call_barges_between_a_release_and_the_wake_up() -> None:
     target = Target(1)
     (holder,) = target.take()
     waiter = target.call()
@@ -326,7 +326,7 @@ async def test_a_grant_that_meets_a_cancellation_is_passed_on(cancel_first: bool
     assert target.statistics() == (1, 0, 0)
 
 
-async def test_a_slot_is_free_again_when_all_that_wait_are_cancelled() -> None:
+async def test_a_slot_is_free_again_when_all_waiters_are_cancelled() -> None:
     target = Target(1)
     (holder,) = target.take()
     waits = await target.line_up(*(target.call() for _ in range(3)))
@@ -338,7 +338,7 @@ async def test_a_slot_is_free_again_when_all_that_wait_are_cancelled() -> None:
     assert target.admission.try_acquire()
 
 
-async def test_a_wait_that_is_thrown_away_passes_its_slot_on() -> None:
+async def test_a_discarded_wait_passes_its_slot_on() -> None:
     """As by a loop that is closed over pending tasks."""
     target = Target(1)
     (holder,) = target.take()
@@ -435,7 +435,7 @@ async def test_closing_leaves_no_timer(sent: bool) -> None:
 
 
 @pytest.mark.parametrize("cancel", [False, True], ids=["closed", "closed and cancelled"])
-async def test_closing_fails_all_that_wait(cancel: bool) -> None:
+async def test_closing_fails_every_waiter(cancel: bool) -> None:
     target = Target(1)
     target.fall_ill()
     holder = target.call(patience=0)
@@ -460,7 +460,7 @@ async def test_closing_fails_all_that_wait(cancel: bool) -> None:
 # A target that is ill: who probes
 
 
-async def test_the_head_of_the_line_probes_after_the_pause_and_nobody_else_sends() -> None:
+async def test_only_the_head_of_the_line_probes_after_the_pause() -> None:
     target = Target()
     target.fall_ill()
     calls = [target.call() for _ in range(3)]
@@ -620,7 +620,7 @@ async def test_a_head_that_is_cancelled_when_it_should_probe_leaves_that_to_the_
     assert target.admission.is_prober(newcomer)
 
 
-async def test_a_target_that_everybody_left_is_probed_by_the_next_to_come() -> None:
+async def test_an_abandoned_target_is_probed_by_the_next_to_come() -> None:
     target = Target()
     target.fall_ill()
     await target.advance(40.0)
@@ -673,7 +673,7 @@ async def test_a_head_whose_time_ends_at_the_ceiling_gives_up() -> None:
 # A target that is ill: for how long calls wait
 
 
-async def test_those_whose_time_is_up_are_told_while_a_probe_is_under_way() -> None:
+async def test_calls_whose_time_is_up_give_up_while_a_probe_is_under_way() -> None:
     target = Target()
     target.fall_ill()
     waits = await target.line_up(target.call(), target.call(patience=2.0), target.call(patience=None))
@@ -754,7 +754,7 @@ async def test_no_time_passes_at_a_healthy_target() -> None:
     assert target.time.pending == []
 
 
-async def test_who_gave_up_before_a_target_fell_ill_does_not_wait_for_it() -> None:
+async def test_a_call_that_gave_up_before_a_target_fell_ill_does_not_wait_for_it() -> None:
     target = Target(1)
     (holder,) = target.take()
     returned = target.call()
@@ -794,7 +794,7 @@ async def test_calls_that_do_not_wait_for_an_illness_get_a_slot_below_the_ceilin
     assert target.time.pending == []
 
 
-async def test_those_in_line_that_do_not_wait_for_an_illness_go_on_when_it_begins() -> None:
+async def test_queued_calls_that_do_not_wait_for_an_illness_go_on_when_it_begins() -> None:
     target = Target(8)
     holders = target.take(8)
     calls = [target.call(patience=0), target.call(), target.call(patience=0), target.call(), target.call(patience=0)]
@@ -816,7 +816,7 @@ async def test_those_in_line_that_do_not_wait_for_an_illness_go_on_when_it_begin
     assert target.time.pending == []
 
 
-async def test_those_that_did_not_wait_for_one_illness_may_wait_for_the_next() -> None:
+async def test_calls_that_did_not_wait_for_one_illness_may_wait_for_the_next() -> None:
     target = Target(1)
     target.fall_ill()
     holder, *calls = (target.call(patience=0) for _ in range(3))
@@ -1054,7 +1054,7 @@ async def test_an_answer_to_a_call_that_was_sent_before_the_illness_does_not_end
     assert target.time.pending == []
 
 
-async def test_a_model_error_shows_that_a_target_is_well_and_a_timeout_does_not() -> None:
+async def test_a_model_error_proves_a_target_healthy_and_a_timeout_does_not() -> None:
     target = Target()
     target.fall_ill()
     first, second = target.call(), target.call()
@@ -1070,7 +1070,7 @@ async def test_a_model_error_shows_that_a_target_is_well_and_a_timeout_does_not(
     assert await asyncio.gather(*waits) == [True, True]
 
 
-async def test_an_outage_turns_out_to_be_a_want_of_capacity() -> None:
+async def test_an_outage_turns_out_to_be_missing_capacity() -> None:
     target = Target()
     target.fall_ill()
     prober, hurried, waits_for_both, briefly = (
@@ -1104,7 +1104,7 @@ async def test_an_outage_turns_out_to_be_a_want_of_capacity() -> None:
     assert target.time.pending == []
 
 
-async def test_another_calls_want_of_capacity_is_what_the_target_is_ill_with() -> None:
+async def test_another_calls_missing_capacity_is_the_targets_illness() -> None:
     target = Target()
     target.fall_ill()
     hurried = target.call(patience=0)
@@ -1248,7 +1248,7 @@ class ModelCall(FakeCaller):
             awake yet; ``"holding"`` a slot; ``"failed"`` between two attempts; ``"over"``.
         order: its number in the order of arrival, of the present wait.
         joined: when the present wait began.
-        returning, front: as `Admission.acquire` was told.
+        returning, front: as passed to `Admission.acquire`.
         probes: whether it was the prober when it woke up with its slot.
         unanswered: the number of the illness for whose probe no outcome was reported yet; 0 for none.
         sent_at, sent_among: when its request was sent, and among how many; None before.

@@ -1,4 +1,4 @@
-"""A fast server that answers each request with the request's own number, or does what the request tells it to.
+"""A fast server that answers each request with the request's own number, or does what the request asks for.
 
 A request's body is ``NUMBER VERB``. A stream's parts all hold the number too, so that an answer that reaches another
 call than its own is seen. Run as a program, it prints its port and serves until its standard input ends.
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
                 loop = asyncio.get_running_loop()
                 end = self._reset if self.chance.random() < 0.5 else self._transport.close
                 loop.call_later(self.chance.random() * CLOSE_WITHIN, end)
-                # What comes meanwhile is on its way to a connection that is closed.
+                # What arrives from now on arrives on a closed connection.
                 self._deaf = True
 
     def _reset(self) -> None:

@@ -2,15 +2,15 @@
 
     python -X dev -m tests.soak.soak --calls 200000
 
-Calls are made by as many tasks as may be in flight, against a server in a process of its own. Of every hundred, one
+Calls are made by as many tasks as may be in flight, against a server in another process. Of every hundred, one
 goes wrong: a reset or the connection's end in place of a response, a response that is cut off, silence that a short
 read timeout ends, a caller that cancels, a stream that is left unread, a connection that the server closes after its
-answer, while it is idle or just being used again. The call itself says which, so its outcome is known.
+answer, while it is idle or just being used again. The call itself names which, so its outcome is known.
 
 At the end, with the client closed, file descriptors and tasks are counted and memory is measured as they were before,
-after a tenth of the calls with a client of their own had filled the caches. Memory may have grown by `SLACK_BYTES`:
+after a tenth of the calls with another client had filled the caches. Memory may have grown by `SLACK_BYTES`:
 the allocator keeps what it had at the worst moment, whichever that was. Over 200,000 calls that is 20 bytes per call,
-less than the smallest object. Over few calls it says nothing; the objects that the collector knows do, of which
+less than the smallest object. Over few calls it means nothing; the objects that the collector knows do, of which
 `SLACK_OBJECTS` may be new.
 """
 
@@ -152,7 +152,7 @@ class Soak:
         if ended in OUTCOMES[verb]:
             return
         if self._transport == "session" and ended == "ConnectionClosedError":
-            # aiohttp sends no POST again: whoever met a connection that was just being closed has this.
+            # aiohttp never resends a POST: a call on a connection that was just being closed ends like this.
             return
         self.wrong.append(f"call {number} ({verb}) ended with {ended}: {task!r:.500}")
 
@@ -174,7 +174,7 @@ class Soak:
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """The server in a process of its own; its URL."""
+    """Run the server in another process; yield its URL."""
     root = Path(__file__).parent.parent.parent
     with subprocess.Popen(
         [sys.executable, "-m", "tests.soak.server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, text=True
@@ -188,7 +188,7 @@ def serving() -> Iterator[str]:
 
 
 async def soak(arguments: argparse.Namespace, url: str) -> list[str]:
-    """Make the calls, print what became of them, and say what is wrong."""
+    """Make the calls, print their outcomes, and return what is wrong."""
     complaints: list[str] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: complaints.append(f"asyncio complains: {context}"))
@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--transport", choices=["pooled", "session"], default="pooled")
     arguments = parser.parse_args()
     warnings.simplefilter("error")
-    # Slow callbacks are no fault under -X dev.
+    # Slow callbacks are expected under -X dev.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     with serving() as url:
         wrong = asyncio.run(soak(arguments, url))

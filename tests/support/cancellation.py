@@ -32,7 +32,7 @@ class CancelledRun(Generic[T]):
         coroutine: what to run.
         at: the suspension, counted from 0.
         moment: when at the suspension.
-        on_suspend: called with each suspension's number, before the cancellation if it is the one; None for nothing.
+        on_suspend: called with each suspension's number, before the cancellation if it is the one.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The `aiosmrt` command as a process of its own, the way a shell starts it."""
+"""The `aiosmrt` command as a process, the way a shell starts it."""
 
 from __future__ import annotations
 

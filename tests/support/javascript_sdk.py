@@ -17,7 +17,7 @@ JAVASCRIPT_DIRECTORY = Path(__file__).parent.parent / "conformance" / "js"
 
 
 class JavaScriptError(Exception):
-    """The JavaScript client rejected; `details` is what it said, by the names of its own properties."""
+    """The JavaScript client rejected; `details` are the error's properties by name."""
 
     def __init__(self, details: dict[str, Any]) -> None:
         super().__init__(f"{details['name']}: {details.get('message')}")
@@ -87,7 +87,7 @@ class JavaScriptClient:
         async for line in stdout:
             event = json.loads(line)
             self._calls[event["id"]].events.put_nowait(event)
-        # The process ended: nobody may wait for it any longer.
+        # The process ended, so no call may wait for it any longer.
         for call in self._calls.values():
             call.events.put_nowait({"event": "error", "error": {"name": "HarnessEnded"}})
 

@@ -13,7 +13,7 @@ REGION = "eu-central-1"
 
 
 class FakeCredentials(NamedTuple):
-    """Long-term credentials that belong to nobody."""
+    """Long-term credentials that belong to no account."""
 
     access_key: str
     secret_key: str

@@ -72,7 +72,7 @@ def response(
         status: the HTTP status.
         body: the body, or its first part when ``length`` or ``chunked`` announces more.
         headers: headers besides the framing.
-        length: the ``Content-Length`` to claim; None for the body's own.
+        length: the ``Content-Length`` to claim. Defaults to the body's length.
         chunked: write the body as the first chunk of a chunked one, without the ending.
     """
     lines = [f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in headers)]
@@ -122,8 +122,8 @@ class RawServer:
     Args:
         scripts: what to play, one script per request.
         otherwise: what to play when they are used up, or what makes it of the request.
-        tls: serve HTTPS with this; None for plain HTTP.
-        receive_buffer: bytes that the kernel takes in ahead of the server, about; None for the system's own choice.
+        tls: serve HTTPS with this. If None, plain HTTP.
+        receive_buffer: bytes that the kernel takes in ahead of the server, about. Defaults to the system's choice.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class RawServer:
 
     @property
     def tasks(self) -> frozenset[asyncio.Task[None]]:
-        """The server's own tasks, which are nobody's leak."""
+        """The server's own tasks, which no client has leaked."""
         return frozenset(self._tasks)
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -249,7 +249,7 @@ class RawServer:
                 await writer.drain()
             elif isinstance(step, asyncio.Event):
                 if script[0] is EARLY:
-                    # What there is to read is the request's body, so nobody would notice the client's going.
+                    # What there is to read is the request's body, so a read would not notice that the client has gone.
                     await step.wait()
                 elif not await _set_or_gone(step, reader):
                     return False

@@ -1,7 +1,7 @@
-"""A raw HTTP/1.1 server that stores what arrives, byte for byte, and answers as it is told.
+"""A raw HTTP/1.1 server that stores what arrives, byte for byte, and answers as a test decides.
 
 Nothing is normalised: header names keep their case and order (values are read as UTF-8), the request target stays as
-it was sent, and the body is what the framing says it is. So two clients can be compared by what they put on the wire,
+it was sent, and the body is what its framing delimits. So two clients can be compared by what they put on the wire,
 and signatures can be verified over exactly what was received.
 """
 
@@ -52,7 +52,7 @@ class Response:
     """What to answer: a whole body, or chunks written one by one as they are produced.
 
     `cut` closes the connection after the last byte without ending the framing; `reset` does so with a TCP reset.
-    `raw` goes out as it stands in place of all the rest.
+    `raw` is sent as it stands, in place of all the rest.
     """
 
     status: int = 200

@@ -26,12 +26,12 @@ def local_runtime(endpoints: Mapping[str, Any], **arguments: Any) -> LocalRuntim
 
 
 async def echo(invocation: Any) -> tuple[bytes, dict[str, str]]:
-    """A model that gives its payload back."""
+    """A model that returns its payload."""
     return invocation.body, {"Content-Type": invocation.content_type or "application/octet-stream"}
 
 
 async def words(invocation: Any) -> AsyncIterator[bytes]:
-    """A model that gives its payload back word by word."""
+    """A model that returns its payload word by word."""
     for word in invocation.body.split():
         yield word
 

@@ -115,7 +115,7 @@ def connections_idle(transport: Transport) -> int:
 
 
 def connections_in_use(transport: Transport) -> int:
-    """Count the connections that carry an exchange; aiohttp has no public count of them."""
+    """Count the connections that carry an exchange; aiohttp offers no public count of them."""
     if isinstance(transport, PooledTransport):
         # Each connection is a lease from the connector, idle or not.
         assert len(_connector(transport)._acquired) == len(transport._connections)

@@ -59,7 +59,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 
 def apart(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end on a loop of its own, wherever this is called."""
+    """Run a coroutine to its end on a new loop, wherever this is called."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, work).result()
 

@@ -1,4 +1,4 @@
-"""Certificates of an authority that nobody knows, for servers on loopback."""
+"""Certificates of a private authority, for servers on loopback."""
 
 from __future__ import annotations
 

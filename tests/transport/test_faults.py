@@ -563,11 +563,16 @@ async def test_a_connection_that_takes_too_long(
 
 
 @each_way
-async def test_a_handshake_that_takes_too_long(carry: Carry, make_transport: MakeTransport, server: RawServer) -> None:
+async def test_a_handshake_that_takes_too_long(
+    carry: Carry, clock: VirtualTime, make_transport: MakeTransport, server: RawServer
+) -> None:
     """A server of plain HTTP waits for the rest of what it takes for a head."""
     transport = make_transport(server.url.replace("http", "https"), verify=client_context())
+    call = asyncio.create_task(_as_task(carry(transport, request(connect_timeout=5.0))))
+    await server.until(lambda: server.connections_made == 1)
+    await clock.advance(6.0)
     with pytest.raises(ConnectTimeoutError):
-        await carry(transport, request(connect_timeout=0.05))
+        await call
     await until_given_up(transport, server)
     assert server.connections_made == 1
 

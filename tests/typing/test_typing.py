@@ -44,7 +44,7 @@ def pyright_verdict(output: str) -> Verdict:
 
 @pytest.fixture(scope="session")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
-    """What each checker says, run as by a user who has the package installed and asks for the strict mode."""
+    """Each checker's verdict, as a user gets it who has the package installed and asks for the strict mode."""
     scratch = tmp_path_factory.mktemp("typing")
     # pyright takes no absolute path into a project, and the mode can be chosen in a project only.
     for sample in SAMPLES:
@@ -63,12 +63,12 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
         for name, command in commands.items()
     }
     read = {"mypy": mypy_verdict, "pyright": pyright_verdict}
-    said = {}
+    verdicts = {}
     for name, process in running.items():
         output, complaints = process.communicate()
         assert process.returncode == 1, f"{name} did not get to its verdict:\n{output}\n{complaints}"
-        said[name] = read[name](output)
-    return said
+        verdicts[name] = read[name](output)
+    return verdicts
 
 
 def marked() -> dict[str, int]:
