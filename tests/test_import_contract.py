@@ -32,7 +32,7 @@ def lint(directory: Path) -> subprocess.CompletedProcess[str]:
 def sources(*rooms: str) -> Iterator[tuple[str, ast.Module]]:
     for room in rooms or ("",):
         files = sorted((PACKAGE / room).rglob("*.py"))
-        assert files, f"aiosmrt/{room} has no modules"
+        assert files, f"aiosmrt/{room} is empty"
         for file in files:
             yield str(file.relative_to(PACKAGE)), ast.parse(file.read_text(encoding="utf-8"))
 
