@@ -174,6 +174,7 @@ async def run_block(block: Block, page: Path, names: dict[str, Any], folder: Pat
     return printed.getvalue()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 async def test_page(page: Path, runtime: LocalRuntime, bucket: str, tmp_path: Path) -> None:
     found = list(blocks(page.read_text()))
@@ -185,8 +186,7 @@ async def test_page(page: Path, runtime: LocalRuntime, bucket: str, tmp_path: Pa
             runtime.clear_faults()
             runtime.clear_requests()
             names |= {"client": client, "runtime": runtime, "bucket": bucket}
-            async with asyncio.timeout(30):
-                printed = await run_block(block, page, names, tmp_path)
+            printed = await run_block(block, page, names, tmp_path)
             if block.output is not None:
                 where = f"{page.name}, line {block.line}"
                 printed = printed.rstrip("\n") + "\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors and memory are counted in /proc")
 @pytest.mark.parametrize("transport", ["pooled", "session"])
 def test_nothing_is_left(transport: str) -> None:
