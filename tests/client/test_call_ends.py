@@ -24,13 +24,13 @@ from aiosmrt.events import (
     RetryScheduled,
     StreamEnded,
 )
+from tests.support import seams
+from tests.support.clients import MakeClient
 from tests.support.recording_server import RecordingServer, Response, respond_in_turn
-
-MakeClient = Callable[..., Client]
 
 
 class Stop(BaseException):
-    """What ends a program is an exception too, and no Exception."""
+    """A BaseException that is not an Exception, such as one that ends the program."""
 
 
 OK = Response(200, [], b"ok")
@@ -58,7 +58,7 @@ async def stream(client: Client) -> bytes:
 async def is_usable(client: Client, server: RecordingServer) -> bool:
     """Whether the client's only slot is free."""
     server.answer = respond_in_turn(OK)
-    assert await asyncio.wait_for(plain(client), 30) == b"ok"
+    assert await plain(client) == b"ok"
     statistics = client.statistics()
     return (statistics.in_use, statistics.waiting) == (0, 0)
 
@@ -110,7 +110,7 @@ async def test_an_observer_of_an_abandoned_wait_for_capacity_holds_no_slot(
     async def answer(request: Any) -> Response:
         if len(server.requests) > 1:
             asked.set()
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         return NO_CAPACITY
 
     server.answer = answer
@@ -138,7 +138,7 @@ async def test_a_failed_call_with_a_deadline_in_a_task_is_freed_at_once(
     if answer is None:
 
         async def silent(request: Any) -> Response:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
             return OK
 
         server.answer = silent
@@ -155,7 +155,7 @@ async def test_a_failed_call_with_a_deadline_in_a_task_is_freed_at_once(
 
 
 async def test_a_stream_that_is_closed_while_it_is_to_be_sent_again_is_not(
-    make_client: MakeClient, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
+    make_client: MakeClient, server: RecordingServer
 ) -> None:
     """Its reader waits for credentials, for which the first attempt did not have to."""
     wanted, released = asyncio.Event(), asyncio.Event()
@@ -168,8 +168,7 @@ async def test_a_stream_that_is_closed_while_it_is_to_be_sent_again_is_not(
     server.answer = lambda request: BROKEN
     client = make_client(max_concurrency=1)
     result = await client.invoke_endpoint_with_response_stream(EndpointName="churn", Body=b"1")
-    monkeypatch.setattr(client._core.credentials, "current", lambda: None)
-    monkeypatch.setattr(client._core.credentials, "get", renew)
+    seams.expire_credentials(client, renew)
     reader = asyncio.create_task(anext(aiter(result["Body"])))
     await wanted.wait()
     result["Body"].close()
@@ -192,13 +191,13 @@ async def test_the_reader_of_a_stream_that_is_closed_does_not_sleep_on(
             retrying.set()
 
     client = make_client(max_concurrency=1, observers=[observe], patience=600.0)
-    client._core.random = lambda: 0.999
+    seams.set_random(client, lambda: 0.999)
     result = await client.invoke_endpoint_with_response_stream(EndpointName="churn", Body=b"1")
     reader = asyncio.create_task(anext(aiter(result["Body"])))
     await retrying.wait()
     result["Body"].close()
     with pytest.raises(StopAsyncIteration):
-        await asyncio.wait_for(reader, 30)
+        await reader
     assert await is_usable(client.with_options(observers=[]), server)
 
 

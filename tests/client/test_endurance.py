@@ -875,7 +875,7 @@ async def test_a_success_of_a_call_that_was_sent_before_an_outage_has_the_target
     assert max(outcome.seconds for outcome in outcomes) <= 12.2
 
 
-async def test_a_refusal_for_want_of_capacity_is_none_of_a_recovery(world: World) -> None:
+async def test_a_refusal_for_missing_capacity_is_not_a_recovery(world: World) -> None:
     """Calls that do not wait for capacity ask at the same time, and are refused like the probe."""
     client = await world.client(wait_for_capacity=60.0)
     message = "Inference Component has no capacity to process this request. Wait."

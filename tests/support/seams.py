@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aiosmrt import Client, EventStream
+from aiosmrt import Client, Credentials, EventStream
 from aiosmrt._core import core
 from aiosmrt._core.admission import Admission, CallLater
 from aiosmrt._transport import Transport
@@ -71,6 +71,21 @@ def set_random(client: Client, random: Callable[[], float]) -> None:
         random: returns a number from 0.0 to 1.0.
     """
     client._core.random = random
+
+
+# Credentials
+
+
+def expire_credentials(client: Client, renew: Callable[[], Awaitable[Credentials]]) -> None:
+    """Have a client's next request wait for new credentials.
+
+    Args:
+        client: the client.
+        renew: returns the new credentials.
+    """
+    cache: Any = client._core.credentials
+    cache.current = lambda: None
+    cache.get = renew
 
 
 # Admission

@@ -72,7 +72,7 @@ def _lifespan_of(make_client: Callable[Arguments, Client]) -> Callable[Arguments
     return client_lifespan
 
 
-client_lifespan = _lifespan_of(Client)
+client_lifespan: Final = _lifespan_of(Client)
 
 
 async def sagemaker_client(connection: HTTPConnection) -> Client:
