@@ -36,7 +36,7 @@ from aiosmrt._aws.providers import (
     provider_for,
     retrieval_error,
 )
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import AiosmrtError, ClientStateError
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Observer
 

@@ -16,16 +16,15 @@ from urllib.parse import SplitResult, urlsplit
 
 import botocore
 
+from aiosmrt._wire.operations import API_VERSION, SIGNING_NAME
 from aiosmrt.errors import EndpointResolutionError
 
 if TYPE_CHECKING:
     from aiosmrt._aws.endpoint_rules import RuleEndpoint
 
-__all__ = ["API_VERSION", "ResolvedEndpoint", "resolve_endpoint"]
+__all__ = ["ResolvedEndpoint", "resolve_endpoint"]
 
-API_VERSION = "2017-05-13"
 SERVICE_NAME = "sagemaker-runtime"
-SIGNING_NAME = "sagemaker"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Labels as botocore.utils.is_valid_endpoint_url has them; a service name on a container network may have underscores.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from aiosmrt import errors
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 
 __all__ = [
     "CredentialsFunction",

@@ -29,7 +29,7 @@ from aiosmrt._core.view import View
 from aiosmrt._policy.retry import invocation_id
 from aiosmrt._transport.choice import TransportName, check_choice, open_transport
 from aiosmrt._wire.operations import OPERATIONS
-from aiosmrt._wire.sigv4 import Signer
+from aiosmrt._wire.sigv4.signer import Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError, NoRegionError
 
 if TYPE_CHECKING:

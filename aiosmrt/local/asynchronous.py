@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
-from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, REQUEST_TTL_SECONDS
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.answers import AnswerContext, ErrorAnswer, Refused, model_error, validation_error
@@ -46,7 +46,6 @@ __all__ = ["AsyncInference", "JobRecord"]
 
 logger = logging.getLogger(__name__)
 
-REQUEST_TTL: Final = 21_600  # seconds, AWS's default for RequestTTLSeconds
 INVOCATION_TIMEOUT: Final = 900  # likewise for InvocationTimeoutSeconds
 MAX_INLINE_BYTES: Final = next(
     member.rule.max for member in INVOKE_ENDPOINT_ASYNC.members if member.name == "Body" and member.rule.max is not None
@@ -229,7 +228,7 @@ class AsyncInference:
             {**parameters, "InferenceId": inference_id},
             None if input_location is not None else body,
             context,
-            int(parameters.get("RequestTTLSeconds", REQUEST_TTL)),
+            int(parameters.get("RequestTTLSeconds", REQUEST_TTL_SECONDS)),
             int(parameters.get("InvocationTimeoutSeconds", INVOCATION_TIMEOUT)),
         )
         queue.add(job)

@@ -34,7 +34,8 @@ from typing import Final, Self
 
 import aiohttp
 
-from aiosmrt._wire.sigv4 import EMPTY_SHA256, Credentials, Signer
+from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
+from aiosmrt._wire.sigv4.signer import Credentials, Signer
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError
 
 __all__ = ["ObjectServer", "ObjectServerError", "ObjectServerGuest"]

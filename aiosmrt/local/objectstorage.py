@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiosmrt._wire.s3uri import split_s3_uri
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
 
 __all__ = ["ObjectAccess", "ObjectStorage", "StorageError"]

@@ -21,7 +21,7 @@ import pytest
 from aiosmrt import errors
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.providers import REASK_INTERVAL
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Event
 from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices

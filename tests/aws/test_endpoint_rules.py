@@ -121,7 +121,7 @@ def test_data_that_is_not_where_it_was_is_left_to_botocore(monkeypatch: pytest.M
 
 
 def test_a_users_own_data_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    directory = tmp_path / "sagemaker-runtime" / hosts.API_VERSION
+    directory = tmp_path / "sagemaker-runtime" / API_VERSION
     directory.mkdir(parents=True)
     properties = {"authSchemes": [{"name": "sigv4", "signingRegion": "eu-west-3", "signingName": "other"}]}
     rules = rule_set(endpoint={"url": "https://own.example/{Region}", "properties": properties, "headers": {}})

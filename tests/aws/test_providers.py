@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from aiosmrt import errors
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.providers import environment_credentials, profile_keys, provider_for
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from tests.aws import oracle
 from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.s3 import ObjectStore, parse_s3_uri
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import (
     ClientStateError,
     ConfigurationError,
