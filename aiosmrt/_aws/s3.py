@@ -240,7 +240,7 @@ class ObjectStore:
             return self._client
 
     async def _open(self) -> Any:
-        from aiosmrt._aws.private_loop import run_on_private_loop
+        from aiosmrt._aws.daemon import run_in_daemon_thread
 
         async def prepare() -> tuple[Any, dict[str, Any]]:
             from aiobotocore.config import AioConfig
@@ -252,7 +252,7 @@ class ObjectStore:
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
-            session, arguments = await run_on_private_loop(prepare)
+            session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()))
             return await self._stack.enter_async_context(session.create_client("s3", **arguments))
         except Exception as error:
             # botocore's text: it speaks of profiles, regions and URLs

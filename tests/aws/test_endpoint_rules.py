@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from aiosmrt._aws import endpoint_rules, hosts
 from aiosmrt._aws.endpoint_rules import UnsupportedRuleError, evaluate_rules
+from aiosmrt._wire.operations import API_VERSION
 from aiosmrt.errors import EndpointResolutionError
 from tests.aws import oracle
 from tests.aws.test_hosts import REGIONS

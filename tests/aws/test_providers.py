@@ -36,14 +36,14 @@ BOTO_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientErro
 
 
 async def resolved(profile_name: str | None = None, region_name: str | None = None) -> oracle.Frozen:
-    cache = CredentialsCache(profile_name=profile_name, region_name=region_name)
+    events: list[Any] = []
+    cache = CredentialsCache(profile_name=profile_name, region_name=region_name, observer=events.append)
     try:
         got = await cache.get()
-        source = cache.statistics().source
     finally:
         await cache.close()
-    assert source is not None
-    return oracle.Frozen(got.access_key, got.secret_key, got.token, got.expires_at, source)
+    (event,) = events
+    return oracle.Frozen(got.access_key, got.secret_key, got.token, got.expires_at, event.source)
 
 
 def outcome(function: Callable[..., oracle.Frozen | None], *arguments: Any) -> oracle.Frozen | Exception | None:
@@ -71,7 +71,6 @@ async def test_keys_as_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
         access_key="AKIDEXAMPLE", secret_key=SECRET, session_token="fake-token", profile_name="nobody"
     )
     assert await cache.get() == Credentials("AKIDEXAMPLE", SECRET, "fake-token")
-    assert cache.statistics().source == "explicit"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ def test_a_token_alone_is_ignored_as_in_botocore() -> None:
 
 
 def test_keys_and_a_credentials_object_exclude_each_other() -> None:
-    with pytest.raises(errors.ParamValidationError, match="exclude each other"):
+    with pytest.raises(errors.ParamValidationError, match="cannot both be given"):
         CredentialsCache(access_key="a", secret_key="b", credentials=Credentials("c", "d"))
 
 
@@ -125,7 +124,6 @@ async def test_a_function_is_awaited() -> None:
 
     cache = CredentialsCache(credentials=obtain)
     assert (await cache.get()).access_key == "AKIDEXAMPLE"
-    assert cache.statistics().source == "function"
 
 
 async def test_a_function_may_return_what_botocore_returns() -> None:
@@ -197,7 +195,6 @@ async def test_aiobotocores_refreshable_credentials_are_taken_with_their_expiry(
     cache = CredentialsCache(credentials=given)
     got = await cache.get()
     assert (got.access_key, got.expires_at) == ("AKIDCONTAINER0", given._expiry_time.timestamp())
-    assert cache.statistics().source == "container-role"
     await cache.close()
 
 
