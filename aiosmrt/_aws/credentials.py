@@ -220,7 +220,7 @@ class CredentialsCache:
             raise retrieval_error(found.source, "the credentials are expired")
         if old is not None and expires_at <= _expiry(old) < math.inf:
             # botocore keeps what it has if renewal fails ahead of time, and a source may have nothing newer yet.
-            self._back_off(retrieval_error(found.source, "there are no newer credentials yet"))
+            self._back_off(retrieval_error(found.source, "it still returns the credentials that are about to expire"))
             self._credentials = credentials
             return credentials
         renewed = credentials is not old

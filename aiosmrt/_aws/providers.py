@@ -6,7 +6,7 @@ botocore's (``botocore.credentials``); whatever takes more than a dictionary loo
 thread, so that neither its imports nor its file reading delays a call.
 
 botocore's credentials objects know when they expire and how to renew themselves. Such an object is kept and asked again
-with ``get_frozen_credentials`` when it is due. Only its ``_expiry_time`` is read besides, which has no public name.
+with ``get_frozen_credentials`` when it is due. Only its private ``_expiry_time`` is read besides.
 """
 
 import asyncio
@@ -318,7 +318,7 @@ def retrieval_error(source: str, reason: str, cause: Exception | None = None) ->
 
     Args:
         source: the source's name.
-        reason: what went wrong.
+        reason: the failure.
         cause: the error behind it; if it is one of botocore's, ``except`` clauses for its class catch the result too.
     """
     error = errors.credential_retrieval_error(f"Error when retrieving credentials from {source}: {reason}", cause)

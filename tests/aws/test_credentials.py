@@ -31,7 +31,7 @@ START = 1_800_000_000.0
 
 
 class Source:
-    """An async function that hands out what it is told to, when it is told to."""
+    """An async function that returns credentials, or fails, when the test lets it."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -373,7 +373,7 @@ async def test_nothing_shows_a_secret(setup: Setup) -> None:
     assert credentials.token not in shown
 
 
-# Sources that are at hand
+# Sources that answer from memory
 
 
 async def test_fixed_credentials_need_no_task() -> None:
