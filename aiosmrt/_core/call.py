@@ -585,6 +585,8 @@ class Call:
     def _succeeded(self) -> None:
         """Report a success that changes something at its target."""
         view = self._view
+        if view.sign:
+            self._core.confirmed_clock_offset = self._signed_offset
         self._last_error = None
         if view.is_patient:
             self._admission.on_success(self, self._phase_began, self._sent_among)
@@ -651,7 +653,14 @@ class Call:
         core.counters.bytes_received += len(body)
         operation = self._codec.operation.name
         error = refusal(status, headers, body, operation, self.sent)
-        offset = correct_offset(error.code, self._signed_offset, self._sent_at, core.wall_clock(), headers.get("date"))
+        offset = correct_offset(
+            error.code,
+            self._signed_offset,
+            self._sent_at,
+            core.wall_clock(),
+            headers.get("date"),
+            confirmed_offset=core.confirmed_clock_offset,
+        )
         if offset is None:
             return error
         if offset != core.clock_offset:

@@ -135,8 +135,9 @@ class ClientCore:
         self.counters = Counters()
         # Whether the service has answered anything yet. What was never reached may not exist.
         self.reached = False
-        # Seconds by which the service's clock is ahead of this machine's.
-        self.clock_offset = 0.0
+        # Seconds by which the service's clock is ahead of this machine's, and the last value that a signature was
+        # accepted with.
+        self.clock_offset = self.confirmed_clock_offset = 0.0
         self.wall_clock: Callable[[], float] = time.time
         self.clock: Callable[[], float] = time.monotonic
         self.random: Callable[[], float] = random.random
