@@ -171,8 +171,8 @@ async def test_expired_credentials_stall_calls_and_their_errors_reach_them(setup
     setup.clock.now = START + HOUR
     assert setup.cache.current() is None
     setup.source.gate.clear()
-    callers = [asyncio.create_task(setup.cache.get()) for _ in range(3)]
     setup.source.entered.clear()
+    callers = [asyncio.create_task(setup.cache.get()) for _ in range(3)]
     await setup.source.entered.wait()
     assert not any(caller.done() for caller in callers)
     setup.source.error = ValueError("broken")
@@ -245,6 +245,130 @@ async def test_jitter_takes_off_half_of_the_back_off_at_most() -> None:
         await asyncio.sleep(0)
     assert cache._check_at == clock.now + 0.5
     await cache.close()
+
+
+# Failures without valid credentials
+
+
+async def test_a_failing_source_is_asked_again_after_a_back_off_and_not_by_every_call(setup: Setup) -> None:
+    setup.source.error = ValueError("broken")
+    gaps = []
+    for attempt in range(1, 8):
+        seen = []
+        for _ in range(20):
+            with pytest.raises(errors.CredentialRetrievalError) as caught:
+                await setup.cache.get()
+            assert isinstance(caught.value.__cause__, ValueError)
+            seen.append(caught.value)
+        assert len({id(error) for error in seen}) == 20, "each call adds its own facts to its error"
+        assert setup.source.calls == attempt
+        gaps.append(setup.cache._retry_at - setup.clock.now)
+        setup.clock.now = setup.cache._retry_at
+    assert gaps == [1, 2, 4, 8, 10, 10, 10]
+    setup.source.error = None
+    assert (await setup.cache.get()).access_key == "AKID8"
+    # It starts over at the next failure.
+    setup.source.error = ValueError("broken")
+    setup.clock.now += HOUR
+    for _ in range(2):
+        with pytest.raises(errors.CredentialRetrievalError):
+            await setup.cache.get()
+    assert setup.cache._retry_at == setup.clock.now + 1
+
+
+async def test_a_clock_that_is_set_back_does_not_prolong_the_back_off(setup: Setup) -> None:
+    setup.source.error = ValueError("broken")
+    with pytest.raises(errors.CredentialRetrievalError):
+        await setup.cache.get()
+    setup.clock.now -= 86_400
+    setup.source.error = None
+    assert (await setup.cache.get()).access_key == "AKID2"
+
+
+async def test_calls_that_wait_share_one_failure(setup: Setup) -> None:
+    setup.source.gate.clear()
+    setup.source.error = ValueError("broken")
+    callers = [asyncio.create_task(setup.cache.get()) for _ in range(50)]
+    await setup.source.entered.wait()
+    setup.source.gate.set()
+    failures = await asyncio.gather(*callers, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {errors.CredentialRetrievalError}
+    assert setup.source.calls == 1
+
+
+async def test_variables_that_appear_during_the_back_off_are_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = CredentialsCache()
+    with pytest.raises(errors.NoCredentialsError):
+        await cache.get()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fake-secret")
+    assert (await cache.get()).access_key == "AKIDENV"
+
+
+async def test_a_failure_keeps_no_frames(setup: Setup) -> None:
+    """It is remembered for as long as the source fails."""
+    setup.source.error = ValueError("broken")
+    with pytest.raises(errors.CredentialRetrievalError):
+        await setup.cache.get()
+    assert setup.cache._failure is not None
+    assert setup.cache._failure.__traceback__ is None
+
+
+# Eager tasks, which may be over when they have been created
+
+
+class Immediate(Source):
+    """A source that never suspends, such as one that reads a file."""
+
+    async def __call__(self) -> Credentials:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        return Credentials(f"AKID{self.calls}", "fake-secret", None, self.clock.now + HOUR)
+
+
+@pytest.fixture
+async def eager(setup: Setup) -> Setup:
+    if sys.version_info < (3, 12):
+        pytest.skip("eager tasks came with Python 3.12")
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    setup.source = Immediate(setup.clock)
+    setup.cache = CredentialsCache(credentials=setup.source, clock=setup.clock, rand=lambda: 1.0)
+    return setup
+
+
+async def test_an_eager_renewal_replaces_credentials_ahead_of_time(eager: Setup) -> None:
+    first = await eager.cache.get()
+    assert eager.cache.current() is first
+    eager.clock.now += HOUR - 900
+    assert (await eager.cache.get()).access_key == "AKID2"
+    eager.clock.now += HOUR
+    assert eager.cache.current() is None
+    assert (await eager.cache.get()).access_key == "AKID3"
+    assert eager.source.calls == 3
+
+
+async def test_an_eager_renewal_that_fails_keeps_what_is_valid_and_backs_off(eager: Setup) -> None:
+    first = await eager.cache.get()
+    eager.source.error = ValueError("broken")
+    eager.clock.now += HOUR - 900
+    for _ in range(3):
+        assert await eager.cache.get() is first
+    assert eager.source.calls == 2
+    eager.source.error = None
+    eager.clock.now += 1
+    assert (await eager.cache.get()).access_key == "AKID3"
+
+
+async def test_an_eager_failure_is_not_for_good(eager: Setup) -> None:
+    eager.source.error = ValueError("broken")
+    for _ in range(3):
+        with pytest.raises(errors.CredentialRetrievalError):
+            await eager.cache.get()
+    assert eager.source.calls == 1
+    eager.source.error = None
+    eager.clock.now += 1
+    assert (await eager.cache.get()).access_key == "AKID2"
 
 
 # Cancellation and close
