@@ -46,6 +46,7 @@
      └── ConfigurationError
           ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
           ├── ProfileNotFoundError, ConfigFileError, InvalidConfigError, InvalidRetryModeError
+          ├── InvalidMaxAttemptsError, InvalidDefaultsModeError, InvalidStsRegionalEndpointsError
           └── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
 
 Errors that have a counterpart in botocore inherit from it as well, so ``except`` clauses written for boto3 or
@@ -84,8 +85,11 @@ __all__ = [
     "InternalFailure",
     "InternalStreamFailure",
     "InvalidConfigError",
+    "InvalidDefaultsModeError",
+    "InvalidMaxAttemptsError",
     "InvalidRegionError",
     "InvalidRetryModeError",
+    "InvalidStsRegionalEndpointsError",
     "JobFailedError",
     "JobTimeoutError",
     "ModelError",
@@ -630,6 +634,18 @@ class ConfigFileError(ConfigurationError, boto.ConfigParseError):
 
 class InvalidConfigError(ConfigurationError, boto.InvalidConfigError):
     """A value in the environment or in an AWS configuration file makes no sense."""
+
+
+class InvalidMaxAttemptsError(InvalidConfigError, boto.InvalidMaxRetryAttemptsError):
+    """The configured number of attempts is not an integer >= 1."""
+
+
+class InvalidDefaultsModeError(ConfigurationError, boto.InvalidDefaultsMode):
+    """The defaults mode is not one that botocore knows."""
+
+
+class InvalidStsRegionalEndpointsError(ConfigurationError, boto.InvalidSTSRegionalEndpointsConfigError):
+    """The setting for STS endpoints is not ``legacy`` or ``regional``."""
 
 
 class InvalidRetryModeError(ConfigurationError, boto.InvalidRetryModeError):

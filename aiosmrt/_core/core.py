@@ -313,7 +313,7 @@ class ClientCore:
             # needed by asynchronous inference alone
             from aiosmrt._aws.s3 import ObjectStore
 
-            given, settings = self._verify, self.configuration().settings
+            settings, bundle = self.configuration().settings, self.configuration().ca_bundle
             self._object_store = ObjectStore(
                 self.credentials,
                 region_name=settings.region_name,
@@ -321,8 +321,7 @@ class ClientCore:
                 profile_name=settings.profile_name,
                 use_fips_endpoint=settings.use_fips_endpoint,
                 use_dualstack_endpoint=settings.use_dualstack_endpoint,
-                # True leaves AWS_CA_BUNDLE to botocore, which does not accept an SSL context.
-                verify=False if given is False else os.fspath(given) if isinstance(given, (str, os.PathLike)) else None,
+                verify=False if self._verify is False else None if bundle is None else bundle.path,
             )
         return self._object_store
 
