@@ -78,7 +78,8 @@ def _has_system_authorities() -> bool:
 
 
 def _has_certificates(folder: str) -> bool:
-    return any(_HASHED_NAME.fullmatch(entry.name) for entry in os.scandir(folder))
+    with os.scandir(folder) as entries:
+        return any(_HASHED_NAME.fullmatch(entry.name) for entry in entries)
 
 
 def _bundled_authorities() -> str:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
+from aiosmrt._core.configure import trace_line
 from aiosmrt._core.observe import emit, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.streams import EventStream, StreamingBody
@@ -334,6 +335,8 @@ class Call:
                     headers = f"{template.first_lines}amz-sdk-invocation-id: {self._invocation_id}\r\n"
                 else:
                     headers = self._later_headers(template, now)
+                if core.passes_trace:
+                    headers += trace_line(head.headers)
                 if credentials is not None:
                     headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
                 counters.attempts += 1

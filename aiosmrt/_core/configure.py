@@ -6,7 +6,7 @@ import os
 import re
 import ssl
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from aiosmrt._aws.hosts import ResolvedEndpoint, resolve_endpoint
@@ -14,12 +14,14 @@ from aiosmrt._aws.settings import CaBundle, Settings, resolve_settings
 from aiosmrt._aws.tls import UnusableAuthoritiesError, context_of_bundle, default_verification
 from aiosmrt.errors import InvalidConfigError, ParamValidationError
 
-__all__ = ["Configuration", "Verify", "app_id_of", "check_verify", "configure"]
+__all__ = ["Configuration", "Verify", "app_id_of", "check_verify", "configure", "is_in_lambda", "trace_line"]
 
 Verify = bool | str | os.PathLike[str] | ssl.SSLContext
 
 # As in botocore, a part of the User-Agent header is a token (RFC 9110, 5.6.2) without "#", or with a comma.
 _UNFIT_FOR_USER_AGENT = re.compile(r"[^A-Za-z0-9!$%&'*+.^_`|~,-]")
+
+_SAFE_IN_TRACE = "-=;:+&[]{}\"',"
 
 
 class Configuration(NamedTuple):
@@ -44,13 +46,14 @@ class Configuration(NamedTuple):
     ca_bundle: CaBundle | None
 
 
-def configure(settings_arguments: dict[str, Any], verify: Verify, *, use_proxy: bool) -> Configuration:
+def configure(settings_arguments: dict[str, Any], verify: Verify, *, session_given: bool) -> Configuration:
     """Resolve arguments, environment and files; reads files and may import botocore.
 
     Args:
         settings_arguments: the client's arguments for `aiosmrt._aws.settings.resolve_settings`.
         verify: as the client's argument.
-        use_proxy: whether to use a proxy named by the environment.
+        session_given: whether the caller's session makes the connections; it decides about proxies and, unless
+            something else is configured, about the authorities to trust.
 
     Raises:
         ConfigurationError: Something is missing or contradictory.
@@ -70,8 +73,8 @@ def configure(settings_arguments: dict[str, Any], verify: Verify, *, use_proxy: 
         endpoint=endpoint,
         origin=f"{parts.scheme}://{parts.netloc}",
         base_path=endpoint.path,
-        verify=_tls(verify, bundle, needed=parts.scheme == "https"),
-        proxy=_proxy(parts.scheme, parts.netloc, parts.hostname or "") if use_proxy else None,
+        verify=_tls(verify, bundle, is_https=parts.scheme == "https", session_given=session_given),
+        proxy=_proxy(parts.scheme, parts.netloc, parts.hostname or "") if not session_given else None,
         ca_bundle=bundle,
     )
 
@@ -95,6 +98,25 @@ def app_id_of(settings: Settings) -> str:
     return f" app/{_UNFIT_FOR_USER_AGENT.sub('-', settings.user_agent_appid)}"
 
 
+def is_in_lambda() -> bool:
+    """Whether this is a function of AWS Lambda, whose traces are passed on."""
+    return "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+
+
+def trace_line(headers: tuple[tuple[str, str], ...]) -> str:
+    """The header line that passes on the trace of the current invocation in AWS Lambda; may be empty.
+
+    Lambda changes the variable with each invocation. Source: ``add_recursion_detection_header`` in botocore.handlers.
+
+    Args:
+        headers: the request's other headers; a trace among them takes precedence.
+    """
+    trace = os.environ.get("_X_AMZN_TRACE_ID")
+    if not trace or any(name.lower() == "x-amzn-trace-id" for name, _ in headers):
+        return ""
+    return f"X-Amzn-Trace-Id: {quote(trace, safe=_SAFE_IN_TRACE, errors='replace')}\r\n"
+
+
 def _ca_bundle(verify: Verify, settings: Settings) -> CaBundle | None:
     bundle = settings.ca_bundle
     if isinstance(verify, (str, os.PathLike)):
@@ -108,13 +130,13 @@ def _ca_bundle(verify: Verify, settings: Settings) -> CaBundle | None:
     return bundle._replace(path=os.path.expanduser(bundle.path))  # noqa: PTH111
 
 
-def _tls(verify: Verify, bundle: CaBundle | None, *, needed: bool) -> bool | ssl.SSLContext:
+def _tls(verify: Verify, bundle: CaBundle | None, *, is_https: bool, session_given: bool) -> bool | ssl.SSLContext:
     if bundle is None:
         if verify is not True:
             return verify if isinstance(verify, ssl.SSLContext) else False
-        return default_verification() if needed else True
+        return default_verification() if is_https and not session_given else True
     # A setting may be meant for other clients; an argument is checked in any case.
-    if not needed and bundle.setting != "verify":
+    if not is_https and bundle.setting != "verify":
         return True
     try:
         return context_of_bundle(bundle.path)

@@ -23,7 +23,7 @@ from weakref import WeakSet
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.hosts import ResolvedEndpoint
 from aiosmrt._core.admission import Admissions, CallLater, Timer
-from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure
+from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure, is_in_lambda
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._policy.retry import invocation_id
@@ -131,6 +131,7 @@ class ClientCore:
         self.base_path = ""
         # the application's id as a part of the User-Agent header, a blank before it
         self.user_agent_app = ""
+        self.passes_trace = False
         self.codecs = {operation.name: OperationCodec(operation) for operation in OPERATIONS}
         self.counters = Counters()
         # Whether the service has answered anything yet. What was never reached may not exist.
@@ -179,7 +180,9 @@ class ClientCore:
             ConfigurationError: something is missing or contradictory.
         """
         if self._configuration is None:
-            self._configuration = configure(self._settings_arguments, self._verify, use_proxy=self._session is None)
+            self._configuration = configure(
+                self._settings_arguments, self._verify, session_given=self._session is not None
+            )
         return self._configuration
 
     def settle(self, view: View) -> None:
@@ -239,6 +242,7 @@ class ClientCore:
             self.endpoint = endpoint
             self.base_path = configuration.base_path
             self.user_agent_app = app_id_of(settings)
+            self.passes_trace = is_in_lambda()
             if endpoint.signing_region is None:
                 self.signer = _SignerWithoutRegion(region="")
             else:

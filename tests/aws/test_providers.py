@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
+import pickle
 import re
 import shlex
 import string
@@ -452,6 +454,100 @@ async def test_an_expired_single_sign_on_token_is_an_error(
 
 
 # Errors of the chain
+
+
+def boto_errors() -> list[Exception]:
+    """An instance of each of botocore's errors that can be made of texts."""
+    made: list[Exception] = []
+    for cls in vars(botocore.exceptions).values():
+        if not isinstance(cls, type) or not issubclass(cls, botocore.exceptions.BotoCoreError):
+            continue
+        fields = {name for _, name, _, _ in string.Formatter().parse(cls.fmt) if name}
+        try:
+            made.append(cls(**dict.fromkeys(fields, "something")))
+        except Exception:
+            continue
+    assert len(made) > 80
+    refusal = {"Error": {"Code": "ExpiredToken", "Message": "expired"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+    return [*made, botocore.exceptions.ClientError(refusal, "AssumeRole")]
+
+
+@pytest.mark.parametrize("theirs", boto_errors(), ids=lambda error: type(error).__name__)
+async def test_an_except_clause_for_botocores_error_catches_ours(theirs: Exception) -> None:
+    class Failing:
+        method = "sso"
+
+        def get_frozen_credentials(self) -> None:
+            raise theirs
+
+    cache = CredentialsCache(credentials=Failing())
+    with pytest.raises(type(theirs)) as caught:
+        await cache.get()
+    # The second time, it is remembered.
+    with pytest.raises(type(theirs)) as again:
+        await cache.get()
+    for ours in (caught.value, again.value, pickle.loads(pickle.dumps(caught.value)), copy.deepcopy(caught.value)):
+        assert isinstance(ours, errors.ConfigurationError)
+        assert isinstance(ours, type(theirs))
+        assert str(theirs) in str(ours)
+        assert repr(ours)
+        if isinstance(theirs, botocore.exceptions.ClientError):
+            assert ours.response == theirs.response
+            assert ours.operation_name == "AssumeRole"
+            assert type(ours).__name__ == "CredentialRetrievalError"
+        if isinstance(theirs, botocore.exceptions.HTTPClientError):
+            assert ours.request is ours.response is None
+
+
+async def test_a_clients_own_exception_class_is_a_client_error() -> None:
+    """botocore makes such classes with each client."""
+    kind = type("ExpiredTokenException", (botocore.exceptions.ClientError,), {})
+
+    class Failing:
+        def get_frozen_credentials(self) -> None:
+            raise kind({"Error": {"Code": "ExpiredTokenException", "Message": "m"}}, "AssumeRole")
+
+    with pytest.raises(botocore.exceptions.ClientError) as caught:
+        await CredentialsCache(credentials=Failing()).get()
+    restored = pickle.loads(pickle.dumps(caught.value))
+    assert restored.response["Error"]["Code"] == "ExpiredTokenException"
+    assert isinstance(restored, errors.CredentialRetrievalError)
+
+
+async def test_a_functions_botocore_error_is_caught_as_such() -> None:
+    async def obtain() -> Credentials:
+        raise botocore.exceptions.UnauthorizedSSOTokenError
+
+    with pytest.raises(botocore.exceptions.UnauthorizedSSOTokenError) as caught:
+        await CredentialsCache(credentials=obtain).get()
+    assert isinstance(caught.value, errors.CredentialRetrievalError)
+
+
+async def test_a_function_may_not_return_an_expiry_that_is_not_a_number() -> None:
+    async def obtain() -> Credentials:
+        return Credentials("AKIDEXAMPLE", SECRET, None, float("nan"))
+
+    with pytest.raises(errors.CredentialRetrievalError, match="ValueError"):
+        await CredentialsCache(credentials=obtain).get()
+
+
+async def test_no_frame_of_a_refusal_has_a_secret(
+    services: CredentialServices, monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles
+) -> None:
+    services.answer = lambda *_: (  # type: ignore[method-assign]
+        403,
+        "text/xml",
+        "<ErrorResponse><Error><Code>AccessDenied</Code><Message>not you</Message></Error></ErrorResponse>",
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", services.url)
+    config_files(
+        f"[profile role]\nrole_arn = {ROLE_ARN}\nsource_profile = base\n",
+        f"[base]\naws_access_key_id = AKIDBASE\naws_secret_access_key = {SECRET}\n",
+    )
+    with pytest.raises(errors.CredentialRetrievalError) as caught:
+        await resolved("role", "eu-west-1")
+    report = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert SECRET not in "".join(report.format())
 
 
 async def test_no_credentials_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
