@@ -200,8 +200,12 @@ class CredentialsCache:
             return self._accept(found)
         except AiosmrtError as error:
             failure = error
-        except Exception as error:
-            failure = retrieval_error("a provider", type(error).__name__, error)
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            # The provider's own, such as of a task that it awaited.
+            failure = retrieval_error("a provider", type(error).__name__)
             failure.__cause__ = error
         finally:
             self._task = None

@@ -430,6 +430,15 @@ async def test_close_cancels_what_is_under_way_and_wakes_those_who_wait(setup: S
     assert [task for task in asyncio.all_tasks() if task.get_name() == "aiosmrt-credentials"] == []
 
 
+async def test_a_provider_that_is_cancelled_from_within_is_a_failure_like_others(setup: Setup) -> None:
+    setup.source.error = asyncio.CancelledError()  # type: ignore[assignment]
+    with pytest.raises(errors.CredentialRetrievalError, match="CancelledError"):
+        await setup.cache.get()
+    setup.source.error = None
+    setup.clock.now += 1
+    assert (await setup.cache.get()).access_key == "AKID2"
+
+
 async def test_close_forgets_the_credentials(setup: Setup) -> None:
     await setup.cache.get()
     await setup.cache.close()

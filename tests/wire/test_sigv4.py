@@ -475,7 +475,7 @@ def test_empty_credentials_are_refused(access_key, secret_key):
         Credentials(access_key, secret_key)
 
 
-@pytest.mark.parametrize("expires_at", [float("nan"), "1800000000", datetime(2026, 1, 1, tzinfo=UTC)])
+@pytest.mark.parametrize("expires_at", [float("nan"), 10**400, "1800000000", datetime(2026, 1, 1, tzinfo=UTC)])
 def test_an_expiry_that_is_not_a_number_is_refused(expires_at):
     with pytest.raises(ValueError, match="expires_at must be a number of seconds since 1970 or None"):
         Credentials("AKIDEXAMPLE", "fake", expires_at=expires_at)

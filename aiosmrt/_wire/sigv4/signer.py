@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import isnan
+from numbers import Real
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qsl, quote
@@ -100,8 +101,11 @@ def _is_visible_ascii(text: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # NaN compares false with every time: as an expiry it would never come, or never end.
-    return isinstance(value, (int, float)) and not isnan(value)
+    # NaN compares false with every time: credentials would be neither valid nor expired.
+    try:
+        return isinstance(value, Real) and not isnan(value)
+    except OverflowError:
+        return False
 
 
 class SignedRequest(NamedTuple):
