@@ -469,9 +469,7 @@ class Client:
         if ClientMethod not in _METHODS:
             raise ParamValidationError([f"Client does not have method: {ClientMethod!r:.80}"])
         if isinstance(ExpiresIn, bool) or not isinstance(ExpiresIn, int) or not 1 <= ExpiresIn <= MAX_EXPIRES_IN:
-            raise ParamValidationError(
-                [f"ExpiresIn must be 1 to {MAX_EXPIRES_IN} seconds; got {ExpiresIn!r:.80}"]
-            )
+            raise ParamValidationError([f"ExpiresIn must be 1 to {MAX_EXPIRES_IN} seconds; got {ExpiresIn!r:.80}"])
         try:
             call = self._new_call(_METHODS[ClientMethod], _named(Params))
         finally:

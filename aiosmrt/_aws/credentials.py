@@ -144,18 +144,15 @@ class CredentialsCache:
         credentials = self.current()
         if credentials is not None:
             return credentials
-        try:
-            if (found := self._provider.peek()) is not None:
-                return self._accept(found)
-        except AiosmrtError as error:
-            self._back_off(error)
-            if (credentials := self.current()) is None:
-                raise
-            return credentials
+        outcome = self._from_memory()
+        if isinstance(outcome, Credentials):
+            return outcome
+        if outcome is not None:
+            raise _fresh(outcome)
         task = self._task
         if task is None:
-            if (failure := self._failure) is not None and self._failed_at <= self._clock() < self._retry_at:
-                raise _fresh(failure)
+            if self._failure is not None and self._failed_at <= self._clock() < self._retry_at:
+                raise _fresh(self._failure)
             task = asyncio.create_task(self._fetch(), name="aiosmrt-credentials")
             # An eager task may have come to its end in create_task().
             if not task.done():
@@ -190,8 +187,17 @@ class CredentialsCache:
             await asyncio.wait((task,))
             self._task = None
 
+    # Failures are returned: what a task raises is lost if no call waits for it, and a provider's frames contain keys.
+
+    def _from_memory(self) -> Credentials | AiosmrtError | None:
+        try:
+            found = self._provider.peek()
+            return None if found is None else self._accept(found)
+        except AiosmrtError as error:
+            self._back_off(error)
+            return self.current() or error
+
     async def _fetch(self) -> Credentials | AiosmrtError:
-        # Failures are returned: what the task raised would be lost if no call waits for it.
         failure: AiosmrtError
         try:
             found = await self._provider.fetch()

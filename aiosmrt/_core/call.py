@@ -336,7 +336,7 @@ class Call:
                 else:
                     headers = self._later_headers(template, now)
                 if core.passes_trace:
-                    headers += trace_line(head.headers)
+                    headers += trace_line(template.head.headers)
                 if credentials is not None:
                     headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
                 counters.attempts += 1

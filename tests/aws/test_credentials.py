@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import timeit
+import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import aiobotocore.session
 import boto3
 import pytest
+from botocore.credentials import ReadOnlyCredentials
 
 from aiosmrt import errors
 from aiosmrt._aws.credentials import CredentialsCache
@@ -504,6 +506,71 @@ async def test_nothing_shows_a_secret(setup: Setup) -> None:
     shown = f"{setup.cache!r} {setup.cache} {setup.events} {credentials}"
     assert "fake-secret" not in shown
     assert credentials.token not in shown
+
+
+def shown(error: BaseException) -> list[str]:
+    """The locals of our frames in which a part of some credentials is."""
+    reports, found = [traceback.TracebackException.from_exception(error, capture_locals=True)], []
+    while reports:
+        report = reports.pop()
+        reports += [other for other in (report.__cause__, report.__context__) if other is not None]
+        for frame in report.stack:
+            if "/tests/" not in frame.filename:
+                found += [f"{frame.name}: {name}" for name, text in (frame.locals or {}).items() if "sesame" in text]
+    return found
+
+
+class Marked:
+    """A credentials object whose keys no header can carry."""
+
+    method = "marked"
+
+    def get_frozen_credentials(self) -> Any:
+        return ReadOnlyCredentials("AKIDsesame\n", "secret-sesame", "token-sesame")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"AWS_CREDENTIAL_EXPIRATION": "tomorrow"},
+        {"AWS_CREDENTIAL_EXPIRATION": "2001-01-01T00:00:00Z"},
+        {"AWS_SECRET_ACCESS_KEY": ""},
+        {"AWS_SESSION_TOKEN": "token sesame"},
+    ],
+)
+async def test_no_frame_has_keys_out_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "AKIDsesame", "AWS_SECRET_ACCESS_KEY": "secret-sesame", "AWS_SESSION_TOKEN": "sesame"}
+    for name, value in (keys | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(errors.ConfigurationError) as caught:
+        await CredentialsCache().get()
+    assert shown(caught.value) == []
+
+
+async def test_no_frame_has_keys_out_of_files(config_files: ConfigFiles) -> None:
+    config_files("", "[default]\naws_access_key_id = AKID sesame\naws_secret_access_key = secret-sesame\n")
+    with pytest.raises(errors.CredentialRetrievalError) as caught:
+        await CredentialsCache().get()
+    assert shown(caught.value) == []
+
+
+async def test_no_frame_has_keys_of_objects_and_functions() -> None:
+    async def expired() -> Credentials:
+        return Credentials("AKIDsesame", "secret-sesame", None, 1.0)
+
+    async def wrong() -> Any:
+        return Marked().get_frozen_credentials()
+
+    fixed = Credentials("AKIDsesame", "secret-sesame", None, 1.0)
+    given: Any
+    for given in (Marked(), expired, wrong, fixed):
+        cache = CredentialsCache(credentials=given)
+        for _ in range(2):
+            with pytest.raises(errors.CredentialRetrievalError) as caught:
+                await cache.get()
+            assert shown(caught.value) == []
 
 
 # Sources that answer from memory
