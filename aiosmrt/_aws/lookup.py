@@ -23,7 +23,7 @@ class LookUp:
     def __init__(self) -> None:
         self._abandoned = False
         self._terminal_attributes: list[Any] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
 
     def ask(self, prompt: str) -> str:
         """Ask for an MFA code on the terminal; blocks.
@@ -38,7 +38,7 @@ class LookUp:
         finally:
             self._terminal_attributes = None
 
-    def start_process(self, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    def start_process(self, command: list[str], **options: Any) -> subprocess.Popen[Any]:
         """Start a credential process.
 
         Raises:

@@ -14,6 +14,7 @@ import re
 import ssl
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import botocore
@@ -72,9 +73,11 @@ def _has_system_authorities() -> bool:
     if sys.platform == "win32":  # in the registry
         return True
     paths = ssl.get_default_verify_paths()
-    return bool(paths.cafile and Path(paths.cafile).stat().st_size) or bool(
-        paths.capath and _has_certificates(paths.capath)
-    )
+    if paths.cafile and os.access(paths.cafile, os.R_OK) and Path(paths.cafile).stat().st_size:
+        return True
+    # OpenSSL takes several folders, which Python's `paths.capath` does not show.
+    folders = os.environ.get(paths.openssl_capath_env, paths.openssl_capath).split(os.pathsep)
+    return any(_has_certificates(folder) for folder in folders if os.access(folder, os.R_OK) and Path(folder).is_dir())
 
 
 def _has_certificates(folder: str) -> bool:
@@ -85,8 +88,7 @@ def _has_certificates(folder: str) -> bool:
 def _bundled_authorities() -> str:
     """The bundle that botocore takes."""
     try:
-        from certifi import where
+        path: str = import_module("certifi").where()
     except ImportError:
-        return str(Path(botocore.__file__).with_name("cacert.pem"))
-    path: str = where()
+        path = str(Path(botocore.__file__).with_name("cacert.pem"))
     return path

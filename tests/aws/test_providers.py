@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shlex
+import socket
 import string
 import sys
 import traceback
@@ -497,6 +498,60 @@ async def test_an_except_clause_for_botocores_error_catches_ours(theirs: Excepti
             assert type(ours).__name__ == "CredentialRetrievalError"
         if isinstance(theirs, botocore.exceptions.HTTPClientError):
             assert ours.request is ours.response is None
+
+
+STATIC = "[profile base]\naws_access_key_id = AKIDBASE\naws_secret_access_key = base-secret\n"
+ROLE = f"[profile p]\nregion = eu-west-1\nrole_arn = {ROLE_ARN}\n"
+BROKEN_CHAINS = {
+    "a role without a source": ROLE,
+    "a role with two sources": f"{ROLE}source_profile = base\ncredential_source = Environment\n{STATIC}",
+    "a source that does not exist": f"{ROLE}source_profile = gone\n",
+    "a source without keys": f"{ROLE}source_profile = base\n[profile base]\nregion = eu-west-1\n",
+    "a source with half a pair": f"{ROLE}source_profile = base\n[profile base]\naws_access_key_id = AKIDBASE\n",
+    "sources in a circle": f"{ROLE}source_profile = q\n{ROLE.replace('profile p', 'profile q')}source_profile = p\n",
+    "an unknown kind of source": f"{ROLE}credential_source = Elsewhere\n",
+    "no container": f"{ROLE}credential_source = EcsContainer\n",
+    "a role for a web identity without its token": f"{ROLE}web_identity_token_file = /nonexistent/token\n",
+    "a web identity without a role": "[profile p]\nweb_identity_token_file = /nonexistent/token\n",
+    "single sign-on that is not complete": "[profile p]\nsso_start_url = https://example.com\n",
+    "single sign-on without a login": "[profile p]\nsso_start_url = https://example.com\nsso_region = eu-west-1\n"
+    "sso_account_id = 123456789012\nsso_role_name = fake\n",
+    "an sso-session without a login": "[profile p]\nsso_session = s\nsso_account_id = 1\nsso_role_name = fake\n"
+    "[sso-session s]\nsso_region = eu-west-1\nsso_start_url = https://example.com\n",
+    "an sso-session that does not exist": "[profile p]\nsso_session = s\nsso_account_id = 1\nsso_role_name = fake\n",
+    "a login without a token": "[profile p]\nregion = eu-west-1\nlogin_session = arn:aws:iam::1:user/someone\n",
+    "a program that does not exist": "[profile p]\ncredential_process = /nonexistent/program\n",
+    "a program that fails": f"[profile p]\ncredential_process = {sys.executable} -c 'raise SystemExit(3)'\n",
+    "half a pair": "[profile p]\naws_access_key_id = AKIDONE\n",
+    "nothing": "[profile p]\nregion = eu-west-1\n",
+    "no such profile": "[profile q]\nregion = eu-west-1\n",
+    "STS that does not answer": f"{ROLE}source_profile = base\n{STATIC}",
+}
+
+
+@pytest.mark.parametrize("config", BROKEN_CHAINS.values(), ids=BROKEN_CHAINS)
+async def test_a_broken_chain_fails_as_with_botocore(
+    config: str, config_files: ConfigFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as silent:  # bound, and not listening
+        silent.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        config_files(config)
+        theirs: Exception | None = None
+        try:
+            if oracle.credentials("p") is None:
+                theirs = botocore.exceptions.NoCredentialsError()
+        except Exception as error:
+            theirs = error
+        assert theirs is not None
+        with pytest.raises(errors.ConfigurationError) as caught:
+            await resolved("p")
+    if isinstance(theirs, BOTO_ERRORS):
+        assert isinstance(caught.value, type(theirs))
+        assert str(theirs) in str(caught.value)
+    else:
+        assert isinstance(caught.value, errors.CredentialRetrievalError)
 
 
 async def test_a_clients_own_exception_class_is_a_client_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import os
 import re
 import ssl
 import subprocess
@@ -284,4 +285,6 @@ def test_the_systems_authorities_come_first(
         assert trusted(verification) == 1
     without_authorities(str(tmp_path / "nowhere.pem"), str(hashed(bundle, tmp_path / "authorities")))
     # OpenSSL reads a folder when it looks for a certificate, so nothing is counted yet.
+    assert tls.default_verification() is True or trusted(tls.default_verification()) == 0
+    without_authorities(str(tmp_path / "nowhere.pem"), f"{tmp_path / 'nowhere'}{os.pathsep}{tmp_path / 'authorities'}")
     assert tls.default_verification() is True or trusted(tls.default_verification()) == 0
