@@ -99,7 +99,7 @@ def provider_for(
 
     Raises:
         PartialCredentialsError: One key came without the other.
-        ParamValidationError: ``credentials`` is none of the above, or keys were given as well.
+        ParamValidationError: ``credentials`` is of another type, or keys were given as well.
 
     >>> provider_for(access_key="AKIDEXAMPLE", secret_key="not-a-real-secret").peek().source
     'explicit'
@@ -270,7 +270,7 @@ def environment_credentials(environ: Mapping[str, str]) -> Found | None:
 
 
 def profile_keys(profile_name: str | None) -> Found | None:
-    """Read a profile's static keys; None if anything else may take precedence, or there are none.
+    """Read a profile's static keys; None if there are none or anything else may take precedence.
 
     Args:
         profile_name: the profile. Defaults to the environment's, then ``default``.

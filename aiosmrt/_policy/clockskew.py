@@ -63,7 +63,7 @@ def parse_http_date(value: str) -> float | None:
         value: the header's value, 29 characters.
 
     Returns:
-        Seconds since 1970. None for another form, and for a time that is not between `EARLIEST` and `LATEST`.
+        Seconds since 1970, or None if the form is another or the time is not between `EARLIEST` and `LATEST`.
 
     Example:
         >>> parse_http_date("Fri, 06 Nov 2026 08:49:37 GMT")

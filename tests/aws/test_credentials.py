@@ -91,7 +91,7 @@ async def setup() -> AsyncIterator[Setup]:
     await made.cache.close()
 
 
-async def test_they_are_found_once(setup: Setup) -> None:
+async def test_credentials_are_fetched_once(setup: Setup) -> None:
     first = await setup.cache.get()
     assert setup.cache.current() is first
     assert await setup.cache.get() is first
@@ -108,7 +108,7 @@ async def test_concurrent_callers_share_one_request(setup: Setup) -> None:
     assert setup.source.calls == 1
 
 
-async def test_renewal_begins_15_minutes_before_expiry_and_stalls_nobody(setup: Setup) -> None:
+async def test_renewal_begins_15_minutes_before_expiry_and_delays_no_call(setup: Setup) -> None:
     first = await setup.cache.get()
     setup.clock.now = START + HOUR - 901
     assert setup.cache.current() is first
@@ -129,7 +129,7 @@ async def test_renewal_begins_15_minutes_before_expiry_and_stalls_nobody(setup: 
     assert setup.events[1:] == [CredentialsRefreshed("function", START + 2 * HOUR - 900)]
 
 
-async def test_a_failed_early_renewal_keeps_what_is_valid_and_backs_off(setup: Setup) -> None:
+async def test_a_failed_early_renewal_keeps_valid_credentials_and_backs_off(setup: Setup) -> None:
     first = await setup.cache.get()
     setup.source.error = ValueError("broken")
     setup.clock.now = START + HOUR - 900
@@ -159,7 +159,7 @@ async def test_a_failed_early_renewal_keeps_what_is_valid_and_backs_off(setup: S
     assert setup.cache._failures_in_a_row == 0
 
 
-async def test_back_off_never_goes_past_the_expiry(setup: Setup) -> None:
+async def test_back_off_ends_at_the_expiry(setup: Setup) -> None:
     first = await setup.cache.get()
     setup.source.error = ValueError("broken")
     setup.clock.now = START + HOUR - 0.25
@@ -168,7 +168,7 @@ async def test_back_off_never_goes_past_the_expiry(setup: Setup) -> None:
     assert setup.cache._check_at == START + HOUR
 
 
-async def test_expired_credentials_stall_calls_and_their_errors_reach_them(setup: Setup) -> None:
+async def test_calls_wait_for_expired_credentials_and_get_the_error(setup: Setup) -> None:
     await setup.cache.get()
     setup.clock.now = START + HOUR
     assert setup.cache.current() is None
@@ -202,7 +202,7 @@ async def test_a_call_that_comes_after_the_expiry_waits_for_the_renewal_under_wa
     assert setup.source.calls == 2
 
 
-async def test_credentials_that_arrive_expired_are_an_error(setup: Setup) -> None:
+async def test_a_source_that_returns_expired_credentials_is_an_error(setup: Setup) -> None:
     setup.source.lifetime = 0
     with pytest.raises(errors.CredentialRetrievalError, match="expired"):
         await setup.cache.get()
@@ -228,14 +228,14 @@ async def test_a_source_with_nothing_newer_is_asked_again_after_a_back_off(setup
     assert setup.events[1:] == [CredentialsRefreshFailed("function", "CredentialRetrievalError")]
 
 
-async def test_credentials_without_expiry_are_never_asked_for_again(setup: Setup) -> None:
+async def test_credentials_without_expiry_are_never_fetched_again(setup: Setup) -> None:
     setup.source.lifetime = None
     first = await setup.cache.get()
     setup.clock.now = math.nextafter(math.inf, 0)
     assert setup.cache.current() is first
 
 
-async def test_jitter_takes_off_half_of_the_back_off_at_most() -> None:
+async def test_jitter_shortens_the_back_off_by_half_at_most() -> None:
     clock = Clock()
     source = Source(clock)
     cache = CredentialsCache(credentials=source, clock=clock, rand=lambda: 0.0)
@@ -350,7 +350,7 @@ async def test_an_eager_renewal_replaces_credentials_ahead_of_time(eager: Setup)
     assert eager.source.calls == 3
 
 
-async def test_an_eager_renewal_that_fails_keeps_what_is_valid_and_backs_off(eager: Setup) -> None:
+async def test_an_eager_renewal_that_fails_keeps_valid_credentials_and_backs_off(eager: Setup) -> None:
     first = await eager.cache.get()
     eager.source.error = ValueError("broken")
     eager.clock.now += HOUR - 900
@@ -362,7 +362,7 @@ async def test_an_eager_renewal_that_fails_keeps_what_is_valid_and_backs_off(eag
     assert (await eager.cache.get()).access_key == "AKID3"
 
 
-async def test_an_eager_failure_is_not_for_good(eager: Setup) -> None:
+async def test_an_eager_failure_is_not_permanent(eager: Setup) -> None:
     eager.source.error = ValueError("broken")
     for _ in range(3):
         with pytest.raises(errors.CredentialRetrievalError):
@@ -376,7 +376,7 @@ async def test_an_eager_failure_is_not_for_good(eager: Setup) -> None:
 # Cancellation and close
 
 
-async def test_a_cancelled_caller_leaves_the_others_their_answer(setup: Setup) -> None:
+async def test_a_cancelled_caller_does_not_affect_the_others(setup: Setup) -> None:
     setup.source.gate.clear()
     callers = [asyncio.create_task(setup.cache.get()) for _ in range(3)]
     await setup.source.entered.wait()
@@ -388,7 +388,7 @@ async def test_a_cancelled_caller_leaves_the_others_their_answer(setup: Setup) -
     assert not setup.source.cancelled
 
 
-async def test_what_was_begun_for_cancelled_callers_serves_the_next(setup: Setup) -> None:
+async def test_a_fetch_begun_for_a_cancelled_caller_serves_the_next(setup: Setup) -> None:
     setup.source.gate.clear()
     caller = asyncio.create_task(setup.cache.get())
     await setup.source.entered.wait()
@@ -402,7 +402,7 @@ async def test_what_was_begun_for_cancelled_callers_serves_the_next(setup: Setup
     assert setup.source.calls == 1
 
 
-async def test_a_failure_that_nobody_waits_for_is_not_lost_noise(setup: Setup) -> None:
+async def test_a_failure_without_waiting_callers_makes_no_noise(setup: Setup) -> None:
     noise: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
     setup.source.gate.clear()
@@ -418,7 +418,7 @@ async def test_a_failure_that_nobody_waits_for_is_not_lost_noise(setup: Setup) -
     assert noise == []
 
 
-async def test_close_cancels_what_is_under_way_and_wakes_those_who_wait(setup: Setup) -> None:
+async def test_close_cancels_the_fetch_and_wakes_waiting_callers(setup: Setup) -> None:
     setup.source.gate.clear()
     caller = asyncio.create_task(setup.cache.get())
     await setup.source.entered.wait()
@@ -432,7 +432,7 @@ async def test_close_cancels_what_is_under_way_and_wakes_those_who_wait(setup: S
     assert [task for task in asyncio.all_tasks() if task.get_name() == "aiosmrt-credentials"] == []
 
 
-async def test_a_provider_that_is_cancelled_from_within_is_a_failure_like_others(setup: Setup) -> None:
+async def test_a_provider_that_is_cancelled_from_within_is_an_ordinary_failure(setup: Setup) -> None:
     setup.source.error = asyncio.CancelledError()  # type: ignore[assignment]
     with pytest.raises(errors.CredentialRetrievalError, match="CancelledError"):
         await setup.cache.get()
@@ -488,7 +488,7 @@ async def test_cancelled_after_any_number_of_steps_nothing_is_held(setup: Setup,
 # Observers
 
 
-async def test_an_observer_that_fails_costs_no_call_its_credentials() -> None:
+async def test_an_observer_that_fails_does_not_affect_calls() -> None:
     seen: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context))
 
@@ -500,7 +500,7 @@ async def test_an_observer_that_fails_costs_no_call_its_credentials() -> None:
     assert [str(context["exception"]) for context in seen] == ["observer"]
 
 
-async def test_nothing_shows_a_secret(setup: Setup) -> None:
+async def test_no_repr_contains_a_secret(setup: Setup) -> None:
     credentials = await setup.cache.get()
     assert credentials.token is not None
     shown = f"{setup.cache!r} {setup.cache} {setup.events} {credentials}"
@@ -538,7 +538,7 @@ class Marked:
         {"AWS_SESSION_TOKEN": "token sesame"},
     ],
 )
-async def test_no_frame_has_keys_out_of_the_environment(
+async def test_no_frame_has_keys_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "AKIDsesame", "AWS_SECRET_ACCESS_KEY": "secret-sesame", "AWS_SESSION_TOKEN": "sesame"}
@@ -549,14 +549,14 @@ async def test_no_frame_has_keys_out_of_the_environment(
     assert shown(caught.value) == []
 
 
-async def test_no_frame_has_keys_out_of_files(config_files: ConfigFiles) -> None:
+async def test_no_frame_has_keys_from_files(config_files: ConfigFiles) -> None:
     config_files("", "[default]\naws_access_key_id = AKID sesame\naws_secret_access_key = secret-sesame\n")
     with pytest.raises(errors.CredentialRetrievalError) as caught:
         await CredentialsCache().get()
     assert shown(caught.value) == []
 
 
-async def test_no_frame_has_keys_of_objects_and_functions() -> None:
+async def test_no_frame_has_keys_from_objects_and_functions() -> None:
     async def expired() -> Credentials:
         return Credentials("AKIDsesame", "secret-sesame", None, 1.0)
 
@@ -583,7 +583,7 @@ async def test_fixed_credentials_need_no_task() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_fixed_credentials_that_expire_serve_until_then() -> None:
+async def test_fixed_credentials_serve_until_they_expire() -> None:
     clock = Clock()
     cache = CredentialsCache(credentials=Credentials("AKIDEXAMPLE", "fake-secret", "t", START + HOUR), clock=clock)
     given = await cache.get()
@@ -623,7 +623,7 @@ async def test_the_environment_is_read_again_when_its_credentials_are_due(monkey
     ]
 
 
-async def test_half_a_pair_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_key_without_the_other_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
     with pytest.raises(errors.PartialCredentialsError):
         await CredentialsCache().get()
@@ -697,7 +697,7 @@ async def test_a_role_is_assumed_again(
     await cache.close()
 
 
-async def test_a_real_source_that_fails_ahead_of_time_keeps_what_is_valid(
+async def test_valid_credentials_stay_when_a_real_source_fails(
     short_lived: CredentialServices, monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", short_lived.url)
@@ -735,7 +735,7 @@ async def test_a_given_object_renews_itself(
     await cache.close()
 
 
-async def test_a_given_object_that_says_nothing_of_expiry_is_asked_every_minute() -> None:
+async def test_a_given_object_without_expiry_is_asked_every_minute() -> None:
     given = boto3.Session("AKIDONE", "fake-secret").get_credentials()
     clock = Clock()
     events: list[Event] = []
@@ -763,7 +763,7 @@ async def test_a_given_object_that_says_nothing_of_expiry_is_asked_every_minute(
 # Closing amid real sources
 
 
-async def test_after_close_amid_a_request_its_thread_ends_by_itself_and_leaves_no_connection(
+async def test_a_thread_whose_request_outlives_close_leaves_no_connection(
     services: CredentialServices, monkeypatch: pytest.MonkeyPatch, open_descriptors: Callable[[], set[str]]
 ) -> None:
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{services.url}/container")
@@ -783,7 +783,7 @@ async def test_after_close_amid_a_request_its_thread_ends_by_itself_and_leaves_n
     assert len(open_descriptors()) <= before
 
 
-async def test_close_amid_a_credential_process_leaves_no_process(tmp_path: Path, config_files: ConfigFiles) -> None:
+async def test_close_during_a_credential_process_leaves_no_process(tmp_path: Path, config_files: ConfigFiles) -> None:
     fifo = tmp_path / "fifo"
     program = tmp_path / "process.py"
     program.write_text(f"import os, time\nopen({str(fifo)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n")

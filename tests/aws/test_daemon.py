@@ -35,7 +35,7 @@ async def test_an_error_arrives_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
-async def test_what_would_end_the_program_or_look_like_a_cancellation_is_an_ordinary_error(
+async def test_exceptions_that_would_end_the_program_or_cancel_become_ordinary_errors(
     kind: type[BaseException],
 ) -> None:
     def fail() -> None:
@@ -117,7 +117,7 @@ print("ended")
     ],
     ids=["blocked for good", "ends after its loop"],
 )
-def test_the_program_ends_without_it_and_without_a_word(work: str, after: str) -> None:
+def test_the_program_ends_silently_while_the_thread_blocks(work: str, after: str) -> None:
     program = PROGRAM.format(work=work, after=after).replace("entered = ", "closed = threading.Event()\nentered = ")
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)

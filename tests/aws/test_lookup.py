@@ -42,7 +42,7 @@ SECONDS = 60.0
 
 
 class Terminal:
-    """A program with a terminal of its own."""
+    """A program in its own terminal."""
 
     def __init__(self, program: str, *arguments: str) -> None:
         self.output = b""

@@ -69,12 +69,12 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
         credentials["prod"] = {"region": "sa-east-1", "aws_access_key_id": "AKIDEXAMPLE"}
     for variable in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
         if draw(st.booleans()):
-            environ[variable] = draw(st.sampled_from(["default", "prod", "nobody"]))
+            environ[variable] = draw(st.sampled_from(["default", "prod", "missing"]))
     return {
         "environ": environ,
         "config": as_ini(profiles, prefix="profile ") + SERVICES,
         "credentials": as_ini(credentials),
-        "profile_name": draw(st.sampled_from([None, "default", "prod", "nobody"])),
+        "profile_name": draw(st.sampled_from([None, "default", "prod", "missing"])),
         "region_name": draw(st.sampled_from([None, "ap-south-1"])),
         "endpoint_url": draw(st.sampled_from([None, "http://argument:7"])),
     }
@@ -169,7 +169,7 @@ def test_aws_region_counts_after_aws_default_region_and_before_the_profile(
     assert resolve_settings().region_name == "eu-north-1"
 
 
-def test_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", "true")
     monkeypatch.setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
     got = resolve_settings(region_name="eu-west-1", use_fips_endpoint=False, use_dualstack_endpoint=False)
@@ -226,7 +226,7 @@ def test_region_names_are_refused_as_botocore_refuses_them(region: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_senseless_max_attempts_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_invalid_max_attempts_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
     with pytest.raises(errors.InvalidConfigError, match="max_attempts") as caught:
         resolve_settings(region_name="eu-west-1")
@@ -300,7 +300,7 @@ def test_modes_are_refused_as_botocore_refuses_them(
         assert (str(caught.value), caught.value.kwargs) == (str(theirs), theirs.kwargs)
 
 
-def test_the_retry_mode_of_the_environment_wins_over_the_profile(
+def test_the_retry_mode_of_the_environment_takes_precedence_over_the_profile(
     monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles
 ) -> None:
     assert resolve_settings(region_name="eu-west-1").retry_mode is None
@@ -388,7 +388,7 @@ def test_a_broken_file_is_named_and_not_quoted(
     assert error.__context__ is None
 
 
-def test_no_repr_shows_what_the_files_hold(config_files: ConfigFiles) -> None:
+def test_no_repr_contains_a_value_from_the_files(config_files: ConfigFiles) -> None:
     config_files("[default]\nregion = eu-west-1\n", "[default]\naws_secret_access_key = sesame\n")
     shared = load_shared_config()
     assert shared.credentials_profiles["default"]["aws_secret_access_key"] == "sesame"
