@@ -216,7 +216,7 @@ class CredentialsCache:
         finally:
             self._task = None
         self._back_off(failure)
-        # It is kept, and must not keep the frames.
+        # It is kept, so without the frames that raised it.
         self._failure = failure.with_traceback(None)
         return failure
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosmrt import errors
-from aiosmrt._aws.settings import CaBundle, Settings, resolve_settings
+from aiosmrt._aws.settings import _DEFAULTS_MODES, CaBundle, Settings, resolve_settings
 from aiosmrt._aws.shared_config import load_shared_config
 from tests.aws import oracle
 from tests.aws.conftest import ConfigFiles
@@ -259,6 +259,11 @@ MODES = [
     ),
     *(("AWS_RETRY_MODE", "retry_mode", value) for value in ("legacy", "standard", "Standard", "none")),
 ]
+
+
+def test_the_defaults_modes_are_botocores() -> None:
+    data = oracle.shared_loader().load_data("sdk-default-configuration")
+    assert set(_DEFAULTS_MODES) == {"legacy", "auto", *data["modes"]}
 
 
 @pytest.mark.parametrize(("variable", "key", "value"), MODES)

@@ -234,7 +234,7 @@ STORAGE = "[object_storage]\nendpoint_url = 'http://127.0.0.1:8333'\naccess_key 
             "faults[0].exception: needs 'ModelStreamError' or 'InternalStreamFailure', not a string",
         ),
         ("[[credentials]]\naccess_key = 'A'", "credentials[0].secret_key: is missing"),
-        ("[[credentials]]\naccess_key = ' '\nsecret_key = 's'", "credentials[0].access_key: access_key holds"),
+        ("[[credentials]]\naccess_key = ' '\nsecret_key = 's'", "credentials[0].access_key: access_key contains"),
         (STORAGE, "object_storage.buckets: is missing"),
         (f"{STORAGE}\nbuckets = []", "object_storage.endpoint_url: an object storage needs a list of the buckets"),
         (f"{STORAGE}\nbuckets = [1]", "object_storage.buckets: needs a list of strings"),
