@@ -13,6 +13,7 @@ MODEL_SERVERS := 'mlflow-skinny>=3.10,<4' 'litserve>=0.2.19,<1' 'scikit-learn>=1
 
 # What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
 ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/core tests/endpoint tests/transport tests/local/test_async_inference.py
+ON_EAGER_TASKS := tests/aws tests/client tests/endpoint
 ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
 	tests/local/test_runtime.py tests/local/test_streams.py tests/policy tests/soak tests/wire
 
@@ -40,6 +41,7 @@ test-newest: ## the tests on the newest Python of this machine
 	@test -n "$(NEWEST)"
 	@$(MAKE) --no-print-directory .venv-newest/.test peers
 	.venv-newest/bin/python -m pytest $(ON_PYTHON) $(PYTEST_FLAGS)
+	.venv-newest/bin/python -m pytest --eager $(ON_EAGER_TASKS) $(PYTEST_FLAGS)
 
 test-oldest: .venv-oldest/.test peers ## the tests on the oldest aiobotocore and aiohttp, calls through aiohttp's session
 	.venv-oldest/bin/python -m pytest --transport=session $(ON_AIOHTTP) $(PYTEST_FLAGS)

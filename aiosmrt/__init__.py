@@ -3,7 +3,7 @@
 from aiosmrt._core.admission import LimiterStatistics
 from aiosmrt._core.streams import EventStream, StreamingBody
 from aiosmrt._version import __version__
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.client import Client, ClientStatistics
 from aiosmrt.config import RetryPolicy
 from aiosmrt.errors import (

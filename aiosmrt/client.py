@@ -26,7 +26,8 @@ from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._version import __version__
 from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.canonical import MAX_EXPIRES_IN
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset
 from aiosmrt.errors import (
     ApiVersionNotFoundError,
@@ -58,9 +59,6 @@ Out = TypeVar("Out")
 Operation = TypeVar("Operation", bound=Callable[..., Any])
 
 _METHODS = {operation.method: operation.name for operation in OPERATIONS}
-
-# SigV4 query signatures are valid for a week at most.
-_MAX_EXPIRES_SECONDS = 604_800
 
 
 def _names_missing_parameters(operation: Operation) -> Operation:
@@ -470,10 +468,8 @@ class Client:
         """
         if ClientMethod not in _METHODS:
             raise ParamValidationError([f"Client does not have method: {ClientMethod!r:.80}"])
-        if isinstance(ExpiresIn, bool) or not isinstance(ExpiresIn, int) or not 1 <= ExpiresIn <= _MAX_EXPIRES_SECONDS:
-            raise ParamValidationError(
-                [f"ExpiresIn must be 1 to {_MAX_EXPIRES_SECONDS} seconds; got {ExpiresIn!r:.80}"]
-            )
+        if isinstance(ExpiresIn, bool) or not isinstance(ExpiresIn, int) or not 1 <= ExpiresIn <= MAX_EXPIRES_IN:
+            raise ParamValidationError([f"ExpiresIn must be 1 to {MAX_EXPIRES_IN} seconds; got {ExpiresIn!r:.80}"])
         try:
             call = self._new_call(_METHODS[ClientMethod], _named(Params))
         finally:

@@ -46,6 +46,7 @@
      └── ConfigurationError
           ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
           ├── ProfileNotFoundError, ConfigFileError, InvalidConfigError, InvalidRetryModeError
+          ├── InvalidMaxAttemptsError, InvalidDefaultsModeError, InvalidStsRegionalEndpointsError
           └── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
 
 Errors that have a counterpart in botocore inherit from it as well, so ``except`` clauses written for boto3 or
@@ -56,7 +57,7 @@ attribute or a credential. They are in one module so that the tree can be seen w
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, cast
 
 from botocore import exceptions as boto
 
@@ -84,8 +85,11 @@ __all__ = [
     "InternalFailure",
     "InternalStreamFailure",
     "InvalidConfigError",
+    "InvalidDefaultsModeError",
+    "InvalidMaxAttemptsError",
     "InvalidRegionError",
     "InvalidRetryModeError",
+    "InvalidStsRegionalEndpointsError",
     "JobFailedError",
     "JobTimeoutError",
     "ModelError",
@@ -635,6 +639,18 @@ class InvalidConfigError(ConfigurationError, boto.InvalidConfigError):
     """A value in the environment or in an AWS configuration file makes no sense."""
 
 
+class InvalidMaxAttemptsError(InvalidConfigError, boto.InvalidMaxRetryAttemptsError):
+    """The configured number of attempts is not an integer >= 1."""
+
+
+class InvalidDefaultsModeError(ConfigurationError, boto.InvalidDefaultsMode):
+    """The defaults mode is not one that botocore knows."""
+
+
+class InvalidStsRegionalEndpointsError(ConfigurationError, boto.InvalidSTSRegionalEndpointsConfigError):
+    """The setting for STS endpoints is not ``legacy`` or ``regional``."""
+
+
 class InvalidRetryModeError(ConfigurationError, boto.InvalidRetryModeError):
     """The retry mode is not one of legacy, standard and adaptive."""
 
@@ -648,7 +664,63 @@ class PartialCredentialsError(ConfigurationError, boto.PartialCredentialsError):
 
 
 class CredentialRetrievalError(ConfigurationError, boto.CredentialRetrievalError):
-    """A provider failed to deliver credentials."""
+    """A source of credentials failed.
+
+    If botocore raised an error, ``except`` clauses for its class catch this one too: ``UnauthorizedSSOTokenError``,
+    ``TokenRetrievalError``, or ``ClientError`` with the ``response`` in which STS refused.
+    """
+
+    _also: ClassVar[type[Exception] | None] = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_retrieval_error, (self._also, self.args, self.__dict__)
+
+
+def credential_retrieval_error(message: str, error: Exception | None = None) -> CredentialRetrievalError:
+    """A `CredentialRetrievalError` that is also an instance of the botocore class of the error behind it.
+
+    Args:
+        message: what happened.
+        error: the error behind it, if any; one that is not botocore's adds no class.
+
+    >>> isinstance(credential_retrieval_error("expired", boto.UnauthorizedSSOTokenError()), boto.SSOError)
+    True
+    """
+    also = next(
+        # The classes of a client's own exceptions are made with that client, and cannot be named.
+        (cls for cls in type(error).__mro__ if cls.__module__ == boto.__name__ and issubclass(cls, _BOTO_ERRORS)),
+        None,
+    )
+    failure = _retrieval_error_class(also)(message)
+    if isinstance(error, boto.ClientError):
+        failure.__dict__.update(response=error.response, operation_name=error.operation_name)
+    elif isinstance(error, boto.BotoCoreError):
+        failure.kwargs = dict(error.kwargs)
+        if isinstance(error, boto.HTTPClientError):
+            failure.__dict__.update(request=None, response=None)
+    return failure
+
+
+_BOTO_ERRORS = (boto.BotoCoreError, boto.ClientError)
+
+
+_retrieval_error_classes: dict[type[Exception], type[CredentialRetrievalError]] = {}
+
+
+def _retrieval_error_class(also: type[Exception] | None) -> type[CredentialRetrievalError]:
+    if also is None or issubclass(CredentialRetrievalError, also):
+        return CredentialRetrievalError
+    if (known := _retrieval_error_classes.get(also)) is not None:
+        return known
+    members = {"__doc__": CredentialRetrievalError.__doc__, "__module__": __name__, "_also": also}
+    made = type(CredentialRetrievalError.__name__, (CredentialRetrievalError, also), members)
+    return _retrieval_error_classes.setdefault(also, cast("type[CredentialRetrievalError]", made))
+
+
+def _rebuild_retrieval_error(
+    also: type[Exception] | None, args: tuple[Any, ...], state: dict[str, Any]
+) -> CredentialRetrievalError:
+    return cast("CredentialRetrievalError", _rebuild(_retrieval_error_class(also), args, state))
 
 
 class ErrorCode(NamedTuple):

@@ -210,7 +210,7 @@ class HeaderSource(Protocol):
     def request_headers(self, started: CallStarted, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Headers for every request of a call, beside its own or in place of those with the same name.
 
-        They are signed, unless they are among `aiosmrt._wire.sigv4.UNSIGNED_HEADERS`. Those that HTTP could not carry,
+        They are signed, except `aiosmrt._wire.sigv4.canonical.UNSIGNED_HEADERS`. Those that HTTP could not carry,
         and any exception, go to the loop's exception handler, and the call goes on without them.
 
         Args:

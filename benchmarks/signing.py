@@ -29,7 +29,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
 
 from aiosmrt import __version__
-from aiosmrt._wire import sigv4
+from aiosmrt._wire.sigv4 import canonical
+from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 
 REGION = "eu-central-1"
 HOST = f"runtime.sagemaker.{REGION}.amazonaws.com"
@@ -50,9 +51,9 @@ SCENARIOS = {
 
 def peers(token: str | None) -> dict[str, Callable[[float], str]]:
     """Return the functions to time: each takes a time in epoch seconds and returns an Authorization header."""
-    keys = sigv4.Credentials("AKIDEXAMPLE", "not-a-real-secret", token)
-    signer = sigv4.Signer(region=REGION)
-    request_to_sign = sigv4.SignedRequest("POST", HOST, PATH, "", tuple(HEADERS))
+    keys = Credentials("AKIDEXAMPLE", "not-a-real-secret", token)
+    signer = Signer(region=REGION)
+    request_to_sign = SignedRequest("POST", HOST, PATH, "", tuple(HEADERS))
 
     def cached(timestamp: float) -> str:
         payload = sha256(BODY).hexdigest()
@@ -60,16 +61,16 @@ def peers(token: str | None) -> dict[str, Callable[[float], str]]:
         return lines[lines.index("Authorization: ") + 15 : -2]
 
     def steps(timestamp: float) -> str:
-        date = sigv4.amz_date(timestamp)
-        scope = sigv4.credential_scope(date[:8], REGION, "sagemaker")
+        date = canonical.amz_date(timestamp)
+        scope = canonical.credential_scope(date[:8], REGION, "sagemaker")
         headers = [("host", HOST), ("x-amz-date", date), *HEADERS]
         if token:
             headers.append(("x-amz-security-token", token))
-        canonical = sigv4.canonical_request("POST", PATH, "", headers, sha256(BODY).hexdigest())
-        key = sigv4.signing_key(keys.secret_key, date[:8], REGION, "sagemaker")
-        names = canonical.split("\n")[-2]
-        signed = sigv4.signature(key, sigv4.string_to_sign(date, scope, canonical))
-        return f"{sigv4.ALGORITHM} Credential={keys.access_key}/{scope}, SignedHeaders={names}, Signature={signed}"
+        text = canonical.canonical_request("POST", PATH, "", headers, sha256(BODY).hexdigest())
+        key = canonical.signing_key(keys.secret_key, date[:8], REGION, "sagemaker")
+        names = text.split("\n")[-2]
+        signed = canonical.signature(key, canonical.string_to_sign(date, scope, text))
+        return f"{canonical.ALGORITHM} Credential={keys.access_key}/{scope}, SignedHeaders={names}, Signature={signed}"
 
     auth = SigV4Auth(BotocoreCredentials(keys.access_key, keys.secret_key, token), "sagemaker", REGION)
     request = AWSRequest("POST", f"https://{HOST}{PATH}", headers=dict(HEADERS), data=BODY)

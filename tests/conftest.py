@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,6 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="transport of clients that name none; the tests of the client, of cancellation and of the transports "
         "run on both anyway",
     )
+    parser.addoption(
+        "--eager",
+        action="store_true",
+        help="run every event loop with asyncio.eager_task_factory (Python 3.12 or newer)",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +41,25 @@ def transport_option(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Apply ``--transport``; the pooled transport is the default wherever it can do what a client asks for."""
     if request.config.getoption("--transport") == "session":
         set_default_transport(monkeypatch, "session")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--eager"):
+        if sys.version_info < (3, 12):
+            raise pytest.UsageError("--eager needs Python 3.12 or newer")
+        make_loops_eager()
+
+
+def make_loops_eager() -> None:
+    """Have every new event loop start its tasks eagerly, whoever creates it: a fixture, a test or asyncio.run()."""
+    loop_class: Any = asyncio.BaseEventLoop
+    init = loop_class.__init__
+
+    def eager_init(loop: Any) -> None:
+        init(loop)
+        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+
+    loop_class.__init__ = eager_init
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ LOADED_LATER = [
     # for clients without an endpoint URL
     "aiosmrt._aws.endpoint_rules",
     # for credentials that are neither given nor in the environment
-    "aiosmrt._aws.private_loop",
+    "aiosmrt._aws.lookup",
     # optional packages
     "aiosmrt.cli",
     "aiosmrt.local",

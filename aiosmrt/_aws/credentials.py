@@ -1,22 +1,23 @@
-"""The credentials a client signs with: resolved once, shared by all calls, renewed before they expire.
+"""The credentials a client signs with: found once, shared by all calls, renewed before they expire.
 
 Theory of operation
 -------------------
-A call asks ``current()``, which compares the clock with ``_check_at`` and nothing else. Until that moment the answer
-is the credentials at hand; from then on it is None, and the call goes on to ``await get()``. There, in this order:
+A call asks ``current()``, which compares the clock with ``_check_at`` and nothing else. Until that time, the result is
+the known credentials; from then on it is None, and the call awaits ``get()``, which does this:
 
-1. The provider may have an answer at hand (arguments, environment variables): no task is needed.
+1. The provider may answer from memory (arguments, environment variables): no task is needed.
 2. Otherwise a single task fetches credentials, unless one is under way.
-3. While the credentials at hand are valid, the call gets them at once, and the task goes on in the background.
+3. While the known credentials are valid, the call gets them at once, and the task runs in the background.
 4. Only without valid credentials does the call wait for the task. All that wait share its outcome.
 
-The task belongs to this object. A call that is cancelled while it waits just stops waiting: what the task finds
-serves the next call. ``close()`` cancels the task and waits until it is over.
+The task belongs to this object. A call that is cancelled while it waits just stops waiting; what the task finds serves
+the next call. ``close()`` cancels the task and waits for its end, which does not include blocking work in its thread.
 
-Renewal starts 15 minutes before expiry, or halfway when the credentials live for less than half an hour from now. It
-may fail, or bring credentials that expire no later. Then those at hand stay in use until they expire, and the next
-attempt follows after a back-off that doubles from 1 to 60 seconds, or to 10 in the last 10 minutes. Nothing runs by a
-timer: a client that makes no calls asks nobody for credentials.
+Renewal starts 15 minutes before expiry, or halfway if the credentials live for less than half an hour from now. It may
+fail, or bring credentials that expire no later; then the known ones stay in use until they expire. In either case the
+next attempt follows after a back-off, which doubles from 1 to 60 seconds, or to 10 in the last 10 minutes and without
+valid credentials. Until then, calls without valid credentials fail with the error of the last attempt. Nothing runs by
+a timer: a client that makes no calls fetches no credentials.
 
 Source of the two windows: ``botocore.credentials``, where the second is the one in which calls wait.
 """
@@ -27,7 +28,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final
 
 from aiosmrt._aws.providers import (
     CredentialsFunction,
@@ -36,53 +37,40 @@ from aiosmrt._aws.providers import (
     provider_for,
     retrieval_error,
 )
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import AiosmrtError, ClientStateError
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Observer
 
-__all__ = ["CredentialsCache", "CredentialsStatistics"]
+__all__ = ["CredentialsCache"]
 
 # Seconds before expiry.
-ADVISORY_WINDOW = 15 * 60.0
-MANDATORY_WINDOW = 10 * 60.0
+ADVISORY_WINDOW: Final = 15 * 60.0
+MANDATORY_WINDOW: Final = 10 * 60.0
 
-# Seconds between attempts to renew what is still valid.
-FIRST_BACKOFF = 1.0
-MAX_BACKOFF = 60.0
-MAX_MANDATORY_BACKOFF = 10.0
-
-
-class CredentialsStatistics(NamedTuple):
-    """Counts since the cache was made.
-
-    ``source`` is botocore's name for where the credentials came from (None before the first), ``refreshes`` counts
-    answers including the first, ``failures`` attempts that brought nothing new, ``expires_at`` is in epoch seconds.
-    """
-
-    source: str | None
-    refreshes: int
-    failures: int
-    expires_at: float | None
+# Seconds between attempts after a failure.
+FIRST_BACKOFF: Final = 1.0
+MAX_BACKOFF: Final = 60.0
+MAX_MANDATORY_BACKOFF: Final = 10.0
 
 
 class CredentialsCache:
-    """Credentials for signing, found on first need and kept fresh.
+    """Credentials for signing, found when first needed and kept fresh.
 
     Args:
-        access_key: an access key id; needs ``secret_key``, and wins over every other source.
+        access_key: an access key id; needs ``secret_key``, and takes precedence over every other source.
         secret_key: its secret key.
-        session_token: the session token of temporary keys; None for long-lived ones.
+        session_token: the session token of temporary keys.
         credentials: fixed Credentials, a credentials object of botocore or aiobotocore, or an async function that
-            returns Credentials; None takes botocore's provider chain.
-        profile_name: a profile of the AWS configuration files; None takes the environment's.
-        region_name: the region for calls that credentials are obtained with; None takes the configured one.
-        clock: the time in epoch seconds.
-        rand: a random number in [0, 1), which spreads retries of failed renewals.
-        observer: is told of renewals and of failed ones; None tells nobody.
+            returns Credentials. Defaults to botocore's provider chain.
+        profile_name: a profile of the AWS configuration files. Defaults to the environment's.
+        region_name: the region of services that provide credentials. Defaults to the configured one.
+        clock: returns the time in seconds since 1970.
+        rand: returns a random number in [0, 1), which spreads attempts after a failure.
+        observer: is called with an event for each renewal and each failed one.
 
     Raises:
-        PartialCredentialsError: one key came without the other.
-        ParamValidationError: ``credentials`` is of no known kind, or keys were given as well.
+        PartialCredentialsError: One key came without the other.
+        ParamValidationError: ``credentials`` is of another type, or keys were given as well.
 
     >>> cache = CredentialsCache(access_key="AKIDEXAMPLE", secret_key="not-a-real-secret")
     >>> asyncio.run(cache.get()).access_key
@@ -116,20 +104,20 @@ class CredentialsCache:
         self._rand = rand
         self._observer = observer
         self._credentials: Credentials | None = None
-        self._source: str | None = None
+        self._source = "unknown"
         self._check_at = -math.inf
         self._task: asyncio.Task[Credentials | AiosmrtError] | None = None
         self._closed = False
         self._failures_in_a_row = 0
-        self._refreshes = 0
-        self._failures = 0
+        # The outcome of the last fetch if it failed, and when that was and the next one may follow.
+        self._failure: AiosmrtError | None = None
+        self._failed_at = self._retry_at = -math.inf
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"source={self._source!r}"
-        return f"<{type(self).__name__} {state} refreshes={self._refreshes} failures={self._failures}>"
+        return f"<{type(self).__name__} {'closed' if self._closed else f'source={self._source!r}'}>"
 
     def current(self) -> Credentials | None:
-        """The credentials at hand, or None when ``get`` has to be awaited; takes about 0.1 µs.
+        """The known credentials, or None if ``get`` has to be awaited; takes about 0.1 µs.
 
         >>> CredentialsCache().current() is None
         True
@@ -137,15 +125,15 @@ class CredentialsCache:
         return self._credentials if self._clock() < self._check_at else None
 
     async def get(self) -> Credentials:
-        """Valid credentials, without waiting as long as any are at hand.
+        """Valid credentials, without a wait as long as any are known.
 
         Raises:
-            NoCredentialsError: no source has any.
-            PartialCredentialsError: a source has one key without the other.
-            CredentialRetrievalError: a source failed, or gave credentials that are expired.
-            ProfileNotFoundError: the profile does not exist.
-            ConfigFileError: a configuration file cannot be parsed.
-            ClientStateError: the cache is closed.
+            NoCredentialsError: No source has any.
+            PartialCredentialsError: A source has one key without the other.
+            CredentialRetrievalError: A source failed, or its credentials are expired.
+            ProfileNotFoundError: The profile does not exist.
+            ConfigFileError: A configuration file cannot be parsed.
+            ClientStateError: The cache is closed.
 
         >>> given = Credentials("AKIDEXAMPLE", "not-a-real-secret")
         >>> asyncio.run(CredentialsCache(credentials=given).get()) == given
@@ -156,85 +144,100 @@ class CredentialsCache:
         credentials = self.current()
         if credentials is not None:
             return credentials
-        try:
-            if (found := self._provider.peek()) is not None:
-                return self._accept(found)
-        except AiosmrtError as error:
-            self._keep_old(error)
-            if (credentials := self.current()) is None:
-                raise
-            return credentials
+        outcome = self._from_memory()
+        if isinstance(outcome, Credentials):
+            return outcome
+        if outcome is not None:
+            raise _fresh(outcome)
         task = self._task
         if task is None:
-            task = self._task = asyncio.create_task(self._fetch(), name="aiosmrt-credentials")
-        if self._credentials is not None and self._clock() < (expires_at := _expiry(self._credentials)):
-            # The task will set this anew; until then no call needs to come here.
-            self._check_at = expires_at
-            return self._credentials
-        # Unlike awaiting the task, this leaves it alone when the caller is cancelled.
-        await asyncio.wait((task,))
+            if self._failure is not None and self._failed_at <= self._clock() < self._retry_at:
+                raise _fresh(self._failure)
+            task = asyncio.create_task(self._fetch(), name="aiosmrt-credentials")
+            # An eager task may have come to its end in create_task().
+            if not task.done():
+                self._task = task
+            elif (credentials := self.current()) is not None:
+                return credentials
+        if not task.done():
+            if self._credentials is not None and self._clock() < (expires_at := _expiry(self._credentials)):
+                # The task sets this anew; until then no call needs to come here.
+                self._check_at = expires_at
+                return self._credentials
+            # Unlike awaiting the task, this does not cancel it with the caller.
+            await asyncio.wait((task,))
         if task.cancelled():
             raise ClientStateError("the credentials cache was closed")
         outcome = task.result()
         if isinstance(outcome, Credentials):
             return outcome
-        # An instance of its own for each call, because each adds its own facts to it.
-        raise copy.copy(outcome) from outcome.__cause__
+        raise _fresh(outcome)
 
     async def close(self) -> None:
-        """Forget the credentials and end what is under way; may be called again.
+        """Forget the credentials and end the task under way; may be called again.
 
         >>> asyncio.run(CredentialsCache().close())
         """
         self._closed = True
         self._credentials = None
+        self._failure = None
         self._check_at = -math.inf
         if (task := self._task) is not None:
             task.cancel()
             await asyncio.wait((task,))
             self._task = None
 
-    def statistics(self) -> CredentialsStatistics:
-        """Where the credentials came from, and how often they were renewed.
+    # Failures are returned: what a task raises is lost if no call waits for it, and a provider's frames contain keys.
 
-        >>> CredentialsCache().statistics().refreshes
-        0
-        """
-        expires_at = self._credentials.expires_at if self._credentials is not None else None
-        return CredentialsStatistics(self._source, self._refreshes, self._failures, expires_at)
+    def _from_memory(self) -> Credentials | AiosmrtError | None:
+        try:
+            found = self._provider.peek()
+            return None if found is None else self._accept(found)
+        except AiosmrtError as error:
+            self._back_off(error)
+            return self.current() or error
 
     async def _fetch(self) -> Credentials | AiosmrtError:
-        # Failures are returned: nobody may be waiting for this task, and what it raised would then be lost.
+        failure: AiosmrtError
         try:
-            return self._accept(await self._provider.fetch())
+            found = await self._provider.fetch()
+            if self._closed:
+                return ClientStateError("the credentials cache was closed")
+            return self._accept(found)
         except AiosmrtError as error:
-            self._keep_old(error)
-            return error
-        except Exception as error:
+            failure = error
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            # The provider's own, such as of a task that it awaited.
             failure = retrieval_error("a provider", type(error).__name__)
             failure.__cause__ = error
-            self._keep_old(failure)
-            return failure
         finally:
             self._task = None
+        self._back_off(failure)
+        # It is kept, so without the frames that raised it.
+        self._failure = failure.with_traceback(None)
+        return failure
 
     def _accept(self, found: Found) -> Credentials:
         now = self._clock()
         credentials, old = found.credentials, self._credentials
         if old is not None and credentials == old:
-            credentials = old  # the same object, for those who cache by it
+            credentials = old  # the signer caches by the identity of this object
         expires_at = _expiry(credentials)
         if now >= expires_at:
             raise retrieval_error(found.source, "the credentials are expired")
         if old is not None and expires_at <= _expiry(old) < math.inf:
-            # botocore keeps what it has when renewing fails ahead of time, and a source may have nothing newer yet.
-            self._keep_old(retrieval_error(found.source, "there are no newer credentials yet"))
+            # botocore keeps what it has if renewal fails ahead of time, and a source may have nothing newer yet.
+            self._back_off(retrieval_error(found.source, "it still returns the credentials that are about to expire"))
             self._credentials = credentials
             return credentials
         renewed = credentials is not old
         self._credentials = credentials
         self._source = found.source
         self._failures_in_a_row = 0
+        self._failure = None
         if found.reask_after is not None:
             self._check_at = min(now + found.reask_after, expires_at)
         elif expires_at == math.inf:
@@ -242,21 +245,20 @@ class CredentialsCache:
         else:
             self._check_at = expires_at - min(ADVISORY_WINDOW, (expires_at - now) / 2)
         if renewed:
-            self._refreshes += 1
             self._tell(CredentialsRefreshed(found.source, credentials.expires_at))
         return credentials
 
-    def _keep_old(self, failure: AiosmrtError) -> None:
-        self._failures += 1
-        now = self._clock()
-        if self._credentials is None or now >= (expires_at := _expiry(self._credentials)):
-            return
+    def _back_off(self, failure: AiosmrtError) -> None:
+        now = self._failed_at = self._clock()
+        expires_at = -math.inf if self._credentials is None else _expiry(self._credentials)
         limit = MAX_BACKOFF if expires_at - now > MANDATORY_WINDOW else MAX_MANDATORY_BACKOFF
         backoff = min(limit, FIRST_BACKOFF * 2.0 ** min(self._failures_in_a_row, 16))
         self._failures_in_a_row += 1
-        # Between half of it and all of it, so that a fleet that failed together does not return together.
-        self._check_at = min(now + backoff * (1 + self._rand()) / 2, expires_at)
-        self._tell(CredentialsRefreshFailed(self._source or "unknown", type(failure).__name__))
+        # Between half of it and all of it, so that clients that failed together do not return together.
+        self._retry_at = now + backoff * (1 + self._rand()) / 2
+        if now < expires_at:
+            self._check_at = self._retry_at = min(self._retry_at, expires_at)
+            self._tell(CredentialsRefreshFailed(self._source, type(failure).__name__))
 
     def _tell(self, event: CredentialsRefreshed | CredentialsRefreshFailed) -> None:
         if self._observer is None:
@@ -267,6 +269,13 @@ class CredentialsCache:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"observer raised on {type(event).__name__}", "exception": error}
             )
+
+
+def _fresh(error: AiosmrtError) -> AiosmrtError:
+    """A copy for one call, which adds its own facts to it."""
+    fresh = copy.copy(error)
+    fresh.__cause__ = error.__cause__
+    return fresh
 
 
 def _expiry(credentials: Credentials) -> float:

@@ -1,13 +1,12 @@
 """A small evaluator for the endpoint rule sets that AWS publishes with its service models.
 
-A rule set is a tree. Each rule has conditions, which are function calls that all must give something other than None or
-False, and then either further rules, an endpoint, or an error. The first endpoint or error reached is the answer. A
-condition may give its result a name; strings refer to names in braces, as in ``{PartitionResult#dnsSuffix}``.
+A rule set is a tree. Each rule has conditions, which are function calls that must all return something other than None
+or False, and then further rules, an endpoint, or an error. The first endpoint or error reached is the result. A
+condition may assign a name to its result; strings refer to names in braces, as in ``{PartitionResult#dnsSuffix}``.
 
-botocore evaluates these too, and importing its evaluator loads urllib3 and most of botocore: 60 ms of CPU time and
-4 MiB before the first call of every process (``benchmarks/startup.py``). The rule set of SageMaker Runtime uses five
-functions, and those are here. Whatever else a newer one may use raises ``UnsupportedRuleError``, and the caller asks
-botocore.
+botocore's evaluator imports urllib3 and most of botocore: 60 ms of CPU time and 4 MiB before the first call of every
+process (``benchmarks/startup.py``). The rule set of SageMaker Runtime uses five functions, which are implemented here.
+Anything else in a newer rule set raises ``UnsupportedRuleError``, and the caller uses botocore.
 
 Source: "Endpoint rule set" in the Smithy specification; ``botocore.endpoint_provider``, with which the tests compare.
 """
@@ -24,11 +23,11 @@ _REFERENCE = re.compile(r"\{(\w+)(?:#(\w+))?\}")
 
 
 class UnsupportedRuleError(Exception):
-    """The rule set uses what this evaluator does not know."""
+    """The rule set uses a feature that this evaluator does not support."""
 
 
 class RuleEndpoint(NamedTuple):
-    """The answer: the URL, and what the rules say about it besides, such as how to sign."""
+    """The result: the URL and its properties, such as how to sign."""
 
     url: str
     properties: Mapping[str, Any]
@@ -42,11 +41,11 @@ def evaluate_rules(
     Args:
         rule_set: a service's ``endpoint-rule-set-1``.
         partitions: AWS's partitions and their regions.
-        parameters: values by the rule set's names; None or absent takes the rule set's default.
+        parameters: values by the rule set's names. If None or absent, the rule set's default.
 
     Raises:
-        EndpointResolutionError: the rules end in an error, or in no answer.
-        UnsupportedRuleError: the rule set is beyond this evaluator.
+        EndpointResolutionError: The rules end in an error, or without a result.
+        UnsupportedRuleError: The rule set uses a feature that this evaluator does not support.
 
     >>> rules = {"parameters": {}, "rules": [{"type": "endpoint", "conditions": [], "endpoint": {"url": "https://a.b"}}]}
     >>> evaluate_rules(rules, {"partitions": []}, {}).url
@@ -118,7 +117,7 @@ def _value(expression: Any, scope: Mapping[str, Any], partitions: list[Any]) -> 
 
 
 def _partition(region: str | None, partitions: list[Any]) -> dict[str, Any]:
-    # A region that no pattern matches is taken for one of the first partition, which is "aws".
+    # A region that no pattern matches belongs to the first partition, which is "aws".
     found = partitions[0]
     for partition in partitions:
         if region is not None and (region in partition["regions"] or re.match(partition["regionRegex"], region)):

@@ -1,9 +1,9 @@
 """Where requests go and what region they are signed for: AWS's endpoint rules for SageMaker Runtime.
 
-botocore ships, as data, the rule set of the service and the partitions of AWS with their regions. This module evaluates
-them, once per client, with the same inputs as a botocore client (region, FIPS, dual-stack): itself where it can
-(``endpoint_rules``), by botocore where the rules are beyond that or where the user has put data of his own beside
-botocore's. A custom endpoint needs no rules: as in botocore's clients, it is called whatever the other options say.
+botocore ships the rule set of the service and AWS's partitions with their regions as data. They are evaluated once per
+client with the inputs of a botocore client (region, FIPS, dual-stack): by ``endpoint_rules``, or by botocore if the
+rules need more than that or the user has added data to botocore's. A custom endpoint needs no rules: as in botocore's
+clients, it is called regardless of the other options.
 """
 
 import ipaddress
@@ -16,19 +16,18 @@ from urllib.parse import SplitResult, urlsplit
 
 import botocore
 
+from aiosmrt._wire.operations import API_VERSION, SIGNING_NAME
 from aiosmrt.errors import EndpointResolutionError
 
 if TYPE_CHECKING:
     from aiosmrt._aws.endpoint_rules import RuleEndpoint
 
-__all__ = ["API_VERSION", "ResolvedEndpoint", "resolve_endpoint"]
+__all__ = ["ResolvedEndpoint", "resolve_endpoint"]
 
-API_VERSION = "2017-05-13"
 SERVICE_NAME = "sagemaker-runtime"
-SIGNING_NAME = "sagemaker"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Labels as botocore.utils.is_valid_endpoint_url has them; a service name on a container network may have underscores.
+# Labels as in botocore.utils.is_valid_endpoint_url, plus underscores: service names on container networks have them.
 _HOST_NAME = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\.?")
 _MAX_HOST_NAME = 255
 
@@ -38,8 +37,8 @@ class ResolvedEndpoint(NamedTuple):
 
     Attributes:
         url: scheme, host, port and, for a custom endpoint, its path; without a trailing slash.
-        host: the Host header: lower case, the port only when it is not the scheme's own.
-        signing_region: the region in the signature's scope; None when the client has none and does not sign.
+        host: the Host header: lower case, with the port unless it is the scheme's default.
+        signing_region: the region in the signature's scope; may be None for calls that are not signed.
         signing_name: the service in the signature's scope.
 
     >>> ResolvedEndpoint("http://127.0.0.1:8080/v1", "127.0.0.1:8080", "eu-west-1").path
@@ -53,7 +52,7 @@ class ResolvedEndpoint(NamedTuple):
 
     @property
     def path(self) -> str:
-        """What precedes every operation's path; empty for the service's own endpoints."""
+        """The path before each operation's; empty for the service's own endpoints."""
         return urlsplit(self.url).path
 
 
@@ -64,17 +63,17 @@ def resolve_endpoint(
     use_dualstack: bool = False,
     endpoint_url: str | None = None,
 ) -> ResolvedEndpoint:
-    """Resolve the endpoint that botocore's client for ``sagemaker-runtime`` would call; call it off the event loop.
+    """Resolve the endpoint that botocore's client for ``sagemaker-runtime`` would call; reads files.
 
     Args:
         region: the region; a FIPS pseudo-region such as ``fips-us-east-1`` stands for its region and ``use_fips``.
-        use_fips: whether the FIPS endpoint is wanted; a custom endpoint is called all the same.
-        use_dualstack: whether the endpoint that also speaks IPv6 is wanted; likewise.
-        endpoint_url: a custom endpoint (http or https, possibly with a path); None means the service's own.
+        use_fips: whether to call the FIPS endpoint; ignored for a custom endpoint.
+        use_dualstack: whether to call the endpoint that also supports IPv6; ignored for a custom endpoint.
+        endpoint_url: a custom endpoint (http or https, with or without a path). Defaults to the service's own.
 
     Raises:
-        EndpointResolutionError: the rules have no answer, such as for dual-stack in a partition without it, or
-            ``endpoint_url`` is no usable URL.
+        EndpointResolutionError: The rules do not allow the combination, such as dual-stack in a partition without it,
+            or ``endpoint_url`` is not a valid URL.
 
     Source: the rule set ``endpoint-rule-set-1`` of sagemaker-runtime in the installed botocore, and
     ``ClientArgsCreator.compute_endpoint_resolver_builtin_defaults`` in botocore.args.
@@ -122,7 +121,7 @@ def _has_own_data() -> bool:
 
 
 def _bundled(name: str) -> Any:
-    """A data file out of botocore's package; None when it is not a plain or gzipped file there."""
+    """A data file of the botocore package; None if it is not a plain or gzipped file there."""
     path = Path(botocore.__file__).parent / "data" / f"{name}.json"
     try:
         if path.is_file():
@@ -152,9 +151,9 @@ def _ask_botocore(parameters: dict[str, Any]) -> "RuleEndpoint":
 
 def _checked(url: str) -> tuple[str, str]:
     """The URL in normal form and its Host header."""
-    # urlsplit drops tabs and line ends in silence, and the path goes into signatures as it is.
+    # urlsplit drops tabs and line breaks silently, and the path goes into signatures as it is.
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise _invalid("it holds blanks, control characters or non-ASCII ones")
+        raise _invalid("it contains white space, control characters or non-ASCII characters")
     split = _split(url)
     if split is None:
         raise _invalid("its host or port is malformed")
@@ -162,18 +161,18 @@ def _checked(url: str) -> tuple[str, str]:
     if parts.scheme not in _DEFAULT_PORTS:
         raise _invalid("its scheme must be http or https")
     if not host:
-        raise _invalid("it has no valid host name")
+        raise _invalid("its host name is missing or malformed")
     if "@" in parts.netloc:
-        raise _invalid("it must not hold a user name or password")
+        raise _invalid("it must not contain a user name or password")
     if parts.query or parts.fragment:
-        raise _invalid("it must not hold a query or a fragment")
+        raise _invalid("it must not contain a query or a fragment")
     if port is not None and port != _DEFAULT_PORTS[parts.scheme]:
         host = f"{host}:{port}"
     return f"{parts.scheme}://{host}{parts.path.rstrip('/')}", host
 
 
 def _invalid(problem: str) -> EndpointResolutionError:
-    # The URL is not quoted: it may hold a password.
+    # The URL is not quoted: it may contain a password.
     return EndpointResolutionError(f"Invalid endpoint URL: {problem}")
 
 

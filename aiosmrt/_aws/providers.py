@@ -1,24 +1,29 @@
-"""Where credentials come from: arguments, a given object or function, the environment, or aiobotocore's chain.
+"""Where credentials come from: arguments, a given object or function, the environment, or botocore's chain.
 
-Every provider has two ways to answer. ``peek`` is for what is at hand: it neither waits nor loads anything of
-botocore. ``fetch`` may read files, start processes and ask services. Which sources there are, their order and their
-rules are botocore's (``botocore.credentials``); what needs more than a dictionary lookup is left to aiobotocore, on
-a private event loop, so that neither its imports nor its file reading ever holds up a call.
+Each provider has two ways to answer. ``peek`` answers from memory: it neither waits nor imports more of botocore.
+``fetch`` may read files, start processes and call services. Which sources there are, their order and their rules are
+botocore's (``botocore.credentials``); whatever takes more than a dictionary look-up is left to botocore, in a daemon
+thread, so that neither its imports nor its file reading delays a call.
 
-botocore's credentials objects know when they expire and how to renew themselves. Such an object is kept, and asked
-again with ``get_frozen_credentials`` when the time comes; all that is read of it beyond that is ``_expiry_time``,
-for which there is no public name.
+botocore's credentials objects know when they expire and how to renew themselves. Such an object is kept and asked again
+with ``get_frozen_credentials`` when it is due. Only its private ``_expiry_time`` is read besides.
 """
 
+import asyncio
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from aiosmrt import errors
+from aiosmrt._aws.daemon import run_in_daemon_thread
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
+
+if TYPE_CHECKING:
+    from aiosmrt._aws.lookup import LookUp
 
 __all__ = [
     "CredentialsFunction",
@@ -28,17 +33,23 @@ __all__ = [
     "provider_for",
 ]
 
-# Some given objects renew themselves but do not say when. They are asked again this often, in seconds.
+# Seconds after which a given object is asked again that may renew itself and does not say when.
 REASK_INTERVAL = 60.0
 
 _TOKEN_KEYS = ("aws_security_token", "aws_session_token")
-# With one of these in a profile, something other than its static keys may come first.
+# With one of these in a profile, something else may take precedence over its static keys.
 _INDIRECT_KEYS = frozenset({"role_arn", "source_profile", "credential_source", "web_identity_token_file"})
 _INDIRECT_PREFIX = "sso_"
 
 
 class Found(NamedTuple):
-    """An answer: the credentials, botocore's name for the source, and when to ask again although nothing expires."""
+    """An answer.
+
+    Attributes:
+        credentials: the credentials.
+        source: botocore's name for the source.
+        reask_after: seconds after which to ask again although nothing expires, if any.
+    """
 
     credentials: Credentials
     source: str
@@ -59,7 +70,7 @@ class Provider(Protocol):
     """A source of credentials."""
 
     def peek(self) -> Found | None:
-        """Answer at once from what is at hand; None means to ``fetch``."""
+        """Answer from memory; None if only ``fetch`` can tell."""
         ...
 
     async def fetch(self) -> Found:
@@ -83,21 +94,21 @@ def provider_for(
         secret_key: its secret key.
         session_token: the session token of temporary keys; ignored without keys, as in botocore.
         credentials: Credentials, a credentials object of botocore or aiobotocore, or an async function.
-        profile_name: a profile; given explicitly, environment variables are not looked at, as in botocore.
-        region_name: the region for calls that credentials are obtained with; None takes the configured one.
+        profile_name: a profile; if given, environment variables are ignored, as in botocore.
+        region_name: the region of services that provide credentials. Defaults to the configured one.
 
     Raises:
-        PartialCredentialsError: one key came without the other.
-        ParamValidationError: ``credentials`` is none of the above, or keys were given as well.
+        PartialCredentialsError: One key came without the other.
+        ParamValidationError: ``credentials`` is of another type, or keys were given as well.
 
     >>> provider_for(access_key="AKIDEXAMPLE", secret_key="not-a-real-secret").peek().source
     'explicit'
     """
     if access_key is not None or secret_key is not None:
         if not access_key or not secret_key:
-            raise partial("explicit", "aws_secret_access_key" if access_key else "aws_access_key_id")
+            raise partial_error("explicit", "aws_secret_access_key" if access_key else "aws_access_key_id")
         if credentials is not None:
-            raise errors.ParamValidationError(["credentials and aws_access_key_id exclude each other"])
+            raise errors.ParamValidationError(["credentials and aws_access_key_id cannot both be given"])
         return _Fixed(_build("explicit", access_key, secret_key, session_token))
     if credentials is None:
         return _DefaultChain(profile_name, region_name)
@@ -136,13 +147,13 @@ class _Function:
         except errors.AiosmrtError:
             raise
         except Exception as error:
-            # Its text is not ours to repeat; whoever wrote the function finds it in the cause.
-            raise retrieval_error("the credentials function", type(error).__name__) from error
+            # Its text may contain anything, so it is left to the cause.
+            raise retrieval_error("the credentials function", type(error).__name__, error) from error
         return Found(answer if isinstance(answer, Credentials) else _thaw(answer, "function"), "function")
 
 
 class _Given:
-    """A credentials object that belongs to the caller, and so do the locks and connections in it."""
+    """A credentials object that belongs to the caller, with the locks and connections in it."""
 
     def __init__(self, source: FrozenCredentialsSource) -> None:
         self._source = source
@@ -155,15 +166,10 @@ class _Given:
         get = self._source.get_frozen_credentials
         frozen: Any
         try:
-            if inspect.iscoroutinefunction(get):
-                frozen = await get()
-            else:
-                # It may renew itself meanwhile, which blocks.
-                from aiosmrt._aws.private_loop import run_on_private_loop
-
-                frozen = await run_on_private_loop(_awaitable(get))
-                if inspect.isawaitable(frozen):
-                    frozen = await frozen
+            # A plain one may renew itself, which blocks.
+            frozen = await (get() if inspect.iscoroutinefunction(get) else run_in_daemon_thread(get))
+            if inspect.isawaitable(frozen):
+                frozen = await frozen
         except errors.AiosmrtError:
             raise
         except Exception as error:
@@ -174,15 +180,8 @@ class _Given:
         raise failure
 
 
-def _awaitable(function: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
-    async def call() -> Any:
-        return function()
-
-    return call
-
-
 class _DefaultChain:
-    """Environment variables, then what the configuration files, containers and instances offer."""
+    """Environment variables, then the configuration files, containers and instances."""
 
     def __init__(self, profile_name: str | None, region_name: str | None) -> None:
         self._profile_name = profile_name
@@ -195,19 +194,24 @@ class _DefaultChain:
         return environment_credentials(os.environ)
 
     async def fetch(self) -> Found:
-        from aiosmrt._aws.private_loop import run_on_private_loop
+        # used by this provider alone
+        from aiosmrt._aws.lookup import LookUp
 
-        # Sessions and clients live on a loop that ends with the work; the credentials object holds none of them.
-        return await run_on_private_loop(self._fetch)
+        look_up = LookUp()
+        try:
+            return await run_in_daemon_thread(partial(self._fetch, look_up))
+        except asyncio.CancelledError:
+            look_up.abandon()
+            raise
 
-    async def _fetch(self) -> Found:
+    def _fetch(self, look_up: "LookUp") -> Found:
         try:
             if self._source is None:
                 if (found := profile_keys(self._profile_name)) is not None:
                     return found
-                self._source = await self._resolve()
+                self._source = self._resolve(look_up)
             source = self._source
-            frozen = None if source is None else await source.get_frozen_credentials()
+            frozen = None if source is None else source.get_frozen_credentials()
         except errors.AiosmrtError:
             raise
         except Exception as error:
@@ -216,29 +220,33 @@ class _DefaultChain:
             if source is None:
                 raise errors.NoCredentialsError("Unable to locate credentials")
             return Found(_thaw(frozen, source.method, _expires_at(source)), str(source.method))
-        # Raised out here: what a parser stumbled over may be in the attributes of its error.
+        # Raised out here: a parser's error may have what it read in its attributes.
         raise failure
 
-    async def _resolve(self) -> Any:
-        from aiobotocore.session import AioSession
+    def _resolve(self, look_up: "LookUp") -> Any:
+        from botocore.session import Session
 
-        session = AioSession(profile=self._profile_name)
-        # botocore does not know AWS_REGION.
+        session = Session(profile=self._profile_name)
+        # botocore does not read AWS_REGION.
         region_name = self._region_name or (os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION"))
         if region_name:
             session.set_config_variable("region", region_name)
-        return await session.get_credentials()
+        chain = session.get_component("credential_provider")
+        # Both are arguments of the providers, which the session makes by itself.
+        chain.get_provider("assume-role")._prompter = look_up.ask
+        chain.get_provider("custom-process")._popen = look_up.start_process
+        return chain.load_credentials()
 
 
 def environment_credentials(environ: Mapping[str, str]) -> Found | None:
-    """Read credentials from environment variables; None when ``AWS_ACCESS_KEY_ID`` is unset or empty.
+    """Read credentials from environment variables; None if ``AWS_ACCESS_KEY_ID`` is unset or empty.
 
     Args:
         environ: the variables.
 
     Raises:
         PartialCredentialsError: ``AWS_SECRET_ACCESS_KEY`` is unset or empty.
-        CredentialRetrievalError: ``AWS_CREDENTIAL_EXPIRATION`` is no ISO 8601 time.
+        CredentialRetrievalError: ``AWS_CREDENTIAL_EXPIRATION`` is not an ISO 8601 time.
 
     Source: botocore.credentials.EnvProvider.
 
@@ -250,27 +258,27 @@ def environment_credentials(environ: Mapping[str, str]) -> Found | None:
         return None
     secret_key = environ.get("AWS_SECRET_ACCESS_KEY")
     if not secret_key:
-        raise partial("env", "AWS_SECRET_ACCESS_KEY")
+        raise partial_error("env", "AWS_SECRET_ACCESS_KEY")
     token = environ.get("AWS_SECURITY_TOKEN") or environ.get("AWS_SESSION_TOKEN")
     expires_at = None
     if expiration := environ.get("AWS_CREDENTIAL_EXPIRATION"):
         try:
             expires_at = _timestamp(datetime.fromisoformat(expiration.strip()))
         except ValueError:
-            raise retrieval_error("env", "AWS_CREDENTIAL_EXPIRATION is no ISO 8601 time") from None
+            raise retrieval_error("env", "AWS_CREDENTIAL_EXPIRATION is not an ISO 8601 time") from None
     return Found(_build("env", access_key, secret_key, token, expires_at), "env")
 
 
 def profile_keys(profile_name: str | None) -> Found | None:
-    """Read a profile's own static keys; None when anything else might have precedence, or there are none.
+    """Read a profile's static keys; None if there are none or anything else may take precedence.
 
     Args:
-        profile_name: the profile named by the caller; None takes the environment's, then ``default``.
+        profile_name: the profile. Defaults to the environment's, then ``default``.
 
     Raises:
-        ProfileNotFoundError: the profile does not exist.
-        ConfigFileError: a file cannot be parsed.
-        PartialCredentialsError: there is an access key and no secret key.
+        ProfileNotFoundError: The profile does not exist.
+        ConfigFileError: A file cannot be parsed.
+        PartialCredentialsError: There is an access key without a secret key.
 
     Source: the order of providers in botocore.credentials.create_credential_resolver.
 
@@ -293,31 +301,37 @@ def profile_keys(profile_name: str | None) -> Found | None:
     if "aws_access_key_id" not in keys:
         return None
     if not keys.get("aws_secret_access_key"):
-        raise partial(source, "aws_secret_access_key")
+        raise partial_error(source, "aws_secret_access_key")
     token = next((keys[key] for key in _TOKEN_KEYS if key in keys), None)
     return Found(_build(source, keys["aws_access_key_id"], keys["aws_secret_access_key"], token), source)
 
 
-def partial(source: str, missing: str) -> errors.PartialCredentialsError:
-    """The error for a key without its counterpart."""
+def partial_error(source: str, missing: str) -> errors.PartialCredentialsError:
+    """The error for one key without the other."""
     error = errors.PartialCredentialsError(f"Partial credentials found in {source}, missing: {missing}")
     error.kwargs = {"provider": source, "cred_var": missing}
     return error
 
 
-def retrieval_error(source: str, reason: str) -> errors.CredentialRetrievalError:
-    """The error for a source that did not deliver."""
-    error = errors.CredentialRetrievalError(f"Error when retrieving credentials from {source}: {reason}")
-    error.kwargs = {"provider": source, "error_msg": reason}
+def retrieval_error(source: str, reason: str, cause: Exception | None = None) -> errors.CredentialRetrievalError:
+    """The error for a source that failed.
+
+    Args:
+        source: the source's name.
+        reason: the failure.
+        cause: the error behind it; if it is one of botocore's, ``except`` clauses for its class catch the result too.
+    """
+    error = errors.credential_retrieval_error(f"Error when retrieving credentials from {source}: {reason}", cause)
+    error.kwargs |= {"provider": source, "error_msg": reason}
     return error
 
 
 def translated(error: Exception, source: str) -> errors.AiosmrtError:
     """Our error for one that botocore or aiobotocore raised.
 
-    Only botocore's own messages are repeated, and only its own errors become the cause: those of parsers quote, or
-    carry as attributes, what was read. botocore puts no secret into its messages, except that a credential process's
-    standard error is in them; AWS tells authors of such processes to keep secrets out of it.
+    Only botocore's own messages are repeated, and only its own errors become the cause: a parser's quote what was read,
+    or carry it as attributes. botocore's messages contain no secrets, except that they include what a credential
+    process writes to its standard error; AWS tells authors of such programs to write no secrets there.
     """
     from botocore import exceptions as boto
 
@@ -333,25 +347,34 @@ def translated(error: Exception, source: str) -> errors.AiosmrtError:
     elif isinstance(error, boto.CredentialRetrievalError):
         failure = errors.CredentialRetrievalError(str(error))
     elif isinstance(error, boto.BotoCoreError | boto.ClientError):
-        failure = retrieval_error(source, f"{type(error).__name__}: {error}")
-        failure.__cause__ = error
+        failure = retrieval_error(source, f"{type(error).__name__}: {error}", error)
+        failure.__cause__ = _without_frames(error)
         return failure
     elif isinstance(error, OSError) or type(error) is RuntimeError:
-        # A program or file that is not there; "credentials were refreshed, but … are still expired".
+        # A program or file that does not exist; "credentials were refreshed, but … are still expired".
         failure = retrieval_error(source, str(error) or type(error).__name__)
-        failure.__cause__ = error
+        failure.__cause__ = _without_frames(error)
         return failure
     else:
         return retrieval_error(source, type(error).__name__)
     failure.kwargs = error.kwargs
-    failure.__cause__ = error
+    failure.__cause__ = _without_frames(error)
     return failure
+
+
+def _without_frames(error: Exception) -> Exception:
+    """Drop the tracebacks of an error and of those behind it: botocore's frames have keys and signatures in them."""
+    link: BaseException | None = error
+    while link is not None and link.__traceback__ is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _thaw(frozen: Any, source: str, expires_at: float | None = None) -> Credentials:
     access_key, secret_key = getattr(frozen, "access_key", None), getattr(frozen, "secret_key", None)
     if not isinstance(access_key, str) or not isinstance(secret_key, str):
-        raise retrieval_error(source, f"it answered with no keys ({type(frozen).__name__})")
+        raise retrieval_error(source, f"the answer contains no keys ({type(frozen).__name__})")
     return _build(source, access_key, secret_key, getattr(frozen, "token", None), expires_at)
 
 
@@ -370,5 +393,5 @@ def _expires_at(source: object) -> float | None:
 
 
 def _timestamp(moment: datetime) -> float:
-    # AWS writes times in UTC, with a Z that some programs drop.
+    # AWS writes times in UTC; some programs drop the Z.
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

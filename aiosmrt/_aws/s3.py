@@ -1,16 +1,18 @@
-"""S3 as asynchronous inference needs it: whole objects, by their URI.
+"""S3 for asynchronous inference: whole objects, by their URI.
 
 Theory of operation
 -------------------
-aiobotocore's S3 client does the work; it knows S3's addressing, redirects, checksums and retries. Three things are
-added. Its credentials are those that the SageMaker client signs with: the session's provider chain is replaced by one
-provider, whose credentials ask the shared `CredentialsCache` at every signature, so that a renewal needs no new client.
-What blocks in making a client (imports, service models, endpoint rules) is done once in a thread, on a private loop,
-whose session then makes the client for the caller's loop out of its caches. And its errors become `ObjectStoreError`,
-without the original as a cause: that holds the request with its body and signature.
+aiobotocore's S3 client does the work: S3's addressing, redirects, checksums and retries. Three things are added:
 
-An object that is not there is an answer and no error: results are waited for. S3 hides that fact from callers who may
-not list the bucket, and answers 403 then; what this means is for the caller to judge.
+- It signs with the SageMaker client's credentials. One provider replaces the session's chain; its credentials come from
+  the shared `CredentialsCache` at each signature, so that a renewal needs no new client.
+- The blocking part of making a client (imports, service models, endpoint rules) happens once in a thread, whose session
+  then makes the client for the caller's loop from its caches.
+- Errors become `ObjectStoreError` without the original as a cause, because that has the request with its body and
+  signature.
+
+A missing object is a result and not an error, because callers wait for objects to appear. To callers who may not list
+the bucket, S3 answers 403 instead; they have to decide what it means.
 """
 
 from __future__ import annotations
@@ -30,18 +32,18 @@ __all__ = ["ObjectStore", "StoredObject", "parse_s3_uri"]
 MAX_CONNECTIONS: Final = 50
 MAX_KEY_BYTES: Final = 1024  # S3's own limit
 
-# What a HEAD request's answer, which has no body, is given as a code.
+# The second is aiobotocore's code for the response to a HEAD request, which lacks a body.
 _NOT_FOUND = ("NoSuchKey", "404")
 
 
 def parse_s3_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of an object.
+    """Split an object's URI into bucket and key.
 
     Args:
-        uri: ``s3://bucket/key``; the key is taken as it stands, nothing in it is percent-decoded.
+        uri: ``s3://bucket/key``; the key is not percent-decoded.
 
     Raises:
-        ParamValidationError: it is no such URI.
+        ParamValidationError: It is not a valid S3 URI.
 
     >>> parse_s3_uri("s3://results/churn/1.out")
     ('results', 'churn/1.out')
@@ -52,14 +54,17 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     except UnicodeEncodeError:
         key_bytes = 0
     if not 0 < key_bytes <= MAX_KEY_BYTES:
-        raise ParamValidationError([f"an S3 URI reads s3://bucket/key; got {uri!r:.200}"])
+        raise ParamValidationError([f"an S3 URI must be of the form s3://bucket/key; got {uri!r:.200}"])
     return bucket, key
 
 
 class StoredObject(NamedTuple):
-    """An object out of S3: its body, its media type, which is empty when it has none, and when it was written.
+    """An object of S3.
 
-    That is in epoch seconds by S3's clock, without fractions.
+    Attributes:
+        body: its content.
+        content_type: its media type; may be empty.
+        modified_at: when it was written, in whole seconds since 1970 by S3's clock.
     """
 
     body: bytes
@@ -67,26 +72,27 @@ class StoredObject(NamedTuple):
     modified_at: float
 
     def __repr__(self) -> str:
-        # the body may be anybody's data
+        # without the body, which is a payload
         return f"<StoredObject body_bytes={len(self.body)} content_type={self.content_type!r}>"
 
 
 class ObjectStore:
-    """Objects in S3, on one event loop: the one of its first call.
+    """Objects in S3, on the event loop of the first call.
 
-    Nothing is loaded or connected before the first call.
+    Nothing is imported or connected before the first call.
 
     Args:
-        credentials: what requests are signed with; stays the caller's, to be closed by it.
-        region_name: the region; None takes botocore's configuration.
-        endpoint_url: where S3 is; None takes botocore's configuration (``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``,
-            the profile), then the service's own.
-        verify: whether certificates are checked, or the path of a file with certificate authorities; None takes
+        credentials: the source of credentials; the caller closes it.
+        region_name: the region. Defaults to botocore's configuration.
+        endpoint_url: the endpoint. Defaults to botocore's configuration (``AWS_ENDPOINT_URL_S3``,
+            ``AWS_ENDPOINT_URL``, the profile), then the service's own.
+        verify: whether to verify certificates, or the path of a file with certificate authorities. Defaults to
             botocore's configuration.
-        profile_name: the profile of the AWS configuration files; None takes the environment's.
-        max_connections: connections at once; further requests wait for one.
-        use_fips_endpoint: whether the FIPS endpoint is wanted; None takes botocore's configuration.
-        use_dualstack_endpoint: whether the endpoint that also speaks IPv6 is wanted; None likewise.
+        profile_name: the profile of the AWS configuration files. Defaults to the environment's.
+        max_connections: maximum number of connections; further requests wait for one.
+        use_fips_endpoint: whether to call the FIPS endpoint. Defaults to botocore's configuration.
+        use_dualstack_endpoint: whether to call the endpoint that also supports IPv6. Defaults to botocore's
+            configuration.
 
     >>> from aiosmrt._aws.credentials import CredentialsCache
     >>> ObjectStore(CredentialsCache(), region_name="eu-central-1")
@@ -124,17 +130,17 @@ class ObjectStore:
         return f"<ObjectStore {'idle' if self._client is None else self._client.meta.endpoint_url}>"
 
     async def get(self, uri: str) -> StoredObject | None:
-        """The whole object, or None when there is none.
+        """Read a whole object; None if it does not exist.
 
         Args:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: anything else: ``NoSuchBucket``, or ``AccessDenied`` (status 403), which S3 also answers
-                for an object that is not there when the caller may not list the bucket.
-            ParamValidationError: the URI is none.
-            ConfigurationError: no client can be made, or there are no credentials.
-            ClientStateError: the store is closed.
+            ObjectStoreError: Any other refusal or failure: ``NoSuchBucket``, or ``AccessDenied`` (status 403), which
+                also stands for a missing object if the caller may not list the bucket.
+            ParamValidationError: Not a valid S3 URI.
+            ConfigurationError: The client cannot be made, or credentials are missing.
+            ClientStateError: The store is closed.
         """
         try:
             return StoredObject(*await self._request("get_object", uri))
@@ -144,15 +150,13 @@ class ObjectStore:
             raise
 
     async def modified_at(self, uri: str) -> float | None:
-        """When the object was written, in epoch seconds by S3's clock; None when there is none.
-
-        None also for a bucket that is not there, which S3 does not tell apart.
+        """When an object was written, in seconds since 1970 by S3's clock; None if it or its bucket does not exist.
 
         Args:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: as for ``get``.
+            ObjectStoreError: As in ``get``.
         """
         try:
             _, _, modified_at = await self._request("head_object", uri)
@@ -163,39 +167,39 @@ class ObjectStore:
         return modified_at
 
     async def put(self, uri: str, body: bytes, content_type: str | None = None) -> None:
-        """Write an object, in place of one that is there.
+        """Write an object, replacing any existing one.
 
         Args:
             uri: ``s3://bucket/key``.
-            body: what it is to hold.
-            content_type: its media type; None leaves that to S3.
+            body: its content.
+            content_type: its media type. If None, S3 chooses.
 
         Raises:
-            ObjectStoreError: as for ``get``.
+            ObjectStoreError: As in ``get``.
         """
         members = {} if content_type is None else {"ContentType": content_type}
         await self._request("put_object", uri, Body=body, **members)
 
     async def delete(self, uri: str) -> None:
-        """Remove an object; no error when there is none.
+        """Remove an object, if it exists.
 
         Args:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: as for ``get``.
+            ObjectStoreError: As in ``get``.
         """
         await self._request("delete_object", uri)
 
     async def close(self) -> None:
-        """Close its connections; calls under way fail. May be called again."""
+        """Close the connections; calls under way fail. May be called again."""
         self._closed = True
-        async with self._lock:  # a client that is being made is ready then
+        async with self._lock:  # a client under construction is complete then
             self._client = None
             await self._stack.aclose()
 
     async def _request(self, operation: str, uri: str, **members: Any) -> tuple[bytes, str, float]:
-        """Make a call and read the body of its answer, with the object's media type and time; empty and 0 for none."""
+        """Make a call and return the response's body, media type and time; empty and 0 where it lacks them."""
         bucket, key = parse_s3_uri(uri)
         client = await self._opened()
         try:
@@ -205,11 +209,11 @@ class ObjectStore:
                 return b"", "", modified_at
             async with body:
                 return await body.read(), answer.get("ContentType", ""), modified_at
-        except AiosmrtError:  # of the credentials
+        except AiosmrtError:  # from the credentials
             raise
         except Exception as error:
             failure = self._failure(operation, uri, client.meta.endpoint_url, error)
-        # Raised out here: the original holds the request.
+        # Raised out here: the original has the request.
         raise failure
 
     def _failure(self, operation: str, uri: str, endpoint_url: str, error: Exception) -> AiosmrtError:
@@ -227,7 +231,7 @@ class ObjectStore:
         return ObjectStoreError(f"{operation} of {uri} at {endpoint_url} failed: {code}", code=code)
 
     async def _opened(self) -> Any:
-        """The client, made if need be."""
+        """The client; made by the first call."""
         if (client := self._client) is not None:
             return client
         async with self._lock:
@@ -240,7 +244,7 @@ class ObjectStore:
             return self._client
 
     async def _open(self) -> Any:
-        from aiosmrt._aws.private_loop import run_on_private_loop
+        from aiosmrt._aws.daemon import run_in_daemon_thread
 
         async def prepare() -> tuple[Any, dict[str, Any]]:
             from aiobotocore.config import AioConfig
@@ -252,9 +256,9 @@ class ObjectStore:
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
-            session, arguments = await run_on_private_loop(prepare)
+            session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()))
             return await self._stack.enter_async_context(session.create_client("s3", **arguments))
         except Exception as error:
-            # botocore's text: it speaks of profiles, regions and URLs
-            failure = ConfigurationError(f"no S3 client can be made: {type(error).__name__}: {error}")
+            # botocore's text is about profiles, regions and URLs
+            failure = ConfigurationError(f"the S3 client cannot be made: {type(error).__name__}: {error}")
         raise failure

@@ -1,6 +1,6 @@
-"""aiobotocore's side of the object store: a session whose clients sign with the credentials of a `CredentialsCache`.
+"""The object store's use of aiobotocore: a session whose clients sign with the credentials of a `CredentialsCache`.
 
-Importing this module imports aiobotocore, which takes a quarter of a second: do it off the event loop.
+Importing this module imports aiobotocore, which takes a quarter of a second and belongs off the event loop.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from aiosmrt._aws.credentials import CredentialsCache
 __all__ = ["warm_session"]
 
 
-class _SharedCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore has no types
-    """Credentials that ask the cache each time that something is to be signed."""
+class _SharedCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore is untyped
+    """Credentials that come from the cache for each signature."""
 
     def __init__(self, cache: CredentialsCache) -> None:
         super().__init__("", "", method="aiosmrt")
@@ -31,7 +31,7 @@ class _SharedCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore ha
 
 
 class _OneProvider:
-    """Takes the place of the session's whole chain of credential providers."""
+    """Replaces the session's chain of credential providers."""
 
     def __init__(self, cache: CredentialsCache) -> None:
         self._cache = cache
@@ -42,7 +42,7 @@ class _OneProvider:
 
 @cache
 def _data_loader(data_path: str | None) -> Loader:
-    """The service models, once for all sessions: for the second one's client, that is 6 ms in place of 80."""
+    """The service models, shared by all sessions: the second one's client takes 6 ms in place of 80."""
     loader: Loader = create_loader(data_path)
     return loader
 
@@ -52,12 +52,13 @@ async def warm_session(
 ) -> AioSession:
     """A session that has made a client once, so that the next one takes 3 ms in place of 150.
 
-    Blocks: to be run on a private loop. The session keeps nothing of the loop, and asks ``credentials`` for none.
+    Blocks, so it belongs on a loop in another thread. The session holds nothing of that loop, and ``credentials`` is
+    not used.
 
     Args:
-        credentials: what its clients sign with.
-        profile_name: the profile of the AWS configuration files; None takes the environment's.
-        arguments: of ``create_client`` besides the service.
+        credentials: the source of the clients' credentials.
+        profile_name: the profile of the AWS configuration files. Defaults to the environment's.
+        arguments: arguments of ``create_client`` after the service.
     """
     session = AioSession(profile=profile_name)
     session.register_component("credential_provider", _OneProvider(credentials))

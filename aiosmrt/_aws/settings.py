@@ -1,28 +1,55 @@
-"""What a client is to do, put together from its arguments, the environment and the selected profile.
+"""A client's settings, from its arguments, the environment and the selected profile.
 
-An argument wins over an environment variable, and that over the profile, as in botocore's configuration chain; the
-names and their order are botocore's. Two things differ on purpose. An empty environment variable counts as unset:
-botocore would take an empty ``AWS_CA_BUNDLE`` as an order not to verify certificates. And ``AWS_REGION``, which every
-other AWS SDK reads, counts right after ``AWS_DEFAULT_REGION``.
+An argument takes precedence over an environment variable, and that over the profile, as in botocore's configuration
+chain; names and order are botocore's. Two things differ on purpose. An empty environment variable counts as unset,
+except for paths of certificate authorities. And ``AWS_REGION``, which every other AWS SDK reads, comes right after
+``AWS_DEFAULT_REGION``.
 
-Nothing of botocore is loaded when neither configuration file exists.
+Settings that have no effect here are checked all the same, where botocore's client refuses a wrong value: the modes of
+defaults, of account-based endpoints and of STS endpoints.
+
+Nothing of botocore is loaded if neither configuration file exists.
 """
 
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from aiosmrt._aws.shared_config import Section, SharedConfig, load_shared_config, selected_profile
 from aiosmrt.config import RetryMode, check_retry_mode
-from aiosmrt.errors import InvalidConfigError, InvalidRegionError, NoRegionError
+from aiosmrt.errors import (
+    InvalidConfigError,
+    InvalidDefaultsModeError,
+    InvalidMaxAttemptsError,
+    InvalidRegionError,
+    InvalidStsRegionalEndpointsError,
+    NoRegionError,
+)
 
-__all__ = ["Settings", "resolve_settings"]
+__all__ = ["CaBundle", "Settings", "resolve_settings"]
 
-# A host label that is not all digits: botocore.utils.validate_region_name, less its tolerance for a final line end.
+# A host label that is not all digits: botocore.utils.validate_region_name, without a final line break.
 _REGION = re.compile(r"(?![0-9]+\Z)(?!-)[a-zA-Z0-9-]{1,63}(?<!-)")
+
+# botocore.args and, for the first, the data file sdk-default-configuration.json.
+_DEFAULTS_MODES: Final = ("legacy", "auto", "standard", "in-region", "cross-region", "mobile")
+_ACCOUNT_ID_ENDPOINT_MODES: Final = ("preferred", "disabled", "required")
+_STS_REGIONAL_ENDPOINTS: Final = ("legacy", "regional")
 
 _SERVICE_VARIABLE = "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"
 _SERVICE_KEY = "sagemaker_runtime"
+
+
+class CaBundle(NamedTuple):
+    """The configured path of certificate authorities.
+
+    Attributes:
+        path: the path as configured; may be blank, which is an error where it is used.
+        setting: the name of the setting it comes from.
+    """
+
+    path: str
+    setting: str
 
 
 class Settings(NamedTuple):
@@ -31,14 +58,14 @@ class Settings(NamedTuple):
     Attributes:
         region_name: the region as it was given, so possibly a FIPS pseudo-region; None only for unsigned calls to an
             ``endpoint_url``.
-        endpoint_url: a configured endpoint; None means the service's own.
-        use_fips_endpoint: whether the FIPS endpoint is wanted.
-        use_dualstack_endpoint: whether the endpoint that also speaks IPv6 is wanted.
-        max_attempts: requests per call including the first; None when nobody set it.
-        ca_bundle: path of a file with certificate authorities; None when nobody set it.
-        user_agent_appid: the application's id for the User-Agent header; None when nobody set it.
-        profile_name: the selected profile; None when none was named.
-        retry_mode: ``"legacy"``, ``"standard"`` or ``"adaptive"``; None if not configured.
+        endpoint_url: a configured endpoint. If None, the service's own.
+        use_fips_endpoint: whether to call the FIPS endpoint.
+        use_dualstack_endpoint: whether to call the endpoint that also supports IPv6.
+        max_attempts: requests per call including the first, if configured.
+        ca_bundle: the certificate authorities to trust, if configured.
+        user_agent_appid: the application's id for the User-Agent header, if configured.
+        profile_name: the selected profile, if any.
+        retry_mode: ``"legacy"``, ``"standard"`` or ``"adaptive"``, if configured.
 
     >>> Settings(region_name="us-east-1").use_fips_endpoint
     False
@@ -49,7 +76,7 @@ class Settings(NamedTuple):
     use_fips_endpoint: bool = False
     use_dualstack_endpoint: bool = False
     max_attempts: int | None = None
-    ca_bundle: str | None = None
+    ca_bundle: CaBundle | None = None
     user_agent_appid: str | None = None
     profile_name: str | None = None
     retry_mode: RetryMode | None = None
@@ -64,24 +91,27 @@ def resolve_settings(
     use_dualstack_endpoint: bool | None = None,
     sign: bool = True,
 ) -> Settings:
-    """Resolve a client's settings; reads files, so call it off the event loop.
+    """Resolve a client's settings; reads files.
 
     Args:
-        region_name: the region; None takes ``AWS_DEFAULT_REGION``, ``AWS_REGION``, then the profile's ``region``.
-        endpoint_url: the endpoint; None takes ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME``, ``AWS_ENDPOINT_URL``, then the
-            profile's ``services`` section and its ``endpoint_url``, unless ``AWS_IGNORE_CONFIGURED_ENDPOINT_URLS``.
-        profile_name: the profile; None takes ``AWS_DEFAULT_PROFILE``, then ``AWS_PROFILE``, then ``default``.
-        use_fips_endpoint: None takes ``AWS_USE_FIPS_ENDPOINT``, then the profile.
-        use_dualstack_endpoint: None takes ``AWS_USE_DUALSTACK_ENDPOINT``, then the profile.
+        region_name: the region. Defaults to ``AWS_DEFAULT_REGION``, ``AWS_REGION``, the profile's ``region``.
+        endpoint_url: the endpoint. Defaults to ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME``, ``AWS_ENDPOINT_URL``, the
+            profile's ``services`` section, its ``endpoint_url``, unless ``AWS_IGNORE_CONFIGURED_ENDPOINT_URLS``.
+        profile_name: the profile. Defaults to ``AWS_DEFAULT_PROFILE``, ``AWS_PROFILE``, ``default``.
+        use_fips_endpoint: whether to call the FIPS endpoint. Defaults to ``AWS_USE_FIPS_ENDPOINT``, the profile.
+        use_dualstack_endpoint: whether to call the endpoint that also supports IPv6. Defaults to
+            ``AWS_USE_DUALSTACK_ENDPOINT``, the profile.
         sign: whether calls will be signed; unsigned calls to an endpoint URL need no region.
 
     Raises:
-        ProfileNotFoundError: the named profile does not exist.
-        ConfigFileError: a configuration file cannot be parsed.
-        InvalidConfigError: a setting makes no sense.
-        InvalidRegionError: the region cannot be a part of a host name.
-        InvalidRetryModeError: the retry mode is not one of `aiosmrt.config.RETRY_MODES`.
-        NoRegionError: nobody set a region, and one is needed.
+        ProfileNotFoundError: The named profile does not exist.
+        ConfigFileError: A configuration file cannot be parsed.
+        InvalidConfigError: A setting has an invalid value.
+        InvalidDefaultsModeError: The defaults mode is not one of botocore's.
+        InvalidRegionError: The region cannot be part of a host name.
+        InvalidRetryModeError: The retry mode is not one of `aiosmrt.config.RETRY_MODES`.
+        InvalidStsRegionalEndpointsError: The setting for STS endpoints is not ``legacy`` or ``regional``.
+        NoRegionError: A region is needed and not configured.
 
     Source: botocore.configprovider and botocore.args.
 
@@ -101,13 +131,14 @@ def resolve_settings(
         endpoint_url = _configured_endpoint_url(shared, profile)
     if region_name is None and (sign or endpoint_url is None):
         raise NoRegionError("You must specify a region.")
+    _check_modes(profile, sign=sign)
     return Settings(
         region_name=region_name,
         endpoint_url=endpoint_url,
         use_fips_endpoint=_flag(use_fips_endpoint, profile, "use_fips_endpoint"),
         use_dualstack_endpoint=_flag(use_dualstack_endpoint, profile, "use_dualstack_endpoint"),
         max_attempts=_max_attempts(profile),
-        ca_bundle=_env("AWS_CA_BUNDLE") or _text(profile, "ca_bundle") or _env("REQUESTS_CA_BUNDLE"),
+        ca_bundle=_ca_bundle(profile, name),
         user_agent_appid=_env("AWS_SDK_UA_APP_ID") or _text(profile, "sdk_ua_app_id"),
         profile_name=name,
         retry_mode=check_retry_mode(_env("AWS_RETRY_MODE") or _text(profile, "retry_mode")),
@@ -120,9 +151,9 @@ def _env(variable: str) -> str | None:
 
 def _text(section: Section, key: str) -> str | None:
     value = section.get(key)
-    # An indented block under a key that takes a text is a mistake, which botocore passes on until something breaks.
+    # botocore passes an indented block under such a key on until something breaks.
     if isinstance(value, dict):
-        raise InvalidConfigError(f"The profile's {key} is a nested section where a value is expected")
+        raise InvalidConfigError(f"{key} in the profile must be a value; got a nested section")
     return value or None
 
 
@@ -142,8 +173,44 @@ def _max_attempts(profile: Section) -> int | None:
     except ValueError:
         max_attempts = 0
     if max_attempts < 1:
-        raise InvalidConfigError(f"AWS_MAX_ATTEMPTS or max_attempts must be a whole number from 1, got {value!r}")
+        raise InvalidMaxAttemptsError(f"AWS_MAX_ATTEMPTS or max_attempts must be an integer >= 1; got {value!r}")
     return max_attempts
+
+
+def _ca_bundle(profile: Section, profile_name: str | None) -> CaBundle | None:
+    _text(profile, "ca_bundle")
+    for value, setting in (
+        (os.environ.get("AWS_CA_BUNDLE"), "AWS_CA_BUNDLE"),
+        (profile.get("ca_bundle"), f"ca_bundle in the profile {profile_name or 'default'!r}"),
+        (os.environ.get("REQUESTS_CA_BUNDLE"), "REQUESTS_CA_BUNDLE"),
+    ):
+        if value is not None:
+            return CaBundle(value, setting)
+    return None
+
+
+def _check_modes(profile: Section, *, sign: bool) -> None:
+    mode = _env("AWS_DEFAULTS_MODE") or _text(profile, "defaults_mode")
+    if mode is not None and mode.lower() not in _DEFAULTS_MODES:
+        defaults = InvalidDefaultsModeError(
+            f"Client configured with invalid defaults mode: {mode}. "
+            f"Valid defaults modes include: {', '.join(_DEFAULTS_MODES)}."
+        )
+        defaults.kwargs = {"mode": mode, "valid_modes": ", ".join(_DEFAULTS_MODES)}
+        raise defaults
+    mode = _env("AWS_ACCOUNT_ID_ENDPOINT_MODE") or _text(profile, "account_id_endpoint_mode")
+    if sign and mode is not None and mode.lower() not in _ACCOUNT_ID_ENDPOINT_MODES:
+        raise InvalidConfigError(
+            f"AWS_ACCOUNT_ID_ENDPOINT_MODE or account_id_endpoint_mode must be one of "
+            f"{', '.join(_ACCOUNT_ID_ENDPOINT_MODES)}; got {mode!r}"
+        )
+    mode = _env("AWS_STS_REGIONAL_ENDPOINTS") or _text(profile, "sts_regional_endpoints")
+    if mode is not None and mode not in _STS_REGIONAL_ENDPOINTS:
+        sts = InvalidStsRegionalEndpointsError(
+            f'STS regional endpoints option {mode} is invalid. Valid options are: "legacy", "regional"'
+        )
+        sts.kwargs = {"sts_regional_endpoints_config": mode}
+        raise sts
 
 
 def _configured_endpoint_url(shared: SharedConfig, profile: Section) -> str | None:
@@ -152,7 +219,9 @@ def _configured_endpoint_url(shared: SharedConfig, profile: Section) -> str | No
     if (services := _text(profile, "services")) is not None:
         section = shared.services.get(services)
         if not section:
-            raise InvalidConfigError(f'The profile names the services section "{services}", which does not exist')
+            raise InvalidConfigError(
+                f"services in the profile must name a section of the configuration file; got {services!r}"
+            )
         service = section.get(_SERVICE_KEY, {})
         if isinstance(service, dict) and (url := _text(service, "endpoint_url")) is not None:
             return url

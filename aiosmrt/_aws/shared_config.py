@@ -1,8 +1,8 @@
 """The AWS configuration files: ``~/.aws/config`` and ``~/.aws/credentials``, as botocore reads them.
 
-botocore's own parser does the reading, because its dialect (nested sections, quoted section names, expansion of
-variables in paths) is the contract. It costs 2 ms to import and is loaded only when one of the files is there.
-Errors name the file and the line and never quote it: what a parser stumbles over may well be a secret key.
+botocore's parser reads them, because its dialect (nested sections, quoted section names, variables in paths) is the
+contract. It takes 2 ms to import and is loaded only if one of the files exists. Errors name the file and the line but
+never quote it: a line that cannot be parsed may be a secret key.
 """
 
 import os
@@ -20,10 +20,10 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class SharedConfig(NamedTuple):
-    """Both files, parsed; the repr holds no value out of them.
+    """Both files, parsed; the repr contains no value from them.
 
     Attributes:
-        profiles: what each profile says; the credentials file wins where both files set a key.
+        profiles: the settings of each profile; the credentials file takes precedence.
         config_profiles: the profiles of the config file alone.
         credentials_profiles: the profiles of the credentials file alone.
         services: the ``[services NAME]`` sections of the config file.
@@ -41,10 +41,10 @@ class SharedConfig(NamedTuple):
         """The settings of a profile.
 
         Args:
-            name: the profile; None means ``default``, which need not exist.
+            name: the profile. If None, ``default``, which need not exist.
 
         Raises:
-            ProfileNotFoundError: neither file has a profile of this name.
+            ProfileNotFoundError: Neither file has a profile of this name.
 
         >>> SharedConfig({"prod": {"region": "eu-west-1"}}).profile("prod")
         {'region': 'eu-west-1'}
@@ -62,9 +62,9 @@ class SharedConfig(NamedTuple):
 
 
 def selected_profile(profile_name: str | None) -> str | None:
-    """The profile to use: the argument, then ``AWS_DEFAULT_PROFILE``, then ``AWS_PROFILE``; None when none is named.
+    """The profile to use: the argument, ``AWS_DEFAULT_PROFILE``, ``AWS_PROFILE``, or None.
 
-    Source: ``BOTOCORE_DEFAUT_SESSION_VARIABLES`` in botocore.configprovider, which has the two in this order.
+    Source: ``BOTOCORE_DEFAUT_SESSION_VARIABLES`` in botocore.configprovider, which has them in this order.
 
     >>> selected_profile("prod")
     'prod'
@@ -73,10 +73,10 @@ def selected_profile(profile_name: str | None) -> str | None:
 
 
 def load_shared_config() -> SharedConfig:
-    """Read both files, where they exist; blocks on the file system, so call it off the event loop.
+    """Read both files, if they exist; blocks.
 
     Raises:
-        ConfigFileError: a file is not what botocore can parse.
+        ConfigFileError: A file cannot be parsed.
 
     >>> isinstance(load_shared_config(), SharedConfig)
     True
@@ -106,7 +106,7 @@ def _parsed(path: str, *, with_sections: bool) -> dict[str, Any]:
     except exceptions.ConfigParseError as error:
         failure = ConfigFileError(f"Unable to parse config file: {path} ({_what_is_wrong(error.kwargs.get('error'))})")
         failure.kwargs = {"path": path}
-    # Raised out here, because the parser's own error quotes the file.
+    # Raised out here, because the parser's error quotes the file.
     raise failure
 
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
+from aiosmrt._core.configure import trace_line
 from aiosmrt._core.observe import emit, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.streams import EventStream, StreamingBody
@@ -334,6 +335,8 @@ class Call:
                     headers = f"{template.first_lines}amz-sdk-invocation-id: {self._invocation_id}\r\n"
                 else:
                     headers = self._later_headers(template, now)
+                if core.passes_trace:
+                    headers += trace_line(template.head.headers)
                 if credentials is not None:
                     headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
                 counters.attempts += 1
@@ -589,6 +592,8 @@ class Call:
     def _succeeded(self) -> None:
         """Report a success that changes something at its target."""
         view = self._view
+        if view.sign:
+            self._core.confirmed_clock_offset = self._signed_offset
         self._last_error = None
         if view.is_patient:
             self._admission.on_success(self, self._phase_began, self._sent_among)
@@ -655,7 +660,14 @@ class Call:
         core.counters.bytes_received += len(body)
         operation = self._codec.operation.name
         error = refusal(status, headers, body, operation, self.sent)
-        offset = correct_offset(error.code, self._signed_offset, self._sent_at, core.wall_clock(), headers.get("date"))
+        offset = correct_offset(
+            error.code,
+            self._signed_offset,
+            self._sent_at,
+            core.wall_clock(),
+            headers.get("date"),
+            confirmed_offset=core.confirmed_clock_offset,
+        )
         if offset is None:
             return error
         if offset != core.clock_offset:

@@ -1,37 +1,40 @@
-"""What a client's arguments, the environment and AWS's files amount to: facts that are found out once, off the loop."""
+"""A client's configuration, from its arguments, the environment and AWS's files; resolved once, off the event loop."""
 
 from __future__ import annotations
 
 import os
 import re
 import ssl
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from aiosmrt._aws.hosts import ResolvedEndpoint, resolve_endpoint
-from aiosmrt._aws.settings import Settings, resolve_settings
+from aiosmrt._aws.settings import CaBundle, Settings, resolve_settings
+from aiosmrt._aws.tls import UnusableAuthoritiesError, context_of_bundle, default_verification
 from aiosmrt.errors import InvalidConfigError, ParamValidationError
 
-__all__ = ["Configuration", "Verify", "app_id_of", "check_verify", "configure"]
+__all__ = ["Configuration", "Verify", "app_id_of", "check_verify", "configure", "is_in_lambda", "trace_line"]
 
 Verify = bool | str | os.PathLike[str] | ssl.SSLContext
 
-# What may not be in a part of the User-Agent header, as in botocore: a token (RFC 9110, 5.6.2) less "#", and a comma.
+# As in botocore, a part of the User-Agent header is a token (RFC 9110, 5.6.2) without "#", or with a comma.
 _UNFIT_FOR_USER_AGENT = re.compile(r"[^A-Za-z0-9!$%&'*+.^_`|~,-]")
+
+_SAFE_IN_TRACE = "-=;:+&[]{}\"',"
 
 
 class Configuration(NamedTuple):
-    """The facts.
+    """A client's configuration.
 
-    Args:
+    Attributes:
         settings: the AWS settings.
         endpoint: the service's endpoint.
         origin: its scheme, host and port.
-        base_path: what comes before the operation's path.
-        verify: whether certificates are checked, or the context to check them with.
-        proxy: URL of an HTTP proxy; None for a direct connection.
+        base_path: the path before the operation's.
+        verify: whether to verify certificates, or the context to verify them with.
+        proxy: URL of an HTTP proxy, if any.
+        ca_bundle: the file or folder with the certificate authorities to trust, if any is configured.
     """
 
     settings: Settings
@@ -40,21 +43,24 @@ class Configuration(NamedTuple):
     base_path: str
     verify: bool | ssl.SSLContext
     proxy: str | None
+    ca_bundle: CaBundle | None
 
 
-def configure(settings_arguments: dict[str, Any], verify: Verify, *, use_proxy: bool) -> Configuration:
+def configure(settings_arguments: dict[str, Any], verify: Verify, *, session_given: bool) -> Configuration:
     """Resolve arguments, environment and files; reads files and may import botocore.
 
     Args:
         settings_arguments: the client's arguments for `aiosmrt._aws.settings.resolve_settings`.
         verify: as the client's argument.
-        use_proxy: whether a proxy that the environment names is used.
+        session_given: whether the caller's session makes the connections; it decides about proxies and, unless
+            something else is configured, about the authorities to trust.
 
     Raises:
-        ConfigurationError: something is missing or contradictory.
-        ParamValidationError: ``verify`` cannot be loaded.
+        ConfigurationError: Something is missing or contradictory.
+        ParamValidationError: ``verify`` is a path without certificate authorities.
     """
     settings = resolve_settings(**settings_arguments)
+    bundle = _ca_bundle(verify, settings)
     endpoint = resolve_endpoint(
         settings.region_name,
         use_fips=settings.use_fips_endpoint,
@@ -67,9 +73,9 @@ def configure(settings_arguments: dict[str, Any], verify: Verify, *, use_proxy: 
         endpoint=endpoint,
         origin=f"{parts.scheme}://{parts.netloc}",
         base_path=endpoint.path,
-        # Loading the bundle takes 18 ms and 800 KiB, and plain HTTP has no use for it.
-        verify=_tls(verify, settings.ca_bundle if parts.scheme == "https" else None),
-        proxy=_proxy(parts.scheme, parts.netloc, parts.hostname or "") if use_proxy else None,
+        verify=_tls(verify, bundle, is_https=parts.scheme == "https", session_given=session_given),
+        proxy=_proxy(parts.scheme, parts.netloc, parts.hostname or "") if not session_given else None,
+        ca_bundle=bundle,
     )
 
 
@@ -77,41 +83,81 @@ def check_verify(verify: object) -> None:
     """Check a client's ``verify`` without reading anything.
 
     Raises:
-        ParamValidationError: it can be none.
+        ParamValidationError: It is not one of the accepted types, or blank.
     """
-    if not isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)) or verify == "":
+    if not isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)) or (
+        isinstance(verify, str) and not verify.strip()
+    ):
         raise ParamValidationError([f"verify must be True, False, a path or an ssl.SSLContext; got {verify!r:.80}"])
 
 
 def app_id_of(settings: Settings) -> str:
-    """The application's id as a part of the User-Agent header, a blank before it; empty where none is configured."""
+    """The application's id as a part of the User-Agent header, after a space; empty if none is configured."""
     if settings.user_agent_appid is None:
         return ""
     return f" app/{_UNFIT_FOR_USER_AGENT.sub('-', settings.user_agent_appid)}"
 
 
-def _tls(given: Verify, ca_bundle: str | None) -> bool | ssl.SSLContext:
-    verify: Any = ca_bundle if given is True and ca_bundle is not None else given
-    if isinstance(verify, (bool, ssl.SSLContext)):
-        return verify
-    path = os.fspath(verify)
+def is_in_lambda() -> bool:
+    """Whether this is a function of AWS Lambda, whose traces are passed on."""
+    return "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+
+
+def trace_line(headers: tuple[tuple[str, str], ...]) -> str:
+    """The header line that passes on the trace of the current invocation in AWS Lambda; may be empty.
+
+    Lambda changes the variable with each invocation. Source: ``add_recursion_detection_header`` in botocore.handlers.
+
+    Args:
+        headers: the request's other headers; a trace among them takes precedence.
+    """
+    trace = os.environ.get("_X_AMZN_TRACE_ID")
+    if not trace or any(name.lower() == "x-amzn-trace-id" for name, _ in headers):
+        return ""
+    return f"X-Amzn-Trace-Id: {quote(trace, safe=_SAFE_IN_TRACE, errors='replace')}\r\n"
+
+
+def _ca_bundle(verify: Verify, settings: Settings) -> CaBundle | None:
+    bundle = settings.ca_bundle
+    if isinstance(verify, (str, os.PathLike)):
+        bundle = CaBundle(os.fspath(verify), "verify")
+    elif verify is not True or bundle is None:
+        return None
+    if not bundle.path.strip():
+        # botocore refuses it too. Older releases took it as an order not to verify.
+        raise InvalidConfigError(f"{bundle.setting} must be the path of CA certificates; got {bundle.path!r}")
+    # urllib3, and so botocore, expands it.
+    return bundle._replace(path=os.path.expanduser(bundle.path))  # noqa: PTH111
+
+
+def _tls(verify: Verify, bundle: CaBundle | None, *, is_https: bool, session_given: bool) -> bool | ssl.SSLContext:
+    if bundle is None:
+        if verify is not True:
+            return verify if isinstance(verify, ssl.SSLContext) else False
+        return default_verification() if is_https and not session_given else True
+    # A setting may be meant for other clients; an argument is checked in any case.
+    if not is_https and bundle.setting != "verify":
+        return True
     try:
-        if Path(path).is_dir():
-            return ssl.create_default_context(capath=path)
-        return ssl.create_default_context(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        raise ParamValidationError([f"verify: {path!r} cannot be loaded as CA certificates: {error}"]) from error
+        return context_of_bundle(bundle.path)
+    except UnusableAuthoritiesError as error:
+        fault = (
+            f"{bundle.setting} must be a file or folder of CA certificates in PEM format; got {bundle.path!r}: {error}"
+        )
+        if bundle.setting == "verify":
+            raise ParamValidationError([fault]) from error
+        raise InvalidConfigError(fault) from error
 
 
 def _proxy(scheme: str, netloc: str, host: str) -> str | None:
     """The proxy that the environment names for a scheme and host, by botocore's rules (botocore.httpsession).
 
     Raises:
-        InvalidConfigError: not a valid URL of an HTTP proxy.
+        InvalidConfigError: Not a valid URL of an HTTP proxy.
     """
     proxies = getproxies()
     proxy = proxies.get(scheme)
-    # an entry of NO_PROXY may name the port
+    # an entry of NO_PROXY may include the port
     if not proxy or proxy_bypass(netloc) or proxy_bypass(host):
         return None
     if "://" not in proxy:
@@ -122,6 +168,6 @@ def _proxy(scheme: str, netloc: str, host: str) -> str | None:
     except ValueError:
         usable = False
     if not usable:
-        # not quoted: it may hold a password
+        # not quoted: it may contain a password
         raise InvalidConfigError(f"{scheme.upper()}_PROXY must be the URL of an HTTP proxy, such as http://host:3128")
     return proxy

@@ -23,13 +23,13 @@ from weakref import WeakSet
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.hosts import ResolvedEndpoint
 from aiosmrt._core.admission import Admissions, CallLater, Timer
-from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure
+from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure, is_in_lambda
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._policy.retry import invocation_id
 from aiosmrt._transport.choice import TransportName, check_choice, open_transport
 from aiosmrt._wire.operations import OPERATIONS
-from aiosmrt._wire.sigv4 import Signer
+from aiosmrt._wire.sigv4.signer import Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError, NoRegionError
 
 if TYPE_CHECKING:
@@ -131,12 +131,14 @@ class ClientCore:
         self.base_path = ""
         # the application's id as a part of the User-Agent header, a blank before it
         self.user_agent_app = ""
+        self.passes_trace = False
         self.codecs = {operation.name: OperationCodec(operation) for operation in OPERATIONS}
         self.counters = Counters()
         # Whether the service has answered anything yet. What was never reached may not exist.
         self.reached = False
-        # Seconds by which the service's clock is ahead of this machine's.
-        self.clock_offset = 0.0
+        # Seconds by which the service's clock is ahead of this machine's, and the last value that a signature was
+        # accepted with.
+        self.clock_offset = self.confirmed_clock_offset = 0.0
         self.wall_clock: Callable[[], float] = time.time
         self.clock: Callable[[], float] = time.monotonic
         self.random: Callable[[], float] = random.random
@@ -178,7 +180,9 @@ class ClientCore:
             ConfigurationError: something is missing or contradictory.
         """
         if self._configuration is None:
-            self._configuration = configure(self._settings_arguments, self._verify, use_proxy=self._session is None)
+            self._configuration = configure(
+                self._settings_arguments, self._verify, session_given=self._session is not None
+            )
         return self._configuration
 
     def settle(self, view: View) -> None:
@@ -238,6 +242,7 @@ class ClientCore:
             self.endpoint = endpoint
             self.base_path = configuration.base_path
             self.user_agent_app = app_id_of(settings)
+            self.passes_trace = is_in_lambda()
             if endpoint.signing_region is None:
                 self.signer = _SignerWithoutRegion(region="")
             else:
@@ -320,7 +325,7 @@ class ClientCore:
             # needed by asynchronous inference alone
             from aiosmrt._aws.s3 import ObjectStore
 
-            given, settings = self._verify, self.configuration().settings
+            settings, bundle = self.configuration().settings, self.configuration().ca_bundle
             self._object_store = ObjectStore(
                 self.credentials,
                 region_name=settings.region_name,
@@ -328,8 +333,7 @@ class ClientCore:
                 profile_name=settings.profile_name,
                 use_fips_endpoint=settings.use_fips_endpoint,
                 use_dualstack_endpoint=settings.use_dualstack_endpoint,
-                # True leaves AWS_CA_BUNDLE to botocore, which does not accept an SSL context.
-                verify=False if given is False else os.fspath(given) if isinstance(given, (str, os.PathLike)) else None,
+                verify=False if self._verify is False else None if bundle is None else bundle.path,
             )
         return self._object_store
 

@@ -10,7 +10,7 @@ from aiosmrt._transport import Request, header_lines
 from aiosmrt._wire.operations import Operation
 from aiosmrt._wire.params import MAX_HEADS, Head, HeadBuilder
 from aiosmrt._wire.replies import ReplyReader
-from aiosmrt._wire.sigv4 import SignedRequest
+from aiosmrt._wire.sigv4.signer import SignedRequest
 
 if TYPE_CHECKING:
     from aiosmrt._core.core import ClientCore

@@ -1,17 +1,21 @@
-"""Signatures refused because the local clock is wrong: how far off it is, and whether to sign again.
+"""Signatures refused because the local clock is wrong: how far it is off, and whether to sign again.
 
-A SigV4 signature is valid for five minutes around the service's clock.  A host whose clock is further off gets
-nothing but 403, and the message does not always say why.  The response's ``Date`` header does: the service wrote it
-somewhere between the moment the request was sent and the moment the response arrived, so
+A SigV4 signature is valid for five minutes around the service's clock. A host whose clock is further off gets nothing
+but 403, and the message does not always name the reason. The response's ``Date`` header shows it: the service wrote it
+between the time the request was sent and the time the response arrived, so
 
     offset = Date - (sent + received) / 2
 
-is the service's clock minus ours, good to half the round trip plus the header's resolution of one second.
+is the service's clock minus the local one, accurate to half the round trip plus the header's resolution of a second.
 
-What decides is not the offset itself but its difference from the offset that the refused signature was made with.
-Of a hundred calls that were in flight when the first refusal arrived, each may sign again; and a call that was signed
-with the right time and is refused all the same has another fault, so it is not tried again.  The threshold of four
-minutes and the codes are those of the AWS SDKs (aws-sdk-js-v3, ``service-error-classification``).
+The decision rests on the difference between that offset and the one the refused signature was made with. If a hundred
+calls were in flight when the first refusal arrived, each may sign again. A call that was signed with the right time and
+refused has another fault, so it is not repeated. The threshold of four minutes and the codes are those of the AWS SDKs
+(aws-sdk-js-v3, ``service-error-classification``).
+
+A ``Date`` may be wrong: a proxy with a wrong clock may have written it. Two rules keep that from making every later
+signature wrong. A date outside of `EARLIEST` to `LATEST` is ignored. And a correction with which no call has succeeded
+yet is dropped if a signature made with it is refused.
 
 Times are float seconds since 1970 on the *uncorrected* local wall clock.
 """
@@ -21,7 +25,7 @@ from __future__ import annotations
 from typing import Final
 
 MAX_SKEW: Final = 240.0
-"""Seconds by which a signature's time may be off before the clock is taken for the reason of its refusal."""
+"""Seconds by which a signature's time may be off before the clock counts as the reason of its refusal."""
 
 SIGNATURE_ERROR_CODES: Final = frozenset(
     {
@@ -33,7 +37,13 @@ SIGNATURE_ERROR_CODES: Final = frozenset(
         "SignatureDoesNotMatch",
     }
 )
-"""Error codes behind which a wrong clock may stand."""
+"""Error codes whose reason may be a wrong clock."""
+
+EARLIEST: Final = 1_494_633_600.0
+"""The first plausible time of the service in seconds since 1970: 2017-05-13, the version of its API."""
+
+LATEST: Final = 4_102_444_800.0
+"""The first time in seconds since 1970 that is implausible: 2100-01-01."""
 
 _MONTHS: Final = {
     name: number
@@ -47,18 +57,20 @@ _WEEKDAYS: Final = ("Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed")
 
 
 def parse_http_date(value: str) -> float | None:
-    """Read a ``Date`` header in the one form that senders may generate, IMF-fixdate (RFC 9110, section 5.6.7).
+    """Read a ``Date`` header in the only form that senders may generate, IMF-fixdate (RFC 9110, section 5.6.7).
 
     Args:
         value: the header's value, 29 characters.
 
     Returns:
-        Seconds since 1970, or None for anything else: a clock is not set by a date that has to be guessed.
+        Seconds since 1970, or None if the form is another or the time is not between `EARLIEST` and `LATEST`.
 
     Example:
-        >>> parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT")
-        784111777.0
-        >>> parse_http_date("Sunday, 06-Nov-94 08:49:37 GMT") is None
+        >>> parse_http_date("Fri, 06 Nov 2026 08:49:37 GMT")
+        1793954977.0
+        >>> parse_http_date("Friday, 06-Nov-26 08:49:37 GMT") is None
+        True
+        >>> parse_http_date("Sat, 01 Jan 0000 00:00:00 GMT") is None
         True
     """
     if (
@@ -81,7 +93,7 @@ def parse_http_date(value: str) -> float | None:
     number, minute = divmod(number, 100)
     number, hour = divmod(number, 100)
     day, year = divmod(number, 10_000)
-    # 60 is a leap second, which the header may carry and which counts as the next minute's first.
+    # 60 is a leap second, which counts as the first of the next minute.
     if hour > 23 or minute > 59 or second > 60 or not 1 <= day <= _DAYS_IN_MONTH[month]:
         return None
     if month == 2 and day == 29 and (year % 4 or (year % 100 == 0 and year % 400)):
@@ -89,11 +101,12 @@ def parse_http_date(value: str) -> float | None:
     days = _days_since_1970(year, month, day)
     if value[:3] != _WEEKDAYS[days % 7]:
         return None
-    return float(days * 86_400 + hour * 3600 + minute * 60 + second)
+    seconds = float(days * 86_400 + hour * 3600 + minute * 60 + second)
+    return seconds if EARLIEST <= seconds < LATEST else None
 
 
 def _days_since_1970(year: int, month: int, day: int) -> int:
-    # The year is taken to begin in March, so that the leap day is its last one and month lengths follow one formula.
+    # The year counts from March, so that the leap day is the last and one formula covers the lengths of the months.
     if month <= 2:
         year -= 1
         month += 12
@@ -109,10 +122,10 @@ def estimate_offset(sent_at: float, received_at: float, date: str) -> float | No
         date: the response's ``Date`` header.
 
     Returns:
-        Seconds to add to the local clock (negative when it runs ahead), or None when the header is not a date.
+        Seconds to add to the local clock (negative if it runs ahead), or None if the header is not a plausible date.
 
     Example:
-        >>> estimate_offset(784111000.0, 784111002.0, "Sun, 06 Nov 1994 08:49:37 GMT")
+        >>> estimate_offset(1793954200.0, 1793954202.0, "Fri, 06 Nov 2026 08:49:37 GMT")
         776.0
     """
     server = parse_http_date(date)
@@ -120,31 +133,44 @@ def estimate_offset(sent_at: float, received_at: float, date: str) -> float | No
 
 
 def correct_offset(
-    code: str, signed_offset: float, sent_at: float, received_at: float, date: str | None
+    code: str,
+    signed_offset: float,
+    sent_at: float,
+    received_at: float,
+    date: str | None,
+    *,
+    confirmed_offset: float = 0.0,
 ) -> float | None:
-    """Decide whether a refused signature was the clock's fault, and give the offset to sign with from now on.
+    """Decide whether the clock is the reason of a refused signature, and which offset to sign with from now on.
 
     Args:
         code: the error's code.
         signed_offset: seconds that were added to the local clock when the refused request was signed.
         sent_at: when the request was sent, in seconds since 1970 by the uncorrected local clock.
         received_at: when the response's head arrived, by the same clock.
-        date: the response's ``Date`` header; None when it had none.
+        date: the response's ``Date`` header, if any.
+        confirmed_offset: the last offset with which a call succeeded. Defaults to 0, the local clock as it is.
 
     Returns:
-        The new offset in seconds when the signature's time was more than four minutes (`MAX_SKEW`) off;
-        None when the refusal has another reason or cannot be told.
+        The new offset in seconds if the signature's time was more than four minutes (`MAX_SKEW`) off. The confirmed
+        offset if it was not, but was made with another one. None if the refusal has another or an unknown reason.
 
     Example:
-        >>> date = "Sun, 06 Nov 1994 08:49:37 GMT"
-        >>> correct_offset("InvalidSignatureException", 0.0, 784111000.0, 784111002.0, date)
+        >>> date = "Fri, 06 Nov 2026 08:49:37 GMT"
+        >>> correct_offset("InvalidSignatureException", 0.0, 1793954200.0, 1793954202.0, date)
         776.0
-        >>> correct_offset("InvalidSignatureException", 776.0, 784111000.0, 784111002.0, date) is None
+        >>> correct_offset("InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date)
+        0.0
+        >>> correct_offset(
+        ...     "InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date, confirmed_offset=776.0
+        ... ) is None
         True
     """
     if date is None or code not in SIGNATURE_ERROR_CODES:
         return None
     offset = estimate_offset(sent_at, received_at, date)
-    if offset is None or abs(offset - signed_offset) <= MAX_SKEW:
+    if offset is None:
         return None
-    return offset
+    if abs(offset - signed_offset) > MAX_SKEW:
+        return offset
+    return confirmed_offset if abs(confirmed_offset - signed_offset) > MAX_SKEW else None

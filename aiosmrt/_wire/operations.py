@@ -6,13 +6,26 @@ service model that botocore ships (``botocore/data/sagemaker-runtime/2017-05-13/
 test compares the two member by member, so a new member shows up as a failing test.
 """
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-__all__ = ["API_VERSION", "BY_NAME", "OPERATIONS", "SERVICE_ID", "SIGNING_NAME", "Member", "Operation", "Rule"]
+__all__ = [
+    "API_VERSION",
+    "BY_NAME",
+    "OPERATIONS",
+    "REQUEST_TTL_SECONDS",
+    "SERVICE_ID",
+    "SIGNING_NAME",
+    "Member",
+    "Operation",
+    "Rule",
+]
 
 API_VERSION = "2017-05-13"
 SERVICE_ID = "SageMaker Runtime"
 SIGNING_NAME = "sagemaker"
+
+REQUEST_TTL_SECONDS: Final = 21_600
+"""The service's default for ``RequestTTLSeconds``, which is also the maximum."""
 
 
 class Rule(NamedTuple):
@@ -160,7 +173,9 @@ INVOKE_ENDPOINT_ASYNC = Operation(
             Rule(min=1, max=32, pattern=r"^(?!.*\..*\.)[a-zA-Z0-9][a-zA-Z0-9-_\.]*$"),
             header="X-Amzn-SageMaker-Filename",
         ),
-        Member("RequestTTLSeconds", Rule("integer", 60, 21600), header="X-Amzn-SageMaker-RequestTTLSeconds"),
+        Member(
+            "RequestTTLSeconds", Rule("integer", 60, REQUEST_TTL_SECONDS), header="X-Amzn-SageMaker-RequestTTLSeconds"
+        ),
         Member(
             "InvocationTimeoutSeconds",
             Rule("integer", 1, 3600),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 from aiosmrt._aws.s3 import parse_s3_uri
 from aiosmrt._policy.clockskew import parse_http_date
 from aiosmrt._policy.polling import next_pause
+from aiosmrt._wire.operations import REQUEST_TTL_SECONDS
 from aiosmrt.config import is_seconds
 from aiosmrt.errors import (
     AiosmrtError,
@@ -53,9 +54,8 @@ _TAKE_BACK_SECONDS: Final = 5.0
 # How far S3's clock, which counts whole seconds, may be behind that of the service.
 _CLOCKS_APART_SECONDS: Final = 5.0
 
-# RequestTTLSeconds and InvocationTimeoutSeconds where a request does not name them (InvokeEndpointAsync in the API
-# reference), and how much later than these an answer may appear, for this machine's clock may be wrong.
-_REQUEST_TTL_SECONDS: Final = 21_600
+# InvocationTimeoutSeconds where a request does not name it (InvokeEndpointAsync in the API reference), and how much
+# later than that and RequestTTLSeconds an answer may appear, for this machine's clock may be wrong.
 _INVOCATION_TIMEOUT_SECONDS: Final = 900
 _GRACE_SECONDS: Final = 900.0
 
@@ -312,7 +312,7 @@ async def submit(
             await _take_back(store, uploaded_to, error)
         raise
     submitted_at = parse_http_date(response["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
-    seconds: int = params.get("RequestTTLSeconds", _REQUEST_TTL_SECONDS)
+    seconds: int = params.get("RequestTTLSeconds", REQUEST_TTL_SECONDS)
     seconds += params.get("InvocationTimeoutSeconds", _INVOCATION_TIMEOUT_SECONDS)
     return JobHandle(
         params["EndpointName"],

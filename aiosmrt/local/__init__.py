@@ -1,6 +1,6 @@
 """A SageMaker Runtime on loopback, for tests, demonstrations and development without AWS."""
 
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.local import faults
 from aiosmrt.local.asynchronous import JobRecord
 from aiosmrt.local.backends import ContainerFailure, Invocation

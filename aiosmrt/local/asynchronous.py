@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
-from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, REQUEST_TTL_SECONDS
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.backends import Backend, ContainerFailure
 from aiosmrt.local.error_responses import (
@@ -51,8 +51,7 @@ __all__ = ["AsyncInference", "JobRecord"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-REQUEST_TTL: Final = 21_600  # seconds, AWS's default for RequestTTLSeconds
-INVOCATION_TIMEOUT: Final = 900  # seconds, AWS's default for InvocationTimeoutSeconds
+INVOCATION_TIMEOUT: Final = 900  # likewise for InvocationTimeoutSeconds
 MAX_INLINE_BYTES: Final = next(
     member.rule.max for member in INVOKE_ENDPOINT_ASYNC.members if member.name == "Body" and member.rule.max is not None
 )
@@ -228,7 +227,7 @@ class AsyncInference:
             {**parameters, "InferenceId": inference_id},
             None if input_location is not None else body,
             context,
-            int(parameters.get("RequestTTLSeconds", REQUEST_TTL)),
+            int(parameters.get("RequestTTLSeconds", REQUEST_TTL_SECONDS)),
             int(parameters.get("InvocationTimeoutSeconds", INVOCATION_TIMEOUT)),
         )
         queue.add(job)

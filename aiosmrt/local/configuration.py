@@ -64,7 +64,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import faults
 from aiosmrt.local.backends import BackendSource, base_url

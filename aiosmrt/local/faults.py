@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from aiosmrt._wire.sigv4 import amz_date
+from aiosmrt._wire.sigv4.canonical import amz_date
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.error_responses import CallContext, ErrorAnswer, model_error, validation_error
 from aiosmrt.local.error_responses import model_not_ready as not_ready

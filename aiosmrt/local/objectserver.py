@@ -38,7 +38,8 @@ from typing import BinaryIO, Final, Self
 
 import aiohttp
 
-from aiosmrt._wire.sigv4 import EMPTY_SHA256, Credentials, Signer
+from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
+from aiosmrt._wire.sigv4.signer import Credentials, Signer
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError
 from aiosmrt.local.certificate import self_signed
 

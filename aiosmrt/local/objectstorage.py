@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from aiosmrt._wire.s3uri import split_s3_uri
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
 
 __all__ = ["ObjectAccess", "ObjectStorage", "StorageError", "locate_object"]

@@ -21,7 +21,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local.asynchronous import AsyncInference, JobRecord
 from aiosmrt.local.backends import Container

@@ -14,9 +14,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from aiosmrt._wire import sigv4
 from aiosmrt._wire.operations import SIGNING_NAME
-from aiosmrt._wire.sigv4 import Authorization, Credentials, SignatureFormatError
+from aiosmrt._wire.sigv4.canonical import (
+    SignatureFormatError,
+    amz_date,
+    canonical_request,
+    parse_amz_date,
+    signature,
+    signing_key,
+    string_to_sign,
+)
+from aiosmrt._wire.sigv4.signer import Credentials
+from aiosmrt._wire.sigv4.verify import Authorization, parse_authorization, parse_presigned
 from aiosmrt.local.error_responses import ErrorAnswer, ErrorReply, access_denied
 
 __all__ = ["SIGNATURE_WINDOW", "SignatureVerifier", "Verified", "signature_expired"]
@@ -58,13 +67,15 @@ class SignatureVerifier:
         region: the only accepted region of a signature's scope.
         service: the only accepted service of a signature's scope. Defaults to SageMaker's signing name.
 
-    >>> signer = sigv4.Signer(region="us-east-1")
+    >>> from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
+    >>> from aiosmrt._wire.sigv4.signer import Signer
+    >>> signer = Signer(region="us-east-1")
     >>> credentials = Credentials("AKIDEXAMPLE", "not-a-real-secret")
     >>> added = signer.sign(credentials, 1440938160.0, method="POST", host="localhost", path="/ping", query="",
-    ...     headers=[], payload_sha256=sigv4.EMPTY_SHA256)
+    ...     headers=[], payload_sha256=EMPTY_SHA256)
     >>> verifier = SignatureVerifier([credentials], region="us-east-1")
     >>> verifier.verify(method="POST", path="/ping", query="", headers=[("Host", "localhost"), *added],
-    ...     payload_sha256=sigv4.EMPTY_SHA256, now=1440938161.0)
+    ...     payload_sha256=EMPTY_SHA256, now=1440938161.0)
     Verified(access_key='AKIDEXAMPLE', presigned=False)
     """
 
@@ -157,12 +168,12 @@ class SignatureVerifier:
         if {name.lower() for name, _ in covered} != set(authorization.signed_headers):
             raise ErrorReply(_invalid(_MISMATCH))
         try:
-            canonical = sigv4.canonical_request(method, path, claim.query, covered, payload_sha256)
-            text = sigv4.string_to_sign(claim.date, authorization.scope, canonical)
+            canonical = canonical_request(method, path, claim.query, covered, payload_sha256)
+            text = string_to_sign(claim.date, authorization.scope, canonical)
         except ValueError as error:  # not UTF-8, which no signer can have signed
             raise ErrorReply(_invalid(_MISMATCH)) from error
         key = self._signing_key(credentials, authorization.day)
-        if not hmac.compare_digest(sigv4.signature(key, text), authorization.signature):
+        if not hmac.compare_digest(signature(key, text), authorization.signature):
             raise ErrorReply(_invalid(_MISMATCH))
 
     def _signing_key(self, credentials: Credentials, day: str) -> bytes:
@@ -170,7 +181,7 @@ class SignatureVerifier:
         if key is None:
             if len(self._keys) >= MAX_SIGNING_KEYS:
                 self._keys.clear()
-            key = sigv4.signing_key(credentials.secret_key, day, self._region, self._service)
+            key = signing_key(credentials.secret_key, day, self._region, self._service)
             self._keys[credentials.access_key, day] = key
         return key
 
@@ -181,7 +192,7 @@ def signature_expired(date: str, now: float, valid_seconds: float = SIGNATURE_WI
     >>> signature_expired("20150830T123600Z", 1440939060.0).message
     'Signature expired: 20150830T123600Z is now earlier than 20150830T124600Z (20150830T125100Z - 5 min.)'
     """
-    earliest, current = sigv4.amz_date(now - valid_seconds), sigv4.amz_date(now)
+    earliest, current = amz_date(now - valid_seconds), amz_date(now)
     return _invalid(
         f"Signature expired: {date} is now earlier than {earliest} ({current} - {valid_seconds / 60:g} min.)"
     )
@@ -191,7 +202,7 @@ def _check_time(claim: _Claim, now: float) -> None:
     if claim.signed_at < now - claim.valid_seconds:
         raise ErrorReply(signature_expired(claim.date, now, claim.valid_seconds))
     if claim.signed_at > now + SIGNATURE_WINDOW:
-        latest, current = sigv4.amz_date(now + SIGNATURE_WINDOW), sigv4.amz_date(now)
+        latest, current = amz_date(now + SIGNATURE_WINDOW), amz_date(now)
         raise ErrorReply(
             _invalid(
                 f"Signature not yet current: {claim.date} is still later than {latest} "
@@ -240,7 +251,7 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
             )
         date = dates[0].strip()
         try:
-            signed_at = sigv4.parse_amz_date(date)
+            signed_at = parse_amz_date(date)
         except SignatureFormatError as error:
             raise ErrorReply(
                 _incomplete(
@@ -251,13 +262,13 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
     if "X-Amz-Algorithm=" not in query and "X-Amz-Signature=" not in query:
         raise ErrorReply(access_denied(403, "MissingAuthenticationTokenException", "Missing Authentication Token"))
     try:
-        presigned = sigv4.parse_presigned(query)
+        presigned = parse_presigned(query)
     except SignatureFormatError as error:
         raise ErrorReply(_incomplete(f"{error}.")) from error
     return _Claim(
         presigned.authorization,
         presigned.date,
-        sigv4.parse_amz_date(presigned.date),
+        parse_amz_date(presigned.date),
         float(presigned.expires_in),
         presigned.token,
         presigned.query,
@@ -267,7 +278,7 @@ def _claim(query: str, headers: Sequence[tuple[str, str]]) -> _Claim:
 
 def _authorization(value: str) -> Authorization:
     try:
-        return sigv4.parse_authorization(value)
+        return parse_authorization(value)
     except SignatureFormatError as error:
         raise ErrorReply(_malformed(value, str(error))) from error
 

@@ -1,4 +1,4 @@
-"""A machine without any AWS configuration, files to configure it, and the services that hand out credentials."""
+"""A machine without any AWS configuration, files to configure it, and the services that issue credentials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hands out AWS credentials, on loopback: container endpoint, instance metadata, STS and SSO.
+"""Services that issue AWS credentials, on loopback: container endpoint, instance metadata, STS and SSO.
 
 The server runs in threads, because botocore, the oracle, blocks.
 """
@@ -20,7 +20,7 @@ class CredentialServices:
     """All four services behind one port.
 
     Attributes:
-        lifetime: seconds until what is handed out expires.
+        lifetime: seconds until issued credentials expire.
         rotate: whether each answer has new keys; otherwise they and their expiry stay the same.
         failing: whether everything is answered with status 500.
         requests: method, path and parameters of every request.

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import botocore.session
+from botocore import UNSIGNED
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.loaders import create_loader
@@ -60,6 +61,8 @@ def client(
     endpoint_url: str | None = None,
     use_fips: bool | None = None,
     use_dualstack: bool | None = None,
+    *,
+    sign: bool = True,
 ) -> Any:
     return session(profile).create_client(
         "sagemaker-runtime",
@@ -67,7 +70,11 @@ def client(
         endpoint_url=endpoint_url,
         aws_access_key_id="AKIDEXAMPLE",
         aws_secret_access_key="fake-secret-key-for-tests",
-        config=Config(use_fips_endpoint=use_fips, use_dualstack_endpoint=use_dualstack),
+        config=Config(
+            use_fips_endpoint=use_fips,
+            use_dualstack_endpoint=use_dualstack,
+            signature_version=None if sign else UNSIGNED,
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The small evaluator of endpoint rules gives what botocore's gives, or says that it cannot."""
+"""The small evaluator of endpoint rules agrees with botocore's, or reports that it cannot decide."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from aiosmrt._aws import endpoint_rules, hosts
 from aiosmrt._aws.endpoint_rules import UnsupportedRuleError, evaluate_rules
+from aiosmrt._wire.operations import API_VERSION
 from aiosmrt.errors import EndpointResolutionError
 from tests.aws import oracle
 from tests.aws.test_hosts import REGIONS
@@ -52,7 +53,7 @@ def test_sagemaker_runtimes_rules(parameters: dict[str, Any]) -> None:
     assert as_aiosmrt(RULES, parameters) == as_botocore(EndpointProvider(RULES, PARTITIONS), parameters)
 
 
-def test_the_rules_of_other_services_where_they_are_not_beyond_it() -> None:
+def test_supported_rules_of_other_services() -> None:
     same = 0
     for service in LOADER.list_available_services("endpoint-rule-set-1")[::5]:
         rules = LOADER.load_service_model(service, "endpoint-rule-set-1")
@@ -92,7 +93,7 @@ def rule_set(**rule: Any) -> dict[str, Any]:
         rule_set(conditions=[{"fn": "getAttr", "argv": [{"ref": "Region"}, "a"]}], endpoint={"url": "https://a"}),
     ],
 )
-def test_what_is_beyond_it_is_said(rules: dict[str, Any]) -> None:
+def test_unsupported_rules_are_reported(rules: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedRuleError):
         evaluate_rules(rules, PARTITIONS, {"Region": "eu-central-1"})
 
@@ -103,7 +104,7 @@ def test_no_matching_rule_is_an_error() -> None:
         evaluate_rules(rules, PARTITIONS, {})
 
 
-def test_rules_beyond_it_are_left_to_botocore(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_rules_are_left_to_botocore(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = hosts.resolve_endpoint("cn-north-1", use_dualstack=True)
 
     def beyond(*_: object) -> None:
@@ -115,13 +116,13 @@ def test_rules_beyond_it_are_left_to_botocore(monkeypatch: pytest.MonkeyPatch) -
         hosts.resolve_endpoint(None)
 
 
-def test_data_that_is_not_where_it_was_is_left_to_botocore(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_data_files_are_left_to_botocore(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hosts, "_bundled", lambda name: None)
     assert hosts.resolve_endpoint("eu-central-1").host == "runtime.sagemaker.eu-central-1.amazonaws.com"
 
 
 def test_a_users_own_data_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    directory = tmp_path / "sagemaker-runtime" / hosts.API_VERSION
+    directory = tmp_path / "sagemaker-runtime" / API_VERSION
     directory.mkdir(parents=True)
     properties = {"authSchemes": [{"name": "sigv4", "signingRegion": "eu-west-3", "signingName": "other"}]}
     rules = rule_set(endpoint={"url": "https://own.example/{Region}", "properties": properties, "headers": {}})

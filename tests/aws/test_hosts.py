@@ -24,7 +24,7 @@ KNOWN_REGIONS = [region for partition in PARTITIONS for region in partition["reg
 
 
 def made_up(partition: dict[str, Any]) -> str:
-    """A region that nobody has heard of and that the partition's pattern matches."""
+    """A region that does not exist and that the partition's pattern matches."""
     prefix = re.match(r"\^\(?([a-z]+)", partition["regionRegex"])
     assert prefix is not None
     pattern = partition["regionRegex"]
@@ -89,7 +89,7 @@ def test_every_region_resolves_by_the_rules(use_fips: bool, use_dualstack: bool)
 
 @settings(max_examples=25, deadline=None)
 @given(st.text(string.ascii_lowercase + string.digits + "-", min_size=1, max_size=20), *[st.booleans()] * 2)
-def test_whatever_passes_for_a_region_resolves_as_in_botocores_client(
+def test_any_valid_region_name_resolves_as_in_botocores_client(
     region: str, use_fips: bool, use_dualstack: bool
 ) -> None:
     region = region.strip("-") or "x"
@@ -100,7 +100,7 @@ def test_whatever_passes_for_a_region_resolves_as_in_botocores_client(
 
 @pytest.mark.parametrize("region", ["eu-central-1", "us-gov-west-1", "fips-us-east-1"])
 @pytest.mark.parametrize(("use_fips", "use_dualstack"), FLAGS)
-def test_a_custom_endpoint_is_called_whatever_the_options_say(region: str, use_fips: bool, use_dualstack: bool) -> None:
+def test_options_do_not_change_a_custom_endpoint(region: str, use_fips: bool, use_dualstack: bool) -> None:
     url = "http://127.0.0.1:8080/prefix"
     sent = oracle.request_of(oracle.client(None, region, url, use_fips, use_dualstack))
     endpoint = resolve_endpoint(region, use_fips=use_fips, use_dualstack=use_dualstack, endpoint_url=url)
@@ -169,10 +169,10 @@ def test_an_unsigned_custom_endpoint_needs_no_region() -> None:
     assert resolve_endpoint(None, endpoint_url="http://localhost:1").signing_region is None
 
 
-def test_no_region_is_the_rules_own_error() -> None:
+def test_a_missing_region_is_the_error_of_the_rules() -> None:
     with pytest.raises(EndpointResolutionError, match="Missing Region"):
         resolve_endpoint(None)
 
 
-def test_the_rule_set_is_that_of_the_api_version_we_speak() -> None:
+def test_the_rule_set_is_that_of_our_api_version() -> None:
     assert oracle.shared_loader().determine_latest_version("sagemaker-runtime", "endpoint-rule-set-1") == API_VERSION

@@ -51,7 +51,7 @@ async def test_no_credentials_stop_a_call_before_anything_is_sent() -> None:
 async def test_a_wrong_profile_stops_a_call_before_anything_is_sent() -> None:
     async with (
         RecordingServer() as server,
-        aiosmrt.Client("eu-north-1", endpoint_url=server.url, profile_name="nobody") as client,
+        aiosmrt.Client("eu-north-1", endpoint_url=server.url, profile_name="missing") as client,
     ):
         with pytest.raises(errors.ProfileNotFoundError):
             await client.invoke_endpoint(EndpointName="e", Body=b"x")

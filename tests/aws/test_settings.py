@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import botocore.args
 import botocore.exceptions
 import pytest
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosmrt import errors
-from aiosmrt._aws.settings import Settings, resolve_settings
+from aiosmrt._aws.settings import _DEFAULTS_MODES, CaBundle, Settings, resolve_settings
 from aiosmrt._aws.shared_config import load_shared_config
 from tests.aws import oracle
 from tests.aws.conftest import ConfigFiles
@@ -68,12 +69,12 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
         credentials["prod"] = {"region": "sa-east-1", "aws_access_key_id": "AKIDEXAMPLE"}
     for variable in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
         if draw(st.booleans()):
-            environ[variable] = draw(st.sampled_from(["default", "prod", "nobody"]))
+            environ[variable] = draw(st.sampled_from(["default", "prod", "missing"]))
     return {
         "environ": environ,
         "config": as_ini(profiles, prefix="profile ") + SERVICES,
         "credentials": as_ini(credentials),
-        "profile_name": draw(st.sampled_from([None, "default", "prod", "nobody"])),
+        "profile_name": draw(st.sampled_from([None, "default", "prod", "missing"])),
         "region_name": draw(st.sampled_from([None, "ap-south-1"])),
         "endpoint_url": draw(st.sampled_from([None, "http://argument:7"])),
     }
@@ -131,7 +132,8 @@ def test_settings_are_those_of_a_botocore_client(case: dict[str, Any]) -> None:
     del expected["is_fips_region"]
     # Botocore fills in its default here, and the settings leave that to the client.
     got = got._replace(retry_mode=got.retry_mode or BOTOCORE_DEFAUT_SESSION_VARIABLES["retry_mode"][2])
-    assert {name: getattr(got, name) for name in expected} == expected
+    as_theirs = got._asdict() | {"ca_bundle": got.ca_bundle.path if got.ca_bundle else None}
+    assert {name: as_theirs[name] for name in expected} == expected
 
 
 def test_with_nothing_configured_there_is_no_region() -> None:
@@ -167,7 +169,7 @@ def test_aws_region_counts_after_aws_default_region_and_before_the_profile(
     assert resolve_settings().region_name == "eu-north-1"
 
 
-def test_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", "true")
     monkeypatch.setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
     got = resolve_settings(region_name="eu-west-1", use_fips_endpoint=False, use_dualstack_endpoint=False)
@@ -181,16 +183,21 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch, config_
     )
     expected = resolve_settings()
     assert expected == Settings(
-        region_name="eu-west-1", ca_bundle="/ca.pem", max_attempts=4, use_fips_endpoint=True, retry_mode="adaptive"
+        region_name="eu-west-1",
+        ca_bundle=CaBundle("/ca.pem", "ca_bundle in the profile 'default'"),
+        max_attempts=4,
+        use_fips_endpoint=True,
+        retry_mode="adaptive",
     )
     for variable in (
         "AWS_DEFAULT_REGION",
         "AWS_REGION",
-        "AWS_CA_BUNDLE",
-        "REQUESTS_CA_BUNDLE",
         "AWS_MAX_ATTEMPTS",
         "AWS_RETRY_MODE",
         "AWS_USE_FIPS_ENDPOINT",
+        "AWS_DEFAULTS_MODE",
+        "AWS_ACCOUNT_ID_ENDPOINT_MODE",
+        "AWS_STS_REGIONAL_ENDPOINTS",
         "AWS_ENDPOINT_URL",
         "AWS_PROFILE",
     ):
@@ -219,13 +226,86 @@ def test_region_names_are_refused_as_botocore_refuses_them(region: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_senseless_max_attempts_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_invalid_max_attempts_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
-    with pytest.raises(errors.InvalidConfigError, match="max_attempts"):
+    with pytest.raises(errors.InvalidConfigError, match="max_attempts") as caught:
         resolve_settings(region_name="eu-west-1")
+    # botocore raises a bare ValueError for what is not an integer at all.
+    assert isinstance(caught.value, botocore.exceptions.InvalidMaxRetryAttemptsError)
 
 
-def test_the_retry_mode_of_the_environment_wins_over_the_profile(
+MODES = [
+    *(
+        ("AWS_DEFAULTS_MODE", "defaults_mode", value)
+        for value in (
+            "legacy",
+            "auto",
+            "standard",
+            "in-region",
+            "cross-region",
+            "mobile",
+            "STANDARD",
+            "fast",
+            "in_region",
+        )
+    ),
+    *(
+        ("AWS_ACCOUNT_ID_ENDPOINT_MODE", "account_id_endpoint_mode", value)
+        for value in ("preferred", "disabled", "required", "Disabled", "off", "prefered")
+    ),
+    *(
+        ("AWS_STS_REGIONAL_ENDPOINTS", "sts_regional_endpoints", value)
+        for value in ("legacy", "regional", "Regional", "LEGACY", "global")
+    ),
+    *(("AWS_RETRY_MODE", "retry_mode", value) for value in ("legacy", "standard", "Standard", "none")),
+]
+
+
+def test_the_defaults_modes_are_botocores() -> None:
+    data = oracle.shared_loader().load_data("sdk-default-configuration")
+    assert set(_DEFAULTS_MODES) == {"legacy", "auto", *data["modes"]}
+
+
+@pytest.mark.parametrize(("variable", "key", "value"), MODES)
+@pytest.mark.parametrize("in_profile", [False, True], ids=["variable", "profile"])
+@pytest.mark.parametrize("sign", [True, False], ids=["signed", "unsigned"])
+def test_modes_are_refused_as_botocore_refuses_them(
+    monkeypatch: pytest.MonkeyPatch,
+    config_files: ConfigFiles,
+    variable: str,
+    key: str,
+    value: str,
+    in_profile: bool,
+    sign: bool,
+) -> None:
+    if in_profile:
+        config_files(f"[default]\nregion = eu-west-1\n{key} = {value}\n")
+    else:
+        config_files("[default]\nregion = eu-west-1\n")
+        monkeypatch.setenv(variable, value)
+    try:
+        oracle.client(sign=sign)
+    except botocore.exceptions.BotoCoreError as error:
+        theirs: botocore.exceptions.BotoCoreError | None = error
+    else:
+        theirs = None
+    if variable == "AWS_ACCOUNT_ID_ENDPOINT_MODE" and not hasattr(
+        botocore.args, "VALID_ACCOUNT_ID_ENDPOINT_MODE_CONFIG"
+    ):
+        pytest.skip("this botocore does not know the setting")
+    if theirs is None:
+        assert resolve_settings(sign=sign).region_name == "eu-west-1"
+        return
+    with pytest.raises(type(theirs)) as caught:
+        resolve_settings(sign=sign)
+    for ours in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert isinstance(ours, errors.ConfigurationError)
+        assert value.lower() in str(ours).lower()
+    if not isinstance(theirs, botocore.exceptions.InvalidConfigError):
+        assert (str(caught.value), caught.value.kwargs) == (str(theirs), theirs.kwargs)
+
+
+def test_the_retry_mode_of_the_environment_takes_precedence_over_the_profile(
     monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles
 ) -> None:
     assert resolve_settings(region_name="eu-west-1").retry_mode is None
@@ -313,7 +393,7 @@ def test_a_broken_file_is_named_and_not_quoted(
     assert error.__context__ is None
 
 
-def test_no_repr_shows_what_the_files_hold(config_files: ConfigFiles) -> None:
+def test_no_repr_contains_a_value_from_the_files(config_files: ConfigFiles) -> None:
     config_files("[default]\nregion = eu-west-1\n", "[default]\naws_secret_access_key = sesame\n")
     shared = load_shared_config()
     assert shared.credentials_profiles["default"]["aws_secret_access_key"] == "sesame"

@@ -657,6 +657,36 @@ async def test_a_wrong_clock_is_corrected_once(
     assert len(corrections) == 1
 
 
+@pytest.mark.parametrize("year", ["0000", "1000", "2016", "2100", "9999"])
+async def test_a_wild_date_leaves_the_clock_alone(year: str, make_client: MakeClient, server: RawServer) -> None:
+    client = make_client()
+    local = float(int(time.time()))
+    seams.set_wall_clock(client, lambda: local)
+    weekday = {"0000": "Sat", "1000": "Wed", "2016": "Fri", "2100": "Fri", "9999": "Fri"}[year]
+    wild = [("Date", f"{weekday}, 01 Jan {year} 00:00:00 GMT")]
+    server.play([error_response(403, "InvalidSignatureException", "no", wild)], OK)
+    with pytest.raises(errors.ServiceError) as caught:
+        await invoke_endpoint(client)
+    assert (caught.value.attempts, caught.value.cause) == (1, "none")
+    assert await invoke_endpoint(client) == b"ok"
+    assert [signed_at(request) - local for request in server.requests] == [0.0, 0.0]
+
+
+async def test_a_plausible_but_wrong_date_is_not_kept_after_it_is_refused(
+    make_client: MakeClient, server: RawServer
+) -> None:
+    """A proxy has written its own wrong time into the refusals of a wrong key; later the key is right."""
+    client = make_client()
+    local = float(int(time.time()))
+    seams.set_wall_clock(client, lambda: local)
+    wrong = refused("SignatureDoesNotMatch", local + 3600)
+    server.play(wrong, wrong, OK)
+    with pytest.raises(errors.ServiceError):
+        await invoke_endpoint(client)
+    assert await invoke_endpoint(client) == b"ok"
+    assert [signed_at(request) - local for request in server.requests] == [0.0, 3600.0, 0.0]
+
+
 async def test_a_service_whose_clock_jumps_is_followed_once_a_call(make_client: MakeClient, server: RawServer) -> None:
     client = make_client(retry=RetryPolicy(max_attempts=5))
     local = float(int(time.time()))

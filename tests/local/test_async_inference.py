@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from botocore.exceptions import ClientError
 
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.client import Client
 from aiosmrt.config import RetryPolicy
 from aiosmrt.errors import ConfigurationError, ThrottlingError, TransportError, ValidationError

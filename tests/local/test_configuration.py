@@ -246,7 +246,7 @@ STORAGE = "[object_storage]\nendpoint_url = 'http://127.0.0.1:8333'\naccess_key 
             "faults[0].exception: must be 'ModelStreamError' or 'InternalStreamFailure'; got a string",
         ),
         ("[[credentials]]\naccess_key = 'A'", "credentials[0].secret_key: is missing"),
-        ("[[credentials]]\naccess_key = ' '\nsecret_key = 's'", "credentials[0].access_key: access_key holds"),
+        ("[[credentials]]\naccess_key = ' '\nsecret_key = 's'", "credentials[0].access_key: access_key contains"),
         ("endpoints.churn.containers = {}", "endpoints.churn.containers: a MultiContainer needs 1 to 15 containers"),
         (f"[endpoints.churn]\n{URL}\ncontainers.a.{URL}", "endpoints.churn.url: is unknown"),
         (f"endpoints.churn.containers.a_b.{URL}", "endpoints.churn.containers: invalid container hostname 'a_b'"),

@@ -17,7 +17,7 @@ from typing import Any
 import boto3
 import pytest
 
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local import ObjectServer, ObjectServerError
 from aiosmrt.local import objectserver as module

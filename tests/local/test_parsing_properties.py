@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosmrt._wire.operations import OPERATIONS
-from aiosmrt._wire.sigv4 import EMPTY_SHA256, Credentials
+from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.configuration import EFFECTS, parse_settings
 from aiosmrt.local.error_responses import ErrorReply

@@ -12,7 +12,8 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosmrt._wire.sigv4 import Credentials, amz_date
+from aiosmrt._wire.sigv4.canonical import amz_date
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.local.error_responses import ErrorReply

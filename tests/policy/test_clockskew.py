@@ -10,6 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiosmrt._policy.clockskew import (
+    EARLIEST,
+    LATEST,
     MAX_SKEW,
     SIGNATURE_ERROR_CODES,
     correct_offset,
@@ -17,17 +19,16 @@ from aiosmrt._policy.clockskew import (
     parse_http_date,
 )
 
-DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
-THEN = 784111777.0
+DATE = "Fri, 06 Nov 2026 08:49:37 GMT"
+THEN = 1793954977.0
 
 
 def http_date(timestamp: float) -> str:
     return format_datetime(datetime.fromtimestamp(int(timestamp), UTC), usegmt=True)
 
 
-@given(st.datetimes(min_value=datetime(1000, 1, 1), max_value=datetime(9999, 12, 31, 23, 59, 59)))
-@example(datetime(2000, 2, 29))
-@example(datetime(2100, 2, 28))
+@given(st.datetimes(min_value=datetime(2017, 5, 13), max_value=datetime(2099, 12, 31, 23, 59, 59)))
+@example(datetime(2096, 2, 29))
 @example(datetime(2024, 2, 29, 23, 59, 59))
 def test_every_date_is_read_as_the_standard_library_reads_it(moment: datetime) -> None:
     moment = moment.replace(microsecond=0, tzinfo=UTC)
@@ -35,32 +36,53 @@ def test_every_date_is_read_as_the_standard_library_reads_it(moment: datetime) -
     assert parse_http_date(header) == moment.timestamp() == parsedate_to_datetime(header).timestamp()
 
 
+@given(st.datetimes(min_value=datetime(1, 1, 1), max_value=datetime(9999, 12, 31, 23, 59, 59)))
+@example(datetime(1, 1, 1))
+@example(datetime(1970, 1, 1))
+@example(datetime(2017, 5, 12, 23, 59, 59))
+@example(datetime(2100, 1, 1))
+@example(datetime(9999, 12, 31, 23, 59, 59))
+def test_a_date_that_no_service_can_have_is_ignored(moment: datetime) -> None:
+    timestamp = moment.replace(tzinfo=UTC).timestamp()
+    date = format_datetime(moment.replace(tzinfo=UTC), usegmt=True)
+    parsed = parse_http_date(date)
+    assert (parsed is None) == (not EARLIEST <= timestamp < LATEST)
+    if parsed is None:
+        assert correct_offset("RequestExpired", 0.0, THEN, THEN, date) is None
+
+
+@pytest.mark.parametrize("year", ["0000", "0004", "9999"])
+def test_the_ends_of_the_form_are_ignored(year: str) -> None:
+    for weekday in ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"):
+        assert parse_http_date(f"{weekday}, 01 Jan {year} 00:00:00 GMT") is None
+
+
 @pytest.mark.parametrize(
     "header",
     [
         "",
-        "Sunday, 06-Nov-94 08:49:37 GMT",
-        "Sun Nov  6 08:49:37 1994",
-        "Sun, 6 Nov 1994 08:49:37 GMT",
-        "Sun, 06 Nov 1994 08:49:37 UTC",
-        "Sun, 06 Nov 1994 08:49:37 +0000",
-        "Mon, 06 Nov 1994 08:49:37 GMT",
-        "Sun, 06 nov 1994 08:49:37 GMT",
-        "Sun, 06 Nov 1994 24:49:37 GMT",
-        "Sun, 06 Nov 1994 08:60:37 GMT",
-        "Sun, 06 Nov 1994 08:49:61 GMT",
-        "Sun, 00 Nov 1994 08:49:37 GMT",
-        "Thu, 31 Nov 1994 08:49:37 GMT",
-        "Wed, 29 Feb 1995 08:49:37 GMT",
-        "Mon, 29 Feb 2100 08:49:37 GMT",
-        "Sun, +6 Nov 1994 08:49:37 GMT",
-        "Sun, 06 Nov 1_94 08:49:37 GMT",
-        "Sun, 06 Nov 199\u0664 08:49:37 GMT",
+        "Friday, 06-Nov-26 08:49:37 GMT",
+        "Fri Nov  6 08:49:37 2026",
+        "Fri, 6 Nov 2026 08:49:37 GMT",
+        "Fri, 06 Nov 2026 08:49:37 UTC",
+        "Fri, 06 Nov 2026 08:49:37 +0000",
+        "Mon, 06 Nov 2026 08:49:37 GMT",
+        "Fri, 06 nov 2026 08:49:37 GMT",
+        "Fri, 06 Nov 2026 24:49:37 GMT",
+        "Fri, 06 Nov 2026 08:60:37 GMT",
+        "Fri, 06 Nov 2026 08:49:61 GMT",
+        "Sat, 00 Nov 2026 08:49:37 GMT",
+        "Tue, 31 Nov 2026 08:49:37 GMT",
+        "Mon, 29 Feb 2027 08:49:37 GMT",
+        "Wed, 29 Feb 2034 08:49:37 GMT",
+        "Fri, +6 Nov 2026 08:49:37 GMT",
+        "Fri, 06 Nov 2_26 08:49:37 GMT",
+        "Fri, 06 Nov 202\u0666 08:49:37 GMT",
         DATE + " ",
         " " + DATE[:-1],
     ],
 )
-def test_anything_else_is_no_date(header: str) -> None:
+def test_anything_else_is_ignored(header: str) -> None:
     assert parse_http_date(header) is None
 
 
@@ -76,7 +98,7 @@ def test_parsing_never_raises(header: str) -> None:
 
 
 @given(
-    now=st.floats(1e9, 3e9),
+    now=st.floats(1.5e9, 3e9),
     clock_error=st.floats(-1e6, 1e6),
     there=st.floats(0, 30),
     back=st.floats(0, 30),
@@ -103,6 +125,11 @@ def test_a_refused_signature_is_corrected_above_the_threshold(code: str, skew: f
     assert correct_offset(code, 0.0, THEN - skew, THEN - skew, DATE) == skew
 
 
+@pytest.mark.parametrize("clock", [0.0, 86_400.0, THEN * 2, 253_402_300_800.0])
+def test_a_plausible_date_corrects_a_clock_that_is_off_by_decades(clock: float) -> None:
+    assert correct_offset("RequestExpired", 0.0, clock, clock, DATE) == THEN - clock
+
+
 def test_it_is_not_corrected_at_the_threshold_or_for_another_error() -> None:
     assert correct_offset("RequestExpired", 0.0, THEN - MAX_SKEW, THEN - MAX_SKEW, DATE) is None
     assert correct_offset("AccessDeniedException", 0.0, THEN - 5000, THEN - 5000, DATE) is None
@@ -112,6 +139,14 @@ def test_what_counts_is_the_offset_that_the_refused_request_was_signed_with() ->
     """A call signed before a correction signs again; one signed after it and refused has another fault."""
     local = THEN - 900
     assert correct_offset("InvalidSignatureException", 0.0, local, local, DATE) == 900
-    assert correct_offset("InvalidSignatureException", 899.0, local, local, DATE) is None
-    # and a clock that was set right meanwhile makes the old correction the fault
-    assert correct_offset("InvalidSignatureException", 900.0, THEN, THEN, DATE) == 0
+    assert correct_offset("InvalidSignatureException", 899.0, local, local, DATE, confirmed_offset=900.0) is None
+    # A clock that has been set right since makes the old correction the fault.
+    assert correct_offset("InvalidSignatureException", 900.0, THEN, THEN, DATE, confirmed_offset=900.0) == 0
+
+
+@pytest.mark.parametrize("confirmed", [0.0, -3600.0, 500.0])
+def test_a_correction_without_a_success_is_dropped_when_it_is_refused(confirmed: float) -> None:
+    local = THEN - 900
+    assert correct_offset("RequestExpired", 900.0, local, local, DATE, confirmed_offset=confirmed) == confirmed
+    assert correct_offset("RequestExpired", 900.0, local, local, "yesterday", confirmed_offset=confirmed) is None
+    assert correct_offset("AccessDeniedException", 900.0, local, local, DATE, confirmed_offset=confirmed) is None

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from aiosmrt._wire.sigv4 import Credentials, Signer
+from aiosmrt._wire.sigv4.signer import Credentials, Signer
 from aiosmrt.local import LocalRuntime
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aiosmrt._wire.sigv4 import Credentials
+from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.local.objectserver import ObjectServer, ObjectServerGuest
 from tests.support.peers import CREDENTIALS, REGION
 

@@ -1,0 +1,85 @@
+"""What a look-up of credentials starts and must not leave behind: a prompt for an MFA code, a credential process."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["LookUp"]
+
+# Where getpass reads, even if standard input is redirected.
+_TERMINAL = Path("/dev/tty")
+
+
+class LookUp:
+    """A look-up in a thread that can be abandoned.
+
+    The thread itself cannot be ended. If the program ends first, a prompt does not turn the terminal's echo on again.
+    """
+
+    def __init__(self) -> None:
+        self._abandoned = False
+        self._terminal_attributes: list[Any] | None = None
+        self._process: subprocess.Popen[Any] | None = None
+
+    def ask(self, prompt: str) -> str:
+        """Ask for an MFA code on the terminal; blocks.
+
+        Raises:
+            RuntimeError: The look-up was abandoned.
+        """
+        self._terminal_attributes = _terminal_attributes()
+        try:
+            self._check()
+            return getpass.getpass(prompt)
+        finally:
+            self._terminal_attributes = None
+
+    def start_process(self, command: list[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a credential process.
+
+        Raises:
+            OSError: It cannot be started.
+            RuntimeError: The look-up was abandoned.
+        """
+        self._check()
+        self._process = process = subprocess.Popen(command, **options)  # noqa: S603 - the user's configuration
+        if self._abandoned:
+            process.kill()
+        return process
+
+    def abandon(self) -> None:
+        """Kill the process under way, return the terminal to its state before the prompt, and allow no further one."""
+        self._abandoned = True
+        if self._process is not None and self._process.returncode is None:
+            # The thread is waiting for its end.
+            self._process.kill()
+        if self._terminal_attributes is not None:
+            _set_terminal_attributes(self._terminal_attributes)
+
+    def _check(self) -> None:
+        if self._abandoned:
+            raise RuntimeError("the look-up was abandoned")
+
+
+def _terminal_attributes() -> list[Any] | None:
+    try:
+        import termios
+    except ImportError:  # Windows, where getpass leaves the console as it is
+        return None
+    try:
+        with _TERMINAL.open("rb", buffering=0) as terminal:
+            return termios.tcgetattr(terminal)
+    except (OSError, termios.error):
+        return None
+
+
+def _set_terminal_attributes(attributes: list[Any]) -> None:
+    import termios
+
+    # The terminal may have been closed, and the cancellation goes on.
+    with suppress(OSError, termios.error), _TERMINAL.open("rb", buffering=0) as terminal:
+        termios.tcsetattr(terminal, termios.TCSANOW, attributes)

@@ -1,0 +1,1 @@
+"""AWS Signature Version 4: the algorithm (`canonical`), the client's side (`signer`), the server's side (`verify`)."""
