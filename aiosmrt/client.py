@@ -613,7 +613,9 @@ class Client:
     @property
     def meta(self) -> ClientMeta:
         """Region, URL and service model facts; before the first call, this reads environment and files."""
-        return ClientMeta(self._core.configuration())
+        if not self._view.settled:
+            self._core.settle(self._view)
+        return ClientMeta(self._core.configuration(), self._view)
 
     @property
     def endpoint_url(self) -> str:

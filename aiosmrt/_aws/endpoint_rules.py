@@ -116,6 +116,19 @@ def _value(expression: Any, scope: Mapping[str, Any], partitions: list[Any]) -> 
             raise UnsupportedRuleError(f"the function {name}")
 
 
+def partition_name(region: str | None, partitions: list[Any]) -> str:
+    """The name of a region's partition.
+
+    Args:
+        region: the region; None belongs to the first partition.
+        partitions: AWS's partitions and their regions.
+
+    >>> partition_name("x-1", [{"id": "aws", "regions": {}, "regionRegex": "^us", "outputs": {}}])
+    'aws'
+    """
+    return str(_partition(region, partitions)["name"])
+
+
 def _partition(region: str | None, partitions: list[Any]) -> dict[str, Any]:
     # A region that no pattern matches belongs to the first partition, which is "aws".
     found = partitions[0]

@@ -22,7 +22,7 @@ from aiosmrt.errors import EndpointResolutionError
 if TYPE_CHECKING:
     from aiosmrt._aws.endpoint_rules import RuleEndpoint
 
-__all__ = ["ResolvedEndpoint", "resolve_endpoint"]
+__all__ = ["ResolvedEndpoint", "partition_of", "resolve_endpoint"]
 
 SERVICE_NAME = "sagemaker-runtime"
 
@@ -99,6 +99,25 @@ def resolve_endpoint(
             signing_region = scheme.get("signingRegion", region)
             return ResolvedEndpoint(url, host, signing_region, scheme.get("signingName", SIGNING_NAME))
     return ResolvedEndpoint(url, host, region)
+
+
+def partition_of(region: str | None) -> str:
+    """The partition of a region, as botocore's ``client.meta.partition`` has it; reads a file.
+
+    Args:
+        region: the region. Without one the partition is ``"aws"``, as for a region that no partition knows.
+
+    >>> partition_of("eu-central-1"), partition_of("cn-north-1")
+    ('aws', 'aws-cn')
+    """
+    from aiosmrt._aws.endpoint_rules import partition_name
+
+    partitions = None if _has_own_data() else _bundled("partitions")
+    if partitions is None:
+        from botocore.loaders import create_loader
+
+        partitions = create_loader(os.environ.get("AWS_DATA_PATH")).load_data("partitions")
+    return partition_name(region, partitions["partitions"])
 
 
 def _evaluate(region: str | None, use_fips: bool, use_dualstack: bool) -> "RuleEndpoint":

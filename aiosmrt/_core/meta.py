@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from botocore import exceptions as boto
 
 from aiosmrt import errors
+from aiosmrt._aws.hosts import partition_of
 from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_ID, SIGNING_NAME
 
 if TYPE_CHECKING:
     from aiosmrt._core.configure import Configuration
+    from aiosmrt._core.view import View
 
-__all__ = ["ClientExceptions", "ClientMeta", "ServiceModel"]
+__all__ = ["ClientConfig", "ClientExceptions", "ClientMeta", "ServiceModel"]
 
 
 class ServiceModel(NamedTuple):
@@ -26,17 +28,41 @@ class ServiceModel(NamedTuple):
     operation_names: tuple[str, ...] = tuple(BY_NAME)
 
 
+class ClientConfig(NamedTuple):
+    """Settings of a client under the names of ``botocore.config.Config``.
+
+    Args:
+        region_name: the AWS region; None if it is unknown.
+        user_agent: the ``User-Agent`` header.
+        connect_timeout: seconds for a new connection. If None, no limit.
+        read_timeout: seconds that the service may be silent. If None, no limit.
+        max_pool_connections: most calls in flight for each endpoint; connections have no other limit.
+        retries: ``mode`` and ``total_max_attempts``, each if it is set.
+        signature_version: how requests are signed.
+    """
+
+    region_name: str | None
+    user_agent: str
+    connect_timeout: float | None
+    read_timeout: float | None
+    max_pool_connections: int
+    retries: dict[str, str | int]
+    signature_version: str = "v4"
+
+
 class ClientMeta:
     """Region, URL and service model facts of a client.
 
     Args:
-        configuration: the client's.
+        configuration: the client's configuration.
+        view: the client's or view's settings.
     """
 
-    __slots__ = ("_configuration", "service_model")
+    __slots__ = ("_configuration", "_view", "service_model")
 
-    def __init__(self, configuration: "Configuration") -> None:
+    def __init__(self, configuration: "Configuration", view: "View") -> None:
         self._configuration = configuration
+        self._view = view
         self.service_model: ServiceModel = ServiceModel()
 
     def __repr__(self) -> str:
@@ -47,6 +73,29 @@ class ClientMeta:
         """The AWS region, of a FIPS pseudo-region the one it stands for; None where none is configured or needed."""
         region_name = self._configuration.settings.region_name
         return None if region_name is None else region_name.replace("fips-", "").replace("-fips", "")
+
+    @property
+    def partition(self) -> str:
+        """The AWS partition of the region, such as ``"aws"`` or ``"aws-cn"``; reads a file."""
+        return partition_of(self.region_name)
+
+    @property
+    def config(self) -> ClientConfig:
+        """The client's settings."""
+        view = self._view
+        retries: dict[str, str | int] = {}
+        if view.rules.mode is not None:
+            retries["mode"] = view.rules.mode
+        if view.max_attempts is not None:
+            retries["total_max_attempts"] = view.max_attempts
+        return ClientConfig(
+            region_name=self.region_name,
+            user_agent=view.user_agent,
+            connect_timeout=view.connect_timeout,
+            read_timeout=view.read_timeout,
+            max_pool_connections=view.admissions.max_concurrency,
+            retries=retries,
+        )
 
     @property
     def endpoint_url(self) -> str:

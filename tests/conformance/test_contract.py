@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import aiobotocore
 import aiohttp
+import boto3
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -29,6 +30,7 @@ from botocore.session import get_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiosmrt import Client
 from aiosmrt._wire.eventstream import encode, encode_exception, encode_payload_part
 from aiosmrt._wire.operations import OPERATIONS, Operation
 from tests.support import seams
@@ -614,6 +616,24 @@ async def test_meta(client: Any, server: RecordingServer) -> None:
     assert client.meta.service_model.signature_version == "v4"
     assert list(client.meta.service_model.operation_names) == list(MODEL.operation_names)
     assert dict(client.meta.method_to_api_mapping) == {op.method: op.name for op in OPERATIONS}
+    assert client.meta.partition == "aws"
+    assert client.meta.config.region_name == REGION
+    assert client.meta.config.signature_version == "v4"
+    assert client.meta.config.connect_timeout > 0
+    assert client.meta.config.read_timeout > 0
+    assert client.meta.config.max_pool_connections >= 1
+    assert isinstance(client.meta.config.user_agent, str)
+
+
+@pytest.mark.parametrize(
+    "region", ["eu-central-1", "cn-north-1", "us-gov-west-1", "us-iso-east-1", "eusc-de-east-1", "xx-new-1"]
+)
+async def test_the_partition_of_a_region(region: str) -> None:
+    theirs = boto3.client(
+        "sagemaker-runtime", region, aws_access_key_id="AKID", aws_secret_access_key="secret"
+    ).meta.partition
+    async with Client(region, aws_access_key_id="AKID", aws_secret_access_key="secret") as client:
+        assert client.meta.partition == theirs
 
 
 # The wire
