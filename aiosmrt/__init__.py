@@ -3,6 +3,7 @@
 from aiosmrt._core.admission import LimiterStatistics
 from aiosmrt._core.streams import EventStream, StreamingBody
 from aiosmrt._version import __version__
+from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.client import Client, ClientStatistics
 from aiosmrt.config import RetryPolicy
@@ -75,6 +76,7 @@ __all__ = [
     "ResponseStreamingError",
     "RetryPolicy",
     "SerializationError",
+    "ServerSentEvent",
     "ServiceError",
     "ServiceUnavailable",
     "SessionClosedError",

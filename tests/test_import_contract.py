@@ -116,8 +116,8 @@ LOADED_LATER = [
     "aiosmrt._transport.session",
     "aiosmrt.types",
     "aiosmrt._wire.eventstream",
+    "aiosmrt._wire.decoders.base",
     "aiosmrt._wire.observer_headers",
-    "aiosmrt._wire.lines",
     # found in the settings or looked up only when a client has to: 150 ms and 18 MiB
     "aiobotocore",
     "boto3",

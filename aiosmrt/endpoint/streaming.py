@@ -1,7 +1,7 @@
 """A response stream as text, lines, server-sent events or JSON values.
 
 What arrives is decoded batch by batch: parts that have come since the last look are joined and go through the view's
-decoder (`aiosmrt._wire.lines`) at once. A view so costs less per part than taking the parts one by one does.
+decoder (`aiosmrt._wire.decoders`) at once. A view so costs less per part than taking the parts one by one does.
 """
 
 from __future__ import annotations
@@ -13,15 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._wire.lines import (
-    JSONDecoder,
-    JSONLinesDecoder,
-    LineDecoder,
-    ServerSentEvent,
-    SSEDecoder,
-    StreamDecoder,
-    TextDecoder,
-)
+from aiosmrt._wire.decoders.base import StreamDecoder
+from aiosmrt._wire.decoders.event import ServerSentEvent
+from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
+from aiosmrt._wire.decoders.sse import SSEDecoder
+from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
 from aiosmrt.config import faulty_limits
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, StreamTimeoutError
 

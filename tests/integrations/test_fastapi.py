@@ -32,8 +32,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aiosmrt
-from aiosmrt import errors
-from aiosmrt._wire.lines import ServerSentEvent, SSEDecoder
+from aiosmrt import ServerSentEvent, errors
+from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt.endpoint import Endpoint, PredictionStream
 from aiosmrt.integrations import _extras
 from aiosmrt.integrations.fastapi import (

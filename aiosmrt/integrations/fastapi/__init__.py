@@ -19,7 +19,7 @@ Needs the extra ``fastapi``.
 Callers of the application see the class of an error and never its message, because messages quote models.
 """
 
-from aiosmrt._wire.lines import ServerSentEvent
+from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt.integrations._extras import extra
 
 with extra("fastapi"):

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, Final
 
-from aiosmrt._wire.lines import ServerSentEvent
+from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt.errors import SerializationError
 from aiosmrt.serializers import JSON
 from aiosmrt.serializers.objects import is_array, is_numpy_scalar

@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,24 +13,28 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiosmrt._wire.lines import (
-    MAX_ITEM_BYTES,
-    JSONDecoder,
-    JSONLinesDecoder,
-    LineDecoder,
-    ServerSentEvent,
-    SSEDecoder,
-    StreamDecoder,
-    TextDecoder,
-)
+from aiosmrt import ServerSentEvent
+from aiosmrt._wire.decoders.base import MAX_ITEM_BYTES, Decoder, StreamDecoder
+from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
+from aiosmrt._wire.decoders.sse import SSEDecoder
+from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
 from aiosmrt.errors import DeserializationError
 
 SECRET = "hunter2"
 BOM = b"\xef\xbb\xbf"
 
 # Type checkers see here that each has the common shape.
-LIMITED: list[Callable[..., StreamDecoder[Any]]] = [LineDecoder, JSONLinesDecoder, SSEDecoder, JSONDecoder]
-DECODERS: list[Callable[..., StreamDecoder[Any]]] = [TextDecoder, *LIMITED]
+DECODERS: list[Callable[..., StreamDecoder[Any]]] = [
+    *(TextDecoder, LineDecoder, JSONLinesDecoder, SSEDecoder, JSONDecoder),
+]
+
+
+@contextmanager
+def max_item_bytes(limit: int) -> Iterator[None]:
+    """Lower the size limit of items, which is too large to reach in every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "_max_item_bytes", limit)
+        yield
 
 
 def run(decoder: StreamDecoder[Any], chunks: list[bytes]) -> tuple[list[Any], str | None]:
@@ -246,7 +250,8 @@ def test_text_wherever_it_is_cut(stream: bytes, cuts: list[int]) -> None:
 @example(b"a\r\nb\rc\r", [2, 5], 4)
 def test_lines_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     agree(LineDecoder, stream, cuts, read_lines(stream, MAX_ITEM_BYTES))
-    agree(lambda: LineDecoder(max_item_bytes=limit), stream, cuts, read_lines(stream, limit))
+    with max_item_bytes(limit):
+        agree(LineDecoder, stream, cuts, read_lines(stream, limit))
 
 
 def tricks_of_many_at_once(test: Any) -> Any:
@@ -271,7 +276,8 @@ def tricks_of_many_at_once(test: Any) -> Any:
 @tricks_of_many_at_once
 def test_json_lines_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     agree(JSONLinesDecoder, stream, cuts, read_json_lines(stream, MAX_ITEM_BYTES))
-    agree(lambda: JSONLinesDecoder(max_item_bytes=limit), stream, cuts, read_json_lines(stream, limit))
+    with max_item_bytes(limit):
+        agree(JSONLinesDecoder, stream, cuts, read_json_lines(stream, limit))
 
 
 @given(streams(*EVENTS) | sound(*EVENTS), CUTS, LIMITS)
@@ -281,7 +287,8 @@ def test_json_lines_wherever_they_are_cut(stream: bytes, cuts: list[int], limit:
 @example(BOM + BOM + b"data: x\n\n", [1, 2], 40)
 def test_events_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     agree(SSEDecoder, stream, cuts, read_events(stream, MAX_ITEM_BYTES))
-    agree(lambda: SSEDecoder(max_item_bytes=limit), stream, cuts, read_events(stream, limit))
+    with max_item_bytes(limit):
+        agree(SSEDecoder, stream, cuts, read_events(stream, limit))
 
 
 @given(streams(*JSON) | sound(*JSON) | sound(*GOOD_JSON), CUTS, LIMITS)
@@ -298,7 +305,8 @@ def test_json_values_wherever_they_are_cut(stream: bytes, cuts: list[int], limit
     if stream.removeprefix(BOM).lstrip(b" \t\r\n").startswith((b":", b"data:", b"event:", b"id:", b"retry:")):
         return
     agree(JSONDecoder, stream, cuts, read_json(stream, MAX_ITEM_BYTES))
-    agree(lambda: JSONDecoder(max_item_bytes=limit), stream, cuts, read_json(stream, limit))
+    with max_item_bytes(limit):
+        agree(JSONDecoder, stream, cuts, read_json(stream, limit))
     # Also what is said about a fault does not depend on the cuts.
     assert len({run(JSONDecoder(), chunks)[1] for chunks in ([stream], cut(stream, cuts), bytewise(stream))}) == 1
 
@@ -313,7 +321,8 @@ def test_json_in_events_wherever_it_is_cut(before: bytes, events: bytes, cuts: l
     stream = blanks + b": \n" + events
     for mark in (b"", BOM):
         agree(JSONDecoder, mark + stream, cuts, read_json_events(stream, MAX_ITEM_BYTES))
-        agree(lambda: JSONDecoder(max_item_bytes=limit), mark + stream, cuts, read_json_events(stream, limit))
+        with max_item_bytes(limit):
+            agree(JSONDecoder, mark + stream, cuts, read_json_events(stream, limit))
 
 
 # -- text and lines --------------------------------------------------------------------------------------------------
@@ -580,7 +589,7 @@ def test_unfinished_value(stream: bytes) -> None:
     for chunks in ([b"1 " + stream], bytewise(b"1 " + stream)):
         items, fault = run(JSONDecoder(), chunks)
         assert items == [1]
-        assert fault == "JSON value 2, at byte 2 of the stream, is unfinished where the stream ends"
+        assert fault == "JSON value 2, at byte 2 of the stream, is unfinished: the stream ends inside it"
 
 
 @pytest.mark.parametrize(
@@ -602,64 +611,84 @@ def test_what_pythons_json_refuses(decoder: Callable[[], StreamDecoder[Any]], fr
 
 # -- faults ----------------------------------------------------------------------------------------------------------
 
-# A decoder, what it is fed, the good items that come of it, and what is said then.
-FAULTS: list[tuple[Callable[[], Any], bytes, list[Any], str]] = [
-    (TextDecoder, b"good\xff" + SECRET.encode(), ["good"], "the text at byte 4 of the stream is not UTF-8"),
+# A decoder, a stream, the good items, the message of the error, and the size limit.
+FAULTS: list[tuple[Callable[[], Any], bytes, list[Any], str, int]] = [
+    (
+        TextDecoder,
+        b"good\xff" + SECRET.encode(),
+        ["good"],
+        "the text at byte 4 of the stream is not UTF-8",
+        MAX_ITEM_BYTES,
+    ),
     (
         LineDecoder,
         b"good\n" + SECRET.encode() + b"\xff\nlost\n",
         ["good"],
         "line 2, at byte 5 of the stream, is not UTF-8",
+        MAX_ITEM_BYTES,
     ),
     (
-        lambda: LineDecoder(max_item_bytes=6),
+        LineDecoder,
         b"good\r\n" + SECRET.encode() + b"\n",
         ["good"],
         "line 2, at byte 6 of the stream, exceeds 6 bytes",
+        6,
     ),
     (
         JSONLinesDecoder,
         b'{"a": 1}\n\n{"' + SECRET.encode() + b'"\n3\n',
         [{"a": 1}],
         "JSON value 2, in the line at byte 10 of the stream, is not JSON",
+        MAX_ITEM_BYTES,
     ),
     (
         JSONDecoder,
         b'{"a": 1}\n{"' + SECRET.encode() + b'"} 3 ',
         [{"a": 1}],
         "JSON value 2, at byte 9 of the stream, is not JSON",
+        MAX_ITEM_BYTES,
     ),
     (
         JSONDecoder,
         b'"\xc3\xa9" ' + SECRET.encode() + b" 3 ",
         ["é"],
         "JSON value 2, at byte 5 of the stream, is not JSON",
+        MAX_ITEM_BYTES,
     ),
     (
         JSONDecoder,
         b'data: {"a": 1}\n\ndata: [DONE]\n\ndata: ' + SECRET.encode() + b"\n\n",
         [{"a": 1}],
         "JSON value 2, in event 3 before byte 45 of the stream, is not JSON",
+        MAX_ITEM_BYTES,
     ),
     (
-        lambda: SSEDecoder(max_item_bytes=12),
+        SSEDecoder,
         b"data: x\n\ndata: " + SECRET.encode() + b"\n\n",
         [event("x")],
         "event 2, which ends after byte 0 of the stream, exceeds 12 bytes",
+        12,
     ),
     (
-        lambda: JSONDecoder(max_item_bytes=12),
+        JSONDecoder,
         b"data: 1\n\ndata: " + SECRET.encode() + b"\n\n",
         [1],
         "event 2, which ends after byte 0 of the stream, exceeds 12 bytes",
+        12,
     ),
 ]
 
 
-@pytest.mark.parametrize(("make", "stream", "good", "message"), FAULTS)
+@pytest.mark.parametrize(("make", "stream", "good", "message", "limit"), FAULTS)
 def test_good_items_come_before_the_fault(
-    make: Callable[[], Any], stream: bytes, good: list[Any], message: str
+    make: Callable[[], Any],
+    stream: bytes,
+    good: list[Any],
+    message: str,
+    limit: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Decoder, "_max_item_bytes", limit)
     decoder = make()
     assert decoder.failure is None
     assert decoder.feed(stream) == good
@@ -671,10 +700,16 @@ def test_good_items_come_before_the_fault(
         assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(("make", "stream", "good", "message"), FAULTS)
+@pytest.mark.parametrize(("make", "stream", "good", "message", "limit"), FAULTS)
 def test_fault_without_good_items_comes_at_once(
-    make: Callable[[], Any], stream: bytes, good: list[Any], message: str
+    make: Callable[[], Any],
+    stream: bytes,
+    good: list[Any],
+    message: str,
+    limit: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Decoder, "_max_item_bytes", limit)
     decoder = make()
     came: list[Any] = []
     for byte in bytewise(stream + b"\n\n"):
@@ -687,9 +722,10 @@ def test_fault_without_good_items_comes_at_once(
     assert decoder.failure is not None
 
 
-def test_places_are_those_in_the_stream() -> None:
+def test_positions_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     # Behind a byte order mark, white space, and line ends of two bytes that were cut.
-    decoder = JSONDecoder(max_item_bytes=9)
+    monkeypatch.setattr(Decoder, "_max_item_bytes", 9)
+    decoder = JSONDecoder()
     for chunk in (BOM, b"\n ", b"\r\n", b"data: 1\r", b"\n\r", b"\n"):
         decoder.feed(chunk)
     with pytest.raises(DeserializationError, match="event 2, which ends after byte 18 of the stream, exceeds 9 bytes"):
@@ -724,8 +760,14 @@ UNFINISHED: list[tuple[Callable[[], Any], bytes]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "stream"), [*(fault[:2] for fault in FAULTS), *UNFINISHED])
-def test_errors_keep_no_payload(make: Callable[[], Any], stream: bytes) -> None:
+@pytest.mark.parametrize(
+    ("make", "stream", "limit"),
+    [*((make, stream, limit) for make, stream, *_, limit in FAULTS), *((*case, MAX_ITEM_BYTES) for case in UNFINISHED)],
+)
+def test_errors_keep_no_payload(
+    make: Callable[[], Any], stream: bytes, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "_max_item_bytes", limit)
     found = list(errors(make, stream))
     assert found
     for error in found:
@@ -774,9 +816,10 @@ AT_THE_LIMIT: list[tuple[Callable[..., Any], bytes, bytes]] = [
 @pytest.mark.parametrize(("make", "fits", "exceeds"), AT_THE_LIMIT)
 def test_limit_is_the_last_size_that_fits(make: Callable[..., Any], fits: bytes, exceeds: bytes) -> None:
     for split in (bytewise, lambda stream: [stream]):
-        assert run(make(max_item_bytes=12), split(fits))[1] is None
-        assert run(make(max_item_bytes=None), split(exceeds))[1] is None
-        _, fault = run(make(max_item_bytes=12), split(exceeds))
+        assert run(make(), split(exceeds))[1] is None
+        with max_item_bytes(12):
+            assert run(make(), split(fits))[1] is None
+            _, fault = run(make(), split(exceeds))
         assert fault is not None
         assert fault.endswith("exceeds 12 bytes")
 
@@ -795,8 +838,11 @@ def test_limit_is_the_last_size_that_fits(make: Callable[..., Any], fits: bytes,
         (JSONDecoder, b"data: ", b"\ndata: 1"),
     ],
 )
-def test_endless_item_is_not_held(make: Callable[..., Any], begin: bytes, more: bytes) -> None:
-    decoder = make(max_item_bytes=1000)
+def test_endless_item_is_not_held(
+    make: Callable[..., Any], begin: bytes, more: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "_max_item_bytes", 1000)
+    decoder = make()
     decoder.feed(begin)
     held = 0
     while decoder.failure is None and held < 2000:
@@ -807,12 +853,6 @@ def test_endless_item_is_not_held(make: Callable[..., Any], begin: bytes, more: 
     assert decoder.pending_bytes == 0
     with pytest.raises(DeserializationError, match="exceeds 1000 bytes"):
         decoder.finish()
-
-
-@pytest.mark.parametrize("make", LIMITED)
-def test_limit_has_to_be_positive(make: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="max_item_bytes"):
-        make(max_item_bytes=0)
 
 
 # -- effort ----------------------------------------------------------------------------------------------------------

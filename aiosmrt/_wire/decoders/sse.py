@@ -1,0 +1,149 @@
+"""Bytes into server-sent events."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from codecs import BOM_UTF8
+from typing import Final
+
+from aiosmrt._wire.decoders.base import Decoder, T
+from aiosmrt._wire.decoders.event import ServerSentEvent
+
+__all__ = ["EventDecoder", "SSEDecoder"]
+
+# 10^18 milliseconds are 30 million years; int() needs some bound.
+_MAX_RETRY_DIGITS: Final = 18
+
+
+class EventDecoder(Decoder[T]):
+    """The rules of server-sent events; what an event becomes is up to `_made`."""
+
+    __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_retry")
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Whether the latest byte was a CR, so that an LF would belong to the same line end.
+        self._after_cr = False
+        # The unfinished event: its data lines, their length with an LF each, and its type.
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._event = ""
+        self._id = ""
+        self._retry: int | None = None
+
+    @abstractmethod
+    def _made(self, data: list[str], event: str) -> list[T]:
+        """Return the items for some events of one type, given their data."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of an unfinished event are held."""
+        return len(self._pending) + self._data_bytes
+
+    def _position(self, number: int) -> str:
+        return f"event {number}, which ends after byte {self._offset} of the stream,"
+
+    def _decode(self, data: bytes) -> list[T]:
+        if self._after_cr and data:
+            self._after_cr = False
+            self._offset += data.startswith(b"\n")
+            data = data.removeprefix(b"\n")
+        if self._offset == 0 and len(self._pending) < len(BOM_UTF8):
+            data = self._release(data)
+            if data.startswith(BOM_UTF8):
+                self._offset = len(BOM_UTF8)
+                data = data.removeprefix(BOM_UTF8)
+        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        events: list[T] = []
+        if end:
+            self._after_cr = data.endswith(b"\r")
+            self._decode_lines(self._release(data[:end]), events)
+        if end < len(data) and self._fault is None:
+            self._hold(data[end:], len(events))
+        return events
+
+    def _decode_rest(self) -> list[T]:
+        events: list[T] = []
+        # The end of the stream stands for that of a line, and for a blank line.
+        self._decode_lines(self._release() + b"\n\n", events)
+        return events
+
+    def _fail(self, reason: str, before: int) -> None:
+        super()._fail(reason, before)
+        self._data.clear()
+        self._data_bytes = 0
+
+    def _decode_lines(self, lines: bytes, events: list[T]) -> None:
+        """Decode whole lines and append the events that they complete."""
+        if not self._data and not self._event and lines.startswith(b"data:") and len(lines) <= self._max_item_bytes:
+            rest = self._take_plain_events(lines, events)
+        else:
+            rest = lines
+        # On bytes, splitlines() splits at LF, CR and CRLF, and nothing else.
+        for line in rest.splitlines():
+            if not line:
+                if self._data:
+                    events += self._dispatch()
+                self._event = ""
+                continue
+            field, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if field == b"data":
+                self._data.append(value)
+                self._data_bytes += len(value) + 1
+            elif field == b"event":
+                self._event = value.decode(errors="replace")
+            elif field == b"id":
+                if b"\0" not in value:
+                    self._id = value.decode(errors="replace")
+            elif field == b"retry" and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
+                self._retry = int(value)
+            if len(line) > self._max_item_bytes or self._data_bytes - 1 > self._max_item_bytes:
+                self._fail(self._too_long(), len(events))
+                return
+        self._offset += len(lines)
+
+    def _take_plain_events(self, lines: bytes, events: list[T]) -> bytes:
+        """Decode the whole events at once if each is one data line; return the lines that are left."""
+        if b"\r" in lines:
+            lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        end = lines.rfind(b"\n\n") + 2
+        text = lines[:end].decode(errors="replace") if end > 1 else ""
+        prefix = "data: " if text.startswith("data: ") else "data:"
+        found = text[len(prefix) : -2].split("\n\n" + prefix)
+        # Two LFs for each event leave none that could be inside an event.
+        if text.count("\n") != 2 * len(found) or (prefix == "data:" and "\ndata: " in text):
+            return lines
+        events += self._made(found, "message")
+        return lines[end:]
+
+    def _dispatch(self) -> list[T]:
+        data = b"\n".join(self._data).decode(errors="replace")
+        self._data.clear()
+        self._data_bytes = 0
+        return self._made([data], self._event or "message")
+
+
+class SSEDecoder(EventDecoder[ServerSentEvent]):
+    """Server-sent events, as https://html.spec.whatwg.org/multipage/server-sent-events.html interprets a stream.
+
+    With one exception: an event that lacks only the blank line after it when the stream ends is returned by `finish`,
+    where the specification discards it. Model servers forget that line, and would lose the end of an answer.
+
+    Malformed UTF-8 becomes U+FFFD, as the specification has it: the format has no malformed streams, every client shows
+    the same text, and one broken character is no reason to lose the rest of an answer. A block without data lines is
+    not an event, but its id and its retry count for the events that follow.
+
+    >>> decoder = SSEDecoder()
+    >>> decoder.feed(b"event: token\\ndata: Hel"), decoder.feed(b"lo\\n")
+    ([], [])
+    >>> [event] = decoder.feed(b"\\n: a comment\\n\\n")
+    >>> event.event, event.data
+    ('token', 'Hello')
+    """
+
+    __slots__ = ()
+
+    def _made(self, data: list[str], event: str) -> list[ServerSentEvent]:
+        make, event_id, retry = tuple.__new__, self._id, self._retry
+        return [make(ServerSentEvent, (event, item, event_id, retry)) for item in data]
