@@ -1,12 +1,14 @@
-"""One endpoint for those who think in Python objects: predict, invoke, stream, map, submit, session.
+"""One endpoint with Python objects in and out: predict, invoke, stream, map, submit, session.
 
-`aiosmrt.Client.endpoint` makes an `Endpoint`. It stands on the client's operations and adds to them what a body means:
-a serializer before the call, a deserializer or a stream's view after it.
+`aiosmrt.Client.endpoint` makes an `Endpoint`. It calls the client's operations, with a serializer before the call and a
+deserializer or a stream's view after it.
 """
 
-from aiosmrt.endpoint.core import CallOptions, Endpoint, Inference
+from aiosmrt.endpoint.endpoint import Endpoint
 from aiosmrt.endpoint.fanout import Result, Results
+from aiosmrt.endpoint.inference import Inference
 from aiosmrt.endpoint.jobs import Job, JobHandle
+from aiosmrt.endpoint.options import CallOptions
 from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream, View
 

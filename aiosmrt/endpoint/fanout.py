@@ -1,15 +1,15 @@
-"""Many calls: items in, results out, never more of them at a time than can be used.
+"""Many calls: items in, results out, with a bound on both.
 
 ::
 
-    items ──► workers (up to `concurrency`) ──► results that nobody has taken ──► reader
-                 └──────────── at most 2 x `concurrency` items in all ────────────┘
+    items ──► workers (up to `concurrency`) ──► results not yet read ──► reader
+                 └──────── at most 2 x `concurrency` items in all ───────┘
 
-Each worker takes an item, makes its call, hands over the result and takes the next; it begins when the one before it
-has got an item, so that three items need three workers. Asynchronous items are advanced in one more task, whenever a
-worker asks, for what a generator opens around its `yield` belongs to the task that advances it: a timeout or a task
-group would otherwise cancel a call. All tasks belong to the block in which the results are read: when it is left, they
-are cancelled and waited for.
+Each worker takes an item, makes its call, adds the result and takes the next item; it starts when the worker before it
+has an item, so that three items need three workers. Asynchronous items are advanced in a separate task, whenever a
+worker asks: a timeout or a task group that a generator opens around its `yield` belongs to the task that advances it,
+and would otherwise cancel a call. All tasks belong to the block in which the results are read: leaving it cancels them
+and waits for them.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ __all__ = ["Answer", "Result", "Results"]
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-# Calls from which on a share of failures means something.
+# A share of failures is meaningful from this many calls.
 _CALLS_FOR_A_SHARE = 20
 
-# Items that may be held for each call that may be under way: the second one's result waits for its reader.
+# Items held for each call in flight: while one is called, another's result waits for the reader.
 _HELD_PER_CALL = 2
 
 
 class Answer(NamedTuple, Generic[Out]):
-    """What a call of a map brings.
+    """The outcome of a successful call.
 
     Args:
         value: the model's answer.
         attempts: how many requests were sent.
-        waited: seconds for which the call waited, its attempts aside.
+        waited: seconds for which the call waited outside its attempts.
     """
 
     value: Out
@@ -55,10 +55,10 @@ class Result(Generic[In, Out]):
     """An item with its answer or its error.
 
     Attributes:
-        index: the item's place in the order of the items, from 0.
+        index: the item's position, from 0.
         item: the item.
         value: the model's answer; None after a failure.
-        error: what went wrong; None after a success.
+        error: the failure; None after a success.
         attempts: how many requests were sent.
         waited: seconds for which the call waited for a slot, for the service, and between attempts.
 
@@ -74,7 +74,7 @@ class Result(Generic[In, Out]):
     waited: float = 0.0
 
     def unwrap(self) -> Out:
-        """The value; raises the error where there is one."""
+        """Return the value, or raise the error."""
         if self.error is not None:
             raise self.error
         return cast("Out", self.value)
@@ -85,11 +85,10 @@ class Results(Generic[In, Out]):
 
     Args:
         call: makes one call.
-        items: what to make calls for.
-        concurrency: calls under way at the same time.
+        items: the items to call with.
+        concurrency: most calls in flight.
         ordered: whether results come in the order of the items.
-        max_failures: failed calls, or their share of all calls, that end the map when there are more; None for no
-            limit.
+        max_failures: how many calls, or which share of them, may fail; one more ends the map. Defaults to no limit.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class Results(Generic[In, Out]):
             else:
                 self._source = iter(items)
         except TypeError:
-            faults.append(f"items must be an iterable or an asynchronous one; got {type(items)}")
+            faults.append(f"items must be an iterable or an asynchronous iterable; got {type(items)}")
         if faults:
             raise ParamValidationError(faults)
         self._call = call
@@ -127,30 +126,30 @@ class Results(Generic[In, Out]):
         self._failures = 0
         self._calls = 0
         self._entered = False
-        self._room = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
+        self._held = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
         self._workers: set[asyncio.Task[None]] = set()
-        # How many there are: one that an eager task factory starts at once looks at it before its task is known.
+        # How many workers there are; an eager task factory starts a worker before its task is in the set.
         self._at_work = 0
-        # What workers have asked for of asynchronous items, what they were given, and the task that does it.
+        # Requests of workers for asynchronous items, the items for them, and the task that gets them.
         self._wanted = asyncio.Semaphore(0)
         self._given: asyncio.Queue[In] = asyncio.Queue()
         self._feeder: asyncio.Task[None] | None = None
-        # items taken, results handed out, results that wait by their index
+        # Items taken, results read, and results not yet read by their index.
         self._taken = 0
-        self._handed_out = 0
+        self._read = 0
         self._ready: dict[int, Result[In, Out]] = {}
-        # No more items: there are none, or something went wrong that concerns all calls.
+        # Whether to take no more items: there are none, or there was a failure that concerns all calls.
         self._ended = False
         self._failure: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
         self._left = False
 
     def __repr__(self) -> str:
-        return f"<Results taken={self._taken} handed_out={self._handed_out} calls={self._at_work}>"
+        return f"<Results taken={self._taken} read={self._read} calls={self._at_work}>"
 
     async def __aenter__(self) -> Results[In, Out]:
         if self._entered:
-            raise ClientStateError("results are entered once: ask the endpoint for others")
+            raise ClientStateError("results can be entered only once; call map() again")
         self._entered = True
         if self._asynchronous is not None:
             self._feeder = asyncio.create_task(self._feed(self._asynchronous), name="aiosmrt-map-items")
@@ -166,7 +165,7 @@ class Results(Generic[In, Out]):
         tasks = [*self._workers] if self._feeder is None else [*self._workers, self._feeder]
         for task in tasks:
             task.cancel()
-        # Their ends are waited for whatever happens; a cancellation that comes meanwhile is passed on afterwards.
+        # Wait for their ends in any case; pass a cancellation on afterwards.
         cancelled: asyncio.CancelledError | None = None
         while pending := [task for task in tasks if not task.done()]:
             try:
@@ -184,15 +183,15 @@ class Results(Generic[In, Out]):
     async def __anext__(self) -> Result[In, Out]:
         while True:
             if self._left or not self._entered:
-                raise ClientStateError("results are read inside their `async with` block")
+                raise ClientStateError("results can be read only inside their `async with` block")
             ready = self._ready
             if ready:
-                index = self._handed_out if self._ordered else next(iter(ready))
+                index = self._read if self._ordered else next(iter(ready))
                 if (result := ready.pop(index, None)) is not None:
-                    self._handed_out += 1
-                    self._room.release()
+                    self._read += 1
+                    self._held.release()
                     return result
-            if self._ended and self._handed_out == self._taken:
+            if self._ended and self._read == self._taken:
                 failure, self._failure = self._failure, None
                 if failure is None and self._too_many_failures(whole=True):
                     self._max_failures = None
@@ -216,7 +215,7 @@ class Results(Generic[In, Out]):
             self._reader.set_result(None)
 
     def _end(self, failure: BaseException | None) -> None:
-        """Take no more items; the reader gets a failure behind the results."""
+        """Take no more items; raise a failure after the results."""
         self._ended = True
         if self._failure is None:
             self._failure = failure
@@ -256,25 +255,25 @@ class Results(Generic[In, Out]):
                     raise
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
-                    # The worker itself was cancelled: it has to end, and its map with it.
-                    failure = ClientStateError("the call was cancelled by something in it, or its task from outside")
+                    # The worker itself was cancelled: it must end, and the map with it.
+                    failure = ClientStateError("the call was cancelled from inside, or a map() worker from outside")
                     self._end(failure)
                 else:
-                    failure = ClientStateError("the call was cancelled by something in it")
+                    failure = ClientStateError("the call was cancelled from inside")
             self._calls += 1
             self._failures += failure is not None
             self._ready[index] = Result(index, item, value, failure, attempts, waited)
             if failure is not None and self._too_many_failures(whole=False):
                 self._end(TooManyFailuresError(self._failures, self._calls))
-            # Nothing of this item is held while the next one is waited for.
+            # Hold nothing of this item while waiting for the next one.
             del taken, item, value, failure
             self._wake_reader()
 
     def _too_many_failures(self, *, whole: bool) -> bool:
-        """Whether more calls failed than may.
+        """Return whether more calls failed than allowed.
 
         Args:
-            whole: whether all calls were made; before, a share of few calls means nothing.
+            whole: whether all calls were made; before that, a share of few calls is meaningless.
         """
         most = self._max_failures
         if most is None:
@@ -284,8 +283,8 @@ class Results(Generic[In, Out]):
         return self._failures > most
 
     async def _take(self) -> tuple[int, In] | None:
-        """The next item and its index, once there is room for it; None when there are no more."""
-        await self._room.acquire()
+        """Return the next item and its index, once it may be held; None if there are no more."""
+        await self._held.acquire()
         if self._ended:
             return None
         if self._source is None:
@@ -293,7 +292,7 @@ class Results(Generic[In, Out]):
             try:
                 item = await self._given.get()
             except asyncio.CancelledError:
-                # At once: the item that was on its way may have been the last one, whose end is known a turn later.
+                # At once: the item that is lost here may have been the last one.
                 if not self._left:
                     self._end(_cancelled("calls"))
                 raise
@@ -314,21 +313,22 @@ class Results(Generic[In, Out]):
         return index, item
 
     async def _feed(self, items: AsyncIterator[In]) -> None:
-        """Advance asynchronous items, by one whenever a worker asks."""
-        # A generator that takes no notice of being cancelled gives an item after the block was left.
+        """Advance asynchronous items by one whenever a worker asks."""
+        # A generator that suppresses its cancellation yields an item after the block has exited.
         while not self._left:
             try:
                 await self._wanted.acquire()
             except asyncio.CancelledError as cancelled:
                 if self._left or not isinstance(items, AsyncGenerator):
                     raise
-                # What the generator has opened around its `yield` cancels this task, and says why once it is told so.
+                # A timeout that the generator has opened around its `yield` cancels this task; thrown into the
+                # generator, the cancellation becomes its own error.
                 try:
                     await items.athrow(cancelled)
                 except StopAsyncIteration:
                     return
                 raise
-            # A map that failed takes nothing more, but what the generator has opened needs its task.
+            # A failed map takes no more items, but what the generator has opened needs this task.
             if self._ended:
                 continue
             try:
@@ -340,9 +340,9 @@ class Results(Generic[In, Out]):
             del item
 
     def _feeder_ended(self, feeder: asyncio.Task[None]) -> None:
-        """No more asynchronous items: there are none, they failed, or somebody cancelled them.
+        """Note that there are no more asynchronous items: they ended, failed, or were cancelled.
 
-        A callback comes behind the workers that were given items before, so all items that were given are counted.
+        A callback runs after the workers that got items before, so all those items are counted.
         """
         self._feeder = None
         failure = _cancelled("items") if feeder.cancelled() else feeder.exception()

@@ -1,7 +1,7 @@
 """Asynchronous inference: a request is queued, its answer appears in S3.
 
-The service says with its 202 where the answer will be, and where the failure will be instead. Neither is announced
-otherwise (but for SNS, which is another service), so whoever waits looks at both places, less and less often.
+The service's 202 names the location of the answer and that of a failure. Neither is announced otherwise (except by SNS,
+another service), so waiting means polling both locations, less and less often.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
-from aiosmrt._aws.s3 import parse_s3_uri
+from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
 from aiosmrt._policy.clockskew import parse_http_date
 from aiosmrt._policy.polling import next_pause
-from aiosmrt._wire.operations import REQUEST_TTL_SECONDS
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, REQUEST_TTL_SECONDS
 from aiosmrt.config import is_seconds
+from aiosmrt.endpoint.protocols import StorageClient
 from aiosmrt.errors import (
     AiosmrtError,
     ConfigurationError,
@@ -29,33 +30,27 @@ from aiosmrt.errors import (
     ParamValidationError,
 )
 
-if TYPE_CHECKING:
-    from aiosmrt._aws.s3 import ObjectStore, StoredObject
-    from aiosmrt.client import Client
-
-__all__ = ["INLINE_BYTES", "Job", "JobHandle", "check_handle", "check_place", "submit"]
+__all__ = ["INLINE_BYTES", "Job", "JobHandle", "check_handle", "check_upload_to", "submit"]
 
 Out = TypeVar("Out")
-
-_OPERATION: Final = "InvokeEndpointAsync"
 
 # BodyBlob of InvokeEndpointAsync in the service model.
 INLINE_BYTES: Final = 128_000
 
-# As much of a failure as an error keeps, in characters.
+# How much of a failure an error quotes, in characters.
 _REASON_CHARACTERS: Final = 1024
 
-# How much longer than its time the look may take that is under way then.
+# How long a poll that is under way at the timeout may still take.
 _LAST_LOOK_SECONDS: Final = 5.0
 
-# How long a call that failed or was cancelled may take to delete the request body that it has put into S3.
-_TAKE_BACK_SECONDS: Final = 5.0
+# How long a failed or cancelled call may take to delete the request body that it uploaded.
+_DELETE_SECONDS: Final = 5.0
 
-# How far S3's clock, which counts whole seconds, may be behind that of the service.
+# How far S3's clock, which counts whole seconds, may be behind the service's clock.
 _CLOCKS_APART_SECONDS: Final = 5.0
 
-# InvocationTimeoutSeconds where a request does not name it (InvokeEndpointAsync in the API reference), and how much
-# later than that and RequestTTLSeconds an answer may appear, for this machine's clock may be wrong.
+# The default of InvocationTimeoutSeconds (InvokeEndpointAsync in the API reference), and how much later than that and
+# RequestTTLSeconds an answer may appear, because this machine's clock may be wrong.
 _INVOCATION_TIMEOUT_SECONDS: Final = 900
 _GRACE_SECONDS: Final = 900.0
 
@@ -64,17 +59,17 @@ _MAYBE_MISSING: Final = 403
 
 
 class JobHandle(NamedTuple):
-    """What it takes to find a job again, here or in another process; pickles, and holds nothing secret.
+    """The facts that find a job again, here or in another process; can be pickled, contains no secrets.
 
     Args:
         endpoint_name: the endpoint.
-        inference_id: the service's id of the request; None when it gave none.
-        output_location: the S3 URI at which the answer will be.
-        failure_location: the S3 URI at which a failure will be written; None when the endpoint has no such place.
-        uploaded_to: the S3 URI of the request body, where `Endpoint.submit` put it there; None where it did not.
-        submitted_at: when the service took the request, in epoch seconds by its clock: what is older is not its answer.
-            None when unknown.
-        expires_at: when the service has either answered or given up, in epoch seconds; None when unknown.
+        inference_id: the service's id of the request, if it sent one.
+        output_location: the S3 URI of the future answer.
+        failure_location: the S3 URI of a future failure, if the endpoint has a failure path.
+        uploaded_to: the S3 URI of the request body, if `Endpoint.submit` uploaded it.
+        submitted_at: when the service accepted the request, in epoch seconds by its clock, if known. An older object is
+            not the answer.
+        expires_at: when the service has either answered or given up, in epoch seconds, if known.
     """
 
     endpoint_name: str
@@ -89,19 +84,19 @@ class JobHandle(NamedTuple):
 class Job(Generic[Out]):
     """An asynchronous inference; made by `Endpoint.submit` and `Endpoint.job`.
 
-    Waiting for it may be given up and taken up again at any time; the inference goes on.
+    Waiting can stop and start again at any time; the inference continues.
 
     Args:
         client: gives access to S3.
-        handle: which job.
-        deserialized: makes the answer's value of its bytes and its media type.
-        rand: a random number in [0, 1), which spreads the looks of many jobs.
-        clock: the time in epoch seconds, to compare the job's expiry with.
+        handle: identifies the job.
+        deserialized: returns the answer's value, given its bytes and its media type.
+        rand: returns a random number in [0, 1), which spreads the polls of many jobs.
+        clock: returns the time in epoch seconds, to compare the job's expiry with.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: StorageClient,
         handle: JobHandle,
         deserialized: Callable[[bytes, str], Awaitable[Out]],
         *,
@@ -112,8 +107,8 @@ class Job(Generic[Out]):
         self._deserialized = deserialized
         self._rand = rand
         self._clock = clock
-        # The value in a tuple, or what was written about the failure: kept from when the objects are to be deleted, as
-        # nobody could read them again.
+        # The value in a tuple, or the text of the failure: kept once the objects are to be deleted, because they cannot
+        # be read again.
         self._outcome: tuple[Out] | str | None = None
         self._cleaned_up = False
         self.handle = handle
@@ -123,11 +118,11 @@ class Job(Generic[Out]):
 
     @property
     def inference_id(self) -> str | None:
-        """The service's id of the request; None when it gave none."""
+        """The service's id of the request, if it sent one."""
         return self.handle.inference_id
 
     async def done(self) -> bool:
-        """Look once whether there is an answer or a failure.
+        """Check once whether there is an answer or a failure.
 
         Raises:
             ObjectStoreError: S3 failed.
@@ -143,27 +138,26 @@ class Job(Generic[Out]):
     async def result(self, timeout: float | None = None, *, cleanup: bool = False) -> Out:
         """Wait for the answer.
 
-        Looks at both places after growing pauses, from 0.2 to 10 seconds.
+        Polls both locations with growing pauses, from 0.2 to 10 seconds.
 
         Args:
-            timeout: seconds to wait, after which one last look may take 5 more; 0 for one look, None for as long as
-                something can come: until ``handle.expires_at`` and 15 minutes more. The inference goes on after it.
-            cleanup: whether the objects of the job are deleted from S3 once there is a value or a failure; see
-                `delete`. From then on this job keeps the value: when deleting fails or is cancelled, or when the value
-                is asked for once more, this may be called again.
+            timeout: seconds to wait, after which a last poll may take 5 more; 0 polls once. Defaults to waiting until
+                15 minutes after ``handle.expires_at``. The inference continues after a timeout.
+            cleanup: whether to delete the job's objects from S3 once there is a value or a failure; see `delete`. The
+                job then keeps the value, so that this can be called again, also if deleting fails or is cancelled.
+                Defaults to False.
 
         Raises:
-            JobFailedError: the inference failed; ``reason`` is what the service wrote about it.
-            JobTimeoutError: there is neither answer nor failure yet, or the service has given up without saying so: an
-                endpoint without a path for failures never does. Its ``__cause__`` is S3's last refusal where there was
-                one: without the permission ``s3:ListBucket``, S3 refuses to say that an object is not there yet, so
-                that a missing permission to read it looks the same.
+            JobFailedError: the inference failed; ``reason`` is the text that the service wrote.
+            JobTimeoutError: there is neither answer nor failure yet, or the service gave up silently, as it does for an
+                endpoint without a failure path. Its ``__cause__`` is S3's last refusal, if there was one: without the
+                permission ``s3:ListBucket``, S3 refuses to say that an object does not exist yet.
             DeserializationError: the deserializer cannot read the answer.
-            ObjectStoreError: S3 failed. A failed clean-up of a failed inference is a note of the JobFailedError.
-            ParamValidationError: ``timeout`` is no number of seconds.
+            ObjectStoreError: S3 failed. If the clean-up after a failed inference fails, the JobFailedError has a note.
+            ParamValidationError: ``timeout`` is not a number of seconds.
         """
         if timeout is not None and not is_seconds(timeout):
-            raise ParamValidationError([f"timeout must be a number of seconds from 0, or None; got {timeout!r}"])
+            raise ParamValidationError([f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"])
         clock = asyncio.get_running_loop().time
         expires_at = self.handle.expires_at
         expiry = math.inf if expires_at is None else max(0.0, expires_at + _GRACE_SECONDS - self._clock())
@@ -186,34 +180,34 @@ class Job(Generic[Out]):
             left = until - clock()
             if left <= 0:
                 break
-            # Between half of it and all of it, and one last look when the time is up.
+            # Between half of the pause and all of it; the last poll is at the timeout.
             await asyncio.sleep(min(pause * (1 + self._rand()) / 2, left))
         late_error = JobTimeoutError(
-            f"The inference had no result within {timeout} s"
+            f"the inference had no result within {timeout} s"
             if timeout is not None and timeout <= expiry
-            else "The inference had no result in the time that the service gives it, and will have none"
+            else "the inference had no result before its expiry and will have none"
         )
         try:
-            raise self._placed(late_error) from refusal
+            raise self._located(late_error) from refusal
         finally:
             del late_error, refusal
 
     async def delete(self) -> None:
-        """Delete the job's objects from S3: the answer, the failure, and the request body that `submit` put there.
+        """Delete the job's objects from S3: the answer, the failure, and the request body that `submit` uploaded.
 
-        What is not there, or not yet, is passed over; an inference that is still going on writes its answer later.
+        Missing objects are skipped; an inference that is still running writes its answer later.
 
         Raises:
             ObjectStoreError: S3 failed.
         """
         store = await self._client._object_store()
-        # The answer last: as long as anything went wrong, it is there.
+        # The answer last: it stays if anything fails.
         for uri in (self.handle.uploaded_to, self.handle.failure_location, self.handle.output_location):
             if uri is not None:
                 await store.delete(uri)
 
     async def _look(self) -> ObjectStoreError | None:
-        """Look for the outcome; why S3 would not say."""
+        """Look for the outcome; return S3's refusal, if any."""
         store = await self._client._object_store()
         handle = self.handle
         found, refusal = await _read(store, handle.output_location)
@@ -221,7 +215,7 @@ class Job(Generic[Out]):
             try:
                 self._outcome = (await self._deserialized(found.body, found.content_type),)
             except AiosmrtError as error:
-                self._placed(error)
+                self._located(error)
                 raise
         elif handle.failure_location is not None:
             found, second_refusal = await _read(store, handle.failure_location)
@@ -231,16 +225,16 @@ class Job(Generic[Out]):
         return refusal
 
     def _is_new(self, modified_at: float | None) -> bool:
-        """Whether there is an object, and not one of an earlier request with the same name."""
+        """Return whether there is an object that is not an earlier request's with the same name."""
         submitted_at = self.handle.submitted_at
         return modified_at is not None and (submitted_at is None or modified_at >= submitted_at - _CLOCKS_APART_SECONDS)
 
     async def _ended(self, outcome: tuple[Out] | str, cleanup: bool) -> Out:
-        """Give the value or raise the failure, which the job keeps where its objects are to be deleted."""
+        """Return the value or raise the failure; keep either if the objects are to be deleted."""
         failure = None
         if isinstance(outcome, str):
             failure = JobFailedError(
-                "The asynchronous inference failed", failure_location=self.handle.failure_location, reason=outcome
+                "the asynchronous inference failed", failure_location=self.handle.failure_location, reason=outcome
             )
         try:
             if cleanup:
@@ -250,37 +244,37 @@ class Job(Generic[Out]):
                 self._outcome = None
         except ObjectStoreError as error:
             if failure is None:
-                self._placed(error)
+                self._located(error)
                 raise
-            failure.add_note(f"its objects could not be deleted: {error}")
+            failure.add_note(f"the job's objects could not be deleted: {error}")
         if failure is None:
             return cast("tuple[Out]", outcome)[0]
         try:
-            raise self._placed(failure)
+            raise self._located(failure)
         finally:
             del failure
 
-    def _placed(self, error: AiosmrtError) -> AiosmrtError:
-        error.operation = _OPERATION
+    def _located(self, error: AiosmrtError) -> AiosmrtError:
+        error.operation = INVOKE_ENDPOINT_ASYNC.name
         error.endpoint_name = self.handle.endpoint_name
         return error
 
 
 async def submit(
-    client: Client, params: dict[str, Any], body: bytes | None, input_location: str | None, upload_to: str | None
+    client: StorageClient, params: dict[str, Any], body: bytes | None, input_location: str | None, upload_to: str | None
 ) -> JobHandle:
-    """Queue a request, with its body where it may be.
+    """Queue a request, with its body in the request or in S3.
 
     Args:
         client: makes the call, and gives access to S3.
-        params: the operation's parameters but for the body.
+        params: the operation's parameters except for the body.
         body: the request body; None with ``input_location``.
-        input_location: the S3 URI of a body that is there already; None with ``body``.
-        upload_to: where a body goes that is too large for the request; None for nowhere.
+        input_location: the S3 URI of an existing body; None with ``body``.
+        upload_to: where to upload a body that is too large for the request. If None, such a body is an error.
 
     Raises:
-        ParamValidationError: the body is too large, and there is nowhere to put it.
-        ObjectStoreError: the body could not be put into S3.
+        ParamValidationError: the body is too large, and ``upload_to`` is None.
+        ObjectStoreError: the body could not be uploaded to S3.
     """
     uploaded_to = None
     if body is None:
@@ -288,13 +282,13 @@ async def submit(
     elif len(body) <= INLINE_BYTES:
         params = {**params, "Body": body}
     elif upload_to is None:
-        fault = f"the body has {len(body)} bytes, and {INLINE_BYTES} travel with a request: say upload_to"
+        fault = f"the body is {len(body)} bytes; bodies over {INLINE_BYTES} need upload_to"
         raise ParamValidationError([fault])
     else:
         uploaded_to = f"{upload_to.rstrip('/')}/{uuid.uuid4()}"
         params = {**params, "InputLocation": uploaded_to}
     store = None if uploaded_to is None else await client._object_store()
-    # Whether there may be something to take back: not where S3 has refused it, or was never asked.
+    # Whether there may be an object to delete: not if S3 refused it or was never called.
     stored = False
     try:
         if store is not None and body is not None and uploaded_to is not None:
@@ -305,11 +299,11 @@ async def submit(
                 stored = not refused and not isinstance(error, ConfigurationError)
                 raise
             stored = True
-        response = await client.make_request(_OPERATION, params)
+        response = await client.make_request(INVOKE_ENDPOINT_ASYNC.name, params)
         output_location = _output_location(response)
     except BaseException as error:
         if stored and store is not None and uploaded_to is not None:
-            await _take_back(store, uploaded_to, error)
+            await _delete_upload(store, uploaded_to, error)
         raise
     submitted_at = parse_http_date(response["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
     seconds: int = params.get("RequestTTLSeconds", REQUEST_TTL_SECONDS)
@@ -328,17 +322,17 @@ async def submit(
 def _output_location(response: dict[str, Any]) -> str:
     location = response.get("OutputLocation")
     if not isinstance(location, str):
-        raise DeserializationError("the service did not say where the answer will be")
+        raise DeserializationError("the service did not name the location of the answer")
     return location
 
 
-def check_place(upload_to: str) -> None:
-    """Look whether bodies can be put under an S3 URI.
+def check_upload_to(upload_to: str) -> None:
+    """Check that bodies can be uploaded under an S3 URI.
 
     Raises:
-        ParamValidationError: it is none.
+        ParamValidationError: ``upload_to`` is not a valid S3 URI.
 
-    >>> check_place("s3://bucket/prefix")
+    >>> check_upload_to("s3://bucket/prefix")
     """
     if not isinstance(upload_to, str):
         raise ParamValidationError([f"upload_to must be an S3 URI; got {type(upload_to)}"])
@@ -346,29 +340,31 @@ def check_place(upload_to: str) -> None:
 
 
 def check_handle(handle: JobHandle, endpoint_name: str) -> None:
-    """Look whether a handle is one of an endpoint's.
+    """Check that a handle belongs to an endpoint.
 
     Raises:
-        ParamValidationError: it is not.
+        ParamValidationError: it does not.
 
     >>> check_handle(JobHandle("churn", None, "s3://bucket/out/1.out"), "churn")
     """
     if not isinstance(handle, JobHandle):
-        raise ParamValidationError([f"a job's handle must be a JobHandle; got {type(handle)}"])
+        raise ParamValidationError([f"handle must be a JobHandle; got {type(handle)}"])
     if handle.endpoint_name != endpoint_name:
-        raise ParamValidationError([f"the job is one of endpoint {handle.endpoint_name!r:.80}, not of {endpoint_name}"])
+        raise ParamValidationError(
+            [f"handle must be a job of endpoint {endpoint_name}; got one of {handle.endpoint_name!r:.80}"]
+        )
     for uri in (handle.output_location, handle.failure_location, handle.uploaded_to):
         if uri is not None:
             parse_s3_uri(uri)
 
 
-async def _take_back(store: ObjectStore, uri: str, error: BaseException) -> None:
-    """Delete a request body of which nobody knows any more; when that fails, the error says so."""
+async def _delete_upload(store: ObjectStore, uri: str, error: BaseException) -> None:
+    """Delete a request body that no job refers to; if that fails, add a note to the error."""
     try:
-        async with asyncio.timeout(_TAKE_BACK_SECONDS):
+        async with asyncio.timeout(_DELETE_SECONDS):
             await store.delete(uri)
     except (AiosmrtError, TimeoutError) as failure:
-        error.add_note(f"the request body may have been left at {uri}: {failure or type(failure).__name__}")
+        error.add_note(f"the request body may remain at {uri}: {failure or type(failure).__name__}")
 
 
 async def _modified_at(store: ObjectStore, uri: str) -> float | None:

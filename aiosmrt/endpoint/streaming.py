@@ -1,29 +1,27 @@
 """A response stream as text, lines, server-sent events or JSON values.
 
-What arrives is decoded batch by batch: parts that have come since the last look are joined and go through the view's
-decoder (`aiosmrt._wire.decoders`) at once. A view so costs less per part than taking the parts one by one does.
+Parts are decoded in batches: those that have arrived since the last read are joined and passed to the view's decoder
+(`aiosmrt._wire.decoders`) in one call. So a view costs less per part than reading the parts one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
+from aiosmrt._core.streams import EventStream
 from aiosmrt._wire.decoders.base import StreamDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
 from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
 from aiosmrt.config import faulty_limits
+from aiosmrt.endpoint.protocols import Requester
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, StreamTimeoutError
-
-if TYPE_CHECKING:
-    from aiosmrt._core.streams import EventStream
-    from aiosmrt.client import Client
 
 __all__ = ["PredictionStream", "View"]
 
@@ -32,26 +30,24 @@ R = TypeVar("R")
 # Inside a class with a method of that name, `bytes` is the method.
 Payload: TypeAlias = bytes
 
-_OPERATION = "InvokeEndpointWithResponseStream"
-
 
 class PredictionStream:
-    """A model's answer as it comes; made by `Endpoint.stream`, to be used with ``async with``.
+    """A model's answer as it arrives; made by `Endpoint.stream`, to be used with ``async with``.
 
-    One of its views is iterated over, once. Leaving the block closes the connection at once, wherever the view is.
+    Iterate over one of its views, once. Leaving the block closes the connection at once, wherever the view is.
 
     Attributes, from when the block is entered:
-        content_type: the answer's media type; None when the model named none.
-        variant: the production variant that answers; None when the service did not say.
-        custom_attributes: what the model put into CustomAttributes; None for nothing.
-        request_id: the service's request id; None when it gave none.
+        content_type: the answer's media type, if the model named one.
+        variant: the production variant that answers, if the service named it.
+        custom_attributes: the CustomAttributes that the model set, if any.
+        request_id: the service's request id, if it sent one.
         attempts: how many requests were sent up to the response's head.
-        left: whether the block was left.
+        left: whether the block has exited.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: Requester,
         body: Callable[[], Awaitable[Payload]],
         params: dict[str, Any],
         first_part_timeout: float | None,
@@ -64,7 +60,7 @@ class PredictionStream:
         self._params = params
         self._first_part_timeout = first_part_timeout
         self._part_timeout = part_timeout
-        # until when the first part has to be there, in the loop's time; None without a limit, or when it is there
+        # When the first part is due, in the loop's time; None without a limit.
         self._first_part_due: float | None = None
         self._began = False
         self._entered = False
@@ -84,7 +80,7 @@ class PredictionStream:
 
     async def __aenter__(self) -> PredictionStream:
         if self._entered:
-            raise ClientStateError("a stream is entered once: ask the endpoint for another one")
+            raise ClientStateError("a stream can be entered only once; get another one from the endpoint")
         self._entered = True
         if self._first_part_timeout is not None:
             self._first_part_due = asyncio.get_running_loop().time() + self._first_part_timeout
@@ -108,89 +104,84 @@ class PredictionStream:
         self.close()
 
     def close(self) -> None:
-        """Close the connection unless the stream was read to its end; a view that is waiting ends."""
+        """Close the connection, unless the stream was read to its end; end a view that is waiting."""
         self._closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.close()
 
     async def _open(self) -> dict[str, Any]:
-        body, self._body = self._body, _nothing_more
-        # made within the call's deadline
-        deferred = DeferredBody(partial(self._serialized, body))
+        body, self._body = self._body, _no_body
+        # Made within the call's deadline.
+        deferred = DeferredBody(body)
         del body
-        return await self._client.make_request(_OPERATION, {**self._params, "Body": deferred})
-
-    async def _serialized(self, body: Callable[[], Awaitable[Payload]]) -> Payload:
-        try:
-            return await body()
-        except AiosmrtError as error:
-            self.placed(error)
-            raise
+        return await self._client.make_request(
+            INVOKE_ENDPOINT_WITH_RESPONSE_STREAM.name, {**self._params, "Body": deferred}
+        )
 
     # The views
 
     def bytes(self) -> View[Payload]:
-        """Bytes as they come: parts that came together are one item, and where they are cut means nothing."""
+        """Iterate over bytes as they arrive: parts that arrived together are one item, cut anywhere."""
         return self._view(_Whole())
 
     def text(self) -> View[str]:
-        """Text as it comes, in pieces of at least one character; a character is never cut. UTF-8.
+        """Iterate over text as it arrives, in UTF-8: pieces of at least one whole character.
 
-        Iterating raises `DeserializationError` where the bytes are no UTF-8.
+        Iterating raises `DeserializationError` at bytes that are not UTF-8.
         """
         return self._view(TextDecoder())
 
     def lines(self) -> View[str]:
-        """Lines without their ends (LF or CRLF); the last one counts without an end, too. UTF-8.
+        """Iterate over lines in UTF-8, without their ends (LF or CRLF); the last one may lack its end.
 
-        Iterating raises `DeserializationError` where the bytes are no UTF-8.
+        Iterating raises `DeserializationError` at bytes that are not UTF-8.
         """
         return self._view(LineDecoder())
 
     def jsonl(self) -> View[Any]:
-        """JSON Lines: one value for each line that is not blank.
+        """Iterate over JSON Lines: one value for each line that is not blank.
 
-        Iterating raises `DeserializationError` at a line that is no JSON.
+        Iterating raises `DeserializationError` at a line that is not JSON.
         """
         return self._view(JSONLinesDecoder())
 
     def sse(self) -> View[ServerSentEvent]:
-        """Server-sent events by the WHATWG's rules: ``event``, ``data``, ``id`` and ``retry``."""
+        """Iterate over server-sent events as the WHATWG defines them: ``event``, ``data``, ``id`` and ``retry``."""
         return self._view(SSEDecoder())
 
     def json(self) -> View[Any]:
-        """JSON values, however they are split over parts: one after the other, a line each, or as server-sent events.
+        """Iterate over JSON values: one after the other, one on each line, or the data of server-sent events.
 
-        Iterating raises `DeserializationError` where the bytes are no JSON, or end inside a value.
+        Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value.
         """
         return self._view(JSONDecoder())
 
     def _view(self, decoder: StreamDecoder[T]) -> View[T]:
         if self._parts is None:
-            raise ClientStateError("a stream is read inside its `async with` block")
+            raise ClientStateError("a stream can be read only inside its `async with` block")
         if self._viewed:
-            raise ClientStateError("a stream is read once, and this one has a view already")
+            raise ClientStateError("a stream can be read only once, and this one has a view already")
         self._viewed = True
         return View(self, decoder)
 
-    # What a view needs
+    # For a view
 
     async def receive(self) -> list[Payload] | None:
-        """Parts that have arrived, at least one; none at the end, and None when the stream was closed."""
+        """Return the parts that have arrived, at least one; none at the end, and None if the stream was closed."""
         parts = self._parts
         if parts is None:
             return None
         due = self._first_part_due
         if self._began:
-            # From when the reader waits: its own slowness is not the model's.
+            # Counted from when the reader waits: a slow reader is not a slow model.
             due = None if self._part_timeout is None else asyncio.get_running_loop().time() + self._part_timeout
         received = await (parts.receive() if due is None else self._within(due, parts.receive()))
         self._began = True
         return None if self._parts is None else received
 
     async def _within(self, due: float | None, work: Coroutine[Any, Any, R]) -> R:
-        """What a piece of work gives; when it takes until after ``due``, the stream is closed and an error raised."""
+        """Return the result of some work; at ``due``, close the stream and raise instead."""
         timer = asyncio.timeout_at(due)
         try:
             async with timer:
@@ -202,24 +193,24 @@ class PredictionStream:
             self.attempts = self._parts.attempts
         self.close()
         what, limit = ("next", self._part_timeout) if self._began else ("first", self._first_part_timeout)
-        raise self.placed(StreamTimeoutError(f"The {what} part of the stream did not come within {limit} s"))
+        raise self.located(StreamTimeoutError(f"the {what} part of the stream did not arrive within {limit} s"))
 
-    def placed(self, error: AiosmrtError) -> AiosmrtError:
-        """The error, with where it happened."""
-        error.operation = _OPERATION
+    def located(self, error: AiosmrtError) -> AiosmrtError:
+        """Attach operation, endpoint, request id and attempt count to an error."""
+        error.operation = INVOKE_ENDPOINT_WITH_RESPONSE_STREAM.name
         error.endpoint_name = self._params["EndpointName"]
         error.request_id = self.request_id
         error.attempts = self.attempts
         return error
 
 
-async def _nothing_more() -> bytes:
-    """In the place of the data once it is sent, so that it is not held as long as the answer is read."""
+async def _no_body() -> bytes:
+    """Replaces the body once it is sent, so that the data is not held while the answer is read."""
     return b""
 
 
 class _Whole:
-    """The decoder of those who want bytes."""
+    """The decoder of the `bytes` view."""
 
     failure = None
 
@@ -231,14 +222,14 @@ class _Whole:
 
 
 class View(Generic[T]):
-    """Iterates over what a stream's parts say; made by the methods of `PredictionStream`.
+    """Iterates over the items of a stream; made by the methods of `PredictionStream`.
 
-    Iterating raises `StreamTimeoutError` and what iterating over `aiosmrt.EventStream` raises. After an error the
-    stream is closed; what came before it has been handed out. The same after a cancelled ``anext``, such as by
-    `asyncio.wait_for`: reading on raises `ClientStateError`, because parts may be missing.
+    Iterating raises `StreamTimeoutError` and what iterating over `aiosmrt.EventStream` raises. Items before an error
+    come first; after it, the stream is closed. A cancelled ``anext``, such as by `asyncio.wait_for`, closes the stream
+    too: reading on raises `ClientStateError`, because parts may be missing.
     """
 
-    __slots__ = ("_decoder", "_given_up", "_items", "_over", "_reading", "_stream")
+    __slots__ = ("_cancelled", "_decoder", "_items", "_over", "_reading", "_stream")
 
     def __init__(self, stream: PredictionStream, decoder: StreamDecoder[T]) -> None:
         self._stream = stream
@@ -246,8 +237,8 @@ class View(Generic[T]):
         self._items: list[T] = []
         self._over = False
         self._reading = False
-        # A cancelled reader has lost parts: what is decoded after them would be wrong.
-        self._given_up = False
+        # A cancelled reader has lost parts: decoding later ones would give wrong items.
+        self._cancelled = False
 
     def __repr__(self) -> str:
         return f"<View of {self._stream!r} with {type(self._decoder).__name__}>"
@@ -261,22 +252,22 @@ class View(Generic[T]):
         return self._items.pop()
 
     async def _more(self) -> bool:
-        """Have at least one item, or raise; False at the end."""
+        """Get at least one item, or raise; return False at the end."""
         if self._reading:
             raise ClientStateError("another task is waiting for this view's next item")
-        if self._given_up:
+        if self._cancelled:
             raise ClientStateError("a read of this view was cancelled, which has closed the stream")
         if self._stream.left and not self._over:
-            # An end would look as if that were all.
-            raise ClientStateError("a stream is read inside its `async with` block")
+            # An end would look like the end of the answer.
+            raise ClientStateError("a stream can be read only inside its `async with` block")
         decoder = self._decoder
         self._reading = True
         try:
             while not self._over:
                 if (failure := decoder.failure) is not None:
-                    # Found behind the items that were handed out; there is nothing to wait for.
+                    # Found after the items that were returned before.
                     try:
-                        raise self._stream.placed(failure)
+                        raise self._stream.located(failure)
                     finally:
                         del failure
                 parts = await self._stream.receive()
@@ -286,15 +277,15 @@ class View(Generic[T]):
                 try:
                     items = decoder.feed(b"".join(parts)) if parts else decoder.finish()
                 except AiosmrtError as error:
-                    self._stream.placed(error)
+                    self._stream.located(error)
                     raise
                 if items:
-                    # in reverse, as in EventStream
+                    # In reverse, as in EventStream.
                     self._items = list(reversed(items))
                     return True
         except BaseException as error:
             self._over = True
-            self._given_up = not isinstance(error, Exception)
+            self._cancelled = not isinstance(error, Exception)
             self._stream.close()
             raise
         finally:

@@ -1,4 +1,4 @@
-"""NumPy's arrays: the NPY format and archives of it. NumPy is imported when one of the codecs is first used."""
+"""NumPy arrays: the NPY format and archives of it. NumPy is imported when one of the codecs is first used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from aiosmrt.errors import SerializationError
 from aiosmrt.serializers.codec import Codec, installed, parsed
-from aiosmrt.serializers.objects import SupportsRead, is_file, kind_of
+from aiosmrt.serializers.objects import SupportsRead, is_file, type_name
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -22,39 +22,38 @@ __all__ = ["NPY", "NPZ", "NPYCodec", "NPZCodec"]
 
 @dataclass(frozen=True, kw_only=True)
 class _NumPyBased(Codec):
-    """What NPY and NPZ have in common: making an array of an object, and writing it."""
+    """Makes an array of an object and writes it."""
 
     dtype: str | None = None
 
     def _option_faults(self) -> Iterable[str]:
         if self.dtype is not None and not isinstance(self.dtype, str):
-            yield f"dtype must be a name, such as 'float32', or None; got a {kind_of(self.dtype)}"
+            yield f"dtype must be the name of a type, such as 'float32', or None; got a {type_name(self.dtype)}"
 
     def _write(self, stream: IO[bytes], data: object, where: str) -> None:
         """Write an array in the NPY format."""
         array = self._array(data, where)
         if array.dtype.hasobject:
-            raise SerializationError(f"{where} makes an array of Python objects, which would have to be pickled")
+            raise SerializationError(f"{where} is an array of Python objects, which NPY would pickle")
         installed("numpy.lib.format", "numpy").write_array(stream, array, allow_pickle=False)
 
     def _array(self, data: object, where: str) -> NDArray[Any]:
         numpy = installed("numpy", "numpy")
         if isinstance(data, (str, bytes, bytearray)):
-            raise SerializationError(f"{where} is a {kind_of(data)}, not an array")
+            raise SerializationError(f"{where} must be an array; got a {type_name(data)}")
         if "numpy.ma" in sys.modules and isinstance(data, numpy.ma.MaskedArray):
             raise SerializationError(f"{where} is a masked array, whose mask NPY cannot express")
         try:
             array: NDArray[Any] = numpy.asarray(data, self.dtype)
             return array
         except (TypeError, ValueError, OverflowError):
-            fault = f"is a {kind_of(data)} that makes no array" + (
-                f" of {self.dtype}" if self.dtype is not None else ""
-            )
-        raise SerializationError(f"{where} {fault}")
+            target = "an array" if self.dtype is None else f"an array of {self.dtype}"
+            fault = f"{where} cannot be converted to {target}; got a {type_name(data)}"
+        raise SerializationError(fault)
 
 
 def _read_array(stream: IO[bytes]) -> NDArray[Any]:
-    """Read an array in the NPY format, and nothing behind it; NumPy's and zipfile's own errors are not caught."""
+    """Read an array in the NPY format, with nothing after it; NumPy's and zipfile's own errors are not caught."""
     array: NDArray[Any] = installed("numpy.lib.format", "numpy").read_array(stream, allow_pickle=False)
     if stream.read(1):  # at its end, a member of an archive checks its CRC
         raise ValueError
@@ -65,17 +64,17 @@ def _read_array(stream: IO[bytes]) -> NDArray[Any]:
 class NPYCodec(_NumPyBased):
     """A NumPy array in the NPY format.
 
-    Serializes arrays, what ``numpy.asarray`` makes arrays of (nested lists of numbers, for one), and open NPY files,
-    which are sent as they are.  Arrays of Python objects are refused, as NPY would pickle them, and masked arrays, as
-    it would forget the mask.  Deserializes to an array.  Needs the extra ``numpy``.
+    Serializes arrays, objects that ``numpy.asarray`` converts, such as nested lists of numbers, and open NPY files,
+    which are sent as they are. Refuses arrays of Python objects, which NPY would pickle, and masked arrays, whose mask
+    it would lose. Deserializes to an array. Needs the extra ``numpy``.
 
     Args:
-        dtype: the name of the type that arrays are sent in, such as ``"float32"``; None for the one that they have.
+        dtype: the name of the type to convert arrays to, such as ``"float32"``. Defaults to their own.
         content_type: the request's type.
-        accept: what the response shall be.
+        accept: the response's type.
 
     Raises:
-        ParamValidationError: a header cannot be one, or an option is of the wrong type.
+        ParamValidationError: a header is invalid, or an option has the wrong type.
 
     >>> body = NPYCodec(dtype="float32").serialize([[1, 2], [3, 4]])
     >>> NPY.deserialize(body, "application/x-npy")
@@ -92,7 +91,7 @@ class NPYCodec(_NumPyBased):
         """Write an array.
 
         Raises:
-            SerializationError: there is no array to be made of the object, or only one of Python objects.
+            SerializationError: the object cannot be converted to an array, or only to one of Python objects.
             ConfigurationError: NumPy is not installed.
         """
         if is_file(data):
@@ -105,7 +104,7 @@ class NPYCodec(_NumPyBased):
         """Read an array.
 
         Raises:
-            DeserializationError: the response is of another type, malformed, or has an array of Python objects.
+            DeserializationError: the response is of another type, malformed, or contains an array of Python objects.
             ConfigurationError: NumPy is not installed.
         """
         self._expect(content_type)
@@ -116,17 +115,17 @@ class NPYCodec(_NumPyBased):
 class NPZCodec(_NumPyBased):
     """NumPy arrays with names, in the NPZ format: a zip archive of NPY files.
 
-    Serializes a mapping from names to what `NPYCodec` serializes, files apart; equal arrays give equal bodies.
-    Deserializes to a dictionary of arrays.  Needs the extra ``numpy``.
+    Serializes a mapping from names to objects that `NPYCodec` takes, except files; equal arrays make equal bodies.
+    Deserializes to a dictionary of arrays. Needs the extra ``numpy``.
 
     Args:
         dtype: as for `NPYCodec`.
-        compress: whether the arrays are compressed, with Deflate.
+        compress: whether to compress the arrays with Deflate. Defaults to False.
         content_type: the request's type.
-        accept: what the response shall be.
+        accept: the response's type.
 
     Raises:
-        ParamValidationError: a header cannot be one, or an option is of the wrong type.
+        ParamValidationError: a header is invalid, or an option has the wrong type.
 
     >>> NPZ.deserialize(NPZ.serialize({"x": [1, 2], "y": [[0.5]]}), "application/x-npz")
     {'x': array([1, 2]), 'y': array([[0.5]])}
@@ -141,26 +140,26 @@ class NPZCodec(_NumPyBased):
     def _option_faults(self) -> Iterable[str]:
         yield from _NumPyBased._option_faults(self)
         if not isinstance(self.compress, bool):
-            yield f"compress must be True or False; got a {kind_of(self.compress)}"
+            yield f"compress must be True or False; got a {type_name(self.compress)}"
 
     def serialize(self, data: Mapping[str, ArrayLike], /) -> bytes:
         """Write arrays.
 
         Raises:
-            SerializationError: the object is no mapping, a name is no text that could name a file, or there is no array
-                to be made of a value, or only one of Python objects.
+            SerializationError: the object is not a mapping, a name cannot name a file, or a value cannot be converted
+                to an array, or only to one of Python objects.
             ConfigurationError: NumPy is not installed.
         """
         import zipfile
 
         if not isinstance(data, Mapping):
-            raise SerializationError(f"data is a {kind_of(data)}, not a mapping from names to arrays")
+            raise SerializationError(f"data must be a mapping from names to arrays; got a {type_name(data)}")
         body = io.BytesIO()
         with zipfile.ZipFile(body, "w") as archive:
             for number, (name, array) in enumerate(data.items()):
                 if not isinstance(name, str) or re.search("[\0\ud800-\udfff]", name):
-                    raise SerializationError(f"the name of data[{number}] cannot be a file's")
-                member = zipfile.ZipInfo(f"{name}.npy")  # of 1980, so that the clock is not in the body
+                    raise SerializationError(f"the name of data[{number}] cannot name a file")
+                member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, so that equal arrays make equal bodies
                 member.compress_type = zipfile.ZIP_DEFLATED if self.compress else zipfile.ZIP_STORED
                 with archive.open(member, "w") as stream:
                     self._write(stream, array, f"data[{number}]")
@@ -170,7 +169,7 @@ class NPZCodec(_NumPyBased):
         """Read arrays.
 
         Raises:
-            DeserializationError: the response is of another type, malformed, or has an array of Python objects.
+            DeserializationError: the response is of another type, malformed, or contains an array of Python objects.
             ConfigurationError: NumPy is not installed.
         """
         self._expect(content_type)
@@ -185,7 +184,7 @@ class NPZCodec(_NumPyBased):
                 with archive.open(member) as stream:
                     arrays[member.filename.removesuffix(".npy")] = parsed(
                         partial(_read_array, stream),
-                        f"an archive in the NPZ format: its file {number} is no array, or one of Python objects",
+                        f"an archive in the NPZ format: file {number} is not an array, or an array of Python objects",
                     )
         return arrays
 

@@ -1,4 +1,4 @@
-"""What every codec has: the two protocols, the two headers, the check of a response's type, and the charsets."""
+"""The base of all codecs: the two protocols, the two headers, the check of a response's type, and the charsets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiosmrt.errors import (
     ParamValidationError,
     SerializationError,
 )
-from aiosmrt.serializers.objects import SupportsRead, is_file, kind_of
+from aiosmrt.serializers.objects import SupportsRead, is_file, type_name
 
 __all__ = [
     "BYTE_ORDER_MARK",
@@ -34,7 +34,7 @@ Out_co = TypeVar("Out_co", covariant=True)
 
 
 class Serializer(Protocol[In_contra]):
-    """Makes request bodies of Python objects."""
+    """Makes request bodies from Python objects."""
 
     @property
     def content_type(self) -> str:
@@ -42,7 +42,7 @@ class Serializer(Protocol[In_contra]):
         ...
 
     def serialize(self, data: In_contra, /) -> bytes:
-        """Make a body of an object.
+        """Return the body for an object.
 
         Raises:
             SerializationError: the object cannot be expressed.
@@ -51,7 +51,7 @@ class Serializer(Protocol[In_contra]):
 
 
 class Deserializer(Protocol[Out_co]):
-    """Makes Python objects of response bodies."""
+    """Makes Python objects from response bodies."""
 
     @property
     def accept(self) -> str:
@@ -59,61 +59,61 @@ class Deserializer(Protocol[Out_co]):
         ...
 
     def deserialize(self, body: bytes, content_type: str, /) -> Out_co:
-        """Make an object of a body.
+        """Return the object for a body.
 
         Args:
             body: the whole body.
-            content_type: the response's ``Content-Type``; empty when it has none.
+            content_type: the response's ``Content-Type``; empty if it has none.
 
         Raises:
-            DeserializationError: the body is of another type, or malformed.
+            DeserializationError: the body has another type, or is malformed.
         """
         ...
 
 
-# Content types that say nothing; the second is S3's, where results of asynchronous inference come from.
+# Types that stand for any content; the last one is S3's, where results of asynchronous inference come from.
 _UNTYPED: Final = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 
 _CHARSET: Final = re.compile(r""";\s*charset\s*=\s*["']?([^"';,\s]+)""", re.IGNORECASE)
 
-# Encodings of Python's that are no charset of HTTP: one is quadratic, two warn about what they read.
+# Python encodings that are not HTTP charsets: one is quadratic, two warn about their input.
 _NO_CHARSETS: Final = frozenset({"idna", "punycode", "raw-unicode-escape", "unicode-escape"})
 
-# Headers whose meaning is remembered: an endpoint's responses have one or two.
+# How many parsed headers are kept: an endpoint's responses have one or two.
 _MAX_HEADERS: Final = 256
 
-# Some programs begin UTF-8 with it, as a signature; neither JSON nor a first field begins with it otherwise.
+# Some programs begin UTF-8 with it, as a signature; neither JSON nor a first field would.
 BYTE_ORDER_MARK: Final = "\ufeff"
 
 
 @lru_cache(_MAX_HEADERS)
 def _media_type(header: str) -> str:
-    """The type in a header, or in an item of one, without parameters and in lower case."""
+    """Return the type in a header, or in an item of one, without parameters and in lower case."""
     return header.partition(";")[0].partition(",")[0].strip().lower()
 
 
 @lru_cache(_MAX_HEADERS)
 def encoding_of(header: str) -> str | None:
-    """Python's name for the charset that a header has; UTF-8 where it has none, None for an unknown one."""
+    """Return Python's name for a header's charset: UTF-8 if it names none, None if the charset is unknown."""
     named = _CHARSET.search(header)
     if named is None:
         return "utf-8"
     try:
         encoding = codecs.lookup(named[1]).name
         " ".encode(encoding)
-    except (LookupError, ValueError):  # there is none, or it is not one from text to bytes
+    except (LookupError, ValueError):  # unknown, or not an encoding of text
         return None
     return None if encoding in _NO_CHARSETS else encoding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """The two headers, and the check of a response's type."""
+    """The two headers, the check of a response's type, and ready-made bodies."""
 
     content_type: str
     accept: str
 
-    # The response types that are read beside the untyped ones and those of `accept`, as a pattern.
+    # A pattern of the response types that are read besides general ones and those of `accept`.
     _kin: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ class Codec:
         return ()
 
     def _expect(self, content_type: str) -> None:
-        """Refuse a response that is clearly something else."""
+        """Refuse a response of another type."""
         found = _media_type(content_type)
         if content_type == self.accept or found in _UNTYPED or re.fullmatch(self._kin, found):
             return
@@ -144,7 +144,7 @@ class Codec:
     def _decode(self, body: bytes, content_type: str) -> str:
         encoding = encoding_of(content_type if _CHARSET.search(content_type) else self.accept)
         if encoding is None:
-            raise DeserializationError("the response is in a charset that Python does not know")
+            raise DeserializationError("the response is in an unknown charset")
         try:
             return body.decode(encoding)
         except UnicodeDecodeError as error:
@@ -160,7 +160,7 @@ class Codec:
         raise SerializationError(f"character {position} of {len(text)} cannot be expressed in {encoding}")
 
     def _ready_made(self, data: object) -> bytes | None:
-        """A body that is in the format already: text, bytes, or a file of either; None for anything else."""
+        """Return a body that is in the format already: text, bytes, or a file of either; None for other objects."""
         if is_file(data):
             return self._contents(data)
         if isinstance(data, str):
@@ -171,17 +171,21 @@ class Codec:
         fault = None
         try:
             contents: object = file.read()
-        except UnicodeDecodeError as error:  # which holds what was read
+        except UnicodeDecodeError as error:  # it holds what was read
             fault = f"is not in its encoding around byte {error.start}"
         else:
             if not is_file(contents) and (body := self._ready_made(contents)) is not None:
                 return body
-            fault = f"gave a {kind_of(contents)}, which is neither text nor bytes"
+            fault = f"must contain text or bytes; its read() returned a {type_name(contents)}"
         raise SerializationError(f"the file {fault}")
 
 
 def installed(module: str, extra: str) -> Any:
-    """Import what an extra installs."""
+    """Import a module that an extra installs.
+
+    Raises:
+        ConfigurationError: the module cannot be imported.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -194,16 +198,21 @@ _Parsed = TypeVar("_Parsed")
 
 
 def parsed(parse: Callable[[], _Parsed], what: str) -> _Parsed:
-    """What another library reads from a response.
+    """Return what another library reads from a response.
 
-    Malformed input ends in any of a dozen of their exceptions, whose messages quote names and values.
+    Args:
+        parse: reads it. Malformed input raises any of a dozen exceptions, whose messages quote names and values.
+        what: the expected format.
+
+    Raises:
+        DeserializationError: the library cannot read the response.
     """
     try:
         return parse()
     except AiosmrtError:
         raise
-    except MemoryError:  # as a rule a made-up length
-        fault = "says that it needs more memory than there is"
+    except MemoryError:  # usually a corrupt length
+        fault = "claims a size that exceeds the available memory"
     except Exception:
         fault = f"is not {what}"
     raise DeserializationError(f"the response {fault}")

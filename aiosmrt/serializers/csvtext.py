@@ -9,7 +9,7 @@ from typing import Final
 
 from aiosmrt.errors import DeserializationError, SerializationError
 from aiosmrt.serializers.codec import BYTE_ORDER_MARK, Codec
-from aiosmrt.serializers.objects import SupportsRead, is_listable, listed
+from aiosmrt.serializers.objects import SupportsRead, as_items, is_listable
 
 __all__ = ["CSV", "CSVCodec"]
 
@@ -17,7 +17,7 @@ _PLAIN: Final = frozenset({bool, float, int, str, type(None)})
 
 
 class _Rows(list[str]):
-    """What csv writes its rows into: one call for each, with the line's end."""
+    """Collects the rows that csv writes, one call for each, without their line ends."""
 
     def write(self, row: str) -> None:
         self.append(row.removesuffix("\r\n"))
@@ -28,22 +28,21 @@ class CSVCodec(Codec):
     r"""Comma-separated values (RFC 4180), without a header line.
 
     Serializes an iterable of rows or a single row, a row being an iterable of fields; NumPy arrays of one or two
-    dimensions; and text, bytes and open files, which are sent as they are.  If the first item is a row, they all are:
-    ``["a", "b"]`` is a row of two fields.  A field is what ``str`` makes of an object, and empty for None; NaN is
-    ``nan``.  Dictionaries and sets are refused, because they have no order of fields, and so are DataFrames, which
-    iterate over the names of their columns: send their ``to_csv(header=False, index=False)``.  Between rows is LF, and
-    after the last is none.
+    dimensions; and text, bytes and open files, which are sent as they are. If the first item is a row, all are:
+    ``["a", "b"]`` is a row of two fields. A field is written with ``str``; None is an empty field, NaN is ``nan``.
+    Refuses dictionaries and sets, whose fields have no order, and DataFrames, which iterate over the names of their
+    columns: send their ``to_csv(header=False, index=False)``. Rows are separated by LF, without one after the last.
 
-    Deserializes to a list of rows, each a list of ``str``; blank lines are skipped.  A field may be as long as
+    Deserializes to a list of rows, each a list of ``str``; blank lines are skipped. A field may be as long as
     ``csv.field_size_limit()`` allows.
 
     Args:
-        delimiter: what separates fields, a single character.
+        delimiter: the character between fields. Defaults to a comma.
         content_type: the request's type, such as ``"text/csv; label_size=0"``.
-        accept: what the response shall be; CSV by another name is read as well.
+        accept: the response's type; CSV by another name is read as well.
 
     Raises:
-        ParamValidationError: a header cannot be one, or the delimiter is not a character that could be one.
+        ParamValidationError: a header is invalid, or the delimiter is not a single character that can be one.
 
     >>> CSV.serialize([[1.5, "a"], [2, "b, c"]])
     b'1.5,a\n2,"b, c"'
@@ -54,7 +53,7 @@ class CSVCodec(Codec):
     >>> CSV.serialize([[1.5, 2], [b"3", 4]])
     Traceback (most recent call last):
         ...
-    aiosmrt.errors.SerializationError: data[1][0] is a bytes, which is not text for a field
+    aiosmrt.errors.SerializationError: data[1][0] must have a text form; got a bytes
     """
 
     delimiter: str = ","
@@ -65,33 +64,33 @@ class CSVCodec(Codec):
 
     def _option_faults(self) -> Iterable[str]:
         if not isinstance(self.delimiter, str) or len(self.delimiter) != 1 or self.delimiter in '"\r\n':
-            yield f"delimiter must be one character, and neither a quote nor a line's end; got {self.delimiter!r:.80}"
+            yield f"delimiter must be one character other than a quote, CR or LF; got {self.delimiter!r:.80}"
 
     def serialize(self, data: Iterable[object] | SupportsRead, /) -> bytes:
         """Write rows.
 
         Raises:
-            SerializationError: something is neither a row nor a field, or there are no rows or fields.
+            SerializationError: an item is neither a row nor a field, or there are no rows or fields.
         """
         if (body := self._ready_made(data)) is not None:
             return body
         import csv
 
-        items = listed(data, "data", "fields or rows")
+        items = as_items(data, "data", "fields or rows")
         if is_listable(items[0]):
-            rows = [listed(item, f"data[{number}]", "fields") for number, item in enumerate(items)]
-            places = [f"data[{number}]" for number in range(len(rows))]
+            rows = [as_items(item, f"data[{number}]", "fields") for number, item in enumerate(items)]
+            names = [f"data[{number}]" for number in range(len(rows))]
         else:
-            rows, places = [items], ["data"]
-        for row, where in zip(rows, places, strict=True):
+            rows, names = [items], ["data"]
+        for row, where in zip(rows, names, strict=True):
             _check_fields(row, where)
         written = _Rows()
-        # With this end of a line, csv quotes fields with either of its characters.
+        # With this line end, csv quotes fields that contain CR or LF.
         writer = csv.writer(written, delimiter=self.delimiter, lineterminator="\r\n")
         try:
             writer.writerows(rows)
         except ValueError:
-            fault = f"{places[len(written)]} has an integer of more digits than Python writes"
+            fault = f"{names[len(written)]} contains an integer with more digits than Python writes"
         else:
             return self._encode("\n".join(written))
         raise SerializationError(fault)
@@ -100,7 +99,7 @@ class CSVCodec(Codec):
         """Read rows.
 
         Raises:
-            DeserializationError: the response is of another type, or malformed.
+            DeserializationError: the response has another type, or is malformed.
         """
         self._expect(content_type)
         import csv
@@ -112,12 +111,12 @@ class CSVCodec(Codec):
         except csv.Error:
             line = reader.line_num
         raise DeserializationError(
-            f"the response is not CSV at line {line}, or has a field of more than {csv.field_size_limit()} characters"
+            f"the response is not CSV at line {line}, or a field exceeds {csv.field_size_limit()} characters"
         )
 
 
 def _check_fields(row: list[object], where: str) -> None:
-    """Refuse a row with an object in it whose ``str`` is not what anybody means to send."""
+    """Refuse a row that contains an object without a meaningful ``str``."""
     for kind in set(map(type, row)) - _PLAIN:
         if issubclass(kind, str):
             continue
@@ -127,7 +126,7 @@ def _check_fields(row: list[object], where: str) -> None:
             or (kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__)
         ):
             number = next(number for number, value in enumerate(row) if type(value) is kind)
-            raise SerializationError(f"{where}[{number}] is a {kind.__qualname__}, which is not text for a field")
+            raise SerializationError(f"{where}[{number}] must have a text form; got a {kind.__qualname__}")
 
 
 CSV: Final = CSVCodec()

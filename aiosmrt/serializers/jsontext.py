@@ -9,35 +9,35 @@ from typing import Any, Final
 
 from aiosmrt.errors import DeserializationError, SerializationError
 from aiosmrt.serializers.codec import BYTE_ORDER_MARK, Codec, encoding_of
-from aiosmrt.serializers.objects import SupportsRead, is_array, is_file, is_numpy_scalar, kind_of, listed
+from aiosmrt.serializers.objects import SupportsRead, as_items, is_array, is_file, is_numpy_scalar, type_name
 
 __all__ = ["JSON", "JSON_LINES", "JSONCodec", "JSONLinesCodec"]
 
-# The white space of JSON (RFC 8259, section 2), which is less than that of Python.
+# JSON's white space (RFC 8259, section 2), which is less than Python's.
 _BLANKS: Final = " \t\r\n"
 
-# Levels of containers that are searched for what is at fault.
+# How many levels of containers are searched for a fault.
 _MAX_SEARCHED: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class _JSONBased(Codec):
-    """What JSON and JSON Lines have in common: the options, and the search for what is at fault."""
+    """The options of JSON and JSON Lines, and the search for a fault."""
 
     default: Callable[[Any], object] | None = field(default=None, repr=False)
     allow_nan: bool = False
 
     def _option_faults(self) -> Iterable[str]:
         if self.default is not None and not callable(self.default):
-            yield f"default must be a function or None; got a {kind_of(self.default)}"
+            yield f"default must be a function or None; got a {type_name(self.default)}"
         if not isinstance(self.allow_nan, bool):
-            yield f"allow_nan must be True or False; got a {kind_of(self.allow_nan)}"
+            yield f"allow_nan must be True or False; got a {type_name(self.allow_nan)}"
 
     def _replace(self, value: Any) -> object:
-        """What is sent instead of an object that json does not know."""
+        """Return the object to send in place of one that json does not know."""
         if is_array(value) or is_numpy_scalar(value):
             plain: object = value.tolist()
-            if type(plain) is not type(value):  # as it is for a longdouble, which no Python type can hold
+            if type(plain) is not type(value):  # a longdouble is returned as it is: Python has no such type
                 return plain
         if self.default is None:
             raise TypeError
@@ -49,18 +49,17 @@ class _JSONBased(Codec):
         )
 
     def _lines(self, values: Iterable[object]) -> bytes | None:
-        """Each value on a line of its own; None when one of them cannot be expressed."""
+        """Return each value on a separate line; None if one of them cannot be expressed."""
         try:
             return "\n".join(map(self._dumps, values)).encode(encoding_of(self.content_type) or "utf-8")
         except MemoryError:
             raise
         except Exception:
-            # json's own errors, those of its encoders and whatever `default` raises; all of them may quote data, so
-            # what is at fault is looked for instead.
+            # Errors of json, of its encoders and of `default` may quote data, so `_fault` searches for the cause.
             return None
 
     def _fault(self, data: object) -> str:
-        """What is wrong, and where, with data that cannot be expressed."""
+        """Say what is wrong, and where, with data that cannot be expressed."""
         where = "data"
         for _ in range(_MAX_SEARCHED):
             items = _items(data)
@@ -75,24 +74,24 @@ class _JSONBased(Codec):
                     start = middle
             where += f"[{start}]"
             data = items[start]
-        return f"data contains itself, or is at fault more than {_MAX_SEARCHED} levels down"
+        return f"data contains itself, or has a fault more than {_MAX_SEARCHED} levels down"
 
     def _reason(self, data: object) -> str:
-        """What is wrong with an object whose items are in order."""
+        """Say what is wrong with an object whose items have no fault."""
         plain = data.tolist() if is_numpy_scalar(data) else data
         if isinstance(plain, float):
-            return "is NaN or infinite, which JSON does not have; allow_nan=True sends it all the same"
+            return "is NaN or infinite, which JSON lacks; allow_nan=True sends it anyway"
         if isinstance(plain, int):
-            return "is an integer of more digits than Python writes"
+            return "is an integer with more digits than Python writes"
         if isinstance(plain, str):
             return f"has a character that cannot be expressed in {encoding_of(self.content_type)}"
         if isinstance(data, dict):
             for number, key in enumerate(data):
                 if self._lines([{key: None}]) is None:
-                    return f"has a key that cannot be one in JSON: number {number}, a {kind_of(key)}"
+                    return f"has an invalid JSON key: number {number} is a {type_name(key)}"
         if self.default is None:
-            return f"is a {kind_of(data)}, which JSON does not have"
-        return f"is a {kind_of(data)}, for which default gives nothing that JSON has"
+            return f"is a {type_name(data)}, which JSON lacks"
+        return f"is a {type_name(data)}, for which default returned nothing that JSON can express"
 
     def _loads(self, text: str, line: int | None = None) -> Any:
         try:
@@ -102,12 +101,12 @@ class _JSONBased(Codec):
         except RecursionError:
             fault = "is nested too deeply"
         except ValueError:
-            fault = "has an integer of more digits than Python reads"
+            fault = "contains an integer with more digits than Python reads"
         raise DeserializationError(f"the response {fault}")
 
 
 def _items(data: object) -> list[object]:
-    """The parts of what json takes for a container, and of an array; none for all else."""
+    """Return the items of a container or an array; an empty list for other objects."""
     if isinstance(data, dict):
         return list(data.values())
     if is_array(data):
@@ -117,30 +116,31 @@ def _items(data: object) -> list[object]:
 
 @dataclass(frozen=True, kw_only=True)
 class JSONCodec(_JSONBased):
-    """JSON, the compact form of it, not escaped beyond need.
+    """JSON in compact form.
 
-    Serializes what `json` does (dictionaries, lists, tuples, text, numbers, True, False, None), NumPy's arrays as lists
-    and its scalars as numbers or text, and open files of JSON, which are sent as they are.  Deserializes to what `json`
-    gives.
+    Serializes the types of `json` (dictionaries, lists, tuples, text, numbers, True, False, None), NumPy arrays as
+    lists, NumPy scalars as numbers or text, and open files of JSON, which are sent as they are. Deserializes as `json`
+    does.
 
     Args:
         content_type: the request's type.
-        accept: what the response shall be. JSON by another name (``+json``) is read as well.
-        default: called for an object that neither `json` nor NumPy knows; gives one to send instead. It may be called
-            again for the same object to find out what is at fault. Its errors become a `SerializationError` that does
-            not quote them.
-        allow_nan: whether NaN and the infinities may be sent, as ``NaN``, ``Infinity`` and ``-Infinity``, which are not
-            JSON (RFC 8259, section 6), but which Python's json reads. In a response they are always read.
+        accept: the response's type. JSON by another name (``+json``) is read as well.
+        default: called for an object that neither `json` nor NumPy knows; returns one to send instead. It may be called
+            again for the same object to search for a fault. Its errors become a `SerializationError` that does not
+            quote them.
+        allow_nan: whether to send NaN and the infinities, as ``NaN``, ``Infinity`` and ``-Infinity``, which are not
+            JSON (RFC 8259, section 6) but which Python's json reads. Responses may always contain them. Defaults to
+            False.
 
     Raises:
-        ParamValidationError: a header cannot be one, or an option is of the wrong type.
+        ParamValidationError: a header is invalid, or an option has the wrong type.
 
     >>> JSON.serialize({"instances": [[1.5, 2], ["é", None]]}).decode()
     '{"instances":[[1.5,2],["é",null]]}'
     >>> JSON.serialize({"instances": [[1.5, float("nan")]]})
     Traceback (most recent call last):
         ...
-    aiosmrt.errors.SerializationError: data[0][0][1] is NaN or infinite, which JSON does not have; ...
+    aiosmrt.errors.SerializationError: data[0][0][1] is NaN or infinite, which JSON lacks; ...
     >>> JSONCodec(default=str).serialize(1j)
     b'"1j"'
     >>> JSON.deserialize(b"<h1>Bad Gateway</h1>", "text/html")
@@ -158,7 +158,7 @@ class JSONCodec(_JSONBased):
         """Write JSON.
 
         Raises:
-            SerializationError: something in the object is not JSON.
+            SerializationError: the object cannot be expressed in JSON.
         """
         if is_file(data):
             return self._contents(data)
@@ -171,12 +171,12 @@ class JSONCodec(_JSONBased):
         """Read JSON.
 
         Raises:
-            DeserializationError: the response is of another type, empty, or malformed.
+            DeserializationError: the response has another type, is empty, or is malformed.
         """
         self._expect(content_type)
         text = self._decode(body, content_type).removeprefix(BYTE_ORDER_MARK)
         if not text:
-            raise DeserializationError("the response is empty, and no JSON")
+            raise DeserializationError("expected JSON, got an empty response")
         return self._loads(text)
 
 
@@ -184,18 +184,18 @@ class JSONCodec(_JSONBased):
 class JSONLinesCodec(_JSONBased):
     """JSON Lines (https://jsonlines.org): a JSON value on every line.
 
-    Serializes an iterable of what `JSONCodec` serializes, NumPy arrays by their first axis; text, bytes and open files
-    are sent as they are.  Dictionaries and sets are refused: neither is a sequence of values.  Between values is LF,
-    and after the last is none.  Deserializes to a list; blank lines are skipped.
+    Serializes an iterable of values that `JSONCodec` takes, NumPy arrays along their first axis; text, bytes and open
+    files are sent as they are. Refuses dictionaries and sets, which are not sequences of values. Values are separated
+    by LF, without one after the last. Deserializes to a list; blank lines are skipped.
 
     Args:
         content_type: the request's type.
-        accept: what the response shall be; JSON Lines by another name is read as well.
+        accept: the response's type; JSON Lines by another name is read as well.
         default: as for `JSONCodec`.
         allow_nan: as for `JSONCodec`.
 
     Raises:
-        ParamValidationError: a header cannot be one, or an option is of the wrong type.
+        ParamValidationError: a header is invalid, or an option has the wrong type.
 
     >>> JSON_LINES.serialize({"text": word} for word in ("a", "b"))
     b'{"text":"a"}\\n{"text":"b"}'
@@ -212,11 +212,11 @@ class JSONLinesCodec(_JSONBased):
         """Write a line for each value.
 
         Raises:
-            SerializationError: something in a value is not JSON, or there are no values.
+            SerializationError: a value cannot be expressed in JSON, or there are no values.
         """
         if (body := self._ready_made(data)) is not None:
             return body
-        values = listed(data, "data", "values")
+        values = as_items(data, "data", "values")
         body = self._lines(values)
         if body is None:
             raise SerializationError(self._fault(values))
@@ -226,7 +226,7 @@ class JSONLinesCodec(_JSONBased):
         """Read a value from each line.
 
         Raises:
-            DeserializationError: the response is of another type, or a line is not JSON.
+            DeserializationError: the response has another type, or a line is not JSON.
         """
         self._expect(content_type)
         lines = self._decode(body, content_type).removeprefix(BYTE_ORDER_MARK).split("\n")

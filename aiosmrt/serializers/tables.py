@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, TypeA
 
 from aiosmrt.errors import SerializationError
 from aiosmrt.serializers.codec import Codec, installed, parsed
-from aiosmrt.serializers.objects import kind_of
+from aiosmrt.serializers.objects import type_name
 
 if TYPE_CHECKING:
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
@@ -17,18 +17,18 @@ __all__ = ["ARROW", "PARQUET", "ArrowCodec", "ParquetCodec", "SupportsArrowArray
 
 
 class SupportsArrowStream(Protocol):
-    """What has the Arrow PyCapsule interface for streams: tables of pyarrow, pandas, polars and others."""
+    """An object with the Arrow PyCapsule interface for streams, such as a table of pyarrow, pandas or polars."""
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        """An ``ArrowArrayStream`` in a capsule."""
+        """Return an ``ArrowArrayStream`` in a capsule."""
         ...
 
 
 class SupportsArrowArray(Protocol):
-    """What has the Arrow PyCapsule interface for arrays: pyarrow's record batches, for one."""
+    """An object with the Arrow PyCapsule interface for arrays, such as a pyarrow record batch."""
 
     def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
-        """An ``ArrowSchema`` and an ``ArrowArray`` in capsules."""
+        """Return an ``ArrowSchema`` and an ``ArrowArray`` in capsules."""
         ...
 
 
@@ -37,7 +37,7 @@ ArrowTable: TypeAlias = SupportsArrowStream | SupportsArrowArray | Mapping[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class _ArrowBased(Codec):
-    """What Arrow and Parquet have in common: making a table of an object, and having it written."""
+    """Makes a table of an object and has it written and read."""
 
     compression: str | None = None
 
@@ -49,7 +49,7 @@ class _ArrowBased(Codec):
             yield f"compression must be one of {allowed}; got {self.compression!r:.80}"
 
     def _written(self, data: ArrowTable, write: Callable[[pyarrow.Table, Any], object]) -> bytes:
-        """Have a table written into a sink of pyarrow's."""
+        """Have a table written into a pyarrow sink."""
         table = _table(data)
         pa = installed("pyarrow", "arrow")
         sink = pa.BufferOutputStream()
@@ -58,12 +58,12 @@ class _ArrowBased(Codec):
             body: bytes = sink.getvalue().to_pybytes()
             return body
         except _arrow_faults():
-            fault = "data has a column of a type that the format does not have"
+            fault = "data has a column of a type that the format lacks"
         raise SerializationError(fault)
 
 
 def _arrow_faults() -> tuple[type[Exception], ...]:
-    """What pyarrow raises; the messages quote names and values."""
+    """Return the exceptions that pyarrow raises; their messages quote names and values."""
     return (installed("pyarrow", "arrow").ArrowException, OSError, OverflowError, TypeError, ValueError)
 
 
@@ -72,16 +72,14 @@ def _table(data: ArrowTable) -> pyarrow.Table:
     if isinstance(data, pa.Table):
         return data
     if not any((isinstance(data, Mapping), hasattr(data, "__arrow_c_stream__"), hasattr(data, "__arrow_c_array__"))):
-        raise SerializationError(f"data is a {kind_of(data)}, not a table")
-    fault = "data gives no table"
+        raise SerializationError(f"data must be a table; got a {type_name(data)}")
+    fault = f"data cannot be converted to a table; got a {type_name(data)}"
     try:
         if not isinstance(data, Mapping):
             return pa.table(data)
         columns = {}
         for number, (name, values) in enumerate(data.items()):
-            fault = (
-                f"data[{number}] makes no column: its name is not text, or its values are not of one type of Arrow's"
-            )
+            fault = f"data[{number}] cannot be a column: its name is not text, or its values have different Arrow types"
             columns[name] = pa.table({name: values}).column(0)
         fault = "data has columns of different lengths"
         return pa.table(columns)
@@ -94,18 +92,18 @@ def _table(data: ArrowTable) -> pyarrow.Table:
 class ArrowCodec(_ArrowBased):
     """A table as an Arrow IPC stream (https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format).
 
-    Serializes a ``pyarrow.Table``, a ``RecordBatch``, a ``RecordBatchReader``, the DataFrames that have the Arrow
-    PyCapsule interface (pandas from 2.2, polars from 1.3), and a mapping from names to columns.  Deserializes to a
-    ``pyarrow.Table``, which is validated, as what is read from a table that was not may lie outside of its memory.
-    Needs the extra ``arrow``.
+    Serializes a ``pyarrow.Table``, a ``RecordBatch``, a ``RecordBatchReader``, a DataFrame with the Arrow PyCapsule
+    interface (pandas from 2.2, polars from 1.3), and a mapping from names to columns. Deserializes to a
+    ``pyarrow.Table``, which is validated: reading a malformed one could read outside its memory. Needs the extra
+    ``arrow``.
 
     Args:
-        compression: how columns are compressed; None for not at all.
-        content_type: the request's type, the registered one as it stands.
-        accept: what the response shall be.
+        compression: how to compress columns. Defaults to None, no compression.
+        content_type: the request's type. Defaults to the registered one.
+        accept: the response's type.
 
     Raises:
-        ParamValidationError: a header cannot be one, or there is no such compression.
+        ParamValidationError: a header is invalid, or the compression is unknown.
 
     >>> table = ARROW.deserialize(ARROW.serialize({"age": [29, 31]}), "application/vnd.apache.arrow.stream")
     >>> table.to_pydict()
@@ -123,7 +121,7 @@ class ArrowCodec(_ArrowBased):
         """Write a table.
 
         Raises:
-            SerializationError: there is no table to be made of the object.
+            SerializationError: the object cannot be converted to a table.
             ConfigurationError: pyarrow is not installed.
         """
         return self._written(data, self._write_stream)
@@ -137,7 +135,7 @@ class ArrowCodec(_ArrowBased):
         """Read a table.
 
         Raises:
-            DeserializationError: the response is of another type, or malformed.
+            DeserializationError: the response has another type, or is malformed.
             ConfigurationError: pyarrow is not installed.
         """
         self._expect(content_type)
@@ -154,16 +152,17 @@ class ArrowCodec(_ArrowBased):
 class ParquetCodec(_ArrowBased):
     """A table as a Parquet file.
 
-    Serializes what `ArrowCodec` does.  Deserializes to a ``pyarrow.Table``, validated; types that Parquet does not have
-    come back as the nearest one that it has.  Needs the extra ``arrow``.
+    Serializes what `ArrowCodec` does. Deserializes to a ``pyarrow.Table``, validated; types that Parquet lacks come
+    back as the nearest one that it has. Needs the extra ``arrow``.
 
     Args:
-        compression: how columns are compressed; None for not at all.
-        content_type: the request's type; SageMaker's own, not the registered ``application/vnd.apache.parquet``.
-        accept: what the response shall be; the registered type is read as well.
+        compression: how to compress columns; None for no compression. Defaults to ``"snappy"``.
+        content_type: the request's type. Defaults to SageMaker's, not the registered
+            ``application/vnd.apache.parquet``.
+        accept: the response's type; the registered one is read as well.
 
     Raises:
-        ParamValidationError: a header cannot be one, or there is no such compression.
+        ParamValidationError: a header is invalid, or the compression is unknown.
 
     >>> PARQUET.deserialize(PARQUET.serialize({"age": [29, 31]}), "application/x-parquet").to_pydict()
     {'age': [29, 31]}
@@ -180,7 +179,7 @@ class ParquetCodec(_ArrowBased):
         """Write a table.
 
         Raises:
-            SerializationError: there is no table to be made of the object, or Parquet cannot express it.
+            SerializationError: the object cannot be converted to a table, or Parquet cannot express it.
             ConfigurationError: pyarrow is not installed.
         """
         return self._written(data, self._write_file)
@@ -192,7 +191,7 @@ class ParquetCodec(_ArrowBased):
         """Read a table.
 
         Raises:
-            DeserializationError: the response is of another type, or malformed.
+            DeserializationError: the response has another type, or is malformed.
             ConfigurationError: pyarrow is not installed.
         """
         self._expect(content_type)

@@ -1,4 +1,4 @@
-"""Text and bytes as they are."""
+"""Text and bytes, sent and read as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 from aiosmrt.errors import SerializationError
 from aiosmrt.serializers.codec import Codec
-from aiosmrt.serializers.objects import kind_of
+from aiosmrt.serializers.objects import type_name
 
 __all__ = ["BYTES", "TEXT", "BytesCodec", "TextCodec"]
 
@@ -18,14 +18,14 @@ BytesLike: TypeAlias = bytes | bytearray | memoryview
 class TextCodec(Codec):
     """Text as it is.
 
-    Serializes ``str``.  Deserializes to ``str`` what is text by its type, JSON and XML included.
+    Serializes ``str``. Deserializes text types, including JSON and XML, to ``str``.
 
     Args:
-        content_type: the request's type; a ``charset`` parameter decides how text is encoded, UTF-8 without one.
-        accept: what the response shall be; a ``charset`` parameter is for responses that name none themselves.
+        content_type: the request's type; its ``charset`` parameter decides how text is encoded. Defaults to UTF-8.
+        accept: the response's type; its ``charset`` parameter applies to responses that name none.
 
     Raises:
-        ParamValidationError: a header cannot be one, or names a charset that Python does not know.
+        ParamValidationError: a header is invalid, or names an unknown charset.
 
     >>> TEXT.serialize("naïve")
     b'na\\xc3\\xafve'
@@ -44,17 +44,17 @@ class TextCodec(Codec):
         """Encode text.
 
         Raises:
-            SerializationError: it is no ``str``, or the charset lacks one of its characters.
+            SerializationError: the object is not a ``str``, or the charset lacks one of its characters.
         """
         if not isinstance(data, str):
-            raise SerializationError(f"data is a {kind_of(data)}, not text")
+            raise SerializationError(f"data must be a str; got a {type_name(data)}")
         return self._encode(data)
 
     def deserialize(self, body: bytes, content_type: str, /) -> str:
         """Decode text.
 
         Raises:
-            DeserializationError: the response is no text by its type, or not in its charset.
+            DeserializationError: the response is not a text type, or not in its charset.
         """
         self._expect(content_type)
         return self._decode(body, content_type)
@@ -62,16 +62,16 @@ class TextCodec(Codec):
 
 @dataclass(frozen=True, kw_only=True)
 class BytesCodec(Codec):
-    """Bytes as they are: the body is made elsewhere.
+    """Bytes as they are, for bodies that are made elsewhere.
 
-    Serializes ``bytes``, ``bytearray`` and ``memoryview``.  Deserializes every response to ``bytes``.
+    Serializes ``bytes``, ``bytearray`` and ``memoryview``. Deserializes every response to ``bytes``.
 
     Args:
         content_type: the request's type, such as ``"application/x-image"``.
-        accept: what the response shall be; any other is given as well.
+        accept: the response's type; any other is read as well.
 
     Raises:
-        ParamValidationError: a header cannot be one.
+        ParamValidationError: a header is invalid.
 
     >>> BytesCodec(content_type="application/x-image").serialize(memoryview(b"GIF89a"))
     b'GIF89a'
@@ -81,17 +81,17 @@ class BytesCodec(Codec):
     accept: str = "*/*"
 
     def serialize(self, data: BytesLike, /) -> bytes:
-        """Give the bytes.
+        """Return the bytes.
 
         Raises:
-            SerializationError: there are none; text is for `TEXT`.
+            SerializationError: the object is not bytes; `TEXT` takes text.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise SerializationError(f"data is a {kind_of(data)}, not bytes")
+            raise SerializationError(f"data must be bytes; got a {type_name(data)}")
         return bytes(data)
 
     def deserialize(self, body: bytes, content_type: str, /) -> bytes:
-        """Give the body."""
+        """Return the body."""
         return body
 
 

@@ -550,7 +550,7 @@ async def test_a_call_that_cancels_its_own_task_ends_the_map(serve: Serve, given
         found, failure = await read_out(results)
     assert [result.value for result in found] == [0, None]
     assert isinstance(found[1].error, ClientStateError)
-    assert "the call was cancelled by something in it" in str(found[1].error)
+    assert "the call was cancelled from inside" in str(found[1].error)
     assert isinstance(failure, ClientStateError)
 
 

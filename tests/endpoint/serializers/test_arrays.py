@@ -78,13 +78,13 @@ def test_arrays_are_sent_in_the_type_that_was_asked_for() -> None:
 
 
 NO_ARRAYS: list[tuple[Any, str]] = [
-    (np.array([1, None]), "makes an array of Python objects, which would have to be pickled"),
-    ([1, {"a": 2}], "makes an array of Python objects, which would have to be pickled"),
-    ({"a": 1}, "makes an array of Python objects, which would have to be pickled"),
-    (np.zeros(2, [("a", "O"), ("b", "i4")]), "makes an array of Python objects, which would have to be pickled"),
-    ([[1, 2], [3]], "is a list that makes no array"),
-    ("text", "is a str, not an array"),
-    (b"\x93NUMPY", "is a bytes, not an array"),
+    (np.array([1, None]), "is an array of Python objects, which NPY would pickle"),
+    ([1, {"a": 2}], "is an array of Python objects, which NPY would pickle"),
+    ({"a": 1}, "is an array of Python objects, which NPY would pickle"),
+    (np.zeros(2, [("a", "O"), ("b", "i4")]), "is an array of Python objects, which NPY would pickle"),
+    ([[1, 2], [3]], "cannot be converted to an array; got a list"),
+    ("text", "must be an array; got a str"),
+    (b"\x93NUMPY", "must be an array; got a bytes"),
     (np.ma.masked_array([1, 2], [False, True]), "is a masked array, whose mask NPY cannot express"),
 ]
 
@@ -96,19 +96,19 @@ def test_what_makes_no_array_is_told_with_its_place(data: Any, said: str) -> Non
 
 
 def test_a_type_that_arrays_cannot_have_is_named() -> None:
-    assert refused(["a"], NPYCodec(dtype="float32")) == "data is a list that makes no array of float32"
-    assert refused([1], NPYCodec(dtype="flaot32")) == "data is a list that makes no array of flaot32"
-    assert refused([2**70], NPYCodec(dtype="int8")) == "data is a list that makes no array of int8"
+    assert refused(["a"], NPYCodec(dtype="float32")) == "data cannot be converted to an array of float32; got a list"
+    assert refused([1], NPYCodec(dtype="flaot32")) == "data cannot be converted to an array of flaot32; got a list"
+    assert refused([2**70], NPYCodec(dtype="int8")) == "data cannot be converted to an array of int8; got a list"
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ([1, 2], "data is a list, not a mapping from names to arrays"),
-        (np.arange(3), "data is a ndarray, not a mapping from names to arrays"),
-        ({1: [1]}, "the name of data[0] cannot be a file's"),
-        ({"a": [1], "b\0c": [1]}, "the name of data[1] cannot be a file's"),
-        ({"\ud800": [1]}, "the name of data[0] cannot be a file's"),
+        ([1, 2], "data must be a mapping from names to arrays; got a list"),
+        (np.arange(3), "data must be a mapping from names to arrays; got a ndarray"),
+        ({1: [1]}, "the name of data[0] cannot name a file"),
+        ({"a": [1], "b\0c": [1]}, "the name of data[1] cannot name a file"),
+        ({"\ud800": [1]}, "the name of data[0] cannot name a file"),
     ],
 )
 def test_npz_takes_names_and_arrays(data: Any, said: str) -> None:
@@ -132,7 +132,7 @@ def test_pickles_are_not_loaded(tmp_path: Path) -> None:
     np.save(saved, array, allow_pickle=True)
     np.savez(archived, x=array)
     assert "without Python objects" in unreadable(saved.getvalue(), NPY)
-    assert "its file 0 is no array, or one of Python objects" in unreadable(archived.getvalue(), NPZ)
+    assert "file 0 is not an array, or an array of Python objects" in unreadable(archived.getvalue(), NPZ)
     assert "without Python objects" in unreadable(pickle.dumps(array), NPY)
     assert not sprung.exists()
     np.load(io.BytesIO(saved.getvalue()), allow_pickle=True)
@@ -157,7 +157,7 @@ def test_an_archive_that_is_damaged_is_an_error() -> None:
     assert "the response is not an archive" in unreadable(NPY.serialize([1]), NPZ)
     place = body.index(np.arange(10).tobytes()) + 8
     flipped = body[:place] + b"\x07" + body[place + 1 :]
-    assert "its file 0 is no array" in unreadable(flipped, NPZ)
+    assert "file 0 is not an array" in unreadable(flipped, NPZ)
 
 
 def test_an_archive_of_other_files_is_refused() -> None:
@@ -165,4 +165,4 @@ def test_an_archive_of_other_files_is_refused() -> None:
     with zipfile.ZipFile(written, "w") as archive:
         archive.writestr("x.npy", NPY.serialize([1]))
         archive.writestr("readme.txt", "text")
-    assert "its file 1 is no array" in unreadable(written.getvalue(), NPZ)
+    assert "file 1 is not an array" in unreadable(written.getvalue(), NPZ)

@@ -26,7 +26,7 @@ LATER = {*EXTRAS, "csv", "zipfile"}
     ("statement", "loaded"),
     [
         ("pass", set()),
-        ("s.JSON.deserialize(s.JSON.serialize({'a': [1.5]}), ''); s.weight([1, object()])", set()),
+        ("s.JSON.deserialize(s.JSON.serialize({'a': [1.5]}), ''); s.estimated_size([1, object()])", set()),
         (
             "s.JSON_LINES.deserialize(s.JSON_LINES.serialize([1]), ''); s.TEXT.serialize('a'); s.BYTES.serialize(b'')",
             set(),

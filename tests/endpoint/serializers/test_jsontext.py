@@ -56,21 +56,21 @@ def test_json_of_other_objects(data: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({1, 2}, "data is a set, which JSON does not have"),
-        ({"a": [0, {"b": [1, b"x"]}]}, "data[0][1][0][1] is a bytes, which JSON does not have"),
+        ({1, 2}, "data is a set, which JSON lacks"),
+        ({"a": [0, {"b": [1, b"x"]}]}, "data[0][1][0][1] is a bytes, which JSON lacks"),
         ([[1.0, 2.0], [3.0, math.nan]], "data[1][1] is NaN or infinite"),
         ({"scores": np.array([[0.0, math.inf]])}, "data[0][0][1] is NaN or infinite"),
         ([np.float32("nan")], "data[0] is NaN or infinite"),
-        ([1, np.datetime64("2020-01-01")], "data[1] is a datetime64, which JSON does not have"),
-        ([1, np.longdouble(1)], "data[1] is a longdouble, which JSON does not have"),
-        (np.array([1, 1j]), "data[0] is a complex, which JSON does not have"),
-        ([{"a": 1, (1, 2): 3}], "data[0] has a key that cannot be one in JSON: number 1, a tuple"),
-        ({"a\ud800": 1}, "data has a key that cannot be one in JSON: number 0, a str"),
+        ([1, np.datetime64("2020-01-01")], "data[1] is a datetime64, which JSON lacks"),
+        ([1, np.longdouble(1)], "data[1] is a longdouble, which JSON lacks"),
+        (np.array([1, 1j]), "data[0] is a complex, which JSON lacks"),
+        ([{"a": 1, (1, 2): 3}], "data[0] has an invalid JSON key: number 1 is a tuple"),
+        ({"a\ud800": 1}, "data has an invalid JSON key: number 0 is a str"),
         (["a", "\ud800"], "data[1] has a character that cannot be expressed in utf-8"),
-        ([0, 10**5000], "data[1] is an integer of more digits than Python writes"),
-        (CIRCLE, "data contains itself, or is at fault more than 100 levels down"),
-        (Color.RED, "data is a Color, which JSON does not have"),
-        ((i for i in range(3)), "data is a generator, which JSON does not have"),
+        ([0, 10**5000], "data[1] is an integer with more digits than Python writes"),
+        (CIRCLE, "data contains itself, or has a fault more than 100 levels down"),
+        (Color.RED, "data is a Color, which JSON lacks"),
+        ((i for i in range(3)), "data is a generator, which JSON lacks"),
     ],
 )
 def test_json_says_what_is_at_fault_and_where(data: Any, said: str) -> None:
@@ -79,7 +79,7 @@ def test_json_says_what_is_at_fault_and_where(data: Any, said: str) -> None:
 
 def test_json_of_any_depth_is_written_or_refused() -> None:
     assert JSON.serialize(nested(90, 1)) == b"[" * 90 + b"1" + b"]" * 90
-    assert refused(nested(90, {1})) == f"data{'[0]' * 90} is a set, which JSON does not have"
+    assert refused(nested(90, {1})) == f"data{'[0]' * 90} is a set, which JSON lacks"
     assert "more than 100 levels down" in refused(nested(100_000, 1))
     assert "nested too deeply" in unreadable(b"[" * 200_000)
 
@@ -118,7 +118,7 @@ def test_default_is_asked_for_what_json_and_numpy_do_not_know() -> None:
 )
 def test_a_default_that_does_not_help_is_told(default: Callable[[Any], object]) -> None:
     said = refused([1, Color.RED], JSONCodec(default=default))
-    assert said == "data[1] is a Color, for which default gives nothing that JSON has"
+    assert said == "data[1] is a Color, for which default returned nothing that JSON can express"
 
 
 class Moody:
@@ -136,18 +136,18 @@ class Moody:
 
 def test_a_default_that_helps_the_second_time_only_does_not_confuse() -> None:
     assert refused({"a": Color.RED}, JSONCodec(default=Moody())) == (
-        "data is a dict, for which default gives nothing that JSON has"
+        "data is a dict, for which default returned nothing that JSON can express"
     )
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "the response is empty, and no JSON"),
+        (b"", "expected JSON, got an empty response"),
         (b"  ", "the response is not JSON at line 1, column 3"),
         (b'{"a": 1,\n "b": }', "the response is not JSON at line 2, column 7"),
         (b"[1] [2]", "the response is not JSON at line 1, column 5"),
-        (b"1" * 5000, "the response has an integer of more digits than Python reads"),
+        (b"1" * 5000, "the response contains an integer with more digits than Python reads"),
     ],
 )
 def test_what_is_not_json_is_told_by_its_place(body: bytes, said: str) -> None:
@@ -184,13 +184,13 @@ def test_json_lines_of_other_objects(data: Any, expected: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ([], "data has no values"),
-        ({"a": 1}, "data is a dict, not an iterable of values"),
-        ({1, 2}, "data is a set, not an iterable of values"),
-        (7, "data is a int, not an iterable of values"),
-        (np.float64(7), "data is a float64, not an iterable of values"),
-        (np.array(7), "data is a ndarray, not an iterable of values"),
-        ([1, {"a": {2}}], "data[1][0] is a set, which JSON does not have"),
+        ([], "data must have values; got an empty list"),
+        ({"a": 1}, "data must be an ordered iterable of values; got a dict"),
+        ({1, 2}, "data must be an ordered iterable of values; got a set"),
+        (7, "data must be an ordered iterable of values; got a int"),
+        (np.float64(7), "data must be an ordered iterable of values; got a float64"),
+        (np.array(7), "data must be an ordered iterable of values; got a ndarray"),
+        ([1, {"a": {2}}], "data[1][0] is a set, which JSON lacks"),
         ([1, math.nan], "data[1] is NaN or infinite"),
     ],
 )

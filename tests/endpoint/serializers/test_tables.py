@@ -100,15 +100,15 @@ def test_what_can_be_read_once_is_read_once(codec: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ([[1, 2]], "data is a list, not a table"),
-        (b"bytes", "data is a bytes, not a table"),
-        ({"a": [1], "b": [1, "x"]}, "data[1] makes no column"),
-        ({"a": [1], 2: [1]}, "data[1] makes no column"),
-        ({"a": [10**30]}, "data[0] makes no column"),
-        ({"a": ["\ud800"]}, "data[0] makes no column"),
-        ({"\ud800": [1]}, "data[0] makes no column"),
-        ({"a": np.zeros((2, 2))}, "data[0] makes no column"),
-        ({"a": 7}, "data[0] makes no column"),
+        ([[1, 2]], "data must be a table; got a list"),
+        (b"bytes", "data must be a table; got a bytes"),
+        ({"a": [1], "b": [1, "x"]}, "data[1] cannot be a column"),
+        ({"a": [1], 2: [1]}, "data[1] cannot be a column"),
+        ({"a": [10**30]}, "data[0] cannot be a column"),
+        ({"a": ["\ud800"]}, "data[0] cannot be a column"),
+        ({"\ud800": [1]}, "data[0] cannot be a column"),
+        ({"a": np.zeros((2, 2))}, "data[0] cannot be a column"),
+        ({"a": 7}, "data[0] cannot be a column"),
         ({"a": [1], "b": [1, 2]}, "data has columns of different lengths"),
     ],
 )
@@ -118,7 +118,7 @@ def test_what_makes_no_table_is_told_with_its_place(codec: Any, data: Any, said:
 
 def test_what_parquet_cannot_express_is_refused() -> None:
     table = pa.table({"a": pa.array([None], pa.month_day_nano_interval())})
-    assert "a type that the format does not have" in refused(table, PARQUET)
+    assert "a type that the format lacks" in refused(table, PARQUET)
     assert ARROW.deserialize(ARROW.serialize(table), "").equals(table)
 
 

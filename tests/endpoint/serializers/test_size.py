@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosmrt.serializers import ARROW, BYTES, CSV, JSON, JSON_LINES, NPY, NPZ, OFF_LOOP_BYTES, TEXT, weight
+from aiosmrt.serializers import ARROW, BYTES, CSV, JSON, JSON_LINES, NPY, NPZ, OFF_LOOP_BYTES, TEXT, estimated_size
 from tests.endpoint.serializers.samples import CIRCLE, JSON_VALUES, TABLE, Color, Frame, nested
 
 
@@ -57,7 +57,7 @@ def test_weighing_looks_at_a_few_items_however_many_there_are(lengths: tuple[int
         data = Counting([data] * length)
         size = size * length + 3
     Counting.looked_at = 0
-    assert size / 2 <= weight(data) <= size * 2
+    assert size / 2 <= estimated_size(data) <= size * 2
     assert 0 < Counting.looked_at < 3000
 
 
@@ -65,7 +65,7 @@ def test_weighing_looks_at_a_few_items_however_many_there_are(lengths: tuple[int
 @pytest.mark.parametrize("number", [0.5, 50_000, True])
 def test_few_of_a_list_of_numbers_are_looked_at(number: float, length: int) -> None:
     Counting.looked_at = 0
-    assert weight({"inputs": Counting([number] * length)}) > length
+    assert estimated_size({"inputs": Counting([number] * length)}) > length
     assert Counting.looked_at < 20
 
 
@@ -93,20 +93,20 @@ LARGE = "x" * 10**6
 )
 @pytest.mark.parametrize("others", [0, 1, 15, 16, 40, 255, 600, 5000])
 def test_the_last_item_is_looked_at(others: int, last: object) -> None:
-    assert weight({"messages": [SHORT] * others + [last], "stream": True}) > OFF_LOOP_BYTES
-    assert weight((*[SHORT] * others, last)) > OFF_LOOP_BYTES
-    assert weight(dict.fromkeys(range(others), SHORT) | {-1: last}) > OFF_LOOP_BYTES
-    assert weight([SHORT] * (others + 1)) < OFF_LOOP_BYTES
+    assert estimated_size({"messages": [SHORT] * others + [last], "stream": True}) > OFF_LOOP_BYTES
+    assert estimated_size((*[SHORT] * others, last)) > OFF_LOOP_BYTES
+    assert estimated_size(dict.fromkeys(range(others), SHORT) | {-1: last}) > OFF_LOOP_BYTES
+    assert estimated_size([SHORT] * (others + 1)) < OFF_LOOP_BYTES
 
 
 @pytest.mark.parametrize("large", [{"role": "user", "content": LARGE}, {"role": "user", LARGE: 1}, (1, (LARGE, 1), 1)])
 @pytest.mark.parametrize("place", [0, 1, 20, 333, 498, 499])
 def test_each_item_of_a_chat_is_looked_at(place: int, large: Any) -> None:
     messages: list[Any] = [SHORT] * 500
-    assert weight({"messages": messages}) < OFF_LOOP_BYTES
+    assert estimated_size({"messages": messages}) < OFF_LOOP_BYTES
     messages[place] = large
-    assert weight({"messages": messages, "embedding": [0.5] * 5000}) > OFF_LOOP_BYTES
-    assert weight({"history": {"messages": tuple(messages)}}) > OFF_LOOP_BYTES
+    assert estimated_size({"messages": messages, "embedding": [0.5] * 5000}) > OFF_LOOP_BYTES
+    assert estimated_size({"history": {"messages": tuple(messages)}}) > OFF_LOOP_BYTES
 
 
 @pytest.mark.parametrize("place", [0, 50, 99])
@@ -114,7 +114,7 @@ def test_a_list_that_looks_mixed_is_none_of_numbers(place: int) -> None:
     row: list[Any] = [1.5] * 100
     row[place] = "a"
     row[33] = LARGE
-    assert weight(row) > OFF_LOOP_BYTES
+    assert estimated_size(row) > OFF_LOOP_BYTES
 
 
 def surrounded(data: object, places: list[tuple[object, int, object, int]]) -> object:
@@ -140,7 +140,7 @@ def test_what_is_in_a_few_hundred_objects_is_never_missed(
 ) -> None:
     data = surrounded(payload, places)
     # a control character is six bytes of JSON, and one in the estimate
-    assert weight(data) * 6 >= len(JSON.serialize(data))
+    assert estimated_size(data) * 6 >= len(JSON.serialize(data))
 
 
 def numbers(size: int) -> list[float]:
@@ -172,13 +172,13 @@ def numbers(size: int) -> list[float]:
 )
 def test_the_estimate_is_of_the_right_order(data: Any, codec: Any) -> None:
     size = len(codec.serialize(data))
-    assert size / 4 <= weight(data) <= size * 4
+    assert size / 4 <= estimated_size(data) <= size * 4
 
 
 def test_what_numpy_has_in_few_bytes_is_longer_in_text() -> None:
-    assert weight(np.zeros(20_000, np.uint8)) > OFF_LOOP_BYTES
+    assert estimated_size(np.zeros(20_000, np.uint8)) > OFF_LOOP_BYTES
     data = [np.float32(1 / 3)] * 10
-    assert weight(data) >= len(JSON.serialize(data))
+    assert estimated_size(data) >= len(JSON.serialize(data))
 
 
 @dataclass
@@ -202,10 +202,10 @@ class Row:
     ],
 )
 def test_what_cannot_be_known_counts_as_large_and_is_left_alone(data: Any) -> None:
-    assert weight(data) > OFF_LOOP_BYTES
-    assert weight({"a": [data]}) > OFF_LOOP_BYTES
-    assert weight({"a": [{"b": n} for n in range(5000)], "b": data}) > OFF_LOOP_BYTES
-    assert weight([data] * 5000) > OFF_LOOP_BYTES
+    assert estimated_size(data) > OFF_LOOP_BYTES
+    assert estimated_size({"a": [data]}) > OFF_LOOP_BYTES
+    assert estimated_size({"a": [{"b": n} for n in range(5000)], "b": data}) > OFF_LOOP_BYTES
+    assert estimated_size([data] * 5000) > OFF_LOOP_BYTES
     if isinstance(data, (Iterator, io.IOBase)) and not isinstance(data, pa.RecordBatchReader):
         assert next(data) in (0, b"abc", "abc")
 
@@ -221,9 +221,9 @@ def test_what_cannot_be_known_counts_as_large_and_is_left_alone(data: Any) -> No
     ],
 )
 def test_small_objects_are_small(data: Any) -> None:
-    assert 0 < weight(data) < 50
-    assert weight({"a": [data] * 1000}) < 50_000
-    assert weight([[data]] * 5000) < OFF_LOOP_BYTES
+    assert 0 < estimated_size(data) < 50
+    assert estimated_size({"a": [data] * 1000}) < 50_000
+    assert estimated_size([[data]] * 5000) < OFF_LOOP_BYTES
 
 
 def test_weighing_does_not_go_deep() -> None:
@@ -232,14 +232,14 @@ def test_weighing_does_not_go_deep() -> None:
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 60)
     try:
-        weights = [weight(data) for data in (CIRCLE, everywhere, nested(50, {"a": nested(50, 1)}))]
+        sizes = [estimated_size(data) for data in (CIRCLE, everywhere, nested(50, {"a": nested(50, 1)}))]
     finally:
         sys.setrecursionlimit(limit)
-    assert min(weights) > 0
+    assert min(sizes) > 0
 
 
 @given(JSON_VALUES)
-def test_anything_has_a_weight(value: Any) -> None:
-    assert weight(value) > 0
+def test_anything_has_a_size(value: Any) -> None:
+    assert estimated_size(value) > 0
     items: Iterable[Any] = [value, {1, 2}, frozenset({"a"}), range(10**9)]
-    assert weight(items) > 10**8
+    assert estimated_size(items) > 10**8

@@ -1,0 +1,410 @@
+"""`Endpoint`: calls with Python objects in and out.
+
+::
+
+    data ── serializer ──► client._invoke ──────────────────────────► deserializer ──► value     predict, invoke
+         ── serializer ──► client.make_request ──────────────────────► PredictionStream          stream
+         ── serializer ──► (S3, if it is large) ──► client.make_request ──► Job                   submit
+
+`map` and `session` make several of the first kind. An endpoint keeps the members of its calls under AWS's names; the
+client checks them. Serialization and deserialization move to a thread if `estimated_size` of the data, or the answer's
+length, exceeds `OFF_LOOP_BYTES`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Generic, TypeVar, Unpack
+
+from aiosmrt._core.body import DeferredBody
+from aiosmrt._wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
+from aiosmrt.config import UNSET, Unset
+from aiosmrt.endpoint.bodies import in_thread, serialized
+from aiosmrt.endpoint.fanout import Answer, Results
+from aiosmrt.endpoint.inference import Inference, inference_of
+from aiosmrt.endpoint.jobs import Job, JobHandle, check_handle, check_upload_to, submit
+from aiosmrt.endpoint.options import CallOptions, check_accepted, merged
+from aiosmrt.endpoint.protocols import EndpointClient
+from aiosmrt.endpoint.sessions import Session
+from aiosmrt.endpoint.streaming import PredictionStream
+from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
+from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
+
+if TYPE_CHECKING:
+    from aiosmrt.types import InvokeEndpointOutput
+
+__all__ = ["Endpoint"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+# An S3 URI to check the other parameters with, before there is an object.
+_ANY_LOCATION = "s3://bucket/key"
+
+
+class Endpoint(Generic[In, Out]):
+    """An endpoint, Python objects in and out; made by `aiosmrt.Client.endpoint`, which documents the arguments.
+
+    It uses the client's connections, costs nothing to make, and may be used by many tasks at the same time. Large data
+    is serialized, and large answers are deserialized, in a thread; a custom serializer must allow that.
+    """
+
+    __slots__ = (
+        "_client",
+        "_deserializer",
+        "_options",
+        "_params",
+        "_patient",
+        "_serializer",
+        "_upload_to",
+        "name",
+    )
+
+    def __init__(
+        self,
+        client: EndpointClient,
+        name: str,
+        *,
+        serializer: Serializer[In],
+        deserializer: Deserializer[Out],
+        upload_to: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> None:
+        faults = [
+            f"{what} must have {method}(); got {type(codec)}"
+            for what, method, codec in (
+                ("serializer", "serialize", serializer),
+                ("deserializer", "deserialize", deserializer),
+            )
+            if isinstance(codec, type) or not callable(getattr(codec, method, None))
+        ]
+        if not isinstance(name, str) or not name:
+            faults.append(f"name must be a non-empty str; got {name!r:.80}")
+        if faults:
+            raise ParamValidationError(faults)
+        if upload_to is not None:
+            check_upload_to(upload_to)
+        self.name: str = name
+        self._client = client
+        self._serializer = serializer
+        self._deserializer = deserializer
+        self._upload_to = upload_to
+        self._options = options
+        defaults = {"EndpointName": name, "ContentType": serializer.content_type, "Accept": deserializer.accept}
+        self._params = merged(defaults, options)
+        # The client without its read timeout, for streams that have both time limits.
+        self._patient: EndpointClient | None = None
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} {self._serializer!r} -> {self._deserializer!r}>"
+
+    def with_options(
+        self,
+        *,
+        deadline: float | Unset | None = UNSET,
+        patience: float | Unset | None = UNSET,
+        wait_for_capacity: float | Unset | None = UNSET,
+        upload_to: str | Unset | None = UNSET,
+        **options: Unpack[CallOptions],
+    ) -> Endpoint[In, Out]:
+        """Return the same endpoint with other settings. Settings that are not given stay as they are; None drops one.
+
+        Args:
+            deadline: seconds for a whole call; see `aiosmrt.Client`.
+            patience: seconds for which a call waits and is sent again after its first failure; see `aiosmrt.Client`.
+            wait_for_capacity: seconds to wait while the endpoint scales out from zero; see `aiosmrt.Client`.
+            upload_to: where `submit` puts large bodies, ``s3://bucket/prefix``.
+            options: see `CallOptions`.
+        """
+        members: CallOptions = {**self._options, **options}
+        return Endpoint(
+            self._client.with_options(deadline=deadline, patience=patience, wait_for_capacity=wait_for_capacity),
+            self.name,
+            serializer=self._serializer,
+            deserializer=self._deserializer,
+            upload_to=self._upload_to if isinstance(upload_to, Unset) else upload_to,
+            **members,
+        )
+
+    # One call
+
+    async def predict(self, data: In, **options: Unpack[CallOptions]) -> Out:
+        """Get the model's answer.
+
+        Args:
+            data: what the serializer takes.
+            options: see `CallOptions`.
+
+        Raises:
+            SerializationError: the serializer cannot express the data; nothing was sent.
+            DeserializationError: the deserializer cannot read the answer.
+            AiosmrtError: as for `aiosmrt.Client.invoke_endpoint`.
+        """
+        return (await self._exchange(data, options))[0]
+
+    async def invoke(self, data: In, **options: Unpack[CallOptions]) -> Inference[Out]:
+        """Get the model's answer with what the service reports about it; arguments and errors as for `predict`."""
+        return await self.inference(data, options)
+
+    async def inference(
+        self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
+    ) -> Inference[Out]:
+        """Do what `invoke` does; for `Session`, which must see a response even if its body cannot be read.
+
+        Args:
+            data: what the serializer takes.
+            options: see `CallOptions`.
+            on_response: called with the response before it is deserialized.
+        """
+        started = time.monotonic()
+        value, response, _ = await self._exchange(data, options, on_response)
+        return inference_of(value, response, time.monotonic() - started)
+
+    async def _exchange(
+        self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
+    ) -> tuple[Out, InvokeEndpointOutput, Waited]:
+        """Call the model; return the answer's value, the response, and how long the call waited."""
+        params = merged(self._params, options) if options else self._params
+        # (De)serialization is written out: a coroutine for each would be a tenth of this method's cost.
+        deserialize = self._deserializer.deserialize
+        body: bytes | DeferredBody
+        if estimated_size(data) <= OFF_LOOP_BYTES:
+            try:
+                body = self._serializer.serialize(data)
+            except AiosmrtError as error:
+                error.operation, error.endpoint_name = INVOKE_ENDPOINT.name, self.name
+                raise
+        else:
+            # Made in a thread, within the call's deadline.
+            body = DeferredBody(partial(serialized, self._serializer, data, INVOKE_ENDPOINT.name, self.name))
+        response, waited = await self._client._invoke(params, body)
+        if on_response is not None:
+            on_response(response)
+        answer = await response["Body"].read()
+        content_type = response.get("ContentType", "")
+        try:
+            if len(answer) <= OFF_LOOP_BYTES:
+                return deserialize(answer, content_type), response, waited
+            return await in_thread(deserialize, answer, content_type), response, waited
+        except AiosmrtError as error:
+            metadata = response["ResponseMetadata"]
+            error.operation, error.endpoint_name = INVOKE_ENDPOINT.name, self.name
+            error.request_id = metadata.get("RequestId")
+            error.attempts = metadata["RetryAttempts"] + 1
+            raise
+
+    async def deserialized(self, body: bytes, content_type: str) -> Out:
+        """Return the object that a response body stands for, read in a thread if the body is large.
+
+        Args:
+            body: the body.
+            content_type: the body's media type; empty if unknown.
+
+        Raises:
+            DeserializationError: the deserializer cannot read the body.
+        """
+        if len(body) > OFF_LOOP_BYTES:
+            return await in_thread(self._deserializer.deserialize, body, content_type)
+        return self._deserializer.deserialize(body, content_type)
+
+    # Streams and many calls
+
+    def stream(
+        self,
+        data: In,
+        *,
+        first_part_timeout: float | None = None,
+        part_timeout: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> PredictionStream:
+        """Get the answer part by part::
+
+            async with endpoint.stream(data) as stream:
+                async for text in stream.text():
+                    ...
+
+        Args:
+            data: what the serializer takes.
+            first_part_timeout: seconds from entering the block, waiting for a slot included, to the first part.
+                Defaults to the client's ``read_timeout``.
+            part_timeout: seconds between two parts. Defaults to the client's ``read_timeout``. If both limits are
+                given, the ``read_timeout`` does not apply; if one is, it still does.
+            options: see `CallOptions`; ``accept`` defaults to the deserializer's.
+
+        Raises:
+            ParamValidationError: a time limit is not a positive number of seconds, or the operation does not accept an
+                option.
+
+            Entering the block raises as `predict` does.
+        """
+        operation = INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
+        params = merged(self._params, options)
+        check_accepted(operation, params)
+        client = self._client
+        if first_part_timeout is not None and part_timeout is not None:
+            if self._patient is None:
+                self._patient = client.with_options(read_timeout=None)
+            client = self._patient
+        return PredictionStream(
+            client,
+            partial(serialized, self._serializer, data, operation.name, self.name),
+            params,
+            first_part_timeout,
+            part_timeout,
+        )
+
+    def map(
+        self,
+        items: Iterable[In] | AsyncIterable[In],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        patience: float | Unset | None = UNSET,
+        max_failures: int | float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Results[In, Out]:
+        """Call the endpoint for each of many items::
+
+            async with endpoint.map(rows) as results:
+                async for result in results:
+                    print(result.item, result.value if result.error is None else result.error)
+
+        Items are taken as calls can be made, so there may be more than fit into memory: at most twice ``concurrency``
+        are held, each until its result is taken. So a slow reader slows the calls down. A failed call ends the map only
+        if all calls would fail like it: refused credentials, an unknown endpoint, a service that was never reached.
+        Leaving the block, in whatever way, cancels the calls in flight.
+
+        Args:
+            items: an iterable or an asynchronous iterable, iterated on the event loop. An asynchronous one is iterated
+                in a separate task, so that a time limit or a task group around its ``yield`` never cancels a call; a
+                generator that is not read to its end is the caller's to close.
+            concurrency: most calls in flight. Defaults to the client's ``max_concurrency``.
+            ordered: whether results come in the order of the items, or as they arrive.
+            patience: seconds after its first failure for which a call waits and is sent again; see `aiosmrt.Client`.
+                Defaults to the client's if the client was given one, otherwise to 600. At most 20 until the service has
+                been reached once.
+            max_failures: how many calls (an integer), or which share of the calls made (a float), may fail; one more
+                ends the map. A share counts from the 20th call and at the end. If None, no limit.
+            options: see `CallOptions`; the same for all items.
+
+        Raises:
+            ParamValidationError: ``concurrency``, ``max_failures`` or an option is out of range, or ``items`` cannot be
+                iterated.
+
+            Iterating raises what iterating over ``items`` raises, an error that concerns all calls, and
+            `TooManyFailuresError`; earlier results come first. Cancelling a call's task from outside raises
+            `ClientStateError`.
+        """
+        # An invalid option would fail every call.
+        self._client._check(INVOKE_ENDPOINT.name, {**merged(self._params, options), "Body": b""})
+
+        job = Endpoint(
+            self._client._for_job(patience),
+            self.name,
+            serializer=self._serializer,
+            deserializer=self._deserializer,
+            **self._options,
+        )
+
+        async def call(item: In) -> Answer[Out]:
+            value, response, waited = await job._exchange(item, options)
+            return Answer(value, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)
+
+        limit = self._client.max_concurrency if concurrency is None else concurrency
+        return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+
+    def session(self, *, open_with: In | Unset = UNSET, close_with: In | Unset = UNSET) -> Session[In, Out]:
+        """Make calls that the service routes to one instance of a stateful model::
+
+            async with endpoint.session() as session:
+                answer = await session.predict(data)
+
+        The first call opens the session (``NEW_SESSION``), the others carry its id. The model decides when a session
+        ends: at its expiry, with an answer that closes it, or on request, such as ``{"requestType": "CLOSE"}``.
+
+        Args:
+            open_with: data to open the session with on entering the block. By default, the first call opens it.
+            close_with: data to send on leaving the block while the session is open. By default, nothing is sent and the
+                session ends at its expiry.
+        """
+        return Session(self, open_with=open_with, close_with=close_with)
+
+    # Asynchronous inference
+
+    async def submit(
+        self,
+        data: In | Unset = UNSET,
+        *,
+        input_location: str | None = None,
+        upload_to: str | None = None,
+        filename: str | None = None,
+        output_extension: str | None = None,
+        request_ttl: int | None = None,
+        invocation_timeout: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Job[Out]:
+        """Queue a request at an asynchronous endpoint.
+
+        Up to 128,000 bytes travel with the request. A larger body is uploaded to S3 first, with the client's
+        credentials, and deleted if this call fails or is cancelled. A connection that breaks may leave two jobs behind,
+        because the request is sent again.
+
+        Args:
+            data: what the serializer takes.
+            input_location: the S3 URI of an existing request body, in place of ``data``.
+            upload_to: where to upload a large body, ``s3://bucket/prefix``. Defaults to the endpoint's ``upload_to``.
+            filename: the name of the output object, up to 32 characters. Defaults to the inference id.
+            output_extension: appended to the output object's path. Defaults to nothing.
+            request_ttl: seconds that the request may wait in the queue, 60 to 21,600. Defaults to 21,600.
+            invocation_timeout: seconds that the model may take, 1 to 3,600. Defaults to 900.
+            options: see `CallOptions`; those that ``InvokeEndpointAsync`` accepts.
+
+        Returns:
+            The job, to wait for here or, by its ``handle``, in another process.
+
+        Raises:
+            ParamValidationError: both or neither of ``data`` and ``input_location`` are given, a large body has no
+                ``upload_to``, or a parameter is out of range or not accepted by the operation.
+            ObjectStoreError: the body could not be uploaded to S3.
+            AiosmrtError: as for `aiosmrt.Client.invoke_endpoint_async`.
+        """
+        given = not isinstance(data, Unset)
+        if given == (input_location is not None):
+            raise ParamValidationError(["exactly one of data and input_location must be given"])
+        if upload_to is None:
+            upload_to = self._upload_to
+        else:
+            check_upload_to(upload_to)
+        operation = INVOKE_ENDPOINT_ASYNC
+        own = {
+            "Filename": filename,
+            "S3OutputPathExtension": output_extension,
+            "RequestTTLSeconds": request_ttl,
+            "InvocationTimeoutSeconds": invocation_timeout,
+        }
+        params = merged({**self._params, **own}, options)
+        check_accepted(operation, params)
+        # Checked before anything is serialized or uploaded.
+        self._client._check(operation.name, {**params, "InputLocation": input_location or _ANY_LOCATION})
+        body = None
+        if not isinstance(data, Unset):
+            body = await serialized(self._serializer, data, operation.name, self.name)
+        # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
+        return self._job(await submit(self._client, params, body, input_location, upload_to))
+
+    def job(self, handle: JobHandle) -> Job[Out]:
+        """Return a job that was submitted before, here or in another process.
+
+        Args:
+            handle: the job's handle.
+
+        Raises:
+            ParamValidationError: ``handle`` is not a `JobHandle`, or belongs to another endpoint.
+        """
+        check_handle(handle, self.name)
+        return self._job(handle)
+
+    def _job(self, handle: JobHandle) -> Job[Out]:
+        return Job(self._client, handle, self.deserialized)

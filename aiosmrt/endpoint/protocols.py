@@ -1,0 +1,62 @@
+"""What an endpoint needs of its client.
+
+The client makes endpoints, so an endpoint cannot import it, not even for its type; it is passed an object with these
+methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from aiosmrt._aws.s3 import ObjectStore
+from aiosmrt._core.body import DeferredBody
+from aiosmrt.config import Unset
+from aiosmrt.errors import Waited
+
+if TYPE_CHECKING:
+    from aiosmrt.types import Body, InvokeEndpointOutput
+
+__all__ = ["EndpointClient", "Requester", "StorageClient"]
+
+
+class Requester(Protocol):
+    """Calls operations by AWS's names."""
+
+    async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """See `aiosmrt.Client.make_request`."""
+        ...
+
+
+class StorageClient(Requester, Protocol):
+    """Also gives access to S3."""
+
+    async def _object_store(self) -> ObjectStore: ...
+
+
+class EndpointClient(StorageClient, Protocol):
+    """The client of an `Endpoint`."""
+
+    @property
+    def max_concurrency(self) -> int:
+        """See `aiosmrt.Client.max_concurrency`."""
+        ...
+
+    def with_options(
+        self,
+        *,
+        read_timeout: float | Unset | None = ...,
+        deadline: float | Unset | None = ...,
+        patience: float | Unset | None = ...,
+        wait_for_capacity: float | Unset | None = ...,
+    ) -> Self:
+        """See `aiosmrt.Client.with_options`."""
+        ...
+
+    async def _invoke(
+        self, params: Mapping[str, Any], body: Body | DeferredBody
+    ) -> tuple[InvokeEndpointOutput, Waited]: ...
+
+    def _check(self, operation_name: str, params: Mapping[str, Any]) -> None: ...
+
+    def _for_job(self, patience: float | Unset | None) -> Self: ...
