@@ -21,7 +21,14 @@ from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
 from aiosmrt.config import faulty_limits
 from aiosmrt.endpoint.protocols import Requester
-from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, StreamTimeoutError
+from aiosmrt.errors import (
+    AiosmrtError,
+    ClientStateError,
+    DeserializationError,
+    ParamValidationError,
+    StreamTimeoutError,
+)
+from aiosmrt.serializers.codec import check_type
 
 __all__ = ["PredictionStream", "View"]
 
@@ -146,9 +153,27 @@ class PredictionStream:
         """
         return self._view(JSONLinesDecoder())
 
-    def sse(self) -> View[ServerSentEvent]:
-        """Iterate over server-sent events as the WHATWG defines them: ``event``, ``data``, ``id`` and ``retry``."""
-        return self._view(SSEDecoder())
+    def sse(self, *, accept: str = "text/event-stream") -> View[ServerSentEvent]:
+        """Iterate over server-sent events as the WHATWG defines them: ``event``, ``data``, ``id`` and ``retry``.
+
+        Iterating raises `DeserializationError` at a line that is not a field of such an event, and if the stream ends
+        inside a line.
+
+        Args:
+            accept: the answer's type, for a model that labels its events otherwise; a list and wildcards are allowed.
+                An answer without a type, or with a general one, is always read.
+
+        Raises:
+            DeserializationError: the answer has another type, such as ``application/json`` for an error message.
+        """
+        view = self._view(SSEDecoder())
+        try:
+            check_type(self.content_type or "", accept, "text/plain")
+        except DeserializationError as error:
+            self.close()
+            self.located(error)
+            raise
+        return view
 
     def json(self) -> View[Any]:
         """Iterate over JSON values: one after the other, one on each line, or the data of server-sent events.

@@ -24,6 +24,7 @@ __all__ = [
     "Codec",
     "Deserializer",
     "Serializer",
+    "check_type",
     "encoding_of",
     "installed",
     "parsed",
@@ -106,6 +107,26 @@ def encoding_of(header: str) -> str | None:
     return None if encoding in _NO_CHARSETS else encoding
 
 
+def check_type(content_type: str, accept: str, kin: str) -> None:
+    """Refuse a response of another type; one without a type, or with a general one, may be anything.
+
+    Args:
+        content_type: the response's ``Content-Type``; empty if it has none.
+        accept: the expected type; a list and wildcards are allowed.
+        kin: a pattern of further types that are read.
+
+    Raises:
+        DeserializationError: the response has another type.
+    """
+    found = _media_type(content_type)
+    if content_type == accept or found in _UNTYPED or re.fullmatch(kin, found):
+        return
+    for accepted in map(_media_type, accept.split(",")):
+        if accepted in (found, "*/*") or (accepted.endswith("/*") and found.startswith(accepted[:-1])):
+            return
+    raise DeserializationError(f"the response is {found!r:.80}, not {accept!r:.80}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Codec:
     """The two headers, the check of a response's type, and ready-made bodies."""
@@ -132,14 +153,7 @@ class Codec:
         return ()
 
     def _expect(self, content_type: str) -> None:
-        """Refuse a response of another type."""
-        found = _media_type(content_type)
-        if content_type == self.accept or found in _UNTYPED or re.fullmatch(self._kin, found):
-            return
-        for accepted in map(_media_type, self.accept.split(",")):
-            if accepted in (found, "*/*") or (accepted.endswith("/*") and found.startswith(accepted[:-1])):
-                return
-        raise DeserializationError(f"the response is {found!r:.80}, not {self.accept!r:.80}")
+        check_type(content_type, self.accept, self._kin)
 
     def _decode(self, body: bytes, content_type: str) -> str:
         encoding = encoding_of(content_type if _CHARSET.search(content_type) else self.accept)

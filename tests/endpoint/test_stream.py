@@ -82,12 +82,82 @@ async def test_server_sent_events(serve: Serve):
     assert [(event.event, event.data, event.id) for event in events] == [("token", "a\nb", "7"), ("message", "c", "7")]
 
 
+def typed(content_type: str, *parts: bytes) -> Callable[[Any], Any]:
+    """A model that labels its parts."""
+
+    async def model(invocation: Any) -> tuple[AsyncIterator[bytes], dict[str, str]]:
+        return saying(*parts)(invocation), {"Content-Type": content_type}
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", b'{"error": {"message": "maximum context length is 4096 tokens"}}'),
+        ("application/json; charset=utf-8", b'[{"generated_text": "hello"}]\n'),
+        ("text/html", b"<html><body>data: Bad Gateway</body></html>\n"),
+        ("text/csv", b"0.5,0.25\n"),
+        ("application/jsonlines", b'{"a": 1}\n'),
+        ("application/json", b"data: labelled as JSON\n\n"),
+    ],
+)
+async def test_an_answer_of_another_type_is_not_read_as_events(serve: Serve, content_type: str, body: bytes):
+    client = await serve(llm=typed(content_type, body[:9], body[9:]))
+    async with endpoint_of(client).stream({}) as stream:
+        with pytest.raises(DeserializationError, match=r"is '.*', not 'text/event-stream'") as raised:
+            stream.sse()
+        assert client.statistics().in_use == 0
+    assert (raised.value.endpoint_name, raised.value.attempts) == ("llm", 1)
+    assert raised.value.request_id
+
+
+@pytest.mark.parametrize("content_type", ["application/octet-stream", "text/plain", "text/event-stream;charset=utf-8"])
+@pytest.mark.parametrize(
+    "body",
+    [b'{"error": "no tokens"}', b'[{"generated_text": "hello"}]\n', b"<html></html>\n", b"0.5,0.25\n", b"data: hal"],
+)
+async def test_an_answer_without_events_is_not_empty(serve: Serve, content_type: str, body: bytes):
+    client = await serve(llm=typed(content_type, body))
+    with pytest.raises(DeserializationError):
+        async with endpoint_of(client).stream({}) as stream:
+            async for _ in stream.sse():
+                raise AssertionError("an event")
+    assert client.statistics().in_use == 0
+
+
+@pytest.mark.parametrize("view", [PredictionStream.sse, PredictionStream.json])
+async def test_an_error_message_behind_events_is_not_lost(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
+    client = await serve(llm=saying(b'data: "one"\n\n', b'{"error": "out of memory"}\n'))
+    got = []
+    with pytest.raises(DeserializationError, match="not a field"):
+        async with endpoint_of(client).stream({}) as stream:
+            async for item in view(stream):
+                got.append(item)
+    assert len(got) == 1
+
+
+@pytest.mark.parametrize("content_type", ["application/octet-stream", "text/plain", "TEXT/Event-Stream; charset=utf-8"])
+async def test_events_with_a_general_type(serve: Serve, content_type: str):
+    client = await serve(llm=typed(content_type, b"data: one\n\n"))
+    async with endpoint_of(client).stream({}) as stream:
+        assert [event.data async for event in stream.sse()] == ["one"]
+
+
+@pytest.mark.parametrize("accept", ["application/json", "*/*", "text/event-stream, application/*"])
+async def test_events_with_another_type_that_the_caller_accepts(serve: Serve, accept: str):
+    client = await serve(llm=typed("application/json", b"data: one\n\n"))
+    async with endpoint_of(client).stream({}) as stream:
+        assert [event.data async for event in stream.sse(accept=accept)] == ["one"]
+
+
 @pytest.mark.parametrize(
     "parts",
     [
         [b'{"a": 1}{"a', b'": 2}', b"3"],
         [b'{"a": 1}\n{"a": ', b"2}\n3\n"],
         [b'data: {"a": 1}\n\nda', b'ta: {"a": 2}\n\ndata: 3\n\ndata: [DONE]\n\n'],
+        [b'data: {"a": 1}\ndata: {"a', b'": 2}\ndata: 3\n'],
     ],
 )
 async def test_json_however_it_is_split(serve: Serve, parts: list[bytes]):

@@ -110,12 +110,19 @@ def read_json_lines(stream: bytes, limit: int) -> Outcome:
     return items, False
 
 
+def event_lines(stream: bytes) -> tuple[list[bytes], bytes]:
+    """The lines of a stream of events, and what has no end."""
+    *lines, rest = re.split(rb"\r\n|\n|\r", stream.removeprefix(BOM))
+    return lines, rest
+
+
 def read_events(stream: bytes, limit: int) -> tuple[list[ServerSentEvent], bool]:
-    """Section 9.2.6 of the HTML specification, step by step; what is left at the end is dispatched, too."""
+    """Section 9.2.6 of the HTML specification, step by step; other lines are faults, and the end is a blank line."""
     events: list[ServerSentEvent] = []
     data_buffer, type_buffer, last_id, retry = b"", b"", b"", None
-    for line in [*re.split(rb"\r\n|\n|\r", stream.removeprefix(BOM)), b""]:
-        if len(line) > limit:
+    lines, rest = event_lines(stream)
+    for line in [*lines, rest] if rest else [*lines, b""]:
+        if len(line) > limit or (rest and line is rest):
             return events, True
         if line == b"":
             if data_buffer != b"":
@@ -135,10 +142,12 @@ def read_events(stream: bytes, limit: int) -> tuple[list[ServerSentEvent], bool]
                 data_buffer += value + b"\n"
                 if len(data_buffer) - 1 > limit:
                     return events, True
-            elif field == b"id" and b"\0" not in value:
-                last_id = value
-            elif field == b"retry" and re.fullmatch(rb"[0-9]+", value):
-                retry = int(value)
+            elif field == b"id":
+                last_id = last_id if b"\0" in value else value
+            elif field == b"retry":
+                retry = int(value) if re.fullmatch(rb"[0-9]+", value) else retry
+            else:
+                return events, True
     return events, False
 
 
@@ -183,17 +192,46 @@ def value_end(stream: bytes, at: int) -> int | None:
 
 
 def read_json_events(stream: bytes, limit: int) -> Outcome:
-    items = []
-    events, failed = read_events(stream.lstrip(b" \t\r\n"), limit)
-    for event in events:
-        data = event.data.strip(" \t\r\n")
-        if data in ("", "[DONE]"):
-            continue
-        try:
-            items.append(json.loads(data))
-        except ValueError:
+    """Each data line that is a value, and otherwise the values in the lines up to the blank one."""
+    items: list[Any] = []
+    lines, rest = event_lines(stream.lstrip(b" \t\r\n"))
+    if rest.startswith(b"data:") and rest.rstrip(b" \t").endswith((b"}", b"]", b'"')):
+        lines, rest = [*lines, rest], b""
+    held: list[str] = []
+    size = 0
+    for line in [*lines, rest] if rest else [*lines, b""]:
+        if len(line) > limit or (rest and line is rest):
             return items, True
-    return items, failed
+        if line == b"":
+            if not read_values(held, items):
+                return items, True
+            held, size = [], 0
+            continue
+        field, value = line.split(b":", 1) if b":" in line else (line, b"")
+        if field not in (b"data", b"event", b"id", b"retry", b""):
+            return items, True
+        if field == b"data":
+            value = value.removeprefix(b" ")
+            held.append(value.decode("utf-8", "replace"))
+            size += len(value) + 1
+            if size - 1 > limit:
+                return items, True
+            if len(held) == 1 and read_values(held, items):
+                held, size = [], 0
+    return items, False
+
+
+def read_values(lines: list[str], items: list[Any]) -> bool:
+    """Append the values that some lines are made of; whether they are made of nothing else."""
+    unread = ""
+    for line in lines:
+        if not unread and line.strip(" \t\r\n") in ("", "[DONE]"):
+            continue
+        unread += line + "\n"
+        with suppress(ValueError):
+            items.append(json.loads(unread))
+            unread = ""
+    return not unread
 
 
 def agree(decoder: Callable[[], StreamDecoder[Any]], stream: bytes, cuts: list[int], expected: Outcome) -> None:
@@ -402,11 +440,11 @@ EXAMPLES: list[tuple[str, list[ServerSentEvent], str | None]] = [
     ),
     ("data: YHOO\ndata: +2\ndata: 10\n\n", [event("YHOO\n+2\n10")], None),
     (
-        ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event",
+        ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n",
         [event("first event", id="1"), event("second event")],
         " third event",
     ),
-    ("data\n\ndata\ndata\n\ndata:", [event(""), event("\n")], ""),
+    ("data\n\ndata\ndata\n\ndata:\n", [event(""), event("\n")], ""),
     ("data:test\n\ndata: test\n\n", [event("test"), event("test")], None),
 ]
 
@@ -440,21 +478,102 @@ def test_type_is_of_one_event_and_id_and_retry_are_of_the_stream() -> None:
     assert events("event: a\n\ndata: 1\n\n") == [event("1")]
 
 
-def test_fields_that_are_ignored() -> None:
-    assert events(
-        "DATA: 1\n data: 2\nother: 3\nother\nid: a\0b\nretry: 1.5\nretry: -1\nretry:\nretry: \u0661\ndata: x\n\n"
-    ) == [event("x")]
+def test_values_that_are_ignored() -> None:
+    assert events("id: a\0b\nretry: 1.5\nretry: -1\nretry:\nretry: \u0661\ndata: x\n\n") == [event("x")]
     assert events(f"retry: {'9' * 5000}\ndata: x\n\n") == [event("x")]
 
 
 def test_plain_events_among_others() -> None:
-    assert events("data: 1\n\ndata: 2\n\n: ping\n\ndata: 3\n\ndata: 4\ndata: 5\n\ndata: 6\n\ndata: 7", after="7") == [
+    assert events("data: 1\n\ndata: 2\n\n: ping\n\ndata: 3\n\ndata: 4\ndata: 5\n\ndata: 6\n\ndata: 7\n", after="7") == [
         event(text) for text in ("1", "2", "3", "4\n5", "6")
     ]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"error": "no tokens"}', "DATA: 1", " data: 2", "other: 3", "other", "<html>", "a,b", 'data {"a": 1}', " "),
+        *("data : 1", "\0", "\ufeffdata: 1", "Error: out of memory", "[DONE]"),
+    ],
+)
+@pytest.mark.parametrize("decoder", [SSEDecoder, JSONDecoder])
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_a_line_that_is_not_a_field(decoder: Callable[[], StreamDecoder[Any]], line: str, end: str) -> None:
+    """Servers write errors between their events; an answer of another kind has no events at all."""
+    good = [event("1")] if decoder is SSEDecoder else [1]
+    for before, expected in ((":\n", []), ("data: 1\n\n", good)):
+        stream = f"{before}{line}{end}".encode()
+        for chunks in ([stream], bytewise(stream)):
+            items, fault = run(decoder(), chunks)
+            assert items == expected
+            assert fault is not None
+            assert fault.endswith(
+                "has a line that is not a field of server-sent events (data, event, id, retry) or a comment"
+            )
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *(
+            "data: half of a se",
+            "data:",
+            "da",
+            "event: don",
+            "id: 1",
+            "id",
+            ": comm",
+            "retry: 1",
+            "data: 12",
+            "data: tru",
+        ),
+        *('data: {"a": 1', 'data: {"a": "}', "data: [1,"),
+    ],
+)
+@pytest.mark.parametrize("decoder", [SSEDecoder, JSONDecoder])
+def test_a_last_line_without_its_end(decoder: Callable[[], StreamDecoder[Any]], rest: str) -> None:
+    good = [event("[1]")] if decoder is SSEDecoder else [[1]]
+    stream = f"data: [1]\n\n{rest}".encode()
+    for chunks in ([stream], bytewise(stream)):
+        items, fault = run(decoder(), chunks)
+        assert items == good
+        assert fault is not None
+
+
+@pytest.mark.parametrize("rest", ['data: {"a": 1}', "data: [1]", 'data:"a"', "data: [DONE]", 'data: {"a": 1} '])
+def test_a_whole_value_in_a_last_line_without_its_end(rest: str) -> None:
+    stream = f"data: 1\n\n{rest}".encode()
+    text = rest.removeprefix("data:")
+    expected = [1] if "DONE" in rest else [1, json.loads(text)]
+    for chunks in ([stream], bytewise(stream)):
+        assert run(JSONDecoder(), chunks) == (expected, None)
+        assert run(SSEDecoder(), chunks)[1] is not None
+
+
+def test_json_events_with_one_line_end_between_them() -> None:
+    """A server that forgets blank lines streams: a value does not wait for the end of what is a single event."""
+    decoder = JSONDecoder()
+    assert decoder.feed(b'data: {"a": 1}\ndata: {"a"') == [{"a": 1}]
+    assert decoder.feed(b": 2}\ndata: 3\n") == [{"a": 2}, 3]
+    assert decoder.feed(b'event: x\ndata: {\ndata:   "a": 4\ndata: }\ndata: {\ndata: "a": 5}\ndata: [DONE]\n\n') == [
+        {"a": 4},
+        {"a": 5},
+    ]
+    assert decoder.finish() == []
+
+
+@pytest.mark.parametrize("data", ["1 2", '{"a": 1} x', "[1\ndata: ] 2", "[DONE] 1", "x\ndata: 1", "[1,\ndata: x"])
+def test_data_lines_that_are_not_values(data: str) -> None:
+    stream = f"data: {data}\n\ndata: 3\n\n".encode()
+    for chunks in ([stream], bytewise(stream)):
+        items, fault = run(JSONDecoder(), chunks)
+        assert items == []
+        assert fault is not None
+        assert fault.endswith("is not JSON")
+
+
 def test_last_event_without_its_blank_line() -> None:
-    for end in ("", "\n", "\r", "\r\n"):
+    for end in ("\n", "\r", "\r\n"):
         assert run(SSEDecoder(), [f"event: done\ndata: x{end}".encode()]) == ([event("x", "done")], None)
     assert run(SSEDecoder(), [b"event: done\nid: 3\n"]) == ([], None)
 
@@ -659,7 +778,7 @@ FAULTS: list[tuple[Callable[[], Any], bytes, list[Any], str, int]] = [
         JSONDecoder,
         b'data: {"a": 1}\n\ndata: [DONE]\n\ndata: ' + SECRET.encode() + b"\n\n",
         [{"a": 1}],
-        "JSON value 2, in event 3 before byte 45 of the stream, is not JSON",
+        "JSON value 2, in an event that ends after byte 0 of the stream, is not JSON",
         MAX_ITEM_BYTES,
     ),
     (
@@ -673,7 +792,7 @@ FAULTS: list[tuple[Callable[[], Any], bytes, list[Any], str, int]] = [
         JSONDecoder,
         b"data: 1\n\ndata: " + SECRET.encode() + b"\n\n",
         [1],
-        "event 2, which ends after byte 0 of the stream, exceeds 12 bytes",
+        "JSON value 2, in an event that ends after byte 0 of the stream, exceeds 12 bytes",
         12,
     ),
 ]
@@ -728,7 +847,9 @@ def test_positions_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = JSONDecoder()
     for chunk in (BOM, b"\n ", b"\r\n", b"data: 1\r", b"\n\r", b"\n"):
         decoder.feed(chunk)
-    with pytest.raises(DeserializationError, match="event 2, which ends after byte 18 of the stream, exceeds 9 bytes"):
+    with pytest.raises(
+        DeserializationError, match="JSON value 2, in an event that ends after byte 18 of the stream, exceeds 9"
+    ):
         decoder.feed(b"data: 2345\n")
     lines = LineDecoder()
     for chunk in (b"a\nb\n", b"c", b"\nd", b"\n"):
@@ -781,7 +902,7 @@ def test_errors_keep_no_payload(
 @pytest.mark.parametrize("make", DECODERS)
 def test_reprs_show_no_payload(make: Callable[[], Any]) -> None:
     decoder = make()
-    decoder.feed(f'"{SECRET}"\n"{SECRET}'.encode())
+    decoder.feed((f"data: {SECRET}\n\ndata: {SECRET}" if make is SSEDecoder else f'"{SECRET}"\n"{SECRET}').encode())
     assert SECRET not in repr(decoder)
     assert "items=" in repr(decoder)
     assert not hasattr(decoder, "__dict__")
@@ -809,7 +930,7 @@ AT_THE_LIMIT: list[tuple[Callable[..., Any], bytes, bytes]] = [
     (SSEDecoder, b"data: 123456\n\nid\n" * 9, b"data: 123456\n\ndata: 1234567\n\n"),
     (SSEDecoder, b"id\ndata: 123456\n\n" * 9, b"id\ndata: 123456\n\ndata: 1234567\n\n"),
     (SSEDecoder, b": 3456789012\n" * 9, b": 34567890123\n"),
-    (SSEDecoder, b"id: 56789012\nevent: 89012", b"event: 890123"),
+    (SSEDecoder, b"id: 56789012\nevent: 89012\n", b"event: 890123\n"),
 ]
 
 
@@ -835,7 +956,7 @@ def test_limit_is_the_last_size_that_fits(make: Callable[..., Any], fits: bytes,
         (SSEDecoder, b"", b"x"),
         (SSEDecoder, b"", b"data\n"),
         (SSEDecoder, b"data: x\n\n" * 500, b"data\n"),
-        (JSONDecoder, b"data: ", b"\ndata: 1"),
+        (JSONDecoder, b"data: [", b"1,\ndata: "),
     ],
 )
 def test_endless_item_is_not_held(

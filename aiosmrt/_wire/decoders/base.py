@@ -52,8 +52,8 @@ class StreamDecoder(Protocol[T_co]):
 class Decoder(ABC, Generic[T]):
     """Holds the unfinished item of a stream, and its fault.
 
-    Subclasses do not raise; they call `_fail`. An error made there has no ``__context__`` that would hold the payload,
-    as a `json.JSONDecodeError` would.
+    Subclasses do not raise; they call `_fail`. An error made there lacks a ``__context__``, which would hold the
+    payload, as that of a `json.JSONDecodeError` does.
     """
 
     __slots__ = ("_count", "_fault", "_offset", "_pending")

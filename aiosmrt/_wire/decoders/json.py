@@ -36,7 +36,8 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - set(_BRACKETS))
 
 # A stream of events begins with one of these; a JSON value cannot.
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
-# The last event of OpenAI's streams and of compatible servers.
+# Data without a value; the latter ends the streams of OpenAI and of compatible servers.
+_SKIPPED: Final = ("", "[DONE]")
 _END_MARKER: Final = "[DONE]"
 
 
@@ -66,24 +67,60 @@ class JSONLinesDecoder(LinewiseDecoder[Any]):
         return values
 
 
-class _EventDataDecoder(EventDecoder[str]):
-    """Server-sent events reduced to their data."""
+class _JSONEventDecoder(EventDecoder[Any]):
+    """The JSON values in the data of server-sent events.
+
+    Servers that put one line end between their events, in place of two, send a single event with a value on each line.
+    So a data line that is a value is complete, and does not wait for a blank line. Other data lines are joined up to
+    the blank line, and are one value, or several, each beginning on a new line.
+    """
 
     __slots__ = ()
 
-    def _made(self, data: list[str], event: str) -> list[str]:
-        return data
+    def _position(self, number: int) -> str:
+        return f"JSON value {number}, in an event that ends after byte {self._offset} of the stream,"
+
+    def _take_data(self, items: list[Any]) -> None:
+        # Only the first line, so that a value on many lines is not parsed again with each of them.
+        if len(self._data) > 1:
+            return
+        text = self._data[0].decode(errors="replace").strip(_BLANKS)
+        if text not in _SKIPPED:
+            try:
+                items.append(_parse_json(text))
+            except (ValueError, RecursionError):
+                return
+        self._data.clear()
+        self._data_bytes = 0
+
+    def _may_lack_end(self, line: bytes | bytearray) -> bool:
+        # A number could continue, and half a word is not JSON.
+        return line.startswith(b"data:") and line.rstrip(_BLANK_BYTES).endswith((b"}", b"]", b'"'))
+
+    def _complete(self, data: list[str], event: str, items: list[Any]) -> None:
+        values = _parse_at_once(data) if len(data) > 1 else None
+        if values is not None:
+            items += values
+            return
+        for text in data:
+            reason = _parse_lines(text, items)
+            if reason is not None:
+                self._fail(reason, len(items))
+                return
 
 
 class JSONDecoder(Decoder[Any]):
     """JSON values, however a model server puts them into its parts.
 
     Either they follow one another, with or without white space between them, or they are the data of server-sent
-    events, one in each. That is decided once: ``data:``, ``event:``, ``id:``, ``retry:`` or ``:`` begin a stream of
-    events, anything else values. White space before is skipped, and so is a byte order mark, as RFC 8259, 8.1, allows.
+    events, one in each or on each line. That is decided once: ``data:``, ``event:``, ``id:``, ``retry:`` or ``:`` begin
+    a stream of events, anything else values. White space before is skipped, and so is a byte order mark, as RFC 8259,
+    8.1, allows.
 
     Numbers, true, false and null last until white space or the end of the stream, so that a number may be cut. In a
-    stream of events, blank data and the end marker ``[DONE]`` are skipped, and everything but the data is ignored.
+    stream of events, blank data and the end marker ``[DONE]`` are skipped, fields other than data are ignored, and a
+    line that is not a field is an error. The last line may lack its end if a bracket or quote shows that its value is
+    whole.
 
     Python's json decides what is a value: NaN and Infinity are read, the last of equal keys counts.
 
@@ -100,7 +137,7 @@ class JSONDecoder(Decoder[Any]):
         super().__init__()
         # Whether the kind of stream is known; the events, if it is a stream of events.
         self._begun = False
-        self._events: _EventDataDecoder | None = None
+        self._events: _JSONEventDecoder | None = None
         # Whether each value so far had a line to itself.
         self._linewise = True
         # Of the pending value, if any.
@@ -112,9 +149,7 @@ class JSONDecoder(Decoder[Any]):
         return super().pending_bytes if self._events is None else self._events.pending_bytes
 
     def _position(self, number: int) -> str:
-        if self._events is None:
-            return f"JSON value {number}, at byte {self._offset} of the stream,"
-        return f"JSON value {number}, in event {self._events._count} before byte {self._events._offset} of the stream,"
+        return f"JSON value {number}, at byte {self._offset} of the stream,"
 
     def _decode(self, data: bytes) -> list[Any]:
         if not self._begun:
@@ -122,18 +157,23 @@ class JSONDecoder(Decoder[Any]):
         if not self._begun:
             return []
         if self._events is not None:
-            return self._read(self._events, self._events._decode(data))
+            return self._from_events(self._events._decode(data), self._events)
         return self._decode_values(data)
 
     def _decode_rest(self) -> list[Any]:
         if self._events is not None:
-            return self._read(self._events, self._events._decode_rest())
+            return self._from_events(self._events._decode_rest(), self._events)
         if not self._begun:
             return self._decode_values(self._release(b"\n"))
         # The end of the stream ends a value as white space does.
         values = self._decode_values(b"\n")
         if self._pending:
             self._fail("is unfinished: the stream ends inside it", 0)
+        return values
+
+    def _from_events(self, values: list[Any], events: _JSONEventDecoder) -> list[Any]:
+        events._count += len(values)
+        self._fault = events._fault
         return values
 
     def _begin(self, data: bytes) -> bytes:
@@ -144,7 +184,7 @@ class JSONDecoder(Decoder[Any]):
         start = data.lstrip(_BLANK_BYTES)
         self._offset += len(data) - len(start)
         if start.startswith(_FIELDS):
-            self._events = _EventDataDecoder()
+            self._events = _JSONEventDecoder()
             self._events._offset = self._offset
         elif any(mark.startswith(start) for mark in (BOM_UTF8, *_FIELDS)):
             self._pending += start
@@ -196,28 +236,6 @@ class JSONDecoder(Decoder[Any]):
             else:
                 self._extent = extent
                 self._hold(rest, len(values))
-        return values
-
-    def _read(self, source: _EventDataDecoder, events: list[str]) -> list[Any]:
-        """Return the values in the data of some events."""
-        values = _parse_at_once(events) if len(events) > 1 else None
-        if values is not None:
-            source._count += len(events)
-            self._fault = source._fault
-            return values
-        values = []
-        for data in events:
-            source._count += 1
-            text = data.strip(_BLANKS)
-            try:
-                values.append(_parse_json(text))
-                continue
-            except (ValueError, RecursionError) as error:
-                reason = _reason(error)
-            if text not in ("", _END_MARKER):
-                self._fail(reason, len(values))
-                return values
-        self._fault = source._fault
         return values
 
 
@@ -297,6 +315,28 @@ def _parse_json(text: str) -> Any:
     if end < len(text):
         raise ValueError("more than one value")
     return value
+
+
+def _parse_lines(text: str, items: list[Any]) -> str | None:
+    """Append the values in a text, each of which begins on a new line; return what is wrong with the text, if anything.
+
+    Blank lines and the end marker are skipped.
+    """
+    at = 0
+    while (found := _find_token(text, at)) is not None:
+        values = []
+        if text.startswith(_END_MARKER, found.start()):
+            at = found.start() + len(_END_MARKER)
+        else:
+            try:
+                value, at = _json.raw_decode(text, found.start())
+            except (ValueError, RecursionError) as error:
+                return _reason(error)
+            values.append(value)
+        if (following := _find_token(text, at)) is not None and "\n" not in text[at : following.start()]:
+            return "is not JSON"
+        items += values
+    return None
 
 
 def _reason(error: Exception) -> str:

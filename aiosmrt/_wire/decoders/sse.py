@@ -14,9 +14,15 @@ __all__ = ["EventDecoder", "SSEDecoder"]
 # 10^18 milliseconds are 30 million years; int() needs some bound.
 _MAX_RETRY_DIGITS: Final = 18
 
+_MESSAGE: Final = "message"
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+
+_NOT_A_FIELD: Final = "has a line that is not a field of server-sent events (data, event, id, retry) or a comment"
+_UNFINISHED: Final = "is unfinished: the stream ends inside a line"
+
 
 class EventDecoder(Decoder[T]):
-    """The rules of server-sent events; what an event becomes is up to `_made`."""
+    """The rules of server-sent events; `_complete` makes items of the events."""
 
     __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_retry")
 
@@ -32,8 +38,11 @@ class EventDecoder(Decoder[T]):
         self._retry: int | None = None
 
     @abstractmethod
-    def _made(self, data: list[str], event: str) -> list[T]:
-        """Return the items for some events of one type, given their data."""
+    def _complete(self, data: list[str], event: str, items: list[T]) -> None:
+        """Append the items for some events of one type, given their data; may fail."""
+
+    def _take_data(self, items: list[T]) -> None:
+        """Look at the unfinished event, whose latest data line is new."""
 
     @property
     def pending_bytes(self) -> int:
@@ -54,56 +63,73 @@ class EventDecoder(Decoder[T]):
                 self._offset = len(BOM_UTF8)
                 data = data.removeprefix(BOM_UTF8)
         end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        events: list[T] = []
+        items: list[T] = []
         if end:
             self._after_cr = data.endswith(b"\r")
-            self._decode_lines(self._release(data[:end]), events)
+            self._decode_lines(self._release(data[:end]), items)
         if end < len(data) and self._fault is None:
-            self._hold(data[end:], len(events))
-        return events
+            self._hold(data[end:], len(items))
+        return items
 
     def _decode_rest(self) -> list[T]:
-        events: list[T] = []
-        # The end of the stream stands for that of a line, and for a blank line.
-        self._decode_lines(self._release() + b"\n\n", events)
-        return events
+        items: list[T] = []
+        if self._pending and not self._may_lack_end(self._pending):
+            self._fail(_UNFINISHED if _is_begin_of_field(self._pending) else _NOT_A_FIELD, 0)
+        else:
+            # The end of the stream stands for that of the last line, and for a blank line.
+            self._decode_lines(self._release() + b"\n\n", items)
+        return items
+
+    def _may_lack_end(self, line: bytes | bytearray) -> bool:
+        """Return whether the last line of the stream is whole although its end is missing."""
+        return False
 
     def _fail(self, reason: str, before: int) -> None:
         super()._fail(reason, before)
         self._data.clear()
         self._data_bytes = 0
 
-    def _decode_lines(self, lines: bytes, events: list[T]) -> None:
-        """Decode whole lines and append the events that they complete."""
+    def _decode_lines(self, lines: bytes, items: list[T]) -> None:
+        """Decode whole lines and append the items of the events that they complete."""
         if not self._data and not self._event and lines.startswith(b"data:") and len(lines) <= self._max_item_bytes:
-            rest = self._take_plain_events(lines, events)
+            rest = self._take_plain_events(lines, items)
         else:
             rest = lines
         # On bytes, splitlines() splits at LF, CR and CRLF, and nothing else.
-        for line in rest.splitlines():
+        for line in rest.splitlines() if self._fault is None else ():
             if not line:
                 if self._data:
-                    events += self._dispatch()
+                    self._dispatch(items)
                 self._event = ""
-                continue
-            field, _, value = line.partition(b":")
-            value = value.removeprefix(b" ")
-            if field == b"data":
-                self._data.append(value)
-                self._data_bytes += len(value) + 1
-            elif field == b"event":
-                self._event = value.decode(errors="replace")
-            elif field == b"id":
-                if b"\0" not in value:
-                    self._id = value.decode(errors="replace")
-            elif field == b"retry" and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
-                self._retry = int(value)
-            if len(line) > self._max_item_bytes or self._data_bytes - 1 > self._max_item_bytes:
-                self._fail(self._too_long(), len(events))
+            else:
+                self._take_line(line, items)
+            if self._fault is not None:
                 return
         self._offset += len(lines)
 
-    def _take_plain_events(self, lines: bytes, events: list[T]) -> bytes:
+    def _take_line(self, line: bytes, items: list[T]) -> None:
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+            self._data_bytes += len(value) + 1
+        elif field == b"event":
+            self._event = value.decode(errors="replace")
+        elif field == b"id":
+            if b"\0" not in value:
+                self._id = value.decode(errors="replace")
+        elif field == b"retry":
+            if value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
+                self._retry = int(value)
+        elif field:
+            self._fail(_NOT_A_FIELD, len(items))
+            return
+        if len(line) > self._max_item_bytes or self._data_bytes - 1 > self._max_item_bytes:
+            self._fail(self._too_long(), len(items))
+        elif field == b"data":
+            self._take_data(items)
+
+    def _take_plain_events(self, lines: bytes, items: list[T]) -> bytes:
         """Decode the whole events at once if each is one data line; return the lines that are left."""
         if b"\r" in lines:
             lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -114,25 +140,29 @@ class EventDecoder(Decoder[T]):
         # Two LFs for each event leave none that could be inside an event.
         if text.count("\n") != 2 * len(found) or (prefix == "data:" and "\ndata: " in text):
             return lines
-        events += self._made(found, "message")
+        self._complete(found, _MESSAGE, items)
         return lines[end:]
 
-    def _dispatch(self) -> list[T]:
+    def _dispatch(self, items: list[T]) -> None:
+        """Complete the unfinished event."""
         data = b"\n".join(self._data).decode(errors="replace")
         self._data.clear()
         self._data_bytes = 0
-        return self._made([data], self._event or "message")
+        self._complete([data], self._event or _MESSAGE, items)
 
 
 class SSEDecoder(EventDecoder[ServerSentEvent]):
     """Server-sent events, as https://html.spec.whatwg.org/multipage/server-sent-events.html interprets a stream.
 
-    With one exception: an event that lacks only the blank line after it when the stream ends is returned by `finish`,
-    where the specification discards it. Model servers forget that line, and would lose the end of an answer.
+    With two exceptions, so that nothing is lost in silence:
 
-    Malformed UTF-8 becomes U+FFFD, as the specification has it: the format has no malformed streams, every client shows
-    the same text, and one broken character is no reason to lose the rest of an answer. A block without data lines is
-    not an event, but its id and its retry count for the events that follow.
+    - The specification ignores lines that are not one of its fields; here such a line is an error. Either the stream
+      is not one of events, or the line is an error message that the server wrote between its events.
+    - The specification discards an event that lacks the blank line after it when the stream ends. `finish` returns it,
+      because model servers forget that line. A last line without its end is an error: the rest of it may be missing.
+
+    Malformed UTF-8 becomes U+FFFD, as the specification requires: one broken character is not a reason to lose the rest
+    of an answer. A block without data lines is not an event, but its id and its retry count for the events that follow.
 
     >>> decoder = SSEDecoder()
     >>> decoder.feed(b"event: token\\ndata: Hel"), decoder.feed(b"lo\\n")
@@ -144,6 +174,11 @@ class SSEDecoder(EventDecoder[ServerSentEvent]):
 
     __slots__ = ()
 
-    def _made(self, data: list[str], event: str) -> list[ServerSentEvent]:
+    def _complete(self, data: list[str], event: str, items: list[ServerSentEvent]) -> None:
         make, event_id, retry = tuple.__new__, self._id, self._retry
-        return [make(ServerSentEvent, (event, item, event_id, retry)) for item in data]
+        items += [make(ServerSentEvent, (event, item, event_id, retry)) for item in data]
+
+
+def _is_begin_of_field(line: bytes | bytearray) -> bool:
+    """Return whether a line is a field, a comment, or the beginning of one."""
+    return any(field.startswith(line) or line.startswith(field) for field in _FIELDS)
