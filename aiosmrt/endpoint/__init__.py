@@ -11,6 +11,7 @@ from aiosmrt.endpoint.jobs import Job, JobHandle
 from aiosmrt.endpoint.options import CallOptions
 from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream, View
+from aiosmrt.serializers.frames import batches
 
 __all__ = [
     "CallOptions",
@@ -23,4 +24,5 @@ __all__ = [
     "Results",
     "Session",
     "View",
+    "batches",
 ]

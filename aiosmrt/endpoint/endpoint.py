@@ -31,6 +31,7 @@ from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream
 from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
+from aiosmrt.serializers.frames import batches
 
 if TYPE_CHECKING:
     from aiosmrt.types import InvokeEndpointOutput
@@ -279,7 +280,8 @@ class Endpoint(Generic[In, Out]):
         Args:
             items: an iterable or an asynchronous iterable, iterated on the event loop. An asynchronous one is iterated
                 in a separate task, so that a time limit or a task group around its ``yield`` never cancels a call; a
-                generator that is not read to its end is the caller's to close.
+                generator that is not read to its end is the caller's to close. Tables, mappings, text and bytes are
+                refused: their iteration gives columns, keys, characters and numbers; `map_rows` takes tables.
             concurrency: most calls in flight. Defaults to the client's ``max_concurrency``.
             ordered: whether results come in the order of the items, or as they arrive.
             patience: seconds after its first failure for which a call waits and is sent again; see `aiosmrt.Client`.
@@ -314,6 +316,41 @@ class Endpoint(Generic[In, Out]):
 
         limit = self._client.max_concurrency if concurrency is None else concurrency
         return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+
+    def map_rows(
+        self,
+        frame: In,
+        *,
+        rows: int = 1,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        patience: float | Unset | None = UNSET,
+        max_failures: int | float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Results[In, Out]:
+        """Call the endpoint for the rows of a table; the items of the results are slices of it::
+
+            async with endpoint.map_rows(frame, rows=100) as results:
+                async for result in results:
+                    print(result.item, result.unwrap())
+
+        Args:
+            frame: a DataFrame of pandas or polars, or a table or record batch of pyarrow. The codecs `CSV`, `JSON`,
+                `JSON_LINES`, `ARROW` and `PARQUET` take its slices.
+            rows: rows in each call; the last call may have fewer. Defaults to 1.
+            concurrency, ordered, patience, max_failures, options: as for `map`.
+
+        Raises:
+            ParamValidationError: ``frame`` is not such a table, ``rows`` is not an integer >= 1, or as for `map`.
+        """
+        return self.map(
+            batches(frame, rows),
+            concurrency=concurrency,
+            ordered=ordered,
+            patience=patience,
+            max_failures=max_failures,
+            **options,
+        )
 
     def session(self, *, open_with: In | Unset = UNSET, close_with: In | Unset = UNSET) -> Session[In, Out]:
         """Make calls that the service routes to one instance of a stateful model::

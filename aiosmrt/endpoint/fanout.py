@@ -15,7 +15,16 @@ and waits for them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar, cast
@@ -23,6 +32,8 @@ from typing import Generic, NamedTuple, TypeVar, cast
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt.config import is_whole
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, TooManyFailuresError
+from aiosmrt.serializers.frames import is_frame, iterates_over_columns
+from aiosmrt.serializers.objects import type_name
 
 __all__ = ["Answer", "Result", "Results"]
 
@@ -110,6 +121,8 @@ class Results(Generic[In, Out]):
             )
         self._source: Iterator[In] | None = None
         self._asynchronous: AsyncIterator[In] | None = None
+        if (mistake := _mistaken_items(items)) is not None:
+            faults.append(mistake)
         try:
             if isinstance(items, AsyncIterable):
                 self._asynchronous = aiter(items)
@@ -348,6 +361,22 @@ class Results(Generic[In, Out]):
         failure = _cancelled("items") if feeder.cancelled() else feeder.exception()
         if not self._left:
             self._end(failure)
+
+
+def _mistaken_items(items: object) -> str | None:
+    """Say why to refuse an object that can be iterated, but hardly into what was meant."""
+    accepted = f"items must be an iterable of items; got a {type_name(items)}"
+    if is_frame(items):
+        return f"{accepted}, which iterates over columns; use map_rows(frame), or map(batches(frame, rows))"
+    if iterates_over_columns(items):
+        return f"{accepted}, which iterates over columns; pass its rows"
+    if isinstance(items, Mapping):
+        return f"{accepted}, which iterates over keys; pass its values(), or a list of mappings"
+    if isinstance(items, str):
+        return f"{accepted}, which iterates over characters; pass a list of texts"
+    if isinstance(items, (bytes, bytearray, memoryview)):
+        return f"{accepted}, which iterates over bytes; pass a list of bodies"
+    return None
 
 
 def _cancelled(what: str) -> ClientStateError:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from aiosmrt.errors import DeserializationError, SerializationError
 from aiosmrt.serializers.codec import BYTE_ORDER_MARK, Codec
-from aiosmrt.serializers.objects import SupportsRead, as_items, is_listable
+from aiosmrt.serializers.frames import frame_columns, is_frame, is_pandas_frame
+from aiosmrt.serializers.objects import SupportsRead, as_items, is_listable, type_name
 
 __all__ = ["CSV", "CSVCodec"]
 
@@ -30,8 +31,11 @@ class CSVCodec(Codec):
     Serializes an iterable of rows or a single row, a row being an iterable of fields; NumPy arrays of one or two
     dimensions; and text, bytes and open files, which are sent as they are. If the first item is a row, all are:
     ``["a", "b"]`` is a row of two fields. A field is written with ``str``; None is an empty field, NaN is ``nan``.
-    Refuses dictionaries and sets, whose fields have no order, and DataFrames, which iterate over the names of their
-    columns: send their ``to_csv(header=False, index=False)``. Rows are separated by LF, without one after the last.
+    Rows are separated by LF, without one after the last. Refuses dictionaries and sets, whose fields are not ordered.
+
+    Also serializes the rows of tables: a DataFrame of pandas as its ``to_csv(header=False, index=False)``, as the
+    SageMaker SDK does (a missing value is an empty field, and LF follows the last row), and a DataFrame of polars, a
+    ``pyarrow.Table`` or a ``RecordBatch`` as a list of rows.
 
     Deserializes to a list of rows, each a list of ``str``; blank lines are skipped. A field may be as long as
     ``csv.field_size_limit()`` allows.
@@ -76,7 +80,9 @@ class CSVCodec(Codec):
             return body
         import csv
 
-        items = as_items(data, "data", "fields or rows")
+        if is_pandas_frame(data):
+            return self._encode(self._pandas_csv(data))
+        items: list[Any] = _frame_rows(data) if is_frame(data) else as_items(data, "data", "fields or rows")
         if is_listable(items[0]):
             rows = [as_items(item, f"data[{number}]", "fields") for number, item in enumerate(items)]
             names = [f"data[{number}]" for number in range(len(rows))]
@@ -94,6 +100,16 @@ class CSVCodec(Codec):
         else:
             return self._encode("\n".join(written))
         raise SerializationError(fault)
+
+    def _pandas_csv(self, frame: Any) -> str:
+        """Return what pandas writes, which is what the SageMaker SDK sends."""
+        if frame.empty:
+            raise SerializationError("data must have rows and columns; got an empty DataFrame")
+        for number, dtype in enumerate(frame.dtypes):
+            if dtype.kind == "O":
+                _check_fields(frame.iloc[:, number].tolist(), f"column {number} of data")
+        text: str = frame.to_csv(header=False, index=False, sep=self.delimiter, lineterminator="\n")
+        return text
 
     def deserialize(self, body: bytes, content_type: str, /) -> list[list[str]]:
         """Read rows.
@@ -113,6 +129,12 @@ class CSVCodec(Codec):
         raise DeserializationError(
             f"the response is not CSV at line {line}, or a field exceeds {csv.field_size_limit()} characters"
         )
+
+
+def _frame_rows(frame: Any) -> list[tuple[Any, ...]]:
+    if rows := list(zip(*frame_columns(frame), strict=True)):
+        return rows
+    raise SerializationError(f"data must have rows and columns; got an empty {type_name(frame)}")
 
 
 def _check_fields(row: list[object], where: str) -> None:

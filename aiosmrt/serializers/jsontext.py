@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from aiosmrt.errors import DeserializationError, SerializationError
 from aiosmrt.serializers.codec import BYTE_ORDER_MARK, Codec, encoding_of
+from aiosmrt.serializers.frames import frame_records, is_frame
 from aiosmrt.serializers.objects import SupportsRead, as_items, is_array, is_file, is_numpy_scalar, type_name
 
 __all__ = ["JSON", "JSON_LINES", "JSONCodec", "JSONLinesCodec"]
@@ -39,6 +40,8 @@ class _JSONBased(Codec):
             plain: object = value.tolist()
             if type(plain) is not type(value):  # a longdouble is returned as it is: Python has no such type
                 return plain
+        if is_frame(value):
+            return frame_records(value)
         if self.default is None:
             raise TypeError
         return self.default(value)
@@ -106,11 +109,13 @@ class _JSONBased(Codec):
 
 
 def _items(data: object) -> list[object]:
-    """Return the items of a container or an array; an empty list for other objects."""
+    """Return the items of a container, an array or a table; an empty list for other objects."""
     if isinstance(data, dict):
         return list(data.values())
     if is_array(data):
         data = data.tolist()
+    elif is_frame(data):
+        data = frame_records(data)
     return list(data) if isinstance(data, (list, tuple)) else []
 
 
@@ -119,8 +124,9 @@ class JSONCodec(_JSONBased):
     """JSON in compact form.
 
     Serializes the types of `json` (dictionaries, lists, tuples, text, numbers, True, False, None), NumPy arrays as
-    lists, NumPy scalars as numbers or text, and open files of JSON, which are sent as they are. Deserializes as `json`
-    does.
+    lists, NumPy scalars as numbers or text, and open files of JSON, which are sent as they are. A table (a DataFrame of
+    pandas or polars, a ``pyarrow.Table`` or ``RecordBatch``) is a list of its rows, each a dictionary by column name,
+    with null for missing values. Deserializes as `json` does.
 
     Args:
         content_type: the request's type.
@@ -184,9 +190,9 @@ class JSONCodec(_JSONBased):
 class JSONLinesCodec(_JSONBased):
     """JSON Lines (https://jsonlines.org): a JSON value on every line.
 
-    Serializes an iterable of values that `JSONCodec` takes, NumPy arrays along their first axis; text, bytes and open
-    files are sent as they are. Refuses dictionaries and sets, which are not sequences of values. Values are separated
-    by LF, without one after the last. Deserializes to a list; blank lines are skipped.
+    Serializes an iterable of values that `JSONCodec` takes, NumPy arrays along their first axis, and the rows of
+    tables; text, bytes and open files are sent as they are. Refuses dictionaries and sets, which are not sequences of
+    values. Values are separated by LF, without one after the last. Deserializes to a list; blank lines are skipped.
 
     Args:
         content_type: the request's type.
@@ -216,7 +222,7 @@ class JSONLinesCodec(_JSONBased):
         """
         if (body := self._ready_made(data)) is not None:
             return body
-        values = as_items(data, "data", "values")
+        values = frame_records(data) if is_frame(data) else as_items(data, "data", "values")
         body = self._lines(values)
         if body is None:
             raise SerializationError(self._fault(values))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from aiosmrt.errors import SerializationError
+from aiosmrt.serializers.frames import iterates_over_columns
 
 if TYPE_CHECKING:
     import numpy
@@ -82,9 +83,10 @@ def as_items(data: object, where: str, what: str) -> list[Any]:
 
 def is_listable(data: object) -> TypeGuard[Iterable[Any]]:
     """Return whether an object has ordered items, as rows, fields and lines are."""
+    if isinstance(data, (list, tuple)):
+        return True
     if is_array(data):
         return data.ndim > 0
-    # Tables (pandas, polars, pyarrow) iterate over their columns or column names.
     return isinstance(data, Iterable) and not (
-        isinstance(data, (str, bytes, bytearray, memoryview, Mapping, set, frozenset)) or hasattr(data, "columns")
+        isinstance(data, (str, bytes, bytearray, memoryview, Mapping, set, frozenset)) or iterates_over_columns(data)
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, TypeA
 
 from aiosmrt.errors import SerializationError
 from aiosmrt.serializers.codec import Codec, installed, parsed
+from aiosmrt.serializers.frames import is_pandas_frame
 from aiosmrt.serializers.objects import type_name
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def _table(data: ArrowTable) -> pyarrow.Table:
     pa = installed("pyarrow", "arrow")
     if isinstance(data, pa.Table):
         return data
+    if is_pandas_frame(data) and not hasattr(data, "__arrow_c_stream__"):  # before pandas 2.2
+        return pa.Table.from_pandas(data)
     if not any((isinstance(data, Mapping), hasattr(data, "__arrow_c_stream__"), hasattr(data, "__arrow_c_array__"))):
         raise SerializationError(f"data must be a table; got a {type_name(data)}")
     fault = f"data cannot be converted to a table; got a {type_name(data)}"
@@ -92,10 +95,10 @@ def _table(data: ArrowTable) -> pyarrow.Table:
 class ArrowCodec(_ArrowBased):
     """A table as an Arrow IPC stream (https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format).
 
-    Serializes a ``pyarrow.Table``, a ``RecordBatch``, a ``RecordBatchReader``, a DataFrame with the Arrow PyCapsule
-    interface (pandas from 2.2, polars from 1.3), and a mapping from names to columns. Deserializes to a
-    ``pyarrow.Table``, which is validated: reading a malformed one could read outside its memory. Needs the extra
-    ``arrow``.
+    Serializes a ``pyarrow.Table``, a ``RecordBatch``, a ``RecordBatchReader``, a DataFrame of pandas, any table with
+    the Arrow PyCapsule interface, such as a DataFrame of polars from 1.3, and a mapping from names to columns.
+    Deserializes to a ``pyarrow.Table``, which is validated: reading a malformed one could read outside its memory.
+    Needs the extra ``arrow``.
 
     Args:
         compression: how to compress columns. Defaults to None, no compression.

@@ -9,7 +9,6 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,7 +97,6 @@ class Plain:
         ({"a": 1}, "data must be an ordered iterable of fields or rows; got a dict"),
         ({1, 2}, "data must be an ordered iterable of fields or rows; got a set"),
         (Frame(), "data must be an ordered iterable of fields or rows; got a Frame"),
-        (pa.table({"a": [1]}), "data must be an ordered iterable of fields or rows; got a Table"),
         ([[1], 2], "data[1] must be an ordered iterable of fields; got a int"),
         ([[1], "a,b"], "data[1] must be an ordered iterable of fields; got a str"),
         ([1, [2]], "data[1] must have a text form; got a list"),

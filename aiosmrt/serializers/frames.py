@@ -1,0 +1,130 @@
+"""Tables of rows and columns: DataFrames of pandas and polars, and tables and record batches of pyarrow.
+
+None of these libraries is imported to recognize an object: there are no frames before a library is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, Final, TypeVar
+
+from aiosmrt.config import is_whole
+from aiosmrt.errors import ParamValidationError, SerializationError
+
+__all__ = [
+    "batches",
+    "frame_columns",
+    "frame_records",
+    "is_frame",
+    "is_pandas_frame",
+    "iterates_over_columns",
+]
+
+Frame = TypeVar("Frame")
+
+# The types by their modules.
+_FRAMES: Final = {"pandas": ("DataFrame",), "polars": ("DataFrame",), "pyarrow": ("Table", "RecordBatch")}
+
+
+def is_frame(value: object) -> bool:
+    """Return whether an object is a DataFrame of pandas or polars, or a table or record batch of pyarrow."""
+    return _library(value) is not None
+
+
+def is_pandas_frame(value: object) -> bool:
+    """Return whether an object is a DataFrame of pandas."""
+    return _library(value) == "pandas"
+
+
+def _library(value: object) -> str | None:
+    for library, names in _FRAMES.items():
+        module = sys.modules.get(library)
+        if module is not None and any(isinstance(value, getattr(module, name, ())) for name in names):
+            return library
+    return None
+
+
+def iterates_over_columns(value: object) -> bool:
+    """Return whether an object is a table whose iteration gives columns, or their names, in place of rows."""
+    columns = getattr(type(value), "columns", None)
+    # A method of that name, as SQLAlchemy's results have, is not a table's list of columns.
+    return (
+        is_frame(value)
+        or (columns is not None and not callable(columns))
+        or "columns" in getattr(value, "__dict__", {})
+    )
+
+
+def frame_columns(frame: Any) -> list[list[Any]]:
+    """Return the columns of a frame of polars or pyarrow as lists of Python objects.
+
+    Floats of 32 and 16 bits become text: as Python floats they would have 17 digits, most of them noise.
+    """
+    if _library(frame) == "polars":
+        import polars  # type: ignore[import-not-found, unused-ignore]
+
+        return [
+            (column.cast(polars.String) if column.dtype == polars.Float32 else column).to_list()
+            for column in frame.get_columns()
+        ]
+    import pyarrow  # type: ignore[import-untyped, unused-ignore]
+
+    short = (pyarrow.float32(), pyarrow.float16())
+    return [
+        (column.cast(pyarrow.float32()).cast(pyarrow.string()) if column.type in short else column).to_pylist()
+        for column in frame.columns
+    ]
+
+
+def frame_records(frame: Any) -> list[dict[Any, Any]]:
+    """Return the rows of a frame as dictionaries, with None for missing values.
+
+    Raises:
+        SerializationError: two columns have the same name.
+    """
+    library = _library(frame)
+    if library == "polars":
+        records: list[dict[Any, Any]] = frame.to_dicts()
+        return records
+    names = list(frame.columns) if library == "pandas" else frame.schema.names
+    if len(set(names)) < len(names):
+        raise SerializationError("data has two columns of the same name")
+    if library == "pandas":
+        # NaN stands for a missing value there.
+        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    else:
+        records = frame.to_pylist()
+    return records
+
+
+def batches(frame: Frame, rows: int) -> Iterator[Frame]:
+    """Iterate over a table in slices of rows, without copying it; for `Endpoint.map`.
+
+    Args:
+        frame: a DataFrame of pandas or polars, or a table or record batch of pyarrow.
+        rows: rows in each slice; the last one may have fewer.
+
+    Raises:
+        ParamValidationError: ``frame`` is not one of these, or ``rows`` is not an integer >= 1.
+
+    >>> import pyarrow
+    >>> [part.to_pydict() for part in batches(pyarrow.table({"age": [29, 31, 37]}), 2)]
+    [{'age': [29, 31]}, {'age': [37]}]
+    """
+    faults = []
+    if not is_frame(frame):
+        faults.append(
+            f"frame must be a DataFrame of pandas or polars, or a Table or RecordBatch of pyarrow; got {type(frame)}"
+        )
+    if not is_whole(rows, 1):
+        faults.append(f"rows must be an integer >= 1; got {rows!r:.80}")
+    if faults:
+        raise ParamValidationError(faults)
+    return _slices(frame, rows)
+
+
+def _slices(frame: Any, rows: int) -> Iterator[Any]:
+    is_pandas = is_pandas_frame(frame)
+    for start in range(0, len(frame), rows):
+        yield frame.iloc[start : start + rows] if is_pandas else frame.slice(start, rows)
