@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,6 +20,8 @@ _BLANKS: Final = " \t\r\n"
 
 # How many levels of containers are searched for a fault.
 _MAX_SEARCHED: Final = 100
+
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +57,20 @@ class _JSONBased(Codec):
     def _lines(self, values: Iterable[object]) -> bytes | None:
         """Return each value on a separate line; None if one of them cannot be expressed."""
         try:
-            return "\n".join(map(self._dumps, values)).encode(encoding_of(self.content_type) or "utf-8")
+            return self._encode("\n".join(map(self._dumps, values)))
         except MemoryError:
             raise
         except Exception:
             # Errors of json, of its encoders and of `default` may quote data, so `_fault` searches for the cause.
             return None
+
+    def _encode(self, text: str) -> bytes:
+        encoding = encoding_of(self.content_type) or "utf-8"
+        try:
+            return text.encode(encoding)
+        except UnicodeEncodeError:
+            # JSON has an escape for every character (RFC 8259, section 8.2, for lone surrogates).
+            return _NOT_ASCII.sub(_escape, text).encode(encoding)
 
     def _fault(self, data: object) -> str:
         """Say what is wrong, and where, with data that cannot be expressed."""
@@ -86,8 +97,6 @@ class _JSONBased(Codec):
             return "is NaN or infinite, which JSON lacks; allow_nan=True sends it anyway"
         if isinstance(plain, int):
             return "is an integer with more digits than Python writes"
-        if isinstance(plain, str):
-            return f"has a character that cannot be expressed in {encoding_of(self.content_type)}"
         if isinstance(data, dict):
             for number, key in enumerate(data):
                 if self._lines([{key: None}]) is None:
@@ -108,6 +117,10 @@ class _JSONBased(Codec):
         raise DeserializationError(f"the response {fault}")
 
 
+def _escape(character: re.Match[str]) -> str:
+    return json.dumps(character[0])[1:-1]
+
+
 def _items(data: object) -> list[object]:
     """Return the items of a container, an array or a table; an empty list for other objects."""
     if isinstance(data, dict):
@@ -126,7 +139,8 @@ class JSONCodec(_JSONBased):
     Serializes the types of `json` (dictionaries, lists, tuples, text, numbers, True, False, None), NumPy arrays as
     lists, NumPy scalars as numbers or text, and open files of JSON, which are sent as they are. A table (a DataFrame of
     pandas or polars, a ``pyarrow.Table`` or ``RecordBatch``) is a list of its rows, each a dictionary by column name,
-    with null for missing values. Deserializes as `json` does.
+    with null for missing values. A character that the charset lacks, such as a lone surrogate, is sent as an escape.
+    Deserializes as `json` does.
 
     Args:
         content_type: the request's type.

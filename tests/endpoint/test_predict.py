@@ -233,3 +233,15 @@ async def test_a_member_of_another_operation_is_refused(serve: Serve, running: l
     with pytest.raises(AiosmrtError):
         await endpoint.predict({}, target_variant="no spaces allowed")
     assert running[0].statistics()["requests"] == 0
+
+
+async def test_half_an_emoji_is_sent_and_read(serve: Serve):
+    """A message that was cut inside a surrogate pair is JSON all the same."""
+
+    async def echo(invocation: Any) -> tuple[bytes, dict[str, str]]:
+        assert invocation.body.isascii()
+        return invocation.body, {"Content-Type": "application/json"}
+
+    client = await serve(echo=echo)
+    data = {"inputs": "hi \ud83d", "é": "naïve 😀"}
+    assert await client.endpoint("echo", serializer=JSON, deserializer=JSON).predict(data) == data

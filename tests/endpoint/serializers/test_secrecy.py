@@ -53,7 +53,6 @@ SECRET_REQUESTS: list[tuple[str, Any, Any]] = [
     ("type", JSON, {MARK: [Marked()]}),
     ("key", JSON, {(MARK,): 1}),
     ("nan", JSON, {MARK: [MARK, math.nan]}),
-    ("surrogate", JSON, [MARK + "\ud800"]),
     ("default", JSONCodec(default=raises), {MARK: Marked()}),
     ("circle", JSON, {MARK: CIRCLE}),
     ("line", JSON_LINES, [MARK, {MARK: {MARK}}]),
