@@ -31,6 +31,7 @@ from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream
 from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
+from aiosmrt.serializers.codec import is_general
 from aiosmrt.serializers.frames import batches
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = ["Endpoint"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+R = TypeVar("R")
 
 # An S3 URI to check the other parameters with, before there is an object.
 _ANY_LOCATION = "s3://bucket/key"
@@ -143,7 +145,7 @@ class Endpoint(Generic[In, Out]):
             DeserializationError: the deserializer cannot read the answer.
             AiosmrtError: as for `aiosmrt.Client.invoke_endpoint`.
         """
-        return (await self._exchange(data, options))[0]
+        return (await self._exchange(data, options, self._deserializer.deserialize))[0]
 
     async def invoke(self, data: In, **options: Unpack[CallOptions]) -> Inference[Out]:
         """Get the model's answer with what the service reports about it; arguments and errors as for `predict`."""
@@ -160,16 +162,40 @@ class Endpoint(Generic[In, Out]):
             on_response: called with the response before it is deserialized.
         """
         started = time.monotonic()
-        value, response, _ = await self._exchange(data, options, on_response)
+        value, response, _ = await self._exchange(data, options, self._deserializer.deserialize, on_response)
+        return inference_of(value, response, time.monotonic() - started)
+
+    async def acknowledgement(
+        self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None]
+    ) -> Inference[Out | bytes]:
+        """Do what `inference` does, for a request whose answer may be a sentence for people in place of model output.
+
+        The value of such an answer is its body: one that the deserializer cannot read, and that does not have a type
+        which says more than that it is text or bytes.
+        """
+
+        def deserialize(body: bytes, content_type: str) -> Out | bytes:
+            try:
+                return self._deserializer.deserialize(body, content_type)
+            except Exception:
+                if is_general(content_type):
+                    return body
+                raise
+
+        started = time.monotonic()
+        value, response, _ = await self._exchange(data, options, deserialize, on_response)
         return inference_of(value, response, time.monotonic() - started)
 
     async def _exchange(
-        self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
-    ) -> tuple[Out, InvokeEndpointOutput, Waited]:
+        self,
+        data: In,
+        options: CallOptions,
+        deserialize: Callable[[bytes, str], R],
+        on_response: Callable[[InvokeEndpointOutput], None] | None = None,
+    ) -> tuple[R, InvokeEndpointOutput, Waited]:
         """Call the model; return the answer's value, the response, and how long the call waited."""
         params = merged(self._params, options) if options else self._params
         # (De)serialization is written out: a coroutine for each would be a tenth of this method's cost.
-        deserialize = self._deserializer.deserialize
         body: bytes | DeferredBody
         if estimated_size(data) <= OFF_LOOP_BYTES:
             try:
@@ -311,7 +337,7 @@ class Endpoint(Generic[In, Out]):
         )
 
         async def call(item: In) -> Answer[Out]:
-            value, response, waited = await job._exchange(item, options)
+            value, response, waited = await job._exchange(item, options, job._deserializer.deserialize)
             return Answer(value, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)
 
         limit = self._client.max_concurrency if concurrency is None else concurrency
@@ -364,7 +390,7 @@ class Endpoint(Generic[In, Out]):
         Args:
             open_with: data to open the session with on entering the block. By default, the first call opens it.
             close_with: data to send on leaving the block while the session is open. By default, nothing is sent and the
-                session ends at its expiry.
+                session ends at its expiry. The answers to both may be plain text, as those of AWS's session handlers.
         """
         return Session(self, open_with=open_with, close_with=close_with)
 

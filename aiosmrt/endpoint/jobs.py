@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
 from aiosmrt._policy.clockskew import parse_http_date
@@ -54,8 +55,18 @@ _CLOCKS_APART_SECONDS: Final = 5.0
 _INVOCATION_TIMEOUT_SECONDS: Final = 900
 _GRACE_SECONDS: Final = 900.0
 
-# S3 answers 403 in place of 404 to those who may not list a bucket (GetObject in its API reference).
-_MAYBE_MISSING: Final = 403
+# Without s3:ListBucket, S3 answers 403 to a request for a missing object (GetObject in its API reference).
+_FORBIDDEN: Final = 403
+_ACCESS_DENIED: Final = "AccessDenied"
+
+# Codes of a response without a body, such as every response to HEAD, that may stand for any of S3's codes.
+_STATUSES: Final = frozenset({"400", "403", "404"})
+
+# S3 names the action that the caller may not perform, unless the bucket is another account's.
+_DENIED_ACTION: Final = re.compile(r"not authorized to perform: (\S+)")
+_ENCRYPTION: Final = re.compile(r"\bkms\b|ciphertext", re.IGNORECASE)
+_LIST: Final = "s3:listbucket"
+_READ: Final = "s3:getobject"
 
 
 class JobHandle(NamedTuple):
@@ -125,15 +136,15 @@ class Job(Generic[Out]):
         """Check once whether there is an answer or a failure.
 
         Raises:
-            ObjectStoreError: S3 failed.
+            ObjectStoreError: S3 failed, or refused for another reason than that there is neither yet.
         """
         if self._outcome is not None:
             return True
         store = await self._client._object_store()
-        for uri in (self.handle.output_location, self.handle.failure_location):
-            if uri is not None and self._is_new(await _modified_at(store, uri)):
-                return True
-        return False
+        if self._is_new(await _modified_at(store, self.handle.output_location, _is_pending)):
+            return True
+        failure = self.handle.failure_location
+        return failure is not None and self._is_new(await _modified_at(store, failure, _may_be_pending))
 
     async def result(self, timeout: float | None = None, *, cleanup: bool = False) -> Out:
         """Wait for the answer.
@@ -153,7 +164,9 @@ class Job(Generic[Out]):
                 endpoint without a failure path. Its ``__cause__`` is S3's last refusal, if there was one: without the
                 permission ``s3:ListBucket``, S3 refuses to say that an object does not exist yet.
             DeserializationError: the deserializer cannot read the answer.
-            ObjectStoreError: S3 failed. If the clean-up after a failed inference fails, the JobFailedError has a note.
+            ObjectStoreError: S3 failed, or refused for another reason than that there is no answer yet, such as a wrong
+                key or a missing permission to decrypt. If the clean-up after a failed inference fails, the
+                JobFailedError has a note.
             ParamValidationError: ``timeout`` is not a number of seconds.
         """
         if timeout is not None and not is_seconds(timeout):
@@ -210,7 +223,7 @@ class Job(Generic[Out]):
         """Look for the outcome; return S3's refusal, if any."""
         store = await self._client._object_store()
         handle = self.handle
-        found, refusal = await _read(store, handle.output_location)
+        found, refusal = await _read(store, handle.output_location, _is_pending)
         if found is not None and self._is_new(found.modified_at):
             try:
                 self._outcome = (await self._deserialized(found.body, found.content_type),)
@@ -218,7 +231,7 @@ class Job(Generic[Out]):
                 self._located(error)
                 raise
         elif handle.failure_location is not None:
-            found, second_refusal = await _read(store, handle.failure_location)
+            found, second_refusal = await _read(store, handle.failure_location, _may_be_pending)
             if found is not None and self._is_new(found.modified_at):
                 self._outcome = found.body.decode(errors="replace")[:_REASON_CHARACTERS]
             refusal = refusal or second_refusal
@@ -367,19 +380,50 @@ async def _delete_upload(store: ObjectStore, uri: str, error: BaseException) -> 
         error.add_note(f"the request body may remain at {uri}: {failure or type(failure).__name__}")
 
 
-async def _modified_at(store: ObjectStore, uri: str) -> float | None:
+def _is_pending(error: ObjectStoreError, message: str) -> bool:
+    """Return whether a refusal to read an object is the one for an object that does not exist yet.
+
+    Args:
+        error: the refusal.
+        message: S3's message.
+    """
+    if error.status != _FORBIDDEN or error.code not in (_ACCESS_DENIED, str(_FORBIDDEN)):
+        return False
+    denied = _DENIED_ACTION.search(message)
+    return denied[1].lower() == _LIST if denied is not None else _ENCRYPTION.search(message) is None
+
+
+def _may_be_pending(error: ObjectStoreError, message: str) -> bool:
+    """Return whether an object that cannot be read may not exist yet.
+
+    For failures, which need not be readable: if the inference succeeds, there is none.
+    """
+    denied = _DENIED_ACTION.search(message)
+    return _is_pending(error, message) or (denied is not None and denied[1].lower() == _READ)
+
+
+_Pending: TypeAlias = Callable[[ObjectStoreError, str], bool]
+
+
+async def _modified_at(store: ObjectStore, uri: str, pending: _Pending) -> float | None:
     try:
-        return await store.modified_at(uri)
+        modified_at = await store.modified_at(uri)
     except ObjectStoreError as error:
-        if error.status == _MAYBE_MISSING:
-            return None
-        raise
+        if error.code not in _STATUSES:
+            raise
+        modified_at = None
+    if modified_at is None:
+        # The answer to HEAD does not say why: the bucket may be missing, or the key wrong.
+        found, _ = await _read(store, uri, pending)
+        modified_at = None if found is None else found.modified_at
+    return modified_at
 
 
-async def _read(store: ObjectStore, uri: str) -> tuple[StoredObject | None, ObjectStoreError | None]:
+async def _read(store: ObjectStore, uri: str, pending: _Pending) -> tuple[StoredObject | None, ObjectStoreError | None]:
+    """Return an object, or S3's refusal if that may mean that there is none yet."""
     try:
         return await store.get(uri), None
     except ObjectStoreError as error:
-        if error.status == _MAYBE_MISSING:
+        if pending(error, str(error).partition(f" of {uri}: ")[2]):
             return None, error
         raise

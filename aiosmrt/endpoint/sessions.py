@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, Unpack
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference
@@ -27,6 +27,7 @@ __all__ = ["Session"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+R = TypeVar("R")
 In_contra = TypeVar("In_contra", contravariant=True)
 
 _NEW_SESSION: Final = "NEW_SESSION"
@@ -43,6 +44,12 @@ class SessionEndpoint(Protocol[In_contra, Out]):
         """See `aiosmrt.endpoint.Endpoint.inference`."""
         ...
 
+    async def acknowledgement(
+        self, data: In_contra, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None]
+    ) -> Inference[Out | bytes]:
+        """See `aiosmrt.endpoint.Endpoint.acknowledgement`."""
+        ...
+
     def stream(
         self,
         data: In_contra,
@@ -53,6 +60,9 @@ class SessionEndpoint(Protocol[In_contra, Out]):
     ) -> PredictionStream:
         """See `aiosmrt.endpoint.Endpoint.stream`."""
         ...
+
+
+_Call: TypeAlias = Callable[[In, CallOptions, Callable[["InvokeEndpointOutput"], None]], Awaitable[Inference[R]]]
 
 
 class Session(Generic[In, Out]):
@@ -67,7 +77,8 @@ class Session(Generic[In, Out]):
     Attributes:
         id: the session's id; None until it is open.
         expires_at: the session's expiry in UTC; None until it is open, or if the model named none.
-        opened_with: the answer to ``open_with``, if that was given.
+        opened_with: the answer to ``open_with``, if that was given. Its value is the body if that is plain text which
+            the deserializer cannot read: a session handler may answer with a sentence for people.
     """
 
     def __init__(
@@ -87,7 +98,7 @@ class Session(Generic[In, Out]):
         self._entered = False
         self.id: str | None = None
         self.expires_at: datetime | None = None
-        self.opened_with: Inference[Out] | None = None
+        self.opened_with: Inference[Out | bytes] | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self._closed is not None else "open" if self.id is not None else "not open yet"
@@ -100,7 +111,7 @@ class Session(Generic[In, Out]):
         self._closed = None
         if not isinstance(self._open_with, Unset):
             try:
-                self.opened_with = await self._open(self._open_with, {})
+                self.opened_with = await self._open(self._endpoint.acknowledgement, self._open_with, {})
             except BaseException as error:
                 # The model may have opened the session with an answer that could not be read.
                 await self.__aexit__(type(error), error, error.__traceback__)
@@ -114,7 +125,7 @@ class Session(Generic[In, Out]):
         wanted = kind is None or issubclass(kind, Exception)
         try:
             if wanted and not isinstance(self._close_with, Unset) and self.is_open:
-                await self.invoke(self._close_with)
+                await self._endpoint.acknowledgement(self._close_with, {"session_id": self.id}, self._note)
         except Exception as failure:
             if error is None:
                 raise
@@ -146,7 +157,7 @@ class Session(Generic[In, Out]):
             async with self._opening:
                 self._check()
                 if self.id is None:
-                    return await self._open(data, options)
+                    return await self._open(self._endpoint.inference, data, options)
         members: CallOptions = {**options, "session_id": self.id}
         return await self._endpoint.inference(data, members, self._note)
 
@@ -169,9 +180,9 @@ class Session(Generic[In, Out]):
         members: CallOptions = {**options, "session_id": self.id}
         return self._endpoint.stream(data, first_part_timeout=first_part_timeout, part_timeout=part_timeout, **members)
 
-    async def _open(self, data: In, options: CallOptions) -> Inference[Out]:
+    async def _open(self, call: _Call[In, R], data: In, options: CallOptions) -> Inference[R]:
         members: CallOptions = {**options, "session_id": _NEW_SESSION}
-        answer = await self._endpoint.inference(data, members, self._note)
+        answer = await call(data, members, self._note)
         if self.id is None:
             raise SessionClosedError("the model did not open a session: its answer to NEW_SESSION has no session id")
         return answer

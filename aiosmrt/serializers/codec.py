@@ -27,6 +27,7 @@ __all__ = [
     "check_type",
     "encoding_of",
     "installed",
+    "is_general",
     "parsed",
 ]
 
@@ -105,6 +106,12 @@ def encoding_of(header: str) -> str | None:
     except (LookupError, ValueError):  # unknown, or not an encoding of text
         return None
     return None if encoding in _NO_CHARSETS else encoding
+
+
+def is_general(content_type: str) -> bool:
+    """Return whether a ``Content-Type`` is missing or says little: ``application/octet-stream`` or ``text/plain``."""
+    found = _media_type(content_type)
+    return found in _UNTYPED or found == "text/plain"
 
 
 def check_type(content_type: str, accept: str, kin: str) -> None:

@@ -215,3 +215,64 @@ async def test_a_session_is_used_in_its_block_and_entered_once(serve: Serve):
         async with session:
             pass
     assert "closed" in repr(session)
+
+
+class Handlers:
+    """AWS's session handlers around a model that answers in JSON: they answer in sentences."""
+
+    def __init__(self, content_type: str | None = "text/plain") -> None:
+        self.type = {} if content_type is None else {"Content-Type": content_type}
+
+    async def __call__(self, invocation: Any) -> tuple[bytes, dict[str, str]]:
+        if invocation.body == b'{"requestType":"NEW_SESSION"}':
+            opened = {"X-Amzn-SageMaker-New-Session-Id": "s-1; Expires=2999-01-01T00:00:00Z"}
+            return b"Session s-1 is open now.", {**opened, **self.type}
+        if invocation.body == b'{"requestType":"CLOSE"}':
+            return b"Session s-1 is over.", {"X-Amzn-SageMaker-Closed-Session-Id": "s-1", **self.type}
+        return b'"plain"' if invocation.body != b'"broken"' else b"sorry", {"Content-Type": "text/plain"}
+
+
+class Number:
+    """A codec of one's own, whose errors are any."""
+
+    content_type = accept = "application/json"
+
+    def serialize(self, data: Any) -> bytes:
+        return JSON.serialize(data)
+
+    def deserialize(self, body: bytes, content_type: str) -> Any:
+        return {"plain": 1}[body.decode().strip('"')]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "text/plain; charset=utf-8", "application/octet-stream", None])
+@pytest.mark.parametrize(("deserializer", "answer"), [(JSON, "plain"), (Number(), 1)])
+async def test_session_handlers_answer_in_text(serve: Serve, content_type: str | None, deserializer: Any, answer: Any):
+    client = await serve(chat=Handlers(content_type))
+    endpoint = client.endpoint("chat", serializer=JSON, deserializer=deserializer)
+    opening: Any = {"requestType": "NEW_SESSION"}
+    async with endpoint.session(open_with=opening, close_with={"requestType": "CLOSE"}) as session:
+        assert session.id == "s-1"
+        assert session.opened_with is not None
+        assert session.opened_with.value == b"Session s-1 is open now."
+        assert await session.predict("a") == answer
+    assert not session.is_open
+
+
+async def test_the_models_own_answers_have_to_be_readable(serve: Serve):
+    """Also where the first call opens the session, and where they are labelled as text."""
+    endpoint = endpoint_of(await serve(chat=Handlers()))
+    async with endpoint.session(open_with={"requestType": "NEW_SESSION"}) as session:
+        with pytest.raises(DeserializationError):
+            await session.predict("broken")
+    async with endpoint.session() as session:
+        with pytest.raises(DeserializationError):
+            await session.predict({"requestType": "NEW_SESSION"})
+        assert session.is_open
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+async def test_an_acknowledgement_of_another_type(serve: Serve, content_type: str):
+    endpoint = endpoint_of(await serve(chat=Handlers(content_type)))
+    with pytest.raises(DeserializationError):
+        async with endpoint.session(open_with={"requestType": "NEW_SESSION"}):
+            raise AssertionError("opened")
