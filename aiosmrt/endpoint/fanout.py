@@ -141,7 +141,7 @@ class Results(Generic[In, Out]):
         self._entered = False
         self._held = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
         self._workers: set[asyncio.Task[None]] = set()
-        # How many workers there are; an eager task factory starts a worker before its task is in the set.
+        # How many workers there are or will be in a moment.
         self._at_work = 0
         # Requests of workers for asynchronous items, the items for them, and the task that gets them.
         self._wanted = asyncio.Semaphore(0)
@@ -167,6 +167,7 @@ class Results(Generic[In, Out]):
         if self._asynchronous is not None:
             self._feeder = asyncio.create_task(self._feed(self._asynchronous), name="aiosmrt-map-items")
             self._feeder.add_done_callback(self._feeder_ended)
+        self._at_work = 1
         self._start_worker()
         return self
 
@@ -234,8 +235,15 @@ class Results(Generic[In, Out]):
             self._failure = failure
         self._wake_reader()
 
-    def _start_worker(self) -> None:
+    def _start_next_worker(self) -> None:
+        """Start a worker in a callback; eager tasks (Python 3.12) would otherwise nest, each inside the one before."""
         self._at_work += 1
+        asyncio.get_running_loop().call_soon(self._start_worker)
+
+    def _start_worker(self) -> None:
+        if self._ended:
+            self._at_work -= 1
+            return
         worker = asyncio.create_task(self._work(), name="aiosmrt-map")
         self._workers.add(worker)
         worker.add_done_callback(self._worker_ended)
@@ -250,7 +258,7 @@ class Results(Generic[In, Out]):
         while not self._ended and (taken := await self._take()) is not None:
             index, item = taken
             if self._at_work < self._concurrency:
-                self._start_worker()
+                self._start_next_worker()
             value: Out | None = None
             attempts, waited = 0, 0.0
             failure: Exception | None = None

@@ -12,7 +12,7 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.endpoint import Endpoint
-from aiosmrt.endpoint.fanout import Result, Results
+from aiosmrt.endpoint.fanout import Answer, Result, Results
 from aiosmrt.errors import ClientStateError, ModelError, NoCredentialsError, ParamValidationError
 from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import JSON
@@ -193,6 +193,34 @@ async def test_concurrency_is_bounded_where_tasks_begin_at_once(serve: Serve):
     finally:
         loop.set_task_factory(None)
     assert model.most == 4
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@each_kind_of_items
+@pytest.mark.parametrize("suspends", [True, False])
+async def test_many_calls_at_once_where_tasks_begin_at_once(given: Callable[..., Any], suspends: bool):
+    """Workers that began inside one another would reach the limit of recursion."""
+    under_way = most = 0
+
+    async def call(item: int) -> Answer[int]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        if suspends:
+            await asyncio.sleep(0)
+            while most < 2000:
+                await asyncio.sleep(0)
+        under_way -= 1
+        return Answer(item * item, 1, 0.0)
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
+    try:
+        async with Results(call, given(range(4000)), concurrency=2000, ordered=True) as results:
+            assert [result.unwrap() async for result in results] == [item * item for item in range(4000)]
+    finally:
+        loop.set_task_factory(None)
+    assert not suspends or most == 2000
 
 
 @each_kind_of_items
