@@ -675,6 +675,11 @@ class Client:
     ) -> None:
         await self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Client cannot be pickled or copied: it has connections and secrets; make a client in each process"
+        )
+
     # Inside
 
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterable, Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar, Unpack
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar, Unpack
 
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
@@ -102,6 +102,11 @@ class Endpoint(Generic[In, Out]):
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self._serializer!r} -> {self._deserializer!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an Endpoint cannot be pickled or copied: make a client in each process, and the endpoint from it"
+        )
 
     def with_options(
         self,

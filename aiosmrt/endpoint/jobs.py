@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
 from aiosmrt._policy.clockskew import parse_http_date
@@ -126,6 +126,9 @@ class Job(Generic[Out]):
 
     def __repr__(self) -> str:
         return f"<Job {self.inference_id} at {self.handle.endpoint_name}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Job cannot be pickled or copied: pickle its handle, and pass that to Endpoint.job()")
 
     @property
     def inference_id(self) -> str | None:
