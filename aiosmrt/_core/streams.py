@@ -1,23 +1,30 @@
-"""Response bodies: what stands under ``"Body"`` in a result.
+"""Response bodies: the ``"Body"`` of a result.
 
-`StreamingBody` holds a body that was received whole inside its attempt, behind the interface that aiobotocore's body
-has: reading it cannot fail any more, and nothing leaks when nobody reads it.
+`StreamingBody` holds a body that was received whole inside its attempt, behind the interface of aiobotocore's body.
+Reading it cannot fail, and a body that is not read holds no connection.
 
-`EventStream` hands out parts as they arrive. It holds a connection and a place under ``max_concurrency`` until it
-ends, fails, is closed, or its reader is cancelled. Parts that were complete before a failure are handed out before the
-failure is raised. A failure before the first part is not raised when the call's retry policy allows another attempt:
-the request is sent again and the new response takes the old one's place.
+`EventStream` returns parts as they arrive. It holds a connection and a slot under ``max_concurrency`` until it ends,
+fails, is closed, or its reader is cancelled. Parts that were complete before a failure come before its error. A failure
+before the first part is not raised if the call's retry policy allows another attempt: the request is sent again, and
+the stream continues with the new response.
 """
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from aiosmrt._transport import ReplyStream
-from aiosmrt.errors import AiosmrtError, ClientStateError, EventStreamFormatError, TransportError
+from aiosmrt.errors import (
+    AiosmrtError,
+    ClientStateError,
+    EventStreamFormatError,
+    ResponseStreamingError,
+    TransportError,
+)
 
 if TYPE_CHECKING:
     from aiosmrt._wire.eventstream import Decoder, EventHeaders
@@ -26,12 +33,15 @@ if TYPE_CHECKING:
 __all__ = ["EventStream", "StreamOwner", "StreamingBody"]
 
 _CHUNK_BYTES = 1024
-# A batch whose values stay in the processor's cache until they are used: JSON comes a third faster than by thousands.
+# Small enough that the values of a batch stay in the processor's cache: JSON is a third faster than in thousands.
 _BATCH_PARTS = 256
 
 
 class StreamingBody:
-    """A received response body.
+    """A received response body, with the interface of aiobotocore's.
+
+    It is asynchronous; the methods that `io.IOBase` has besides raise what they raise there. After `close`, reading
+    raises `ResponseStreamingError`.
 
     Args:
         data: the body.
@@ -53,28 +63,28 @@ class StreamingBody:
         return f"<StreamingBody size_bytes={len(self._data)} position={self._position}>"
 
     async def read(self, amt: int | None = None) -> bytes:
-        """Read on.
+        """Read the next bytes.
 
         Args:
-            amt: most bytes to read; None or a negative number for all that is left.
+            amt: most bytes to read. If None or negative, all that are left.
 
         Raises:
-            ValueError: the body was closed.
+            ResponseStreamingError: the body was closed.
         """
         return self._read(amt)
 
     async def readinto(self, b: bytearray | memoryview) -> int:
-        """Read into a writable buffer and return how many bytes were read."""
+        """Read into a writable buffer; return how many bytes were read."""
         chunk = self._read(len(b))
         b[: len(chunk)] = chunk
         return len(chunk)
 
     async def readlines(self) -> list[bytes]:
-        """The lines that are left, without their ends."""
+        """Return the lines that are left, without their ends."""
         return [line async for line in self.iter_lines()]
 
     async def iter_chunks(self, chunk_size: int = _CHUNK_BYTES) -> AsyncIterator[bytes]:
-        """Iterate over what is left in pieces of ``chunk_size`` bytes."""
+        """Iterate over the rest of the body in pieces of ``chunk_size`` bytes."""
         while chunk := self._read(chunk_size):
             yield chunk
 
@@ -82,8 +92,8 @@ class StreamingBody:
         """Iterate over the lines that are left.
 
         Args:
-            chunk_size: taken for aiobotocore's sake; the lines do not depend on it.
-            keepends: whether a line keeps its end.
+            chunk_size: ignored; aiobotocore has it.
+            keepends: whether a line keeps its end. Defaults to False.
         """
         for line in self._read(None).splitlines(keepends):
             yield line
@@ -96,21 +106,96 @@ class StreamingBody:
             return chunk
         raise StopAsyncIteration
 
+    anext = __anext__
+
+    @property
+    def closed(self) -> bool:
+        """Whether the body was closed."""
+        return self._closed
+
+    @property
+    def raw_stream(self) -> StreamingBody:
+        """The body itself: it was received whole, so that there is no HTTP response behind it to read from."""
+        return self
+
     def readable(self) -> bool:
-        """Whether anything is left."""
+        """Return whether there are bytes left."""
         return not self._closed and self._position < len(self._data)
 
+    def seekable(self) -> bool:
+        """Return False, as for aiobotocore's body."""
+        return False
+
+    def writable(self) -> bool:
+        """Return False."""
+        return False
+
+    def isatty(self) -> bool:
+        """Return False."""
+        return False
+
     def tell(self) -> int:
-        """How many bytes were read."""
+        """Return how many bytes were read."""
         return self._position
 
+    def flush(self) -> None:
+        """Do nothing, as for aiobotocore's body."""
+
+    def set_socket_timeout(self, timeout: float) -> NoReturn:
+        """Not supported; the body was received within the client's ``read_timeout``.
+
+        Raises:
+            NotImplementedError: always, as for aiobotocore's body.
+        """
+        raise NotImplementedError("set_socket_timeout() is not supported; the client has a read_timeout")
+
+    def fileno(self) -> NoReturn:
+        """Not supported, like the methods that follow.
+
+        Raises:
+            io.UnsupportedOperation: always.
+        """
+        raise io.UnsupportedOperation("a response body is not a file: use read(), readinto() or an iterator")
+
+    def readline(self, size: int = -1, /) -> NoReturn:
+        """Not supported; use `iter_lines`."""
+        self.fileno()
+
+    def seek(self, offset: int, whence: int = 0, /) -> NoReturn:
+        """Not supported."""
+        self.fileno()
+
+    def truncate(self, size: int | None = None, /) -> NoReturn:
+        """Not supported."""
+        self.fileno()
+
+    def writelines(self, lines: Any, /) -> NoReturn:
+        """Not supported."""
+        self.fileno()
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("a response body is asynchronous: use `async for`")
+
+    def __next__(self) -> NoReturn:
+        raise TypeError("a response body is asynchronous: use `await anext(body)`")
+
+    next = __next__
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("a response body is asynchronous: use `async with`")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Required by `with`, so that its error is that of `__enter__`."""
+
     def close(self) -> None:
-        """Let go of the data."""
+        """Release the data."""
         self._closed = True
         self._data = b""
 
     async def aclose(self) -> None:
-        """The same as `close`."""
+        """Do the same as `close`."""
         self.close()
 
     async def __aenter__(self) -> StreamingBody:
@@ -123,29 +208,29 @@ class StreamingBody:
 
     def _read(self, amt: int | None) -> bytes:
         if self._closed:
-            raise ValueError("read from a closed body")
+            raise ResponseStreamingError("the response body is closed")
         start = self._position
         end = len(self._data) if amt is None or amt < 0 else min(start + amt, len(self._data))
         self._position = end
-        # a slice of everything is the same object
+        # A slice of everything is the same object.
         return self._data[start:end]
 
 
 class StreamOwner(Protocol):
-    """What an `EventStream` needs of the call that it belongs to."""
+    """What an `EventStream` needs of its call."""
 
     sent: int
 
     def stream_error(self, headers: EventHeaders, payload: bytes) -> AiosmrtError:
-        """The error for an ``exception`` or ``error`` message."""
+        """Return the error for an ``exception`` or ``error`` message."""
         ...
 
     async def recover(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
-        """Send the request again where the policy allows it, or raise ``error``."""
+        """Send the request again if the policy allows it; raise ``error`` otherwise."""
         ...
 
     def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
-        """Give the call's slot back; called once."""
+        """Release the call's slot; called once."""
         ...
 
 
@@ -153,19 +238,19 @@ class EventStream:
     """The parts of a streamed response, ``{"PayloadPart": {"Bytes": b"…"}}`` each.
 
     An asynchronous iterator and context manager. Leaving the ``async with`` block, `close`, the end, an error and
-    cancellation all give the connection back or up at once.
+    cancellation all return the connection to the pool, or close it, at once.
 
     Args:
         owner: the call.
-        stream: the response, its head received.
+        stream: the response, whose head was received.
     """
 
     __slots__ = (
         "__weakref__",
         "_arrived",
+        "_cancelled",
         "_decoder",
         "_failure",
-        "_given_up",
         "_open",
         "_owner",
         "_parts",
@@ -180,12 +265,12 @@ class EventStream:
         self._stream = stream
         self._decoder = _decoder()
         self._ready: list[bytes] = []
-        # payloads as they come
+        # Payloads as they arrive.
         self._arrived: list[bytes] = []
         self._failure: AiosmrtError | None = None
         self._open = True
-        # A cancelled reader has lost parts: those who read on must not take that for the end.
-        self._given_up = False
+        # A cancelled reader has lost parts, so that reading on must not look like the end.
+        self._cancelled = False
         self._receiving = False
         self._parts = 0
         self._payload_bytes = 0
@@ -196,14 +281,17 @@ class EventStream:
 
     @property
     def attempts(self) -> int:
-        """How many requests were sent so far: a stream that fails before its first part may be asked for again."""
+        """How many requests were sent so far: a stream that fails before its first part may be requested again."""
         return self._owner.sent
 
     def __aiter__(self) -> EventStream:
         return self
 
+    def __iter__(self) -> NoReturn:
+        raise NotImplementedError("a response stream is asynchronous: use `async for`")
+
     async def __anext__(self) -> ResponseStreamEvent:
-        """The next part.
+        """Return the next part.
 
         Raises:
             ModelStreamError, InternalStreamFailure: the service reported a failure inside the stream.
@@ -217,7 +305,7 @@ class EventStream:
         return {"PayloadPart": {"Bytes": self._ready.pop()}}
 
     async def receive(self) -> list[bytes]:
-        """The payloads of the next parts, waiting until one has arrived; empty at the stream's end.
+        """Wait for the next parts and return their payloads; an empty list at the end.
 
         Raises as ``anext`` does.
         """
@@ -229,7 +317,7 @@ class EventStream:
         return payloads
 
     async def _receive(self) -> bool:
-        """Fill ``_ready`` with at least one payload, or raise; False at the end."""
+        """Fill ``_ready`` with at least one payload, or raise; return False at the end."""
         if self._receiving:
             raise ClientStateError("another task is waiting for this stream's next part")
         self._receiving = True
@@ -241,9 +329,9 @@ class EventStream:
                         try:
                             more = await self._stream.receive(self._take)
                             if not self._open:
-                                break  # closed meanwhile, and what arrived at the same time is given up
+                                break  # closed by another task; what arrived with that is dropped
                             if self._arrived:
-                                # payloads in reverse: list.pop() from the end is the cheapest hand-over
+                                # In reverse: list.pop() is cheapest at the end.
                                 self._arrived.reverse()
                                 self._ready, self._arrived = self._arrived, self._ready
                                 return True
@@ -263,21 +351,21 @@ class EventStream:
                     self._decoder = _decoder()
                 except BaseException as error:
                     if not self._open and isinstance(error, AiosmrtError):
-                        break  # closed by another task meanwhile: an end, not a failure
-                    self._given_up = not isinstance(error, Exception)
+                        break  # closed by another task: an end, not a failure
+                    self._cancelled = not isinstance(error, Exception)
                     self._close(complete=False)
                     self._decoder = _decoder()
                     raise
                 finally:
-                    del failure  # as in aiosmrt.call; the decoder keeps its own, too
-            if self._given_up:
+                    del failure  # as in aiosmrt._core.call
+            if self._cancelled:
                 raise ClientStateError("a read of this stream was cancelled, which has closed it")
             return False
         finally:
             self._receiving = False
 
     def _take(self, data: bytes | memoryview) -> None:
-        """Decode what has arrived and keep its payloads, up to the first failure."""
+        """Decode what has arrived and keep the payloads up to the first failure."""
         if self._failure is not None:
             return
         try:
@@ -296,8 +384,18 @@ class EventStream:
                 return
         self._failure = self._decoder.failure
 
+    async def get_initial_response(self) -> NoReturn:
+        """Not supported; this service does not send an initial response. The parts stay to be read.
+
+        Raises:
+            botocore.eventstream.NoInitialResponseError: always, as in aiobotocore.
+        """
+        from aiosmrt._aws.initial_response import no_initial_response
+
+        raise no_initial_response()
+
     def close(self) -> None:
-        """End the stream; what has not arrived is given up."""
+        """End the stream; parts that were not read are dropped."""
         self._ready.clear()
         self._close(complete=False)
 
@@ -308,7 +406,7 @@ class EventStream:
             self._owner.finish_stream(self._parts, self._payload_bytes, complete=complete)
 
     async def aclose(self) -> None:
-        """The same as `close`."""
+        """Do the same as `close`."""
         self.close()
 
     async def __aenter__(self) -> EventStream:
@@ -328,7 +426,7 @@ class EventStream:
 
 
 def _decoder() -> Decoder:
-    # loaded with the first stream
+    # Loaded with the first stream.
     from aiosmrt._wire.eventstream import Decoder
 
     return Decoder()
