@@ -115,7 +115,7 @@ class StreamingBody:
 
     @property
     def raw_stream(self) -> StreamingBody:
-        """The body itself: it was received whole, so that there is no HTTP response behind it to read from."""
+        """The body itself: it was received whole, and its HTTP response is done."""
         return self
 
     def readable(self) -> bool:

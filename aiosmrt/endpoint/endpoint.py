@@ -433,7 +433,7 @@ class Endpoint(Generic[In, Out]):
             The job, to wait for here or, by its ``handle``, in another process.
 
         Raises:
-            ParamValidationError: both or neither of ``data`` and ``input_location`` are given, a large body has no
+            ParamValidationError: both or neither of ``data`` and ``input_location`` are given, a large body lacks an
                 ``upload_to``, or a parameter is out of range or not accepted by the operation.
             ObjectStoreError: the body could not be uploaded to S3.
             AiosmrtError: as for `aiosmrt.Client.invoke_endpoint_async`.

@@ -151,7 +151,7 @@ class Results(Generic[In, Out]):
         self._taken = 0
         self._read = 0
         self._ready: dict[int, Result[In, Out]] = {}
-        # Whether to take no more items: there are none, or there was a failure that concerns all calls.
+        # Whether to take no more items: they ended, or a failure concerns all calls.
         self._ended = False
         self._failure: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None

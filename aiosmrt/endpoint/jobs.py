@@ -139,7 +139,7 @@ class Job(Generic[Out]):
         """Check once whether there is an answer or a failure.
 
         Raises:
-            ObjectStoreError: S3 failed, or refused for another reason than that there is neither yet.
+            ObjectStoreError: S3 failed, or refused for a definite reason, such as a wrong key.
         """
         if self._outcome is not None:
             return True
@@ -165,9 +165,9 @@ class Job(Generic[Out]):
             JobFailedError: the inference failed; ``reason`` is the text that the service wrote.
             JobTimeoutError: there is neither answer nor failure yet, or the service gave up silently, as it does for an
                 endpoint without a failure path. Its ``__cause__`` is S3's last refusal, if there was one: without the
-                permission ``s3:ListBucket``, S3 refuses to say that an object does not exist yet.
+                permission ``s3:ListBucket``, S3 answers 403 for an object that does not exist yet.
             DeserializationError: the deserializer cannot read the answer.
-            ObjectStoreError: S3 failed, or refused for another reason than that there is no answer yet, such as a wrong
+            ObjectStoreError: S3 failed, or refused for a definite reason, such as a wrong
                 key or a missing permission to decrypt. If the clean-up after a failed inference fails, the
                 JobFailedError has a note.
             ParamValidationError: ``timeout`` is not a number of seconds.
@@ -399,7 +399,7 @@ def _is_pending(error: ObjectStoreError, message: str) -> bool:
 def _may_be_pending(error: ObjectStoreError, message: str) -> bool:
     """Return whether an object that cannot be read may not exist yet.
 
-    For failures, which need not be readable: if the inference succeeds, there is none.
+    For failures, which the caller need not be allowed to read: a successful inference does not write one.
     """
     denied = _DENIED_ACTION.search(message)
     return _is_pending(error, message) or (denied is not None and denied[1].lower() == _READ)
@@ -416,14 +416,14 @@ async def _modified_at(store: ObjectStore, uri: str, pending: _Pending) -> float
             raise
         modified_at = None
     if modified_at is None:
-        # The answer to HEAD does not say why: the bucket may be missing, or the key wrong.
+        # A response to HEAD lacks the reason: the bucket may be missing, or the key wrong.
         found, _ = await _read(store, uri, pending)
         modified_at = None if found is None else found.modified_at
     return modified_at
 
 
 async def _read(store: ObjectStore, uri: str, pending: _Pending) -> tuple[StoredObject | None, ObjectStoreError | None]:
-    """Return an object, or S3's refusal if that may mean that there is none yet."""
+    """Return an object, or S3's refusal if the object may not exist yet."""
     try:
         return await store.get(uri), None
     except ObjectStoreError as error:

@@ -184,7 +184,7 @@ class Session(Generic[In, Out]):
         members: CallOptions = {**options, "session_id": _NEW_SESSION}
         answer = await call(data, members, self._note)
         if self.id is None:
-            raise SessionClosedError("the model did not open a session: its answer to NEW_SESSION has no session id")
+            raise SessionClosedError("the model did not open a session: its answer to NEW_SESSION lacks a session id")
         return answer
 
     def _note(self, response: InvokeEndpointOutput) -> None:

@@ -13,7 +13,7 @@ which containers know. Where the SDK guesses, or sends something that cannot be 
   in an answer is what the model wrote.
 - Values without a text form (containers in a field, bytes) are not put into CSV, and neither JSON Lines nor CSV is made
   of nothing.
-- Pickles are neither written nor read, so there are no arrays of Python objects.
+- Pickles are neither written nor read, and neither are arrays of Python objects.
 - A response of another type, such as a proxy's text/html in place of JSON, is an error. As containers are careless
   about the header, a response without a type or with a general one (application/octet-stream, and text/plain for text
   formats) is read, and so is every type that ``accept`` names or covers: a container that labels its JSON as text/html

@@ -65,7 +65,7 @@ class Deserializer(Protocol[Out_co]):
 
         Args:
             body: the whole body.
-            content_type: the response's ``Content-Type``; empty if it has none.
+            content_type: the response's ``Content-Type``; empty if missing.
 
         Raises:
             DeserializationError: the body has another type, or is malformed.
@@ -118,7 +118,7 @@ def check_type(content_type: str, accept: str, kin: str) -> None:
     """Refuse a response of another type; one without a type, or with a general one, may be anything.
 
     Args:
-        content_type: the response's ``Content-Type``; empty if it has none.
+        content_type: the response's ``Content-Type``; empty if missing.
         accept: the expected type; a list and wildcards are allowed.
         kin: a pattern of further types that are read.
 
@@ -181,7 +181,7 @@ class Codec:
         raise SerializationError(f"character {position} of {len(text)} cannot be expressed in {encoding}")
 
     def _ready_made(self, data: object) -> bytes | None:
-        """Return a body that is in the format already: text, bytes, or a file of either; None for other objects."""
+        """Return a body that is in the format already: text, bytes, or a file of either; otherwise None."""
         if is_file(data):
             return self._contents(data)
         if isinstance(data, str):

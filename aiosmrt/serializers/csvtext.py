@@ -74,7 +74,7 @@ class CSVCodec(Codec):
         """Write rows.
 
         Raises:
-            SerializationError: an item is neither a row nor a field, or there are no rows or fields.
+            SerializationError: an item is neither a row nor a field, or there is nothing to send.
         """
         if (body := self._ready_made(data)) is not None:
             return body

@@ -1,6 +1,6 @@
 """Tables of rows and columns: DataFrames of pandas and polars, and tables and record batches of pyarrow.
 
-None of these libraries is imported to recognize an object: there are no frames before a library is imported.
+These libraries are not imported to recognize an object: frames exist only after their library is imported.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def frame_columns(frame: Any) -> list[list[Any]]:
 
 
 def frame_records(frame: Any) -> list[dict[Any, Any]]:
-    """Return the rows of a frame as dictionaries, with None for missing values.
+    """Return the rows of a frame as dictionaries; a missing value is None.
 
     Raises:
         SerializationError: two columns have the same name.

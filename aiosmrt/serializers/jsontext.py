@@ -91,7 +91,7 @@ class _JSONBased(Codec):
         return f"data contains itself, or has a fault more than {_MAX_SEARCHED} levels down"
 
     def _reason(self, data: object) -> str:
-        """Say what is wrong with an object whose items have no fault."""
+        """Say what is wrong with an object whose items are in order."""
         plain = data.tolist() if is_numpy_scalar(data) else data
         if isinstance(plain, float):
             return "is NaN or infinite, which JSON lacks; allow_nan=True sends it anyway"
@@ -232,7 +232,7 @@ class JSONLinesCodec(_JSONBased):
         """Write a line for each value.
 
         Raises:
-            SerializationError: a value cannot be expressed in JSON, or there are no values.
+            SerializationError: a value cannot be expressed in JSON, or there is nothing to send.
         """
         if (body := self._ready_made(data)) is not None:
             return body

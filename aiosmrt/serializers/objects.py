@@ -44,7 +44,7 @@ def type_name(value: object) -> str:
 
 def is_array(value: object) -> TypeGuard[NDArray[Any]]:
     """Return whether an object is a NumPy array, without importing NumPy."""
-    # There are no arrays before NumPy is imported.
+    # Arrays exist only after NumPy is imported.
     if sys.modules.get("numpy") is None:
         return False
     import numpy
@@ -65,7 +65,7 @@ def as_items(data: object, where: str, what: str) -> list[Any]:
     """Return the items of an ordered iterable as a list, those of an array along its first axis.
 
     Raises:
-        SerializationError: the object is not an ordered iterable, or has no items.
+        SerializationError: the object is not an ordered iterable, or is empty.
     """
     if not is_listable(data):
         raise SerializationError(f"{where} must be an ordered iterable of {what}; got a {type_name(data)}")

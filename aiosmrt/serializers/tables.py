@@ -159,7 +159,7 @@ class ParquetCodec(_ArrowBased):
     back as the nearest one that it has. Needs the extra ``arrow``.
 
     Args:
-        compression: how to compress columns; None for no compression. Defaults to ``"snappy"``.
+        compression: how to compress columns, or None. Defaults to ``"snappy"``.
         content_type: the request's type. Defaults to SageMaker's, not the registered
             ``application/vnd.apache.parquet``.
         accept: the response's type; the registered one is read as well.

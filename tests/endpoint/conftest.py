@@ -12,7 +12,7 @@ from aiosmrt.local import LocalRuntime
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.runtime import local_runtime
 
-# Starts a runtime with these models, and gives a client for it.
+# Starts a runtime with these models and returns a client for it.
 Serve = Callable[..., Awaitable[Client]]
 
 

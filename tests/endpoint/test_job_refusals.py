@@ -1,4 +1,4 @@
-"""What S3 refuses while a job is waited for: "not there yet" is waited out, everything else ends the waiting."""
+"""Refusals of S3 while waiting for a job: only one that may mean "not there yet" is waited out."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ FORBIDDEN_TO_READ: Refusal = (403, "AccessDenied", READ)
 
 
 class Storage:
-    """An S3 that refuses, or has, the objects "out" and "fail"."""
+    """An S3 that has or refuses the objects "out" and "fail"."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Refusal | bytes] = {"out": NOT_YET[-1], "fail": NOT_YET[-1]}
@@ -115,7 +115,7 @@ async def test_an_answer_that_may_not_be_read_is_a_definite_refusal(job: Job[Any
 
 
 async def test_a_failure_that_may_not_be_read_does_not_hide_the_answer(job: Job[Any], storage: Storage):
-    """There is none where the inference succeeds, so nobody has to be allowed to read it."""
+    """A successful inference does not write one, so callers need not be allowed to read it."""
     storage.objects["fail"] = FORBIDDEN_TO_READ
     assert not await job.done()
     with pytest.raises(JobTimeoutError) as error:

@@ -1,4 +1,4 @@
-"""Asynchronous inference as its callers see it: a real S3, and a service that queues and answers when the test says."""
+"""Asynchronous inference as callers see it: a real S3, and a service that answers when the test tells it to."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Queue:
-    """A bucket, and a service that says where in it the answers will be."""
+    """A bucket, and a service that names locations in it."""
 
     def __init__(self, server: RecordingServer, s3: Any, bucket: str) -> None:
         self.server = server
@@ -50,7 +50,7 @@ class Queue:
         self.accept()
 
     def accept(self, *headers: tuple[str, str]) -> None:
-        """Let the service take all requests, with these headers besides those that say where the answers will be."""
+        """Let the service accept all requests, with these headers besides those that name the locations."""
         places = [("X-Amzn-SageMaker-OutputLocation", self.output), ("X-Amzn-SageMaker-FailureLocation", self.failure)]
         self.server.answer = respond(202, b'{"InferenceId": "42"}', [*places, *headers])
 
@@ -83,7 +83,7 @@ def endpoint(client: Client) -> Endpoint[Any, Any]:
 
 
 async def nothing_is_held(client: Client) -> None:
-    """No place, no connection to the endpoint, and no task.
+    """No slot, no connection to the endpoint, and no task.
 
     Connections of aiohttp's take some turns of the loop to be closed; tasks that are at work would take more.
     """
@@ -133,7 +133,7 @@ async def test_a_large_body_goes_to_s3_first(endpoint: Endpoint[Any, Any], queue
     assert (json.loads(stored["Body"].read()), stored["ContentType"]) == (data, "application/json")
 
 
-async def test_a_large_body_needs_a_place(endpoint: Endpoint[Any, Any], queue: Queue):
+async def test_a_large_body_needs_upload_to(endpoint: Endpoint[Any, Any], queue: Queue):
     with pytest.raises(ParamValidationError, match="upload_to"):
         await endpoint.submit("x" * 130_000)
     assert not queue.server.requests
@@ -141,7 +141,7 @@ async def test_a_large_body_needs_a_place(endpoint: Endpoint[Any, Any], queue: Q
     assert (await placed.submit("x" * 130_000)).handle.uploaded_to is not None
 
 
-async def test_a_body_that_is_there_already(endpoint: Endpoint[Any, Any], queue: Queue):
+async def test_an_existing_body(endpoint: Endpoint[Any, Any], queue: Queue):
     job = await endpoint.submit(input_location="s3://elsewhere/document.json")
     assert queue.server.requests[0].header("X-Amzn-SageMaker-InputLocation") == "s3://elsewhere/document.json"
     assert job.handle.uploaded_to is None
@@ -157,14 +157,14 @@ async def test_exactly_one_input(endpoint: Endpoint[Any, Any], queue: Queue):
     assert not queue.server.requests
 
 
-async def test_a_refused_request_takes_its_body_back(endpoint: Endpoint[Any, Any], queue: Queue):
+async def test_the_uploaded_body_of_a_refused_request_is_deleted(endpoint: Endpoint[Any, Any], queue: Queue):
     queue.server.answer = respond(400, b'{"message": "no"}', [("x-amzn-errortype", "ValidationError")])
     with pytest.raises(ServiceError):
         await endpoint.submit("x" * 130_000, upload_to=f"s3://{queue.bucket}/in")
     assert queue.keys() == []
 
 
-async def test_a_body_that_cannot_be_put(endpoint: Endpoint[Any, Any], queue: Queue):
+async def test_a_failed_upload(endpoint: Endpoint[Any, Any], queue: Queue):
     with pytest.raises(ObjectStoreError) as error:
         await endpoint.submit("x" * 130_000, upload_to="s3://no-such-bucket-anywhere/in")
     assert error.value.code == "NoSuchBucket"
@@ -196,7 +196,7 @@ async def test_a_body_that_cannot_be_put(endpoint: Endpoint[Any, Any], queue: Qu
         ),
     ],
 )
-async def test_s3_is_where_the_service_is(
+async def test_s3_is_in_the_clients_region(
     environment: dict[str, str], arguments: dict[str, Any], url: str, monkeypatch: pytest.MonkeyPatch
 ):
     for name, value in environment.items():
@@ -266,8 +266,8 @@ async def test_without_a_failure_location(endpoint: Endpoint[Any, Any], queue: Q
     assert await job.result() == {"answer": 1}
 
 
-async def test_what_was_there_before_is_no_answer(endpoint: Endpoint[Any, Any], queue: Queue):
-    """An earlier request had the same name for its output, and its answer is still there."""
+async def test_an_older_object_is_not_the_answer(endpoint: Endpoint[Any, Any], queue: Queue):
+    """An earlier request used the same output name, and its answer is still there."""
     now = time.time()
     queue.succeed()
     queue.accept(("Date", formatdate(now + 60, usegmt=True)))
@@ -288,16 +288,16 @@ async def test_what_was_there_before_is_no_answer(endpoint: Endpoint[Any, Any], 
 
 
 @pytest.mark.parametrize("timeout", [None, 5000])
-async def test_nothing_comes_after_the_services_own_time(
+async def test_waiting_ends_after_the_services_own_limits(
     endpoint: Endpoint[Any, Any], client: Client, queue: Queue, timeout: float | None
 ):
-    """An endpoint without a place for failures ends a job in silence."""
+    """An endpoint without a failure path ends a job in silence."""
     now = time.time()
     queue.accept(("Date", formatdate(now, usegmt=True)))
     handle = (await endpoint.submit({"pages": 3}, request_ttl=60, invocation_timeout=5)).handle
     assert handle.expires_at == int(now) + 65
     assert (await endpoint.submit({"pages": 3})).handle.expires_at == int(now) + 21_600 + 900
-    # Another's clock may be fast by some minutes.
+    # Another machine's clock may be some minutes fast.
     late = Job(client, handle, endpoint.deserialized, clock=lambda: now + 65 + 899.7)
     with pytest.raises(JobTimeoutError, match="will have none") as error:
         await late.result(timeout=timeout)
@@ -307,9 +307,7 @@ async def test_nothing_comes_after_the_services_own_time(
 
 
 @pytest.mark.parametrize("date", [(), (("Date", "soon"),)], ids=["none", "nonsense"])
-async def test_a_service_that_does_not_say_the_time(
-    endpoint: Endpoint[Any, Any], queue: Queue, date: tuple[tuple[str, str], ...]
-):
+async def test_a_response_without_a_date(endpoint: Endpoint[Any, Any], queue: Queue, date: tuple[tuple[str, str], ...]):
     queue.accept(*date)
     handle = (await endpoint.submit({})).handle
     assert (handle.submitted_at, handle.expires_at) == (None, None)
@@ -331,9 +329,7 @@ async def test_faulty_handles(endpoint: Endpoint[Any, Any], queue: Queue, fault:
         endpoint.job(tuple(queue.handle))  # type: ignore[arg-type]
 
 
-async def test_a_queued_request_has_its_handle_whatever_the_service_says_of_places(
-    endpoint: Endpoint[Any, Any], queue: Queue
-):
+async def test_a_queued_request_has_a_handle_even_with_odd_locations(endpoint: Endpoint[Any, Any], queue: Queue):
     queue.output = "nonsense"
     queue.accept()
     job = await endpoint.submit("x" * 130_000, upload_to=f"s3://{queue.bucket}/in")
@@ -343,7 +339,7 @@ async def test_a_queued_request_has_its_handle_whatever_the_service_says_of_plac
         await job.result(timeout=0)
 
 
-async def test_options_that_asynchronous_inference_lacks(client: Client, queue: Queue):
+async def test_options_that_asynchronous_inference_does_not_accept(client: Client, queue: Queue):
     endpoint = client.endpoint("documents", serializer=JSON, deserializer=JSON, target_variant="blue")
     with pytest.raises(ParamValidationError, match="does not accept target_variant"):
         await endpoint.submit({})
@@ -359,8 +355,8 @@ async def test_an_answer_that_cannot_be_read(endpoint: Endpoint[Any, Any], queue
     assert "jane" not in f"{error.value!r}"
 
 
-async def test_whoever_may_not_list_is_told_nothing(queue: Queue, object_server: ObjectServer):
-    """S3's 403 for what is not there looks like a missing permission: it is waited out, and named in the end."""
+async def test_a_caller_without_list_permission(queue: Queue, object_server: ObjectServer):
+    """S3's 403 for a missing object looks like a missing permission: it is waited out and reported at the end."""
     handle = queue.handle._replace(output_location=f"s3://{queue.bucket}/out/43.out", failure_location=None)
     async with Client(REGION, endpoint_url=queue.server.url, credentials=GUEST) as guest:
         job = guest.endpoint("documents", serializer=JSON, deserializer=JSON).job(handle)
@@ -398,7 +394,7 @@ async def test_cleaning_up(endpoint: Endpoint[Any, Any], queue: Queue):
 
 
 async def test_a_refused_cleanup_loses_nothing(queue: Queue, object_server: ObjectServer):
-    """The guest may read and delete in its own bucket, and not elsewhere."""
+    """The guest may read and delete only in its own bucket."""
     theirs = f"s3://{GUEST_BUCKET}/refused/42.out"
     queue.s3.put_object(Bucket=GUEST_BUCKET, Key="refused/42.out", Body=b"[1]", ContentType="application/json")
     queue.fail()
@@ -431,7 +427,7 @@ async def test_members_are_checked_before_a_body_is_uploaded(endpoint: Endpoint[
     assert queue.keys() == []
 
 
-async def test_a_call_that_cannot_be_signed_takes_its_body_back(queue: Queue):
+async def test_the_uploaded_body_of_an_unsigned_call_is_deleted(queue: Queue):
     async with Client(
         endpoint_url=queue.server.url,
         aws_access_key_id=CLIENT_ARGUMENTS["aws_access_key_id"],
@@ -443,7 +439,7 @@ async def test_a_call_that_cannot_be_signed_takes_its_body_back(queue: Queue):
     assert queue.keys() == []
 
 
-async def test_closing_the_client_takes_a_body_back_or_says_so(queue: Queue):
+async def test_closing_the_client_deletes_an_uploaded_body_or_notes_it(queue: Queue):
     called = asyncio.Event()
 
     async def never(request: Any) -> None:
@@ -459,7 +455,7 @@ async def test_closing_the_client_takes_a_body_back_or_says_so(queue: Queue):
     with pytest.raises(asyncio.CancelledError) as error:
         await submitting
     notes = getattr(error.value, "__notes__", [])
-    # "may": S3 may have deleted it although the answer was not waited for
+    # "may": S3 may have deleted it although the response was not awaited
     assert not queue.keys() or any("may remain" in note for note in notes)
 
 
@@ -527,7 +523,7 @@ async def test_cancelled_waits_leave_nothing_behind(
 async def test_cancelled_clean_ups_lose_no_value(
     endpoint: Endpoint[Any, Any], client: Client, queue: Queue, moment: Moment
 ):
-    """The job keeps it, whichever of its objects are gone."""
+    """The job keeps the value, whichever of its objects are deleted."""
     queue.succeed()
     assert await endpoint.job(queue.handle).result() == {"answer": 1}
     jobs: list[Job[Any]] = []
@@ -547,7 +543,7 @@ async def test_cancelled_clean_ups_lose_no_value(
 
 @pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
 @pytest.mark.parametrize("method", [Job.done, Job.delete], ids=["done", "delete"])
-async def test_cancelled_looks_and_deletions_leave_nothing_behind(
+async def test_cancelled_polls_and_deletions_leave_nothing_behind(
     endpoint: Endpoint[Any, Any],
     client: Client,
     queue: Queue,
@@ -566,10 +562,10 @@ async def test_cancelled_looks_and_deletions_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
-async def test_cancelled_submissions_take_their_bodies_back(
+async def test_cancelled_submissions_delete_their_uploaded_bodies(
     endpoint: Endpoint[Any, Any], client: Client, queue: Queue, moment: Moment
 ):
-    """Nobody knows of a body whose request was given up: it is deleted."""
+    """No job refers to the body of an abandoned request: it is deleted."""
     data = "x" * 130_000
     place = f"s3://{queue.bucket}/in"
     await (await endpoint.submit(data, upload_to=place)).delete()
@@ -585,5 +581,5 @@ async def test_cancelled_submissions_take_their_bodies_back(
     assert await cancel_everywhere(submitting, moment, after=lambda: nothing_is_held(client)) >= 3
     for job in ended:
         await job.delete()
-    # What S3 was about to write when its connection was closed may come into being behind its deletion.
+    # An object that S3 was writing when its connection was closed may appear after its deletion.
     assert len(queue.keys()) <= 1

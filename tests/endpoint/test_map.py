@@ -1,4 +1,4 @@
-"""Fan-out: order, bounds, back-pressure, failures, and what is left behind."""
+"""Fan-out: order, bounds, back-pressure, failures, and leftovers."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ async def square(invocation: Any) -> bytes:
 
 
 class Gated:
-    """A model whose answers the test lets go, one by one; counts the calls that wait."""
+    """A model whose answers the test releases one by one; counts the waiting calls."""
 
     def __init__(self) -> None:
         self.gates: dict[int, asyncio.Event] = {}
@@ -60,7 +60,7 @@ class Gated:
 
 
 class Source:
-    """Numbers from 0 on, which knows how many were taken."""
+    """Numbers from 0; counts how many were taken."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -85,7 +85,7 @@ each_kind_of_items = pytest.mark.parametrize("given", [at_once, asynchronously])
 
 
 async def read_out(results: Results[Any, Any]) -> tuple[list[Result[Any, Any]], Exception | None]:
-    """All results, and what was raised behind them."""
+    """All results, and the error after them."""
     found = []
     try:
         async for result in results:
@@ -100,7 +100,7 @@ def tasks_named(name: str) -> list[asyncio.Task[Any]]:
 
 
 async def some_turns() -> None:
-    """Whoever can go on without anything from outside has gone on after these."""
+    """Let every task that can continue do so."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -179,7 +179,7 @@ async def test_order(serve: Serve):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-async def test_concurrency_is_bounded_where_tasks_begin_at_once(serve: Serve):
+async def test_concurrency_is_bounded_with_eager_tasks(serve: Serve):
     model = Gated()
     client = await serve(square=model)
     loop = asyncio.get_running_loop()
@@ -198,8 +198,8 @@ async def test_concurrency_is_bounded_where_tasks_begin_at_once(serve: Serve):
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 @each_kind_of_items
 @pytest.mark.parametrize("suspends", [True, False])
-async def test_many_calls_at_once_where_tasks_begin_at_once(given: Callable[..., Any], suspends: bool):
-    """Workers that began inside one another would reach the limit of recursion."""
+async def test_many_calls_at_once_with_eager_tasks(given: Callable[..., Any], suspends: bool):
+    """Nested workers would reach the recursion limit."""
     under_way = most = 0
 
     async def call(item: int) -> Answer[int]:
@@ -237,7 +237,7 @@ async def test_concurrency_is_bounded_and_used(serve: Serve, given: Callable[...
 
 @each_kind_of_items
 async def test_a_slow_first_call_does_not_stop_the_others(serve: Serve, given: Callable[..., Any]):
-    """In order, twice as many items as calls are held: the others go on until these are used up."""
+    """In order, twice as many items as calls are held: the others continue until these are used up."""
     model = Gated()
     client = await serve(square=model)
     async with endpoint_of(client).map(given(range(100)), concurrency=4) as results:
@@ -278,7 +278,7 @@ async def test_no_item_is_taken_before_a_call_can_be_made_for_it(serve: Serve, g
             await anext(results)
 
 
-async def test_as_many_as_the_client_allows(serve: Serve):
+async def test_concurrency_defaults_to_the_clients(serve: Serve):
     model = Gated()
     client = await serve(square=model, client={"max_concurrency": 3})
     async with endpoint_of(client).map(range(9)) as results:
@@ -289,11 +289,11 @@ async def test_as_many_as_the_client_allows(serve: Serve):
     assert model.most == 3
 
 
-# Failures that are nobody's item
+# Failures that do not belong to an item
 
 
 @each_kind_of_items
-async def test_what_the_source_raises_comes_behind_the_results(serve: Serve, given: Callable[..., Any]):
+async def test_an_error_of_the_source_comes_after_the_results(serve: Serve, given: Callable[..., Any]):
     def items() -> Iterator[int]:
         yield 1
         yield 2
@@ -309,7 +309,7 @@ async def test_what_the_source_raises_comes_behind_the_results(serve: Serve, giv
 
 
 @each_kind_of_items
-async def test_without_credentials_there_is_one_error_and_not_a_million(
+async def test_missing_credentials_are_one_error_and_not_a_million(
     monkeypatch: pytest.MonkeyPatch, given: Callable[..., Any]
 ):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -336,7 +336,7 @@ async def test_a_client_closed_in_the_middle(serve: Serve):
 
 
 async def test_cancelled_items_end_the_map(serve: Serve):
-    """Somebody cancels what the items come from, and not the map."""
+    """The source of the items is cancelled, not the map."""
 
     async def items() -> AsyncIterator[int]:
         yield 2
@@ -351,7 +351,7 @@ async def test_cancelled_items_end_the_map(serve: Serve):
             await anext(results)
 
 
-async def test_a_call_that_something_in_it_cancels_ends_nothing_but_itself(serve: Serve):
+async def test_a_call_that_is_cancelled_from_inside_ends_only_itself(serve: Serve):
     class Cancelling:
         content_type = "application/json"
 
@@ -368,7 +368,7 @@ async def test_a_call_that_something_in_it_cancels_ends_nothing_but_itself(serve
     assert isinstance(found[1].error, ClientStateError)
 
 
-# Cancelled by others than the block
+# Cancelled from outside the block
 
 
 async def test_asynchronous_items_have_one_task_which_makes_no_calls(serve: Serve):
@@ -399,7 +399,7 @@ async def test_asynchronous_items_have_one_task_which_makes_no_calls(serve: Serv
     assert calling.isdisjoint(advancing)
 
 
-async def test_a_timeout_of_the_items_is_theirs_and_cancels_no_call(serve: Serve):
+async def test_a_timeout_of_the_items_does_not_cancel_calls(serve: Serve):
     limits = []
     ended = asyncio.Event()
 
@@ -425,7 +425,7 @@ async def test_a_timeout_of_the_items_is_theirs_and_cancels_no_call(serve: Serve
     assert isinstance(failure, TimeoutError)
 
 
-async def test_items_that_know_what_to_do_at_their_timeout_end_as_they_like(serve: Serve):
+async def test_items_that_handle_their_timeout(serve: Serve):
     limits = []
 
     async def items() -> AsyncIterator[int]:
@@ -448,7 +448,7 @@ async def test_items_that_know_what_to_do_at_their_timeout_end_as_they_like(serv
     assert failure is None
 
 
-async def test_a_timeout_within_the_items_strikes_while_they_are_waited_for(serve: Serve):
+async def test_a_timeout_of_the_items_while_they_are_awaited(serve: Serve):
     async def items() -> AsyncIterator[int]:
         async with asyncio.timeout(0.01):
             yield 3
@@ -461,7 +461,7 @@ async def test_a_timeout_within_the_items_strikes_while_they_are_waited_for(serv
 
 
 @pytest.mark.parametrize("waiting", [True, False], ids=["an item is waited for", "a call is waited for"])
-async def test_a_task_of_the_items_that_fails_is_heard_of(serve: Serve, waiting: bool):
+async def test_a_failed_task_of_the_items_is_reported(serve: Serve, waiting: bool):
     go = asyncio.Event()
     ended = asyncio.Event()
 
@@ -497,7 +497,7 @@ async def test_a_task_of_the_items_that_fails_is_heard_of(serve: Serve, waiting:
 
 
 class Endless:
-    """Numbers from 0 on, by no generator."""
+    """Numbers from 0, without a generator."""
 
     def __init__(self) -> None:
         self.next = 0
@@ -536,7 +536,7 @@ async def test_a_cancelled_task_of_the_items_ends_the_map(serve: Serve, make: Ca
 
 
 @pytest.mark.parametrize("name", ["aiosmrt-map", "aiosmrt-map-items"])
-async def test_a_task_that_is_cancelled_before_it_began_ends_the_map(serve: Serve, name: str):
+async def test_a_task_that_is_cancelled_before_it_starts_ends_the_map(serve: Serve, name: str):
     client = await serve(square=square)
     async with asyncio.timeout(10), endpoint_of(client).map(asynchronously(range(10))) as results:
         (task,) = tasks_named(name)
@@ -547,7 +547,7 @@ async def test_a_task_that_is_cancelled_before_it_began_ends_the_map(serve: Serv
     assert "cancelled from outside" in str(failure)
 
 
-async def test_items_that_are_cancelled_within_end_the_map(serve: Serve):
+async def test_items_that_are_cancelled_from_inside_end_the_map(serve: Serve):
     def items() -> Iterator[int]:
         yield 2
         raise asyncio.CancelledError
@@ -587,7 +587,7 @@ async def test_a_call_that_cancels_its_own_task_ends_the_map(serve: Serve, given
 async def test_a_call_that_is_cancelled_from_outside_ends_the_map(
     serve: Serve, given: Callable[..., Any], ordered: bool
 ):
-    """The item has its error, the other calls under way have their results, and no more items are taken."""
+    """The item has its error, the other calls in flight have their results, and no more items are taken."""
     calls: dict[int, Any] = {}
 
     class Noting:
@@ -614,8 +614,8 @@ async def test_a_call_that_is_cancelled_from_outside_ends_the_map(
     assert source.taken == 3
 
 
-async def test_a_cancelled_call_has_an_end_though_nobody_reads(serve: Serve):
-    """Whoever cancels all tasks and waits for them, as `asyncio.run` does in the end, is not kept waiting."""
+async def test_a_cancelled_call_ends_even_without_a_reader(serve: Serve):
+    """Cancelling all tasks and waiting for them, as `asyncio.run` does at its end, does not hang."""
     model = Gated()
     client = await serve(square=model)
     async with asyncio.timeout(10), endpoint_of(client).map(range(1000), concurrency=1):
@@ -628,7 +628,7 @@ async def test_a_cancelled_call_has_an_end_though_nobody_reads(serve: Serve):
 
 
 class Refusing:
-    """Fails for 0 as if for all."""
+    """Fails for 0 with an error that concerns all calls."""
 
     accept = "application/json"
 
@@ -638,8 +638,8 @@ class Refusing:
         return int(body)
 
 
-async def test_a_map_that_failed_takes_no_more_items(serve: Serve):
-    """Three workers have asked for items when the call of a fourth fails for them all."""
+async def test_a_failed_map_takes_no_more_items(serve: Serve):
+    """Three workers have asked for items when the call of a fourth fails with an error that concerns all."""
     go = asyncio.Event()
 
     class Held(Endless):
@@ -725,7 +725,7 @@ async def test_a_worker_that_is_cancelled_while_it_waits_for_the_reader_ends_the
 
 @pytest.mark.parametrize("last", [True, False])
 async def test_a_worker_that_is_cancelled_with_an_item_on_its_way_ends_the_map(serve: Serve, last: bool):
-    """The item was taken, and no call is made for it: the map's error has to say so."""
+    """The item was taken, but its call is never made: the map's error must report that."""
     more = asyncio.Event()
 
     class Giving(Endless):
@@ -733,7 +733,7 @@ async def test_a_worker_that_is_cancelled_with_an_item_on_its_way_ends_the_map(s
             if self.next == 2:
                 await more.wait()
             if self.next == 3:
-                # The workers are still to wake up: one with an item, one without.
+                # The workers have not woken up yet: one has an item, one has not.
                 for worker in tasks_named("aiosmrt-map"):
                     worker.cancel()
                 if last:
@@ -752,7 +752,7 @@ async def test_a_worker_that_is_cancelled_with_an_item_on_its_way_ends_the_map(s
     assert isinstance(failure, ClientStateError)
 
 
-def test_faulty_options_are_found_at_once():
+def test_faulty_options_are_refused_at_once():
     endpoint = endpoint_of(Client("eu-central-1"))
     with pytest.raises(TypeError, match="acept"):
         endpoint.map([1], acept="x")  # type: ignore[call-arg]
@@ -760,9 +760,9 @@ def test_faulty_options_are_found_at_once():
         endpoint.map([1], inference_id="")
 
 
-async def test_whatever_for_takes(serve: Serve):
+async def test_every_kind_of_iterable(serve: Serve):
     class Rows:
-        """A sequence of the old kind, as data sets are."""
+        """A sequence with only `__getitem__`, as some data sets are."""
 
         def __getitem__(self, index: int) -> int:
             if index > 2:
@@ -770,7 +770,7 @@ async def test_whatever_for_takes(serve: Serve):
             return index
 
     class Only:
-        """An asynchronous iterator that is registered nowhere."""
+        """An asynchronous iterator without a base class."""
 
         def __init__(self) -> None:
             self.left = 2
@@ -790,7 +790,7 @@ async def test_whatever_for_takes(serve: Serve):
             assert [result.value async for result in results] == expected
 
 
-async def test_a_reader_in_another_task_is_told_that_the_block_was_left(serve: Serve):
+async def test_a_reader_in_another_task_after_the_block_exits(serve: Serve):
     model = Gated()
     client = await serve(square=model)
     async with endpoint_of(client).map(range(10), concurrency=2) as results:
@@ -858,11 +858,11 @@ async def test_cancellation_ends_the_calls(serve: Serve, reading: bool):
     await only_this_task()
 
 
-async def test_a_second_cancellation_leaves_nothing_behind_either(serve: Serve):
+async def test_a_second_cancellation_leaves_nothing_behind(serve: Serve):
     ending = asyncio.Event()
 
     class Slow:
-        """An item source that takes its time to end."""
+        """An item source that is slow to end."""
 
         def __aiter__(self) -> "Slow":
             return self
@@ -915,7 +915,7 @@ async def test_leaving_ends_the_waiting_for_an_item(serve: Serve):
     await only_this_task()
 
 
-async def test_items_that_take_no_notice_of_being_cancelled_do_not_stop_the_leaving(serve: Serve):
+async def test_items_that_suppress_cancellation_do_not_block_the_exit(serve: Serve):
     class Unimpressed(Endless):
         async def __anext__(self) -> int:
             if self.next:
@@ -934,7 +934,7 @@ async def test_items_that_take_no_notice_of_being_cancelled_do_not_stop_the_leav
     await only_this_task()
 
 
-async def test_a_generator_that_was_begun_is_left_to_its_owner(serve: Serve):
+async def test_a_started_generator_is_the_callers_to_close(serve: Serve):
     items = asynchronously(range(1000))
     model = Gated()
     client = await serve(square=model)
@@ -999,7 +999,7 @@ async def test_ten_thousand_items_hold_memory_flat():
 
 
 class Item:
-    """A number that counts how many of its kind there are."""
+    """A number that counts its living instances."""
 
     alive = 0
 
@@ -1021,7 +1021,7 @@ class Numbers:
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-async def test_items_are_let_go_with_their_results(serve: Serve, asynchronous: bool):
+async def test_items_are_released_with_their_results(serve: Serve, asynchronous: bool):
     client = await serve(square=square)
     endpoint = client.endpoint("square", serializer=Numbers(), deserializer=JSON)
     items: Any = (Item(number) for number in range(500))
@@ -1031,7 +1031,7 @@ async def test_items_are_let_go_with_their_results(serve: Serve, asynchronous: b
     async with endpoint.map(items, concurrency=5, ordered=False) as results:
         async for _ in results:
             most = max(most, Item.alive)
-    # the ten that may be held, and the one in the reader's hand
+    # the ten that may be held, and the reader's
     assert most <= 11
     assert Item.alive <= 1
 

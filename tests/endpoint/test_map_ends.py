@@ -29,7 +29,7 @@ def endpoint_of(client: Client, name: str = "square") -> Endpoint[Any, Any]:
 async def results_of(
     endpoint: Endpoint[Any, Any], rows: Any = range(ROWS), **options: Any
 ) -> tuple[list[Result[Any, Any]], Exception | None]:
-    """The results of a map, and what iterating over them raised in the end."""
+    """The results of a map, and the error at their end."""
     found = []
     try:
         async with endpoint.map(rows, concurrency=CONCURRENCY, **options) as results:
@@ -79,7 +79,7 @@ async def test_a_certificate_that_does_not_verify_ends_the_map() -> None:
         assert len(found) <= CONCURRENCY
 
 
-async def test_other_refusals_end_their_row_alone(serve: Serve) -> None:
+async def test_other_refusals_fail_only_their_item(serve: Serve) -> None:
     client = await serve(square=square)
     found, raised = await results_of(endpoint_of(client), [1, -1, 2, -2, 3])
     assert raised is None
@@ -94,7 +94,7 @@ async def test_other_refusals_end_their_row_alone(serve: Serve) -> None:
 
 @pytest.mark.parametrize("patience", [0.05, 600.0])
 async def test_a_service_that_was_never_reached_ends_the_map(patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a call's ordinary patience at the latest, however long the map's is."""
+    """After a call's default patience at the latest, however long the map's is."""
     monkeypatch.setattr("aiosmrt.client.DEFAULT_PATIENCE", 0.05)
     with socket.socket() as bound:  # and never listening
         bound.bind(("127.0.0.1", 0))
@@ -106,8 +106,8 @@ async def test_a_service_that_was_never_reached_ends_the_map(patience: float, mo
     assert len(found) <= CONCURRENCY + 1
 
 
-async def test_a_service_that_went_away_ends_no_map() -> None:
-    """Rows fail one by one once it was reached: it may come back for the next."""
+async def test_a_service_that_goes_away_does_not_end_the_map() -> None:
+    """Once the service was reached, items fail one by one: it may come back for the next."""
     async with RawServer() as server:
         server.otherwise = [response(200, b"1", [("Content-Type", "application/json")])]
         client = Client(**{"endpoint_url": server.url, **CLIENT_ARGUMENTS, "patience": 0})
@@ -133,7 +133,7 @@ async def test_too_many_failures_end_the_map(serve: Serve, max_failures: float, 
     assert len(found) == calls
 
 
-async def test_as_many_failures_as_may_be_end_nothing(serve: Serve) -> None:
+async def test_as_many_failures_as_allowed_do_not_end_the_map(serve: Serve) -> None:
     client = await serve(square=square)
     rows = [-1 if number % 4 == 0 else number for number in range(1, 101)]
     for max_failures in (25, 0.25, 1.0, None):
@@ -148,7 +148,7 @@ async def test_faulty_max_failures(max_failures: Any) -> None:
         endpoint_of(Client("eu-central-1")).map([], max_failures=max_failures)
 
 
-async def test_results_say_how_often_was_asked_and_how_long_was_waited(serve: Serve, running: list[Any]) -> None:
+async def test_results_have_attempts_and_waiting_time(serve: Serve, running: list[Any]) -> None:
     client = await serve(square=square)
     running[0].inject("square", faults.internal_failure().next(1))
     found, raised = await results_of(endpoint_of(client), [3, -1])
@@ -159,7 +159,7 @@ async def test_results_say_how_often_was_asked_and_how_long_was_waited(serve: Se
 
 
 def test_patience_of_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    """600 s, unless the client or the map was given one; a retry mode has none."""
+    """600 s, unless the client or the map has a patience; a retry mode does not use it."""
 
     def patience(client: Client, *given: Any) -> Any:
         view = client._for_job(*given)._view

@@ -1,4 +1,4 @@
-"""`map` over things that do not iterate over items, and `map_rows` over the rows of a table."""
+"""`map` over objects that do not iterate over items, and `map_rows` over the rows of a table."""
 
 from collections import UserDict
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def endpoint_of(client: Client, codec: Any = CSV) -> Endpoint[Any, Any]:
 
 
 class Rows:
-    """A result of a database, which iterates over rows, and has a method `columns`."""
+    """A database result, which iterates over rows and has a method `columns`."""
 
     def columns(self) -> list[str]:
         return ["a"]

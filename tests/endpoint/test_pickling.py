@@ -1,4 +1,4 @@
-"""Clients, endpoints and what they make are not pickled: workers get a clear error, and never a secret."""
+"""Clients, endpoints and their objects cannot be pickled: the error is clear, and a secret never leaves."""
 
 import copy
 import pickle
@@ -43,19 +43,19 @@ def check_refused(thing: Any, message: str) -> None:
     ways: list[Callable[[Any], Any]] = [partial(pickle.dumps, protocol=number) for number in range(6)]
     for way in [*ways, copy.copy, copy.deepcopy]:
         if way is copy.copy and type(thing).__name__ not in ("Client", "Endpoint", "Job"):
-            continue  # a copy of what refers to a client is not one of the client
+            continue  # a shallow copy does not copy the client
         with pytest.raises(TypeError, match=message) as error:
             way(thing)
         assert SECRET not in f"{error.value!r}"
 
 
 @pytest.mark.parametrize(("make", "message"), THINGS.values(), ids=list(THINGS))
-async def test_what_a_fresh_client_makes(make: Callable[[Client], Any], message: str):
+async def test_objects_of_a_fresh_client(make: Callable[[Client], Any], message: str):
     check_refused(make(fresh()), message)
 
 
 @pytest.mark.parametrize(("make", "message"), THINGS.values(), ids=list(THINGS))
-async def test_what_a_used_client_makes(make: Callable[[Client], Any], message: str, serve: Any):
+async def test_objects_of_a_used_client(make: Callable[[Client], Any], message: str, serve: Any):
     async def model(invocation: Any) -> bytes:
         return b"1"
 

@@ -1,4 +1,4 @@
-"""One call: what is sent, what comes back, and what goes wrong where."""
+"""One call: request, answer, and errors."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def test_python_in_python_out(serve: Serve):
     assert await client.endpoint("churn", serializer=CSV, deserializer=JSON).predict([[1, 2, 3], ["ab", "c"]]) == [5, 4]
 
 
-async def test_the_codecs_say_the_types_and_the_options_say_the_rest(serve: Serve):
+async def test_types_come_from_the_codecs_and_members_from_the_options(serve: Serve):
     seen = []
 
     async def model(invocation: Any) -> bytes:
@@ -46,7 +46,7 @@ async def test_the_codecs_say_the_types_and_the_options_say_the_rest(serve: Serv
     await endpoint.predict("a", accept="text/csv", content_type="text/x-row", custom_attributes="from=call")
     await endpoint.predict("a", accept=None, custom_attributes=None)
     await endpoint.with_options(inference_id="43").predict("a")
-    # aiohttp's session accepts anything where nothing is said
+    # aiohttp's session accepts any type by default
     accepted = [None if i.accept == "*/*" else i.accept for i in seen]
     assert [(i.content_type, a, i.custom_attributes, i.inference_id) for i, a in zip(seen, accepted, strict=True)] == [
         (TEXT.content_type, JSON.accept, "from=endpoint", "42"),
@@ -56,7 +56,7 @@ async def test_the_codecs_say_the_types_and_the_options_say_the_rest(serve: Serv
     ]
 
 
-async def test_every_member_of_the_operation_can_be_given(serve: Serve):
+async def test_every_member_of_the_operation_is_an_option(serve: Serve):
     seen = []
 
     async def model(invocation: Any) -> bytes:
@@ -76,7 +76,7 @@ async def test_every_member_of_the_operation_can_be_given(serve: Serve):
     assert {name: getattr(invocation, name) for name in given} == given
 
 
-async def test_invoke_says_what_the_service_said(serve: Serve):
+async def test_invoke_returns_what_the_service_reports(serve: Serve):
     async def model(invocation: Any) -> tuple[bytes, dict[str, str]]:
         return b"[1]", {"Content-Type": "application/json", "X-Amzn-SageMaker-Custom-Attributes": "secret=1"}
 
@@ -105,7 +105,7 @@ class Failing:
         raise DeserializationError("not this")
 
 
-async def test_what_cannot_be_serialized_is_not_sent(serve: Serve, running: list[Any]):
+async def test_data_that_cannot_be_serialized_is_not_sent(serve: Serve, running: list[Any]):
     client = await serve(churn=echo)
     with pytest.raises(SerializationError):
         await client.endpoint("churn", serializer=Failing(), deserializer=JSON).predict(1)
@@ -117,7 +117,7 @@ async def test_what_cannot_be_serialized_is_not_sent(serve: Serve, running: list
     assert client.statistics().in_use == 0
 
 
-async def test_what_cannot_be_deserialized_says_where_it_was(serve: Serve):
+async def test_a_deserialization_error_has_the_request_id(serve: Serve):
     client = await serve(churn=echo)
     with pytest.raises(DeserializationError) as raised:
         await client.endpoint("churn", serializer=BYTES, deserializer=JSON, content_type="application/json").predict(
@@ -155,7 +155,7 @@ async def test_deadline(serve: Serve):
             await endpoint.predict({})
 
 
-def test_none_takes_a_setting_away():
+def test_none_drops_a_setting():
     client = Client("eu-central-1", deadline=1.0, wait_for_capacity=2.0)
     plain = client.endpoint("churn", serializer=JSON, deserializer=JSON, upload_to="s3://bucket/in")
     without = plain.with_options(deadline=None, wait_for_capacity=None, upload_to=None)
@@ -196,7 +196,7 @@ async def test_large_bodies_are_coded_off_the_loop(serve: Serve):
 
 
 @pytest.mark.parametrize("size", [10, 2**20])
-async def test_a_codec_that_stops_an_iteration_hangs_nobody(serve: Serve, size: int):
+async def test_a_codec_that_raises_stop_iteration_does_not_hang(serve: Serve, size: int):
     class Stopping:
         content_type = accept = "application/octet-stream"
 
@@ -210,7 +210,7 @@ async def test_a_codec_that_stops_an_iteration_hangs_nobody(serve: Serve, size: 
         )
 
 
-def test_faults_are_found_at_once():
+def test_faulty_arguments_are_refused_at_once():
     client = Client("eu-central-1")
     with pytest.raises(ParamValidationError) as error:
         client.endpoint("churn", serializer=dict, deserializer=None)  # type: ignore[arg-type]
@@ -236,7 +236,7 @@ async def test_a_member_of_another_operation_is_refused(serve: Serve, running: l
 
 
 async def test_half_an_emoji_is_sent_and_read(serve: Serve):
-    """A message that was cut inside a surrogate pair is JSON all the same."""
+    """A message that was cut inside a surrogate pair is still JSON."""
 
     async def echo(invocation: Any) -> tuple[bytes, dict[str, str]]:
         assert invocation.body.isascii()

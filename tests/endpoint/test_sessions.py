@@ -15,7 +15,7 @@ from tests.endpoint.conftest import Serve
 
 
 class Counting:
-    """Answers with how many calls a session has had; opens and closes sessions as a container does."""
+    """Answers with the number of calls of a session; opens and closes sessions as a container does."""
 
     def __init__(self, expires: str = "2999-01-01T00:00:00Z") -> None:
         self.counts: dict[str, int] = {}
@@ -114,7 +114,7 @@ async def test_a_session_that_has_expired(serve: Serve, running: list[LocalRunti
     assert running[0].statistics()["requests"] == 0
 
 
-async def test_a_model_that_opens_no_session(serve: Serve):
+async def test_a_model_without_sessions(serve: Serve):
     async def model(invocation: Any) -> bytes:
         raise ContainerFailure(400, "no sessions here")
 
@@ -150,7 +150,7 @@ async def test_streams_are_for_open_sessions(serve: Serve):
 
 
 async def test_an_opening_answer_that_cannot_be_read_opens_once(serve: Serve):
-    """The session is the model's, whatever became of its answer: it is used, and closed."""
+    """The model has opened the session, even if its answer is unreadable: it is used, and closed."""
     said: list[bytes] = []
 
     async def model(invocation: Any) -> Any:
@@ -186,7 +186,7 @@ async def test_a_failure_to_close(serve: Serve):
     assert "closing the session also failed" in error.value.__notes__[0]
 
 
-async def test_whoever_is_cancelled_does_not_close(serve: Serve):
+async def test_a_cancelled_task_does_not_send_the_closing_request(serve: Serve):
     model = Counting()
     endpoint = endpoint_of(await serve(chat=model))
     opened = asyncio.Event()
@@ -218,7 +218,7 @@ async def test_a_session_is_used_in_its_block_and_entered_once(serve: Serve):
 
 
 class Handlers:
-    """AWS's session handlers around a model that answers in JSON: they answer in sentences."""
+    """Session handlers like AWS's, which answer in sentences, around a model that answers in JSON."""
 
     def __init__(self, content_type: str | None = "text/plain") -> None:
         self.type = {} if content_type is None else {"Content-Type": content_type}
@@ -233,7 +233,7 @@ class Handlers:
 
 
 class Number:
-    """A codec of one's own, whose errors are any."""
+    """A custom codec, which raises KeyError."""
 
     content_type = accept = "application/json"
 
@@ -258,8 +258,8 @@ async def test_session_handlers_answer_in_text(serve: Serve, content_type: str |
     assert not session.is_open
 
 
-async def test_the_models_own_answers_have_to_be_readable(serve: Serve):
-    """Also where the first call opens the session, and where they are labelled as text."""
+async def test_the_models_own_answers_must_be_readable(serve: Serve):
+    """Also if the first call opens the session, and if they are labelled as text."""
     endpoint = endpoint_of(await serve(chat=Handlers()))
     async with endpoint.session(open_with={"requestType": "NEW_SESSION"}) as session:
         with pytest.raises(DeserializationError):

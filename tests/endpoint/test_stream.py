@@ -1,4 +1,4 @@
-"""The views of a stream, its time limits, and the ways of leaving it."""
+"""The views of a stream, its time limits, and leaving it."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ from tests.support.raw_server import LAST_CHUNK, RawServer, response
 
 
 def saying(*parts: bytes | asyncio.Event) -> Callable[[Any], AsyncIterator[bytes]]:
-    """A model that says these parts, waiting where an event stands."""
+    """A model that sends these parts, and waits at an event."""
 
     async def model(invocation: Any) -> AsyncIterator[bytes]:
         for part in parts:
@@ -127,7 +127,7 @@ async def test_an_answer_without_events_is_not_empty(serve: Serve, content_type:
 
 
 @pytest.mark.parametrize("view", [PredictionStream.sse, PredictionStream.json])
-async def test_an_error_message_behind_events_is_not_lost(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
+async def test_an_error_message_after_events_is_not_lost(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
     client = await serve(llm=saying(b'data: "one"\n\n', b'{"error": "out of memory"}\n'))
     got = []
     with pytest.raises(DeserializationError, match="not a field"):
@@ -174,7 +174,7 @@ async def test_items_come_before_the_stream_ends(serve: Serve):
         assert [line async for line in lines] == ["two"]
 
 
-async def test_facts_of_the_answer(serve: Serve):
+async def test_attributes_of_the_answer(serve: Serve):
     async def model(invocation: Any) -> tuple[AsyncIterator[bytes], dict[str, str]]:
         assert invocation.content_type == "application/json"
         return saying(b"a")(invocation), {"Content-Type": "text/plain", "X-Amzn-SageMaker-Custom-Attributes": "c"}
@@ -187,7 +187,7 @@ async def test_facts_of_the_answer(serve: Serve):
         assert [text async for text in stream.text()] == ["a"]
 
 
-async def test_malformed_json_comes_behind_what_was_good(serve: Serve):
+async def test_malformed_json_after_good_values(serve: Serve):
     never = asyncio.Event()
     client = await serve(llm=saying(b'{"a": 1}\n{"patient": "jane"]\n', never), runtime={"drain_timeout": 0.01})
     got = []
@@ -221,8 +221,8 @@ async def test_an_error_inside_the_stream_is_typed(serve: Serve):
 
 
 @pytest.mark.parametrize("view", [PredictionStream.jsonl, PredictionStream.json, PredictionStream.lines])
-async def test_what_was_cut_off_is_no_value(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
-    """The rest of what had come is not handed out behind the error."""
+async def test_half_a_value_is_not_a_value(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
+    """Half a value is not returned after the error."""
     client = await serve(
         llm=saying(b"1\n23", b"45\n"),
         client={"retry": {"total_max_attempts": 1}},
@@ -268,7 +268,7 @@ async def test_leaving_the_block_closes_the_connection_at_once(serve: Serve, run
 
 
 async def test_a_view_is_read_inside_the_block(serve: Serve):
-    """What is read after it would look like the whole."""
+    """Items read after the block would look like the whole answer."""
     client = await serve(llm=saying(b"one\n", b"two\n", b"three\n"))
     async with endpoint_of(client).stream({}) as stream:
         lines = stream.lines()
@@ -290,7 +290,7 @@ async def test_a_view_ends_when_its_reader_closes_the_stream(serve: Serve):
             stream.close()
 
 
-async def test_options_that_streams_lack(serve: Serve):
+async def test_options_that_streams_do_not_accept(serve: Serve):
     client = await serve(llm=saying(b"one"))
     endpoint = endpoint_of(client).with_options(target_model="model.tar.gz")
     with pytest.raises(ParamValidationError, match="does not accept target_model"):
@@ -330,7 +330,7 @@ async def test_a_stream_is_entered_and_viewed_once(serve: Serve):
 # Time limits
 
 
-async def test_the_first_part_has_its_limit(serve: Serve):
+async def test_the_limit_of_the_first_part(serve: Serve):
     client = await serve(llm=saying(asyncio.Event()), runtime={"drain_timeout": 0.01})
     with pytest.raises(StreamTimeoutError, match="first part"):
         async with endpoint_of(client).stream({}, first_part_timeout=0.05) as stream:
@@ -339,8 +339,8 @@ async def test_the_first_part_has_its_limit(serve: Serve):
     assert client.statistics().in_use == 0
 
 
-async def test_the_first_part_has_its_limit_from_entering_on(serve: Serve):
-    """The head may take all of it."""
+async def test_the_limit_of_the_first_part_counts_from_entering(serve: Serve):
+    """The head may use it up."""
     client = await serve(llm=saying(b"one"), runtime={"drain_timeout": 0.01, "faults": {"llm": faults.Stall()}})
     with pytest.raises(StreamTimeoutError, match="first part"):
         async with endpoint_of(client).stream({}, first_part_timeout=0.05):
@@ -348,7 +348,7 @@ async def test_the_first_part_has_its_limit_from_entering_on(serve: Serve):
     assert client.statistics().in_use == 0
 
 
-async def test_parts_have_their_limit(serve: Serve):
+async def test_the_limit_between_parts(serve: Serve):
     client = await serve(llm=saying(b"one", asyncio.Event()), runtime={"drain_timeout": 0.01})
     got = []
     with pytest.raises(StreamTimeoutError, match="next part") as error:
@@ -373,7 +373,7 @@ async def test_both_limits_replace_the_read_timeout(serve: Serve):
         assert [text async for text in stream.text()] == ["one"]
 
 
-async def test_a_cancelled_reader_is_cancelled_and_nothing_else(serve: Serve):
+async def test_a_cancelled_reader_raises_only_cancelled_error(serve: Serve):
     client = await serve(llm=saying(b"one", asyncio.Event()), runtime={"drain_timeout": 0.01})
 
     async def read() -> None:
@@ -406,8 +406,8 @@ async def test_many_small_parts_give_the_same_items(serve: Serve):
     assert await viewed(serve, PredictionStream.json, *parts) == values
 
 
-async def test_all_that_came_at_once_comes_before_an_error():
-    """However many parts that is."""
+async def test_all_parts_that_arrived_come_before_an_error():
+    """However many they are."""
     lines = [str(number) for number in range(2000)]
     frames = [encode_payload_part(line.encode() + b"\n") for line in lines]
     failure = encode_exception("ModelStreamError", b'{"Message": "broken", "ErrorCode": "StreamBroken"}')

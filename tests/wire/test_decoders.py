@@ -1,4 +1,4 @@
-"""Text, lines, events and JSON values out of bytes cut anywhere, beside plain readers of the whole."""
+"""Text, lines, events and JSON values from bytes cut anywhere, compared with plain readers of the whole."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def max_item_bytes(limit: int) -> Iterator[None]:
 
 
 def run(decoder: StreamDecoder[Any], chunks: list[bytes]) -> tuple[list[Any], str | None]:
-    """The items of a stream, and what is said about its fault."""
+    """The items of a stream, and the message of its fault."""
     items: list[Any] = []
     try:
         for chunk in chunks:
@@ -62,12 +62,12 @@ CUTS = st.lists(st.integers(0, 120), max_size=8)
 
 
 def streams(*tokens: bytes) -> st.SearchStrategy[bytes]:
-    """Streams of what matters to a decoder, in any order."""
+    """Streams of tokens that matter to a decoder, and of others, in any order."""
     return st.lists(st.sampled_from(tokens) | st.binary(max_size=3), max_size=25).map(b"".join)
 
 
 def sound(*tokens: bytes) -> st.SearchStrategy[bytes]:
-    """Streams of nothing else, so that most of it is well-formed."""
+    """Streams of such tokens only, so that most are well-formed."""
     return st.lists(st.sampled_from(tokens), max_size=25).map(b"".join)
 
 
@@ -111,7 +111,7 @@ def read_json_lines(stream: bytes, limit: int) -> Outcome:
 
 
 def event_lines(stream: bytes) -> tuple[list[bytes], bytes]:
-    """The lines of a stream of events, and what has no end."""
+    """The lines of a stream of events, and the rest without a line end."""
     *lines, rest = re.split(rb"\r\n|\n|\r", stream.removeprefix(BOM))
     return lines, rest
 
@@ -192,7 +192,7 @@ def value_end(stream: bytes, at: int) -> int | None:
 
 
 def read_json_events(stream: bytes, limit: int) -> Outcome:
-    """Each data line that is a value, and otherwise the values in the lines up to the blank one."""
+    """The value of each data line that is one; otherwise the values in the lines up to the blank line."""
     items: list[Any] = []
     lines, rest = event_lines(stream.lstrip(b" \t\r\n"))
     if rest.startswith(b"data:") and rest.rstrip(b" \t").endswith((b"}", b"]", b'"')):
@@ -222,7 +222,7 @@ def read_json_events(stream: bytes, limit: int) -> Outcome:
 
 
 def read_values(lines: list[str], items: list[Any]) -> bool:
-    """Append the values that some lines are made of; whether they are made of nothing else."""
+    """Append the values in some lines; return whether the lines contain nothing else."""
     unread = ""
     for line in lines:
         if not unread and line.strip(" \t\r\n") in ("", "[DONE]"):
@@ -235,10 +235,10 @@ def read_values(lines: list[str], items: list[Any]) -> bool:
 
 
 def agree(decoder: Callable[[], StreamDecoder[Any]], stream: bytes, cuts: list[int], expected: Outcome) -> None:
-    """Whole, cut and byte by byte, a stream gives the same items and fails or not."""
+    """Whole, cut and byte by byte, a stream gives the same items, and fails or does not."""
     for chunks in ([stream], cut(stream, cuts), bytewise(stream)):
         items, fault = run(decoder(), chunks)
-        # NaN is no NaN, and 1 is True, but not to repr().
+        # NaN differs from itself, and 1 equals True; their reprs do not.
         assert (repr(items), fault is not None) == (repr(expected[0]), expected[1])
 
 
@@ -293,7 +293,7 @@ def test_lines_wherever_they_are_cut(stream: bytes, cuts: list[int], limit: int)
 
 
 def tricks_of_many_at_once(test: Any) -> Any:
-    """Lines that are values together and not one by one, and what stands between those that are parsed at once."""
+    """Lines that are values only together, and the marks between texts that are parsed at once."""
     for stream in (
         b'[1\n2]\n3,"\x7f",4\n',
         b'[1\n2]\n3,"\\u007f",4\n',
@@ -345,7 +345,7 @@ def test_json_values_wherever_they_are_cut(stream: bytes, cuts: list[int], limit
     agree(JSONDecoder, stream, cuts, read_json(stream, MAX_ITEM_BYTES))
     with max_item_bytes(limit):
         agree(JSONDecoder, stream, cuts, read_json(stream, limit))
-    # Also what is said about a fault does not depend on the cuts.
+    # The message of a fault does not depend on the cuts either.
     assert len({run(JSONDecoder(), chunks)[1] for chunks in ([stream], cut(stream, cuts), bytewise(stream))}) == 1
 
 
@@ -384,7 +384,7 @@ def test_text_that_ends_inside_a_character() -> None:
         decoder.finish()
 
 
-def test_line_ends_are_lf_and_crlf_alone() -> None:
+def test_line_ends_are_only_lf_and_crlf() -> None:
     odd = "a\rb\x0bc\x0cd\x1ce\x85f\u2028g\u2029h"
     assert run(LineDecoder(), [f"{odd}\n{odd}\r\n{odd}\r".encode()]) == ([odd, odd, odd + "\r"], None)
 
@@ -408,7 +408,7 @@ def test_crlf_cut_in_two() -> None:
 
 
 def events(stream: str, *, after: str = "") -> list[ServerSentEvent]:
-    """The events of a stream, which `finish` has nothing to add to but those after it."""
+    """The events of a stream, where `finish` adds only the one after them."""
     decoder = SSEDecoder()
     found = decoder.feed(stream.encode())
     assert [event.data for event in decoder.finish()] == ([after] if after else [])
@@ -458,7 +458,7 @@ def test_examples_of_the_specification(
     for chunks in ([octets], bytewise(octets)):
         decoder = SSEDecoder()
         assert [event for chunk in chunks for event in decoder.feed(chunk)] == expected
-        # The specification discards an event without its blank line; it is data all the same.
+        # The specification discards an event without its blank line; it is still data.
         assert [event.data for event in decoder.finish()] == ([] if unfinished is None else [unfinished])
 
 
@@ -474,7 +474,7 @@ def test_type_is_of_one_event_and_id_and_retry_are_of_the_stream() -> None:
         event("3", id="5", retry=250),
         event("4", id="5", retry=250),
     ]
-    # An event without data is none, and its type goes with it.
+    # An event without data does not count, and neither does its type.
     assert events("event: a\n\ndata: 1\n\n") == [event("1")]
 
 
@@ -499,7 +499,7 @@ def test_plain_events_among_others() -> None:
 @pytest.mark.parametrize("decoder", [SSEDecoder, JSONDecoder])
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_a_line_that_is_not_a_field(decoder: Callable[[], StreamDecoder[Any]], line: str, end: str) -> None:
-    """Servers write errors between their events; an answer of another kind has no events at all."""
+    """Servers write errors between their events; an answer of another kind does not contain any event."""
     good = [event("1")] if decoder is SSEDecoder else [1]
     for before, expected in ((":\n", []), ("data: 1\n\n", good)):
         stream = f"{before}{line}{end}".encode()
@@ -551,7 +551,7 @@ def test_a_whole_value_in_a_last_line_without_its_end(rest: str) -> None:
 
 
 def test_json_events_with_one_line_end_between_them() -> None:
-    """A server that forgets blank lines streams: a value does not wait for the end of what is a single event."""
+    """Values arrive one by one although, without blank lines, all of them are one event."""
     decoder = JSONDecoder()
     assert decoder.feed(b'data: {"a": 1}\ndata: {"a"') == [{"a": 1}]
     assert decoder.feed(b": 2}\ndata: 3\n") == [{"a": 2}, 3]
@@ -645,7 +645,7 @@ def test_value_comes_as_soon_as_it_is_whole(value: str) -> None:
         assert decoder.finish() == []
 
 
-def test_value_comes_beside_the_beginning_of_the_next() -> None:
+def test_value_comes_with_the_beginning_of_the_next() -> None:
     decoder = JSONDecoder()
     assert [decoder.feed(chunk) for chunk in (b"[1", b"][2", b'] "', b'"{"', b'": 3}4', b" [")] == [
         [],
@@ -673,7 +673,7 @@ def test_large_array_is_one_value() -> None:
     "begin", ["data: 1\n\n", "event: e\ndata: 1\n\n", "id: 7\ndata: 1\n\n", ": ping\n\ndata: 1\n\n"]
 )
 @pytest.mark.parametrize("before", ["", "\n\n", " \t", "\ufeff", "\ufeff\r\n"])
-def test_what_a_stream_is_made_of_is_seen_at_its_beginning(before: str, begin: str) -> None:
+def test_the_kind_of_stream_is_decided_at_its_beginning(before: str, begin: str) -> None:
     stream = f'{before}{begin}retry: 5\n\ndata: {{"a":\ndata: 2}}\n\ndata: [DONE]\n\n'.encode()
     for chunks in ([stream], bytewise(stream)):
         assert run(JSONDecoder(), chunks) == ([1, {"a": 2}], None)
@@ -682,7 +682,7 @@ def test_what_a_stream_is_made_of_is_seen_at_its_beginning(before: str, begin: s
 @pytest.mark.parametrize(
     "stream", [b"dat", b"data", b"data {}", b"dog: 1\n", b"<html> </html>", b"e", b"{data: 1}", BOM[:2]]
 )
-def test_what_is_neither_events_nor_json(stream: bytes) -> None:
+def test_neither_events_nor_json(stream: bytes) -> None:
     for chunks in ([stream], bytewise(stream)):
         items, fault = run(JSONDecoder(), chunks)
         assert items == []
@@ -719,7 +719,7 @@ def test_unfinished_value(stream: bytes) -> None:
 @pytest.mark.parametrize(
     "value", ["[" * 100_000 + "]" * 100_000, "[" + "1" * 5000 + "]", "01", "1.", "'a'", '["\x01"]']
 )
-def test_what_pythons_json_refuses(decoder: Callable[[], StreamDecoder[Any]], frame: str, value: str) -> None:
+def test_values_that_pythons_json_refuses(decoder: Callable[[], StreamDecoder[Any]], frame: str, value: str) -> None:
     stream = (frame % value).encode()
     for chunks in ([stream], cut(stream, list(range(0, len(stream), 1000)))):
         items, fault = run(decoder(), chunks)
@@ -842,7 +842,7 @@ def test_fault_without_good_items_comes_at_once(
 
 
 def test_positions_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Behind a byte order mark, white space, and line ends of two bytes that were cut.
+    # After a byte order mark, white space, and line ends of two bytes that were cut.
     monkeypatch.setattr(Decoder, "_max_item_bytes", 9)
     decoder = JSONDecoder()
     for chunk in (BOM, b"\n ", b"\r\n", b"data: 1\r", b"\n\r", b"\n"):
@@ -912,7 +912,7 @@ def test_reprs_show_no_payload(make: Callable[[], Any]) -> None:
 
 # -- limits ----------------------------------------------------------------------------------------------------------
 
-# What is 12 bytes long by the rule of its decoder, and what is one more.
+# Items of 12 bytes, as their decoder counts, and items of one byte more.
 AT_THE_LIMIT: list[tuple[Callable[..., Any], bytes, bytes]] = [
     (LineDecoder, b"x" * 12 + b"\n", b"x" * 13),
     (LineDecoder, b"x" * 11 + b"\r\n", b"x" * 12 + b"\r\n"),
@@ -978,7 +978,7 @@ def test_endless_item_is_not_held(
 
 # -- effort ----------------------------------------------------------------------------------------------------------
 
-# Items that do not end: what it takes to notice that, chunk by chunk, is what could grow with what is held.
+# Items that do not end: the effort for each chunk could grow with the bytes that are held.
 ENDLESS: dict[str, tuple[Callable[..., Any], bytes, bytes]] = {
     "text": (TextDecoder, b"", "€".encode()),
     "line": (LineDecoder, b"", b"x"),
@@ -1014,7 +1014,7 @@ def test_effort_is_linear(make: Callable[..., Any], begin: bytes, more: bytes) -
             assert decoder.failure is None
         return best
 
-    # 16 times the bytes: 16 times the effort, and 256 times if each chunk had all before it read again.
+    # 16 times the bytes take 16 times the effort; 256 times if each chunk made the decoder read all again.
     assert seconds(1024 * 1024) < 64 * seconds(64 * 1024)
 
 

@@ -306,7 +306,7 @@ def _parse_at_once(texts: list[str]) -> list[Any] | None:
 
 
 def _parse_json(text: str) -> Any:
-    """Return the one value in a text that has no white space around it.
+    """Return the only value in a text without white space around it.
 
     Raises:
         ValueError, RecursionError: the text is not exactly one value.

@@ -1,4 +1,4 @@
-"""What the tests of the serializers have in common: the codecs, data for them, and how they are asked."""
+"""Helpers of the serializers' tests: codecs, data, and ways to call them."""
 
 import enum
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ CIRCLE.append([CIRCLE])
 
 
 def same(left: Any, right: Any) -> bool:
-    """Equality that knows arrays, and that NaN is what it was."""
+    """Equality of values that may contain arrays and NaN."""
     if isinstance(left, np.ndarray):
         return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
     if isinstance(left, dict):
@@ -57,21 +57,21 @@ def same(left: Any, right: Any) -> bool:
 
 
 def refused(data: object, codec: Any = JSON) -> str:
-    """What a serializer says against data."""
+    """The message with which a serializer refuses data."""
     with pytest.raises(SerializationError) as caught:
         codec.serialize(data)
     return str(caught.value)
 
 
 def unreadable(body: bytes, codec: Any = JSON, content_type: str = "") -> str:
-    """What a deserializer says against a body."""
+    """The message with which a deserializer refuses a body."""
     with pytest.raises(DeserializationError) as caught:
         codec.deserialize(body, content_type)
     return str(caught.value)
 
 
 def attempted(call: Callable[[], Any]) -> Any:
-    """What a call gives, or the one kind of exception that it may raise."""
+    """The result of a call, or the exception that it may raise."""
     try:
         return call()
     except DeserializationError as error:
@@ -79,7 +79,7 @@ def attempted(call: Callable[[], Any]) -> Any:
 
 
 def says(error: BaseException) -> list[str]:
-    """The messages of an error and of all that hangs on it."""
+    """The messages of an error, its causes and contexts."""
     return [str(one) for one in chain(error)]
 
 
@@ -94,7 +94,7 @@ class Color(enum.Enum):
 
 
 class Frame:
-    """What iterates over the names of its columns, as DataFrames do."""
+    """A table that iterates over the names of its columns, as DataFrames do."""
 
     columns = ("a", "b")
 
@@ -109,6 +109,6 @@ def nested(levels: int, inner: Any) -> Any:
 
 
 def header(shape: str) -> bytes:
-    """An NPY file that declares an array of bytes, and has none."""
+    """An NPY file that declares an array of bytes but lacks its data."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text

@@ -68,11 +68,11 @@ def test_equal_arrays_give_equal_archives() -> None:
         (memoryview(b"ab"), np.array([97, 98], "u1")),
     ],
 )
-def test_npy_of_what_makes_an_array(data: Any, expected: Any) -> None:
+def test_npy_of_objects_that_convert_to_an_array(data: Any, expected: Any) -> None:
     assert same(NPY.deserialize(NPY.serialize(data), ""), expected)
 
 
-def test_arrays_are_sent_in_the_type_that_was_asked_for() -> None:
+def test_arrays_are_sent_in_the_requested_type() -> None:
     assert NPY.deserialize(NPYCodec(dtype="float32").serialize([1, 2]), "").dtype == np.dtype("f4")
     assert NPZ.deserialize(NPZCodec(dtype="int8").serialize({"x": np.eye(2)}), "")["x"].dtype == np.dtype("i1")
 
@@ -90,12 +90,12 @@ NO_ARRAYS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("data", "said"), NO_ARRAYS)
-def test_what_makes_no_array_is_told_with_its_place(data: Any, said: str) -> None:
+def test_objects_that_do_not_convert_to_an_array(data: Any, said: str) -> None:
     assert refused(data, NPY) == f"data {said}"
     assert refused({"x": [1], "y": data}, NPZ) == f"data[1] {said}"
 
 
-def test_a_type_that_arrays_cannot_have_is_named() -> None:
+def test_an_unknown_array_type_is_named() -> None:
     assert refused(["a"], NPYCodec(dtype="float32")) == "data cannot be converted to an array of float32; got a list"
     assert refused([1], NPYCodec(dtype="flaot32")) == "data cannot be converted to an array of flaot32; got a list"
     assert refused([2**70], NPYCodec(dtype="int8")) == "data cannot be converted to an array of int8; got a list"
@@ -116,7 +116,7 @@ def test_npz_takes_names_and_arrays(data: Any, said: str) -> None:
 
 
 class Trap:
-    """An object whose pickle, when it is loaded, leaves a file behind."""
+    """An object whose pickle writes a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,7 +139,7 @@ def test_pickles_are_not_loaded(tmp_path: Path) -> None:
     assert sprung.exists()
 
 
-def test_an_array_that_is_not_there_in_full_is_an_error() -> None:
+def test_a_truncated_array_is_an_error() -> None:
     body = NPY.serialize(np.arange(10))
     for size in range(len(body)):
         assert "the response is not an array" in unreadable(body[:size], NPY)
@@ -150,7 +150,7 @@ def test_an_array_that_is_not_there_in_full_is_an_error() -> None:
         assert unreadable(header(shape), NPY).startswith("the response ")
 
 
-def test_an_archive_that_is_damaged_is_an_error() -> None:
+def test_a_damaged_archive_is_an_error() -> None:
     body = NPZ.serialize({"x": np.arange(10)})
     for size in range(len(body)):
         assert "the response is not an archive" in unreadable(body[:size], NPZ)

@@ -1,4 +1,4 @@
-"""What holds for all codecs: headers, types, charsets, and that they are values.
+"""Properties of all codecs: headers, types, charsets, and value semantics.
 
 What a codec writes is read back by the library that the format belongs to, and the reverse, so that two mistakes of
 ours cannot cancel out.
@@ -41,7 +41,7 @@ from aiosmrt.serializers import (
 )
 from tests.endpoint.serializers.samples import CODECS, SAMPLES, attempted, every_codec, refused, same, says, unreadable
 
-# As the SageMaker Python SDK has them, where it has them; IANA's for Arrow.
+# Those of the SageMaker Python SDK where it has one; IANA's for Arrow.
 HEADERS = {
     "JSON": ("application/json", "application/json"),
     "JSON_LINES": ("application/jsonlines", "application/jsonlines"),
@@ -82,12 +82,12 @@ def test_examples_in_docstrings() -> None:
 
 
 @every_codec
-def test_headers_are_those_that_containers_know(name: str) -> None:
+def test_headers_that_containers_know(name: str) -> None:
     assert (CODECS[name].content_type, CODECS[name].accept) == HEADERS[name]
 
 
 @every_codec
-def test_what_was_written_is_read(name: str) -> None:
+def test_every_codec_round_trips(name: str) -> None:
     codec = CODECS[name]
     body = codec.serialize(SAMPLES[name])
     assert type(body) is bytes
@@ -119,7 +119,7 @@ def test_codecs_are_values(codec: Any) -> None:
 
 def test_repr_shows_the_options() -> None:
     assert repr(CSVCodec(delimiter=";")) == "CSVCodec(content_type='text/csv', accept='text/csv', delimiter=';')"
-    # A function may hold anything, and a partial or a bound method shows it.
+    # A function may contain anything, and the repr of a partial or a bound method shows it.
     assert repr(JSONCodec(default={"key": "MARK"}.get)) == (
         "JSONCodec(content_type='application/json', accept='application/json', allow_nan=False)"
     )
@@ -153,7 +153,7 @@ def test_options_are_checked(make: Callable[[], object], said: str) -> None:
     assert said in str(caught.value)
 
 
-def test_all_faults_of_the_options_are_told_at_once() -> None:
+def test_all_faulty_options_are_reported_at_once() -> None:
     with pytest.raises(ParamValidationError) as caught:
         CSVCodec(delimiter="", accept="", content_type="")
     assert len(caught.value.faults) == 3
@@ -162,7 +162,7 @@ def test_all_faults_of_the_options_are_told_at_once() -> None:
 # --- types of responses -----------------------------------------------------------------------------------------------
 
 
-# What is read beside the codec's own type.
+# Types that are read besides the codec's own.
 READ = {
     "JSON": [
         "application/json; charset=utf-8",
@@ -195,7 +195,7 @@ UNTYPED = ["", "application/octet-stream", "binary/octet-stream", "Application/O
 
 
 @pytest.mark.parametrize(("name", "found"), [(name, t) for name in READ for t in [*READ[name], *UNTYPED]])
-def test_careless_types_are_read(name: str, found: str) -> None:
+def test_general_types_are_read(name: str, found: str) -> None:
     assert same(CODECS[name].deserialize(CODECS[name].serialize(SAMPLES[name]), found), SAMPLES[name])
 
 
@@ -214,16 +214,16 @@ def test_other_types_are_refused_with_both_named(name: str, found: str) -> None:
         ("*/*", "image/png"),
     ],
 )
-def test_what_was_asked_for_is_read(accept: str, found: str) -> None:
+def test_accepted_types_are_read(accept: str, found: str) -> None:
     assert JSONCodec(accept=accept).deserialize(b"[1]", found) == [1]
 
 
-def test_a_range_of_types_covers_no_more_than_it_says() -> None:
+def test_a_wildcard_covers_only_its_types() -> None:
     assert "'image/png'" in unreadable(b"[1]", JSONCodec(accept="text/*"), "image/png")
     assert "'textual/html'" in unreadable(b"[1]", JSONCodec(accept="text/*"), "textual/html")
 
 
-def test_a_type_of_any_length_is_not_told_at_that_length() -> None:
+def test_a_long_type_is_shortened_in_messages() -> None:
     assert len(unreadable(b"[1]", JSON, f"text/{'x' * 10_000}")) < 200
 
 
@@ -253,7 +253,7 @@ def test_an_unknown_charset_is_an_error(charset: str) -> None:
     assert "in an unknown charset" in unreadable(b"a", TEXT, f"text/plain; charset={charset}")
 
 
-def test_the_charset_that_was_asked_for_is_that_of_a_response_without_one() -> None:
+def test_the_charset_of_accept_is_the_default() -> None:
     codec = TextCodec(accept="text/plain; charset=latin-1")
     assert codec.deserialize(b"na\xefve", "text/plain") == "naïve"
     assert codec.deserialize("naïve".encode(), "text/plain; charset=utf-8") == "naïve"
@@ -268,16 +268,16 @@ def test_the_charset_that_was_asked_for_is_that_of_a_response_without_one() -> N
         (JSONLinesCodec(content_type="application/jsonlines; charset=utf-16-le"), io.StringIO("é")),
     ],
 )
-def test_requests_are_in_the_charset_that_their_type_has(codec: Any, data: Any) -> None:
+def test_requests_use_the_charset_of_their_type(codec: Any, data: Any) -> None:
     assert codec.serialize(data) == "é".encode("utf-16-le")
 
 
-def test_bytes_that_are_not_in_the_charset_are_told_by_their_place() -> None:
+def test_malformed_bytes_are_reported_by_position() -> None:
     assert unreadable(b"abc\xff", TEXT) == "the response of 4 bytes is not utf-8 at byte 3"
     assert "byte 1" in unreadable(b'"\xff"', JSON)
 
 
-def test_characters_that_the_charset_lacks_are_told_by_their_place() -> None:
+def test_characters_that_the_charset_lacks_are_reported_by_position() -> None:
     ascii_text = TextCodec(content_type="text/plain; charset=ascii")
     assert refused("naïve", ascii_text) == "character 2 of 5 cannot be expressed in ascii"
     assert refused("a\ud800", TEXT) == "character 1 of 2 cannot be expressed in utf-8"
@@ -285,7 +285,7 @@ def test_characters_that_the_charset_lacks_are_told_by_their_place() -> None:
 
 
 @pytest.mark.parametrize(("codec", "body"), [(JSON, b"[1]"), (JSON_LINES, b"1\n2"), (CSV, b"a,b")])
-def test_a_byte_order_mark_is_no_data(codec: Any, body: bytes) -> None:
+def test_a_byte_order_mark_is_not_data(codec: Any, body: bytes) -> None:
     assert codec.deserialize(b"\xef\xbb\xbf" + body, "") == codec.deserialize(body, "")
 
 
@@ -300,7 +300,7 @@ def test_files_are_sent_as_they_are(codec: Any, tmp_path: Path) -> None:
         assert codec.serialize(binary) == codec.serialize(text) == path.read_bytes()
 
 
-def test_a_file_that_gives_neither_text_nor_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_returns_neither_text_nor_bytes(tmp_path: Path) -> None:
     class Odd:
         def read(self) -> Any:
             return [b"a"]
@@ -312,7 +312,7 @@ def test_a_file_that_gives_neither_text_nor_bytes_is_refused(tmp_path: Path) -> 
         assert refused(text) == "the file is not in its encoding around byte 2"
 
 
-def test_errors_of_a_file_are_its_own(tmp_path: Path) -> None:
+def test_errors_of_a_file_are_passed_on(tmp_path: Path) -> None:
     with (tmp_path / "body").open("wb") as write_only, pytest.raises(OSError, match="read"):
         JSON.serialize(write_only)
 

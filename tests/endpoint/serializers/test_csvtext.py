@@ -1,4 +1,4 @@
-"""CSV: round trips through Python's csv, what a row is, and what is at fault, and where."""
+"""CSV: round trips through Python's csv, rows and fields, and error messages."""
 
 import csv
 import decimal
@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as st_numpy
 from aiosmrt.serializers import CSV, CSVCodec
 from tests.endpoint.serializers.samples import Frame, refused, unreadable
 
-# A leading byte order mark is no data, as test_codecs.py tests.
+# A leading byte order mark is dropped, which test_codecs.py tests.
 FIELDS = st.text(st.characters(exclude_characters="\ufeff", exclude_categories=["Cs"])) | st.text('",;\t\r\n ab')
 ROWS = st.lists(st.lists(FIELDS, min_size=1), min_size=1)
 
@@ -82,7 +82,7 @@ def test_csv_of_other_objects(data: Any, expected: bytes) -> None:
 
 
 class Plain:
-    """An object without a text of its own."""
+    """An object without a text form."""
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ class Plain:
         ([10**5000], "data contains an integer with more digits than Python writes"),
     ],
 )
-def test_csv_says_what_is_at_fault_and_where(data: Any, said: str) -> None:
+def test_csv_errors_name_the_fault_and_its_position(data: Any, said: str) -> None:
     assert refused(data, CSV) == said
 
 
@@ -129,5 +129,5 @@ def test_csv_is_read(body: bytes, rows: list[list[str]]) -> None:
 
 
 @pytest.mark.parametrize(("body", "line"), [(b'a,b\n"c', 2), (b'"a"b,c\n', 1), (b"a\n" + b"x" * 200_000, 2)])
-def test_what_is_not_csv_is_told_by_its_line(body: bytes, line: int) -> None:
+def test_malformed_csv_is_reported_by_line(body: bytes, line: int) -> None:
     assert f"not CSV at line {line}," in unreadable(body, CSV)

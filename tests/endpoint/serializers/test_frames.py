@@ -34,7 +34,7 @@ def record_batch(columns: dict[str, Any]) -> Any:
 
 
 def makers(*makes: Make) -> list[Any]:
-    """Those whose library is installed; pyarrow always is."""
+    """Test parameters, skipped if their library is not installed; pyarrow always is."""
     names = {pandas_frame: "pandas", polars_frame: "polars"}
     return [pytest.param(make, id=make.__name__, marks=[skip_without(names.get(make, "pyarrow"))]) for make in makes]
 

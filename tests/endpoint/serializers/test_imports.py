@@ -1,4 +1,4 @@
-"""Nothing is imported before it is needed, and what is missing is named."""
+"""Nothing is imported before it is needed, and a missing package is named."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def run(program: str) -> list[str]:
-    """What a program prints in a fresh interpreter, line by line."""
+    """The lines that a program prints in a fresh interpreter."""
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -73,7 +73,7 @@ assert s.JSON_LINES.serialize([1]) == b"1"
 """
 
 
-def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
+def test_a_missing_package_is_named_with_its_extra() -> None:
     said = run(WITHOUT.format(blocked=EXTRAS, npz=NPZ.serialize({"a": [1]})))
     assert len(said) == 8
     for line in said[:4]:

@@ -1,4 +1,4 @@
-"""JSON and JSON Lines: round trips through Python's json, and what is at fault, and where."""
+"""JSON and JSON Lines: round trips through Python's json, and error messages."""
 
 import io
 import json
@@ -31,7 +31,7 @@ CHARSETS = st.sampled_from(["", "; charset=ascii", "; charset=iso-8859-1", "; ch
 
 @given(TEXT, TEXT, CHARSETS)
 def test_every_text_is_sent_and_read(key: str, value: str, charset: str) -> None:
-    """JSON has escapes for lone surrogates (RFC 8259, section 8.2), and for what a charset lacks."""
+    """JSON has escapes for lone surrogates (RFC 8259, section 8.2), and for characters that a charset lacks."""
     data = {key: [value, {"x": value}]}
     expected = json.loads(json.dumps(data))  # two lone surrogates in a row become one character
     codec = JSONCodec(content_type=f"application/json{charset}")
@@ -103,7 +103,7 @@ def test_json_of_other_objects(data: Any, expected: str) -> None:
         ((i for i in range(3)), "data is a generator, which JSON lacks"),
     ],
 )
-def test_json_says_what_is_at_fault_and_where(data: Any, said: str) -> None:
+def test_json_errors_name_the_fault_and_its_position(data: Any, said: str) -> None:
     assert refused(data).startswith(said)
 
 
@@ -115,20 +115,20 @@ def test_json_of_any_depth_is_written_or_refused() -> None:
 
 
 @given(st.integers(0, 60), st.integers(1, 60))
-def test_json_finds_the_first_of_the_faults(first: int, more: int) -> None:
+def test_json_reports_the_first_fault(first: int, more: int) -> None:
     values: list[Any] = list(range(200))
     values[first], values[first + more] = {1}, {2}
     assert refused({"a": 1, "b": values}).startswith(f"data[1][{first}] is a set")
 
 
-def test_nan_is_sent_when_asked_for_and_always_read() -> None:
+def test_nan_is_sent_on_request_and_always_read() -> None:
     values = [math.inf, -math.inf]
     assert JSONCodec(allow_nan=True).serialize([*values, math.nan]) == b"[Infinity,-Infinity,NaN]"
     assert JSON.deserialize(b"[Infinity, -Infinity]", "") == values
     assert math.isnan(JSON.deserialize(b"NaN", ""))
 
 
-def test_default_is_asked_for_what_json_and_numpy_do_not_know() -> None:
+def test_default_is_called_for_unknown_types() -> None:
     asked = []
 
     def default(value: Any) -> object:
@@ -146,13 +146,13 @@ def test_default_is_asked_for_what_json_and_numpy_do_not_know() -> None:
     [lambda value: value.missing, lambda value: {1, 2}, lambda value: value, lambda value: math.nan],
     ids=["raises", "gives a set", "gives the same", "gives NaN"],
 )
-def test_a_default_that_does_not_help_is_told(default: Callable[[Any], object]) -> None:
+def test_a_default_that_does_not_help(default: Callable[[Any], object]) -> None:
     said = refused([1, Color.RED], JSONCodec(default=default))
     assert said == "data[1] is a Color, for which default returned nothing that JSON can express"
 
 
 class Moody:
-    """A function that fails when it is called first."""
+    """A function that fails on its first call."""
 
     def __init__(self) -> None:
         self.called = False
@@ -164,7 +164,7 @@ class Moody:
         return "text"
 
 
-def test_a_default_that_helps_the_second_time_only_does_not_confuse() -> None:
+def test_a_default_that_helps_only_the_second_time() -> None:
     assert refused({"a": Color.RED}, JSONCodec(default=Moody())) == (
         "data is a dict, for which default returned nothing that JSON can express"
     )
@@ -180,7 +180,7 @@ def test_a_default_that_helps_the_second_time_only_does_not_confuse() -> None:
         (b"1" * 5000, "the response contains an integer with more digits than Python reads"),
     ],
 )
-def test_what_is_not_json_is_told_by_its_place(body: bytes, said: str) -> None:
+def test_malformed_json_is_reported_by_position(body: bytes, said: str) -> None:
     assert unreadable(body) == said
 
 
@@ -224,11 +224,11 @@ def test_json_lines_of_other_objects(data: Any, expected: bytes) -> None:
         ([1, math.nan], "data[1] is NaN or infinite"),
     ],
 )
-def test_json_lines_says_what_is_at_fault_and_where(data: Any, said: str) -> None:
+def test_json_lines_errors_name_the_fault_and_its_position(data: Any, said: str) -> None:
     assert refused(data, JSON_LINES).startswith(said)
 
 
-def test_errors_of_an_iterable_are_its_own() -> None:
+def test_errors_of_an_iterable_are_passed_on() -> None:
     def values() -> Iterator[int]:
         yield 1
         raise TypeError("of the caller's own")
@@ -238,7 +238,7 @@ def test_errors_of_an_iterable_are_its_own() -> None:
             codec.serialize(values())
 
 
-def test_lines_that_are_not_json_are_told_by_their_place() -> None:
+def test_malformed_json_lines_are_reported_by_line() -> None:
     assert unreadable(b"1\n\n{]\n", JSON_LINES) == "the response is not JSON at line 3, column 2"
     assert unreadable(b"1\n\xe2\x80\xa8\n", JSON_LINES) == "the response is not JSON at line 2, column 1"
     assert JSON_LINES.deserialize(b"", "") == []

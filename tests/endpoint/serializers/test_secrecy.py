@@ -32,7 +32,7 @@ MARK = "MARKpayload"
 
 
 def leaks(error: BaseException) -> bool:
-    """Whether anything that an error holds, or that is printed of it, has the mark in it."""
+    """Whether the mark is in anything that an error holds or prints."""
     texts = ["".join(traceback.format_exception(error)), repr(pickle.dumps(error))]
     for one in chain(error):
         texts += [repr(one), *map(repr, one.args), repr(vars(one)), repr(getattr(one, "__notes__", ""))]

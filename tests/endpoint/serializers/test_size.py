@@ -1,4 +1,4 @@
-"""The estimate of how big a body will be."""
+"""The estimated size of a body."""
 
 import inspect
 import io
@@ -50,7 +50,7 @@ class Counting(list[Any]):
         (1,) * 50 + (3000,),
     ],
 )
-def test_weighing_looks_at_a_few_items_however_many_there_are(lengths: tuple[int, ...]) -> None:
+def test_estimating_looks_at_few_items_of_many(lengths: tuple[int, ...]) -> None:
     data: Any = 0.5
     size = 19
     for length in reversed(lengths):
@@ -63,7 +63,7 @@ def test_weighing_looks_at_a_few_items_however_many_there_are(lengths: tuple[int
 
 @pytest.mark.parametrize("length", [100, 768, 100_000])
 @pytest.mark.parametrize("number", [0.5, 50_000, True])
-def test_few_of_a_list_of_numbers_are_looked_at(number: float, length: int) -> None:
+def test_few_numbers_of_a_list_are_looked_at(number: float, length: int) -> None:
     Counting.looked_at = 0
     assert estimated_size({"inputs": Counting([number] * length)}) > length
     assert Counting.looked_at < 20
@@ -110,7 +110,7 @@ def test_each_item_of_a_chat_is_looked_at(place: int, large: Any) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 50, 99])
-def test_a_list_that_looks_mixed_is_none_of_numbers(place: int) -> None:
+def test_a_mixed_list_is_not_a_list_of_numbers(place: int) -> None:
     row: list[Any] = [1.5] * 100
     row[place] = "a"
     row[33] = LARGE
@@ -135,7 +135,7 @@ PLACES = st.tuples(OTHERS, st.integers(0, 100), OTHERS, st.integers(0, 100))
 
 
 @given(JSON_VALUES | st.integers(0, 10**6).map("x".__mul__), st.lists(PLACES, max_size=4))
-def test_what_is_in_a_few_hundred_objects_is_never_missed(
+def test_nothing_large_is_missed_in_a_few_hundred_objects(
     payload: object, places: list[tuple[object, int, object, int]]
 ) -> None:
     data = surrounded(payload, places)
@@ -170,12 +170,12 @@ def numbers(size: int) -> list[float]:
         (pa.table({"x": np.ones(1000)}), ARROW),
     ],
 )
-def test_the_estimate_is_of_the_right_order(data: Any, codec: Any) -> None:
+def test_the_estimate_has_the_right_order_of_magnitude(data: Any, codec: Any) -> None:
     size = len(codec.serialize(data))
     assert size / 4 <= estimated_size(data) <= size * 4
 
 
-def test_what_numpy_has_in_few_bytes_is_longer_in_text() -> None:
+def test_small_numbers_of_numpy_are_longer_in_text() -> None:
     assert estimated_size(np.zeros(20_000, np.uint8)) > OFF_LOOP_BYTES
     data = [np.float32(1 / 3)] * 10
     assert estimated_size(data) >= len(JSON.serialize(data))
@@ -201,7 +201,7 @@ class Row:
         pa.RecordBatchReader.from_batches(TABLE.schema, TABLE.to_batches()),
     ],
 )
-def test_what_cannot_be_known_counts_as_large_and_is_left_alone(data: Any) -> None:
+def test_unknown_sizes_count_as_large_and_objects_are_not_consumed(data: Any) -> None:
     assert estimated_size(data) > OFF_LOOP_BYTES
     assert estimated_size({"a": [data]}) > OFF_LOOP_BYTES
     assert estimated_size({"a": [{"b": n} for n in range(5000)], "b": data}) > OFF_LOOP_BYTES
@@ -226,7 +226,7 @@ def test_small_objects_are_small(data: Any) -> None:
     assert estimated_size([[data]] * 5000) < OFF_LOOP_BYTES
 
 
-def test_weighing_does_not_go_deep() -> None:
+def test_estimating_does_not_go_deep() -> None:
     everywhere: dict[str, Any] = {}
     everywhere.update({str(n): everywhere for n in range(10)})
     limit = sys.getrecursionlimit()

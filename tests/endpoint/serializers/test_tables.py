@@ -59,7 +59,7 @@ def test_tables_round_trip(codec: Any, columns: dict[str, list[Any]]) -> None:
 
 
 class Exported:
-    """A table of another library, as far as Arrow is concerned."""
+    """A table of another library, with only the Arrow interface."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -81,7 +81,7 @@ class Exported:
     ],
     ids=["table", "batch", "chunks", "capsule", "arrays", "sequences"],
 )
-def test_what_tables_are_made_of(codec: Any, data: Any) -> None:
+def test_objects_that_convert_to_tables(codec: Any, data: Any) -> None:
     table = codec.deserialize(codec.serialize(data), "")
     assert table.column_names == ["age", "name"]
     assert table.column("name").to_pylist() == ["a", "", None]
@@ -89,7 +89,7 @@ def test_what_tables_are_made_of(codec: Any, data: Any) -> None:
 
 
 @every_table_codec
-def test_what_can_be_read_once_is_read_once(codec: Any) -> None:
+def test_a_reader_is_read_once(codec: Any) -> None:
     reader = pa.RecordBatchReader.from_batches(TABLE.schema, TABLE.to_batches(max_chunksize=1))
     assert codec.deserialize(codec.serialize(reader), "").equals(TABLE)
     columns = {"age": iter([29, None, 31]), "name": (name for name in ("a", "", None))}
@@ -112,11 +112,11 @@ def test_what_can_be_read_once_is_read_once(codec: Any) -> None:
         ({"a": [1], "b": [1, 2]}, "data has columns of different lengths"),
     ],
 )
-def test_what_makes_no_table_is_told_with_its_place(codec: Any, data: Any, said: str) -> None:
+def test_objects_that_do_not_convert_to_a_table(codec: Any, data: Any, said: str) -> None:
     assert refused(data, codec).startswith(said)
 
 
-def test_what_parquet_cannot_express_is_refused() -> None:
+def test_types_that_parquet_lacks_are_refused() -> None:
     table = pa.table({"a": pa.array([None], pa.month_day_nano_interval())})
     assert "a type that the format lacks" in refused(table, PARQUET)
     assert ARROW.deserialize(ARROW.serialize(table), "").equals(table)
@@ -136,12 +136,12 @@ def test_damaged_tables_are_errors_or_tables(codec: Any, data: st.DataObject) ->
 
 
 @pytest.mark.parametrize("codec", [ARROW, ParquetCodec(compression=None)], ids=repr)
-def test_text_that_is_not_utf8_does_not_get_into_a_table(codec: Any) -> None:
+def test_malformed_text_does_not_get_into_a_table(codec: Any) -> None:
     body = codec.serialize({"name": ["Ahnungslos"]})
     assert "the response is not a" in unreadable(body.replace(b"hnungslos", b"\xff" * 9), codec).lower()
 
 
-def test_what_points_outside_of_a_table_does_not_get_into_it() -> None:
+def test_offsets_outside_a_table_are_refused() -> None:
     body = ARROW.serialize({"name": ["a" * 77, "b" * 155]})
     offsets = struct.Struct("<iii")
     assert body.count(offsets.pack(0, 77, 232)) == 1

@@ -19,7 +19,7 @@ def test_text_round_trip(text: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"a", bytearray(b"a"), 1, None, ["a"]])
-def test_text_takes_text_alone(data: Any) -> None:
+def test_text_takes_only_text(data: Any) -> None:
     assert refused(data, TEXT) == f"data must be a str; got a {type(data).__name__}"
 
 
@@ -32,5 +32,5 @@ def test_bytes_round_trip(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", ["a", 1, None, [1], np.zeros(2), io.BytesIO(b"a")])
-def test_bytes_takes_bytes_alone(data: Any) -> None:
+def test_bytes_takes_only_bytes(data: Any) -> None:
     assert refused(data, BYTES) == f"data must be bytes; got a {type(data).__name__}"
