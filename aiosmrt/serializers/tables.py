@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, TypeAlias
 
@@ -37,30 +38,58 @@ ArrowTable: TypeAlias = SupportsArrowStream | SupportsArrowArray | Mapping[str, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ArrowBased(Codec):
+class _ArrowBased(Codec, ABC):
     """Makes a table of an object and has it written and read."""
 
     compression: str | None = None
 
     _compressions: ClassVar[tuple[str | None, ...]]
+    _format: ClassVar[str]
 
     def _option_faults(self) -> Iterable[str]:
         if self.compression not in self._compressions:
             allowed = ", ".join(map(repr, self._compressions))
             yield f"compression must be one of {allowed}; got {self.compression!r:.80}"
 
-    def _written(self, data: ArrowTable, write: Callable[[pyarrow.Table, Any], object]) -> bytes:
-        """Have a table written into a pyarrow sink."""
+    @abstractmethod
+    def _write(self, table: pyarrow.Table, sink: Any) -> None:
+        """Write a table into a pyarrow sink."""
+
+    @abstractmethod
+    def _read(self, body: bytes) -> pyarrow.Table:
+        """Read a table; errors of pyarrow are not caught."""
+
+    def serialize(self, data: ArrowTable, /) -> bytes:
+        """Write a table.
+
+        Raises:
+            SerializationError: the object cannot be converted to a table, or the format cannot express it.
+            ConfigurationError: pyarrow is not installed.
+        """
         table = _table(data)
-        pa = installed("pyarrow", "arrow")
-        sink = pa.BufferOutputStream()
+        sink = installed("pyarrow", "arrow").BufferOutputStream()
         try:
-            write(table, sink)
+            self._write(table, sink)
             body: bytes = sink.getvalue().to_pybytes()
             return body
         except _arrow_faults():
             fault = "data has a column of a type that the format lacks"
         raise SerializationError(fault)
+
+    def deserialize(self, body: bytes, content_type: str, /) -> pyarrow.Table:
+        """Read a table.
+
+        Raises:
+            DeserializationError: the response has another type, or is malformed.
+            ConfigurationError: pyarrow is not installed.
+        """
+        self._expect(content_type)
+        return parsed(lambda: self._validated(body), self._format)
+
+    def _validated(self, body: bytes) -> pyarrow.Table:
+        table = self._read(body)
+        table.validate(full=True)
+        return table
 
 
 def _arrow_faults() -> tuple[type[Exception], ...]:
@@ -72,14 +101,14 @@ def _table(data: ArrowTable) -> pyarrow.Table:
     pa = installed("pyarrow", "arrow")
     if isinstance(data, pa.Table):
         return data
-    if is_pandas_frame(data) and not hasattr(data, "__arrow_c_stream__"):  # before pandas 2.2
-        return pa.Table.from_pandas(data)
-    if not any((isinstance(data, Mapping), hasattr(data, "__arrow_c_stream__"), hasattr(data, "__arrow_c_array__"))):
+    from_pandas = is_pandas_frame(data) and not hasattr(data, "__arrow_c_stream__")  # before pandas 2.2
+    has_arrow = hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
+    if not (isinstance(data, Mapping) or from_pandas or has_arrow):
         raise SerializationError(f"data must be a table; got a {type_name(data)}")
     fault = f"data cannot be converted to a table; got a {type_name(data)}"
     try:
         if not isinstance(data, Mapping):
-            return pa.table(data)
+            return pa.Table.from_pandas(data) if from_pandas else pa.table(data)
         columns = {}
         for number, (name, values) in enumerate(data.items()):
             fault = f"data[{number}] cannot be a column: its name is not text, or its values have different Arrow types"
@@ -119,36 +148,16 @@ class ArrowCodec(_ArrowBased):
 
     _kin = r"application/(x-apache-|vnd\.apache\.)arrow(\.stream|-stream)?"
     _compressions = (None, "lz4", "zstd")
+    _format = "an Arrow IPC stream"
 
-    def serialize(self, data: ArrowTable, /) -> bytes:
-        """Write a table.
-
-        Raises:
-            SerializationError: the object cannot be converted to a table.
-            ConfigurationError: pyarrow is not installed.
-        """
-        return self._written(data, self._write_stream)
-
-    def _write_stream(self, table: pyarrow.Table, sink: Any) -> None:
+    def _write(self, table: pyarrow.Table, sink: Any) -> None:
         ipc = installed("pyarrow.ipc", "arrow")
         with ipc.new_stream(sink, table.schema, options=ipc.IpcWriteOptions(compression=self.compression)) as writer:
             writer.write_table(table)
 
-    def deserialize(self, body: bytes, content_type: str, /) -> pyarrow.Table:
-        """Read a table.
-
-        Raises:
-            DeserializationError: the response has another type, or is malformed.
-            ConfigurationError: pyarrow is not installed.
-        """
-        self._expect(content_type)
-        return parsed(lambda: self._read(body), "an Arrow IPC stream")
-
     def _read(self, body: bytes) -> pyarrow.Table:
         with installed("pyarrow.ipc", "arrow").open_stream(body) as reader:
-            table = reader.read_all()
-        table.validate(full=True)
-        return table
+            return reader.read_all()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,35 +186,15 @@ class ParquetCodec(_ArrowBased):
 
     _kin = r"application/(x-|vnd\.apache\.)?parquet"
     _compressions = (None, "snappy", "gzip", "brotli", "lz4", "zstd")
+    _format = "a Parquet file"
 
-    def serialize(self, data: ArrowTable, /) -> bytes:
-        """Write a table.
-
-        Raises:
-            SerializationError: the object cannot be converted to a table, or Parquet cannot express it.
-            ConfigurationError: pyarrow is not installed.
-        """
-        return self._written(data, self._write_file)
-
-    def _write_file(self, table: pyarrow.Table, sink: Any) -> None:
+    def _write(self, table: pyarrow.Table, sink: Any) -> None:
         installed("pyarrow.parquet", "arrow").write_table(table, sink, compression=self.compression or "none")
-
-    def deserialize(self, body: bytes, content_type: str, /) -> pyarrow.Table:
-        """Read a table.
-
-        Raises:
-            DeserializationError: the response has another type, or is malformed.
-            ConfigurationError: pyarrow is not installed.
-        """
-        self._expect(content_type)
-        return parsed(lambda: self._read(body), "a Parquet file")
 
     def _read(self, body: bytes) -> pyarrow.Table:
         pa = installed("pyarrow", "arrow")
         with installed("pyarrow.parquet", "arrow").ParquetFile(pa.BufferReader(body)) as file:
-            table = file.read()
-        table.validate(full=True)
-        return table
+            return file.read()
 
 
 ARROW: Final = ArrowCodec()

@@ -798,16 +798,20 @@ FAULTS: list[tuple[Callable[[], Any], bytes, list[Any], str, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "stream", "good", "message", "limit"), FAULTS)
+@pytest.fixture
+def limited(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The size limit of a test's parameters."""
+    with max_item_bytes(request.param):
+        yield
+
+
+each_fault = pytest.mark.parametrize(("make", "stream", "good", "message", "limited"), FAULTS, indirect=["limited"])
+
+
+@each_fault
 def test_good_items_come_before_the_fault(
-    make: Callable[[], Any],
-    stream: bytes,
-    good: list[Any],
-    message: str,
-    limit: int,
-    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], Any], stream: bytes, good: list[Any], message: str, limited: None
 ) -> None:
-    monkeypatch.setattr(Decoder, "_max_item_bytes", limit)
     decoder = make()
     assert decoder.failure is None
     assert decoder.feed(stream) == good
@@ -819,16 +823,10 @@ def test_good_items_come_before_the_fault(
         assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(("make", "stream", "good", "message", "limit"), FAULTS)
+@each_fault
 def test_fault_without_good_items_comes_at_once(
-    make: Callable[[], Any],
-    stream: bytes,
-    good: list[Any],
-    message: str,
-    limit: int,
-    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], Any], stream: bytes, good: list[Any], message: str, limited: None
 ) -> None:
-    monkeypatch.setattr(Decoder, "_max_item_bytes", limit)
     decoder = make()
     came: list[Any] = []
     for byte in bytewise(stream + b"\n\n"):
