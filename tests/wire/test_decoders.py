@@ -121,7 +121,8 @@ def read_events(stream: bytes, limit: int) -> tuple[list[ServerSentEvent], bool]
     events: list[ServerSentEvent] = []
     data_buffer, type_buffer, last_id, retry = b"", b"", b"", None
     lines, rest = event_lines(stream)
-    for line in [*lines, rest] if rest else [*lines, b""]:
+    rest = rest if rest.strip() else b""
+    for line in [*lines, rest]:
         if len(line) > limit or (rest and line is rest):
             return events, True
         if line == b"":
@@ -146,7 +147,7 @@ def read_events(stream: bytes, limit: int) -> tuple[list[ServerSentEvent], bool]
                 last_id = last_id if b"\0" in value else value
             elif field == b"retry":
                 retry = int(value) if re.fullmatch(rb"[0-9]+", value) else retry
-            else:
+            elif line.strip():
                 return events, True
     return events, False
 
@@ -197,9 +198,10 @@ def read_json_events(stream: bytes, limit: int) -> Outcome:
     lines, rest = event_lines(stream.lstrip(b" \t\r\n"))
     if rest.startswith(b"data:") and rest.rstrip(b" \t").endswith((b"}", b"]", b'"')):
         lines, rest = [*lines, rest], b""
+    rest = rest if rest.strip() else b""
     held: list[str] = []
     size = 0
-    for line in [*lines, rest] if rest else [*lines, b""]:
+    for line in [*lines, rest]:
         if len(line) > limit or (rest and line is rest):
             return items, True
         if line == b"":
@@ -208,7 +210,7 @@ def read_json_events(stream: bytes, limit: int) -> Outcome:
             held, size = [], 0
             continue
         field, value = line.split(b":", 1) if b":" in line else (line, b"")
-        if field not in (b"data", b"event", b"id", b"retry", b""):
+        if field not in (b"data", b"event", b"id", b"retry", b"") and line.strip():
             return items, True
         if field == b"data":
             value = value.removeprefix(b" ")
@@ -492,7 +494,7 @@ def test_plain_events_among_others() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        *('{"error": "no tokens"}', "DATA: 1", " data: 2", "other: 3", "other", "<html>", "a,b", 'data {"a": 1}', " "),
+        *('{"error": "no tokens"}', "DATA: 1", " data: 2", "other: 3", "other", "<html>", "a,b", 'data {"a": 1}', " x"),
         *("data : 1", "\0", "\ufeffdata: 1", "Error: out of memory", "[DONE]"),
     ],
 )
@@ -570,6 +572,13 @@ def test_data_lines_that_are_not_values(data: str) -> None:
         assert items == []
         assert fault is not None
         assert fault.endswith("is not JSON")
+
+
+def test_blank_lines_lose_nothing() -> None:
+    for stream in (b" \n\t\ndata: 1\n \n\n  \n", b"data: 1\n\n \t"):
+        for chunks in ([stream], bytewise(stream)):
+            assert run(SSEDecoder(), chunks) == ([event("1")], None)
+            assert run(JSONDecoder(), chunks) == ([1], None)
 
 
 def test_last_event_without_its_blank_line() -> None:

@@ -73,7 +73,7 @@ class EventDecoder(Decoder[T]):
 
     def _decode_rest(self) -> list[T]:
         items: list[T] = []
-        if self._pending and not self._may_lack_end(self._pending):
+        if self._pending.strip() and not self._may_lack_end(self._pending):
             self._fail(_UNFINISHED if _is_begin_of_field(self._pending) else _NOT_A_FIELD, 0)
         else:
             # The end of the stream stands for that of the last line, and for a blank line.
@@ -121,7 +121,7 @@ class EventDecoder(Decoder[T]):
         elif field == b"retry":
             if value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
                 self._retry = int(value)
-        elif field:
+        elif field and not line.isspace():
             self._fail(_NOT_A_FIELD, len(items))
             return
         if len(line) > self._max_item_bytes or self._data_bytes - 1 > self._max_item_bytes:
@@ -156,8 +156,8 @@ class SSEDecoder(EventDecoder[ServerSentEvent]):
 
     With two exceptions, so that nothing is lost in silence:
 
-    - The specification ignores lines that are not one of its fields; here such a line is an error. Either the stream
-      is not one of events, or the line is an error message that the server wrote between its events.
+    - The specification ignores lines that are not one of its fields; here such a line is an error unless it is blank.
+      Either the stream is not one of events, or the server wrote an error message between its events.
     - The specification discards an event that lacks the blank line after it when the stream ends. `finish` returns it,
       because model servers forget that line. A last line without its end is an error: the rest of it may be missing.
 
