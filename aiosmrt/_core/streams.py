@@ -173,21 +173,26 @@ class StreamingBody:
         """Not supported."""
         self.fileno()
 
-    def __iter__(self) -> NoReturn:
-        raise TypeError("a response body is asynchronous: use `async for`")
+    def next(self) -> NoReturn:
+        """Not supported; use ``await anext(body)``.
 
-    def __next__(self) -> NoReturn:
+        Raises:
+            TypeError: always, as for aiobotocore's body.
+        """
         raise TypeError("a response body is asynchronous: use `await anext(body)`")
 
-    next = __next__
+    if not TYPE_CHECKING:  # type checkers would accept a loop or a block that raises
 
-    def __enter__(self) -> NoReturn:
-        raise TypeError("a response body is asynchronous: use `async with`")
+        def __iter__(self) -> NoReturn:
+            raise TypeError("a response body is asynchronous: use `async for`")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Required by `with`, so that its error is that of `__enter__`."""
+        __next__ = next
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError("a response body is asynchronous: use `async with`")
+
+        def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+            """Required by `with`, so that its error is that of `__enter__`."""
 
     def close(self) -> None:
         """Release the data."""
@@ -287,8 +292,10 @@ class EventStream:
     def __aiter__(self) -> EventStream:
         return self
 
-    def __iter__(self) -> NoReturn:
-        raise NotImplementedError("a response stream is asynchronous: use `async for`")
+    if not TYPE_CHECKING:  # type checkers would accept a loop that raises
+
+        def __iter__(self) -> NoReturn:
+            raise NotImplementedError("a response stream is asynchronous: use `async for`")
 
     async def __anext__(self) -> ResponseStreamEvent:
         """Return the next part.

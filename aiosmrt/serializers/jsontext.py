@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,7 +21,8 @@ _BLANKS: Final = " \t\r\n"
 # How many levels of containers are searched for a fault.
 _MAX_SEARCHED: Final = 100
 
-_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
+# An error handler: JSON has an escape for every character (RFC 8259, section 8.2, for lone surrogates).
+_ESCAPE: Final = "aiosmrt.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +66,7 @@ class _JSONBased(Codec):
             return None
 
     def _encode(self, text: str) -> bytes:
-        encoding = encoding_of(self.content_type) or "utf-8"
-        try:
-            return text.encode(encoding)
-        except UnicodeEncodeError:
-            # JSON has an escape for every character (RFC 8259, section 8.2, for lone surrogates).
-            return _NOT_ASCII.sub(_escape, text).encode(encoding)
+        return text.encode(encoding_of(self.content_type) or "utf-8", _ESCAPE)
 
     def _fault(self, data: object) -> str:
         """Say what is wrong, and where, with data that cannot be expressed."""
@@ -117,8 +113,13 @@ class _JSONBased(Codec):
         raise DeserializationError(f"the response {fault}")
 
 
-def _escape(character: re.Match[str]) -> str:
-    return json.dumps(character[0])[1:-1]
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(_ESCAPE, _escaped)
 
 
 def _items(data: object) -> list[object]:

@@ -239,7 +239,6 @@ async def test_half_an_emoji_is_sent_and_read(serve: Serve):
     """A message that was cut inside a surrogate pair is still JSON."""
 
     async def echo(invocation: Any) -> tuple[bytes, dict[str, str]]:
-        assert invocation.body.isascii()
         return invocation.body, {"Content-Type": "application/json"}
 
     client = await serve(echo=echo)

@@ -77,7 +77,7 @@ def test_json_of_an_array_is_that_of_its_list(array: Any) -> None:
         ({1: "a", None: "b", False: "c"}, '{"1":"a","null":"b","false":"c"}'),
         ("é\u2028", '"é\u2028"'),
         ("hi \ud83d", '"hi \\ud83d"'),
-        ({"a\udc00": ["é", "\ud800b"]}, '{"a\\udc00":["\\u00e9","\\ud800b"]}'),
+        ({"a\udc00": ["é", "\ud800b"]}, '{"a\\udc00":["é","\\ud800b"]}'),
         ("\ude00\ud83d", '"\\ude00\\ud83d"'),
     ],
 )
