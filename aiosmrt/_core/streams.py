@@ -106,7 +106,9 @@ class StreamingBody:
             return chunk
         raise StopAsyncIteration
 
-    anext = __anext__
+    async def anext(self) -> bytes:
+        """Do the same as ``await anext(body)``."""
+        return await self.__anext__()
 
     @property
     def closed(self) -> bool:

@@ -164,7 +164,7 @@ def test_patience_of_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
     def patience(client: Client, *given: Any) -> Any:
         view = client._for_job(*given)._view
         view.settle(None, None, 0.0)
-        return view.gives_up_after
+        return view.patience_seconds
 
     from aiosmrt.config import UNSET
 

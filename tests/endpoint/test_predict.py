@@ -18,6 +18,7 @@ from aiosmrt.errors import (
     ParamValidationError,
     SerializationError,
 )
+from aiosmrt.local import EndpointConfiguration, MultiContainer, ProductionVariant
 from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
 from tests.endpoint.conftest import Serve
@@ -63,7 +64,8 @@ async def test_every_member_of_the_operation_is_an_option(serve: Serve):
         seen.append(invocation)
         return b"{}"
 
-    client = await serve(churn=model)
+    both = MultiContainer({"first": model, "second": model})
+    client = await serve(churn=EndpointConfiguration([ProductionVariant(both)], multi_model=True))
     given = {
         "target_model": "a.tar.gz",
         "target_container_hostname": "second",

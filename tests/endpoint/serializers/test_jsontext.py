@@ -26,7 +26,7 @@ def test_json_round_trip(value: Any) -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=[]) | st.sampled_from(["\ud83d", "\ude00", '"', "\\", "é"]))
-CHARSETS = st.sampled_from(["", "; charset=ascii", "; charset=iso-8859-1", "; charset=utf-16", "; charset=shift_jis"])
+CHARSETS = st.sampled_from(["", "; charset=ascii", "; charset=iso-8859-1", "; charset=utf-16", "; charset=koi8-r"])
 
 
 @given(TEXT, TEXT, CHARSETS)
