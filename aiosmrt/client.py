@@ -20,7 +20,7 @@ from aiosmrt._core.admission import LimiterStatistics
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.call import Call
 from aiosmrt._core.core import ClientCore
-from aiosmrt._core.meta import ClientExceptions, ClientMeta
+from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import emit
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
@@ -613,9 +613,24 @@ class Client:
     @property
     def meta(self) -> ClientMeta:
         """Region, URL and service model facts; before the first call, this reads environment and files."""
-        if not self._view.settled:
-            self._core.settle(self._view)
-        return ClientMeta(self._core.configuration(), self._view)
+        configuration, view = self._core.configuration(), self._view
+        if not view.settled:
+            self._core.settle(view)
+        region_name = configuration.settings.region_name
+        retries: dict[str, str | int] = {}
+        if view.rules.mode is not None:
+            retries["mode"] = view.rules.mode
+        if view.max_attempts is not None:
+            retries["total_max_attempts"] = view.max_attempts
+        config = ClientConfig(
+            region_name=None if region_name is None else region_name.replace("fips-", "").replace("-fips", ""),
+            user_agent=view.user_agent,
+            connect_timeout=view.connect_timeout,
+            read_timeout=view.read_timeout,
+            max_pool_connections=self.max_concurrency,
+            retries=retries,
+        )
+        return ClientMeta(configuration, config)
 
     @property
     def endpoint_url(self) -> str:

@@ -10,7 +10,6 @@ from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_I
 
 if TYPE_CHECKING:
     from aiosmrt._core.configure import Configuration
-    from aiosmrt._core.view import View
 
 __all__ = ["ClientConfig", "ClientExceptions", "ClientMeta", "ServiceModel"]
 
@@ -55,14 +54,14 @@ class ClientMeta:
 
     Args:
         configuration: the client's configuration.
-        view: the client's or view's settings.
+        config: the client's or view's settings.
     """
 
-    __slots__ = ("_configuration", "_view", "service_model")
+    __slots__ = ("_configuration", "config", "service_model")
 
-    def __init__(self, configuration: "Configuration", view: "View") -> None:
+    def __init__(self, configuration: "Configuration", config: ClientConfig) -> None:
         self._configuration = configuration
-        self._view = view
+        self.config: ClientConfig = config
         self.service_model: ServiceModel = ServiceModel()
 
     def __repr__(self) -> str:
@@ -70,32 +69,13 @@ class ClientMeta:
 
     @property
     def region_name(self) -> str | None:
-        """The AWS region, of a FIPS pseudo-region the one it stands for; None where none is configured or needed."""
-        region_name = self._configuration.settings.region_name
-        return None if region_name is None else region_name.replace("fips-", "").replace("-fips", "")
+        """The AWS region, of a FIPS pseudo-region the one it stands for; None if it is unknown."""
+        return self.config.region_name
 
     @property
     def partition(self) -> str:
         """The AWS partition of the region, such as ``"aws"`` or ``"aws-cn"``; reads a file."""
         return partition_of(self.region_name)
-
-    @property
-    def config(self) -> ClientConfig:
-        """The client's settings."""
-        view = self._view
-        retries: dict[str, str | int] = {}
-        if view.rules.mode is not None:
-            retries["mode"] = view.rules.mode
-        if view.max_attempts is not None:
-            retries["total_max_attempts"] = view.max_attempts
-        return ClientConfig(
-            region_name=self.region_name,
-            user_agent=view.user_agent,
-            connect_timeout=view.connect_timeout,
-            read_timeout=view.read_timeout,
-            max_pool_connections=view.admissions.max_concurrency,
-            retries=retries,
-        )
 
     @property
     def endpoint_url(self) -> str:

@@ -154,6 +154,8 @@ class Results(Generic[In, Out]):
         # Whether to take no more items: they ended, or a failure concerns all calls.
         self._ended = False
         self._failure: BaseException | None = None
+        # what ended a worker, whose item has no result
+        self._broken: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
         self._left = False
 
@@ -198,6 +200,12 @@ class Results(Generic[In, Out]):
         while True:
             if self._left or not self._entered:
                 raise ClientStateError("results can be read only inside their `async with` block")
+            if self._broken is not None:
+                broken, self._broken = self._broken, None
+                try:
+                    raise broken
+                finally:
+                    del broken
             ready = self._ready
             if ready:
                 index = self._read if self._ordered else next(iter(ready))
@@ -251,8 +259,14 @@ class Results(Generic[In, Out]):
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
         self._at_work -= 1
-        if worker.cancelled() and not self._ended:
-            self._end(_cancelled("calls"))
+        if worker.cancelled():
+            if not self._ended:
+                self._end(_cancelled("calls"))
+        elif (failure := worker.exception()) is not None:
+            # No Exception, which would be its item's result: what ends a program ends its map.
+            self._broken = failure
+            self._ended = True
+            self._wake_reader()
 
     async def _work(self) -> None:
         while not self._ended and (taken := await self._take()) is not None:

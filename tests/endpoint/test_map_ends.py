@@ -173,3 +173,26 @@ def test_patience_of_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
     assert patience(Client("eu-central-1", patience=5.0), 7.0) == 7.0
     assert patience(Client("eu-central-1", deadline=5.0), UNSET) is None
     assert patience(Client("eu-central-1", retry={"mode": "standard"}), UNSET) is None
+
+
+class Stop(BaseException):
+    """What ends a program is an exception too, and no Exception."""
+
+
+class Stopping:
+    """A deserializer that ends the program."""
+
+    accept = "application/json"
+
+    def deserialize(self, body: bytes, content_type: str) -> Any:
+        raise Stop
+
+
+async def test_what_ends_the_program_ends_the_map(serve: Serve) -> None:
+    client = await serve(square=square)
+    endpoint = client.endpoint("square", serializer=JSON, deserializer=Stopping())
+    with pytest.raises(Stop):
+        async with asyncio.timeout(60), endpoint.map([1, 2, 3]) as results:
+            async for _ in results:
+                pass
+    assert client.statistics().in_use == 0
