@@ -296,18 +296,21 @@ class Call:
                     self._ready = True
                 else:
                     await self._make_ready()
+            size = len(self._body)
             if failure is None:
                 counters.calls += 1
                 if view.sign:
-                    large = len(self._body) > HASH_INLINE_BYTES
+                    large = size > HASH_INLINE_BYTES
                     self._digest = await core.off_loop(body_digest, self._body) if large else body_digest(self._body)
             elif stream_started:
                 counters.count_failure(failure)
             else:
                 self._report_failure(failure)
-            template = view.templates.get(id(self._head))
-            if template is None or template.head is not self._head:
-                template = template_of(core, view, self._head)
+            head = self._head
+            template = view.templates.get(id(head))
+            if template is None or template.head is not head:
+                template = template_of(core, view, head)
+            del head
             admission = view.admissions.by_target.get(template.target)
             if admission is None:
                 admission = view.admissions.of(template.target)
@@ -340,7 +343,7 @@ class Call:
                 if credentials is not None:
                     headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
                 counters.attempts += 1
-                counters.bytes_sent += len(self._body)
+                counters.bytes_sent += size
                 self._is_outstanding = True
                 admission.outstanding = self._sent_among = admission.outstanding + 1
                 self._phase = "attempt"
@@ -355,7 +358,7 @@ class Call:
                     if reply.status < 300:
                         self._phase = ""
                         core.reached = True
-                        if failure is not None or not (core.reached and admission.state.steady and view.is_patient):
+                        if failure is not None or not (admission.state.steady and view.is_patient):
                             self._succeeded()
                         if not codec.streams:
                             admission.outstanding -= 1
