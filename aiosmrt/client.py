@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from aiosmrt._aws.providers import CredentialsFunction, FrozenCredentialsSource
     from aiosmrt._aws.s3 import ObjectStore
-    from aiosmrt._transport.choice import TransportName
+    from aiosmrt._transport.factory import TransportName
     from aiosmrt.endpoint import CallOptions, Endpoint
     from aiosmrt.serializers import Deserializer, Serializer
     from aiosmrt.types import (
@@ -142,6 +142,8 @@ class Client:
             the order they came. Throttling lowers the number that is in use, success raises it again.
         max_waiting: calls that may wait for each endpoint, inference component and variant; a further one fails at once
             with a TooManyWaitingError. If None, no limit.
+        max_response_bytes: largest response body to accept, bytes; a larger one is a ResponseStreamingError and is not
+            tried again. Streams are not limited, and of an error's body 64 KiB are kept. If None, no limit.
         retry: when to try again; a `RetryPolicy`, or the ``retries`` dictionary of botocore's ``Config``.
         sign: whether requests are signed. False needs no credentials, and no region if ``endpoint_url`` is given.
         user_agent_extra: text to append to the ``User-Agent`` header.
@@ -185,6 +187,7 @@ class Client:
         wait_for_capacity: float | None = None,
         max_concurrency: int = 100,
         max_waiting: int | None = None,
+        max_response_bytes: int | None = None,
         retry: RetryPolicy | Mapping[str, Any] = RetryPolicy(),  # noqa: B008 (frozen)
         sign: bool = True,
         user_agent_extra: str | None = None,
@@ -242,6 +245,7 @@ class Client:
             patience=patience,
             wait_for_capacity=wait_for_capacity,
             max_waiting=max_waiting,
+            max_response_bytes=max_response_bytes,
             retry=_policy(retry),
             sign=sign,
             user_agent=_user_agent(user_agent_extra),
@@ -488,6 +492,7 @@ class Client:
         wait_for_capacity: float | Unset | None = UNSET,
         max_concurrency: int | Unset = UNSET,
         max_waiting: int | Unset | None = UNSET,
+        max_response_bytes: int | Unset | None = UNSET,
         retry: RetryPolicy | Mapping[str, Any] | Unset = UNSET,
         sign: bool | Unset = UNSET,
         user_agent_extra: str | Unset | None = UNSET,
@@ -499,8 +504,9 @@ class Client:
         known about the health of endpoints, unless it names its own ``max_concurrency``.
 
         Args:
-            connect_timeout, read_timeout, deadline, patience, wait_for_capacity, max_concurrency, max_waiting, retry,
-                sign, user_agent_extra, observers: as in the constructor; what is not given stays as it is.
+            connect_timeout, read_timeout, deadline, patience, wait_for_capacity, max_concurrency, max_waiting,
+                max_response_bytes, retry, sign, user_agent_extra, observers: as in the constructor; what is not given
+                stays as it is.
 
         >>> client = Client("eu-central-1")
         >>> impatient = client.with_options(deadline=2.0, retry=RetryPolicy(max_attempts=1))
@@ -514,6 +520,7 @@ class Client:
                 ("patience", patience),
                 ("wait_for_capacity", wait_for_capacity),
                 ("max_waiting", max_waiting),
+                ("max_response_bytes", max_response_bytes),
                 ("sign", sign),
             )
             if not isinstance(value, Unset)

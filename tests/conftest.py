@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aiosmrt._transport.choice import TransportName
+from aiosmrt._transport.factory import TransportName
 from tests.support.raw_server import busy_listener
 from tests.support.seams import set_default_transport
 from tests.support.virtual_time import VirtualTime

@@ -113,7 +113,7 @@ LOADED_LATER = [
     "aiosmrt.endpoint",
     "aiosmrt.integrations",
     "aiosmrt.serializers",
-    "aiosmrt._transport.session",
+    "aiosmrt._transport.aiohttp_session.transport",
     "aiosmrt.types",
     "aiosmrt._wire.eventstream",
     "aiosmrt._wire.decoders.base",

@@ -39,7 +39,7 @@ from aiosmrt._core.template import RequestTemplate, template_of
 from aiosmrt._policy.admission import Illness, is_sign_of_life
 from aiosmrt._policy.clockskew import correct_offset
 from aiosmrt._policy.retry import RetryState, StopReason, sdk_request
-from aiosmrt._transport import Reply, ReplyStream
+from aiosmrt._transport.base import Reply, ReplyStream
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -315,7 +315,7 @@ class Call:
             if admission is None:
                 admission = view.admissions.of(template.target)
             self._admission = admission
-            send = core.transport.open if codec.streams else core.transport.exchange
+            send = core.transport.send_streaming if codec.streams else core.transport.send
             while True:
                 if failure is not None:
                     await self._wait_after(failure, stream_started=stream_started)
@@ -350,7 +350,7 @@ class Call:
                 self._phase_began = core.clock()
                 if self._probes:
                     admission.probe_sent(self)
-                sending = send(template.request(headers, self._body))
+                sending = send(template.request(headers, self._body, self._renew_headers))
                 # Error reports show the locals of frames.
                 del headers, credentials
                 try:
@@ -365,7 +365,7 @@ class Call:
                             self._holds_slot = False
                             admission.release(self)
                         return reply
-                    failure = self._refusal(reply if isinstance(reply, Reply) else await _drained(reply))
+                    failure = self._refusal(reply)
                     del reply
                 except AiosmrtError as error:
                     failure = error
@@ -388,6 +388,21 @@ class Call:
         sdk = sdk_request(self.sent, self._view.max_attempts, expires_at)
         return f"{template.lines}amz-sdk-request: {sdk}\r\namz-sdk-invocation-id: {self._invocation_id}\r\n"
 
+    async def _renew_headers(self) -> str:
+        """The headers of the request under way, signed again; see `aiosmrt._transport.base.Request`."""
+        core, view = self._core, self._view
+        template = template_of(core, view, self._head)
+        credentials = None
+        if view.sign:
+            credentials = core.credentials.current() or await core.credentials.get()
+        self._sent_at = now = core.wall_clock()
+        self._signed_offset = core.clock_offset
+        now += self._signed_offset
+        headers = self._later_headers(template, now)
+        if credentials is not None:
+            headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
+        return headers
+
     async def _watched(self, sending: Awaitable[AnyReply]) -> AnyReply:
         """Await a request's reply, and tell observers of the attempt."""
         attempt, size = self.sent, len(self._body)
@@ -405,11 +420,10 @@ class Call:
         try:
             reply = await sending
             if reply.status >= 300:
-                whole = reply if isinstance(reply, Reply) else await _drained(reply)
-                refused = self._refusal(whole)
+                refused = self._refusal(reply)
                 error = refused.code
-                status, request_id = whole.status, whole.headers.get("x-amzn-requestid")
-                del reply, whole
+                status, request_id = reply.status, reply.headers.get("x-amzn-requestid")
+                del reply
                 raise refused  # noqa: TRY301 (the attempt is over here)
         except BaseException as raised:
             if raised is not refused:
@@ -655,7 +669,7 @@ class Call:
         if not keeps_slot:
             self._return_slot()
 
-    def _refusal(self, reply: Reply) -> ServiceError:
+    def _refusal(self, reply: Any) -> ServiceError:
         """The error that a reply reports; a clock found wrong is corrected on the way."""
         core = self._core
         status, headers, body = reply
@@ -879,17 +893,3 @@ def _check_open(core: ClientCore) -> None:
 def _close(reply: AnyReply) -> None:
     if not isinstance(reply, Reply):
         reply.close()
-
-
-async def _drained(stream: ReplyStream) -> Reply:
-    """The whole of an error that was the answer to a request for a stream."""
-    chunks = []
-    try:
-        while chunk := await stream.read():
-            chunks.append(chunk)
-    except BaseException:
-        chunks.clear()
-        raise
-    finally:
-        stream.close()
-    return Reply(stream.status, stream.headers, b"".join(chunks))

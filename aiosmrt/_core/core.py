@@ -27,7 +27,7 @@ from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_veri
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._policy.retry import invocation_id
-from aiosmrt._transport.choice import TransportName, check_choice, open_transport
+from aiosmrt._transport.factory import TransportName, check_transport, create_transport
 from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt._wire.sigv4.signer import Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError, NoRegionError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from aiosmrt._aws.s3 import ObjectStore
-    from aiosmrt._transport import Transport
+    from aiosmrt._transport.base import Transport
 
 __all__ = ["ClientCore", "Counters"]
 
@@ -105,7 +105,7 @@ class ClientCore:
         session: aiohttp.ClientSession | None,
         transport: TransportName | None = None,
     ) -> None:
-        check_choice(transport, session)
+        check_transport(transport, session)
         check_verify(verify)
         self._settings_arguments = settings
         self._s3_endpoint_url = s3_endpoint_url
@@ -247,7 +247,7 @@ class ClientCore:
                 self.signer = _SignerWithoutRegion(region="")
             else:
                 self.signer = Signer(region=endpoint.signing_region, service=endpoint.signing_name)
-            transport = await open_transport(
+            transport = await create_transport(
                 self._transport_name,
                 configuration.origin,
                 session=self._session,

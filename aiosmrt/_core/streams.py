@@ -11,13 +11,14 @@ the stream continues with the new response.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import warnings
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from aiosmrt._transport import ReplyStream
+from aiosmrt._transport.base import ReplyStream
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -258,6 +259,7 @@ class EventStream:
         "_cancelled",
         "_decoder",
         "_failure",
+        "_loop",
         "_open",
         "_owner",
         "_parts",
@@ -270,6 +272,7 @@ class EventStream:
     def __init__(self, owner: StreamOwner, stream: ReplyStream) -> None:
         self._owner = owner
         self._stream = stream
+        self._loop = asyncio.get_running_loop()
         self._decoder = _decoder()
         self._ready: list[bytes] = []
         # Payloads as they arrive.
@@ -431,7 +434,17 @@ class EventStream:
             try:
                 _warn(f"unclosed {self!r}: read it to its end, or use `async with`", ResourceWarning, source=self)
             finally:
-                self._close(complete=False)
+                # The collector runs in any thread, and inside any other function of the loop's own.
+                if not self._loop.is_closed():
+                    self._loop.call_soon_threadsafe(
+                        _close_forgotten, self._owner, self._stream, self._parts, self._payload_bytes
+                    )
+
+
+def _close_forgotten(owner: StreamOwner, stream: ReplyStream, parts: int, payload_bytes: int) -> None:
+    """Close a stream that the garbage collector has found open."""
+    stream.close()
+    owner.finish_stream(parts, payload_bytes, complete=False)
 
 
 def _decoder() -> Decoder:

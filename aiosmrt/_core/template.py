@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from aiosmrt._core.admission import target_of
 from aiosmrt._policy.retry import sdk_request
-from aiosmrt._transport import Request, header_lines
+from aiosmrt._transport.base import Request, header_lines
 from aiosmrt._wire.operations import Operation
 from aiosmrt._wire.params import MAX_HEADS, Head, HeadBuilder
 from aiosmrt._wire.replies import ReplyReader
@@ -50,7 +51,7 @@ class RequestTemplate:
         head: the checked request head.
     """
 
-    __slots__ = ("_limits", "first_lines", "head", "lines", "signed", "target")
+    __slots__ = ("_limits", "_max_response_bytes", "first_lines", "head", "lines", "signed", "target")
 
     def __init__(self, core: ClientCore, view: View, head: Head) -> None:
         self.head = head
@@ -67,17 +68,21 @@ class RequestTemplate:
         self.first_lines = f"{self.lines}amz-sdk-request: {sdk_request(1, view.max_attempts)}\r\n"
         named = dict(head.headers)
         self.target = target_of(head.endpoint_name, named.get(_COMPONENT_HEADER), named.get(_VARIANT_HEADER))
+        self._max_response_bytes = view.max_response_bytes
         self._limits = (view.connect_timeout, view.read_timeout, view.retry.retry_stale_connections)
 
-    def request(self, headers: str, body: bytes | memoryview) -> Request:
+    def request(self, headers: str, body: bytes | memoryview, renew_headers: Callable[[], Awaitable[str]]) -> Request:
         """A request for this head.
 
         Args:
             headers: all headers but ``Content-Length``, as lines.
             body: the body.
+            renew_headers: returns ``headers`` with a new signature.
         """
         # Request's own constructor is a function in Python, which takes twice as long.
-        return tuple.__new__(Request, (self.signed.path, headers, body, *self._limits))
+        return tuple.__new__(
+            Request, (self.signed.path, headers, body, *self._limits, renew_headers, self._max_response_bytes)
+        )
 
 
 def template_of(core: ClientCore, view: View, head: Head) -> RequestTemplate:

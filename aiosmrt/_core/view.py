@@ -53,6 +53,7 @@ class View:
         "is_patient",
         "job_patience",
         "max_attempts",
+        "max_response_bytes",
         "max_waiting",
         "observers",
         "patience",
@@ -78,6 +79,7 @@ class View:
         patience: float | Unset | None,
         wait_for_capacity: float | None,
         max_waiting: int | None,
+        max_response_bytes: int | None,
         retry: RetryPolicy,
         sign: bool,
         user_agent: str,
@@ -99,6 +101,8 @@ class View:
             faults.append(f"patience does not go with retry mode {retry.mode!r}, which counts attempts; pass None")
         if max_waiting is not None and not is_whole(max_waiting, 0):
             faults.append(f"max_waiting must be an integer >= 0, or None; got {max_waiting!r:.80}")
+        if max_response_bytes is not None and not is_whole(max_response_bytes, 0):
+            faults.append(f"max_response_bytes must be an integer >= 0, or None; got {max_response_bytes!r:.80}")
         if not isinstance(sign, bool):
             faults.append(f"sign must be True or False; got {sign!r:.80}")
         faults += [
@@ -112,6 +116,7 @@ class View:
         self.patience = patience
         self.wait_for_capacity = wait_for_capacity
         self.max_waiting = max_waiting
+        self.max_response_bytes = max_response_bytes
         self.retry = retry
         self.sign = sign
         self.user_agent = user_agent
@@ -168,6 +173,7 @@ class View:
             "patience": self.patience,
             "wait_for_capacity": self.wait_for_capacity,
             "max_waiting": self.max_waiting,
+            "max_response_bytes": self.max_response_bytes,
             "retry": self.retry,
             "sign": self.sign,
             "user_agent": self.user_agent,

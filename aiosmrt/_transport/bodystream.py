@@ -1,79 +1,100 @@
-"""A response's body that is read as it arrives, on a connection of `aiosmrt._transport.connection`.
+"""A response body that is received piece by piece on a connection.
 
-While its reader waits, what arrives is handed on straight from the receive buffer. Otherwise it is copied and kept, up
-to `_HIGH_BYTES`; then the socket is not read until the reader has taken it.
+While its reader waits, data goes to the reader straight from the receive buffer. Otherwise it is copied and kept, up to
+`_HIGH_BYTES`; beyond that the socket is not read until the reader has received what is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from aiosmrt._transport import Take
+from aiosmrt._transport.base import OnData
 from aiosmrt._wire.http1 import ResponseHead
 
-if TYPE_CHECKING:
-    from aiosmrt._transport.connection import Connection
+__all__ = ["BodySource", "BodyStream"]
 
-__all__ = ["BodyStream"]
-
-# Pieces of a stream that are smaller on average are joined, which costs less than to decode each on its own.
+# Pieces that are smaller on average are joined, which costs less than to decode each by itself.
 _SMALL_PIECE_BYTES = 2**12
 
-# A stream's pieces that nobody has taken yet; 1 MiB was slower (docs/design/architecture.md, Transport).
+# How much is kept for a reader that does not wait; 1 MiB was slower (docs/design/architecture.md, Transport).
 _HIGH_BYTES = 2**18
 
 
+class BodySource(Protocol):
+    """The connection that a `BodyStream` receives from."""
+
+    def watch(self) -> asyncio.Future[bool]:
+        """Start the read timeout, and return the future that the reader waits for."""
+        ...
+
+    def unwatch(self) -> None:
+        """Stop the read timeout."""
+        ...
+
+    def pause_reading(self) -> None:
+        """Stop reading from the socket."""
+        ...
+
+    def resume_reading(self) -> None:
+        """Read from the socket again."""
+        ...
+
+    def discard(self) -> None:
+        """Close the connection."""
+        ...
+
+
 class BodyStream:
-    """A response whose body is read as it arrives; see `aiosmrt._transport.ReplyStream`.
+    """A response whose body is received piece by piece; implements `aiosmrt._transport.base.ReplyStream`.
 
     Args:
-        connection: where it arrives.
+        source: the connection.
         head: the response's head.
     """
 
-    __slots__ = ("_connection", "_failure", "_paused", "_pieces", "_size", "_take", "_waiter", "headers", "status")
+    __slots__ = ("_failure", "_on_data", "_paused", "_pieces", "_size", "_source", "_waiter", "headers", "status")
 
-    def __init__(self, connection: Connection, head: ResponseHead) -> None:
+    def __init__(self, source: BodySource, head: ResponseHead) -> None:
         self.status = head.status
         self.headers = head.headers
-        # None once the body has ended, has failed or is given up
-        self._connection: Connection | None = connection
-        # what nobody has taken yet, and how many bytes it is
+        # None once the body is complete, has failed, or was closed
+        self._source: BodySource | None = source
+        # received while the reader was not waiting
         self._pieces: list[bytes] = []
         self._size = 0
         self._paused = False
         self._failure: Exception | None = None
-        # of the one who waits; the future says whether something was handed on
-        self._take: Take | None = None
+        # set while a reader waits; the future's result is whether it got data
+        self._on_data: OnData | None = None
         self._waiter: asyncio.Future[bool] | None = None
 
-    async def receive(self, take: Take) -> bool:
-        """Hand on what has arrived; see `aiosmrt._transport.ReplyStream.receive`."""
-        connection = self._connection
+    async def receive(self, on_data: OnData) -> bool:
+        """Wait for data and pass it to a callback; see `aiosmrt._transport.base.ReplyStream.receive`."""
+        source = self._source
         if self._pieces:
             pieces, self._pieces, self._size = self._pieces, [], 0
             if self._paused:
                 self._paused = False
-                if connection is not None:
-                    connection.resume_reading()
-            _hand_on(pieces, take)
+                if source is not None:
+                    source.resume_reading()
+            _deliver(pieces, on_data)
             return True
-        if connection is not None:
-            waiter = self._waiter = connection.watch()
-            self._take = take
+        if source is not None:
+            waiter = self._waiter = source.watch()
+            self._on_data = on_data
             try:
                 if await waiter:
                     return True
             finally:
-                self._take = self._waiter = None
-                # at the end or after a failure, the connection has seen to it, and may be carrying another exchange
-                if self._connection is not None:
-                    connection.unwatch()
+                self._on_data = self._waiter = None
+                # Once the body has ended or failed, the connection may already be serving another request.
+                if self._source is not None:
+                    source.unwatch()
         if self._failure is None:
             return False
-        # An error that was raised twice would hold the frames of both.
+        # Raising the same object twice would tie the frames of both readers together.
         another = copy(self._failure)
         another.__cause__ = self._failure.__cause__
         try:
@@ -82,48 +103,48 @@ class BodyStream:
             del another
 
     async def read(self) -> bytes:
-        """Whatever has arrived; empty at the end. See `aiosmrt._transport.ReplyStream.read`."""
+        """Wait for data and return it; see `aiosmrt._transport.base.ReplyStream.read`."""
         pieces: list[bytes] = []
         await self.receive(lambda piece: pieces.append(bytes(piece)))
         return b"".join(pieces)
 
     def close(self) -> None:
-        """Give the connection up unless the body was received to its end."""
-        connection, self._connection = self._connection, None
+        """Close the connection unless the body was received completely."""
+        source, self._source = self._source, None
         self._pieces.clear()
-        if connection is not None:
-            connection.discard()
+        if source is not None:
+            source.discard()
             self._wake(False)
 
-    # What the connection does
+    # Called by the connection
 
-    def arrived(self, parts: list[memoryview]) -> None:
-        """There are new pieces, in the receive buffer."""
-        if self._take is not None:
-            if self._connection is not None:
-                self._connection.unwatch()
-            _hand_on(parts, self._take)
+    def data_arrived(self, parts: list[memoryview]) -> None:
+        """Deliver or keep new data, which is valid only during this call."""
+        if self._on_data is not None:
+            if self._source is not None:
+                self._source.unwatch()
+            _deliver(parts, self._on_data)
             self._wake(True)
             return
         piece = b"".join(parts)
         self._pieces.append(piece)
         self._size += len(piece)
-        if self._size >= _HIGH_BYTES and not self._paused and self._connection is not None:
+        if self._size >= _HIGH_BYTES and not self._paused and self._source is not None:
             self._paused = True
-            self._connection.pause_reading()
+            self._source.pause_reading()
 
-    def ended(self) -> None:
-        """The body is here to its end."""
-        connection, self._connection = self._connection, None
-        if self._paused and connection is not None:
-            # TLS hands out what it has decrypted although reading is paused; the next exchange wants to read.
+    def completed(self) -> None:
+        """The body is complete."""
+        source, self._source = self._source, None
+        if self._paused and source is not None:
+            # Under TLS, decrypted data arrives even while reading is paused. The next request needs to read.
             self._paused = False
-            connection.resume_reading()
+            source.resume_reading()
         self._wake(False)
 
     def failed(self, error: Exception) -> None:
-        """There will be no more."""
-        self._connection = None
+        """The rest of the body will not arrive."""
+        self._source = None
         self._failure = error
         self._wake(False)
 
@@ -132,10 +153,10 @@ class BodyStream:
             self._waiter.set_result(received)
 
 
-def _hand_on(parts: list[memoryview] | list[bytes], take: Take) -> None:
-    """Hand pieces on, small ones together."""
+def _deliver(parts: list[memoryview] | list[bytes], on_data: OnData) -> None:
+    """Pass pieces on, joined if they are small."""
     if len(parts) > 1 and sum(map(len, parts)) < _SMALL_PIECE_BYTES * len(parts):
-        take(b"".join(parts))
+        on_data(b"".join(parts))
     else:
         for part in parts:
-            take(part)
+            on_data(part)

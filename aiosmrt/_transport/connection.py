@@ -1,23 +1,22 @@
-"""One HTTP/1.1 connection: writes a request, finds its response's end in what arrives, and is used again or not.
+"""One HTTP/1.1 connection: writes a request, finds the exact end of its response, and becomes reusable or is closed.
 
 ::
 
-              send()                 head                       the body's last byte
-    IDLE ──────────────► HEAD ──────────────► IN_PLACE ────────────────────────────────► IDLE or GONE
+              send()                 head                       last byte of the body
+    IDLE ──────────────► HEAD ──────────────► DIRECT ─────────────────────────────────► IDLE or GONE
                                               COUNTED | CHUNKED | UNTIL_CLOSE
 
-    GONE: lost, failed, cancelled, or not to be used again
+    GONE: lost, failed, cancelled, or not reusable
 
-- Everything happens in asyncio's callbacks, up to the one future that the caller waits for. When the last byte of a
-  response has come, the connection is its owner's again before the caller wakes up. So nothing may be done to it on
-  the caller's behalf afterwards: `abandon` looks whose it is.
-- A small response is cut out of the receive buffer, which all connections of a client share: it is filled and read
-  within one callback. A body of known length is received into its own memory; others in pieces.
-- A connection goes back only when its response ended exactly where the head or the chunks said, nothing came after it,
-  and the request had been sent in full.
-- What a stream's reader has not taken yet is in `aiosmrt._transport.bodystream`.
-
-The module is long because the states of one connection do not come apart.
+- All work happens in asyncio's callbacks; the caller waits for one future. When the last byte of a response arrives,
+  the connection returns to its owner before the caller wakes up, and may be serving another request by then. So
+  `abandon` checks which request the connection is serving.
+- A small response is cut out of the receive buffer. All connections of a client share the buffer, as it is filled and
+  parsed within one callback. A body of known length is received directly into its own memory, other bodies in pieces.
+- A connection is reusable only if its response ended exactly where head or chunks announced it, no data followed, and
+  the request was sent completely. If anything arrives while it is idle, it is closed, and so are the ones of which the
+  pool finds that something has arrived unread: what comes without a request must not become the next response.
+- Data that the reader of a stream has not received yet is kept in `aiosmrt._transport.bodystream`.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from aiosmrt._transport import Reply
+from aiosmrt._transport.base import MAX_ERROR_BYTES, Reply
 from aiosmrt._transport.bodystream import BodyStream
-from aiosmrt._transport.failures import broken_off, connection_closed, malformed, timed_out
+from aiosmrt._transport.failures import broken_off, connection_closed, malformed, timed_out, too_large
+from aiosmrt._transport.sockets import UnreadCheck, unread_check, was_closed_properly
 from aiosmrt._wire.http1 import (
     ChunkedBody,
     HeadParser,
@@ -40,28 +40,31 @@ from aiosmrt._wire.http1 import (
 if TYPE_CHECKING:
     from aiohttp.connector import Connection as Lease
 
-__all__ = ["Answer", "Connection", "Owner", "Receiver"]
+__all__ = ["Connection", "Owner", "Receiver", "Response"]
 
-# The receive buffer grows when a piece of a body fills it: with fast streams of large parts, 512 KiB cost a quarter
-# less CPU than 128 KiB (benchmarks/stream.py, "large"), and a client without them does not have the memory.
+# The receive buffer grows when body data fills it: with fast streams of large parts, 512 KiB cost a quarter less CPU
+# than 128 KiB (benchmarks/stream.py, "large"), and clients without such streams do without the memory.
 _MIN_RECEIVE_BYTES = 2**16
 _MAX_RECEIVE_BYTES = 2**19
 
-# Up to here a body goes out in one write with the head; above it in slices, one per turn of the loop. Slices of 256 KiB
-# cost 6 MiB bodies 7 % more CPU, and keep the loop no less (benchmarks/uploads.py).
+# A body up to this size is written together with the head; a larger one in slices, one per iteration of the loop. With
+# slices of 256 KiB, 6 MiB bodies cost 7 % more CPU and block the loop just as long (benchmarks/uploads.py).
 _WHOLE_BODY_BYTES = 2**16
 _SLICE_BYTES = 2**20
 
-# A body that claims to be longer is received in pieces: nobody can make a client reserve memory by a header alone.
-_IN_PLACE_BYTES = 2**26
+# A longer body is received in pieces, so that a header alone cannot make a client reserve memory.
+_DIRECT_BYTES = 2**26
 
 _TLS_RECORD_BYTES = 2**14
 
-_IDLE, _HEAD, _IN_PLACE, _COUNTED, _CHUNKED, _UNTIL_CLOSE, _GONE = range(7)
+# A service that is busy with a request may send an interim response every second, but not without end.
+_MAX_INTERIM_RESPONSES = 1000
+
+_IDLE, _HEAD, _DIRECT, _COUNTED, _CHUNKED, _UNTIL_CLOSE, _GONE = range(7)
 
 
 class Receiver:
-    """What all connections of a client receive with."""
+    """The receive buffer and the parser that all connections of a client share."""
 
     __slots__ = ("buffer", "parser", "view")
 
@@ -71,55 +74,59 @@ class Receiver:
         self.view = memoryview(self.buffer)
 
     def grow(self, size_bytes: int) -> None:
-        """Be larger, between two reads."""
+        """Grow the buffer. Must not be called while a view on it is in use."""
         self.buffer = bytearray(size_bytes)
         self.view = memoryview(self.buffer)
 
 
 class Owner(Protocol):
-    """Who has the connections."""
+    """The pool that a connection belongs to."""
 
     def released(self, connection: Connection) -> None:
-        """It can carry another exchange."""
+        """The connection is reusable."""
         ...
 
-    def expects(self, connection: Connection) -> None:
-        """It is to be watched for silence; its ``silent_until`` was set."""
+    def watch(self, connection: Connection) -> None:
+        """Call the connection's `expire` when its ``silent_until`` has passed."""
         ...
 
     def lost(self, connection: Connection) -> None:
-        """It cannot carry anything any more."""
+        """The connection is closed."""
         ...
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A connection made by aiohttp's connector, from now on under this protocol.
+    """The protocol of a connection that aiohttp's connector has made.
 
     Args:
-        owner: whose it is when it carries nothing.
-        receiver: the client's.
-        lease: aiohttp's hold on it, given back when the connection is gone.
-        transport: the lease's.
+        owner: the pool.
+        receiver: the client's receive buffer and parser.
+        lease: aiohttp's handle on the connection; closed with the connection.
+        transport: the lease's transport.
         origin: scheme, host and port, for errors.
     """
 
     __slots__ = (
-        "_answered",
         "_body",
         "_buffered",
         "_chunks",
         "_handler",
         "_head",
+        "_interim_responses",
         "_lease",
         "_left",
         "_loop",
+        "_max_bytes",
         "_origin",
         "_owner",
         "_partial",
         "_pieces",
+        "_pieces_bytes",
         "_read_timeout",
         "_receiver",
+        "_reprieved",
         "_resend",
+        "_response_began",
         "_rest",
         "_state",
         "_stream",
@@ -130,6 +137,7 @@ class Connection(asyncio.BufferedProtocol):
         "_used",
         "_waiter",
         "_write_paused",
+        "has_unread",
         "silent_until",
     )
 
@@ -143,28 +151,36 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         self._origin = origin
         self._under_tls = origin.startswith("https:")
-        # aiohttp's, which wants to know when the connection is lost
+        # aiohttp's protocol, which must learn when the connection is lost
         self._handler = transport.get_protocol()
+        # Whether data or the connection's end has arrived that the loop has not read yet; any true value means yes.
+        self.has_unread: UnreadCheck = unread_check(transport)
         self._state = _IDLE
         self._used = False
         self._write_paused = False
-        # bytes that a large body had left in the transport when that was last looked at
+        # bytes of a large body that were in the transport's buffer at the last check
         self._buffered = 0
         self._unsent: memoryview | None = None
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: asyncio.Future[Response] | None = None
         self._stream: BodyStream | None = None
         self._partial = bytearray()
         self._body: bytearray | None = None
         self._rest: memoryview | None = None
         self._pieces: list[bytes] = []
-        # When its owner calls `expire`, in the loop's time.
+        self._pieces_bytes = 0
+        # when the owner calls `expire`, in the loop's time
         self.silent_until = math.inf
         transport.set_protocol(self)
 
     def __repr__(self) -> str:
         return f"<Connection {self._origin} {'gone' if self._state == _GONE else 'open'}>"
 
-    # What the transport does
+    # Called by the pool and by its callers
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection cannot be used any more."""
+        return self._state == _GONE
 
     def send(
         self,
@@ -174,16 +190,18 @@ class Connection(asyncio.BufferedProtocol):
         resend: bool,
         read_timeout: float,
         now: float,
-    ) -> asyncio.Future[Answer]:
-        """Begin an exchange.
+        max_bytes: int | None = None,
+    ) -> asyncio.Future[Response]:
+        """Send a request.
 
         Args:
             head: the request's head.
-            body: its body.
-            streams: whether the response's body is wanted as a stream.
-            resend: whether the answer may be None, for a connection used before that was closed in the meantime.
-            read_timeout: seconds of silence that end it; infinite for no limit.
+            body: the request's body.
+            streams: whether the body of the response is received as a stream.
+            resend: whether the result may be None, if the connection has been used before and turns out to be closed.
+            read_timeout: how long the service may be silent, seconds; infinite for no limit.
             now: the loop's time.
+            max_bytes: limit for the body of a whole response. If None, no limit.
 
         Returns:
             A future of the `Reply` or the `BodyStream`.
@@ -192,8 +210,10 @@ class Connection(asyncio.BufferedProtocol):
         self._streams = streams
         self._resend = resend and self._used
         self._used = True
-        self._answered = False
-        waiter: asyncio.Future[Answer] = self._loop.create_future()
+        self._response_began = self._reprieved = False
+        self._interim_responses = 0
+        self._max_bytes = max_bytes
+        waiter: asyncio.Future[Response] = self._loop.create_future()
         self._waiter = waiter
         self._read_timeout = read_timeout
         self.silent_until = now + read_timeout
@@ -202,20 +222,20 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.write(head)
             self._unsent = memoryview(body)
-            self._send_on()
+            self._write_next_slice()
         return waiter
 
-    def abandon(self, waiter: asyncio.Future[Answer]) -> None:
-        """The one who waited for an answer was cancelled. The connection may be carrying somebody else's by now."""
+    def abandon(self, waiter: asyncio.Future[Response]) -> None:
+        """End a request whose caller was cancelled; by now the connection may be serving another one."""
         if self._waiter is waiter:
             self.discard()
         elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-            answer = waiter.result()
-            if isinstance(answer, BodyStream):
-                answer.close()
+            response = waiter.result()
+            if isinstance(response, BodyStream):
+                response.close()
 
     def discard(self) -> None:
-        """Close the connection at once; whoever waits is left to the caller."""
+        """Close the connection at once. Does not wake the caller or reader that waits."""
         if self._state == _GONE:
             return
         self._state = _GONE
@@ -224,7 +244,7 @@ class Connection(asyncio.BufferedProtocol):
         self.silent_until = math.inf
         self._owner.lost(self)
         if self._under_tls:
-            # asyncio's TLS protocol may be in the middle of handing something to this one, and does not expect an end.
+            # asyncio's TLS protocol may be calling this protocol right now and does not expect to be closed by it.
             self._loop.call_soon(self._close)
         else:
             self._close()
@@ -234,10 +254,10 @@ class Connection(asyncio.BufferedProtocol):
         self._lease.close()
 
     def fail(self, error: Exception) -> None:
-        """Close the connection at once and tell whoever waits for the exchange.
+        """Close the connection at once and fail its request.
 
         Args:
-            error: what the exchange raises; a stream's reader gets a copy.
+            error: what the request's caller gets; the reader of a stream gets a copy.
         """
         waiter, stream = self._waiter, self._stream
         self.discard()
@@ -246,37 +266,37 @@ class Connection(asyncio.BufferedProtocol):
         elif waiter is not None and not waiter.done():
             waiter.set_exception(error)
 
-    # What asyncio calls
+    # Called by asyncio
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where to receive: into the body itself when its length is known."""
+        """Return the memory to receive into: the body's own if its length is known."""
         rest = self._rest
         if rest is not None:
             return rest
         receiver = self._receiver
         if sizehint > len(receiver.buffer) - _TLS_RECORD_BYTES:
-            # Under TLS, so much has come and is not decrypted yet. asyncio asks once more when the other side has ended
-            # while reading was paused, and drops what does not fit.
+            # Under TLS, this is how much data is not decrypted yet. If the peer has closed while reading was paused,
+            # asyncio reads only once more and drops what does not fit.
             receiver.grow(sizehint + _TLS_RECORD_BYTES)
         return receiver.view
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Go on with what has arrived."""
+        """Process received data."""
         state = self._state
         if state == _HEAD:
             self._head_received(nbytes)
-        elif state == _IN_PLACE:
-            self._heard()
+        elif state == _DIRECT:
+            self._restart_silence()
             rest = self._rest = self._rest[nbytes:]  # type: ignore[index]
             if len(rest) == 1:
                 self._complete(self._head, bytes(memoryview(self._body)[:-1]))  # type: ignore[arg-type]
             elif not rest:
-                self.fail(malformed(self._origin, "data after its end"))
+                self.fail(malformed(self._origin, "data after the end of the body"))
         elif state == _IDLE:
-            self.discard()  # an answer to nothing
+            self.discard()  # a response without a request
         elif state != _GONE:
             if self._stream is None:
-                self._heard()
+                self._restart_silence()
             receiver = self._receiver
             full = nbytes == len(receiver.buffer)
             self._body_received(0, nbytes)
@@ -284,66 +304,72 @@ class Connection(asyncio.BufferedProtocol):
                 receiver.grow(_MAX_RECEIVE_BYTES)
 
     def eof_received(self) -> None:
-        """The service sends no more."""
-        if self._state == _UNTIL_CLOSE:
-            self._body_ended()
+        """The peer has closed its side."""
+        if self._state == _UNTIL_CLOSE and was_closed_properly(self._transport.get_extra_info("ssl_object")):
+            self._body_completed()
         else:
             self._lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection is closed."""
         self._handler.connection_lost(exc)
         self._lost(exc)
 
     def pause_writing(self) -> None:
-        """The socket takes no more for now."""
+        """Stop writing: the transport's buffer is full."""
         self._write_paused = True
 
     def resume_writing(self) -> None:
-        """The socket takes more."""
+        """Continue writing."""
         self._write_paused = False
-        self._send_on()
+        self._write_next_slice()
 
-    # What its owner does
+    # Called by the pool's timer
 
     def expire(self) -> None:
-        """The read timeout has passed since something was heard; a large body may still be on its way."""
+        """Fail the request for silence, unless a large request body is still being sent."""
         buffered = self._transport.get_write_buffer_size()
         if 0 < buffered < self._buffered:
             self._buffered = buffered
-            self._heard()
+            self._restart_silence()
+        elif self.has_unread() and not self._reprieved:
+            # The loop was busy for so long that it has not read yet what arrived in time. This is not repeated, so that
+            # the request ends even if the loop does not read it.
+            self._restart_silence()
+            self._reprieved = True
         else:
             self.fail(timed_out(self._origin))
 
-    # What a stream does
+    # Called by a BodyStream
 
     def watch(self) -> asyncio.Future[bool]:
-        """From now on somebody waits for the next piece, on this future."""
-        self._heard()
-        self._owner.expects(self)
+        """Start the read timeout, and return the future that the reader waits for."""
+        self._restart_silence()
+        self._owner.watch(self)
         return self._loop.create_future()
 
     def unwatch(self) -> None:
-        """It came, or nobody waits any more."""
+        """Stop the read timeout."""
         self.silent_until = math.inf
 
     def pause_reading(self) -> None:
-        """Let the socket fill up."""
+        """Stop reading from the socket."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Empty the socket again."""
+        """Read from the socket again."""
         if self._state != _GONE:
             self._transport.resume_reading()
 
-    def _heard(self) -> None:
-        """The connection was not silent just now."""
+    def _restart_silence(self) -> None:
+        """Start the read timeout anew: there was traffic."""
         self.silent_until = self._loop.time() + self._read_timeout
+        self._reprieved = False
 
     # The request
 
-    def _send_on(self) -> None:
-        """Write the next slice of a large body, unless the socket is full; others have their turn in between."""
+    def _write_next_slice(self) -> None:
+        """Write the next slice of a large body, unless the transport's buffer is full."""
         unsent = self._unsent
         if unsent is None or self._write_paused or self._state == _GONE:
             return
@@ -352,9 +378,9 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(unsent[:_SLICE_BYTES])
         self._buffered = self._transport.get_write_buffer_size()
         if self.silent_until < math.inf:
-            self._heard()
+            self._restart_silence()
         if self._unsent is not None and not self._write_paused:
-            self._loop.call_soon(self._send_on)
+            self._loop.call_soon(self._write_next_slice)
 
     # The response
 
@@ -370,7 +396,7 @@ class Connection(asyncio.BufferedProtocol):
                     end = partial.find(b"\r\n\r\n", max(0, had - 3))
                     if end < 0:
                         check_partial_head(partial, had)
-                        self._heard()
+                        self._restart_silence()
                         return
                     text = bytes(partial[:end])
                     start += end + 4 - had
@@ -378,24 +404,32 @@ class Connection(asyncio.BufferedProtocol):
                 else:
                     end = receiver.buffer.find(b"\r\n\r\n", start, nbytes)
                     if end < 0:
-                        self._answered = True
+                        self._response_began = True
                         partial += receiver.view[start:nbytes]
                         check_partial_head(partial, 0)
-                        self._heard()
+                        self._restart_silence()
                         return
                     text = bytes(receiver.view[start:end])
                     start = end + 4
                 head = receiver.parser.parse(text)
                 if head.status >= 200:
                     break
-                self._answered = True
+                self._response_began = True
+                self._interim_responses += 1
+                if self._interim_responses > _MAX_INTERIM_RESPONSES:
+                    raise HTTPResponseError("too many 1xx responses")  # noqa: TRY301
                 if start == nbytes:
-                    self._heard()
+                    self._restart_silence()
                     return
         except HTTPResponseError as error:
             what = str(error)
         else:
-            if head.length == nbytes - start and not self._streams and nbytes < len(receiver.buffer):
+            if (
+                head.length == nbytes - start <= MAX_ERROR_BYTES
+                and not self._streams
+                and self._max_bytes is None
+                and nbytes < len(receiver.buffer)
+            ):
                 self._complete(head, bytes(receiver.view[start:nbytes]))
             else:
                 self._begin_body(head, start, nbytes)
@@ -403,21 +437,28 @@ class Connection(asyncio.BufferedProtocol):
         self.fail(malformed(self._origin, what))
 
     def _begin_body(self, head: ResponseHead, start: int, end: int) -> None:
-        """Choose how the rest is received; ``start`` to ``end`` in the receive buffer is what came with the head."""
+        """Choose how the body is received; ``start`` to ``end`` in the receive buffer arrived with the head."""
         self._head = head
-        self._heard()
+        self._restart_silence()
         length = head.length
+        if head.status >= 300:
+            self._streams = False
+            self._max_bytes = MAX_ERROR_BYTES
+        max_bytes = self._max_bytes
         if self._streams:
             if not self._begin_stream(head):
                 return
-        elif length is not None and end - start < length <= _IN_PLACE_BYTES:
-            came = end - start
-            # One byte more: without it, what comes after the body in the same read would wait in the socket, and be
-            # taken for the next exchange's response.
+        elif max_bytes is not None and length is not None and length > max_bytes:
+            if head.status < 300:
+                self.fail(too_large(self._origin, max_bytes))
+                return
+        elif length is not None and end - start < length <= _DIRECT_BYTES:
+            arrived = end - start
+            # One byte more, so that data after the body is noticed. It would be taken for the next response otherwise.
             body = self._body = bytearray(length + 1)
-            body[:came] = self._receiver.view[start:end]
-            self._rest = memoryview(body)[came:]
-            self._state = _IN_PLACE
+            body[:arrived] = self._receiver.view[start:end]
+            self._rest = memoryview(body)[arrived:]
+            self._state = _DIRECT
             return
         if length is not None:
             self._left = length
@@ -433,7 +474,7 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_stream(self, head: ResponseHead) -> bool:
         waiter, self._waiter = self._waiter, None
         if waiter is None or waiter.done():
-            # cancelled; its task has not run yet
+            # The caller was cancelled, and its task has not run yet.
             self.discard()
             return False
         self.unwatch()
@@ -442,7 +483,7 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def _body_received(self, start: int, end: int) -> None:
-        """Take in pieces of a body."""
+        """Process body data from ``start`` to ``end`` in the receive buffer."""
         receiver = self._receiver
         parts: list[memoryview] = []
         fault = None
@@ -464,34 +505,48 @@ class Connection(asyncio.BufferedProtocol):
             parts.append(receiver.view[start:end])
             start = end
         if parts:
-            if self._stream is None:
-                self._pieces += [bytes(part) for part in parts]
+            if self._stream is not None:
+                self._stream.data_arrived(parts)
             else:
-                self._stream.arrived(parts)
+                # Joined, because a piece of one byte takes the memory of forty.
+                piece = b"".join(parts)
+                self._pieces.append(piece)
+                self._pieces_bytes += len(piece)
+                if self._max_bytes is not None and self._pieces_bytes > self._max_bytes:
+                    self._exceeded(self._max_bytes)
+                    return
         if fault is None and start < end and ended:
-            # The server takes this response to be longer than it says it is: who knows what else is missing.
-            fault = "data after its end"
+            # The server and its own headers disagree about the length, so the body cannot be trusted.
+            fault = "data after the end of the body"
         if fault is not None:
             self.fail(malformed(self._origin, fault))
         elif ended:
             if end == len(receiver.buffer):
-                # Full: whether more came after the response is not known.
+                # The buffer is full, so there may be more data that is not visible here.
                 self._head = self._head._replace(persistent=False)
-            self._body_ended()
+            self._body_completed()
 
-    def _body_ended(self) -> None:
+    def _exceeded(self, max_bytes: int) -> None:
+        """Fail for a body that is too large; the beginning of an error's body is enough."""
+        head = self._head
+        if head.status < 300:
+            self.fail(too_large(self._origin, max_bytes))
+        else:
+            self._complete(head._replace(persistent=False), b"".join(self._pieces)[:max_bytes])
+
+    def _body_completed(self) -> None:
         if self._stream is None:
             self._complete(self._head, b"".join(self._pieces))
         else:
-            self._stream.ended()
+            self._stream.completed()
             self._release(self._head)
 
     def _complete(self, head: ResponseHead, body: bytes) -> None:
-        """The whole response is here: the connection is free before the caller wakes up."""
+        """Return the connection to the pool and the response to the caller, which wakes up later."""
         waiter = self._waiter
         self._release(head)
         if waiter is not None and not waiter.done():
-            # Reply's own constructor is a function in Python, which takes twice as long.
+            # Reply's constructor is a Python function and takes twice as long.
             waiter.set_result(tuple.__new__(Reply, (head.status, head.headers, body)))
 
     def _release(self, head: ResponseHead) -> None:
@@ -508,15 +563,16 @@ class Connection(asyncio.BufferedProtocol):
     def _forget_body(self) -> None:
         self._body = self._rest = self._stream = None
         self._pieces.clear()
+        self._pieces_bytes = 0
 
     def _lost(self, error: Exception | None) -> None:
-        """The service closed the connection, or the network did."""
+        """The connection was closed by the service or lost by the network."""
         if self._state == _GONE:
             return
         if self._state == _IDLE:
             self.discard()
         elif self._state == _HEAD:
-            if self._resend and not self._answered:
+            if self._resend and not self._response_began:
                 waiter = self._waiter
                 self.discard()
                 if waiter is not None and not waiter.done():
@@ -527,5 +583,5 @@ class Connection(asyncio.BufferedProtocol):
             self.fail(broken_off(self._origin, error))
 
 
-# None: the connection had been closed before it could carry the request.
-Answer: TypeAlias = Reply | BodyStream | None
+# None: the connection had been closed before the request could be sent.
+Response: TypeAlias = Reply | BodyStream | None

@@ -1,4 +1,4 @@
-"""aiohttp's and the operating system's errors as ours."""
+"""Maps errors of aiohttp and the operating system to `aiosmrt.errors`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ __all__ = [
     "is_being_cancelled",
     "malformed",
     "timed_out",
+    "too_large",
 ]
 
 
 def head_error(error: Exception, origin: str) -> TransportError:
-    """The error for an exchange that failed before its response's head; the first row that fits counts."""
+    """The error for a request that failed before the head of its response; the first row that matches counts."""
     for foreign, ours, text in (
         (aiohttp.ConnectionTimeoutError, ConnectTimeoutError, "Connect timeout on"),
         (aiohttp.ClientConnectorCertificateError, SSLError, "The certificate is not valid for"),
@@ -64,7 +65,7 @@ def connect_error(error: Exception, origin: str) -> TransportError:
 
 
 def connection_closed(origin: str, error: Exception | None) -> TransportError:
-    """The error for a connection that ended before a response's head."""
+    """The error for a connection that was closed before the head of a response."""
     text = f'Connection was closed before a response from endpoint URL: "{origin}"'
     return _caused(ConnectionClosedError(text, endpoint_url=origin), error)
 
@@ -77,29 +78,39 @@ def body_error(error: Exception, origin: str) -> TransportError:
 
 
 def broken_off(origin: str, error: Exception | None) -> TransportError:
-    """The error for a body that its connection did not bring to its end."""
+    """The error for a body that is incomplete when its connection ends."""
     why = "" if error is None else f" ({type(error).__name__})"
     text = f'The response broke off from endpoint URL: "{origin}"{why}'
     return _caused(ResponseStreamingError(text, endpoint_url=origin), error)
 
 
 def malformed(origin: str, what: str) -> TransportError:
-    """The error for a response that is not HTTP/1.1; ``what`` quotes nothing of it."""
+    """The error for a response that is not valid HTTP/1.1; ``what`` must not quote it."""
     return ResponseStreamingError(f'Malformed response from endpoint URL: "{origin}" ({what})', endpoint_url=origin)
 
 
-def _caused(ours: TransportError, error: Exception | None) -> TransportError:
-    """Give an error its cause, as far as that keeps to itself what nobody is to see.
+def too_large(origin: str, limit: int) -> TransportError:
+    """The error for a response whose body exceeds ``max_response_bytes``; another attempt would receive it too."""
+    text = f'The response from endpoint URL: "{origin}" exceeds max_response_bytes of {limit}'
+    return ResponseStreamingError(text, endpoint_url=origin, cause="none")
 
-    aiohttp's errors hold the request's headers (session token, custom attributes), a piece of what could not be parsed,
-    or the proxy's password; the operating system's hold a number and a sentence.
+
+def _caused(ours: TransportError, error: Exception | None) -> TransportError:
+    """Set an error's cause if the cause holds no secrets.
+
+    aiohttp's errors hold the request's headers (session token, custom attributes), a part of the malformed response, or
+    the proxy's password; the operating system's hold a number and a text. The frames of both may hold headers and body.
     """
+    cause: Exception | None = None
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        ours.__cause__ = error.certificate_error
+        cause = error.certificate_error
     elif isinstance(error, aiohttp.ClientConnectorError):
-        ours.__cause__ = error.os_error
+        cause = error.os_error
     elif isinstance(error, OSError):
-        ours.__cause__ = error
+        cause = error
+    if cause is not None:
+        cause.__traceback__ = cause.__context__ = cause.__cause__ = None
+    ours.__cause__ = cause
     return ours
 
 
@@ -109,11 +120,11 @@ def timed_out(origin: str) -> ReadTimeoutError:
 
 
 def closed_during_call() -> ClientStateError:
-    """The error for an exchange that was under way when its client was closed."""
+    """The error for a request that was in progress when its client was closed."""
     return ClientStateError("the client was closed during the call")
 
 
 def is_being_cancelled() -> bool:
-    """Whether somebody cancelled the current task; if not, what it waited for was cancelled."""
+    """Whether the current task was cancelled, as opposed to the future that it waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,22 +1,20 @@
-"""The fast transport: aiohttp's connector makes the connections, this module keeps and uses them.
+"""The default transport: aiohttp's connector makes the connections, this module pools and uses them.
 
-Name resolution, happy eyeballs, TLS, socket options and connect timeouts are ``aiohttp.TCPConnector.connect()``'s. What
-it gives is put under a protocol of our own (`aiosmrt._transport.connection`) for as long as it lives, and waits for its
-next exchange here and not in aiohttp's pool: the connector belongs to this transport alone and has no limit, so nobody
-else could want the connection. A call so costs a third of what it costs through ``aiohttp.ClientSession``
-(benchmarks/overhead.py), which creates some thirty objects for it.
+``aiohttp.TCPConnector.connect()`` does name resolution, happy eyeballs, TLS, socket options and connect timeouts. Each
+connection it returns gets our protocol (`aiosmrt._transport.connection`) for its whole life and is pooled here, not by
+aiohttp: the connector belongs to this transport and is unlimited, so it needs no pool. A call costs a third of what it
+costs through ``aiohttp.ClientSession`` (benchmarks/overhead.py), which creates some thirty objects for it.
 
-The connection that was used last is used next: those that a burst of calls needed stay unused, and are closed after
-`IDLE_SECONDS`.
+The connection that was used last is used next, so that connections which only a burst of calls needed stay idle and are
+closed after `IDLE_SECONDS`.
 
-The service closes idle connections as well. When that is noticed only after a request was written to one, and no byte
-of a response came, the request goes out again on a fresh connection. That repeats a POST of which the service may, in
-theory, have taken notice; ``Request.resend`` switches it off.
+The service closes idle connections too. A connection is used again only if nothing waits to be read from it, not even
+its end. If it turns out to be closed all the same, before the first byte of a response, the request is signed and sent
+again on a fresh connection. In theory the service may have processed the first one; ``Request.resend`` turns this off.
 
-What is used of aiohttp: ``ClientSession`` with a client middleware, once, for a request object as the connector wants
-it (so that aiohttp decides what a URL and ``ssl`` mean); ``TCPConnector.connect(request, traces, timeout)`` and
-``close()``; a connection's ``transport`` and ``close()``. `check_aiohttp` and `PooledTransport.prepare` look whether it
-is there.
+What this uses of aiohttp: ``ClientSession`` with a client middleware, once, to obtain a request object for the
+connector (so that aiohttp interprets URL and ``ssl``); ``TCPConnector.connect(request, traces, timeout)`` and
+``close()``; a connection's ``transport`` and ``close()``. `check_aiohttp` and `PooledTransport.prepare` check for them.
 """
 
 from __future__ import annotations
@@ -25,34 +23,34 @@ import asyncio
 import inspect
 import math
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from functools import cache
 from typing import Any, NoReturn, cast
 
 import aiohttp
 from aiohttp.connector import Connection as Lease
 
-from aiosmrt._transport import IDLE_SECONDS, Reply, ReplyStream, Request
-from aiosmrt._transport.connection import Answer, Connection, Receiver
+from aiosmrt._transport.base import IDLE_SECONDS, Reply, ReplyStream, Request
+from aiosmrt._transport.connection import Connection, Receiver, Response
 from aiosmrt._transport.failures import closed_during_call, connect_error, connection_closed, is_being_cancelled
-from aiosmrt._transport.sockets import open_socket
+from aiosmrt._transport.sockets import create_socket
 from aiosmrt.errors import ClientStateError
 
 __all__ = ["PooledTransport", "UnsupportedError", "check_aiohttp"]
 
 
 class PooledTransport:
-    """Carries requests over connections of its own. Made on the event loop that uses it.
+    """Sends requests over its own pool of connections. Must be created on the event loop that uses it.
 
     Args:
         origin: scheme, host and port of the service, without a path.
-        verify: whether certificates are checked, or the context to check them with.
+        verify: whether to verify certificates, or the context to verify them with. Defaults to True.
 
     >>> from aiosmrt.errors import EndpointConnectionError
     >>> async def main():
     ...     transport = PooledTransport("http://127.0.0.1:9")
     ...     try:
-    ...         await transport.exchange(Request("/", "", b"", 1.0, 1.0))
+    ...         await transport.send(Request("/", "", b"", 1.0, 1.0))
     ...     except EndpointConnectionError as error:
     ...         return error.endpoint_url
     ...     finally:
@@ -65,65 +63,91 @@ class PooledTransport:
         self.origin = origin
         self._verify = verify
         self._loop = asyncio.get_running_loop()
-        self._connector = aiohttp.TCPConnector(limit=0, socket_factory=open_socket)
+        self._connector = aiohttp.TCPConnector(limit=0, socket_factory=create_socket)
         self._receiver = Receiver()
-        # what the connector makes connections for
+        # the request that the connector makes connections for
         self._request: aiohttp.ClientRequest | None = None
         self._timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
-        # the next time at which a connection may have been silent for too long
-        self._next_look = math.inf
-        self._looker: asyncio.TimerHandle | None = None
-        # all of them, and of these the idle ones with the time since when; the last one was used last
+        # the earliest time at which a connection may have been silent for too long
+        self._next_check = math.inf
+        self._silence_timer: asyncio.TimerHandle | None = None
+        # All connections, and the idle ones with the time at which they became idle, the most recent one last.
         self._connections: set[Connection] = set()
         self._idle: dict[Connection, float] = {}
         self._connecting: set[asyncio.Task[Lease]] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<PooledTransport {self.origin} connections={len(self._connections)} idle={len(self._idle)}>"
 
-    def exchange(self, request: Request) -> Coroutine[Any, Any, Reply]:
-        """Send a request and receive its whole response; see `aiosmrt._transport.Transport.exchange`."""
-        return self._carry(request, False)
+    def send(self, request: Request) -> Coroutine[Any, Any, Reply]:
+        """Send a request and receive its whole response; see `aiosmrt._transport.base.Transport.send`."""
+        return self._send(request, False)
 
-    def open(self, request: Request) -> Coroutine[Any, Any, ReplyStream]:
-        """Send a request and receive its response's head; see `aiosmrt._transport.Transport.open`."""
-        return self._carry(request, True)
+    def send_streaming(self, request: Request) -> Coroutine[Any, Any, Reply | ReplyStream]:
+        """Send a request and receive its response's head; see `aiosmrt._transport.base.Transport.send_streaming`."""
+        return self._send(request, True)
 
-    async def _carry(self, request: Request, streams: bool) -> Any:
-        target, headers, body, connect_timeout, read_timeout, resend = request
-        head = f"POST {target} HTTP/1.1\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode()
-        # Many wait here at the same time: what they hold goes through the processor's caches, and the collector.
-        del request, headers, target
+    async def _send(self, request: Request, streams: bool) -> Any:
+        target, headers, body, connect_timeout, read_timeout, resend, renew_headers, max_bytes = request
+        del request
         silence = math.inf if read_timeout is None else read_timeout
         now = self._loop.time()
-        connection = self._take(now) if self._idle else None
-        while True:
-            if connection is None:
-                connection = await self._connect(connect_timeout)
-                now = self._loop.time()
-            if now + silence < self._next_look:
-                self._look_at(now + silence)
-            waiter = connection.send(head, body, streams, resend, silence, now)
-            try:
-                answer: Answer = await waiter
-            except (asyncio.CancelledError, GeneratorExit):
-                connection.abandon(waiter)
-                raise
-            finally:
-                # An error's traceback holds this frame, and the future holds the error.
-                del waiter
-            if answer is not None:
-                return answer
-            connection = None
+        connection = self._pop_idle(now) if self._idle else None
+        try:
+            while True:
+                if connection is None:
+                    connection = await self._connect(connect_timeout)
+                    if renew_headers is not None:
+                        headers = await self._while_unused(connection, renew_headers())
+                        if connection.closed:
+                            connection = None
+                            continue
+                    now = self._loop.time()
+                if now + silence < self._next_check:
+                    self._schedule_check(now + silence)
+                waiter = connection.send(
+                    f"POST {target} HTTP/1.1\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode(),
+                    body,
+                    streams,
+                    resend and renew_headers is not None,
+                    silence,
+                    now,
+                    max_bytes,
+                )
+                # Many calls wait here at the same time, so they should hold few objects.
+                headers = ""
+                try:
+                    response: Response = await waiter
+                except (asyncio.CancelledError, GeneratorExit):
+                    connection.abandon(waiter)
+                    raise
+                finally:
+                    # A cycle otherwise: the error's traceback holds this frame, and the future holds the error.
+                    del waiter
+                if response is not None:
+                    return response
+                connection = None
+        finally:
+            # An error's traceback holds this frame, and error reports show the values of its variables.
+            del headers, body
+
+    async def _while_unused(self, connection: Connection, renewing: Awaitable[str]) -> str:
+        """Await new headers for a connection; if that fails, pool the connection."""
+        try:
+            return await renewing
+        except BaseException:
+            if not connection.closed:
+                self.released(connection)
+            raise
 
     async def prepare(self) -> None:
-        """Have aiohttp make the request object that connections are made for; no I/O.
+        """Obtain the request object that aiohttp's connector needs. Does no I/O.
 
         Raises:
-            ClientStateError: closed.
-            UnsupportedError: aiohttp does not do it the way that it was known to.
+            ClientStateError: the transport is closed.
+            UnsupportedError: the installed aiohttp does not work as expected.
         """
         check_aiohttp()
         if self._closed:
@@ -148,18 +172,18 @@ class PooledTransport:
                 return
             except aiohttp.ClientError:
                 pass
-        # somebody took the session's place, such as aioresponses
-        raise UnsupportedError("aiohttp's client does not ask its middlewares")
+        # A mock such as aioresponses has replaced the session's methods.
+        raise UnsupportedError("aiohttp's client does not call its middlewares")
 
     async def close(self) -> None:
-        """Close all connections; exchanges and streams under way fail."""
+        """Close all connections. Requests and streams in progress fail."""
         self._closed = True
-        if self._looker is not None:
-            self._looker.cancel()
-            self._looker = None
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+            self._silence_timer = None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         for connection in list(self._connections):
             connection.fail(closed_during_call())
         for connecting in self._connecting:
@@ -168,11 +192,12 @@ class PooledTransport:
 
     # Connections
 
-    def _take(self, now: float) -> Connection | None:
-        """An idle connection that was not idle for too long."""
+    def _pop_idle(self, now: float) -> Connection | None:
+        """Remove and return an idle connection that is still usable, if there is one."""
         while self._idle:
             connection, since = self._idle.popitem()
-            if now - since <= IDLE_SECONDS:
+            # A connection with something to read has ended, or would give the next call what is not its response.
+            if now - since <= IDLE_SECONDS and not connection.has_unread():
                 return connection
             connection.discard()
         return None
@@ -185,7 +210,7 @@ class PooledTransport:
             timeout = self._timeouts[connect_timeout] = aiohttp.ClientTimeout(
                 total=None, connect=connect_timeout, sock_connect=connect_timeout
             )
-        # A task of its own, because aiohttp's connector, when it is closed, goes on with connections that it is making.
+        # In a task, so that close() can cancel it: aiohttp's connector finishes connections that it has begun to make.
         connecting = self._loop.create_task(
             self._connector.connect(cast("aiohttp.ClientRequest", self._request), [], timeout), name="aiosmrt-connect"
         )
@@ -212,64 +237,64 @@ class PooledTransport:
         finally:
             self._connecting.discard(connecting)
             del connecting
-        # Behind the handler, so that the foreign error does not hang on as the context; and without a reference from
-        # this frame, which the error's traceback holds.
+        # Outside the handler, so that aiohttp's error does not become the context. Without `del`, the error's traceback
+        # and this frame would keep each other alive.
         try:
             raise failure
         finally:
             del failure
 
     def released(self, connection: Connection) -> None:
-        """A connection is idle."""
+        """Pool a connection."""
         self._idle[connection] = self._loop.time()
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(IDLE_SECONDS, self._sweep)
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(IDLE_SECONDS, self._close_idle)
 
     def lost(self, connection: Connection) -> None:
-        """A connection is gone."""
+        """Forget a closed connection."""
         self._connections.discard(connection)
         self._idle.pop(connection, None)
 
-    def expects(self, connection: Connection) -> None:
-        """A connection must not be silent beyond its ``silent_until``."""
-        if connection.silent_until < self._next_look:
-            self._look_at(connection.silent_until)
+    def watch(self, connection: Connection) -> None:
+        """Expire a connection when its ``silent_until`` has passed."""
+        if connection.silent_until < self._next_check:
+            self._schedule_check(connection.silent_until)
 
-    def _look_at(self, when: float) -> None:
-        self._next_look = when
-        if self._looker is not None:
-            self._looker.cancel()
-        self._looker = self._loop.call_at(when, self._look)
+    def _schedule_check(self, when: float) -> None:
+        self._next_check = when
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+        self._silence_timer = self._loop.call_at(when, self._check_silence)
 
-    def _look(self) -> None:
-        """End exchanges whose connections were silent for too long.
+    def _check_silence(self) -> None:
+        """Fail the requests whose connections were silent for too long.
 
-        One timer serves them all, and an exchange that ends in time costs it nothing: it is set to the earliest end of
-        all, and where it strikes in vain, because that one was heard of since, to the then earliest one.
+        One timer serves all requests, and a request that ends in time does not touch it: the timer is set to the
+        earliest expiry. If that request has ended or made progress by then, it is set to the next earliest expiry.
         """
-        self._looker = None
+        self._silence_timer = None
         now = self._loop.time()
         earliest = math.inf
         for connection in list(self._connections):
             if connection.silent_until <= now:
                 connection.expire()
             earliest = min(earliest, connection.silent_until)
-        self._next_look = math.inf
+        self._next_check = math.inf
         if earliest < math.inf:
-            self._look_at(earliest)
+            self._schedule_check(earliest)
 
-    def _sweep(self) -> None:
-        """Close what was idle for too long."""
-        self._sweeper = None
+    def _close_idle(self) -> None:
+        """Close the connections that were idle for too long."""
+        self._idle_timer = None
         since = self._loop.time() - IDLE_SECONDS
         for connection in [connection for connection, idle_since in self._idle.items() if idle_since <= since]:
             connection.discard()
         if self._idle:
-            self._sweeper = self._loop.call_at(next(iter(self._idle.values())) + IDLE_SECONDS, self._sweep)
+            self._idle_timer = self._loop.call_at(next(iter(self._idle.values())) + IDLE_SECONDS, self._close_idle)
 
 
 class UnsupportedError(Exception):
-    """This aiohttp cannot be used in this way."""
+    """The installed aiohttp cannot be used by the pooled transport."""
 
 
 class _Captured(Exception):
@@ -280,27 +305,27 @@ class _Captured(Exception):
 
 @cache
 def check_aiohttp() -> None:
-    """Look whether the installed aiohttp has what this transport needs.
+    """Check that the installed aiohttp has everything that this transport uses.
 
     Raises:
-        UnsupportedError: it has not.
+        UnsupportedError: something is missing.
     """
     missing = [
         what
-        for what, there in (
+        for what, found in (
             (
                 "TCPConnector.connect(req, traces, timeout)",
-                _takes(aiohttp.TCPConnector.connect, ["self", "req", "traces", "timeout"]),
+                _has_parameters(aiohttp.TCPConnector.connect, ["self", "req", "traces", "timeout"]),
             ),
             ("a connection's transport", isinstance(getattr(Lease, "transport", None), property)),
-            ("a connection's close()", _takes(getattr(Lease, "close", None), ["self"])),
+            ("a connection's close()", _has_parameters(getattr(Lease, "close", None), ["self"])),
             ("client middlewares", "middlewares" in inspect.signature(aiohttp.ClientSession.__init__).parameters),
         )
-        if not there
+        if not found
     ]
     if missing:
         raise UnsupportedError(f"aiohttp {aiohttp.__version__} lacks {', '.join(missing)}")
 
 
-def _takes(function: Any, names: list[str]) -> bool:
+def _has_parameters(function: Any, names: list[str]) -> bool:
     return callable(function) and list(inspect.signature(function).parameters) == names

@@ -1,21 +1,28 @@
-"""Sockets that notice a dead peer and read in pieces of a good size."""
+"""Sockets that detect a dead peer and choose the size of their reads, and checks of a connection's socket and TLS."""
 
 from __future__ import annotations
 
+import asyncio
+import select
 import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-__all__ = ["open_socket"]
+__all__ = ["UnreadCheck", "create_socket", "unread_check", "was_closed_properly"]
 
-# A dead peer is noticed 15 s after the last sign of life, on an idle connection as on one with unacknowledged data.
+UnreadCheck = Callable[[], object]
+
+# A dead peer is detected 15 s after its last packet, whether the connection is idle or has unacknowledged data.
 _KEEPALIVE_IDLE_SECONDS = 5
 _KEEPALIVE_INTERVAL_SECONDS = 5
 _KEEPALIVE_PROBES = 2
 _USER_TIMEOUT_SECONDS = 15
 
 # asyncio reads up to 256 KiB at a time into a new object. The C library maps and unmaps blocks of that size
-# (M_MMAP_THRESHOLD in mallopt(3)), which costs more than reading a small answer or a token does. So a socket reads
-# little at a time until that is not enough: benchmarks/stream.py, "tokens", 50 µs per event without and 35 with it.
+# (M_MMAP_THRESHOLD in mallopt(3)), which costs more than reading a small response or a token. So a socket starts with
+# small reads and grows them when they are full: benchmarks/stream.py, "tokens", 35 µs per event instead of 50.
 _SMALL_READ_BYTES = 2**16
 _LARGE_READ_BYTES = 2**18
 _TRICKLE_BYTES = 2**13
@@ -33,21 +40,21 @@ class _Socket(socket.socket):
         return data
 
 
-def open_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Make a TCP socket that notices a dead peer within seconds.
+def create_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Create a TCP socket that detects a dead peer within seconds.
 
-    A half-open connection answers nothing and fails nothing: without keep-alive a call on it waits out its whole read
-    timeout, and without ``TCP_USER_TIMEOUT`` unacknowledged data is repeated for up to 15 minutes, during which
-    keep-alive probes are not sent (tcp(7), RFC 5482).
+    A half-open connection neither responds nor fails. Without keep-alive, a call on it waits for its whole read
+    timeout; without ``TCP_USER_TIMEOUT``, unacknowledged data is retransmitted for up to 15 minutes, during which no
+    keep-alive probes are sent (tcp(7), RFC 5482).
 
     Args:
-        address: an entry of ``getaddrinfo``, as aiohttp's ``socket_factory`` is given it.
+        address: an entry of ``getaddrinfo``, as aiohttp passes it to ``socket_factory``.
     """
     family, kind, protocol, _, _ = address
     sock = _Socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # names and availability differ between Linux, macOS and Windows
+        # Names and availability differ between Linux, macOS and Windows.
         for name, value in (
             ("TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", _KEEPALIVE_IDLE_SECONDS),
             ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_SECONDS),
@@ -60,3 +67,41 @@ def open_socket(address: tuple[Any, ...]) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def unread_check(transport: asyncio.BaseTransport) -> UnreadCheck:
+    """Create a function that returns a true value if data or an end waits to be read from a connection.
+
+    It looks at the socket, which costs one system call, and works on every loop that reads from sockets when they are
+    readable. Two things go unnoticed, like data that is still on its way: under TLS, the beginning of a record that the
+    loop has read already; on Windows's proactor loop, which reads ahead, data that has arrived since the loop last ran.
+
+    Args:
+        transport: the connection's transport.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return bool
+    if not hasattr(select, "poll"):
+        return lambda: select.select([sock], [], [], 0)[0]
+    poller = select.poll()
+    poller.register(sock.fileno(), select.POLLIN)
+    return partial(poller.poll, 0)
+
+
+def was_closed_properly(connection: ssl.SSLObject | None) -> bool:
+    """Whether an ended connection was closed by its peer and not cut on the way (RFC 9112, 9.8).
+
+    Args:
+        connection: the TLS connection's ``ssl_object``; None without TLS, where the two cannot be told apart.
+    """
+    if connection is None:
+        return True
+    try:
+        return connection.read(1) == b""
+    except ssl.SSLZeroReturnError:
+        # This side has sent its close_notify too.
+        return True
+    except ssl.SSLError:
+        # It waits for more: the peer has not sent close_notify.
+        return False

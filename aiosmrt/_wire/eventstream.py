@@ -1,43 +1,39 @@
-"""The ``application/vnd.amazon.eventstream`` framing: an incremental decoder and an encoder.
+"""The ``application/vnd.amazon.eventstream`` framing: an incremental decoder, and encoders for SageMaker's messages.
 
 A frame on the wire, integers big-endian, headers as in `aiosmrt._wire.eventheaders`::
 
     total length u32 | headers length u32 | CRC-32 of these 8 bytes | headers | payload | CRC-32 of all before
 
-https://smithy.io/2.0/aws/amazon-eventstream.html is the specification.
+The specification is https://smithy.io/2.0/aws/amazon-eventstream.html.
 
-Theory of operation.  The frames of one response differ in their payloads, hardly in anything else: prelude and header
-block together, here called the *head*, repeat byte for byte wherever two payloads have the same length.  A head that
-was verified once is kept, with its parsed headers and the CRC up to its end.  A later frame with an equal head needs
-its payload checked and nothing more, and neither checksum goes unverified: equal bytes have an equal CRC.
+The frames of one response differ in their payloads and in little else: prelude and header block, together called the
+*head* here, are the same bytes wherever two payloads have the same length. A verified head is cached with its parsed
+headers and the CRC up to its end. For a later frame with the same head, only the payload has to be checksummed, and
+still both checksums are verified, as equal bytes have equal CRCs.
 
-Two paths lead to a message.  A frame that lies wholly inside a chunk is cut out of it, one `struct` call for head,
-payload and checksum, guessing that it is as long as the one before; the chunk itself is never copied.  A frame that
-straddles chunks goes through `Decoder._take`, which looks at every byte once: the head is collected and judged as soon
-as its first 12 bytes are there, so no length is believed before it is checked, and nothing is allocated on the word of
-a length.  The payload goes straight into a `BytesIO`, with the CRC carried along.  `BytesIO` grows its buffer in place
-and gives it away without a copy, so even the last chunk of a 24 MiB frame is no more work than the others.
+There are two paths. A frame that lies wholly inside a chunk is cut out of it with one `struct` call for head, payload
+and checksum, guessing that it is as long as the previous one; the chunk is never copied. A frame that straddles chunks
+goes through `Decoder._feed_straddling`, which processes every byte once: the prelude is checked as soon as it is
+complete, so that no unchecked length is used and no memory is reserved because of one. The payload is written into a
+`BytesIO` while its CRC is updated. `BytesIO` grows in place and returns its buffer without a copy, so that the last
+chunk of a 24 MiB frame is no more work than the others.
 
-Messages that precede a malformed frame are never lost: `Decoder.feed` hands them out, and the error comes with the next
-call.  What a stream yields thus does not depend on where the network happened to cut it.
-
-Decoder and encoder are one module, long as it is: they share the format's constants, and each is read beside the other.
-
-The module is long because reading and writing are two sides of one format and are read side by side.
+Messages before a malformed frame are not lost: `Decoder.feed` returns them, and the next call raises the error. So the
+messages of a stream do not depend on how the network cuts it.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any, Final, TypeAlias, TypeVar
 
-from aiosmrt._wire.eventheaders import EventHeaders, HeaderValue, encode_headers, parse_headers
+from aiosmrt._wire.eventheaders import EventHeaders, parse_headers
 from aiosmrt.errors import ChecksumMismatchError, EventStreamFormatError, FrameLengthError, TruncatedStreamError
 
 try:
-    # From the extra `speedups`: three times as fast as zlib's on 64 bytes, nine times on 64 KiB.
+    # The extra `speedups`: three times as fast as zlib on 64 bytes, nine times on 64 KiB.
     from isal.isal_zlib import crc32
 except ImportError:
     from zlib import crc32
@@ -47,25 +43,23 @@ __all__ = [
     "MAX_PAYLOAD_BYTES",
     "Decoder",
     "EventHeaders",
-    "HeaderValue",
     "Message",
-    "encode",
-    "encode_error",
     "encode_exception",
     "encode_payload_part",
 ]
 
-MAX_PAYLOAD_BYTES: Final = 24 * 1024 * 1024  # the specification's limits, "Message Format"
+# the specification's limits, "Message Format"
+MAX_PAYLOAD_BYTES: Final = 24 * 1024 * 1024
 MAX_HEADERS_BYTES: Final = 128 * 1024
 
 _PRELUDE_BYTES: Final = 12
 _CRC_BYTES: Final = 4
 _FRAMING_BYTES: Final = _PRELUDE_BYTES + _CRC_BYTES
 
-# Heads and header blocks are kept up to this many and this size each: 256 KiB of either at the worst.
-_MAX_KEPT: Final = 256
-_MAX_KEPT_BYTES: Final = 1024
-# A wrong guess of the next frame's length costs a copy of this size at most.
+# How many heads and header blocks are cached, and up to which size each: at most 256 KiB of either.
+_MAX_CACHED: Final = 256
+_MAX_CACHED_BYTES: Final = 1024
+# A wrong guess of the next frame's length copies at most this much.
 _MAX_GUESS_BYTES: Final = 4096
 
 _U32: Final = struct.Struct(">I")
@@ -79,7 +73,7 @@ Message: TypeAlias = tuple[EventHeaders, bytes]
 
 
 class _Head:
-    """The head of a frame with a sound prelude, and what follows from it for the rest of the frame."""
+    """The head of a frame whose prelude was checked, and what follows from it."""
 
     __slots__ = ("block", "crc", "frame_bytes", "headers", "payload_bytes", "unpack")
 
@@ -88,9 +82,9 @@ class _Head:
         self.frame_bytes = frame_bytes
         self.payload_bytes = frame_bytes - len(block) - _CRC_BYTES
         self.crc = crc32(block)
-        # None until the message checksum of a frame with this head has matched.
+        # set when the message checksum of a frame with this head has matched
         self.headers: EventHeaders | None = None
-        # Cuts such a frame into head, payload and checksum; made when the head comes a second time.
+        # splits such a frame into head, payload and checksum; set when the head occurs a second time
         self.unpack: Callable[[bytes | memoryview, int], tuple[Any, ...]] | None = None
 
     def expect_again(self) -> None:
@@ -99,13 +93,9 @@ class _Head:
 
 
 class Decoder:
-    """Turns the bytes of an event stream, cut anywhere, into its messages.
+    """Decodes the bytes of an event stream, cut anywhere, into messages.
 
-    The work is linear in the bytes fed, whatever the cuts.
-
-    Args:
-        max_payload_bytes: the largest payload to accept, in bytes.
-        max_headers_bytes: the largest header block to accept, in bytes.
+    The work is linear in the number of bytes, wherever they are cut.
 
     >>> decoder = Decoder()
     >>> frame = encode_payload_part(b"hello")
@@ -119,19 +109,13 @@ class Decoder:
     >>> decoder.finish()
     """
 
-    def __init__(
-        self, *, max_payload_bytes: int = MAX_PAYLOAD_BYTES, max_headers_bytes: int = MAX_HEADERS_BYTES
-    ) -> None:
-        if max_payload_bytes < 0 or max_headers_bytes < 0:
-            raise ValueError("max_payload_bytes and max_headers_bytes must not be negative")
-        self._max_payload_bytes = max_payload_bytes
-        self._max_headers_bytes = max_headers_bytes
-        # What went wrong, and not the error itself: that would keep frames, and payloads in them, alive.
+    def __init__(self) -> None:
+        # Class and message of the error. The error itself would keep frames alive, and payloads in them.
         self._fault: tuple[type[EventStreamFormatError], str] | None = None
         self._heads: dict[bytes, _Head] = {}
         self._header_blocks: dict[bytes, EventHeaders] = {}
         self._latest: _Head | None = None
-        # A frame that straddles chunks.  _partial is its head, as far as it came: empty means that there is none.
+        # A frame that straddles chunks. _partial is the received part of its head, empty if there is no such frame.
         self._partial = bytearray()
         self._head_bytes = 0
         self._head: _Head | None = None
@@ -142,12 +126,12 @@ class Decoder:
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes of an unfinished frame are held."""
+        """How many bytes of an incomplete frame are buffered."""
         return len(self._partial) + self._body.tell() + len(self._trailer)
 
     @property
     def failure(self) -> EventStreamFormatError | None:
-        """The error that the next call will raise; None while all is well."""
+        """The error that the next call will raise, if any."""
         return None if self._fault is None else self._fault[0](self._fault[1])
 
     def __repr__(self) -> str:
@@ -155,14 +139,14 @@ class Decoder:
         return f"<{type(self).__name__} {state}>"
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> list[Message]:
-        """Take the next bytes of the stream and give the messages that are now complete.
+        """Process the next bytes of the stream and return the messages that are now complete.
 
         Args:
-            chunk: bytes of any number, none included; not kept, so a buffer may be used again afterwards.
+            chunk: any number of bytes. It is not kept, so that its buffer can be reused.
 
         Raises:
-            EventStreamFormatError: as one of its subclasses, the stream is malformed.  The messages that came before
-                the fault are given first: then this call returns them, and `failure` is set.  All later calls raise.
+            EventStreamFormatError: the stream is malformed; always a subclass. If messages precede the malformed
+                frame, this call returns them and sets `failure`, and the next call raises.
         """
         if self._fault is not None:
             raise self._fault[0](self._fault[1])
@@ -183,11 +167,11 @@ class Decoder:
         return messages
 
     def finish(self) -> None:
-        """Note that the stream has ended.
+        """Check that the stream ends here.
 
         Raises:
-            TruncatedStreamError: it ended inside a frame.
-            EventStreamFormatError: it was malformed before.
+            TruncatedStreamError: the stream ends inside a frame.
+            EventStreamFormatError: the stream was malformed before.
         """
         if self._fault is None and self._partial:
             expected = self._head.frame_bytes if self._head is not None else None
@@ -216,7 +200,7 @@ class Decoder:
 
     def _decode(self, chunk: bytes | memoryview, messages: list[Message]) -> None:
         size = len(chunk)
-        position = self._take(chunk, 0, messages) if self._partial else 0
+        position = self._feed_straddling(chunk, 0, messages) if self._partial else 0
         append = messages.append
         head = self._latest
         while position < size:
@@ -226,7 +210,7 @@ class Decoder:
                 while frame_bytes <= size - position:
                     found, payload, checksum = unpack(chunk, position)
                     if found != block:
-                        # As a rule the header block is the same and the payload's length is not.
+                        # Usually the header block is the same and the payload has another length.
                         following = self._heads.get(found)
                         break
                     if crc32(payload, crc) != checksum:
@@ -245,10 +229,10 @@ class Decoder:
                 append(self._message(head, payload, crc32(payload, head.crc), _U32.unpack_from(chunk, end)[0]))
                 position = end + _CRC_BYTES
         if position < size:
-            self._take(chunk, position, messages)
+            self._feed_straddling(chunk, position, messages)
 
     def _head_at(self, chunk: bytes | memoryview, position: int) -> _Head | None:
-        """The head that begins at a position; None where it is not there to its end."""
+        """The head that begins at a position, or None if it is incomplete."""
         left = len(chunk) - position
         if left < _PRELUDE_BYTES:
             return None
@@ -266,7 +250,7 @@ class Decoder:
         return _Head(block, _U32.unpack_from(block)[0])
 
     def _message(self, head: _Head, payload: bytes, crc: int, checksum: int) -> Message:
-        """The message of a complete frame, once its checksum matches: nothing corrupt is interpreted or kept."""
+        """The message of a complete frame. Nothing is parsed or cached before the checksum has matched."""
         if crc != checksum:
             raise _message_checksum_mismatch(head.frame_bytes)
         if head.headers is None:
@@ -274,29 +258,27 @@ class Decoder:
             headers = self._header_blocks.get(block)
             if headers is None:
                 headers = parse_headers(block)
-                _keep(self._header_blocks, block, headers)
+                _cache(self._header_blocks, block, headers)
             head.headers = headers
-            _keep(self._heads, head.block, head)
+            _cache(self._heads, head.block, head)
         return head.headers, payload
 
     def _check_prelude(self, head: bytes | bytearray) -> int:
-        """Check the first 12 bytes of a frame; the head's length."""
+        """Check the first 12 bytes of a frame, and return the length of its head."""
         total_bytes, headers_bytes, checksum = _PRELUDE.unpack_from(head)
         if crc32(head[:8]) != checksum:
             raise ChecksumMismatchError("the checksum of a frame's prelude does not match")
         payload_bytes = total_bytes - headers_bytes - _FRAMING_BYTES
-        if headers_bytes > self._max_headers_bytes:
-            raise FrameLengthError(f"a frame's headers of {headers_bytes} bytes exceed {self._max_headers_bytes} bytes")
+        if headers_bytes > MAX_HEADERS_BYTES:
+            raise FrameLengthError(f"a frame's headers of {headers_bytes} bytes exceed {MAX_HEADERS_BYTES} bytes")
         if payload_bytes < 0:
             raise FrameLengthError(f"a frame of {total_bytes} bytes cannot hold headers of {headers_bytes} bytes")
-        if payload_bytes > self._max_payload_bytes:
-            raise FrameLengthError(
-                f"a frame's payload of {payload_bytes} bytes exceeds {self._max_payload_bytes} bytes"
-            )
+        if payload_bytes > MAX_PAYLOAD_BYTES:
+            raise FrameLengthError(f"a frame's payload of {payload_bytes} bytes exceeds {MAX_PAYLOAD_BYTES} bytes")
         return _PRELUDE_BYTES + int(headers_bytes)
 
-    def _take(self, chunk: bytes | memoryview, position: int, messages: list[Message]) -> int:
-        """Take what belongs to the straddling frame from a position on; the position after it."""
+    def _feed_straddling(self, chunk: bytes | memoryview, position: int, messages: list[Message]) -> int:
+        """Process bytes of the straddling frame from a position on, and return the position after them."""
         view = memoryview(chunk)
         head = self._head
         if head is None:
@@ -333,47 +315,29 @@ class Decoder:
         return position
 
 
-def _keep(kept: dict[bytes, _T], block: bytes, value: _T) -> None:
-    if len(block) <= _MAX_KEPT_BYTES:
-        if len(kept) >= _MAX_KEPT:
-            kept.clear()
-        kept[block] = value
+def _cache(cache: dict[bytes, _T], block: bytes, value: _T) -> None:
+    if len(block) <= _MAX_CACHED_BYTES:
+        if len(cache) >= _MAX_CACHED:
+            cache.clear()
+        cache[block] = value
 
 
 def _message_checksum_mismatch(frame_bytes: int) -> ChecksumMismatchError:
     return ChecksumMismatchError(f"the checksum of a frame of {frame_bytes} bytes does not match")
 
 
-def encode(headers: Mapping[str, HeaderValue], payload: bytes | bytearray | memoryview = b"") -> bytes:
-    """Encode one message.
-
-    Args:
-        headers: names of 1 to 255 bytes in UTF-8, and values; strings and bytes of up to 32,767 bytes.  A plain int
-            travels in 32 bits where it fits, else in 64.
-        payload: up to 24 MiB.
-
-    Raises:
-        HeaderFormatError: a header cannot be expressed.
-        FrameLengthError: payload or headers exceed the specification's limits.
-
-    >>> frame = encode({":message-type": "event", "attempt": 3}, b"{}")
-    >>> [(headers, payload)] = Decoder().feed(frame)
-    >>> dict(headers), payload
-    ({':message-type': 'event', 'attempt': 3}, b'{}')
-    """
-    return _frame(encode_headers(headers), payload)
-
-
-# :event-type PayloadPart, :content-type application/octet-stream, :message-type event; in the service's order.
+# The headers of the service's messages, in its order; 7 is the type of strings.
 _PAYLOAD_PART: Final = (
     b"\x0b:event-type\x07\x00\x0bPayloadPart"
     b"\x0d:content-type\x07\x00\x18application/octet-stream"
     b"\x0d:message-type\x07\x00\x05event"
 )
 
+_EXCEPTION: Final = b"\x0d:content-type\x07\x00\x10application/json\x0d:message-type\x07\x00\x09exception"
+
 
 def encode_payload_part(payload: bytes | bytearray | memoryview) -> bytes:
-    """Encode a ``PayloadPart`` event, the one kind of event that SageMaker Runtime sends.
+    """Encode a ``PayloadPart`` event, the only kind of event that SageMaker Runtime sends.
 
     Args:
         payload: the part's bytes, up to 24 MiB.
@@ -387,52 +351,29 @@ def encode_payload_part(payload: bytes | bytearray | memoryview) -> bytes:
     return _frame(_PAYLOAD_PART, payload)
 
 
-def encode_exception(
-    exception_type: str, payload: bytes | bytearray | memoryview, *, content_type: str = "application/json"
-) -> bytes:
-    """Encode a modelled error, after which a stream ends.
+def encode_exception(exception_type: str, payload: bytes | bytearray | memoryview) -> bytes:
+    """Encode a modelled error, which ends a stream.
 
     Args:
         exception_type: the member of the event stream, such as ``ModelStreamError``.
-        payload: the error's document, as a rule JSON with ``Message`` and ``ErrorCode``.
-        content_type: the media type of the payload.
+        payload: the error's JSON document, with ``Message`` and for some errors ``ErrorCode``.
 
     Raises:
-        HeaderFormatError: a header value is too long.
         FrameLengthError: the payload exceeds the specification's limit.
 
     >>> frame = encode_exception("ModelStreamError", b'{"Message": "broken", "ErrorCode": "StreamBroken"}')
     >>> Decoder().feed(frame)[0][0].exception_type
     'ModelStreamError'
     """
-    return encode(
-        {":exception-type": exception_type, ":content-type": content_type, ":message-type": "exception"}, payload
-    )
-
-
-def encode_error(error_code: str, error_message: str) -> bytes:
-    """Encode an unmodelled error, after which a stream ends.
-
-    Args:
-        error_code: the error's name, such as ``InternalError``.
-        error_message: what a person should read, up to 32,767 bytes in UTF-8.
-
-    Raises:
-        HeaderFormatError: a header value is too long.
-
-    >>> Decoder().feed(encode_error("InternalError", "no luck"))[0][0].error_code
-    'InternalError'
-    """
-    return encode({":error-code": error_code, ":error-message": error_message, ":message-type": "error"})
+    name = exception_type.encode()
+    return _frame(b"\x0f:exception-type\x07" + len(name).to_bytes(2) + name + _EXCEPTION, payload)
 
 
 def _frame(header_block: bytes, payload: bytes | bytearray | memoryview) -> bytes:
     payload_bytes = payload.nbytes if isinstance(payload, memoryview) else len(payload)
     headers_bytes = len(header_block)
     if payload_bytes > MAX_PAYLOAD_BYTES:
-        raise FrameLengthError(f"a payload of {payload_bytes} bytes exceeds {MAX_PAYLOAD_BYTES} bytes")
-    if headers_bytes > MAX_HEADERS_BYTES:
-        raise FrameLengthError(f"headers of {headers_bytes} bytes exceed {MAX_HEADERS_BYTES} bytes")
+        raise FrameLengthError(f"the payload must be at most {MAX_PAYLOAD_BYTES} bytes; got {payload_bytes}")
     lengths = _LENGTHS.pack(_FRAMING_BYTES + headers_bytes + payload_bytes, headers_bytes)
     head = lengths + _U32.pack(crc32(lengths)) + header_block
     return b"".join((head, payload, _U32.pack(crc32(payload, crc32(head)))))

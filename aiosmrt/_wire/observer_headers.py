@@ -1,4 +1,4 @@
-"""Headers on a request beside those that its parameters stand for."""
+"""Adds headers to a request that its parameters do not determine."""
 
 import re
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ __all__ = ["extend"]
 # RFC 9110, 5.6.2
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-# Set by the client, the signer and the transports, or about the connection: there would be two of each.
-_TAKEN = frozenset(
+# Set by the client, the signer or the transport, or specific to the connection; adding one would send it twice.
+_RESERVED = frozenset(
     {
         "accept-encoding",
         "authorization",
@@ -27,7 +27,7 @@ _TAKEN = frozenset(
         "user-agent",
     }
 )
-_TAKEN_PREFIXES = ("amz-sdk-", "x-amz-")
+_RESERVED_PREFIXES = ("amz-sdk-", "x-amz-")
 
 
 def extend(head: Head, added: Mapping[str, str]) -> Head:
@@ -35,10 +35,10 @@ def extend(head: Head, added: Mapping[str, str]) -> Head:
 
     Args:
         head: the head.
-        added: names and values; one that the head has already, in whatever case, is replaced.
+        added: names and values. They replace headers with the same name in any case.
 
     Raises:
-        ValueError: HTTP cannot carry one of them, or it is not for others to set. Its value is not quoted.
+        ValueError: a header is not valid in HTTP, or is reserved. The message does not quote its value.
 
     >>> extend(Head("churn", "/endpoints/churn/invocations", (("Accept", "text/csv"),)), {"traceparent": "00-ab-cd-01"})
     Head(endpoint_name='churn', path='/endpoints/churn/invocations', \
@@ -49,9 +49,9 @@ headers=(('Accept', 'text/csv'), ('traceparent', '00-ab-cd-01')), lasting=False)
     names = {name.lower() for name in added}
     for name, value in added.items():
         if not _TOKEN.fullmatch(name) or not value.isascii() or not value.isprintable() or value != value.strip():
-            raise ValueError(f"the header {name!r:.80} cannot be sent: its name or value is not fit for HTTP")
-    taken = sorted(name for name in names if name in _TAKEN or name.startswith(_TAKEN_PREFIXES))
-    if taken:
-        raise ValueError(f"the client sets these headers itself: {', '.join(taken)}")
+            raise ValueError(f"the header {name!r:.80} cannot be sent: its name or value is not valid in HTTP")
+    reserved = sorted(name for name in names if name in _RESERVED or name.startswith(_RESERVED_PREFIXES))
+    if reserved:
+        raise ValueError(f"the client sets these headers itself: {', '.join(reserved)}")
     kept = (header for header in head.headers if header[0].lower() not in names)
     return head._replace(headers=(*kept, *added.items()), lasting=False)

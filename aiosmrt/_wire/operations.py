@@ -1,9 +1,9 @@
 """The operations of SageMaker Runtime as one table.
 
-Header names differ from operation to operation (``Accept`` travels as ``Accept`` in one and as
-``X-Amzn-SageMaker-Accept`` in another), so they are data here and are put together nowhere else. The table restates the
-service model that botocore ships (``botocore/data/sagemaker-runtime/2017-05-13/service-2.json.gz``); a conformance
-test compares the two member by member, so a new member shows up as a failing test.
+Header names differ between operations (``Accept`` is sent as ``Accept`` by one and as ``X-Amzn-SageMaker-Accept`` by
+another), so they are data in this table and are composed nowhere else. The table restates the service model that
+botocore ships (``botocore/data/sagemaker-runtime/2017-05-13/service-2.json.gz``). A conformance test compares the two
+member by member and fails when a member is added.
 """
 
 from typing import Final, Literal, NamedTuple
@@ -29,14 +29,14 @@ REQUEST_TTL_SECONDS: Final = 21_600
 
 
 class Rule(NamedTuple):
-    """What the service model allows as a value.
+    """The values that the service model allows.
 
     Args:
         type: the model's shape type.
-        min: least length (strings, in characters) or value (integers); None for no bound.
-        max: greatest length (strings in characters, blobs in bytes) or value; None for no bound.
-        pattern: the model's pattern as it stands there, in Java's syntax; None for none.
-        sensitive: whether the value must stay out of logs and errors.
+        min: minimum length of a string, characters, or value of an integer. If None, no bound.
+        max: maximum length of a string, characters, or of a blob, bytes, or value of an integer. If None, no bound.
+        pattern: the model's pattern, in Java's syntax, if it has one.
+        sensitive: whether the value must not appear in logs and errors.
     """
 
     type: Literal["string", "integer", "blob", "stream"] = "string"
@@ -51,10 +51,10 @@ class Member(NamedTuple):
 
     Args:
         name: AWS's name.
-        rule: what it may be.
-        location: where it travels; ``"body"`` is a key of a JSON body.
-        header: the header's name on the wire; None elsewhere.
-        required: whether a request needs it.
+        rule: the values that it allows.
+        location: where it is sent; ``"body"`` means a key of a JSON body.
+        header: the name of its header, if it is sent in one.
+        required: whether a request must include it.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Operation(NamedTuple):
 
     Args:
         name: AWS's name, as in ``make_request``.
-        method: the client's method.
-        path_suffix: what follows ``/endpoints/{EndpointName}``.
+        method: the name of the client's method.
+        path_suffix: the path after ``/endpoints/{EndpointName}``.
         status: the HTTP status of success.
-        members: request members in the model's order.
-        results: response members in the model's order.
-        errors: codes that the model names for it.
+        members: request members, in the model's order.
+        results: response members, in the model's order.
+        errors: the error codes that the model lists.
         streams: whether the response is an event stream.
     """
 

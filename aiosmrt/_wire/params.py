@@ -1,10 +1,9 @@
-"""From a call's parameters to the head of its request, checked against the service model first.
+"""Checks a call's parameters against the service model and builds the head of its request.
 
-Most calls of a program repeat the same endpoint, content type and variant, so a checked head is kept and found again
-by one dictionary look-up; members that change from call to call (inference id, custom attributes, …) and members whose
-type Python's equality would confuse (``60 == 60.0``) are checked each time. Patterns are matched in full, although
-most of the model's are not anchored at their end, and no control character gets into a header: it would be a second
-header to the server.
+Most calls of a program use the same endpoint, content type and variant, so checked heads are cached and found with one
+dictionary look-up. Members that change from call to call (inference id, custom attributes, …) and members whose types
+compare equal in Python (``60 == 60.0``) are checked each time. Patterns must match the whole value, although most of
+the model's patterns are not anchored at the end. Control characters are refused, as they could start another header.
 """
 
 import re
@@ -17,31 +16,31 @@ from aiosmrt.errors import ParameterNameError, ParamValidationError
 
 __all__ = ["Head", "HeadBuilder", "full_pattern"]
 
-# More than any program's distinct (endpoint, variant, content type, …) combinations; a bound for made-up names.
+# More combinations of endpoint, variant, content type, … than programs use; bounds memory if names are generated.
 MAX_HEADS = 1024
 
 # Members that usually differ from call to call.
 _VARYING = frozenset({"CustomAttributes", "InferenceId", "SessionId", "PrefixAwareId", "InputLocation", "Filename"})
 
-# C0, DEL, C1, and halves of surrogate pairs, which have no encoding; compiled on first need, which costs 0.5 ms.
+# C0, DEL, C1, and lone surrogates, which cannot be encoded; compiled when it is first needed, as that takes 0.5 ms.
 _UNSENDABLE = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 
 _MISSING = "Missing required parameter in input:"
 
 _NO_PARAMS: Mapping[str, Any] = MappingProxyType({})
 
-# As much of a faulty value as an error quotes, in characters.
+# How many characters of an invalid value an error quotes.
 _QUOTED = 80
 
 
 class Head(NamedTuple):
-    """What the parameters besides the body say on the wire.
+    """The parameters of a request, except its body, as they are sent.
 
     Args:
-        endpoint_name: the checked EndpointName.
+        endpoint_name: the EndpointName.
         path: the request path, percent-encoded.
-        headers: name and value of each header of the service model, to be signed.
-        lasting: whether the same object is given for the same parameters again, so that more can be kept by it.
+        headers: name and value of each header of the service model; they are signed.
+        lasting: whether the same parameters yield this object again, so that it can be the key of a cache.
     """
 
     endpoint_name: str
@@ -51,7 +50,7 @@ class Head(NamedTuple):
 
 
 def full_pattern(pattern: str) -> re.Pattern[str]:
-    r"""Compile a pattern of the service model, which is in Java's syntax, for ``fullmatch``.
+    r"""Compile a pattern of the service model, which uses Java's syntax, for ``fullmatch``.
 
     >>> bool(full_pattern(r"\A\S[\p{Print}]*\z").fullmatch("request 1"))
     True
@@ -64,7 +63,7 @@ def full_pattern(pattern: str) -> re.Pattern[str]:
 
 
 class HeadBuilder:
-    """Builds and remembers the request heads of one operation.
+    """Builds and caches the request heads of one operation.
 
     Args:
         operation: the operation.
@@ -91,12 +90,12 @@ class HeadBuilder:
         return f"<HeadBuilder {self.operation.name} heads={len(self._heads)}>"
 
     def values(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Order parameters by the service model, None where one is not given; ``Body`` is left out."""
-        # of a list, whose length is known: a tuple that grew is never used again by the interpreter's free lists
+        """The parameters without ``Body`` in the service model's order, with None for each that is missing."""
+        # From a list, whose length is known. A tuple that grew is not reused by the interpreter's free lists.
         return tuple([params.get(member.name) for member in self.members])
 
     def _unknown(self, params: Mapping[str, Any]) -> list[str]:
-        """A fault for each name that the operation does not have."""
+        """An error message for each name that the operation does not have."""
         known = [member.name for member in self.operation.members]
         return [
             f'Unknown parameter in input: "{_quote(name)}", must be one of: {", ".join(known)}'
@@ -105,21 +104,21 @@ class HeadBuilder:
         ]
 
     def head(self, values: tuple[Any, ...], body: object, params: Mapping[str, Any] = _NO_PARAMS) -> Head:
-        """The request head for checked parameters.
+        """Check parameters and return the request head.
 
         Args:
-            values: one per member, in the order of ``members``; None for a parameter that is not given.
-            body: what the caller gave as ``Body``; looked at for presence and type only.
-            params: parameters under AWS's names, of which those that the operation does not have are faults.
+            values: one per member, in the order of ``members``; None if a parameter is missing.
+            body: the ``Body`` parameter; only its presence and type are checked.
+            params: parameters under AWS's names; those that the operation does not have are reported.
 
         Raises:
-            ParamValidationError: with every fault of the call.
+            ParamValidationError: a parameter is invalid; the message lists all that are.
             ParameterNameError: the same, if a parameter is missing or unknown.
         """
         if type(body) is bytes and self._input_location is None and not params:
             try:
                 known = self._heads.get(values)
-            except TypeError:  # an unhashable value: the checks below name it
+            except TypeError:  # an unhashable value, which the checks below report
                 known = None
             if known is not None:
                 return known
@@ -149,10 +148,10 @@ class HeadBuilder:
         return base._replace(headers=base.headers + extra, lasting=False) if extra else base
 
     def check_body_size(self, size_bytes: int) -> None:
-        """Refuse a body that the service model rules out for certain.
+        """Refuse a body that is too large for the service.
 
-        Only asynchronous inference has a hard limit; the 6 MiB that the model states for the others is below what the
-        service takes.
+        Only asynchronous inference has a hard limit. The service accepts more than the 6 MiB that the model states for
+        the other operations.
 
         Raises:
             ParamValidationError: the body is too large.
@@ -171,7 +170,7 @@ class HeadBuilder:
                 name = _plain(value)
             elif value is not None and member.header is not None:
                 headers.append((member.header, _plain(value)))
-        # the pattern of EndpointName leaves nothing to encode
+        # Names that match the pattern of EndpointName need no percent-encoding.
         path = f"/endpoints/{name}{self.operation.path_suffix}"
         return Head(name, path, tuple(headers))
 
@@ -228,7 +227,7 @@ class HeadBuilder:
 
 
 def _plain(value: Any) -> str:
-    """The text that goes on the wire; members of an enumeration that are strings or integers print as their names."""
+    """The text to send. str() would return the names of enumeration members that are strings or integers."""
     return str.__str__(value) if isinstance(value, str) else int.__repr__(value)
 
 

@@ -1,8 +1,8 @@
-"""From a response's status, headers and body to the dictionaries that botocore would give.
+"""Builds the dictionaries that botocore would return from a response's status, headers and body.
 
-Successes and errors alike: code that reads ``response["ResponseMetadata"]["RequestId"]`` or ``error.response["Error"]``
-after moving over from boto3 or aiobotocore finds the same keys. Where botocore's parser fails on a malformed error
-body (JSON that is no object, bytes that are no UTF-8), this one gives the error without its message.
+This holds for successes and errors: code written for boto3 or aiobotocore that reads
+``response["ResponseMetadata"]["RequestId"]`` or ``error.response["Error"]`` finds the same keys. Where botocore's
+parser fails on a malformed error body (JSON that is not an object, bytes that are not UTF-8), the message stays empty.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["ReplyReader", "failure", "stream_failure"]
 
 
 class ReplyReader:
-    """Makes result dictionaries of one operation.
+    """Builds the result dictionaries of one operation.
 
     Args:
         operation: the operation.
@@ -39,7 +39,7 @@ class ReplyReader:
         Args:
             status: the HTTP status.
             headers: the response headers, names in lower case.
-            body: what stands under ``"Body"``; for an operation without a payload member, the JSON document's bytes.
+            body: the value of ``"Body"``; the bytes of a JSON document if the operation has no payload member.
             attempts: how many requests were sent.
         """
         metadata = _metadata(status, headers)
@@ -71,15 +71,15 @@ def _metadata(status: int, headers: dict[str, str]) -> dict[str, Any]:
 
 
 def failure(status: int, headers: dict[str, str], body: bytes, attempts: int) -> dict[str, Any]:
-    """The ``response`` dictionary of an error answer.
+    """The ``response`` dictionary of an error response.
 
-    The code is taken from ``x-amzn-errortype``, else from the body's ``code`` or ``__type``, else it is the status; it
-    is cut at the first ``:``, and what follows the last ``#`` of the rest is kept.
+    The code is ``x-amzn-errortype``, or else the body's ``code`` or ``__type``, or else the status. Of it, the part
+    before the first ``:`` and after the last ``#`` counts.
 
     Args:
         status: the HTTP status.
         headers: the response headers, names in lower case.
-        body: the response body; may be JSON, HTML of a proxy, or empty.
+        body: the response body: JSON, a proxy's HTML, or empty.
         attempts: how many requests were sent.
 
     >>> failure(400, {"x-amzn-errortype": "ThrottlingException:http://x/"}, b'{"message":null}', 1)["Error"]
@@ -113,9 +113,9 @@ def stream_failure(message_type: str, exception_type: str | None, headers: Any, 
 
     Args:
         message_type: the message's ``:message-type``.
-        exception_type: its ``:exception-type``; None when it has none.
-        headers: all its headers.
-        payload: its payload.
+        exception_type: the message's ``:exception-type``, if it has one.
+        headers: all headers of the message.
+        payload: the message's payload.
 
     >>> stream_failure("exception", "ModelStreamError", {}, b'{"ErrorCode":"StreamBroken"}')["ErrorCode"]
     'StreamBroken'
@@ -139,7 +139,7 @@ def _document(body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        # a plain-text body is the message, as in botocore
+        # As in botocore, a plain-text body is the message.
         return {"message": text}
     return document if isinstance(document, dict) else {}
 

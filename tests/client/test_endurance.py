@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from aiosmrt import Client, DeadlineExceededError, RetryPolicy, errors
+from aiosmrt._transport.base import Reply
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.events import Event, OutageWaited, RetryScheduled
 from tests.support import seams
@@ -194,14 +195,16 @@ class Traffic:
 
     def watch(self, client: Client) -> None:
         transport: Any = seams.transport_of(client)
-        transport.exchange = self._counted(transport.exchange)
-        opens = self._counted(transport.open)
+        transport.send = self._counted(transport.send)
+        opens = self._counted(transport.send_streaming)
 
         async def open_watched(request: Any) -> Any:
             stream: Any = await opens(request)
+            if isinstance(stream, Reply):
+                return stream
             return WatchedStream(stream, self._counted(stream.receive), self._counted(stream.read))
 
-        transport.open = open_watched
+        transport.send_streaming = open_watched
 
     def _counted(self, wait: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def counted(*arguments: Any) -> Any:

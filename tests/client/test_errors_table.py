@@ -21,10 +21,11 @@ import pytest
 
 import aiosmrt
 from aiosmrt import RetryPolicy, errors
-from aiosmrt._wire.eventstream import encode_error, encode_exception, encode_payload_part
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.events import ClockSkewCorrected, RetryScheduled
 from tests.support import seams
 from tests.support.clients import MakeClient
+from tests.support.eventstream import encode_error
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.raw_server import (
     CLOSE,

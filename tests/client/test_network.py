@@ -306,7 +306,9 @@ async def test_a_connection_is_used_again(client: Client, server: RecordingServe
 async def test_a_connection_idle_too_long_is_not_used_again(
     make_client: MakeClient, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aiosmrt._transport import IDLE_SECONDS, pooled, session
+    from aiosmrt._transport import pooled
+    from aiosmrt._transport.aiohttp_session import connector as session
+    from aiosmrt._transport.base import IDLE_SECONDS
 
     # NAT gateways and VPC endpoints forget a connection after 350 s, many load balancers after 60.
     assert 1.0 <= IDLE_SECONDS < 60.0
@@ -325,6 +327,17 @@ async def test_a_connection_that_the_service_has_closed(client: Client, server: 
     await client.invoke_endpoint(**CALL)
     assert [request.connection for request in server.requests] == [0, 1]
     assert client.statistics().attempts == 2
+
+
+async def test_a_response_that_is_too_large(client: Client, server: RecordingServer) -> None:
+    """It is not asked for again."""
+    server.answer = respond(200, b"0123456789", [])
+    limited = client.with_options(max_response_bytes=9)
+    with pytest.raises(errors.ResponseStreamingError, match="exceeds max_response_bytes of 9") as caught:
+        await limited.invoke_endpoint(**CALL)
+    assert (caught.value.cause, caught.value.attempts, len(server.requests)) == ("none", 1, 1)
+    for enough in (client, limited.with_options(max_response_bytes=10), limited.with_options(max_response_bytes=None)):
+        assert await (await enough.invoke_endpoint(**CALL))["Body"].read() == b"0123456789"
 
 
 async def test_the_pool_is_as_wide_as_the_limiter(make_client: MakeClient, server: RecordingServer) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import warnings
 from typing import Any
 
@@ -115,4 +116,50 @@ async def test_a_forgotten_stream_is_closed_where_warnings_are_errors(
         stream = None
         gc.collect()
     assert unraisable == [ResourceWarning]
+    await asyncio.sleep(0)
     assert client.statistics().in_use == 0
+
+
+def collect(elsewhere: bool) -> None:
+    if not elsewhere:
+        gc.collect()
+        return
+    collecting = threading.Thread(target=gc.collect)
+    collecting.start()
+    collecting.join()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["in the loop's thread", "in another thread"])
+async def test_a_stream_that_the_collector_finds_wakes_the_call_behind_it(
+    elsewhere: bool, make_client: MakeClient
+) -> None:
+    """The collector runs in whichever thread allocates, and nothing else wakes the loop."""
+    never = asyncio.Event()
+    async with RawServer([[response(200, ONE, chunked=True), never]]) as server:
+        client = make_client(endpoint_url=server.url, max_concurrency=1)
+        forgotten: dict[str, Any] = {"stream": await open_stream(client)}
+        forgotten["itself"] = forgotten
+        waiting = asyncio.create_task(client.invoke_endpoint(**CALL))
+        await asyncio.sleep(0)
+        assert client.statistics().waiting == 1
+        del forgotten
+        with pytest.warns(ResourceWarning, match="unclosed <EventStream"):
+            collect(elsewhere)
+        # Nothing but this timeout would wake the loop.
+        assert await (await asyncio.wait_for(waiting, 30))["Body"].read() == b"ok"
+        await server.until(lambda: server.connections_open == 1)
+
+
+def test_a_stream_that_is_forgotten_with_its_loop(make_client: MakeClient) -> None:
+    """No call can wait for it any more."""
+    forgotten: list[Any] = []
+
+    async def main() -> None:
+        async with RawServer([[response(200, ONE, chunked=True), asyncio.Event()]]) as server:
+            client = make_client(endpoint_url=server.url)
+            forgotten.append(await open_stream(client))
+            await client.close()
+
+    asyncio.run(main())
+    with pytest.warns(ResourceWarning, match="unclosed <EventStream"):
+        forgotten.clear()

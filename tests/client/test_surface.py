@@ -229,6 +229,7 @@ async def test_an_unclosed_stream_warns_and_releases_its_slot(client: Client) ->
     response: Any = await client.invoke_endpoint_with_response_stream(**CALL)
     with pytest.warns(ResourceWarning, match="unclosed <EventStream"):
         del response
+    await asyncio.sleep(0)
     assert client.statistics().in_use == 0
 
 

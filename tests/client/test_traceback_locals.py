@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, RetryPolicy
+from tests.support.clients import MakeClient
 from tests.support.recording_server import RecordingServer, Response
-
-MakeClient = Callable[..., Client]
 
 SECRETS = {
     "access key": "AKIDMARKED",
@@ -78,8 +77,11 @@ async def asynchronous(client: Client, **params: Any) -> None:
 RESPONSE = SECRETS["response body"].encode()
 
 ANSWERS: dict[str, Response | None] = {
+    "reset": None,
     "throttled": Response(400, [("x-amzn-errortype", "ThrottlingException")], RESPONSE),
     "unavailable": Response(503, [], RESPONSE),
+    "malformed": Response(raw=b"HTTP/1.1 200 OK\r\nno header\r\n\r\n" + RESPONSE),
+    "cut off": Response(200, [], RESPONSE, cut=True, declared_length=100),
 }
 CALLS = {"plain": plain, "stream": stream, "by name": by_name, "asynchronous": asynchronous}
 

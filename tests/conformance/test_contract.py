@@ -31,9 +31,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosmrt import Client
-from aiosmrt._wire.eventstream import encode, encode_exception, encode_payload_part
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt._wire.operations import OPERATIONS, Operation
 from tests.support import seams
+from tests.support.eventstream import encode
 from tests.support.members import full_of
 from tests.support.peers import CREDENTIALS, REGION, aiobotocore_client, aiosmrt_client
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn

@@ -18,9 +18,10 @@ from botocore.exceptions import ClientError, EventStreamError
 from botocore.session import get_session
 from hypothesis import given
 
-from aiosmrt._wire.eventstream import Decoder, encode
+from aiosmrt._wire.eventstream import Decoder
 from aiosmrt._wire.operations import BY_NAME, OPERATIONS
 from aiosmrt._wire.replies import ReplyReader, failure, stream_failure
+from tests.support.eventstream import encode
 from tests.support.peers import CLIENT_ARGUMENTS
 
 

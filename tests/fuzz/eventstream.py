@@ -3,8 +3,8 @@
     python tests/fuzz/eventstream.py --seconds 60 --seed 1
 
 Streams of valid frames are damaged, most of them with their checksums repaired so that the damage gets past the first
-check, and cut into chunks anywhere.  Each is decoded by `aiosmrt._wire.eventstream`, by a strict decoder written here
-straight from the specification, and by botocore.  Ours and the strict one must agree on the messages and on whether
+check, and cut into chunks anywhere. Each is decoded by `aiosmrt._wire.eventstream`, by a strict decoder written here
+straight from the specification, and by botocore. Ours and the strict one must agree on the messages and on whether
 the stream is sound; whatever botocore refuses, ours must refuse; and what ours accepts, botocore must read alike.
 
 The first disagreement is printed with the bytes that show it, and the exit status is 1.

@@ -2,9 +2,9 @@
 
     python tests/fuzz/http1.py --seconds 60 --seed 1
 
-Responses are written from a grammar, most of them damaged, and cut into segments anywhere.  Each is read by
+Responses are written from a grammar, most of them damaged, and cut into segments anywhere. Each is read by
 `aiosmrt._wire.http1`, in segments and in one piece, by llhttp in its strict mode (through httptools), and by
-`aiosmrt._transport.connection` over a transport that is played.  What has to hold:
+`aiosmrt._transport.connection` over a transport that is played. What has to hold:
 
 - however a response is cut, it is read alike;
 - what ours accepts, llhttp accepts, with the same status, fields, body and end, and ours keeps the connection only if
@@ -33,7 +33,7 @@ from typing import Any
 
 import httptools
 
-from aiosmrt._transport import Reply
+from aiosmrt._transport.base import Reply
 from aiosmrt._transport.connection import Connection, Receiver
 from aiosmrt._wire.http1 import ChunkedBody, HeadParser, HTTPResponseError, check_partial_head
 from aiosmrt.errors import TransportError
@@ -41,7 +41,7 @@ from aiosmrt.errors import TransportError
 
 @dataclass(frozen=True)
 class Message:
-    """A response as somebody read it.
+    """A response as a reader understood it.
 
     Args:
         end: where in the stream it ends.
@@ -59,7 +59,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What somebody made of a stream: a response, a refusal, or neither because it is not complete."""
+    """What a reader made of a stream: a response, a refusal, or neither because it is not complete."""
 
     message: Message | None = None
     refusal: str | None = None
@@ -468,7 +468,7 @@ def _refused_by_llhttp(stream: bytes) -> bool:
 
 
 class _Played:
-    """A transport, aiohttp's hold on it and the connections' owner in one; notes what becomes of the connection."""
+    """A transport, aiohttp's hold on it and the connections' owner in one; records how the connection ends."""
 
     def __init__(self) -> None:
         self.released_times = 0
@@ -489,6 +489,9 @@ class _Played:
     def get_write_buffer_size(self) -> int:
         return 0
 
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
     def pause_reading(self) -> None:
         pass
 
@@ -506,7 +509,7 @@ class _Played:
     def released(self, connection: Connection) -> None:
         self.released_times += 1
 
-    def expects(self, connection: Connection) -> None:
+    def watch(self, connection: Connection) -> None:
         pass
 
     def lost(self, connection: Connection) -> None:
@@ -542,14 +545,14 @@ def read_with_connection(stream: bytes, cuts: Sequence[int], receiver: Receiver,
         if not played.aborted:
             raise Disagreement("open after the service's end")
     if not waiter.done():
-        raise Disagreement("the caller waits for ever")
+        raise Disagreement("the caller is left waiting")
     if played.aborted != played.closed or played.aborted != played.forgotten:
         raise Disagreement("gone, but not everybody was told")
     if played.released_times + played.aborted != 1:
         raise Disagreement("released and gone")
     try:
         answer = waiter.result()
-        if streams:
+        if not isinstance(answer, Reply):
             answer = Reply(answer.status, answer.headers, _read_now(answer))
     except TransportError as error:
         return Outcome(refusal=str(error)), fed
@@ -568,7 +571,7 @@ def _read_now(stream: Any) -> bytes:
                 return b"".join(pieces)
             pieces.append(end.value)
         else:
-            raise Disagreement("a stream waits for ever")
+            raise Disagreement("a stream is left waiting")
 
 
 # -- comparing -------------------------------------------------------------------------------------------------------
@@ -744,7 +747,7 @@ def _run(seed: int, cases: int | None, seconds: float | None, checker: Checker) 
 
 
 def _fails_as(checker: Checker, error: Exception) -> Callable[[bytes, Sequence[int]], bool]:
-    # the first words say what kind it is
+    # the first words tell the kinds apart
     kind = type(error), str(error).split(",")[0].split(":")[0]
 
     def fails(stream: bytes, cuts: Sequence[int]) -> bool:

@@ -6,6 +6,8 @@ it needs, such as the time, random numbers or the connections in a pool, it goes
 
 from __future__ import annotations
 
+import asyncio
+import select
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,11 +16,11 @@ import pytest
 from aiosmrt import Client, Credentials, EventStream
 from aiosmrt._core import core
 from aiosmrt._core.admission import Admission, CallLater
-from aiosmrt._transport import Transport
+from aiosmrt._transport.aiohttp_session.transport import SessionTransport
+from aiosmrt._transport.base import Transport
 from aiosmrt._transport.bodystream import BodyStream
-from aiosmrt._transport.choice import TransportName, open_transport
+from aiosmrt._transport.factory import TransportName, create_transport
 from aiosmrt._transport.pooled import PooledTransport
-from aiosmrt._transport.session import SessionTransport
 
 # Time and chance. A client shares them with its views.
 
@@ -107,11 +109,11 @@ def set_default_transport(monkeypatch: pytest.MonkeyPatch, name: TransportName |
         name: the transport; if None, the client's own choice.
     """
 
-    async def open_chosen(asked: TransportName | None, origin: str, **arguments: Any) -> Transport:
+    async def create_chosen(asked: TransportName | None, origin: str, **arguments: Any) -> Transport:
         unnamed = asked is None and arguments["session"] is None
-        return await open_transport(name if unnamed else asked, origin, **arguments)
+        return await create_transport(name if unnamed else asked, origin, **arguments)
 
-    monkeypatch.setattr(core, "open_transport", open_chosen)
+    monkeypatch.setattr(core, "create_transport", create_chosen)
 
 
 def transport_of(client: Client) -> Transport | None:
@@ -120,7 +122,7 @@ def transport_of(client: Client) -> Transport | None:
 
 
 def connections_idle(transport: Transport) -> int:
-    """Count the connections that wait for another exchange."""
+    """Count the connections that wait for another request."""
     if isinstance(transport, PooledTransport):
         return len(transport._idle)
     assert isinstance(transport, SessionTransport)
@@ -130,12 +132,37 @@ def connections_idle(transport: Transport) -> int:
 
 
 def connections_in_use(transport: Transport) -> int:
-    """Count the connections that carry an exchange; aiohttp offers no public count of them."""
+    """Count the connections that serve a request; aiohttp offers no public count of them."""
     if isinstance(transport, PooledTransport):
         # Each connection is a lease from the connector, idle or not.
         assert len(_connector(transport)._acquired) == len(transport._connections)
         return len(transport._connections) - len(transport._idle)
     return len(_connector(transport)._acquired)
+
+
+def unread(transport: Transport, timeout: float = 0.0) -> int:
+    """Count the idle connections in whose sockets something waits; blocks the loop until that is so.
+
+    Args:
+        transport: the transport.
+        timeout: how long to wait for one, seconds.
+    """
+    transports: list[Any]
+    if isinstance(transport, PooledTransport):
+        transports = [connection._transport for connection in transport._idle]
+    else:
+        transports = [entry[0].transport for idle in _connector(transport)._conns.values() for entry in idle]
+    sockets = [one.get_extra_info("socket") for one in transports if one is not None]
+    descriptors = [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]
+    return len(select.select(descriptors, [], [], timeout)[0])
+
+
+async def until_read(transport: Transport) -> None:
+    """Wait until the loop has read what arrives on idle connections."""
+    assert unread(transport, 20.0)
+    while unread(transport):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 def _connector(transport: Transport) -> Any:

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from aiosmrt._transport import Reply, ReplyStream, Request, Transport, header_lines
 from aiosmrt._transport import pooled as pooled_module
-from aiosmrt._transport import session as session_module
+from aiosmrt._transport.aiohttp_session import connector as session_module
+from aiosmrt._transport.aiohttp_session.transport import SessionTransport
+from aiosmrt._transport.base import Reply, ReplyStream, Request, Transport, header_lines
 from aiosmrt._transport.pooled import PooledTransport
-from aiosmrt._transport.session import SessionTransport
 
 MakeTransport: TypeAlias = Callable[..., Transport]
 Carry: TypeAlias = Callable[[Transport, Request], Awaitable[Reply]]
@@ -32,8 +32,14 @@ def request(
     read_timeout: float | None = 30.0,
     **more: Any,
 ) -> Request:
-    """A request with timeouts that a test which does not name them never meets."""
-    return Request(target, header_lines([("Content-Type", "text/csv")]), body, connect_timeout, read_timeout, **more)
+    """A request whose timeouts are too long to matter unless a test sets them."""
+    headers = header_lines([("Content-Type", "text/csv")])
+
+    async def renew_headers() -> str:
+        return headers
+
+    more.setdefault("renew_headers", renew_headers)
+    return Request(target, headers, body, connect_timeout, read_timeout, **more)
 
 
 async def whole(stream: ReplyStream) -> bytes:
@@ -47,19 +53,21 @@ async def whole(stream: ReplyStream) -> bytes:
 
 async def read_through(transport: Transport, request: Request) -> Reply:
     """A reply by way of a stream."""
-    stream = await transport.open(request)
+    stream = await transport.send_streaming(request)
+    if isinstance(stream, Reply):
+        return stream
     try:
         return Reply(stream.status, stream.headers, await whole(stream))
     finally:
         stream.close()
 
 
-async def exchange(transport: Transport, request: Request) -> Reply:
-    """A reply as a whole."""
-    return await transport.exchange(request)
+async def send(transport: Transport, request: Request) -> Reply:
+    """A whole reply."""
+    return await transport.send(request)
 
 
-each_way = pytest.mark.parametrize("carry", [exchange, read_through], ids=["exchange", "open"])
+each_way = pytest.mark.parametrize("carry", [send, read_through], ids=["send", "send_streaming"])
 
 
 class Wire:
@@ -71,7 +79,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.reads: list[int] = []
-        # bytes that the kernel takes from the client ahead of the server, about; None for the system's own choice
+        # bytes that the kernel takes from the client ahead of the server, about; if None, the system decides
         self.send_buffer: int | None = None
         self._pieces: Iterator[int] = iter(())
         self._next: int | None = None
@@ -81,7 +89,7 @@ class Wire:
 
         Args:
             pieces: the most bytes that each of the next reads returns.
-            then: the most bytes of every read after these; None for no limit.
+            then: the most bytes of every read after these; if None, no limit.
         """
         self.reads.clear()
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from aiosmrt._transport import Transport
-from aiosmrt._transport.sockets import open_socket
+from aiosmrt._transport.base import Transport
+from aiosmrt._transport.sockets import create_socket
 from tests.support.raw_server import RawServer
 from tests.support.virtual_time import VirtualTime
 from tests.transport.carrying import CLASSES, MODULES, MakeTransport, Wire
@@ -53,8 +53,8 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
     """The sockets of the transports that are made after this fixture; asked for before `make_transport`'s first use."""
     wire = Wire()
 
-    def open_wired(address: tuple[Any, ...]) -> socket.socket:
-        plain = open_socket(address)
+    def create_wired(address: tuple[Any, ...]) -> socket.socket:
+        plain = create_socket(address)
 
         class Wired(type(plain)):  # type: ignore[misc]
             def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
@@ -73,7 +73,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
         return wired
 
     for module in MODULES.values():
-        monkeypatch.setattr(module, "open_socket", open_wired)
+        monkeypatch.setattr(module, "create_socket", create_wired)
     return wire
 
 

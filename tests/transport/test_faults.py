@@ -1,4 +1,4 @@
-"""What goes wrong on the way, at every byte of a response: a typed error at once, and no connection that is kept."""
+"""Failures at every byte of a response: a typed error at once, and the connection is closed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiosmrt._transport import Reply, ReplyStream, Request, Transport
+from aiosmrt._transport.base import Reply, ReplyStream, Request, Transport
 from aiosmrt.errors import (
     ConnectionClosedError,
     ConnectTimeoutError,
@@ -25,6 +26,7 @@ from aiosmrt.errors import (
     SSLError,
     TransportError,
 )
+from tests.support.blocking_server import BlockingServer, Conversation
 from tests.support.raw_server import (
     CLOSE,
     EARLY,
@@ -33,7 +35,6 @@ from tests.support.raw_server import (
     End,
     RawRequest,
     RawServer,
-    Script,
     Step,
     chunk,
     response,
@@ -47,11 +48,11 @@ from tests.transport.carrying import (
     MakeTransport,
     Wire,
     each_way,
-    exchange,
     only_pooled,
     only_session,
     read_through,
     request,
+    send,
     whole,
 )
 
@@ -97,17 +98,17 @@ async def until_given_up(transport: Transport, server: RawServer) -> None:
 @pytest.mark.parametrize("end", [CLOSE, RESET], ids=["fin", "reset"])
 @pytest.mark.parametrize("framing", RESPONSES)
 async def test_an_end_at_every_byte_of_an_exchange(
-    framing: str, end: End, transport_name: str, transport: Transport, server: RawServer
+    framing: str, end: End, transport: Transport, server: RawServer
 ) -> None:
     sent = RESPONSES[framing]
     server.otherwise = lambda asked: [sent[: number_of(asked)], end]
     for count in range(len(sent)):
-        if ends_well(transport_name, framing, end, count):
-            reply = await transport.exchange(at(count))
+        if ends_well(framing, end, count):
+            reply = await transport.send(at(count))
             assert reply.body == sent[head_end(sent) : count]
             continue
         with pytest.raises(TransportError) as caught:
-            await transport.exchange(at(count))
+            await transport.send(at(count))
         assert type(caught.value) is (ConnectionClosedError if count < head_end(sent) else ResponseStreamingError), (
             count
         )
@@ -118,19 +119,19 @@ async def test_an_end_at_every_byte_of_an_exchange(
 @pytest.mark.parametrize("end", [CLOSE, RESET], ids=["fin", "reset"])
 @pytest.mark.parametrize("framing", RESPONSES)
 async def test_an_end_at_every_byte_of_a_stream(
-    framing: str, end: End, transport_name: str, transport: Transport, server: RawServer
+    framing: str, end: End, transport: Transport, server: RawServer
 ) -> None:
-    """What came before it is handed out first."""
+    """Data that arrived before it is delivered first."""
     sent = RESPONSES[framing]
     server.otherwise = lambda asked: [sent[: number_of(asked)], end]
     for count in range(len(sent)):
         if count < head_end(sent):
             with pytest.raises(ConnectionClosedError):
-                await transport.open(at(count))
+                await transport.send_streaming(at(count))
             continue
-        stream = await transport.open(at(count))
+        stream = await transport.send_streaming(at(count))
         pieces: list[bytes] = []
-        if ends_well(transport_name, framing, end, count):
+        if ends_well(framing, end, count):
             pieces.append(await whole(stream))
         else:
             with pytest.raises(ResponseStreamingError):
@@ -147,11 +148,9 @@ async def test_an_end_at_every_byte_of_a_stream(
     await until_given_up(transport, server)
 
 
-def ends_well(transport_name: str, framing: str, end: End, count: int) -> bool:
-    """Whether a response that ends after so many bytes is whole; to aiohttp a reset is an end like any other."""
-    if framing != "until-the-end" or count < head_end(RESPONSES[framing]):
-        return False
-    return end is CLOSE or transport_name == "session"
+def ends_well(framing: str, end: End, count: int) -> bool:
+    """Whether a response that ends after so many bytes is whole."""
+    return framing == "until-the-end" and count >= head_end(RESPONSES[framing]) and end is CLOSE
 
 
 async def read_into(pieces: list[bytes], stream: ReplyStream) -> None:
@@ -172,42 +171,70 @@ async def test_an_end_while_a_large_request_is_written(
     assert (await carry(transport, request())).status == 200
 
 
-async def test_an_end_without_tls_saying_so(make_transport: MakeTransport) -> None:
-    """Anybody on the way can end a TCP connection.
+FRAMINGS = {
+    "length": [response(200, b"hello", length=9)],
+    "chunks": [response(200, b"hello", chunked=True)],
+    "until-the-end": [b"HTTP/1.1 200 OK\r\n\r\nhello"],
+    "nothing of it": [b"HTTP/1.1 200 OK\r\n\r\n"],
+    "in an error": [b"HTTP/1.1 500 x\r\n\r\nhello"],
+    "http-1.0": [b"HTTP/1.0 200 OK\r\n\r\nhello"],
+}
 
-    A body whose end is the connection's would be whole by it: Python's TLS does not tell the two ends apart
-    (``ssl.OP_IGNORE_UNEXPECTED_EOF``), so nobody should rely on such a body.
-    """
-    cut = asyncio.Event()
-    script: Script = [response(200, b"he", length=5), asyncio.Event()]
 
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(2**16):
-            writer.write(data)
+@pytest.mark.parametrize("end", ["fin", "reset"])
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("carry", [send, read_through], ids=["send", "send_streaming"])
+def test_an_end_that_tls_did_not_announce(framing: str, end: str, loop: str, carry: Carry, transport_name: str) -> None:
+    """Anyone on the way can end a TCP connection: such a body is incomplete (RFC 9112, 9.8), whatever its framing."""
+    made = asyncio.new_event_loop if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
 
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        onward, back = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
-        copies = [asyncio.create_task(copy(reader, back)), asyncio.create_task(copy(onward, writer))]
-        await cut.wait()
-        for one in copies:
-            one.cancel()
-        back.close()
-        writer.close()
-        await writer.wait_closed()
+    def cut_off(talk: Conversation) -> None:
+        talk.request()
+        talk.send(*FRAMINGS[framing])
+        talk.end() if end == "fin" else talk.reset()
 
-    async with (
-        RawServer([script], tls=server_context()) as server,
-        await asyncio.start_server(relay, "127.0.0.1", 0) as between,
-    ):
-        transport = make_transport(f"https://127.0.0.1:{between.sockets[0].getsockname()[1]}", verify=client_context())
-        stream = await transport.open(request())
-        assert await stream.read() == b"he"
-        cut.set()
-        with pytest.raises(ResponseStreamingError):
-            await stream.read()
-        stream.close()
-        assert connections_in_use(transport) == 0
-        await transport.close()
+    async def main() -> None:
+        with BlockingServer([cut_off], tls=server_context()) as server:
+            transport = CLASSES[transport_name](server.url, verify=client_context())
+            with pytest.raises(ResponseStreamingError if end == "fin" else TransportError):
+                await carry(transport, request())
+            assert connections_in_use(transport) == 0
+            await transport.close()
+
+    with asyncio.Runner(loop_factory=made) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("framing", ["until-the-end", "nothing of it", "in an error", "http-1.0"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize("carry", [send, read_through], ids=["send", "send_streaming"])
+def test_an_end_that_tls_announced(framing: str, loop: str, waits: bool, carry: Carry, transport_name: str) -> None:
+    """With or without the head in the same segment; the body is complete."""
+    made = asyncio.new_event_loop if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    [sent] = FRAMINGS[framing]
+    go_on = threading.Event()
+
+    def announce(talk: Conversation) -> None:
+        talk.request()
+        talk.send(sent)
+        if waits:
+            go_on.wait(20)
+        talk.announce_end()
+        talk.end()
+
+    async def main() -> None:
+        with BlockingServer([announce], tls=server_context()) as server:
+            transport = CLASSES[transport_name](server.url, verify=client_context())
+            asyncio.get_running_loop().call_later(0.05, go_on.set)
+            assert (await carry(transport, request())).body == sent.partition(b"\r\n\r\n")[2]
+            await asyncio.sleep(0)
+            assert connections_in_use(transport) == 0
+            await transport.close()
+
+    with asyncio.Runner(loop_factory=made) as runner:
+        runner.run(main())
 
 
 # Silence
@@ -223,7 +250,7 @@ async def test_silence_at_every_byte(
     transport: Transport,
     server: RawServer,
 ) -> None:
-    """All at once: each has received what there is, then the read timeout passes."""
+    """All requests at once: each has received what was sent, then the read timeout passes."""
     sent, never = RESPONSES[framing], asyncio.Event()
     server.otherwise = lambda asked: [sent[: number_of(asked)], never]
     wire.cut()
@@ -264,7 +291,7 @@ async def _as_task(awaited: Awaitable[T]) -> T:
 
 @each_way
 async def test_silence_by_the_clock(carry: Carry, transport: Transport, server: RawServer) -> None:
-    """The machine's, which nobody moves."""
+    """Measured by the machine's clock."""
     loop = asyncio.get_running_loop()
     for sent in ([asyncio.Event()], [response(200, b"he", length=5), asyncio.Event()]):
         server.play(sent)
@@ -311,7 +338,7 @@ async def test_a_reader_that_takes_its_time_is_no_silence(
     go_on = asyncio.Event()
     server.play([response(200, b"hello", length=10), go_on, b"world"])
     wire.cut()
-    stream = await transport.open(request(read_timeout=10.0))
+    stream = await transport.send_streaming(request(read_timeout=10.0))
     assert await stream.read() == b"hello"
     received = wire.received
     go_on.set()
@@ -327,7 +354,7 @@ async def test_silence_that_begins_late(
 ) -> None:
     """A reader that comes long after the last piece waits for as long as any other."""
     server.play([response(200, b"hello", length=10), asyncio.Event()])
-    stream = await transport.open(request(read_timeout=10.0))
+    stream = await transport.send_streaming(request(read_timeout=10.0))
     assert await stream.read() == b"hello"
     if transport_name == "pooled":
         await clock.advance(100.0)
@@ -341,14 +368,13 @@ async def test_silence_that_begins_late(
     stream.close()
 
 
-@only_pooled
-async def test_silence_while_nobody_reads_does_not_count(
+async def test_silence_while_nothing_reads_does_not_count(
     clock: VirtualTime, wire: Wire, transport: Transport, server: RawServer
 ) -> None:
-    """The time begins when a reader waits. aiohttp's runs on."""
+    """The timeout starts when a reader waits."""
     go_on = asyncio.Event()
     server.play([response(200, b"hello", length=10), go_on, b"world"])
-    stream = await transport.open(request(read_timeout=10.0))
+    stream = await transport.send_streaming(request(read_timeout=10.0))
     assert await stream.read() == b"hello"
     await clock.advance(100.0)
     waiting = asyncio.create_task(_as_task(stream.read()))
@@ -363,7 +389,7 @@ async def test_silence_while_nobody_reads_does_not_count(
 async def test_no_read_timeout(clock: VirtualTime, transport: Transport, server: RawServer) -> None:
     go_on = asyncio.Event()
     server.play([response(200, b"hello", length=10), go_on, b"world"])
-    call = asyncio.create_task(_as_task(transport.exchange(request(read_timeout=None))))
+    call = asyncio.create_task(_as_task(transport.send(request(read_timeout=None))))
     await server.received(1)
     await clock.advance(1e6)
     go_on.set()
@@ -375,7 +401,7 @@ async def test_a_server_that_stops_receiving_is_silent(clock: VirtualTime, make_
     """aiohttp would wait for ever."""
     async with RawServer([[EARLY, asyncio.Event()]], receive_buffer=2**16) as server:
         transport = make_transport(server.url)
-        call = asyncio.create_task(_as_task(transport.exchange(request(bytes(2**24), read_timeout=10.0))))
+        call = asyncio.create_task(_as_task(transport.send(request(bytes(2**24), read_timeout=10.0))))
         await server.received(1)
         for _ in range(50):
             await clock.advance(1.0)
@@ -385,7 +411,7 @@ async def test_a_server_that_stops_receiving_is_silent(clock: VirtualTime, make_
         await transport.close()
 
 
-# Bytes that are no response
+# Bytes that are not a response
 
 
 MALFORMED = {
@@ -416,7 +442,7 @@ MALFORMED = {
 @each_way
 @only_pooled
 async def test_a_malformed_response(name: str, carry: Carry, transport: Transport, server: RawServer) -> None:
-    """Refused when it has come, whatever would come after it. aiohttp takes some of them."""
+    """Refused as soon as it has arrived. aiohttp accepts some of these."""
     sent = MALFORMED[name]
     for piece in (len(sent), 7):
         pieces = [sent[at : at + piece] for at in range(0, len(sent), piece)] if len(sent) < 1000 else [sent]
@@ -436,7 +462,7 @@ async def test_a_malformed_response(name: str, carry: Carry, transport: Transpor
 async def test_data_behind_a_response(
     framing: str, extra: bytes, carry: Carry, transport_name: str, transport: Transport, server: RawServer
 ) -> None:
-    """Whoever sent it counts differently: it must never be the beginning of the next answer."""
+    """The server counts differently; the data must not become the beginning of the next response."""
     server.play([RESPONSES[framing] + extra])
     if transport_name == "pooled":
         with pytest.raises(ResponseStreamingError):
@@ -474,12 +500,12 @@ GARBAGE = st.one_of(
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("carry", [exchange, read_through], ids=["exchange", "open"])
+@pytest.mark.parametrize("carry", [send, read_through], ids=["send", "send_streaming"])
 @given(sent=GARBAGE, cut=st.integers(1, 300), end=st.sampled_from([CLOSE, RESET, None]))
 @settings(max_examples=60)
 @example(sent=b"", cut=1, end=None)
 def test_garbage(name: str, carry: Carry, sent: bytes, cut: int, end: End | None) -> None:
-    """Whatever comes, a call ends in time, with a reply or a typed error, and asyncio has nothing to complain about."""
+    """Any bytes: a call ends in time, with a reply or a typed error, and asyncio logs nothing."""
 
     async def main() -> None:
         complaints: list[dict[str, Any]] = []
@@ -641,7 +667,7 @@ async def test_the_name_that_is_asked_for(carry: Carry, make_transport: MakeTran
 async def test_a_proxy(make_transport: MakeTransport, server: RawServer) -> None:
     """The target is absolute (RFC 9112, 3.2.2)."""
     transport = make_transport("http://runtime.example:8080", proxy=server.url)
-    assert (await transport.exchange(request())).body == b"ok"
+    assert (await transport.send(request())).body == b"ok"
     assert server.requests[0].target == "http://runtime.example:8080/endpoints/e/invocations"
 
 
@@ -651,4 +677,4 @@ async def test_a_proxy_that_is_not_there(make_transport: MakeTransport) -> None:
         url = gone.url
     transport = make_transport("http://runtime.example:8080", proxy=url)
     with pytest.raises(ProxyConnectionError):
-        await transport.exchange(request())
+        await transport.send(request())

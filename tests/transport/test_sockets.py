@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiosmrt._transport.sockets import open_socket
+from aiosmrt._transport.sockets import create_socket
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     """A socket as the pool opens it, and the peer that it is connected to."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
-        open_socket((socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", server.getsockname())) as ours,
+        create_socket((socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", server.getsockname())) as ours,
     ):
         ours.connect(server.getsockname())
         peer, _ = server.accept()

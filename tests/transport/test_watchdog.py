@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiosmrt._transport.watchdog import ReadWatchdog, Watched
+from aiosmrt._transport.aiohttp_session.watchdog import ReadWatchdog, Watched
 
 
 class Handle:
@@ -37,6 +37,9 @@ class Clock:
 
     def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> Handle:
         return self.call_at(self.now + delay, callback, *arguments)
+
+    def call_soon(self, callback: Callable[..., None], *arguments: Any) -> Handle:
+        return self.call_at(self.now, callback, *arguments)
 
     def advance(self, seconds: float) -> None:
         until = self.now + seconds
@@ -72,7 +75,7 @@ def watchdog_on(clock: Clock, seconds: float) -> ReadWatchdog:
 
 
 async def watched_task(watchdog: ReadWatchdog) -> tuple[asyncio.Task[None], Watched]:
-    """A task that waits for ever under the watchdog."""
+    """A task that waits under the watchdog until it is cancelled."""
     started: asyncio.Future[Watched] = asyncio.get_running_loop().create_future()
 
     async def wait() -> None:

@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -11,23 +10,11 @@ from typing import Any
 import pytest
 
 from aiosmrt._wire import eventstream
-from aiosmrt._wire.eventheaders import (
-    Byte,
-    EventHeaders,
-    HeaderValue,
-    Long,
-    Short,
-    Timestamp,
-    Uuid,
-    encode_headers,
-    parse_headers,
-)
+from aiosmrt._wire.eventheaders import EventHeaders, HeaderValue, parse_headers
 from aiosmrt._wire.eventstream import (
     MAX_HEADERS_BYTES,
     MAX_PAYLOAD_BYTES,
     Decoder,
-    encode,
-    encode_error,
     encode_exception,
     encode_payload_part,
 )
@@ -39,19 +26,9 @@ from aiosmrt.errors import (
     HeaderFormatError,
     TruncatedStreamError,
 )
+from tests.support.eventstream import encode, encode_error, encode_headers, seal
 
 PART = {":event-type": "PayloadPart", ":content-type": "application/octet-stream", ":message-type": "event"}
-
-
-def seal(header_block: bytes, payload: bytes = b"", *, total: int | None = None, headers: int | None = None) -> bytes:
-    """A frame with good checksums whatever it holds."""
-    lengths = struct.pack(
-        ">II",
-        16 + len(header_block) + len(payload) if total is None else total,
-        len(header_block) if headers is None else headers,
-    )
-    before = lengths + struct.pack(">I", zlib.crc32(lengths)) + header_block + payload
-    return before + struct.pack(">I", zlib.crc32(before))
 
 
 def decode(stream: bytes, chunk_bytes: int | None = None) -> list[Any]:
@@ -65,7 +42,7 @@ def decode(stream: bytes, chunk_bytes: int | None = None) -> list[Any]:
 # -- the format ------------------------------------------------------------------------------------------------------
 
 # Written out byte for byte; the first three are vectors that AWS's SDKs share.
-VECTORS: list[tuple[str, dict[str, HeaderValue], bytes]] = [
+VECTORS: list[tuple[str, dict[str, Any], bytes]] = [
     ("00000010 00000000 05c248eb 7d98c8ff", {}, b""),
     ("0000001d 00000000 fd528c5a 7b27666f6f273a27626172277d c3653936", {}, b"{'foo':'bar'}"),
     (
@@ -80,54 +57,54 @@ VECTORS: list[tuple[str, dict[str, HeaderValue], bytes]] = [
 
 
 @pytest.mark.parametrize(("frame", "headers", "payload"), VECTORS)
-def test_vectors(frame: str, headers: dict[str, HeaderValue], payload: bytes) -> None:
+def test_vectors(frame: str, headers: dict[str, Any], payload: bytes) -> None:
     octets = bytes.fromhex(frame)
-    assert encode(headers, payload) == octets
     assert decode(octets) == [(headers, payload)]
 
 
-TYPES: list[tuple[str, HeaderValue]] = [
+TYPES: list[tuple[str, bool | int | bytes | str]] = [
     ("00", True),
     ("01", False),
-    ("02 80", Byte(-128)),
-    ("03 8000", Short(-(2**15))),
+    ("02 80", -128),
+    ("03 8000", -(2**15)),
     ("04 7fffffff", 2**31 - 1),
-    ("05 8000000000000000", Long(-(2**63))),
-    ("05 0000000080000000", Long(2**31)),
+    ("05 8000000000000000", -(2**63)),
+    ("05 0000000080000000", 2**31),
     ("06 0003 00ff80", b"\x00\xff\x80"),
     ("06 0000", b""),
     ("07 0005 c3a9e282ac", "é€"),
     ("07 0000", ""),
-    ("08 00000173c4b6b6b4", Timestamp(0x173C4B6B6B4)),
-    ("09 000102030405060708090a0b0c0d0e0f", Uuid(range(16))),
+    ("08 00000173c4b6b6b4", 0x173C4B6B6B4),
+    ("09 000102030405060708090a0b0c0d0e0f", bytes(range(16))),
 ]
 
 
 @pytest.mark.parametrize(("octets", "value"), TYPES)
 def test_header_types(octets: str, value: HeaderValue) -> None:
-    block = b"\x01n" + bytes.fromhex(octets)
-    assert encode_headers({"n": value}) == block
-    parsed = parse_headers(block)["n"]
+    parsed = parse_headers(b"\x01n" + bytes.fromhex(octets))["n"]
     assert parsed == value
     assert type(parsed) is type(value)
 
 
-def test_plain_int_takes_the_width_it_needs() -> None:
-    assert encode_headers({"n": -(2**31)}) == b"\x01n\x04\x80\x00\x00\x00"
-    assert encode_headers({"n": 2**31}) == b"\x01n\x05\x00\x00\x00\x00\x80\x00\x00\x00"
-    assert type(parse_headers(encode_headers({"n": 2**31}))["n"]) is Long
-
-
-def test_payload_part_is_the_general_encoding() -> None:
+def test_payload_part() -> None:
     for payload in (b"", b"x", bytes(70_000)):
         assert encode_payload_part(payload) == encode(PART, payload)
 
 
-def test_exception_and_error() -> None:
-    [(headers, payload)] = decode(encode_exception("ModelStreamError", b'{"ErrorCode": "StreamBroken"}'))
-    assert (headers.message_type, headers.exception_type, headers.event_type) == ("exception", "ModelStreamError", None)
-    assert headers.content_type == "application/json"
-    assert payload == b'{"ErrorCode": "StreamBroken"}'
+def test_exception() -> None:
+    frame = encode_exception("ModelStreamError", b'{"ErrorCode": "StreamBroken"}')
+    headers = {
+        ":exception-type": "ModelStreamError",
+        ":content-type": "application/json",
+        ":message-type": "exception",
+    }
+    assert frame == encode(headers, b'{"ErrorCode": "StreamBroken"}')
+    [(parsed, _)] = decode(frame)
+    assert (parsed.message_type, parsed.exception_type, parsed.event_type) == ("exception", "ModelStreamError", None)
+    assert parsed.content_type == "application/json"
+
+
+def test_error() -> None:
     [(headers, payload)] = decode(encode_error("InternalError", "why"))
     assert (headers.message_type, headers.error_code, headers.error_message) == ("error", "InternalError", "why")
     assert payload == b""
@@ -135,38 +112,12 @@ def test_exception_and_error() -> None:
 
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
 def test_payload_may_be_any_buffer(make: Callable[[bytes], Any]) -> None:
-    assert encode({}, make(b"abc")) == encode({}, b"abc")
     assert encode_payload_part(make(b"abc")) == encode_payload_part(b"abc")
 
 
 def test_payload_size_is_counted_in_bytes() -> None:
     words = memoryview(bytes(8)).cast("I")
-    assert encode({}, words) == encode({}, bytes(8))
-
-
-ENCODE_FAULTS: list[tuple[dict[str, Any], type[EventStreamFormatError]]] = [
-    ({"": True}, HeaderFormatError),
-    ({"é" * 128: True}, HeaderFormatError),
-    ({"n": "x" * 32768}, HeaderFormatError),
-    ({"n": b"x" * 32768}, HeaderFormatError),
-    ({"n": "\ud800"}, HeaderFormatError),
-    ({"\ud800": True}, HeaderFormatError),
-    ({"n": Byte(128)}, HeaderFormatError),
-    ({"n": Short(-32769)}, HeaderFormatError),
-    ({"n": Long(2**63)}, HeaderFormatError),
-    ({"n": 2**63}, HeaderFormatError),
-    ({"n": Timestamp(2**63)}, HeaderFormatError),
-    ({"n": Uuid(b"short")}, HeaderFormatError),
-    ({"n": None}, HeaderFormatError),
-    ({"n": 1.5}, HeaderFormatError),
-    ({f"n{index}": "x" * 32767 for index in range(4)}, FrameLengthError),
-]
-
-
-@pytest.mark.parametrize(("headers", "error"), ENCODE_FAULTS)
-def test_encode_refuses(headers: dict[str, Any], error: type[EventStreamFormatError]) -> None:
-    with pytest.raises(error):
-        encode(headers)
+    assert encode_payload_part(words) == encode_payload_part(bytes(8))
 
 
 def test_encode_refuses_a_payload_over_the_limit() -> None:
@@ -175,7 +126,7 @@ def test_encode_refuses_a_payload_over_the_limit() -> None:
 
 
 def test_largest_frame() -> None:
-    headers: dict[str, HeaderValue] = {str(index): b"x" * 32764 for index in range(4)}
+    headers: dict[str, bytes] = {str(index): b"x" * 32764 for index in range(4)}
     headers["0"] = b"x" * (32764 - len(encode_headers(headers)) + MAX_HEADERS_BYTES)
     payload = bytes(MAX_PAYLOAD_BYTES)
     frame = encode(headers, payload)
@@ -319,17 +270,6 @@ def test_length_is_refused_before_anything_is_held(total: int, headers: int, aft
     assert decoder.pending_bytes == 0
 
 
-def test_limits_are_arguments() -> None:
-    small = Decoder(max_payload_bytes=10, max_headers_bytes=3)
-    assert len(small.feed(encode({"n": True}, b"x" * 10))) == 1
-    with pytest.raises(FrameLengthError, match="payload of 11 bytes exceeds 10 bytes"):
-        small.feed(encode({}, b"x" * 11))
-    with pytest.raises(FrameLengthError, match="headers of 4 bytes exceed 3 bytes"):
-        Decoder(max_headers_bytes=3).feed(encode({"nn": True}))
-    with pytest.raises(ValueError, match="negative"):
-        Decoder(max_payload_bytes=-1)
-
-
 def test_failed_decoder_stays_failed() -> None:
     decoder = Decoder()
     good = encode_payload_part(b"good")
@@ -464,7 +404,7 @@ class Work:
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 8192, 2**20])
 def test_work_is_linear(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     payload = bytes(300_000)
-    headers: dict[str, HeaderValue] = {str(index): b"x" * 30_000 for index in range(4)}
+    headers: dict[str, bytes] = {str(index): b"x" * 30_000 for index in range(4)}
     stream = encode(headers, payload)
     work = Work(monkeypatch)
     decoder = Decoder()

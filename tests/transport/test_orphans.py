@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aiosmrt._transport import Reply, Request
-from aiosmrt._transport.session import SessionTransport
+from aiosmrt._transport.aiohttp_session.transport import SessionTransport
+from aiosmrt._transport.base import Reply, Request
 from aiosmrt.errors import ResponseStreamingError
 from tests.support.raw_server import CLOSE, RawServer, Script, chunk, response
 
@@ -25,12 +25,12 @@ def request(body: bytes = b"1,2") -> Request:
 
 def transport_to(server: RawServer) -> SessionTransport:
     transport = SessionTransport(server.url)
-    transport._reading._interval = 0.02
+    transport._open_responses._interval = 0.02
     return transport
 
 
 async def until_reading(transport: SessionTransport, exchange: asyncio.Task[Reply]) -> None:
-    while not len(transport._reading):
+    while not len(transport._open_responses):
         assert not exchange.done()
         await asyncio.sleep(0)
 
@@ -42,12 +42,12 @@ async def test_a_malformed_chunk_ends_an_exchange(malformed: bytes, size: int) -
     script: Script = [response(200, b"one", chunked=True), go_on, malformed, never]
     async with RawServer([script]) as server:
         transport = transport_to(server)
-        exchange = asyncio.create_task(transport.exchange(request(bytes(size))))
+        exchange = asyncio.create_task(transport.send(request(bytes(size))))
         await until_reading(transport, exchange)
         go_on.set()
         with pytest.raises(ResponseStreamingError):
             await exchange
-        assert not len(transport._reading)
+        assert not len(transport._open_responses)
         await transport.close()
 
 
@@ -65,13 +65,13 @@ async def test_a_malformed_chunk_ends_a_stream(malformed: bytes) -> None:
 
     async with RawServer([script]) as server:
         transport = transport_to(server)
-        stream = await transport.open(request())
+        stream = await transport.send_streaming(request())
         assert await stream.read() == b"one"
         go_on.set()
         with pytest.raises(ResponseStreamingError):
             await read_on()
         stream.close()
-        assert not len(transport._reading)
+        assert not len(transport._open_responses)
         await transport.close()
 
 
@@ -83,11 +83,11 @@ async def test_a_slow_body_is_left_alone() -> None:
     async with RawServer([chunked, until_the_end]) as server:
         transport = transport_to(server)
         for step in steps:
-            exchange = asyncio.create_task(transport.exchange(request()))
+            exchange = asyncio.create_task(transport.send(request()))
             await until_reading(transport, exchange)
             step.set()
             while not exchange.done():
-                transport._reading._look()
+                transport._open_responses._check()
                 await asyncio.sleep(0)
             assert (await exchange).body == b"onetwo"
         await transport.close()
@@ -96,7 +96,7 @@ async def test_a_slow_body_is_left_alone() -> None:
 def test_the_same_with_the_parser_in_python() -> None:
     """aiohttp's other parser, as on PyPy, fails in its own way; it is chosen when aiohttp is imported.
 
-    Before 3.13, it waits for a chunk's end where there is none.
+    Before 3.13, it waits for the end of a chunk that has ended.
     """
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "no-size", __file__],

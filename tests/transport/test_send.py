@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from aiosmrt._transport import Reply, Request, Transport, header_lines
+from aiosmrt._transport.base import Reply, Request, Transport, header_lines
 from tests.support.raw_server import BODY, CLOSE, EARLY, LAST_CHUNK, RawServer, Script, chunk, response
 from tests.support.tls import client_context, server_context
 from tests.support.virtual_time import VirtualTime
@@ -213,7 +213,7 @@ async def test_an_answer_byte_by_byte(
 @each_way
 @only_pooled
 async def test_spaces_behind_values(carry: Carry, transport: Transport, server: RawServer) -> None:
-    """They are none of it (RFC 9112, 5.1); aiohttp 3.12 has them in."""
+    """They are not part of the value (RFC 9112, 5.1); aiohttp 3.12 keeps them."""
     server.play([lines("HTTP/1.1 200 OK", "X-A: a \t ", "X-B: ", "Content-Length: 0 ")])
     assert (await carry(transport, request())).headers == {"x-a": "a", "x-b": "", "content-length": "0"}
 
@@ -263,7 +263,7 @@ async def test_a_stream_that_is_not_read_stops_its_server(wire: Wire, transport:
     """At most 1 MiB is taken in ahead of a reader."""
     body = ALPHABET * (2**25 // 256)
     server.play([response(200, body)])
-    stream = await transport.open(request())
+    stream = await transport.send_streaming(request())
     for _ in range(500):
         await asyncio.sleep(0)
     assert wire.received < 2**20
@@ -273,7 +273,7 @@ async def test_a_stream_that_is_not_read_stops_its_server(wire: Wire, transport:
     same = received == body
     assert same
     stream.close()
-    await transport.exchange(request())
+    await transport.send(request())
     assert server.connections_made == 1
 
 
@@ -282,7 +282,7 @@ async def test_a_stream_is_read_as_it_arrives(wire: Wire, transport: Transport, 
     head = response(200, b"", chunked=True)
     server.play([head, gates[0], chunk(b"one"), gates[1], chunk(b"two"), chunk(b"three"), gates[2], LAST_CHUNK])
     wire.cut()
-    stream = await transport.open(request())
+    stream = await transport.send_streaming(request())
     assert (stream.status, stream.headers) == (200, CHUNKED)
     waiting = asyncio.create_task(stream.read())
     await wire.has_received(len(head))
@@ -297,7 +297,7 @@ async def test_a_stream_is_read_as_it_arrives(wire: Wire, transport: Transport, 
     assert await stream.read() == b""
     stream.close()
     stream.close()
-    await transport.exchange(request())
+    await transport.send(request())
     assert server.connections_made == 1
 
 
@@ -306,13 +306,13 @@ async def test_a_stream_that_is_closed_early_gives_its_connection_up(
     read: bool, transport: Transport, server: RawServer
 ) -> None:
     server.play([response(200, b"one", chunked=True), asyncio.Event()])
-    stream = await transport.open(request())
+    stream = await transport.send_streaming(request())
     if read:
         assert await stream.read() == b"one"
     stream.close()
     stream.close()
     await server.until(lambda: server.connections_open == 0)
-    await transport.exchange(request())
+    await transport.send(request())
     assert [sent.connection for sent in server.requests] == [0, 1]
 
 
@@ -321,7 +321,7 @@ async def test_many_at_once_and_in_turn(transport: Transport, server: RawServer)
     server.otherwise = lambda sent: [response(200, sent.body)]
     for turn in range(3):
         bodies = [b"%d-%d" % (turn, number) for number in range(120)]
-        replies = await asyncio.gather(*(transport.exchange(request(body)) for body in bodies))
+        replies = await asyncio.gather(*(transport.send(request(body)) for body in bodies))
         assert [reply.body for reply in replies] == bodies
     assert server.connections_made == 120
 
@@ -351,7 +351,7 @@ async def test_a_request_as_it_is_sent(transport: Transport, server: RawServer) 
         ("Authorization", "a, b=c"),
         ("X-A", "é"),
     ]
-    await transport.exchange(Request(target, header_lines(headers), b"1", 30.0, 30.0))
+    await transport.send(Request(target, header_lines(headers), b"1", 30.0, 30.0))
     sent = server.requests[-1]
     assert sent.target == target
     expected = {name.lower(): value.encode().decode("latin-1") for name, value in headers}
@@ -372,7 +372,7 @@ async def test_a_request_body_that_is_received_slowly(
     steps = [action for gate in gates for action in (gate, step)]
     async with RawServer([[EARLY, *steps, BODY, response(200, b"received")]], receive_buffer=2**16) as server:
         transport = make_transport(server.url)
-        exchange = asyncio.create_task(transport.exchange(request(kind(body), read_timeout=10.0)))
+        exchange = asyncio.create_task(transport.send(request(kind(body), read_timeout=10.0)))
         await server.received(1)
         for number, gate in enumerate(gates, 1):
             await clock.advance(6.0)
@@ -381,7 +381,7 @@ async def test_a_request_body_that_is_received_slowly(
         assert (await exchange).body == b"received"
         same = server.requests[0].body == body
         assert same
-        assert (await transport.exchange(request())).status == 200
+        assert (await transport.send(request())).status == 200
         assert server.connections_made == 1
         await transport.close()
 
@@ -402,7 +402,7 @@ async def test_an_answer_before_the_request_is_received(
         transport = make_transport(server.url)
         reply = await carry(transport, request(kind(bytes(size))))
         assert (reply.status, reply.body) == (413, b"too large")
-        await transport.exchange(request())
+        await transport.send(request())
         assert [sent.connection for sent in server.requests] == [0, 1]
         look_again.set()
         await server.until(lambda: server.connections_open == 1)

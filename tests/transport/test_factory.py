@@ -13,9 +13,9 @@ from aioresponses import aioresponses
 
 from aiosmrt import Client, ParamValidationError
 from aiosmrt._transport import pooled
-from aiosmrt._transport.choice import open_transport
+from aiosmrt._transport.aiohttp_session.transport import SessionTransport
+from aiosmrt._transport.factory import create_transport
 from aiosmrt._transport.pooled import PooledTransport, UnsupportedError, check_aiohttp
-from aiosmrt._transport.session import SessionTransport
 from aiosmrt.errors import InvalidConfigError
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.recording_server import RecordingServer, respond
@@ -40,7 +40,7 @@ def test_the_installed_aiohttp_has_what_the_pooled_transport_needs() -> None:
 
 async def test_the_pooled_one_is_the_default() -> None:
     for name in (None, "pooled"):
-        transport = await open_transport(name, "http://127.0.0.1:9", **NOTHING)  # type: ignore[arg-type]
+        transport = await create_transport(name, "http://127.0.0.1:9", **NOTHING)  # type: ignore[arg-type]
         assert isinstance(transport, PooledTransport)
         await transport.close()
 
@@ -54,21 +54,21 @@ async def test_what_needs_a_session_gets_one() -> None:
             (None, {"proxy": "http://127.0.0.1:9"}),
             ("session", {"proxy": "http://127.0.0.1:9"}),
         ):
-            transport = await open_transport(name, "http://127.0.0.1:9", **(NOTHING | arguments))  # type: ignore[arg-type]
+            transport = await create_transport(name, "http://127.0.0.1:9", **(NOTHING | arguments))  # type: ignore[arg-type]
             assert isinstance(transport, SessionTransport)
             await transport.close()
 
 
 async def test_what_the_pooled_one_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async with aiohttp.ClientSession() as session:
-        with pytest.raises(ParamValidationError, match="takes no session"):
+        with pytest.raises(ParamValidationError, match="does not accept a session"):
             Client(transport="pooled", session=session)
     with pytest.raises(ParamValidationError, match="'pooled', 'session' or None"):
         Client(transport="fast")  # type: ignore[arg-type]
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     client = Client(endpoint_url="http://sagemaker.invalid", transport="pooled", **CLIENT_ARGUMENTS)
-    with pytest.raises(InvalidConfigError, match="does not go through the proxy"):
+    with pytest.raises(InvalidConfigError, match="does not support proxies"):
         await client.invoke_endpoint(EndpointName="e", Body=b"")
     await client.close()
 
@@ -104,8 +104,8 @@ async def test_another_aiohttp_gives_a_warning_and_the_slower_transport(
         monkeypatch.delattr(pooled.Lease, missing)
     with pytest.raises(UnsupportedError, match=rf"aiohttp [0-9.]+ lacks .*{what}"):
         check_aiohttp()
-    with pytest.warns(RuntimeWarning, match=f"{what}.*: calls take the slower transport"):
-        transport = await open_transport(None, "http://127.0.0.1:9", **NOTHING)
+    with pytest.warns(RuntimeWarning, match=f"{what}.*: falling back to transport='session'"):
+        transport = await create_transport(None, "http://127.0.0.1:9", **NOTHING)
     assert isinstance(transport, SessionTransport)
     monkeypatch.undo()
     await transport.close()
@@ -129,7 +129,7 @@ async def test_a_client_goes_on_with_another_aiohttp(monkeypatch: pytest.MonkeyP
 
 async def test_a_session_that_somebody_has_replaced_is_used() -> None:
     """aioresponses and its like put themselves in the place of every session's requests."""
-    with aioresponses(), pytest.warns(RuntimeWarning, match="does not ask its middlewares"):
-        transport = await open_transport(None, "http://127.0.0.1:9", **NOTHING)
+    with aioresponses(), pytest.warns(RuntimeWarning, match="does not call its middlewares"):
+        transport = await create_transport(None, "http://127.0.0.1:9", **NOTHING)
     assert isinstance(transport, SessionTransport)
     await transport.close()
