@@ -399,6 +399,8 @@ class Call:
         self._signed_offset = core.clock_offset
         now += self._signed_offset
         headers = self._later_headers(template, now)
+        if core.passes_trace:
+            headers += trace_line(template.head.headers)
         if credentials is not None:
             headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
         return headers

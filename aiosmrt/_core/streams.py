@@ -383,7 +383,8 @@ class EventStream:
         try:
             messages = self._decoder.feed(data)
         except EventStreamFormatError as error:
-            self._failure = error
+            # Its frames hold what was received.
+            self._failure = error.with_traceback(None)
             return
         arrived = self._arrived
         for headers, payload in messages:

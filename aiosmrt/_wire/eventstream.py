@@ -161,10 +161,14 @@ class Decoder:
                     else:
                         self._decode(view.tobytes(), messages)
         except EventStreamFormatError as error:
-            self._fail(error)
-            if not messages:
-                raise
-        return messages
+            fault = self._fail(error)
+        else:
+            return messages
+        if messages:
+            return messages
+        # A new error: error trackers report the locals of frames, and those of the first one hold payloads.
+        del chunk
+        raise fault
 
     def finish(self) -> None:
         """Check that the stream ends here.
@@ -184,12 +188,14 @@ class Decoder:
         if self._fault is not None:
             raise self._fault[0](self._fault[1])
 
-    def _fail(self, error: EventStreamFormatError) -> None:
+    def _fail(self, error: EventStreamFormatError) -> EventStreamFormatError:
+        """Remember what is malformed, and return it as a new error."""
         self._fault = (type(error), str(error))
         self._heads.clear()
         self._header_blocks.clear()
         self._latest = None
         self._drop_partial()
+        return self._fault[0](self._fault[1])
 
     def _drop_partial(self) -> None:
         self._partial.clear()
