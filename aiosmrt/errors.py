@@ -410,11 +410,13 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
 
     Args:
         message: what happened.
-        endpoint_url: scheme, host and port that were called; None when unknown.
+        endpoint_url: the URL that was called: scheme, host and port, and the path once the error has left its call;
+            None when unknown.
         cause: what a retry policy decides on. Defaults to the class's.
     """
 
     default_cause: Cause = "connection"
+    _names_path = False
 
     def __init__(
         self,
@@ -428,6 +430,19 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
         self.endpoint_url = endpoint_url
         self.request: Any = None
         self.response: Any = None
+
+    def note_path(self, path: str) -> None:
+        """Name the path that was called, in the message and in ``endpoint_url``, as botocore does.
+
+        Args:
+            path: the path of the URL.
+        """
+        if self.endpoint_url is None or self._names_path:
+            return
+        self._names_path = True
+        url = self.endpoint_url + path
+        self.args = (str(self).replace(f'"{self.endpoint_url}"', f'"{url}"', 1), *self.args[1:])
+        self.endpoint_url = url
 
 
 class EndpointConnectionError(TransportError, boto.EndpointConnectionError):

@@ -48,6 +48,7 @@ from aiosmrt.errors import (
     NoCapacityError,
     ServiceError,
     TooManyWaitingError,
+    TransportError,
     Waited,
     fresh_copy,
 )
@@ -796,6 +797,8 @@ class Call:
         error.endpoint_name = self._head.endpoint_name
         error.attempts = self.sent
         error.never_reached = not self._core.reached
+        if isinstance(error, TransportError):
+            error.note_path(self._core.base_path + self._head.path)
         return error
 
     def _account(self, reason: str, seconds: float) -> None:
