@@ -220,7 +220,11 @@ class PooledTransport:
             lease = await connecting
         except asyncio.CancelledError:
             if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-                connecting.result().close()
+                late = connecting.result()
+                if late.transport is not None:
+                    late.transport.abort()
+                late.close()
+                del late
             if not self._closed or is_being_cancelled():
                 raise
             failure = closed_during_call()
@@ -233,6 +237,9 @@ class PooledTransport:
                 self._connections.add(connection)
                 return connection
             lease.close()
+            if transport is not None:
+                # A connector that has been closed does not close what comes up afterwards.
+                transport.abort()
             failure = closed_during_call() if self._closed else connection_closed(self.origin, None)
         finally:
             self._connecting.discard(connecting)
