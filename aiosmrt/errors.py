@@ -416,7 +416,7 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
     """
 
     default_cause: Cause = "connection"
-    _names_path = False
+    _names_path: bool = False
 
     def __init__(
         self,
