@@ -1,7 +1,7 @@
 """The asyncio-native client for Amazon SageMaker Runtime."""
 
 from aiosmrt._core.admission import LimiterStatistics
-from aiosmrt._core.streams import EventStream, StreamingBody
+from aiosmrt._core.streams import EventStream, StreamingBody, StreamTiming
 from aiosmrt._version import __version__
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.sigv4.signer import Credentials
@@ -81,6 +81,7 @@ __all__ = [
     "ServiceUnavailable",
     "SessionClosedError",
     "StreamTimeoutError",
+    "StreamTiming",
     "StreamingBody",
     "ThrottlingError",
     "TooManyFailuresError",

@@ -21,7 +21,7 @@ from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.call import Call
 from aiosmrt._core.core import ClientCore
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
-from aiosmrt._core.observe import emit
+from aiosmrt._core.observe import report
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._version import __version__
@@ -102,6 +102,16 @@ class ClientStatistics(NamedTuple):
     endpoints: Mapping[str, LimiterStatistics]
     failures: Mapping[str, int] = MappingProxyType({})
     waited: Mapping[str, float] = MappingProxyType({})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as dictionaries, numbers and strings alone, such as for JSON."""
+        return {
+            **self._asdict(),
+            "retries": dict(self.retries),
+            "endpoints": {name: limits._asdict() for name, limits in self.endpoints.items()},
+            "failures": dict(self.failures),
+            "waited": dict(self.waited),
+        }
 
 
 class Client:
@@ -231,7 +241,7 @@ class Client:
                 credentials=credentials,
                 profile_name=profile_name,
                 region_name=region_name,
-                observer=partial(emit, checked_observers) if checked_observers else None,
+                observer=partial(report, checked_observers),
             ),
             s3_endpoint_url=s3_endpoint_url,
             verify=verify,

@@ -22,6 +22,7 @@ __all__ = [
     "CredentialsRefreshFailed",
     "CredentialsRefreshed",
     "Event",
+    "FirstPart",
     "HeaderSource",
     "LimiterWaited",
     "Observer",
@@ -146,6 +147,19 @@ class CallEnded(NamedTuple):
     error: str | None
 
 
+class FirstPart(NamedTuple):
+    """The first part of a response stream is there, ``duration`` seconds after the call began.
+
+    Waits and attempts before it are included. It is taken when a reader gets it, so a reader that waits before it reads
+    counts as well.
+    """
+
+    operation: str
+    endpoint_name: str
+    invocation_id: str
+    duration: float
+
+
 class StreamEnded(NamedTuple):
     """A response stream is over; ``complete`` is False when it was left early or failed.
 
@@ -191,6 +205,7 @@ Event: TypeAlias = (
     | AttemptEnded
     | RetryScheduled
     | CallEnded
+    | FirstPart
     | StreamEnded
     | CredentialsRefreshed
     | CredentialsRefreshFailed

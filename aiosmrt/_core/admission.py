@@ -28,9 +28,10 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
+from aiosmrt._core.log import LOGGER
 from aiosmrt._policy.admission import AdmissionState, Illness
 from aiosmrt._policy.limit import WorkingLimit
 from aiosmrt.config import is_whole
@@ -47,6 +48,9 @@ __all__ = ["Admission", "Admissions", "CallLater", "Caller", "Clockwork", "Limit
 
 # Endpoints and components whose admissions are kept while no call uses them.
 _MAX_IDLE = 1024
+
+# as the log names them
+_ILLNESSES: Final = {"outage": "outage", "capacity": "lack of capacity"}
 
 # A loop's timer may strike this many seconds early, by its clock's resolution.
 _EARLY = 1e-6
@@ -158,6 +162,7 @@ class Admission:
     Args:
         clockwork: the client's clock, random numbers and timers.
         maximum: the ceiling of calls in flight, at least 1.
+        target: its name, as `target_of` makes it, for the log.
     """
 
     __slots__ = (
@@ -172,6 +177,7 @@ class Admission:
         "_probe_timer",
         "_prober",
         "_returning",
+        "_target",
         "failure",
         "in_use",
         "outstanding",
@@ -179,9 +185,10 @@ class Admission:
         "waiting",
     )
 
-    def __init__(self, clockwork: Clockwork, maximum: int) -> None:
+    def __init__(self, clockwork: Clockwork, maximum: int, target: str = "") -> None:
         self._clockwork = clockwork
         self._maximum = maximum
+        self._target = target
         self.state = AdmissionState(WorkingLimit(maximum), maximum)
         # Slots held or granted; requests with the service, which those in back-off do not have; and calls in line.
         self.in_use = 0
@@ -385,7 +392,7 @@ class Admission:
         clockwork = self._clockwork
         now = clockwork.clock()
         state = self.state
-        before, ill_before, slots = state.illness, self.seconds_ill(now), state.slots
+        before, ill_before, slots, limit = state.illness, self.seconds_ill(now), state.slots, state.limit
         cause, hint = error.cause, error.retry_after
         if waits_for_capacity or (before == "capacity" and isinstance(error, NoCapacityError)):
             state.on_no_capacity(started_at, now, clockwork.random(), probe=probe, retry_after=hint)
@@ -416,6 +423,15 @@ class Admission:
             state.on_answer(cause, started_at, now, self.outstanding, clockwork.random(), probe=probe)
         if state.illness is not None and (probe or before != state.illness):
             self.failure = fresh_copy(error)
+        if state.illness is None and state.limit < limit:
+            LOGGER.info(
+                "%s: %d calls in flight at most, %d before: %s (%s)",
+                _shown(self._target),
+                state.limit,
+                limit,
+                type(error).__name__,
+                cause,
+            )
         self._changed(before, ill_before)
         return state.illness is None and state.slots >= slots
 
@@ -517,12 +533,18 @@ class Admission:
         """
         illness = self.state.illness
         if illness != before:
-            self._ill_seconds = ill_before
+            began_at, self._ill_seconds = self._ill_seconds, ill_before
             if before is not None:
                 self._stop_probing()
+                seconds = self._ill_seconds[before] - began_at[before]
+                LOGGER.info("%s: %s is over after %.3f s", _shown(self._target), _ILLNESSES[before], seconds)
             if illness is None:
                 self.failure = None
             else:
+                name = "unknown" if self.failure is None else type(self.failure).__name__
+                LOGGER.warning(
+                    "%s: %s (%s); one call probes, the others wait", _shown(self._target), _ILLNESSES[illness], name
+                )
                 self._fell_ill(illness)
         if illness is not None or self.waiting:
             self._attend()
@@ -691,7 +713,7 @@ class Admissions:
         if admission is None:
             if len(self.by_target) >= self._drop_at:
                 self._drop_idle()
-            admission = self._dropped.pop(target, None) or Admission(self._clockwork, self.max_concurrency)
+            admission = self._dropped.pop(target, None) or Admission(self._clockwork, self.max_concurrency, target)
             self.by_target[target] = admission
         return admission
 
@@ -723,6 +745,15 @@ class Admissions:
                 self._dropped[target] = self.by_target.pop(target)
         # What a look at all of them costs is shared by as many new ones.
         self._drop_at = max(_MAX_IDLE, 2 * len(self.by_target))
+
+
+def _shown(target: str) -> str:
+    """A target's name in a line of the log.
+
+    >>> _shown("llm"), _shown("llm\\nadapter\\n")
+    ('llm', 'llm/adapter')
+    """
+    return target.rstrip("\n").replace("\n", "/")
 
 
 def target_of(endpoint_name: str, component: str | None, variant: str | None) -> str:

@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
 from aiosmrt._core.configure import trace_line
-from aiosmrt._core.observe import emit, with_observers_headers
+from aiosmrt._core.log import LOGGER, log_failure, observers_and_log
+from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.streams import EventStream, StreamingBody
 from aiosmrt._core.template import RequestTemplate, template_of
@@ -59,6 +60,7 @@ from aiosmrt.events import (
     CallStarted,
     CapacityWaited,
     ClockSkewCorrected,
+    FirstPart,
     LimiterWaited,
     OutageOutcome,
     OutageWaited,
@@ -122,7 +124,7 @@ class Call:
     _capacity_left: float | None = None
     # since when it waits for its target to recover, itself refused or not
     _outage_since: float | None = None
-    # when it began, if there is a deadline or an observer
+    # when it began, if there is a deadline or an observer, and of a stream
     _started = 0.0
     # of a stream: whether it is over, its error's class, its request id
     _finished = False
@@ -140,6 +142,7 @@ class Call:
         self._head = head
         self._body: Any = body
         self._invocation_id = core.next_invocation_id()
+        self._observers = observers_and_log(view.observers)
         self._deadline: float | None = None
         # whether configuration and body are there
         self._ready = False
@@ -166,7 +169,9 @@ class Call:
     def run(self) -> Coroutine[Any, Any, Any]:
         """Make the call, and return the reply of the attempt that succeeded."""
         view = self._view
-        return self._attempts(None) if view.deadline is None and not view.observers else self._observed()
+        if self._codec.streams:
+            self._started = self._core.clock()
+        return self._attempts(None) if view.deadline is None and not self._observers else self._observed()
 
     def result(self, reply: Any) -> dict[str, Any]:
         """The result dictionary for a reply, with an open stream under ``"Body"`` where the operation streams."""
@@ -236,7 +241,7 @@ class Call:
 
     async def _announced(self) -> Any:
         await self._make_ready()
-        if self._view.observers:
+        if self._observers:
             self._announce()
         return await self._attempts(None)
 
@@ -355,7 +360,7 @@ class Call:
                 # Error reports show the locals of frames.
                 del headers, credentials
                 try:
-                    reply = await (self._watched(sending) if view.observers else sending)
+                    reply = await (self._watched(sending) if self._observers else sending)
                     if reply.status < 300:
                         self._phase = ""
                         core.reached = True
@@ -487,6 +492,7 @@ class Call:
                 self._account("capacity", capacity)
                 if outage:
                     self._emit(OutageWaited, outage, outcome)
+                    self._log_wait("its target to recover", outage, outcome)
                 if outcome in ("probe", "recovered") and (slot or not (outage or capacity)):
                     self._emit(LimiterWaited, slot)
         if granted:
@@ -598,12 +604,17 @@ class Call:
         duration = self._core.clock() - since
         left = self._view.wait_for_capacity if self._capacity_left is None else self._capacity_left
         self._capacity_left = None if left is None else left - duration
-        self._emit(CapacityWaited, duration, "abandoned" if self._core.closed else outcome)
+        if self._core.closed:
+            outcome = "abandoned"
+        self._emit(CapacityWaited, duration, outcome)
+        self._log_wait("capacity", duration, outcome)
 
     async def _wait_for_rate(self, send_rate: SendRate) -> None:
         """Wait as long as AWS's mode ``adaptive`` has it."""
         core = self._core
         while (seconds := send_rate.wait(core.clock())) > 0:
+            operation, endpoint = self._codec.operation.name, self._head.endpoint_name
+            LOGGER.debug("%s %s: waits %.3f s under retry mode adaptive", operation, endpoint, seconds)
             await self._pause("rate", seconds)
             _check_open(core)
 
@@ -692,8 +703,7 @@ class Call:
             return error
         if offset != core.clock_offset:
             core.clock_offset = offset
-            if self._view.observers:
-                emit(self._view.observers, ClockSkewCorrected(offset))
+            report(self._view.observers, ClockSkewCorrected(offset))
         return refusal(status, headers, body, operation, self.sent, skew=offset - self._signed_offset)
 
     async def _wait_after(self, error: AiosmrtError, *, stream_started: bool) -> None:
@@ -702,6 +712,7 @@ class Call:
         if isinstance(error, NoCapacityError) and self._capacity_since is not None:
             if self._deadline is not None:
                 self._last_error = error
+            self._log_failure(error, "waits for capacity")
             return
         state = self._state
         if state is None:
@@ -738,6 +749,7 @@ class Call:
         self._last_error = error
         self._count_retry(error.cause)
         self._emit(RetryScheduled, self.sent, error.cause, decision)
+        self._log_failure(error, "waits for its target" if at_target else f"retry in {decision:.3f} s")
         if not at_target:
             await self._pause("back_off", decision)
             _check_open(core)
@@ -789,6 +801,8 @@ class Call:
             error.note_max_attempts()
         elif reason == "patience" and error.waited.total_waiting:
             error.note_waited()
+        if self.sent > 1 or (self._waits is not None and not _COUNTED_WAITS.isdisjoint(self._waits)):
+            self._log_failure(error, f"gives up; waited {error.waited}")
         return error
 
     def _placed(self, error: AiosmrtError) -> AiosmrtError:
@@ -862,15 +876,26 @@ class Call:
             self._admission.dismiss(self)
         self._let_go()
         self._core.counters.bytes_received += payload_bytes
-        if self._view.observers:
-            duration = self._core.clock() - self._started
-            self._emit(StreamEnded, parts, payload_bytes, duration, complete, self._stream_error)
+        if self._observers:
+            self._emit(StreamEnded, parts, payload_bytes, self.elapsed(), complete, self._stream_error)
+
+    def elapsed(self) -> float:
+        """Seconds since the call of a stream began."""
+        return self._core.clock() - self._started
+
+    def first_part(self, seconds: float) -> None:
+        """Tell observers that a stream's first part is there.
+
+        Args:
+            seconds: since the call began.
+        """
+        self._emit(FirstPart, seconds)
 
     # Events
 
     def _announce(self) -> None:
         """Tell observers that the call begins, and add the headers that they have for it."""
-        endpoint, head, observers = self._core.endpoint, self._head, self._view.observers
+        endpoint, head, observers = self._core.endpoint, self._head, self._observers
         started = CallStarted(
             self._codec.operation.name,
             head.endpoint_name,
@@ -882,11 +907,18 @@ class Call:
         emit(observers, started)
         self._head = with_observers_headers(observers, started, head)
 
+    def _log_failure(self, error: AiosmrtError, outcome: str) -> None:
+        log_failure(self._codec.operation.name, self._head.endpoint_name, self.sent, error, outcome)
+
+    def _log_wait(self, what_for: str, seconds: float, outcome: str) -> None:
+        operation, endpoint = self._codec.operation.name, self._head.endpoint_name
+        LOGGER.info("%s %s: waited %.3f s for %s, outcome: %s", operation, endpoint, seconds, what_for, outcome)
+
     def _emit(self, kind: Any, *facts: Any) -> None:
         """Pass on an event that begins with operation, endpoint and invocation id."""
-        if self._view.observers:
+        if self._observers:
             event = kind(self._codec.operation.name, self._head.endpoint_name, self._invocation_id, *facts)
-            emit(self._view.observers, event)
+            emit(self._observers, event)
 
 
 def _check_open(core: ClientCore) -> None:

@@ -24,10 +24,12 @@ from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.hosts import ResolvedEndpoint
 from aiosmrt._core.admission import Admissions, CallLater, Timer
 from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure, is_in_lambda
+from aiosmrt._core.log import LOGGER, apply_environment
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._policy.retry import invocation_id
 from aiosmrt._transport.factory import TransportName, check_transport, create_transport
+from aiosmrt._transport.pooled import PooledTransport
 from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt._wire.sigv4.signer import Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError, NoRegionError
@@ -107,6 +109,7 @@ class ClientCore:
     ) -> None:
         check_transport(transport, session)
         check_verify(verify)
+        apply_environment()
         self._settings_arguments = settings
         self._s3_endpoint_url = s3_endpoint_url
         self._verify = verify
@@ -258,6 +261,10 @@ class ClientCore:
                 await transport.close()
                 raise ClientStateError("the client is closed")
             self.transport = transport
+            if self._transport_name is None and self._session is None and not isinstance(transport, PooledTransport):
+                LOGGER.info(
+                    'falling back to transport="session"%s', "" if configuration.proxy is None else ", for the proxy"
+                )
             _connected().add(self)
             self._prepared = True
             self.ready_in = get_ident()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from aiosmrt._core.log import log_event
 from aiosmrt.events import CallStarted, Event, Observer
 
 if TYPE_CHECKING:
     from aiosmrt._wire.params import Head
 
-__all__ = ["emit", "with_observers_headers"]
+__all__ = ["emit", "report", "with_observers_headers"]
 
 
 def emit(observers: tuple[Observer, ...], event: Event) -> None:
@@ -22,6 +23,12 @@ def emit(observers: tuple[Observer, ...], event: Event) -> None:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"an observer failed on {type(event).__name__}", "exception": error}
             )
+
+
+def report(observers: tuple[Observer, ...], event: Event) -> None:
+    """Log an event that belongs to no single call, and pass it to observers."""
+    log_event(event)
+    emit(observers, event)
 
 
 def with_observers_headers(observers: tuple[Observer, ...], started: CallStarted, head: Head) -> Head:

@@ -16,7 +16,7 @@ import io
 import warnings
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from aiosmrt._transport.base import ReplyStream
 from aiosmrt.errors import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aiosmrt._wire.eventstream import Decoder, EventHeaders
     from aiosmrt.types import ResponseStreamEvent
 
-__all__ = ["EventStream", "StreamOwner", "StreamingBody"]
+__all__ = ["EventStream", "StreamOwner", "StreamTiming", "StreamingBody"]
 
 _CHUNK_BYTES = 1024
 # Small enough that the values of a batch stay in the processor's cache: JSON is a third faster than in thousands.
@@ -224,6 +224,28 @@ class StreamingBody:
         return self._data[start:end]
 
 
+class StreamTiming(NamedTuple):
+    """How long a response stream took so far; in seconds, from when the call began.
+
+    Times are taken when a reader gets what has arrived. Parts that arrived together have no gap between them.
+
+    Args:
+        first_part: until the first part, waits and attempts before it included. None while there is none.
+        longest_gap: the longest wait from one part to the next. None before the second part.
+        mean_gap: the mean wait from one part to the next. None before the second part.
+        total: until the stream's end, or until now.
+        parts: parts so far.
+        payload_bytes: bytes in them.
+    """
+
+    first_part: float | None
+    longest_gap: float | None
+    mean_gap: float | None
+    total: float
+    parts: int
+    payload_bytes: int
+
+
 class StreamOwner(Protocol):
     """What an `EventStream` needs of its call."""
 
@@ -235,6 +257,14 @@ class StreamOwner(Protocol):
 
     async def recover(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
         """Send the request again if the policy allows it; raise ``error`` otherwise."""
+        ...
+
+    def elapsed(self) -> float:
+        """Seconds since the call began."""
+        ...
+
+    def first_part(self, seconds: float) -> None:
+        """Take note of the first part, which came after so many seconds; called once."""
         ...
 
     def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
@@ -258,7 +288,11 @@ class EventStream:
         "_arrived",
         "_cancelled",
         "_decoder",
+        "_ended_at",
         "_failure",
+        "_first_part_at",
+        "_last_part_at",
+        "_longest_gap",
         "_loop",
         "_open",
         "_owner",
@@ -284,6 +318,11 @@ class EventStream:
         self._receiving = False
         self._parts = 0
         self._payload_bytes = 0
+        # seconds since the call began
+        self._first_part_at: float | None = None
+        self._last_part_at = 0.0
+        self._ended_at: float | None = None
+        self._longest_gap = 0.0
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
@@ -293,6 +332,19 @@ class EventStream:
     def attempts(self) -> int:
         """How many requests were sent so far: a stream that fails before its first part may be requested again."""
         return self._owner.sent
+
+    @property
+    def timing(self) -> StreamTiming:
+        """Seconds to the first part and between parts so far; see `StreamTiming`."""
+        first, gaps = self._first_part_at, self._parts - 1
+        return StreamTiming(
+            first_part=first,
+            longest_gap=self._longest_gap if gaps > 0 else None,
+            mean_gap=(self._last_part_at - first) / gaps if gaps > 0 and first is not None else None,
+            total=self._owner.elapsed() if self._ended_at is None else self._ended_at,
+            parts=self._parts,
+            payload_bytes=self._payload_bytes,
+        )
 
     def __aiter__(self) -> EventStream:
         return self
@@ -343,6 +395,7 @@ class EventStream:
                             if not self._open:
                                 break  # closed by another task; what arrived with that is dropped
                             if self._arrived:
+                                self._note_arrival()
                                 # In reverse: list.pop() is cheapest at the end.
                                 self._arrived.reverse()
                                 self._ready, self._arrived = self._arrived, self._ready
@@ -375,6 +428,15 @@ class EventStream:
             return False
         finally:
             self._receiving = False
+
+    def _note_arrival(self) -> None:
+        now = self._owner.elapsed()
+        if self._first_part_at is None:
+            self._first_part_at = self._last_part_at = now
+            self._owner.first_part(now)
+            return
+        self._longest_gap = max(self._longest_gap, now - self._last_part_at)
+        self._last_part_at = now
 
     def _take(self, data: bytes | memoryview) -> None:
         """Decode what has arrived and keep the payloads up to the first failure."""
@@ -415,6 +477,7 @@ class EventStream:
     def _close(self, *, complete: bool) -> None:
         if self._open:
             self._open = False
+            self._ended_at = self._owner.elapsed()
             self._stream.close()
             self._owner.finish_stream(self._parts, self._payload_bytes, complete=complete)
 

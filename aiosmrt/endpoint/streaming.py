@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.streams import EventStream
+from aiosmrt._core.streams import EventStream, StreamTiming
 from aiosmrt._wire.decoders.base import StreamDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
@@ -74,6 +74,8 @@ class PredictionStream:
         self._closed = False
         self.left: bool = False
         self._parts: EventStream | None = None
+        # known after the stream is closed, too
+        self._timed: EventStream | None = None
         self._viewed = False
         self.content_type: str | None = None
         self.variant: str | None = None
@@ -84,6 +86,17 @@ class PredictionStream:
     def __repr__(self) -> str:
         state = repr(self._parts) if self._parts is not None else "closed" if self._entered else "not entered"
         return f"<PredictionStream {self._params['EndpointName']} {state}>"
+
+    @property
+    def timing(self) -> StreamTiming:
+        """Seconds to the first part and between parts so far; see `aiosmrt.StreamTiming`.
+
+        Raises:
+            ClientStateError: the stream has not been entered.
+        """
+        if self._timed is None:
+            raise ClientStateError("a stream has timing from when its `async with` block is entered")
+        return self._timed.timing
 
     async def __aenter__(self) -> PredictionStream:
         if self._entered:
@@ -96,7 +109,7 @@ class PredictionStream:
             response["Body"].close()
             raise ClientStateError("the stream was closed while it was being opened")
         metadata = response["ResponseMetadata"]
-        self._parts = response["Body"]
+        self._parts = self._timed = response["Body"]
         self.content_type = response.get("ContentType")
         self.variant = response.get("InvokedProductionVariant")
         self.custom_attributes = response.get("CustomAttributes")

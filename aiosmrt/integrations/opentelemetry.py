@@ -10,8 +10,10 @@ A call is an AWS SDK client span ("Semantic conventions for AWS SDK client spans
 RPC: one span covers the whole call, retries included, and its duration is the metric ``rpc.client.call.duration``. The
 two disagree about ``rpc.method``, which is the bare operation here, as in AWS's; ``rpc.system`` (AWS) and
 ``rpc.system.name`` (RPC) are both set. ``rpc.response.status_code`` is omitted, because it is not yet defined for AWS.
-An attempt is an HTTP client span, and counts in ``http.client.request.duration``. ``gen_ai.*`` is omitted, because it
-describes payloads. Attributes without a convention are under ``aiosmrt.*``.
+An attempt is an HTTP client span, and counts in ``http.client.request.duration``. ``gen_ai.*`` mostly describes
+payloads and is omitted, but for a stream's time to its first chunk: the metric
+``gen_ai.client.operation.time_to_first_chunk`` and the span's attribute ``gen_ai.response.time_to_first_chunk``.
+Attributes without a convention are under ``aiosmrt.*``.
 
 ``error.type`` is the class that was raised, or AWS's code if that is just `ServiceError`; for an attempt, AWS's code. A
 call whose task was cancelled, or whose stream was closed before its end, did not fail ("Semantic conventions for HTTP
@@ -39,6 +41,7 @@ from aiosmrt.events import (
     CallStarted,
     CapacityWaited,
     Event,
+    FirstPart,
     LimiterWaited,
     OutageWaited,
     RetryScheduled,
@@ -58,6 +61,8 @@ __all__ = ["OpenTelemetryObserver"]
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
 _SYSTEM: Final = "aws-api"
+# The conventions list no name for SageMaker; Bedrock's is aws.bedrock.
+_PROVIDER: Final = "aws.sagemaker"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 # Histogram boundaries in seconds; those for durations are the conventions'. During an outage, a call waits 20 s by
@@ -65,6 +70,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _OUTAGES: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0, 1800.0)
+_FIRST_PARTS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _ATTEMPTS: Final = (0, 1, 2, 3, 4, 5, 10)
 
 # The exceptions that end a call from outside.
@@ -203,6 +209,13 @@ class OpenTelemetryObserver:
             "Time that calls waited for an unhealthy target.",
             explicit_bucket_boundaries_advisory=_OUTAGES,
         )
+        self._first_part_duration = meter.create_histogram(
+            "gen_ai.client.operation.time_to_first_chunk",
+            "s",
+            "Time to receive the first chunk, measured from when the client issues the generation request to when the "
+            "first chunk is received in the response stream.",
+            explicit_bucket_boundaries_advisory=_FIRST_PARTS,
+        )
         self._active = meter.create_up_down_counter(
             "aiosmrt.client.active_calls", "{call}", "Calls and streams in progress."
         )
@@ -239,6 +252,10 @@ class OpenTelemetryObserver:
                 ending = {"aiosmrt.outage_wait.outcome": event.outcome}
                 call.span.set_attributes({"aiosmrt.outage_wait.duration": call.outage_wait, **ending})
                 self._outage_wait_duration.record(event.duration, {**call.attributes, **ending}, call.context)
+            case FirstPart():
+                call.span.set_attribute("gen_ai.response.time_to_first_chunk", event.duration)
+                generation = {"gen_ai.operation.name": event.operation, "gen_ai.provider.name": _PROVIDER}
+                self._first_part_duration.record(event.duration, {**call.attributes, **generation}, call.context)
             case AttemptStarted():
                 self._begin_attempt(call, event)
             case AttemptEnded():

@@ -1,14 +1,17 @@
 """The client's own surface beside the operations: calls by name, views, numbers, observers, identification, signing."""
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from aiosmrt import Client, ParamValidationError, RetryPolicy, ServiceError, errors, events
-from tests.support.clients import MakeClient
+from aiosmrt import Client, ParamValidationError, RetryPolicy, ServiceError, StreamTiming, errors, events
+from tests.support.clients import MakeClient, no_sleep
 from tests.support.peers import CREDENTIALS, REGION
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
+from tests.support.seams import set_clock, set_sleep
 from tests.support.signatures import verify_signature
 
 CALL: dict[str, Any] = {"EndpointName": "e", "Body": b"1,2"}
@@ -332,6 +335,80 @@ async def test_observers_see_failures_streams_and_waits(make_client: MakeClient,
     (waited,) = [event for event in seen if isinstance(event, events.LimiterWaited)]
     assert waited.endpoint_name == "e"
     assert waited.duration >= 0
+
+
+async def test_the_first_part_of_a_stream(make_client: MakeClient, server: RecordingServer) -> None:
+    from aiosmrt._wire.eventstream import encode_payload_part
+
+    go_on = asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield encode_payload_part(b"one")
+        await go_on.wait()
+        yield encode_payload_part(b"three")
+
+    now = 100.0
+    seen: list[events.Event] = []
+    client = make_client(observers=[seen.append])
+    set_clock(client, lambda: now)
+    server.answer = lambda request: Response(200, [], parts())
+    response = await client.invoke_endpoint_with_response_stream(**CALL)
+    async with response["Body"] as stream:
+        assert stream.timing == StreamTiming(None, None, None, 0.0, 0, 0)
+        now += 0.5
+        await anext(stream)
+        assert stream.timing == StreamTiming(0.5, None, None, 0.5, 1, 3)
+        now += 2.0
+        go_on.set()
+        await anext(stream)
+        now += 1.0
+        assert stream.timing == StreamTiming(0.5, 2.0, 2.0, 3.5, 2, 8)
+    now += 10.0
+    assert stream.timing == StreamTiming(0.5, 2.0, 2.0, 3.5, 2, 8)
+    (first,) = [event for event in seen if isinstance(event, events.FirstPart)]
+    assert (first.operation, first.endpoint_name, first.duration) == ("InvokeEndpointWithResponseStream", "e", 0.5)
+
+
+async def test_the_first_part_counts_from_the_first_attempt(make_client: MakeClient, server: RecordingServer) -> None:
+    from aiosmrt._wire.eventstream import encode_payload_part
+
+    now = 100.0
+
+    def observe(event: events.Event) -> None:
+        nonlocal now
+        seen.append(event)
+        if isinstance(event, events.RetryScheduled):
+            now += 3.0
+
+    seen: list[events.Event] = []
+    client = make_client(observers=[observe])
+    set_clock(client, lambda: now)
+    set_sleep(client, no_sleep)
+    server.answer = respond_in_turn(Response(503), Response(200, [], encode_payload_part(b"one")))
+    response = await client.invoke_endpoint_with_response_stream(**CALL)
+    async with response["Body"] as stream:
+        assert len([event async for event in stream]) == 1
+    assert [event.duration for event in seen if isinstance(event, events.FirstPart)] == [3.0]
+    assert stream.timing.first_part == 3.0
+
+
+async def test_statistics_as_dictionaries(make_client: MakeClient, server: RecordingServer) -> None:
+    server.answer = respond_in_turn(Response(503), Response(200, [], b"ok"))
+    client = make_client()
+    set_sleep(client, no_sleep)
+    await client.invoke_endpoint(**CALL)
+    statistics = client.statistics()
+    found = statistics.as_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert set(found) == set(statistics._fields)
+    assert (found["calls"], found["attempts"], found["retries"]) == (1, 2, {"transient": 1})
+    assert found["endpoints"]["e"] == {
+        "in_use": 0,
+        "waiting": 0,
+        "max_concurrency": statistics.endpoints["e"].max_concurrency,
+        "held_back": 0,
+        "illness": None,
+    }
 
 
 async def test_a_failing_observer_does_not_affect_the_call(make_client: MakeClient, server: RecordingServer) -> None:

@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.semconv import attributes as stable_attributes
 from opentelemetry.semconv._incubating import attributes as incubating_attributes
+from opentelemetry.semconv._incubating.metrics.gen_ai_metrics import create_gen_ai_client_operation_time_to_first_chunk
 from opentelemetry.semconv._incubating.metrics.http_metrics import create_http_client_request_duration
 from opentelemetry.semconv._incubating.metrics.rpc_metrics import create_rpc_client_call_duration
 from opentelemetry.semconv.schemas import Schemas
@@ -266,7 +267,11 @@ async def test_names_units_and_boundaries_follow_the_conventions(telemetry: Tele
     await client.invoke_endpoint(EndpointName="echo", Body=b"1,2,3")
     with pytest.raises(errors.ModelError):
         await client.invoke_endpoint(EndpointName="fails", Body=b"1,2,3")
-    used = {name for span in [*telemetry.spans(CALL), *telemetry.spans("POST")] for name in attributes(span)}
+    response = await client.invoke_endpoint_with_response_stream(EndpointName="words", Body=b"one")
+    async with response["Body"] as stream:
+        assert len([event async for event in stream]) == 1
+    spans = [*telemetry.spans(CALL), *telemetry.spans(STREAM), *telemetry.spans("POST")]
+    used = {name for span in spans for name in attributes(span)}
     used |= {
         name
         for metric in telemetry.metrics().values()
@@ -277,14 +282,20 @@ async def test_names_units_and_boundaries_follow_the_conventions(telemetry: Tele
 
     reference = Telemetry()
     meter = reference.meters.get_meter("reference")
-    for create in (create_rpc_client_call_duration, create_http_client_request_duration):
+    checked: set[str] = set()
+    durations = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+    boundaries = {
+        create_rpc_client_call_duration: durations,
+        create_http_client_request_duration: durations,
+        create_gen_ai_client_operation_time_to_first_chunk: tuple(0.01 * 2**n for n in range(14)),
+    }
+    for create, bounds in boundaries.items():
         create(meter).record(1.0)
-    for name, convention in reference.metrics().items():
-        ours = telemetry.metrics()[name]
+        (name,) = set(reference.metrics()) - checked
+        convention, ours = reference.metrics()[name], telemetry.metrics()[name]
         assert (ours.unit, ours.description) == (convention.unit, convention.description)
-        assert ours.data.data_points[0].explicit_bounds == (
-            *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
-        )
+        assert ours.data.data_points[0].explicit_bounds == bounds
+        checked.add(name)
     reference.close()
 
 
@@ -689,6 +700,20 @@ async def test_span_of_a_stream_ends_with_the_stream(telemetry: Telemetry, make_
     assert duration.count == 1
     assert duration.sum > opened
     assert telemetry.point("aiosmrt.client.active_calls").value == 0
+
+
+async def test_time_to_the_first_part_of_a_stream(telemetry: Telemetry, make_client: MakeClient) -> None:
+    client = make_client(telemetry.observer())
+    await client.invoke_endpoint(EndpointName="echo", Body=b"1")
+    response = await client.invoke_endpoint_with_response_stream(EndpointName="words", Body=b"one two three")
+    async with response["Body"] as stream:
+        assert len([event async for event in stream]) == 3
+    point = telemetry.point("gen_ai.client.operation.time_to_first_chunk")
+    assert (point.count, point.sum) == (1, stream.timing.first_part)
+    assert point.attributes["gen_ai.operation.name"] == "InvokeEndpointWithResponseStream"
+    assert point.attributes["gen_ai.provider.name"] == "aws.sagemaker"
+    assert point.attributes["aiosmrt.endpoint.name"] == "words"
+    assert attributes(telemetry.span(STREAM))["gen_ai.response.time_to_first_chunk"] == stream.timing.first_part
 
 
 async def test_stream_closed_early_has_not_failed(telemetry: Telemetry, make_client: MakeClient) -> None:
