@@ -42,6 +42,7 @@ from aiosmrt.local import (
     ProductionVariant,
     faults,
 )
+from tests.support.plugin import plugin_options
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -146,7 +147,7 @@ async def run_under_pytest(code: str, folder: Path) -> None:
     (folder / "test_page.py").write_text(code)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"),
-        *("-o", "asyncio_default_fixture_loop_scope=function", "test_page.py"),
+        *("-o", "asyncio_default_fixture_loop_scope=function", *plugin_options(), "test_page.py"),
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE,

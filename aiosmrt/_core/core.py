@@ -150,6 +150,7 @@ class ClientCore:
         self._invocation_ids = invocation_id(random.getrandbits(128))[:24]
         self._invocations = random.getrandbits(39) << 8
         self._invocations_of_256 = f"{self._invocation_ids}{self._invocations >> 8:010x}"
+        self.create_transport: Callable[[Configuration], Awaitable[Transport]] = self._create_transport
         self.call_later: CallLater = self._call_later
         self.sleep: Callable[[float], Awaitable[None]] = self._sleep
         self._sleepers: set[asyncio.Future[None]] = set()
@@ -250,13 +251,7 @@ class ClientCore:
                 self.signer = _SignerWithoutRegion(region="")
             else:
                 self.signer = Signer(region=endpoint.signing_region, service=endpoint.signing_name)
-            transport = await create_transport(
-                self._transport_name,
-                configuration.origin,
-                session=self._session,
-                verify=configuration.verify,
-                proxy=configuration.proxy,
-            )
+            transport = await self.create_transport(configuration)
             if self.closed:
                 await transport.close()
                 raise ClientStateError("the client is closed")
@@ -268,6 +263,15 @@ class ClientCore:
             _connected().add(self)
             self._prepared = True
             self.ready_in = get_ident()
+
+    async def _create_transport(self, configuration: Configuration) -> Transport:
+        return await create_transport(
+            self._transport_name,
+            configuration.origin,
+            session=self._session,
+            verify=configuration.verify,
+            proxy=configuration.proxy,
+        )
 
     def forget(self) -> None:
         """Mark the client unusable after a fork, so that `bind` can report why even on the parent's loop."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -27,6 +27,7 @@ from aiosmrt.local.asynchronous import AsyncInference, JobRecord
 from aiosmrt.local.backends import Container
 from aiosmrt.local.faultscript import Effect, Fault, Faults, FaultScript, as_faults
 from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, MODEL_TIMEOUT, STREAM_TIMEOUT, Invoker
+from aiosmrt.local.loopthread import LoopThread
 from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
 from aiosmrt.local.response_body import cut_connection
@@ -39,9 +40,17 @@ __all__ = ["LocalRuntime", "credentials_from_environment"]
 
 HOST = "127.0.0.1"
 
+T = TypeVar("T")
+
+# For clients of a runtime that does not verify signatures.
+_ANY_CREDENTIALS = Credentials("AKIDEXAMPLE", "not-a-real-secret")
+
 
 class LocalRuntime:
     """A SageMaker Runtime that listens on ``http://127.0.0.1:PORT`` while its ``async with`` block runs.
+
+    In a ``with`` block, it runs in its own thread and event loop, where the models are called too. Its methods
+    may be used from any thread and any event loop.
 
     Args:
         endpoints: what serves each endpoint, by name: an async callable that takes an ``Invocation``, the URL of a
@@ -99,6 +108,10 @@ class LocalRuntime:
         clock: Callable[[], float] = time.time,
         chance: random.Random | None = None,
     ) -> None:
+        accepted = _accepted(credentials) if verify_signatures or credentials is not None else [_ANY_CREDENTIALS]
+        self._client_credentials = accepted[0]
+        # runs the loop of a runtime that is used with `with`
+        self._thread: LoopThread | None = None
         self._region = region
         self._port = port
         self._keepalive_timeout = keepalive_timeout
@@ -135,7 +148,7 @@ class LocalRuntime:
         self._server = RequestServer(
             invoker=invoker,
             jobs=self._jobs,
-            verifier=SignatureVerifier(_accepted(credentials), region=region) if verify_signatures else None,
+            verifier=SignatureVerifier(accepted, region=region) if verify_signatures else None,
             scripts=self._scripts,
             log=self._log,
             progress=self._progress,
@@ -183,7 +196,7 @@ class LocalRuntime:
             ClientStateError: it is not running.
         """
         if self._listener is None or not self._listener.sockets:
-            raise ClientStateError("the local runtime is not running; use it with `async with`")
+            raise ClientStateError("the local runtime is not running; use it with `async with` or `with`")
         return int(self._listener.sockets[0].getsockname()[1])
 
     @property
@@ -201,6 +214,39 @@ class LocalRuntime:
         return self._region
 
     @property
+    def client_settings(self) -> dict[str, str]:
+        """Arguments with which a client calls it: `aiosmrt.Client`, or boto3's or aiobotocore's.
+
+        Raises:
+            ClientStateError: it is not running.
+        """
+        key = self._client_credentials
+        settings = {
+            "region_name": self._region,
+            "endpoint_url": self.url,
+            "aws_access_key_id": key.access_key,
+            "aws_secret_access_key": key.secret_key,
+        }
+        return settings if key.token is None else {**settings, "aws_session_token": key.token}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables with which a client without arguments calls it.
+
+        Raises:
+            ClientStateError: it is not running.
+        """
+        key = self._client_credentials
+        variables = {
+            "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": self.url,
+            "AWS_REGION": self._region,
+            "AWS_DEFAULT_REGION": self._region,
+            "AWS_ACCESS_KEY_ID": key.access_key,
+            "AWS_SECRET_ACCESS_KEY": key.secret_key,
+        }
+        return variables if key.token is None else {**variables, "AWS_SESSION_TOKEN": key.token}
+
+    @property
     def requests(self) -> Sequence[RequestRecord]:
         """The finished requests, oldest first."""
         return self._log.records
@@ -212,36 +258,36 @@ class LocalRuntime:
 
     def clear_requests(self) -> None:
         """Remove the records of finished requests and asynchronous inferences; statistics keep counting."""
-        self._log.clear()
-        self._jobs.clear()
+        self._call(self._log.clear)
+        self._call(self._jobs.clear)
 
     async def wait_for_requests(self, count: int) -> Sequence[RequestRecord]:
         """Wait until the log contains this many requests, and return them."""
-        await self._progress.until(lambda: len(self._log.records) >= count)
+        await self._until(lambda: len(self._log.records) >= count)
         return self._log.records
 
     async def wait_for_jobs(self, count: int) -> Sequence[JobRecord]:
         """Wait until this many asynchronous inferences have ended, and return their records."""
-        await self._progress.until(lambda: len(self._jobs.records) >= count)
+        await self._until(lambda: len(self._jobs.records) >= count)
         return self._jobs.records
 
     async def wait_for_running_jobs(self, count: int) -> None:
         """Wait until at least this many asynchronous inferences are running at once."""
-        await self._progress.until(lambda: self._jobs.running >= count)
+        await self._until(lambda: self._jobs.running >= count)
 
     async def wait_for_in_flight(self, count: int) -> None:
         """Wait until at least this many requests are being handled at once."""
-        await self._progress.until(lambda: self._server.in_flight >= count)
+        await self._until(lambda: self._server.in_flight >= count)
 
     async def wait_for_stalled(self, count: int) -> None:
         """Wait until a stall holds at least this many calls."""
         # A call whose client has just disconnected counts until the loop has run once.
         await asyncio.sleep(0)
-        await self._progress.until(lambda: self._server.stalled >= count)
+        await self._until(lambda: self._server.stalled >= count)
 
     def release_stalled(self) -> None:
         """Let every call continue that a stall holds."""
-        self._server.release_stalled()
+        self._call(self._server.release_stalled)
 
     def inject(self, endpoint: str, *faults: Effect | Fault) -> None:
         """Add faults to the end of an endpoint's script.
@@ -255,13 +301,14 @@ class LocalRuntime:
         """
         if endpoint != "*" and endpoint not in self._endpoints:
             raise ConfigurationError(f"faults name an unknown endpoint; got {endpoint!r}")
-        self._scripts.setdefault(endpoint, FaultScript((), self._chance)).extend(as_faults(faults))
+        script = self._scripts.setdefault(endpoint, FaultScript((), self._chance))
+        self._call(script.extend, as_faults(faults))
 
     def clear_faults(self, endpoint: str | None = None) -> None:
         """Remove the faults of an endpoint, or those under ``*``. If None, remove every fault."""
         for name, script in self._scripts.items():
             if endpoint is None or name == endpoint:
-                script.clear()
+                self._call(script.clear)
 
     def close_idle_connections(self, *, reset: bool = False) -> int:
         """Close every idle connection without notice; return how many.
@@ -269,6 +316,9 @@ class LocalRuntime:
         Args:
             reset: whether to send a TCP reset. Defaults to False.
         """
+        return self._call(self._close_idle_connections, reset)
+
+    def _close_idle_connections(self, reset: bool) -> int:
         closed = 0
         for protocol in [] if self._web is None else self._web.connections:
             if protocol.transport is not None and not self._server.busy(protocol):
@@ -282,6 +332,9 @@ class LocalRuntime:
         ``jobs`` are asynchronous inferences: how many are queued and running, and how many have ended with each
         outcome.
         """
+        return self._call(self._statistics)
+
+    def _statistics(self) -> dict[str, Any]:
         return {
             "requests": self._log.total,
             "in_flight": self._server.in_flight,
@@ -297,6 +350,37 @@ class LocalRuntime:
             "by_error": dict(self._log.by_error),
             "by_endpoint": dict(self._log.by_endpoint),
         }
+
+    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in the thread of the runtime's event loop."""
+        return function(*arguments) if self._thread is None else self._thread.call(function, *arguments)
+
+    async def _until(self, predicate: Callable[[], bool]) -> None:
+        waiting = self._progress.until(predicate)
+        await (waiting if self._thread is None else self._thread.wait_for(waiting))
+
+    def __enter__(self) -> Self:
+        if self._web is not None:
+            raise ClientStateError("the local runtime is already running")
+        thread = LoopThread()
+        try:
+            thread.run(self.start())
+        except BaseException:
+            thread.close()
+            raise
+        self._thread = thread
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        try:
+            thread.run(self.close())
+        finally:
+            thread.close()
 
     async def __aenter__(self) -> Self:
         await self.start()

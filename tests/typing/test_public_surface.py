@@ -31,6 +31,7 @@ PUBLIC_MODULES = [
     "aiosmrt.integrations.opentelemetry",
     "aiosmrt.local",
     "aiosmrt.serializers",
+    "aiosmrt.testing",
     "aiosmrt.types",
 ]
 # Packages whose modules are public one by one, and which define nothing themselves.
