@@ -22,7 +22,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt.batch.outputlog import OutputLog, Record, companions
@@ -39,6 +39,9 @@ from aiosmrt.errors import (
     SerializationError,
     TooManyFailuresError,
 )
+
+if TYPE_CHECKING:
+    from aiosmrt.client import Client
 
 __all__ = ["Inputs", "Progress", "Report", "score"]
 
@@ -227,6 +230,8 @@ async def score(
             faults.append(f"{name} must be a non-negative number of seconds; got {seconds!r:.80}")
     if faults:
         raise ParamValidationError(faults)
+    # Makes no calls: checks the arguments that are those of `map`, and the endpoint's options.
+    endpoint.map((), concurrency=max_concurrency, patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
         output,
@@ -526,9 +531,7 @@ class _Job:
             settings.on_progress(self._progress())
         return self._report(finished=finished)
 
-    def _limited(self, concurrency: int) -> Any:
-        if not is_whole(concurrency, 1):
-            raise ParamValidationError([f"max_concurrency must be an integer >= 1; got {concurrency!r:.80}"])
+    def _limited(self, concurrency: int) -> Client:
         client = self._client
         return client if concurrency == client.max_concurrency else client.with_options(max_concurrency=concurrency)
 

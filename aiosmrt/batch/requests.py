@@ -196,8 +196,9 @@ class RequestMaker:
 def csv_line(fields: Any) -> str:
     """A row of CSV without its line end."""
     written = io.StringIO()
-    csv.writer(written, lineterminator="").writerow(fields)
-    return written.getvalue()
+    # With this end of a line, csv quotes fields with either of its characters.
+    csv.writer(written, lineterminator="\r\n").writerow(fields)
+    return written.getvalue().removesuffix("\r\n")
 
 
 def template_columns(template: Any) -> set[str]:

@@ -122,7 +122,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
     click.Option(["--fresh"], is_flag=True, help="Start over, and overwrite OUT."),
     click.Option(["--limit"], type=click.IntRange(1), metavar="N", help="Score the first N rows only."),
     click.Option(
-        ["--json", "as_json"], is_flag=True, help="Print progress as JSON, a line a second, on standard output."
+        ["--json", "as_json"], is_flag=True, help="Print progress on standard output, as JSON, a line a second."
     ),
     click.Option(["--quiet"], is_flag=True, help="Print errors only."),
 ]
