@@ -59,7 +59,7 @@ def models() -> Models:
 
 @pytest.fixture
 async def runtime(models: Models) -> AsyncIterator[LocalRuntime]:
-    async with local_runtime({"double": models.double, "echo": models.echo}) as running:
+    async with local_runtime({"double": models.double, "echo": models.echo}, record_bodies=True) as running:
         yield running
 
 

@@ -49,8 +49,11 @@ async def test_kills_lose_and_repeat_no_row(runtime: LocalRuntime, models: Model
     assert outcome.repeated <= outcome.kills * KILLS_IN_FLIGHT
 
 
-async def test_any_torn_end_is_mended(endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path) -> None:
+async def test_any_torn_end_is_mended(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cut each file at random, as a kill between two writes or a power failure before the first sync may."""
+    monkeypatch.setattr("aiosmrt.batch.job._SYNC_SECONDS", 3600.0)
     source = write_rows(tmp_path / "rows.jsonl", 40)
     models.refused = {f'{{"n": {number}}}'.encode() for number in (3, 20, 21)}
     stop = asyncio.Event()
