@@ -52,6 +52,7 @@ _MAGIC: Final = b"aiosmrt batch journal 1\n"
 # Entries and bytes that are read at once.
 _ENTRIES: Final = 4096
 _READ_BYTES: Final = 1 << 20
+_MOST_AT_ONCE: Final = 4 << 20
 
 # A row's place in the table by which records are sorted: offset and kind, length, CRC.
 _PLACE: Final = struct.Struct("<QII")
@@ -69,13 +70,6 @@ class Record(NamedTuple):
     row: int
     failed: bool
     data: bytes
-
-
-class _Entry(NamedTuple):
-    kind: int
-    row: int
-    length: int
-    checksum: int
 
 
 def companions(out: Path) -> list[Path]:
@@ -149,16 +143,20 @@ class _Sequence:
 
     def next(self, length: int) -> bytes:
         """The next ``length`` bytes, or fewer at the file's end."""
-        if self._at + length > len(self._buffer):
-            self._buffer = self._buffer[self._at :]
-            self._at = 0
-            missing = max(length - len(self._buffer), _READ_BYTES)
-            read = self._file.read(missing, self._offset)
+        at = self._at
+        end = self._at = at + length
+        if end > len(self._buffer):
+            rest = self._buffer[at:]
+            read = self._file.read(max(length - len(rest), _READ_BYTES), self._offset)
             self._offset += len(read)
-            self._buffer += read
-        data = self._buffer[self._at : self._at + length]
-        self._at += length
-        return data
+            self._buffer = rest + read
+            at, self._at = 0, length
+            return self._buffer[:length]
+        return self._buffer[at:end]
+
+    def back(self, length: int) -> None:
+        """Go back by the ``length`` that was asked for last."""
+        self._at -= length
 
 
 class OutputLog:
@@ -277,69 +275,110 @@ class OutputLog:
             raise BatchOutputError(f"{journal.path} is not a journal of this version, or is damaged")
         return None
 
-    def _read_entries(self) -> Iterator[_Entry]:
-        """The entries up to the first that is torn."""
+    def _read_entries(self) -> Iterator[list[tuple[int, int, int]]]:
+        """The entries up to the first that is torn, many at a time: kind and row in one number, length, checksum."""
         offset = len(self._head)
         while chunk := self._journal.read(_ENTRIES * _ENTRY.size, offset):
             offset += len(chunk)
             whole = len(chunk) - len(chunk) % _ENTRY.size
-            for at in range(0, whole, _ENTRY.size):
-                word, length, checksum, own = _ENTRY.unpack_from(chunk, at)
+            entries: list[tuple[int, int, int]] = []
+            for at, (word, length, checksum, own) in zip(
+                range(0, whole, _ENTRY.size), _ENTRY.iter_unpack(chunk[:whole]), strict=True
+            ):
                 if crc32(chunk[at : at + _BODY.size]) != own:
+                    yield entries
                     return
-                yield _Entry(word >> 62, word & _ROW, length, checksum)
+                entries.append((word, length, checksum))
+            yield entries
             if whole != len(chunk):
                 return
 
     def _recover(self) -> None:
+        """Find the longest prefix on which the files agree, and cut them to it."""
         ends = {_SCORED: len(self._preamble), _FAILED: 0}
-        readers = {
-            _SCORED: _Sequence(self._out, ends[_SCORED]),
-            _FAILED: _Sequence(self._errors, 0),
-        }
+        records = {_SCORED: _Sequence(self._out, ends[_SCORED]), _FAILED: _Sequence(self._errors, 0)}
+        next_scored = records[_SCORED].next
+        note = self._note
         broken: _File | None = None
         if self._out.read(len(self._preamble), 0) != self._preamble:
             broken = self._out
-        for entry in self._read_entries():
-            kind, row, length, checksum = entry
+        good = 0
+        for entries in self._read_entries():
+            if broken is None and self._take_scored(entries, records[_SCORED]):
+                ends[_SCORED] += sum(length for _, length, _ in entries)
+                good += len(entries)
+            elif broken is None:
+                for word, length, checksum in entries:
+                    if word <= _ROW:  # scored, as nearly all are
+                        record = next_scored(length)
+                        if crc32(record) != checksum or len(record) != length:
+                            broken = self._out
+                            break
+                        ends[_SCORED] += length
+                        note(_SCORED, word)
+                    elif (kind := word >> 62) == _FAILED:
+                        record = records[_FAILED].next(length)
+                        if crc32(record) != checksum or len(record) != length:
+                            broken = self._errors
+                            break
+                        ends[_FAILED] += length
+                        note(_FAILED, word & _ROW)
+                    elif kind == _FINISHED:
+                        self.rows_in_input = word & _ROW
+                    else:
+                        self._synced = (word & _ROW) + 1
+                    good += 1
             if broken is not None:
-                # Only marks matter from here on.
-                if kind == _SYNCED and row > self._entries:
-                    raise BatchOutputError(
-                        f"{broken.path} was changed by something else: the record of entry {self._entries} is not what "
-                        "the job wrote; restore the file, or start over with fresh (--fresh)"
-                    )
-                continue
-            if kind in readers:
-                data = readers[kind].next(length)
-                if len(data) != length or crc32(data) != checksum:
-                    broken = self._out if kind == _SCORED else self._errors
-                    continue
-                ends[kind] += length
-                self._note(kind, row)
-            elif kind == _FINISHED:
-                self.rows_in_input = row
-            else:
-                self._synced = max(self._synced, row + 1)
-            self._entries += 1
-        self._journal.cut(len(self._head) + self._entries * _ENTRY.size)
+                # A mark behind vouches for what is wrong here.
+                for word, _, _ in entries:
+                    if word >> 62 == _SYNCED and word & _ROW > good:
+                        raise BatchOutputError(
+                            f"{broken.path} was changed by something else: the record of entry {good} is not what the "
+                            "job wrote; restore the file, or start over with fresh (--fresh)"
+                        )
+        self._entries = good
+        self._journal.cut(len(self._head) + good * _ENTRY.size)
         if self._out.size < len(self._preamble) or (broken is self._out and not self.scored):
             self._out.cut(0)
             self._out.write(self._preamble)
         self._out.cut(ends[_SCORED])
         self._errors.cut(ends[_FAILED])
 
+    def _take_scored(self, entries: list[tuple[int, int, int]], records: _Sequence) -> bool:
+        """Note many entries at once, if all are of scored rows in order and their records are whole."""
+        if not entries:
+            return True
+        first = entries[0][0]
+        if first <= self._last[_SCORED] or self.failed or entries[-1][0] != first + len(entries) - 1:
+            return False
+        total = sum(length for _, length, _ in entries)
+        if total > _MOST_AT_ONCE:
+            return False
+        data = records.next(total)
+        at = 0
+        for row, (word, length, checksum) in enumerate(entries, first):
+            end = at + length
+            if word != row or crc32(data[at:end]) != checksum or end > len(data):
+                records.back(total)
+                return False
+            at = end
+        self.scored.add_run(first, len(entries))
+        self._last[_SCORED] = first + len(entries) - 1
+        return True
+
     def _note(self, kind: int, row: int) -> None:
+        last = self._last
+        if row < last[kind]:
+            self._ordered = False
+        else:
+            last[kind] = row
         if kind == _SCORED:
             self.scored.add(row)
-            if row in self.failed:
+            if self.failed and row in self.failed:
                 self.failed.discard(row)
                 self._ordered = False
         elif not self.failed.add(row):
             self._ordered = False
-        if row < self._last[kind]:
-            self._ordered = False
-        self._last[kind] = max(self._last[kind], row)
 
     # Writing
 
@@ -460,10 +499,12 @@ class OutputLog:
             file.flush()
             with mmap.mmap(file.fileno(), self.rows * _PLACE.size) as places:
                 ends = {_SCORED: len(self._preamble), _FAILED: 0}
-                for kind, row, length, checksum in self._read_entries():
-                    if kind in ends:
-                        _PLACE.pack_into(places, row * _PLACE.size, (ends[kind] << 2) | (kind + 1), length, checksum)
-                        ends[kind] += length
+                for some in self._read_entries():
+                    for word, length, checksum in some:
+                        if (kind := word >> 62) in ends:
+                            at = (word & _ROW) * _PLACE.size
+                            _PLACE.pack_into(places, at, (ends[kind] << 2) | (kind + 1), length, checksum)
+                            ends[kind] += length
                 data: dict[int, list[bytes]] = {_SCORED: [], _FAILED: []}
                 lines: list[bytes] = []
                 held = 0

@@ -28,16 +28,38 @@ class RowSet:
 
     def add(self, row: int) -> bool:
         """Add a row; returns whether it is new."""
+        bits = self._bits
         byte = row >> 3
-        if byte >= len(self._bits):
-            # By an eighth more than needed, as lists grow.
-            self._bits.extend(bytes(byte + 1 + (byte >> 3) - len(self._bits)))
         bit = 1 << (row & 7)
-        if self._bits[byte] & bit:
+        if byte >= len(bits):
+            # By an eighth more than needed, as lists grow.
+            bits.extend(bytes(byte + 1 + (byte >> 3) - len(bits)))
+        if bits[byte] & bit:
             return False
-        self._bits[byte] |= bit
+        bits[byte] |= bit
         self._count += 1
         return True
+
+    def add_run(self, first: int, count: int) -> None:
+        """Add consecutive rows, all of them behind those that are there.
+
+        >>> rows = RowSet()
+        >>> rows.add_run(3, 20), len(rows), 2 in rows, 3 in rows, 22 in rows, 23 in rows
+        (None, 20, False, True, True, False)
+        """
+        end = first + count
+        while first < end and first & 7:
+            self.add(first)
+            first += 1
+        whole = (end - first) >> 3
+        if whole > 0:
+            byte = first >> 3
+            self._bits.extend(bytes(max(byte + whole - len(self._bits), 0)))
+            self._bits[byte : byte + whole] = b"\xff" * whole
+            self._count += whole << 3
+            first += whole << 3
+        for row in range(first, end):
+            self.add(row)
 
     def discard(self, row: int) -> None:
         """Remove a row if it is there."""
