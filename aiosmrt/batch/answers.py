@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from aiosmrt.serializers import CSV, JSON, JSON_LINES, TEXT, BytesCodec, CSVCodec, JSONCodec, JSONLinesCodec, TextCodec
+from aiosmrt.serializers import (
+    CSV,
+    JSON,
+    JSON_LINES,
+    TEXT,
+    BytesCodec,
+    CSVCodec,
+    JSONCodec,
+    JSONLinesCodec,
+    Serializer,
+    TextCodec,
+)
 
 __all__ = ["ANY_ANSWER", "AnyAnswer", "codec_for"]
 
@@ -25,7 +36,7 @@ def _media_type(header: str) -> str:
     return header.partition(";")[0].strip().lower()
 
 
-def codec_for(content_type: str) -> JSONCodec | JSONLinesCodec | CSVCodec | TextCodec | BytesCodec:
+def codec_for(content_type: str) -> Serializer[Any]:
     """The serializer whose bodies have a content type; bytes for one that it does not know.
 
     Args:
@@ -50,7 +61,7 @@ def codec_for(content_type: str) -> JSONCodec | JSONLinesCodec | CSVCodec | Text
 
 
 class AnyAnswer:
-    """A deserializer that goes by what the answer says it is.
+    """A deserializer that goes by an answer's content type.
 
     JSON is read as it is, and JSON Lines as a list. A single row of CSV is a list of its fields, a single field stands
     for itself, and fields that are numbers become numbers. Text is a ``str``, and anything else ``bytes``.
@@ -69,7 +80,7 @@ class AnyAnswer:
 
         Args:
             body: the response body.
-            content_type: its content type; empty when it has none.
+            content_type: its content type; empty if it is missing.
 
         Raises:
             DeserializationError: the body is not what its content type says.
@@ -96,4 +107,4 @@ def _number(field: str) -> int | float | str:
 
 
 ANY_ANSWER: Final = AnyAnswer()
-"""`AnyAnswer`, which has no options."""
+"""The only `AnyAnswer` that is needed: it does not take options."""

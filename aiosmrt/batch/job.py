@@ -281,7 +281,8 @@ class _Job:
 
     def __init__(self, endpoint: Endpoint[Any, Any], output: Path, kind: OutputFormat, **settings: Any) -> None:
         self._endpoint = endpoint
-        self._client = endpoint._client
+        # An endpoint names what it needs of its client; this is more.
+        self._client = cast("Client", endpoint._client)
         self._output = output
         self._kind: OutputFormat = kind
         self._settings = _Settings(**settings)
@@ -299,6 +300,8 @@ class _Job:
         self._unwanted = threading.Event()
         # The first error that ends the job from within.
         self._error: BaseException | None = None
+        # An error that every row would meet; map() ends with it.
+        self._error_of_all: Exception | None = None
         self._time_limit: asyncio.Timeout | None = None
         self._read_to_end = False
         self._rows_read = 0
@@ -324,7 +327,7 @@ class _Job:
             await _uninterrupted(asyncio.to_thread(self._close))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a thread; a job that is cancelled meanwhile waits for it."""
+        """Call a function in a thread; a job that is cancelled waits for it."""
         return await _uninterrupted(asyncio.to_thread(function, *arguments), self._unwanted.set)
 
     # In the reader's thread
@@ -441,7 +444,7 @@ class _Job:
         return len(log.scored) + len(log.failed) >= wanted and not (self._settings.retry_failed and log.failed)
 
     async def _rows(self) -> AsyncGenerator[Row, None]:
-        """Rows to be scored, the next batch being read meanwhile."""
+        """Rows to be scored; the next batch is read ahead."""
         lines = self._lines()
         reading = self._start_reading(lines)
         ending = asyncio.create_task(self._ending.wait())
@@ -471,14 +474,15 @@ class _Job:
 
     async def _score(self) -> Report:
         settings, endpoint = self._settings, self._endpoint
+        if settings.concurrency is not None and settings.concurrency != self._client.max_concurrency:
+            self._client = self._client.with_options(max_concurrency=settings.concurrency)
         prepared = Endpoint(
-            endpoint._client if settings.concurrency is None else self._limited(settings.concurrency),
+            self._client,
             endpoint.name,
             serializer=Prepared(endpoint._serializer.content_type),
             deserializer=endpoint._deserializer,
             **endpoint._options,
         )
-        self._client = prepared._client
         self._retries_before = self._all_retries()
         writer = _Writer(self._write, self._abort)
         helpers = [asyncio.create_task(writer.run()), asyncio.create_task(self._sync_regularly())]
@@ -500,6 +504,9 @@ class _Job:
                             async for result in results:
                                 if result.error is None or not concerns_every_call(result.error):
                                     await writer.put(result)
+                                else:
+                                    # Not the row's fault: it stays open for the next run.
+                                    self._error_of_all = result.error
             except TimeoutError:
                 # Raised by nothing but the time limit: what rows end with is in their results.
                 if not limit.expired():
@@ -513,7 +520,7 @@ class _Job:
             for task in helpers:
                 task.cancel()
             await _uninterrupted(asyncio.wait(helpers))
-        failure = self._error or failure
+        failure = self._error or failure or self._error_of_all
         finished = failure is None and not self._ending.is_set()
         if finished:
             failure = await self._finish()
@@ -531,10 +538,6 @@ class _Job:
             settings.on_progress(self._progress())
         return self._report(finished=finished)
 
-    def _limited(self, concurrency: int) -> Client:
-        client = self._client
-        return client if concurrency == client.max_concurrency else client.with_options(max_concurrency=concurrency)
-
     def _sync_quietly(self, failure: BaseException) -> None:
         """Sync before a failure is raised, which would otherwise hide that one."""
         try:
@@ -547,7 +550,7 @@ class _Job:
         log, limit = self._log, self._settings.limit
         try:
             if not self._rows_read:
-                raise BatchInputError("the input has no rows")
+                raise BatchInputError("the input is empty: no rows were found")
             if self._rows_read < log.rows and limit is None:
                 raise BatchInputError(
                     f"the input ends after {self._rows_read} rows, but row {log.rows - 1} was scored before: "
@@ -677,7 +680,7 @@ class _Writer:
 
     Args:
         write: writes results; is called in a thread.
-        on_error: is told what `write` raised; nothing is written afterwards.
+        on_error: called with the error that `write` raised; nothing is written afterwards.
     """
 
     def __init__(

@@ -11,8 +11,9 @@ one file follow each other without gaps, so lengths are enough to find them. On 
 longest prefix on which they agree. The order in which the three reach the disk therefore does not matter, and a record
 that was torn by a kill, a full disk or a power failure is as if it had never been written: its row is scored again.
 
-Damage is told from tearing by sync marks: entries that say how many entries before them were on the disk together with
-their records. A record that is wrong before such a mark was changed by someone else, and the job refuses to go on.
+Sync marks separate damage from tearing: they are entries with the number of entries before them that were on the disk
+together with their records. A record that is wrong before such a mark was changed by something else, and the job refuses
+to go on.
 
 When all rows are done, the records are put in input order: sorted copies of all three files are written and synced, the
 journal's copy is renamed to OUT.journal.commit, which decides, and then each copy is renamed over its original. What
@@ -84,7 +85,7 @@ class _File:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.descriptor = descriptor
-        self.end = 0
+        self.end: int = 0
 
     @classmethod
     def open(cls, path: Path) -> _File:
@@ -171,8 +172,8 @@ class OutputLog:
     """
 
     def __init__(self, out: Path, journal: _File) -> None:
-        self.scored = RowSet()
-        self.failed = RowSet()
+        self.scored: RowSet = RowSet()
+        self.failed: RowSet = RowSet()
         self.rows_in_input: int | None = None
         self._out_path = out
         self._errors_path = out.with_name(f"{out.name}.errors.jsonl")
@@ -228,7 +229,7 @@ class OutputLog:
                     raise BatchOutputError(f"the output must be a regular file; {path} is not")
                 if not self._journal.size and status.st_size and not fresh:
                     raise BatchOutputError(
-                        f"{path} exists and has no journal, so no job can resume it; "
+                        f"{path} exists without a journal, so no job can resume it; "
                         "choose another output, or start over with fresh (--fresh)"
                     )
         found = None if fresh else self._read_head()
@@ -258,7 +259,7 @@ class OutputLog:
             self._recover()
 
     def _read_head(self) -> dict[str, Any] | None:
-        """The facts that the journal begins with; None for a journal without entries, or a torn beginning."""
+        """The facts at the journal's beginning. If None, the journal is new, or its beginning is torn."""
         journal = self._journal
         line_end = -1
         if (start := journal.read(len(_MAGIC) + 40, 0)).startswith(_MAGIC):

@@ -31,20 +31,20 @@ class Row:
         id: the value of its ``id_field``; None without one.
         record: the parsed row; None where the output does not repeat it.
         body: the request body.
-        error: why there is none.
+        error: the reason why it cannot be sent; None if it can.
     """
 
     __slots__ = ("body", "error", "id", "number", "record")
 
-    # Serializing a row means fetching its body, which is no work for a thread: see `aiosmrt.serializers.weight`.
+    # Serializing a row means fetching its body, not worth a thread: see `aiosmrt.serializers.weight`.
     nbytes = 0
 
     def __init__(self, number: int, id: Any, record: Any, body: bytes, error: Exception | None) -> None:
-        self.number = number
-        self.id = id
-        self.record = record
-        self.body = body
-        self.error = error
+        self.number: int = number
+        self.id: Any = id
+        self.record: Any = record
+        self.body: bytes = body
+        self.error: Exception | None = error
 
 
 class Prepared:
@@ -58,7 +58,7 @@ class Prepared:
         self.content_type = content_type
 
     def serialize(self, row: Row, /) -> bytes:
-        """Return the row's body, or raise what went wrong when it was made."""
+        """Return the row's body, or raise the error of making it."""
         if row.error is not None:
             raise row.error
         return row.body

@@ -178,10 +178,10 @@ class Source:
         self._header = header
         self._inputs = [found for name in inputs for found in _expanded(name, input_format, output)]
         if not self._inputs:
-            raise BatchInputError("there is no input")
+            raise BatchInputError("the input names no file")
         self.input_format: InputFormat = input_format or _common_format(self._inputs)
         self.columns: list[str] | None = None
-        self.bytes_read = 0
+        self.bytes_read: int = 0
         regular = all(found.regular for found in self._inputs)
         self.bytes_in_all: int | None = sum(found.size for found in self._inputs) if regular else None
         self.stopped: threading.Event = threading.Event() if stopped is None else stopped
@@ -262,7 +262,7 @@ class Source:
         return {"size": status.st_size, "modified": status.st_mtime_ns, "hash": digest.hexdigest()[:16]}
 
     def _columns_of(self, found: _Input) -> list[str] | None:
-        """The names in a file's first line; None for an empty file. A stream's stay to be read again."""
+        """The names in a file's first line, or None if the file is empty."""
         file = self._open(found)
         try:
             first = next(self._parsed_csv(found, file), None)
@@ -423,7 +423,7 @@ def _expanded(name: str, input_format: InputFormat | None, excluded: set[str]) -
         status = Path(name).stat()
     except FileNotFoundError:
         if not glob.has_magic(name):
-            raise BatchInputError(f"there is no file {name}") from None
+            raise BatchInputError(f"{name} does not exist") from None
         # Path.glob takes no absolute patterns.
         names = sorted(found for found in glob.glob(name, recursive=True) if Path(found).is_file())  # noqa: PTH207
     except OSError as error:
@@ -469,7 +469,7 @@ def _common_format(inputs: list[_Input]) -> InputFormat:
 
 def _unreadable(name: str, error: Exception) -> BatchInputError:
     if isinstance(error, EOFError):
-        return BatchInputError(f"{name} is cut short: its compressed data has no end")
+        return BatchInputError(f"{name} is cut short: its compressed data does not end")
     if isinstance(error, (gzip.BadGzipFile, zlib.error)):
         return BatchInputError(f"{name} is damaged: {error}")
     return BatchInputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}")

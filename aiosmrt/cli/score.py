@@ -1,6 +1,6 @@
 """``aiosmrt score``: the rows of files through an endpoint, into a file.
 
-The exit status says how the job ended:
+The exit status tells how the job ended:
 
 ====  ===========================================================================================
 0     all rows are scored
@@ -144,7 +144,7 @@ def _run(**given: Any) -> None:
     context.exit(code)
 
 
-score = click.Command(
+score: click.Command = click.Command(
     "score",
     params=[*_OWN_OPTIONS, *(option for option in global_options() if option.name not in _NOT_HERE)],
     callback=_run,

@@ -75,8 +75,8 @@ async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "code", "problem"),
     [
-        (("none.jsonl", "--output", "o.jsonl"), 255, "there is no file none.jsonl"),
-        (("rows.jsonl", "--output", "mine.jsonl"), 255, "mine.jsonl exists and has no journal"),
+        (("none.jsonl", "--output", "o.jsonl"), 255, "none.jsonl does not exist"),
+        (("rows.jsonl", "--output", "mine.jsonl"), 255, "mine.jsonl exists without a journal"),
         (("rows.jsonl", "--output", "o"), 252, "output_format is needed"),
         (("rows.jsonl",), 252, "Missing option '--output'"),
         (("--output", "o.jsonl"), 252, "Missing argument 'INPUT...'"),

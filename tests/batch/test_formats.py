@@ -296,15 +296,15 @@ async def test_a_job_that_waits_for_a_pipe_can_be_ended(client: Client, tmp_path
 @pytest.mark.parametrize(
     ("files", "arguments", "problem"),
     [
-        ({}, {"source": "none.jsonl"}, "there is no file none.jsonl"),
+        ({}, {"source": "none.jsonl"}, "none.jsonl does not exist"),
         ({}, {"source": "*.jsonl"}, r"no file matches \*.jsonl"),
         ({}, {"source": "."}, r"\. has no input files"),
         ({}, {"source": "s3://bucket/key"}, "only local files can be read"),
         ({}, {"source": "-"}, "an input format is needed for standard input"),
         ({"a.parquet": b"PAR1"}, {"source": "a.parquet"}, "an input format is needed for a.parquet"),
         ({"a.jsonl": b"1", "a.csv": b"x\n1"}, {"source": "."}, "more than one format: csv, jsonl"),
-        ({"a.jsonl": b""}, {"source": "a.jsonl"}, "the input has no rows"),
-        ({"a.csv": b"a,b\n"}, {"source": "a.csv"}, "the input has no rows"),
+        ({"a.jsonl": b""}, {"source": "a.jsonl"}, "the input is empty"),
+        ({"a.csv": b"a,b\n"}, {"source": "a.csv"}, "the input is empty"),
         ({"a.csv": b"a,b\n1,2"}, {"source": "a.csv", "column": "c"}, "no column 'c'; it has a, b"),
         ({"a.csv": b"a,b\n1,2"}, {"source": "a.csv", "template": "{x}{a}"}, "no column 'x'; it has a, b"),
         ({"a.csv": b"a,a\n1,2"}, {"source": "a.csv"}, "names a column twice"),

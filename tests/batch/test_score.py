@@ -330,7 +330,7 @@ async def test_an_output_without_a_journal_is_not_touched(
     endpoint: Endpoint[Any, Any], rows: Path, out: Path, tmp_path: Path
 ) -> None:
     out.write_text("mine")
-    with pytest.raises(BatchOutputError, match="has no journal"):
+    with pytest.raises(BatchOutputError, match="exists without a journal"):
         await score(endpoint, rows, out)
     assert out.read_text() == "mine"
     assert names(tmp_path) == ["out.jsonl", "rows.jsonl"]
