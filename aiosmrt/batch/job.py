@@ -490,31 +490,11 @@ class _Job:
             helpers.append(asyncio.create_task(self._tell(settings.on_progress)))
         failure: BaseException | None = None
         try:
-            try:
-                async with asyncio.timeout(None) as limit, aclosing(self._rows()) as rows:
-                    self._time_limit = limit
-                    if not self._ending.is_set():
-                        async with prepared.map(
-                            rows,
-                            concurrency=settings.concurrency,
-                            ordered=False,
-                            patience=settings.patience,
-                            max_failures=settings.max_failures,
-                        ) as results:
-                            async for result in results:
-                                if result.error is None or not concerns_every_call(result.error):
-                                    await writer.put(result)
-                                else:
-                                    # Not the row's fault: it stays open for the next run.
-                                    self._error_of_all = result.error
-            except TimeoutError:
-                # Raised by nothing but the time limit: what rows end with is in their results.
-                if not limit.expired():
-                    raise
-            except InputStoppedError:
-                pass
-            except Exception as error:
-                failure = error
+            await self._send(prepared, writer)
+        except InputStoppedError:
+            pass
+        except Exception as error:
+            failure = error
         finally:
             await _uninterrupted(writer.close())
             for task in helpers:
@@ -537,6 +517,36 @@ class _Job:
         if settings.on_progress is not None:
             settings.on_progress(self._progress())
         return self._report(finished=finished)
+
+    async def _send(self, endpoint: Endpoint[Row, Any], writer: _Writer) -> None:
+        """Call the endpoint for all rows, and have the results written, until `_end` sets a limit."""
+        settings = self._settings
+        limit = asyncio.timeout(None)
+        try:
+            async with limit, aclosing(self._rows()) as rows:
+                if self._ending.is_set():
+                    return
+                self._time_limit = limit
+                try:
+                    async with endpoint.map(
+                        rows,
+                        concurrency=settings.concurrency,
+                        ordered=False,
+                        patience=settings.patience,
+                        max_failures=settings.max_failures,
+                    ) as results:
+                        async for result in results:
+                            if result.error is None or not concerns_every_call(result.error):
+                                await writer.put(result)
+                            else:
+                                # Not the row's fault: it stays open for the next run.
+                                self._error_of_all = result.error
+                finally:
+                    self._time_limit = None
+        except TimeoutError:
+            # Raised by nothing but the time limit: what rows end with is in their results.
+            if not limit.expired():
+                raise
 
     def _sync_quietly(self, failure: BaseException) -> None:
         """Sync before a failure is raised, which would otherwise hide that one."""

@@ -12,8 +12,8 @@ longest prefix on which they agree. The order in which the three reach the disk 
 that was torn by a kill, a full disk or a power failure is as if it had never been written: its row is scored again.
 
 Sync marks separate damage from tearing: they are entries with the number of entries before them that were on the disk
-together with their records. A record that is wrong before such a mark was changed by something else, and the job refuses
-to go on.
+together with their records. A record that is wrong before such a mark was changed by something else, and the job
+refuses to go on.
 
 When all rows are done, the records are put in input order: sorted copies of all three files are written and synced, the
 journal's copy is renamed to OUT.journal.commit, which decides, and then each copy is renamed over its original. What
