@@ -422,6 +422,8 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
     """
 
     default_cause: Cause = "connection"
+
+    args: tuple[Any, ...]
     _names_path = False
 
     def __init__(
