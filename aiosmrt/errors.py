@@ -42,6 +42,9 @@
      ├── JobFailedError                   an asynchronous inference ended with a failure
      ├── JobTimeoutError                  an asynchronous inference's result did not come in time
      ├── ObjectStoreError                 S3 refused or failed; .code, .status
+     ├── BatchInputError                  the input of a batch job cannot be read, or has changed
+     ├── BatchOutputError                 the output of a batch job cannot be used or written
+     ├── BatchStoppedError                a batch job ended early; run again, it resumes
      ├── ClientStateError                 closed, or used from another event loop or after a fork
      └── ConfigurationError
           ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
@@ -64,6 +67,9 @@ from botocore import exceptions as boto
 __all__ = [
     "AiosmrtError",
     "ApiVersionNotFoundError",
+    "BatchInputError",
+    "BatchOutputError",
+    "BatchStoppedError",
     "Cause",
     "ChecksumMismatchError",
     "ClientStateError",
@@ -416,6 +422,7 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
     """
 
     default_cause: Cause = "connection"
+    args: tuple[Any, ...]
     _names_path: bool = False
 
     def __init__(
@@ -616,6 +623,22 @@ class ObjectStoreError(AiosmrtError):
         super().__init__(message)
         self.code = code
         self.status = status
+
+
+class BatchInputError(AiosmrtError):
+    """The input of a batch job does not exist, cannot be read, is cut short, or has changed since the job began."""
+
+
+class BatchOutputError(AiosmrtError):
+    """The output of a batch job is in use, belongs to another job, was changed, or cannot be written."""
+
+
+class BatchStoppedError(AiosmrtError):
+    """A batch job ended early: too many rows failed, or every further row would.
+
+    The `__cause__` is the reason: `TooManyFailuresError`, or the error that every row would end with. All answers
+    received are in the output, and the same job resumes after them.
+    """
 
 
 class ClientStateError(AiosmrtError, RuntimeError):

@@ -140,6 +140,8 @@ async def runtime(
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             monkeypatch.setenv(name, value)
+        # Where snippets write files.
+        monkeypatch.chdir(tmp_path)
         yield running
 
 

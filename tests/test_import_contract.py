@@ -110,6 +110,7 @@ def test_wire_and_policy_read_no_clock_through_datetime():
 LOADED_LATER = [
     # of our own
     "aiosmrt._aws.s3",
+    "aiosmrt.batch",
     "aiosmrt.endpoint",
     "aiosmrt.integrations",
     "aiosmrt.serializers",

@@ -11,6 +11,8 @@ The exit codes are those of the AWS CLI, version 2 ("Command line return codes" 
 255   any other failure: no connection, a timeout, a file that cannot be written
 ====  =================================================================================================
 
+`score` has statuses of its own: see `aiosmrt.cli.score`.
+
 Version 1 of the AWS CLI uses only 2 and 255 where version 2 has these. 141 is the shell's code for a broken pipe
 (``aiosmrt … - | head``), which ends a command without a message.
 """
@@ -29,6 +31,7 @@ from aiosmrt.cli.commands import operation_command
 from aiosmrt.cli.demo import demo
 from aiosmrt.cli.options import global_options, version_line
 from aiosmrt.cli.parameters import ParameterError
+from aiosmrt.cli.score import score
 from aiosmrt.cli.serve import serve
 from aiosmrt.errors import AiosmrtError, ConfigurationError, ParamValidationError, ServiceError
 
@@ -60,6 +63,7 @@ def cli(**_: object) -> None:
 
 for _operation in OPERATIONS:
     cli.add_command(operation_command(_operation))
+cli.add_command(score)
 cli.add_command(serve)
 cli.add_command(demo)
 

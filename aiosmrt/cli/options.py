@@ -65,8 +65,12 @@ class GlobalOptions:
             current = current.parent
         return cls(**values)
 
-    def client(self) -> Client:
-        """Make a client with these settings."""
+    def client(self, **settings: Any) -> Client:
+        """Make a client with these settings.
+
+        Args:
+            settings: further arguments of `Client`.
+        """
         timeouts: dict[str, Any] = {
             name: seconds or None
             for name, seconds in (
@@ -84,6 +88,7 @@ class GlobalOptions:
             user_agent_extra="md/command#aiosmrt",
             observers=(_print_event,) if self.debug else (),
             **timeouts,
+            **settings,
         )
 
 

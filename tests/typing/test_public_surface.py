@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 # What users may import from; the documentation names no other module.
 PUBLIC_MODULES = [
     "aiosmrt",
+    "aiosmrt.batch",
     "aiosmrt.cli",
     "aiosmrt.client",
     "aiosmrt.config",

@@ -1,0 +1,110 @@
+"""Codecs by content type: what a request body is made with, and what an answer is read with."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from aiosmrt.serializers import (
+    CSV,
+    JSON,
+    JSON_LINES,
+    TEXT,
+    BytesCodec,
+    CSVCodec,
+    JSONCodec,
+    JSONLinesCodec,
+    Serializer,
+    TextCodec,
+)
+
+__all__ = ["ANY_ANSWER", "AnyAnswer", "codec_for"]
+
+_JSON: Final = re.compile(r"(application|text)/(x-)?json|[^/]+/.+\+json")
+_JSON_LINES: Final = re.compile(r"(application|text)/(x-)?(jsonlines|json-lines|jsonl|ndjson)")
+_CSV: Final = re.compile(r"(application|text)/(x-)?(csv|comma-separated-values)")
+_TEXT: Final = re.compile(r"text/.+|[^/]+/(.+\+)?(xml|yaml)")
+
+# As JSON has it (RFC 8259, section 6), so that 007 and nan stay text.
+_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+
+# Longer ones are identifiers rather than measurements, and more than a float or Python's int() takes.
+_MAX_DIGITS: Final = 300
+
+
+def _media_type(header: str) -> str:
+    return header.partition(";")[0].strip().lower()
+
+
+def codec_for(content_type: str) -> Serializer[Any]:
+    """The serializer whose bodies have a content type; bytes for one that it does not know.
+
+    Args:
+        content_type: the content type, which the codec sends as it is.
+
+    Raises:
+        ParamValidationError: it cannot be a header.
+
+    >>> type(codec_for("application/vnd.model+json; v=2")).__name__
+    'JSONCodec'
+    """
+    media_type = _media_type(content_type)
+    if _JSON.fullmatch(media_type):
+        return JSONCodec(content_type=content_type)
+    if _JSON_LINES.fullmatch(media_type):
+        return JSONLinesCodec(content_type=content_type)
+    if _CSV.fullmatch(media_type):
+        return CSVCodec(content_type=content_type)
+    if _TEXT.fullmatch(media_type):
+        return TextCodec(content_type=content_type)
+    return BytesCodec(content_type=content_type)
+
+
+class AnyAnswer:
+    """A deserializer that goes by an answer's content type.
+
+    JSON is read as it is, and JSON Lines as a list. A single row of CSV is a list of its fields, a single field stands
+    for itself, and fields that are numbers become numbers. Text is a ``str``, and anything else ``bytes``.
+
+    >>> AnyAnswer().deserialize(b"0.25,yes", "text/csv")
+    [0.25, 'yes']
+    """
+
+    accept = "*/*"
+
+    def __repr__(self) -> str:
+        return "AnyAnswer()"
+
+    def deserialize(self, body: bytes, content_type: str, /) -> Any:
+        """Read an answer.
+
+        Args:
+            body: the response body.
+            content_type: its content type; empty if it is missing.
+
+        Raises:
+            DeserializationError: the body is not what its content type says.
+        """
+        media_type = _media_type(content_type)
+        if _JSON.fullmatch(media_type):
+            return JSON.deserialize(body, content_type)
+        if _JSON_LINES.fullmatch(media_type):
+            return JSON_LINES.deserialize(body, content_type)
+        if _CSV.fullmatch(media_type):
+            rows = [[_number(field) for field in row] for row in CSV.deserialize(body, content_type)]
+            row = rows[0] if len(rows) == 1 else rows
+            return row[0] if len(row) == 1 else row
+        if _TEXT.fullmatch(media_type):
+            return TEXT.deserialize(body, content_type)
+        return body
+
+
+def _number(field: str) -> int | float | str:
+    text = field.strip()
+    if len(text) > _MAX_DIGITS or not (found := _NUMBER.fullmatch(text)):
+        return field
+    return float(text) if found[2] or found[3] else int(text)
+
+
+ANY_ANSWER: Final = AnyAnswer()
+"""The only `AnyAnswer` that is needed: it does not take options."""

@@ -1,0 +1,769 @@
+"""`score`: rows of files through an endpoint into a file.
+
+::
+
+    reader thread ── rows ──► Endpoint.map ── results ──► writer thread ──► OutputLog
+     (Source, RequestMaker)                                (Sink)
+
+Both threads work on many rows at a time. At most one batch of rows is read ahead, and a bounded number of results waits
+to be written, so memory does not grow with the input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+
+from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt.batch.outputlog import OutputLog, Record, companions
+from aiosmrt.batch.requests import TEXT_COLUMN, JoinSource, Prepared, RequestMaker, Row, template_columns
+from aiosmrt.batch.sink import OutputFormat, Sink, failure_record
+from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of
+from aiosmrt.config import UNSET, Unset, is_whole
+from aiosmrt.endpoint import Endpoint, Result
+from aiosmrt.errors import (
+    AiosmrtError,
+    BatchInputError,
+    BatchStoppedError,
+    ParamValidationError,
+    SerializationError,
+    TooManyFailuresError,
+)
+
+if TYPE_CHECKING:
+    from aiosmrt.client import Client
+
+__all__ = ["Inputs", "Progress", "Report", "score"]
+
+T = TypeVar("T")
+
+StrPath: TypeAlias = str | os.PathLike[str]
+Inputs: TypeAlias = StrPath | Sequence[StrPath]
+
+# What the reader makes at a time.
+_BATCH_ROWS: Final = 256
+_BATCH_BYTES: Final = 1 << 20
+
+# Results that are gathered before they are written: so long, or so many.
+_GATHER_SECONDS: Final = 0.005
+_GATHER_RESULTS: Final = 64
+
+# How often written records are made to survive a power failure, in seconds.
+_SYNC_SECONDS: Final = 1.0
+
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
+
+# Members of a call that are only known by their hashes: they may be secret.
+_SECRET: Final = frozenset({"custom_attributes", "session_id"})
+
+
+class Progress(NamedTuple):
+    """How far a job is.
+
+    Args:
+        scored: rows whose answers are in the output, those of earlier runs among them.
+        failed: rows that failed.
+        resumed: rows that earlier runs had done.
+        seconds: since the job was started.
+        rows_per_second: rows done by this run, per second.
+        in_flight: calls in flight.
+        max_in_flight: how many may be now; fewer after throttling.
+        waiting_for: what calls wait for: ``"outage"``, ``"capacity"``; None while the endpoint is well.
+        retries: requests of this run's calls that were sent again.
+        fraction: the share of the input that was read, from 0 to 1; None for a stream.
+        remaining: estimated seconds to the end; None while that is not known.
+    """
+
+    scored: int
+    failed: int
+    resumed: int
+    seconds: float
+    rows_per_second: float
+    in_flight: int
+    max_in_flight: int
+    waiting_for: str | None
+    retries: int
+    fraction: float | None
+    remaining: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a job came to.
+
+    Attributes:
+        rows: rows that are done, scored or failed, earlier runs' among them.
+        scored: rows whose answers are in the output.
+        failed: rows that failed; their errors are in the errors file.
+        resumed: rows that earlier runs had done.
+        retries: requests of this run's calls that were sent again.
+        seconds: how long this run took.
+        finished: whether all rows are done, up to the limit; False if ``stop`` was set before.
+        output: the output file.
+        errors: the errors file, which exists if rows failed.
+    """
+
+    rows: int
+    scored: int
+    failed: int
+    resumed: int
+    retries: int
+    seconds: float
+    finished: bool
+    output: Path
+    errors: Path
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows done by this run, per second."""
+        return (self.rows - self.resumed) / self.seconds if self.seconds > 0 else 0.0
+
+
+async def score(
+    endpoint: Endpoint[Any, Any],
+    source: Inputs,
+    sink: StrPath,
+    *,
+    input_format: InputFormat | None = None,
+    output_format: OutputFormat | None = None,
+    header: bool = True,
+    column: str | None = None,
+    template: Any = None,
+    id_field: str | None = None,
+    join_source: JoinSource = "None",
+    max_concurrency: int | None = None,
+    patience: float | Unset | None = UNSET,
+    max_failures: int | float | None = None,
+    retry_failed: bool = False,
+    fresh: bool = False,
+    limit: int | None = None,
+    stop: asyncio.Event | None = None,
+    drain: float = 10.0,
+    on_progress: Callable[[Progress], object] | None = None,
+    progress_interval: float = 1.0,
+) -> Report:
+    """Score the rows of files, and write the answers to a file::
+
+        report = await aiosmrt.batch.score(endpoint, "rows.jsonl", "scores.jsonl")
+
+    Answers are written as they come, and are in input order once all rows are done. Beside the output are
+    ``SINK.journal``, by which a later run resumes, and ``SINK.errors.jsonl`` with a line for each row that failed. Run
+    the same job again after any interruption: rows that are done are not sent again. A row may be sent twice (it was in
+    flight when the job was killed), but never is it in the output twice.
+
+    A row is the body of one call. It fails by its own fault: it cannot be read, the model refuses it, or the service
+    does not answer it for ``patience`` seconds. An error that every row would meet fails no row but stops the job.
+
+    Args:
+        endpoint: where rows are sent; its serializer makes the bodies, its deserializer reads the answers.
+        source: a file, a folder, a pattern, ``-`` for standard input, or several of them. Files may be compressed with
+            gzip.
+        sink: the output file.
+        input_format: ``"jsonl"``, ``"csv"`` or ``"text"`` (a row a line). Defaults to what the suffixes say.
+        output_format: ``"jsonl"``, ``"csv"`` or ``"text"`` (the answers alone). Defaults to what the suffix says.
+        header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
+        column: the column that is sent. If None, the template or the whole row.
+        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
+            the whole row.
+        id_field: a column whose value is repeated in the output as the row's id.
+        join_source: ``"Input"``: a record of the output is the row with ``prediction`` added. ``"None"``: it is the
+            row's index, its id and the value.
+        max_concurrency: calls in flight at the same time. Defaults to the client's.
+        patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
+        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1), that stop the job when
+            there are more. If None, no limit.
+        retry_failed: whether to score the rows again that failed in earlier runs.
+        fresh: whether to start over, and overwrite what is there.
+        limit: the number of rows of the input that are scored, from its beginning. If None, all.
+        stop: set it to end the job: no further rows are sent, those in flight have ``drain`` seconds.
+        drain: seconds for calls in flight to end once ``stop`` is set.
+        on_progress: called with the progress, on the event loop.
+        progress_interval: seconds between these calls.
+
+    Returns:
+        What the job came to; with ``finished=False`` if ``stop`` was set.
+
+    Raises:
+        ParamValidationError: an argument is out of range, or two do not fit together.
+        BatchInputError: the input does not exist, cannot be read, has no rows, or has changed.
+        BatchOutputError: the output is in use, belongs to another job, was changed, or cannot be written.
+        BatchStoppedError: more rows failed than ``max_failures`` allows, or every further row would.
+    """
+    output = Path(sink)
+    names = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    inputs = [os.fspath(name) for name in names]
+    kind = output_format if output_format is not None else format_of(output.name)
+    faults = []
+    if not inputs:
+        faults.append("source must name at least one file")
+    for name, value, allowed in (
+        ("input_format", input_format, ("jsonl", "csv", "text", None)),
+        ("output_format", output_format, ("jsonl", "csv", "text", None)),
+        ("join_source", join_source, ("None", "Input")),
+    ):
+        if value not in allowed:
+            faults.append(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r:.80}")
+    if kind is None:
+        faults.append(
+            f"output_format is needed: the suffix of {output.name!r:.80} stands for none of jsonl, csv and text"
+        )
+    if output.suffix.lower() == ".gz":
+        faults.append("the output cannot be compressed: it is written at its end and resumed")
+    if column is not None and template is not None:
+        faults.append("column and template exclude each other")
+    if kind == "text" and (id_field is not None or join_source == "Input"):
+        faults.append("text has the answers alone; id_field and join_source need jsonl or csv")
+    if limit is not None and not is_whole(limit, 1):
+        faults.append(f"limit must be an integer >= 1 or None; got {limit!r:.80}")
+    for name, seconds in (("drain", drain), ("progress_interval", progress_interval)):
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+            faults.append(f"{name} must be a non-negative number of seconds; got {seconds!r:.80}")
+    if faults:
+        raise ParamValidationError(faults)
+    # Makes no calls: checks the arguments that are those of `map`, and the endpoint's options.
+    endpoint.map((), concurrency=max_concurrency, patience=patience, max_failures=max_failures)
+    job = _Job(
+        endpoint,
+        output,
+        cast("OutputFormat", kind),
+        column=column,
+        template=template,
+        id_field=id_field,
+        join=join_source == "Input",
+        header=header,
+        concurrency=max_concurrency,
+        patience=patience,
+        max_failures=max_failures,
+        retry_failed=retry_failed,
+        fresh=fresh,
+        limit=limit,
+        stop=stop,
+        drain=drain,
+        on_progress=on_progress,
+        progress_interval=progress_interval,
+    )
+    return await job.run(inputs, input_format)
+
+
+@dataclass(kw_only=True)
+class _Settings:
+    """What does not change while a job runs; see `score`."""
+
+    column: str | None
+    template: Any
+    id_field: str | None
+    join: bool
+    header: bool
+    concurrency: int | None
+    patience: float | Unset | None
+    max_failures: int | float | None
+    retry_failed: bool
+    fresh: bool
+    limit: int | None
+    stop: asyncio.Event | None
+    drain: float
+    on_progress: Callable[[Progress], object] | None
+    progress_interval: float
+
+
+class _Job:
+    """One run of a job."""
+
+    def __init__(self, endpoint: Endpoint[Any, Any], output: Path, kind: OutputFormat, **settings: Any) -> None:
+        self._endpoint = endpoint
+        # An endpoint names what it needs of its client; this is more.
+        self._client = cast("Client", endpoint._client)
+        self._output = output
+        self._kind: OutputFormat = kind
+        self._settings = _Settings(**settings)
+        # None until they are opened.
+        self._opened_source: Source | None = None
+        self._opened_log: OutputLog | None = None
+        self._maker: RequestMaker
+        self._sink: Sink
+        self._started = time.monotonic()
+        self._resumed = 0
+        self._retries_before = self._all_retries()
+        self._throughput_from = self._started
+        # Set when no further rows are wanted, for the loop and for threads.
+        self._ending = asyncio.Event()
+        self._unwanted = threading.Event()
+        # The first error that ends the job from within.
+        self._error: BaseException | None = None
+        # An error that every row would meet; map() ends with it.
+        self._error_of_all: Exception | None = None
+        self._time_limit: asyncio.Timeout | None = None
+        self._read_to_end = False
+        self._rows_read = 0
+
+    async def run(self, inputs: list[str], input_format: InputFormat | None) -> Report:
+        stop = self._settings.stop
+        watcher = None if stop is None else asyncio.create_task(self._watch(stop))
+        try:
+            try:
+                await self._in_thread(self._open, inputs, input_format)
+            except InputStoppedError:
+                return self._report(finished=False)
+            self._resumed = self._done()
+            if self._is_done():
+                return self._report(finished=True)
+            self._throughput_from = time.monotonic()
+            return await self._score()
+        finally:
+            self._unwanted.set()
+            if watcher is not None:
+                watcher.cancel()
+                await _uninterrupted(asyncio.wait([watcher]))
+            await _uninterrupted(asyncio.to_thread(self._close))
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread; a job that is cancelled waits for it."""
+        return await _uninterrupted(asyncio.to_thread(function, *arguments), self._unwanted.set)
+
+    # In the reader's thread
+
+    def _open(self, inputs: list[str], input_format: InputFormat | None) -> None:
+        settings = self._settings
+        self._opened_source = source = Source(
+            inputs,
+            input_format=input_format,
+            header=settings.header,
+            excluded=companions(self._output),
+            stopped=self._unwanted,
+        )
+        if self._kind == "csv" and settings.join and not (source.input_format == "csv" and settings.header):
+            raise ParamValidationError(
+                ["join_source='Input' writes CSV of CSV with a header only; use jsonl for the output"]
+            )
+        if not self._output.absolute().parent.is_dir():
+            raise ParamValidationError([f"the folder of the output does not exist: {self._output.parent}"])
+        self._maker = RequestMaker(
+            source.input_format,
+            self._endpoint._serializer,
+            columns=lambda: source.columns,
+            column=settings.column,
+            template=settings.template,
+            id_field=settings.id_field,
+            join=settings.join,
+        )
+        facts = source.prepare()
+        self._check_columns()
+        self._sink = Sink(self._kind, columns=source.columns, has_ids=settings.id_field is not None, join=settings.join)
+        self._opened_log = OutputLog.open(
+            self._output,
+            {"input": facts, "settings": self._facts()},
+            preamble=self._sink.preamble,
+            fresh=settings.fresh,
+        )
+
+    def _check_columns(self) -> None:
+        """Refuse columns that no row of the input has."""
+        settings, source = self._settings, self._source
+        known = [TEXT_COLUMN] if source.input_format == "text" else source.columns
+        if known is None:
+            return
+        named = template_columns(settings.template)
+        named |= {name for name in (settings.column, settings.id_field) if name is not None}
+        if missing := sorted(named.difference(known)):
+            raise BatchInputError(
+                f"the input has no column {', '.join(map(repr, missing)):.80}; it has {', '.join(known):.200}"
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        """Settings that change what is in the output."""
+        settings, endpoint = self._settings, self._endpoint
+        members = {
+            name: sha256(str(value).encode()).hexdigest()[:16] if name in _SECRET else str(value)
+            for name, value in endpoint._options.items()
+            if value is not None
+        }
+        return {
+            "endpoint": endpoint.name,
+            "members": members,
+            "serializer": _ADDRESS.sub("", repr(endpoint._serializer)),
+            "deserializer": _ADDRESS.sub("", repr(endpoint._deserializer)),
+            "input_format": self._source.input_format,
+            "output_format": self._kind,
+            "header": settings.header,
+            "column": settings.column,
+            "template": None if settings.template is None else json.dumps(settings.template),
+            "id_field": settings.id_field,
+            "join_source": "Input" if settings.join else "None",
+        }
+
+    def _lines(self) -> Iterator[Line]:
+        """The lines that are still to be scored."""
+        log, settings = self._log, self._settings
+        for line in self._source.rows():
+            if settings.limit is not None and line.row >= settings.limit:
+                return
+            self._rows_read = line.row + 1
+            if line.row in log.scored or (not settings.retry_failed and line.row in log.failed):
+                continue
+            yield line
+        self._read_to_end = not self._unwanted.is_set()
+
+    def _next_batch(self, lines: Iterator[Line]) -> list[Row]:
+        """Make as many rows as are handed to the loop at a time; none at the input's end."""
+        rows: list[Row] = []
+        size = 0
+        for line in lines:
+            row = self._maker.row(line)
+            rows.append(row)
+            size += len(row.body)
+            if len(rows) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+                break
+        return rows
+
+    # On the event loop
+
+    @property
+    def _source(self) -> Source:
+        return cast("Source", self._opened_source)
+
+    @property
+    def _log(self) -> OutputLog:
+        return cast("OutputLog", self._opened_log)
+
+    def _is_done(self) -> bool:
+        log, limit = self._log, self._settings.limit
+        rows = log.rows_in_input
+        if rows is None:
+            return False
+        wanted = rows if limit is None else min(rows, limit)
+        return len(log.scored) + len(log.failed) >= wanted and not (self._settings.retry_failed and log.failed)
+
+    async def _rows(self) -> AsyncGenerator[Row, None]:
+        """Rows to be scored; the next batch is read ahead."""
+        lines = self._lines()
+        reading = self._start_reading(lines)
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            while True:
+                await asyncio.wait([reading, ending], return_when=asyncio.FIRST_COMPLETED)
+                if self._ending.is_set():
+                    return
+                rows = reading.result()
+                if not rows:
+                    return
+                reading = self._start_reading(lines)
+                for row in rows:
+                    if self._ending.is_set():
+                        return
+                    yield row
+        finally:
+            ending.cancel()
+            self._unwanted.set()
+            await _uninterrupted(asyncio.wait([reading, ending]))
+            if not reading.cancelled():
+                # An error of a batch that is no longer wanted concerns nothing.
+                reading.exception()
+
+    def _start_reading(self, lines: Iterator[Line]) -> asyncio.Task[list[Row]]:
+        return asyncio.create_task(asyncio.to_thread(self._next_batch, lines))
+
+    async def _score(self) -> Report:
+        settings, endpoint = self._settings, self._endpoint
+        if settings.concurrency is not None and settings.concurrency != self._client.max_concurrency:
+            self._client = self._client.with_options(max_concurrency=settings.concurrency)
+        prepared = Endpoint(
+            self._client,
+            endpoint.name,
+            serializer=Prepared(endpoint._serializer.content_type),
+            deserializer=endpoint._deserializer,
+            **endpoint._options,
+        )
+        self._retries_before = self._all_retries()
+        writer = _Writer(self._write, self._abort)
+        helpers = [asyncio.create_task(writer.run()), asyncio.create_task(self._sync_regularly())]
+        if settings.on_progress is not None:
+            helpers.append(asyncio.create_task(self._tell(settings.on_progress)))
+        failure: BaseException | None = None
+        try:
+            await self._send(prepared, writer)
+        except InputStoppedError:
+            pass
+        except Exception as error:
+            failure = error
+        finally:
+            await _uninterrupted(writer.close())
+            for task in helpers:
+                task.cancel()
+            await _uninterrupted(asyncio.wait(helpers))
+        failure = self._error or failure or self._error_of_all
+        finished = failure is None and not self._ending.is_set()
+        if finished:
+            failure = await self._finish()
+        if failure is not None:
+            await self._in_thread(self._sync_quietly, failure)
+            if isinstance(failure, TooManyFailuresError) or (
+                isinstance(failure, AiosmrtError) and concerns_every_call(failure)
+            ):
+                raise BatchStoppedError(
+                    f"stopped: {failure}; {self._done()} rows are done, and the same job resumes after them"
+                ) from failure
+            raise failure
+        await self._in_thread(self._log.sync)
+        if settings.on_progress is not None:
+            settings.on_progress(self._progress())
+        return self._report(finished=finished)
+
+    async def _send(self, endpoint: Endpoint[Row, Any], writer: _Writer) -> None:
+        """Call the endpoint for all rows, and have the results written, until `_end` sets a limit."""
+        settings = self._settings
+        limit = asyncio.timeout(None)
+        try:
+            async with limit, aclosing(self._rows()) as rows:
+                if self._ending.is_set():
+                    return
+                self._time_limit = limit
+                try:
+                    async with endpoint.map(
+                        rows,
+                        concurrency=settings.concurrency,
+                        ordered=False,
+                        patience=settings.patience,
+                        max_failures=settings.max_failures,
+                    ) as results:
+                        async for result in results:
+                            if result.error is None or not concerns_every_call(result.error):
+                                await writer.put(result)
+                            else:
+                                # Not the row's fault: it stays open for the next run.
+                                self._error_of_all = result.error
+                finally:
+                    self._time_limit = None
+        except TimeoutError:
+            # Raised by nothing but the time limit: what rows end with is in their results.
+            if not limit.expired():
+                raise
+
+    def _sync_quietly(self, failure: BaseException) -> None:
+        """Sync before a failure is raised, which would otherwise hide that one."""
+        try:
+            self._log.sync()
+        except AiosmrtError as error:
+            failure.add_note(str(error))
+
+    async def _finish(self) -> Exception | None:
+        """Check that all rows are done and put them in order; returns what is wrong."""
+        log, limit = self._log, self._settings.limit
+        try:
+            if not self._rows_read:
+                raise BatchInputError("the input is empty: no rows were found")
+            if self._rows_read < log.rows and limit is None:
+                raise BatchInputError(
+                    f"the input ends after {self._rows_read} rows, but row {log.rows - 1} was scored before: "
+                    "it was cut short"
+                )
+            await self._in_thread(self._source.check_unchanged)
+            await self._in_thread(log.finish, self._rows_read if self._read_to_end else None)
+        except AiosmrtError as error:
+            return error
+        return None
+
+    def _abort(self, error: BaseException) -> None:
+        """End the job with an error, at once."""
+        if self._error is None:
+            self._error = error
+        self._end(0.0)
+
+    def _end(self, seconds: float) -> None:
+        """Send no further rows, and end the calls in flight after some seconds."""
+        self._ending.set()
+        self._unwanted.set()
+        if self._time_limit is not None and not self._time_limit.expired():
+            self._time_limit.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._end(self._settings.drain)
+
+    async def _sync_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_SYNC_SECONDS)
+            try:
+                # Beside the writer: a disk may take long for it.
+                await _uninterrupted(asyncio.to_thread(self._log.sync))
+            except AiosmrtError as error:
+                self._abort(error)
+                return
+
+    async def _tell(self, on_progress: Callable[[Progress], object]) -> None:
+        try:
+            while True:
+                on_progress(self._progress())
+                await asyncio.sleep(self._settings.progress_interval)
+        except Exception as error:
+            self._abort(error)
+
+    def _write(self, results: list[Result[Row, Any]]) -> None:
+        """Write results; runs in the writer's thread."""
+        records = []
+        for result in results:
+            row = result.item
+            error = result.error
+            if error is None:
+                try:
+                    records.append(Record(row.number, failed=False, data=self._sink.record(row, result.value)))
+                    continue
+                except SerializationError as fault:
+                    error = fault
+            data = failure_record(row, error, result.attempts, result.waited)
+            records.append(Record(row.number, failed=True, data=data))
+        self._log.append(records)
+
+    # What others see
+
+    def _done(self) -> int:
+        return len(self._log.scored) + len(self._log.failed)
+
+    def _all_retries(self) -> int:
+        return sum(self._client.statistics().retries.values())
+
+    def _retries(self) -> int:
+        return self._all_retries() - self._retries_before
+
+    def _progress(self) -> Progress:
+        statistics = self._client.statistics()
+        state = statistics.endpoints.get(self._endpoint.name)
+        log, source = self._log, self._source
+        now = time.monotonic()
+        rate = max(self._done() - self._resumed, 0) / max(now - self._throughput_from, 1e-9)
+        fraction = None
+        if source.bytes_in_all is not None:
+            fraction = min(source.bytes_read / source.bytes_in_all, 1.0) if source.bytes_in_all else 1.0
+        remaining = None
+        rows = log.rows_in_input or (self._rows_read / fraction if fraction and self._rows_read else None)
+        if rows is not None and rate:
+            rows = rows if self._settings.limit is None else min(rows, self._settings.limit)
+            remaining = max(rows - self._done(), 0) / rate
+        return Progress(
+            scored=len(log.scored),
+            failed=len(log.failed),
+            resumed=self._resumed,
+            seconds=now - self._started,
+            rows_per_second=rate,
+            in_flight=state.in_use if state is not None else 0,
+            max_in_flight=state.max_concurrency if state is not None else self._client.max_concurrency,
+            waiting_for=state.illness if state is not None else None,
+            retries=self._retries(),
+            fraction=fraction,
+            remaining=remaining,
+        )
+
+    def _report(self, *, finished: bool) -> Report:
+        log = self._opened_log
+        scored, failed = (0, 0) if log is None else (len(log.scored), len(log.failed))
+        return Report(
+            rows=scored + failed,
+            scored=scored,
+            failed=failed,
+            resumed=self._resumed,
+            retries=self._retries(),
+            seconds=time.monotonic() - self._started,
+            finished=finished,
+            output=self._output,
+            errors=self._output.with_name(f"{self._output.name}.errors.jsonl"),
+        )
+
+    def _close(self) -> None:
+        """Release the files."""
+        if (log := self._opened_log) is not None:
+            log.close()
+        if self._opened_source is not None:
+            self._opened_source.close()
+
+
+class _Writer:
+    """Hands results to a function that writes them, many at a time.
+
+    Args:
+        write: writes results; is called in a thread.
+        on_error: called with the error that `write` raised; nothing is written afterwards.
+    """
+
+    def __init__(
+        self, write: Callable[[list[Result[Row, Any]]], None], on_error: Callable[[BaseException], None]
+    ) -> None:
+        self._write = write
+        self._on_error = on_error
+        self._results: list[Result[Row, Any]] = []
+        self._any = asyncio.Event()
+        self._many = asyncio.Event()
+        self._room = asyncio.Event()
+        self._closing = False
+        self._ended = asyncio.Event()
+        self._broken = False
+
+    async def put(self, result: Result[Row, Any]) -> None:
+        """Have a result written; waits while many are."""
+        while len(self._results) >= 2 * _GATHER_RESULTS and not self._broken:
+            self._room.clear()
+            await self._room.wait()
+        self._results.append(result)
+        self._any.set()
+        if len(self._results) >= _GATHER_RESULTS:
+            self._many.set()
+
+    async def run(self) -> None:
+        try:
+            while not (self._closing and not self._results):
+                await self._any.wait()
+                if not self._closing and len(self._results) < _GATHER_RESULTS:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_GATHER_SECONDS):
+                            await self._many.wait()
+                results, self._results = self._results, []
+                self._many.clear()
+                if not self._closing:
+                    self._any.clear()
+                self._room.set()
+                if results:
+                    await asyncio.to_thread(self._write, results)
+        except Exception as error:
+            self._broken = True
+            self._room.set()
+            self._on_error(error)
+        finally:
+            self._ended.set()
+
+    async def close(self) -> None:
+        """Wait until all results are written."""
+        self._closing = True
+        self._any.set()
+        self._many.set()
+        await self._ended.wait()
+
+
+async def _uninterrupted(work: Awaitable[T], on_cancel: Callable[[], object] | None = None) -> T:
+    """Finish something whatever happens; a cancellation is passed on afterwards.
+
+    Args:
+        work: what is finished.
+        on_cancel: called when a cancellation comes, so that the work ends early.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as again:
+            cancelled = again
+            if on_cancel is not None:
+                on_cancel()
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    return task.result()

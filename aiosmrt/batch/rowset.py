@@ -1,0 +1,68 @@
+"""A set of row numbers, one bit each."""
+
+from __future__ import annotations
+
+__all__ = ["RowSet"]
+
+
+class RowSet:
+    """A set of row numbers that takes 125 KB per million rows.
+
+    >>> rows = RowSet()
+    >>> rows.add(9), rows.add(9), 9 in rows, 8 in rows, len(rows)
+    (True, False, True, False, 1)
+    """
+
+    __slots__ = ("_bits", "_count")
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, row: int) -> bool:
+        byte = row >> 3
+        return byte < len(self._bits) and bool(self._bits[byte] >> (row & 7) & 1)
+
+    def add(self, row: int) -> bool:
+        """Add a row; returns whether it is new."""
+        bits = self._bits
+        byte = row >> 3
+        bit = 1 << (row & 7)
+        if byte >= len(bits):
+            # By an eighth more than needed, as lists grow.
+            bits.extend(bytes(byte + 1 + (byte >> 3) - len(bits)))
+        if bits[byte] & bit:
+            return False
+        bits[byte] |= bit
+        self._count += 1
+        return True
+
+    def add_run(self, first: int, count: int) -> None:
+        """Add consecutive rows, all of them behind those that are there.
+
+        >>> rows = RowSet()
+        >>> rows.add_run(3, 20), len(rows), 2 in rows, 3 in rows, 22 in rows, 23 in rows
+        (None, 20, False, True, True, False)
+        """
+        end = first + count
+        while first < end and first & 7:
+            self.add(first)
+            first += 1
+        whole = (end - first) >> 3
+        if whole > 0:
+            byte = first >> 3
+            self._bits.extend(bytes(max(byte + whole - len(self._bits), 0)))
+            self._bits[byte : byte + whole] = b"\xff" * whole
+            self._count += whole << 3
+            first += whole << 3
+        for row in range(first, end):
+            self.add(row)
+
+    def discard(self, row: int) -> None:
+        """Remove a row if it is there."""
+        if row in self:
+            self._bits[row >> 3] &= ~(1 << (row & 7))
+            self._count -= 1

@@ -1,0 +1,147 @@
+"""From an answer to a record of the output."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+from aiosmrt.batch.requests import Row, csv_line
+from aiosmrt.errors import AiosmrtError, SerializationError, ServiceError
+
+__all__ = ["OutputFormat", "Sink", "failure_record"]
+
+OutputFormat: TypeAlias = Literal["jsonl", "csv", "text"]
+
+# How JSON Lines and CSV have a value that is not a number in JSON.
+_NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
+
+# A line of text is one answer.
+_ESCAPED: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for objects that `json` does not know."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        import base64
+
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    if callable(tolist := getattr(value, "tolist", None)):
+        return tolist()
+    raise TypeError(f"an answer of type {type(value).__qualname__} cannot be written")
+
+
+_STRICT: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+_LENIENT: Final = json.JSONEncoder(separators=(",", ":"), default=_plain)
+
+
+def _encoded(value: Any) -> bytes:
+    """A value as a line of JSON.
+
+    Raises:
+        SerializationError: JSON does not have it.
+    """
+    try:
+        return _STRICT.encode(value).encode()
+    except UnicodeEncodeError:  # lone surrogates, which JSON can escape
+        return _LENIENT.encode(value).encode()
+    except ValueError:
+        # NaN and the infinities, which are not JSON
+        return _LENIENT.encode(_finite(json.loads(_LENIENT.encode(value)))).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return _NOT_FINITE.get(value, "NaN")
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return value
+
+
+class Sink:
+    """Makes records.
+
+    Args:
+        output_format: what they are.
+        columns: the columns of the input, which CSV repeats with ``join``.
+        has_ids: whether rows have ids.
+        join: whether records repeat their rows.
+    """
+
+    def __init__(
+        self, output_format: OutputFormat, *, columns: Sequence[str] | None, has_ids: bool, join: bool
+    ) -> None:
+        self._format = output_format
+        self._has_ids = has_ids
+        self._join = join
+        names: list[str] = []
+        if output_format == "csv":
+            names = [*(columns or ()), "prediction"] if join else ["index", *(["id"] if has_ids else []), "value"]
+        self.preamble: bytes = f"{csv_line(names)}\n".encode() if names else b""
+
+    def record(self, row: Row, value: Any) -> bytes:
+        """The record of a scored row, with its line end.
+
+        Raises:
+            SerializationError: the format does not have such a value.
+        """
+        try:
+            if self._format == "jsonl":
+                if self._join:
+                    return _encoded({**row.record, "prediction": value}) + b"\n"
+                head = {"index": row.number, "id": row.id} if self._has_ids else {"index": row.number}
+                return _encoded({**head, "value": value}) + b"\n"
+            if self._format == "csv":
+                text = _cell(value)
+                if self._join:
+                    fields = [*row.record.values(), text]
+                else:
+                    fields = [row.number, *([_cell(row.id)] if self._has_ids else []), text]
+                return f"{csv_line(fields)}\n".encode(errors="backslashreplace")
+            return f"{_cell(value).translate(_ESCAPED)}\n".encode(errors="backslashreplace")
+        except (TypeError, ValueError, RecursionError):
+            kind = type(value).__qualname__
+        raise SerializationError(f"the answer, of type {kind}, cannot be written as {self._format}")
+
+
+def failure_record(row: Row, error: Exception, attempts: int, waited: float) -> bytes:
+    """The line of a failed row in the errors file, which holds no payload.
+
+    Args:
+        row: the row.
+        error: why it failed.
+        attempts: how many requests were sent.
+        waited: seconds for which the call waited.
+    """
+    # What others raise may quote what it was raised for.
+    message = str(error) if isinstance(error, AiosmrtError) else ""
+    facts: dict[str, Any] = {"index": row.number}
+    if row.id is not None:
+        facts["id"] = row.id
+    facts |= {
+        "error": type(error).__name__,
+        "code": error.code if isinstance(error, ServiceError) else None,
+        "message": message,
+        "attempts": attempts,
+        "request_id": error.request_id if isinstance(error, AiosmrtError) else None,
+        "waited": round(waited, 3),
+    }
+    return _encoded(facts) + b"\n"
+
+
+def _cell(value: Any) -> str:
+    """A value as text: itself, or its JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = _plain(value)
+        return value if isinstance(value, str) else _encoded(value).decode()
+    return _encoded(value).decode()

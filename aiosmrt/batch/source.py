@@ -1,0 +1,475 @@
+"""A job's input: which files, whether they are the same as before, and their rows.
+
+Rows are counted from 0 over all files, blank lines aside. What is wrong with one row fails that row; what is wrong with
+a file ends the job. Everything here blocks; the job calls it in a thread.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import os
+import select
+import stat
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, cast
+
+from aiosmrt.errors import BatchInputError
+
+__all__ = ["InputFormat", "InputStoppedError", "Line", "Source", "format_of"]
+
+InputFormat: TypeAlias = Literal["jsonl", "csv", "text"]
+
+STANDARD_INPUT: Final = "-"
+
+_SUFFIXES: Final[dict[str, InputFormat]] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".jsonlines": "jsonl",
+    ".csv": "csv",
+    ".txt": "text",
+    ".text": "text",
+}
+
+# What reading raises, of compressed files among others.
+_READ_ERRORS: Final = (OSError, EOFError, zlib.error)
+
+_GZIP: Final = b"\x1f\x8b"
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+_UTF_8_MARK: Final = b"\xef\xbb\xbf"
+
+# Bytes at both ends of a file by which it is known again.
+_KNOWN_BY: Final = 1 << 16
+_BUFFER_BYTES: Final = 1 << 18
+
+# Seconds between two looks at whether a stream that sends nothing is still wanted.
+_LOOK_EVERY: Final = 0.1
+
+
+def format_of(name: str) -> InputFormat | None:
+    """The format that a file's suffix stands for, a ``.gz`` aside; None if it stands for none.
+
+    >>> format_of("rows.jsonl.gz"), format_of("rows.parquet")
+    ('jsonl', None)
+    """
+    path = Path(name)
+    return _SUFFIXES.get((path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower())
+
+
+class Line(NamedTuple):
+    """A row as it was read.
+
+    Args:
+        row: its number over all files, from 0.
+        data: its bytes without the line's end; the fields of a row of CSV.
+        file: the file's name.
+        line: the number of its last line in the file, from 1.
+    """
+
+    row: int
+    data: bytes | list[str]
+    file: str
+    line: int
+
+
+class InputStoppedError(Exception):
+    """`Source.stopped` was set while a stream was waited for."""
+
+
+class _Stream(io.RawIOBase):
+    """Standard input or another pipe, whose reader can be stopped while it waits."""
+
+    def __init__(self, descriptor: int, source: Source, *, owned: bool) -> None:
+        self._descriptor = descriptor
+        self._source = source
+        self._owned = owned
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not select.select([self._descriptor], [], [], _LOOK_EVERY)[0]:
+            if self._source.stopped.is_set():
+                raise InputStoppedError
+        data = os.read(self._descriptor, len(buffer))
+        buffer[: len(data)] = data
+        self._source.bytes_read += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if self._owned and not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+class _Counted(io.RawIOBase):
+    """A regular file, whose bytes are counted as they are read."""
+
+    def __init__(self, path: str, source: Source) -> None:
+        self._file = io.FileIO(path)
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer) or 0
+        self._source.bytes_read += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@dataclass
+class _Input:
+    """One file, or a stream.
+
+    Args:
+        name: as the user knows it.
+        regular: whether it is a regular file, which can be read again.
+        size: bytes; 0 for a stream.
+    """
+
+    name: str
+    regular: bool
+    size: int
+
+
+class Source:
+    """The input of a job.
+
+    Args:
+        inputs: files, folders, patterns, or ``-`` for standard input.
+        input_format: the format. If None, the files' suffixes decide.
+        header: whether files of CSV begin with the names of their columns. If not, the names are ``0``, ``1``, ...
+        excluded: files that folders and patterns leave out: the job's own output.
+        stopped: set to end the reading, by another thread.
+
+    Attributes:
+        input_format: the format.
+        columns: the columns of CSV, once `prepare` has run.
+        bytes_read: how much was read, compressed where the input is.
+        bytes_in_all: the input's size; None where it is not known.
+        stopped: as given.
+
+    Raises:
+        BatchInputError: an input does not exist, or its format is not known.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        *,
+        input_format: InputFormat | None,
+        header: bool,
+        excluded: Iterable[Path] = (),
+        stopped: threading.Event | None = None,
+    ) -> None:
+        output = {os.path.realpath(path) for path in excluded}
+        self._header = header
+        self._inputs = [found for name in inputs for found in _expanded(name, input_format, output)]
+        if not self._inputs:
+            raise BatchInputError("the input names no file")
+        self.input_format: InputFormat = input_format or _common_format(self._inputs)
+        self.columns: list[str] | None = None
+        self.bytes_read: int = 0
+        regular = all(found.regular for found in self._inputs)
+        self.bytes_in_all: int | None = sum(found.size for found in self._inputs) if regular else None
+        self.stopped: threading.Event = threading.Event() if stopped is None else stopped
+        self._opened: dict[str, BinaryIO] = {}
+        self._header_read: set[str] = set()
+        self._before: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Close what was opened."""
+        self.stopped.set()
+        for file in self._opened.values():
+            file.close()
+        self._opened.clear()
+
+    def prepare(self) -> dict[str, Any]:
+        """Read what is needed before the first row: the columns of CSV, and what the input is known by.
+
+        Returns:
+            facts by which the same input is recognized, as JSON values: for each file its size, its time of
+            modification, and a hash of its first and last 64 KiB; for a stream a hash of its first line.
+
+        Raises:
+            BatchInputError: a file cannot be read, or files of CSV have different columns.
+        """
+        facts = self._facts()
+        self._before = facts
+        if self.input_format == "csv" and self._header:
+            for found in self._inputs:
+                columns = self._columns_of(found)
+                if columns is None:
+                    continue
+                if self.columns is not None and columns != self.columns:
+                    raise BatchInputError(f"the columns of {found.name} are not those of the files before it")
+                self.columns = columns
+        return facts
+
+    def check_unchanged(self) -> None:
+        """Make sure that the files are those that `prepare` saw.
+
+        Raises:
+            BatchInputError: a file was changed.
+        """
+        if (now := self._facts()) != self._before:
+            names = [name for name in self._before if now.get(name) != self._before[name]]
+            raise BatchInputError(
+                f"{', '.join(names)} changed while it was read; answers to rows of both versions may be mixed: "
+                "start over with fresh (--fresh)"
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        for found in self._inputs:
+            if found.regular:
+                facts[found.name] = self._facts_of(found)
+            elif found.name in self._before:
+                facts[found.name] = self._before[found.name]
+            else:
+                file = self._open(found)
+                self._opened[found.name] = file
+                try:
+                    line = file.readline()
+                except _READ_ERRORS as error:
+                    raise _unreadable(found.name, error) from error
+                self._opened[found.name] = cast("BinaryIO", _Resumed(line, file))
+                facts[found.name] = {"first line": sha256(line).hexdigest()[:16]}
+        return facts
+
+    def _facts_of(self, found: _Input) -> dict[str, Any]:
+        try:
+            with Path(found.name).open("rb") as file:
+                status = os.fstat(file.fileno())
+                digest = sha256(file.read(_KNOWN_BY))
+                if status.st_size > _KNOWN_BY:
+                    file.seek(max(_KNOWN_BY, status.st_size - _KNOWN_BY))
+                    digest.update(file.read(_KNOWN_BY))
+        except OSError as error:
+            raise _unreadable(found.name, error) from error
+        return {"size": status.st_size, "modified": status.st_mtime_ns, "hash": digest.hexdigest()[:16]}
+
+    def _columns_of(self, found: _Input) -> list[str] | None:
+        """The names in a file's first line, or None if the file is empty."""
+        file = self._open(found)
+        try:
+            first = next(self._parsed_csv(found, file), None)
+        except _READ_ERRORS as error:
+            raise _unreadable(found.name, error) from error
+        finally:
+            if found.regular:
+                file.close()
+                self.bytes_read = 0
+            else:
+                # It cannot be read again.
+                self._opened[found.name] = file
+                self._header_read.add(found.name)
+        if first is None:
+            return None
+        names = first[0]
+        if not _is_text(names):
+            raise BatchInputError(f"the header line of {found.name} is not UTF-8")
+        if len(set(names)) != len(names):
+            raise BatchInputError(f"the header line of {found.name} names a column twice")
+        return names
+
+    def _open(self, found: _Input) -> BinaryIO:
+        """Open a file, decompress it, and skip a byte order mark."""
+        if (waiting := self._opened.pop(found.name, None)) is not None:
+            return waiting
+        raw: _Counted | _Stream
+        try:
+            if found.regular:
+                raw = _Counted(found.name, self)
+            elif found.name == STANDARD_INPUT:
+                raw = _Stream(0, self, owned=False)
+            else:
+                raw = _Stream(os.open(found.name, os.O_RDONLY), self, owned=True)
+        except OSError as error:
+            raise _unreadable(found.name, error) from error
+        file: io.BufferedReader[Any] = io.BufferedReader(raw, _BUFFER_BYTES)
+        try:
+            start = file.peek(3)
+            if start.startswith(_GZIP):
+                file = io.BufferedReader(_Gzip(file), _BUFFER_BYTES)
+                start = file.peek(3)
+            if start.startswith(_UTF_8_MARK):
+                file.read(len(_UTF_8_MARK))
+        except BaseException as error:
+            file.close()
+            if isinstance(error, _READ_ERRORS):
+                raise _unreadable(found.name, error) from error
+            raise
+        if start.startswith(_UTF_16):
+            file.close()
+            raise BatchInputError(f"{found.name} is UTF-16; the input must be UTF-8")
+        return file
+
+    # Rows
+
+    def rows(self) -> Iterator[Line]:
+        """All rows, one after the other, until `stopped` is set.
+
+        Raises:
+            BatchInputError: a file cannot be read, is cut short, or is not CSV.
+        """
+        row = 0
+        for found in self._inputs:
+            file = self._open(found)
+            try:
+                if self.input_format == "csv":
+                    skip = self._header and found.name not in self._header_read
+                    for fields, number in self._parsed_csv(found, file):
+                        if skip:
+                            skip = False
+                            continue
+                        if self.columns is None:
+                            self.columns = [str(column) for column in range(len(fields))]
+                        yield Line(row, fields, found.name, number)
+                        row += 1
+                        if self.stopped.is_set():
+                            return
+                else:
+                    for number, line in enumerate(file, 1):
+                        data = line.rstrip(b"\r\n")
+                        if data.isspace() or not data:
+                            continue
+                        yield Line(row, data, found.name, number)
+                        row += 1
+                        if self.stopped.is_set():
+                            return
+            except InputStoppedError:
+                return
+            except _READ_ERRORS as error:
+                raise _unreadable(found.name, error) from error
+            finally:
+                file.close()
+
+    def _parsed_csv(self, found: _Input, file: BinaryIO) -> Iterator[tuple[list[str], int]]:
+        """Rows of CSV that have fields, and the numbers of their last lines; bytes that are not UTF-8 as surrogates."""
+        reader = csv.reader((line.decode(errors="surrogateescape") for line in file), strict=True)
+        try:
+            for fields in reader:
+                if fields:
+                    yield fields, reader.line_num
+        except csv.Error as error:
+            raise BatchInputError(f"{found.name} is not CSV at line {reader.line_num}: {error}") from None
+
+
+class _Gzip(gzip.GzipFile):
+    """A compressed file, which is closed with what it is read from."""
+
+    def __init__(self, compressed: io.BufferedReader[Any]) -> None:
+        super().__init__(fileobj=compressed, mode="rb")
+        self._compressed = compressed
+
+    def close(self) -> None:
+        super().close()
+        self._compressed.close()
+
+
+class _Resumed(io.RawIOBase):
+    """A stream whose first line was read already."""
+
+    def __init__(self, line: bytes, rest: BinaryIO) -> None:
+        self._line = line
+        self._rest = rest
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line, self._line = self._line, b""
+        return line or self._rest.readline()
+
+    def __next__(self) -> bytes:
+        if line := self.readline():
+            return line
+        raise StopIteration
+
+    def close(self) -> None:
+        self._rest.close()
+        super().close()
+
+
+def _is_text(fields: list[str]) -> bool:
+    joined = "".join(fields)
+    if joined.isascii():
+        return True
+    try:
+        joined.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _expanded(name: str, input_format: InputFormat | None, excluded: set[str]) -> list[_Input]:
+    """The files that an input stands for."""
+    if name == STANDARD_INPUT:
+        return [_Input(name, regular=False, size=0)]
+    if name.startswith("s3://"):
+        raise BatchInputError(f"{name}: only local files can be read")
+    name = os.path.normpath(name)
+    try:
+        status = Path(name).stat()
+    except FileNotFoundError:
+        if not glob.has_magic(name):
+            raise BatchInputError(f"{name} does not exist") from None
+        # Path.glob takes no absolute patterns.
+        names = sorted(found for found in glob.glob(name, recursive=True) if Path(found).is_file())  # noqa: PTH207
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    else:
+        if not stat.S_ISDIR(status.st_mode):
+            if os.path.realpath(name) in excluded:
+                raise BatchInputError(f"{name} is both input and output")
+            return [_described(name)]
+        names = sorted(
+            str(path)
+            for path in Path(name).rglob("*")
+            if path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(name).parts)
+            and (input_format is not None or format_of(path.name) is not None)
+        )
+    names = [found for found in names if os.path.realpath(found) not in excluded]
+    if not names:
+        raise BatchInputError(f"no file matches {name}" if glob.has_magic(name) else f"{name} has no input files")
+    return [_described(found) for found in names]
+
+
+def _described(name: str) -> _Input:
+    try:
+        status = Path(name).stat()
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    regular = stat.S_ISREG(status.st_mode)
+    return _Input(name, regular, status.st_size if regular else 0)
+
+
+def _common_format(inputs: list[_Input]) -> InputFormat:
+    formats = {found.name: format_of(found.name) for found in inputs}
+    kinds = set(formats.values())
+    unknown = next((name for name, kind in formats.items() if kind is None), None)
+    if unknown is not None:
+        what = "standard input" if unknown == STANDARD_INPUT else f"{unknown}, whose suffix stands for none"
+        raise BatchInputError(f"an input format is needed for {what}; there are jsonl, csv and text")
+    if len(kinds) > 1:
+        raise BatchInputError(f"the input files have more than one format: {', '.join(sorted(map(str, kinds)))}")
+    return cast("InputFormat", kinds.pop())
+
+
+def _unreadable(name: str, error: Exception) -> BatchInputError:
+    if isinstance(error, EOFError):
+        return BatchInputError(f"{name} is cut short: its compressed data does not end")
+    if isinstance(error, (gzip.BadGzipFile, zlib.error)):
+        return BatchInputError(f"{name} is damaged: {error}")
+    return BatchInputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}")

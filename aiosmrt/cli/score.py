@@ -1,0 +1,325 @@
+"""``aiosmrt score``: the rows of files through an endpoint, into a file.
+
+The exit status tells how the job ended:
+
+====  ===========================================================================================
+0     all rows are scored
+1     all rows are done, and some failed
+3     stopped early: too many rows failed, or every further one would
+130   stopped by Ctrl-C or SIGTERM
+252   invalid command: options that are unknown, missing, out of range, or do not fit together
+255   anything else: input that cannot be read, output that cannot be written or is another job's
+====  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aiosmrt.cli.options import GlobalOptions, global_options
+from aiosmrt.cli.parameters import HELP, option_name
+from aiosmrt.errors import AiosmrtError, BatchStoppedError, ParamValidationError
+
+__all__ = ["score"]
+
+# Options of the operation, by the endpoint's names for them.
+_MEMBERS = {
+    "accept": "Accept",
+    "custom_attributes": "CustomAttributes",
+    "inference_component": "InferenceComponentName",
+    "target_variant": "TargetVariant",
+    "target_model": "TargetModel",
+    "target_container_hostname": "TargetContainerHostname",
+}
+
+# --output is this command's own, and the others are about a response that is printed.
+_NOT_HERE = frozenset({"output", "query", "cli_binary_format"})
+
+_FORMATS = click.Choice(["jsonl", "csv", "text"])
+_CONTENT_TYPES = {"jsonl": "application/json", "csv": "text/csv", "text": "text/plain"}
+
+_LINE_EVERY = 10.0
+
+
+def _max_failures(context: click.Context, parameter: click.Parameter, value: str | None) -> int | float | None:
+    if value is None:
+        return None
+    try:
+        if not value.endswith("%"):
+            if (count := int(value)) >= 0:
+                return count
+        elif 0 <= (share := float(value[:-1]) / 100) <= 1:
+            return share
+    except ValueError:
+        pass
+    raise click.BadParameter(f"must be an integer >= 0, or a percentage such as 5%; got {value!r:.80}")
+
+
+def _template(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"must be JSON: {error}") from None
+
+
+_OWN_OPTIONS: list[click.Parameter] = [
+    click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True)),
+    click.Option(["--endpoint-name"], required=True, metavar="NAME", help=HELP["EndpointName"]),
+    click.Option(["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File for the answers."),
+    click.Option(["--input-format"], type=_FORMATS, help="Format of the input.  [default: by the suffix]"),
+    click.Option(["--output-format"], type=_FORMATS, help="Format of the output.  [default: by the suffix]"),
+    click.Option(
+        ["--header/--no-header"], default=True, help="Whether CSV has a line of column names.  [default: header]"
+    ),
+    click.Option(["--column"], metavar="NAME", help="Column to send.  [default: the whole row]"),
+    click.Option(
+        ["--template"],
+        metavar="JSON",
+        callback=_template,
+        help="""Body with columns in braces, such as '{"inputs": "{text}"}'.""",
+    ),
+    click.Option(
+        ["--content-type"], metavar="TYPE", help=f"{HELP['ContentType']}  [default: the input's; JSON for a template]"
+    ),
+    *(
+        click.Option([option_name(member), name], metavar="VALUE", help=HELP[member])
+        for name, member in _MEMBERS.items()
+    ),
+    click.Option(["--id-field"], metavar="NAME", help="Column whose value is repeated in the output as id."),
+    click.Option(
+        ["--join-source"],
+        type=click.Choice(["None", "Input"]),
+        default="None",
+        help="Whether the output repeats the rows, with their predictions.  [default: None]",
+    ),
+    click.Option(["--max-concurrency"], type=click.IntRange(1), metavar="N", help="Calls in flight.  [default: 100]"),
+    click.Option(
+        ["--max-wait"],
+        type=click.FloatRange(0),
+        metavar="SECONDS",
+        help="How long a row waits for a service that fails.  [default: 600]",
+    ),
+    click.Option(
+        ["--max-failures"],
+        metavar="N|P%",
+        callback=_max_failures,
+        help="Stop when more rows fail than this number, or share.  [default: no limit]",
+    ),
+    click.Option(["--retry-failed"], is_flag=True, help="Score the rows again that failed before."),
+    click.Option(["--fresh"], is_flag=True, help="Start over, and overwrite OUT."),
+    click.Option(["--limit"], type=click.IntRange(1), metavar="N", help="Score the first N rows only."),
+    click.Option(
+        ["--json", "as_json"], is_flag=True, help="Print progress on standard output, as JSON, a line a second."
+    ),
+    click.Option(["--quiet"], is_flag=True, help="Print errors only."),
+]
+
+
+def _run(**given: Any) -> None:
+    context = click.get_current_context()
+    try:
+        content_type = given["content_type"] or _default_content_type(given)
+        code = asyncio.run(_score(GlobalOptions.of(context), content_type, given))
+    except (ParamValidationError, BrokenPipeError):
+        raise  # as for all commands
+    except BatchStoppedError as error:
+        code = _fail(3, error)
+    except (AiosmrtError, OSError) as error:
+        code = _fail(255, error)
+    except asyncio.CancelledError:
+        code = 130
+    context.exit(code)
+
+
+score: click.Command = click.Command(
+    "score",
+    params=[*_OWN_OPTIONS, *(option for option in global_options() if option.name not in _NOT_HERE)],
+    callback=_run,
+    short_help="Score the rows of files; the answers go to a file.",
+    help="""Score the rows of files (JSON Lines, CSV or text, also with gzip); the answers go to a file.
+
+    INPUT is a file, a folder, a pattern, or - for standard input. A row is the body of one call. Answers are written as
+    they come, and are in input order at the end. Rows that failed are listed in OUT.errors.jsonl.
+
+    The same command resumes after any interruption, by means of OUT.journal: rows that are done are not sent again.
+
+    Exit status: 0 all rows are scored, 1 some failed, 3 stopped early, 130 interrupted, 252 invalid command, 255 other.
+    """,
+)
+
+
+async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any]) -> int:
+    from aiosmrt.batch import ANY_ANSWER, codec_for
+    from aiosmrt.batch import score as run_job
+
+    stop = asyncio.Event()
+    settings = {"max_concurrency": given["max_concurrency"]} if given["max_concurrency"] is not None else {}
+    own = ("input_format", "output_format", "header", "column", "template", "id_field", "join_source")
+    arguments: dict[str, Any] = {name: given[name] for name in (*own, "max_failures", "retry_failed", "fresh", "limit")}
+    if given["max_wait"] is not None:
+        arguments["patience"] = given["max_wait"]
+    # None leaves the header out, and the model gives what it gives.
+    members = {name: given[name] for name in _MEMBERS}
+    async with options.client(**settings) as client:
+        endpoint = client.endpoint(
+            given["endpoint_name"], serializer=codec_for(content_type), deserializer=ANY_ANSWER, **members
+        )
+        with _signals(stop), _shown(given) as (on_progress, every, say):
+            report = await run_job(
+                endpoint,
+                given["inputs"],
+                given["out"],
+                stop=stop,
+                on_progress=on_progress,
+                progress_interval=every,
+                **arguments,
+            )
+    if given["as_json"]:
+        _print_json({**_fields(report), "rows_per_second": round(report.rows_per_second, 1)})
+    if not report.finished:
+        sys.stderr.write(f"stopped: {report.rows:,} rows are done; run the same command again to resume\n")
+        return 130
+    failures = f"; {report.failed:,} failed, see {report.errors}" if report.failed else ""
+    say(f"{report.scored:,} rows scored in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s){failures}")
+    return 1 if report.failed else 0
+
+
+def _default_content_type(given: dict[str, Any]) -> str:
+    if given["template"] is not None:
+        return "application/json"
+    kind = given["input_format"] or next(_formats(given["inputs"]), "jsonl")
+    return "text/plain" if kind == "csv" and given["column"] is not None else _CONTENT_TYPES[kind]
+
+
+def _formats(inputs: Sequence[str]) -> Iterator[str]:
+    """The formats that the suffixes of files stand for."""
+    from aiosmrt.batch.source import format_of
+
+    for name in inputs:
+        path = Path(name)
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if (kind := format_of(file.name)) is not None:
+                yield kind
+
+
+def _fields(report: Any) -> dict[str, Any]:
+    names = ("rows", "scored", "failed", "resumed", "retries", "finished")
+    return {
+        **{name: getattr(report, name) for name in names},
+        "seconds": round(report.seconds, 3),
+        "output": str(report.output),
+        "errors": str(report.errors) if report.failed else None,
+    }
+
+
+def _fail(code: int, error: Exception) -> int:
+    message = " ".join(str(error).split()) or type(error).__name__
+    sys.stderr.write(f"aiosmrt: error: {message}\n")
+    return code
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """Stop the job on Ctrl-C and SIGTERM; a second one ends it at once."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def received() -> None:
+        if stop.is_set():
+            if task is not None:
+                task.cancel()
+            return
+        sys.stderr.write("stopping: calls in flight have 10 s to end; once more ends at once\n")
+        stop.set()
+
+    # Python has signals in the main thread only.
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    for number in numbers:
+        loop.add_signal_handler(number, received)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    sys.stdout.write(f"{json.dumps(record)}\n")
+    sys.stdout.flush()
+
+
+Shown = tuple[Callable[[Any], None] | None, float, Callable[[str], None]]
+
+
+@contextmanager
+def _shown(given: dict[str, Any]) -> Iterator[Shown]:
+    """How progress is shown: a function for it, the seconds between its calls, and a function for the last line."""
+
+    def say(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+
+    def nothing(line: str) -> None:
+        pass
+
+    last = nothing if given["quiet"] or given["as_json"] else say
+    if given["as_json"]:
+        yield (lambda progress: _print_json(_rounded(progress._asdict()))), 1.0, last
+    elif given["quiet"]:
+        yield None, 1.0, last
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        # `transient`: the last line takes its place.
+        with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+            yield (lambda progress: live.update(Text(_line(progress)), refresh=True)), 0.25, last
+    else:
+        # The first call comes when the job starts, the last when it ends; a line for either says nothing.
+        due = time.monotonic() + _LINE_EVERY
+
+        def tell(progress: Any) -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = time.monotonic() + _LINE_EVERY
+                say(_line(progress))
+
+        yield tell, 1.0, last
+
+
+def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in record.items()}
+
+
+def _line(progress: Any) -> str:
+    """A job's progress in words."""
+    share = f" ({progress.fraction:.0%} read)" if progress.fraction is not None else ""
+    parts = [
+        f"{progress.scored + progress.failed:,} rows{share}",
+        f"{progress.rows_per_second:,.0f}/s",
+        f"{progress.in_flight} of {progress.max_in_flight} in flight",
+    ]
+    if progress.waiting_for is not None:
+        parts.append(f"waiting: {progress.waiting_for}")
+    if progress.retries:
+        parts.append(f"{progress.retries:,} retries")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if progress.remaining is not None:
+        minutes, seconds = divmod(round(progress.remaining), 60)
+        parts.append(f"{minutes}:{seconds:02} left")
+    return " · ".join(parts)

@@ -1,0 +1,228 @@
+"""``aiosmrt score`` as a process: options, exit statuses, what it prints."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import pty
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from aiosmrt.cli import main
+from aiosmrt.local import LocalRuntime
+from tests.batch.conftest import Models, doubled, lines_of, write_rows
+from tests.support.command_line import PROGRAM, Ended, environment, run
+
+Command = Callable[..., Awaitable[Ended]]
+
+
+@pytest.fixture
+def command(runtime: LocalRuntime, tmp_path: Path) -> Command:
+    """Run `aiosmrt score` in the temporary folder."""
+
+    async def call(*arguments: str, endpoint: str = "double", stdin: bytes = b"") -> Ended:
+        env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
+        return await run(*PROGRAM, "score", "--endpoint-name", endpoint, *arguments, env=env, stdin=stdin, cwd=tmp_path)
+
+    return call
+
+
+async def test_all_rows_scored(command: Command, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 50)
+    ended = await command("rows.jsonl", "--output", "out.jsonl")
+    assert (ended.code, ended.stdout) == (0, b"")
+    assert re.fullmatch(r"50 rows scored in \d+\.\d s \([\d,]+/s\)\n", ended.stderr.decode())
+    assert lines_of(tmp_path / "out.jsonl") == doubled(50)
+
+
+async def test_failed_rows(command: Command, tmp_path: Path, models: Models) -> None:
+    write_rows(tmp_path / "rows.jsonl", 50)
+    models.refused = {b'{"n": 7}'}
+    ended = await command("rows.jsonl", "--output", "out.jsonl")
+    assert ended.code == 1
+    assert ended.stderr.decode().endswith("; 1 failed, see out.jsonl.errors.jsonl\n")
+    assert (await command("rows.jsonl", "--output", "out.jsonl", "--quiet")) == (1, b"", b"")
+    assert models.seen.total() == 50
+    models.refused = set()
+    assert (await command("rows.jsonl", "--output", "out.jsonl", "--retry-failed", "--quiet")) == (0, b"", b"")
+    assert models.seen.total() == 51
+    assert lines_of(tmp_path / "out.jsonl") == doubled(50)
+
+
+@pytest.mark.parametrize("most", ["3", "10%"])
+async def test_too_many_failures(command: Command, tmp_path: Path, models: Models, most: str) -> None:
+    write_rows(tmp_path / "rows.jsonl", 100)
+    models.refused = {f'{{"n": {number}}}'.encode() for number in range(100)}
+    ended = await command("rows.jsonl", "--output", "out.jsonl", "--max-failures", most, "--max-concurrency", "2")
+    assert (ended.code, ended.stdout) == (3, b"")
+    assert b"calls failed, which is more than max_failures allows" in ended.stderr
+    assert b"the same job resumes" in ended.stderr
+    assert models.seen.total() < 100
+
+
+async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 100)
+    ended = await command("rows.jsonl", "--output", "out.jsonl", endpoint="missing")
+    assert (ended.code, ended.stdout, ended.stderr.count(b"\n")) == (3, b"", 1)
+    assert b"missing" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (("none.jsonl", "--output", "o.jsonl"), 255, "none.jsonl does not exist"),
+        (("rows.jsonl", "--output", "mine.jsonl"), 255, "mine.jsonl exists without a journal"),
+        (("rows.jsonl", "--output", "o"), 252, "output_format is needed"),
+        (("rows.jsonl",), 252, "Missing option '--output'"),
+        (("--output", "o.jsonl"), 252, "Missing argument 'INPUT...'"),
+        (("rows.jsonl", "--output", "o.jsonl", "--max-failures", "many"), 252, "must be an integer >= 0, or a percent"),
+        (("rows.jsonl", "--output", "o.jsonl", "--max-failures", "101%"), 252, "must be an integer >= 0, or a percent"),
+        (("rows.jsonl", "--output", "o.jsonl", "--template", "{x}"), 252, "must be JSON"),
+        (("rows.jsonl", "--output", "o.jsonl", "--template", "1"), 252, "template must name a column"),
+        (("rows.jsonl", "--output", "o.jsonl", "--limit", "0"), 252, "0 is not in the range"),
+        (("rows.jsonl", "--output", "o.jsonl", "--target-variant", "?"), 252, "TargetVariant"),
+        (("rows.jsonl", "--output", "o.parquet"), 252, "output_format is needed"),
+    ],
+)
+def test_one_line_says_what_is_wrong_and_nothing_is_written(
+    arguments: tuple[str, ...],
+    code: int,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", 3)
+    (tmp_path / "mine.jsonl").write_text("mine")
+    connection = ("--endpoint-url", "http://127.0.0.1:1", "--region", "eu-central-1")
+    assert main(["score", "--endpoint-name", "double", *connection, *arguments]) == code
+    printed = capsys.readouterr()
+    assert problem in printed.err
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "rows.jsonl"]
+    assert (tmp_path / "mine.jsonl").read_text() == "mine"
+
+
+async def test_json(command: Command, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 50)
+    ended = await command("rows.jsonl", "--output", "out.jsonl", "--json")
+    assert (ended.code, ended.stderr) == (0, b"")
+    *progress, last = map(json.loads, ended.stdout.splitlines())
+    assert (progress[0]["scored"], progress[-1]["scored"], progress[-1]["fraction"]) == (0, 50, 1.0)
+    assert {"in_flight", "max_in_flight", "waiting_for", "retries", "rows_per_second", "remaining"} <= set(progress[0])
+    assert last.pop("seconds") > 0
+    assert last.pop("rows_per_second") > 0
+    assert last == {
+        "rows": 50,
+        "scored": 50,
+        "failed": 0,
+        "resumed": 0,
+        "retries": 0,
+        "finished": True,
+        "output": "out.jsonl",
+        "errors": None,
+    }
+
+
+async def test_standard_input(command: Command, tmp_path: Path) -> None:
+    rows = gzip.compress("".join(f"line {number}\n" for number in range(20)).encode())
+    arguments = ("-", "--input-format", "text", "--output", "out.txt", "--quiet")
+    assert await command(*arguments, endpoint="echo", stdin=rows) == (0, b"", b"")
+    assert (tmp_path / "out.txt").read_text().splitlines() == [f"line {number}" for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "content_type"),
+    [
+        ({"a.csv": "x\n1\n"}, ("a.csv",), "text/csv"),
+        ({"a.csv": "x\n1\n"}, ("a.csv", "--column", "x"), "text/plain"),
+        ({"a.csv": "x\n1\n"}, (".",), "text/csv"),
+        ({"a.csv": "x\n1\n"}, ("*.csv",), "text/csv"),
+        ({"a.csv": "x\n1\n"}, ("a.csv", "--template", '{"q": "{x}"}'), "application/json"),
+        (
+            {"a.csv": "1\n"},
+            ("a.csv", "--content-type", "text/csv; label_size=0", "--no-header"),
+            "text/csv; label_size=0",
+        ),
+        ({"a.txt": "x\n"}, ("a.txt",), "text/plain"),
+        ({"rows": "1\n"}, ("rows", "--input-format", "jsonl"), "application/json"),
+    ],
+)
+async def test_content_types(
+    command: Command,
+    runtime: LocalRuntime,
+    tmp_path: Path,
+    files: dict[str, str],
+    arguments: tuple[str, ...],
+    content_type: str,
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    ended = await command(*arguments, "--output", "out.jsonl", "--quiet", endpoint="echo")
+    assert ended == (0, b"", b"")
+    (request,) = runtime.requests
+    assert request.headers is not None
+    assert request.headers["content-type"] == content_type
+    assert "x-amzn-sagemaker-accept" not in request.headers
+
+
+async def test_members_are_sent(command: Command, runtime: LocalRuntime, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 1)
+    members = {"--accept": "application/json", "--custom-attributes": "a=1", "--target-variant": "AllTraffic"}
+    flags = [part for option in members.items() for part in option]
+    await command("rows.jsonl", "--output", "out.jsonl", *flags)
+    (request,) = runtime.requests
+    assert request.headers is not None
+    assert set(members.values()) <= set(request.headers.values())
+
+
+async def test_progress_on_a_terminal(runtime: LocalRuntime, models: Models, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 60)
+
+    async def slow(body: bytes) -> None:
+        await asyncio.sleep(0.05)
+
+    models.before = slow
+    ours, theirs = pty.openpty()
+    env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url, TERM="xterm", COLUMNS="120")
+    process = await asyncio.create_subprocess_exec(
+        *(*PROGRAM, "score", "rows.jsonl", "--endpoint-name", "double", "--output", "out.jsonl"),
+        *("--max-concurrency", "4"),
+        env=env,
+        cwd=tmp_path,
+        stderr=theirs,
+    )
+    os.close(theirs)
+
+    def read_all() -> bytes:
+        read = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how a terminal ends on Linux
+                return read
+            if not part:
+                return read
+            read += part
+
+    shown = (await asyncio.to_thread(read_all)).decode()
+    os.close(ours)
+    assert await process.wait() == 0
+    assert re.search(r"\d+ rows \(\d+% read\) · \d+/s · \d of 4 in flight", shown)
+    assert "60 rows scored in" in shown
+
+
+def test_a_line_of_progress() -> None:
+    from aiosmrt.batch import Progress
+    from aiosmrt.cli.score import _line
+
+    progress = Progress(12_000, 3, 0, 9.0, 1234.5, 8, 64, "outage", 17, 0.25, 95.4)
+    assert _line(progress) == (
+        "12,003 rows (25% read) · 1,234/s · 8 of 64 in flight · waiting: outage · 17 retries · 3 failed · 1:35 left"
+    )

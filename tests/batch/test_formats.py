@@ -1,0 +1,348 @@
+"""What rows are read from, what is sent of them, and what is written."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import gzip
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aiosmrt import Client
+from aiosmrt.batch import ANY_ANSWER, Report, codec_for, score
+from aiosmrt.errors import BatchInputError, BatchOutputError
+from aiosmrt.serializers import BYTES, JSON, NPY, Serializer
+from tests.batch.conftest import Models, doubled, lines_of, write_rows
+
+
+async def echoed(client: Client, source: Any, sink: Path, content_type: str, **arguments: Any) -> Report:
+    """Score with a model that returns what it is sent."""
+    endpoint = client.endpoint("echo", serializer=codec_for(content_type), deserializer=ANY_ANSWER)
+    return await score(endpoint, source, sink, **arguments)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.csv"
+    path.write_text('id,text,n\na1,"one, two",1\na2,"line\nbreak",2\n\na3,ü,3\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content_type", "bodies"),
+    [
+        ({}, "text/csv", [b'a1,"one, two",1', b'a2,"line\nbreak",2', "a3,ü,3".encode()]),
+        ({}, "text/plain", [b'a1,"one, two",1', b'a2,"line\nbreak",2', "a3,ü,3".encode()]),
+        ({"column": "n"}, "text/plain", [b"1", b"2", b"3"]),
+        ({"column": "n"}, "text/csv", [b"1", b"2", b"3"]),
+        ({"column": "text"}, "application/json", [b'"one, two"', b'"line\\nbreak"', '"ü"'.encode()]),
+        (
+            {"template": {"inputs": "Q: {text}", "k": ["{n}", 7]}},
+            "application/json",
+            [
+                b'{"inputs":"Q: one, two","k":["1",7]}',
+                b'{"inputs":"Q: line\\nbreak","k":["2",7]}',
+                '{"inputs":"Q: ü","k":["3",7]}'.encode(),
+            ],
+        ),
+        (
+            {},
+            "application/json",
+            [
+                b'{"id":"a1","text":"one, two","n":"1"}',
+                b'{"id":"a2","text":"line\\nbreak","n":"2"}',
+                '{"id":"a3","text":"ü","n":"3"}'.encode(),
+            ],
+        ),
+        ({}, "application/x-ndjson", [b'{"id":"a1","text":"one, two","n":"1"}']),
+    ],
+)
+async def test_bodies_of_csv(
+    client: Client,
+    table: Path,
+    tmp_path: Path,
+    models: Models,
+    arguments: dict[str, Any],
+    content_type: str,
+    bodies: list[bytes],
+) -> None:
+    report = await echoed(client, table, tmp_path / "out.jsonl", content_type, **arguments)
+    assert (report.scored, report.failed) == (3, 0)
+    assert set(bodies) <= set(models.seen)
+    assert len(models.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content_type", "body"),
+    [
+        ({}, "application/json", b'{"a": 1.50,  "b": {"c": "\\u00fc"}}'),
+        ({}, "application/octet-stream", b'{"a": 1.50,  "b": {"c": "\\u00fc"}}'),
+        ({"column": "a"}, "application/json", b"1.5"),
+        ({"column": "a"}, "text/plain", b"1.5"),
+        ({"template": {"x": "{b}", "y": "{a} and {b}"}}, "application/json", None),
+        ({"id_field": "a"}, "application/json", b'{"a": 1.50,  "b": {"c": "\\u00fc"}}'),
+    ],
+)
+async def test_bodies_of_json_lines(
+    client: Client, tmp_path: Path, models: Models, arguments: dict[str, Any], content_type: str, body: bytes | None
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b'{"a": 1.50,  "b": {"c": "\\u00fc"}}\r\n')
+    await echoed(client, rows, tmp_path / "out.jsonl", content_type, **arguments)
+    expected = body or '{"x":{"c":"ü"},"y":"1.5 and {\\"c\\": \\"ü\\"}"}'.encode()
+    assert list(models.seen) == [expected]
+
+
+async def test_text_is_sent_line_by_line(client: Client, tmp_path: Path, models: Models) -> None:
+    rows = tmp_path / "rows.txt"
+    rows.write_bytes("\ufeffone\r\n\n two \n\xff".encode())
+    await echoed(client, rows, tmp_path / "out.txt", "text/plain")
+    assert (tmp_path / "out.txt").read_text() == "one\n two \n\xff\n"
+    await echoed(client, rows, tmp_path / "out.jsonl", "application/json", template={"inputs": "{text}"})
+    assert [line["value"] for line in lines_of(tmp_path / "out.jsonl")] == [
+        {"inputs": text} for text in ("one", " two ", "\xff")
+    ]
+
+
+async def test_csv_without_a_header(client: Client, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("5,6\n7,8\n")
+    await echoed(client, rows, tmp_path / "out.jsonl", "text/csv", header=False, id_field="1")
+    assert lines_of(tmp_path / "out.jsonl") == [
+        {"index": 0, "id": "6", "value": [5, 6]},
+        {"index": 1, "id": "8", "value": [7, 8]},
+    ]
+
+
+async def test_csv_out(client: Client, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    await echoed(client, table, out, "application/json", template={"q": "{text}"}, id_field="id")
+    with out.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["index", "id", "value"],
+            ["0", "a1", '{"q":"one, two"}'],
+            ["1", "a2", '{"q":"line\nbreak"}'.replace("\n", "\\n")],
+            ["2", "a3", '{"q":"ü"}'],
+        ]
+
+
+async def test_joined_csv(client: Client, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    await echoed(client, table, out, "text/plain", column="n", join_source="Input")
+    with out.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["id", "text", "n", "prediction"],
+            ["a1", "one, two", "1", "1"],
+            ["a2", "line\nbreak", "2", "2"],
+            ["a3", "ü", "3", "3"],
+        ]
+
+
+async def test_joined_json_lines(client: Client, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"q": "a", "rest": [1, null]}\n"no object"\n')
+    report = await echoed(client, rows, tmp_path / "out.jsonl", "application/json", column="q", join_source="Input")
+    assert lines_of(tmp_path / "out.jsonl") == [{"q": "a", "rest": [1, None], "prediction": "a"}]
+    assert report.failed == 1
+
+
+async def test_values_that_json_lacks(client: Client, tmp_path: Path, models: Models) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('[NaN, 1, {"a": -Infinity}]\n"\\ud800"\n')
+    await echoed(client, rows, tmp_path / "out.jsonl", "application/json")
+    assert [line["value"] for line in lines_of(tmp_path / "out.jsonl")] == [
+        ["NaN", 1, {"a": "-Infinity"}],
+        "\ud800",
+    ]
+    await echoed(client, rows, tmp_path / "out.txt", "application/json")
+    assert (tmp_path / "out.txt").read_text().splitlines()[0] == '["NaN",1,{"a":"-Infinity"}]'
+
+
+class _Words:
+    content_type = "application/octet-stream"
+
+    def serialize(self, data: Any, /) -> bytes:
+        return b"\xff\x00" if data == "raw" else str(data).encode()
+
+
+async def test_bytes_arrays_and_objects(client: Client, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('"raw"\n"plain"\n')
+    words: Serializer[Any] = _Words()
+    await score(client.endpoint("echo", serializer=words, deserializer=BYTES), rows, tmp_path / "out.jsonl")
+    values = [line["value"] for line in lines_of(tmp_path / "out.jsonl")]
+    assert values == [{"base64": "/wA="}, "plain"]
+
+    class Objects:
+        accept = "*/*"
+
+        def deserialize(self, body: bytes, content_type: str, /) -> object:
+            return object() if body == b"plain" else np.arange(3)
+
+    report = await score(client.endpoint("echo", serializer=words, deserializer=Objects()), rows, tmp_path / "b.jsonl")
+    assert lines_of(tmp_path / "b.jsonl") == [{"index": 0, "value": [0, 1, 2]}]
+    (error,) = lines_of(tmp_path / "b.jsonl.errors.jsonl")
+    assert error["message"] == "the answer, of type object, cannot be written as jsonl"
+    assert report.failed == 1
+
+
+async def test_any_serializer_makes_bodies(client: Client, tmp_path: Path, models: Models) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("[1, 2]\n{}\n")
+    report = await score(client.endpoint("echo", serializer=NPY, deserializer=NPY), rows, tmp_path / "out.jsonl")
+    assert lines_of(tmp_path / "out.jsonl") == [{"index": 0, "value": [1, 2]}]
+    assert report.failed == 1
+
+
+def test_answers_by_their_content_type() -> None:
+    answers = {
+        ("application/json; charset=utf-8", b'{"a": 1}'): {"a": 1},
+        ("application/vnd.x+json", b"[1]"): [1],
+        ("application/jsonlines", b"1\n2\n"): [1, 2],
+        ("text/csv", b"0.5\n"): 0.5,
+        ("text/csv", b"1,007,a,-2e3\r\n"): [1, "007", "a", -2000.0],
+        ("text/csv", b"1,2\n3,4"): [[1, 2], [3, 4]],
+        ("text/plain", b"0.5"): "0.5",
+        ("", b"\x00"): b"\x00",
+    }
+    assert {key: ANY_ANSWER.deserialize(body, kind) for key in answers for kind, body in [key]} == answers
+
+
+# Several files
+
+
+@pytest.mark.parametrize("source", ["parts", "parts/*.jsonl*", ["parts/a.jsonl", "parts/b.jsonl.gz"]])
+async def test_folders_patterns_and_lists(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("parts").mkdir()
+    write_rows(Path("parts/a.jsonl"), 50)
+    with gzip.open("parts/b.jsonl.gz", "wt") as file:
+        file.writelines(f'{{"n": {number}}}\n' for number in range(50, 120))
+    Path("parts/.hidden.jsonl").write_text("{}")
+    Path("parts/README").write_text("no input")
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=JSON)
+    # A job does not read what it has written.
+    out = Path("parts/z.jsonl")
+    await score(endpoint, source, out, limit=20)
+    await score(endpoint, source, out)
+    assert lines_of(out) == doubled(120)
+
+
+async def test_a_pipe_is_read_once_and_known_by_its_first_line(client: Client, tmp_path: Path, models: Models) -> None:
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=JSON)
+    pipe, out = tmp_path / "pipe", tmp_path / "out.jsonl"
+    os.mkfifo(pipe)
+
+    def feed(first: int, count: int) -> None:
+        with pipe.open("w") as file:
+            file.writelines(f'{{"n": {number}}}\n' for number in range(first, first + count))
+
+    async def run(first: int, count: int, **arguments: Any) -> Report:
+        feeding = asyncio.create_task(asyncio.to_thread(feed, first, count))
+        try:
+            return await score(endpoint, pipe, out, input_format="jsonl", **arguments)
+        finally:
+            await feeding
+
+    await run(0, 60, limit=40)
+    with pytest.raises(BatchOutputError, match=r"belongs to another job: input .*first line was"):
+        await run(1, 60)
+    with pytest.raises(BatchInputError, match="ends after 10 rows, but row 39 was scored before"):
+        await run(0, 10)
+    await run(0, 60)
+    assert lines_of(out) == doubled(60)
+    assert set(models.seen.values()) == {1}
+
+
+async def test_a_header_of_a_pipe_is_no_row(client: Client, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    feeding = asyncio.create_task(asyncio.to_thread(pipe.write_text, "a,b\n1,2\n3,4\n"))
+    await echoed(client, pipe, tmp_path / "out.jsonl", "text/csv", input_format="csv")
+    await feeding
+    assert [line["value"] for line in lines_of(tmp_path / "out.jsonl")] == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("wait", ["stop", "cancel"])
+async def test_a_job_that_waits_for_a_pipe_can_be_ended(client: Client, tmp_path: Path, wait: str) -> None:
+    pipe, out = tmp_path / "pipe", tmp_path / "out.jsonl"
+    os.mkfifo(pipe)
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=JSON)
+    stop = asyncio.Event()
+    # Opened for both, it has a writer that sends nothing.
+    descriptor = os.open(pipe, os.O_RDWR)
+    try:
+        job = asyncio.create_task(score(endpoint, pipe, out, input_format="jsonl", stop=stop))
+        await asyncio.sleep(0.05)
+        if wait == "stop":
+            stop.set()
+            report = await job
+            assert (report.finished, report.rows) == (False, 0)
+        else:
+            job.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await job
+    finally:
+        os.close(descriptor)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "problem"),
+    [
+        ({}, {"source": "none.jsonl"}, "none.jsonl does not exist"),
+        ({}, {"source": "*.jsonl"}, r"no file matches \*.jsonl"),
+        ({}, {"source": "."}, r"\. has no input files"),
+        ({}, {"source": "s3://bucket/key"}, "only local files can be read"),
+        ({}, {"source": "-"}, "an input format is needed for standard input"),
+        ({"a.parquet": b"PAR1"}, {"source": "a.parquet"}, "an input format is needed for a.parquet"),
+        ({"a.jsonl": b"1", "a.csv": b"x\n1"}, {"source": "."}, "more than one format: csv, jsonl"),
+        ({"a.jsonl": b""}, {"source": "a.jsonl"}, "the input is empty"),
+        ({"a.csv": b"a,b\n"}, {"source": "a.csv"}, "the input is empty"),
+        ({"a.csv": b"a,b\n1,2"}, {"source": "a.csv", "column": "c"}, "no column 'c'; it has a, b"),
+        ({"a.csv": b"a,b\n1,2"}, {"source": "a.csv", "template": "{x}{a}"}, "no column 'x'; it has a, b"),
+        ({"a.csv": b"a,a\n1,2"}, {"source": "a.csv"}, "names a column twice"),
+        ({"a.csv": b"a,\xff\n1,2"}, {"source": "a.csv"}, "header line of a.csv is not UTF-8"),
+        ({"a.csv": b'a\n"1\n2'}, {"source": "a.csv"}, "a.csv is not CSV at line 3"),
+        ({"a.csv": b"a\n1", "b.csv": b"b\n1"}, {"source": "*.csv"}, "columns of b.csv are not those"),
+        ({"a.txt": b"x"}, {"source": "a.txt", "column": "y"}, "no column 'y'; it has text"),
+        ({"a.jsonl": "1".encode("utf-16")}, {"source": "a.jsonl"}, "a.jsonl is UTF-16"),
+        ({"a.jsonl": gzip.compress(b"1\n" * 99)[:-9]}, {"source": "a.jsonl"}, "a.jsonl is cut short"),
+        ({"a.jsonl": gzip.compress(b"1\n")[:-8] + bytes(8)}, {"source": "a.jsonl"}, "a.jsonl is damaged"),
+        ({"out.jsonl": b""}, {"source": "out.jsonl"}, "out.jsonl is both input and output"),
+    ],
+)
+async def test_input_that_cannot_be_read(
+    client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, bytes],
+    arguments: dict[str, Any],
+    problem: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, data in files.items():
+        Path(name).write_bytes(data)
+    endpoint = client.endpoint("echo", serializer=JSON, deserializer=JSON)
+    with pytest.raises(BatchInputError, match=problem):
+        await score(endpoint, **{"sink": "out.jsonl", **arguments})
+
+
+async def test_ragged_and_undecodable_rows_of_csv_fail_alone(client: Client, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.csv", tmp_path / "out.jsonl"
+    rows.write_bytes(b"a,b\n1,2\n1\n1,2,3\n\xff,1\n3,4\n")
+    report = await echoed(client, rows, out, "text/csv")
+    assert [line["value"] for line in lines_of(out)] == [[1, 2], [3, 4]]
+    messages = [line["message"] for line in lines_of(tmp_path / "out.jsonl.errors.jsonl")]
+    assert messages == [
+        f"row 1 ({rows}, line 3) has 1 fields, not 2",
+        f"row 2 ({rows}, line 4) has 3 fields, not 2",
+        f"row 3 ({rows}, line 5) is not UTF-8",
+    ]
+    assert report.failed == 3

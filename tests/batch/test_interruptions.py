@@ -1,0 +1,257 @@
+"""Jobs that are killed, torn off, or run out of disk: nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosmrt import Client
+from aiosmrt.batch import score
+from aiosmrt.endpoint import Endpoint
+from aiosmrt.errors import BatchOutputError
+from aiosmrt.local import LocalRuntime
+from aiosmrt.serializers import JSON
+from tests.batch.conftest import Models, doubled, lines_of, write_rows
+from tests.batch.kill_loop import KILLS_IN_FLIGHT, kill_until_done
+from tests.support.command_line import PROGRAM, environment, started
+
+FILES = ("out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.journal")
+
+
+@pytest.fixture
+def endpoint(client: Client) -> Endpoint[Any, Any]:
+    return client.endpoint("double", serializer=JSON, deserializer=JSON)
+
+
+def scored_or_failed(folder: Path, count: int, refused: set[int]) -> None:
+    """Every row is in exactly one of the files, and in input order."""
+    assert lines_of(folder / "out.jsonl") == [line for line in doubled(count) if line["index"] not in refused]
+    errors = folder / "out.jsonl.errors.jsonl"
+    assert [line["index"] for line in (lines_of(errors) if errors.exists() else [])] == sorted(refused)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+async def test_kills_lose_and_repeat_no_row(runtime: LocalRuntime, models: Models, tmp_path: Path, kind: str) -> None:
+    outcome = await kill_until_done(runtime, models, tmp_path, kills=10, seed=7, kind=kind)
+    assert (outcome.lost, outcome.twice, outcome.kills) == (0, 0, 10)
+    assert outcome.repeated <= outcome.kills * KILLS_IN_FLIGHT
+
+
+async def test_any_torn_end_is_mended(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut each file at random, as a kill between two writes or a power failure before the first sync may."""
+    monkeypatch.setattr("aiosmrt.batch.job._SYNC_SECONDS", 3600.0)
+    source = write_rows(tmp_path / "rows.jsonl", 40)
+    models.refused = {f'{{"n": {number}}}'.encode() for number in (3, 20, 21)}
+    stop = asyncio.Event()
+
+    async def count(body: bytes) -> None:
+        if models.seen.total() >= 25:
+            stop.set()
+
+    models.before = count
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    await score(endpoint, source, begun / "out.jsonl", stop=stop)
+    models.before = None
+    drawn = random.Random(3)
+    # The mark of the sync at the end is the last entry: without it, no record is vouched for.
+    journal = begun / "out.jsonl.journal"
+    os.truncate(journal, journal.stat().st_size - 20)
+    for number in range(40):
+        folder = shutil.copytree(begun, tmp_path / str(number))
+        for name in drawn.sample(FILES, drawn.randint(1, 3)):
+            size = (folder / name).stat().st_size
+            os.truncate(
+                folder / name, size - drawn.randint(0, min(size, 60)) if name == FILES[2] else drawn.randint(0, size)
+            )
+        models.seen.clear()
+        report = await score(endpoint, source, folder / "out.jsonl")
+        assert report.finished
+        assert set(models.seen.values()) <= {1}
+        scored_or_failed(folder, 40, {3, 20, 21})
+
+
+@pytest.mark.parametrize("after", range(6))
+async def test_putting_in_order_may_be_interrupted_anywhere(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", 40)
+    models.refused = {b'{"n": 3}', b'{"n": 20}'}
+
+    async def backwards(body: bytes) -> None:
+        await asyncio.sleep(0.002 * (8 - models.seen.total() % 8))
+
+    models.before = backwards
+    renames = 0
+    rename = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames > after:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", interrupted)
+        if after < 4:
+            with pytest.raises(BatchOutputError, match="Input/output error"):
+                await score(endpoint, source, tmp_path / "out.jsonl")
+        else:
+            await score(endpoint, source, tmp_path / "out.jsonl")
+    # The output is whole at any moment; only its order may be open.
+    whole = lines_of(tmp_path / "out.jsonl")
+    assert sorted(whole, key=lambda line: line["index"]) == [d for d in doubled(40) if d["index"] not in (3, 20)]
+    report = await score(endpoint, source, tmp_path / "out.jsonl")
+    assert report.finished
+    assert models.seen.total() == 40
+    scored_or_failed(tmp_path, 40, {3, 20})
+    assert not list(tmp_path.glob("*.sorted"))
+    assert not list(tmp_path.glob("*.commit"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted: {done.stderr}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+async def test_a_full_disk_stops_the_job_and_loses_nothing(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, small_disk: Path
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", 3000)
+    out = small_disk / "out.jsonl"
+    with pytest.raises(BatchOutputError, match="No space left on device"):
+        await score(endpoint, source, out)
+    sent = models.seen.total()
+    assert 0 < sent < 3000
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    report = await score(endpoint, source, out)
+    assert report.resumed > 0
+    assert models.seen.total() - 3000 <= sent - report.resumed
+    scored_or_failed(small_disk, 3000, set())
+
+
+@pytest.mark.parametrize("fits", [0.7, 1.5])
+async def test_a_file_that_may_not_grow(
+    runtime: LocalRuntime, endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, fits: float
+) -> None:
+    """The same without mounting: a limit on the size of files, in a process of its own."""
+    count = 400
+    source = write_rows(tmp_path / "rows.jsonl", count)
+    size = int(sum(len(f'{{"index":{n},"value":{2 * n}}}\n') for n in range(count)) * fits)
+    command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl", "--quiet")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url),
+        cwd=tmp_path,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+    _, stderr = await process.communicate()
+    if fits > 1:
+        assert (process.returncode, stderr) == (0, b"")
+    else:
+        assert process.returncode == 255
+        assert b"cannot write" in stderr
+        assert b"File too large" in stderr
+        assert stderr.count(b"\n") == 1
+    await score_by_command(runtime, tmp_path, source)
+    scored_or_failed(tmp_path, count, set())
+
+
+async def score_by_command(runtime: LocalRuntime, folder: Path, source: Path) -> None:
+    command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl", "--quiet")
+    env = environment(folder, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
+    async with started(*command, env=env, cwd=folder) as process:
+        _, stderr = await process.communicate()
+    assert (process.returncode, stderr) == (0, b"")
+
+
+async def test_a_journal_that_cannot_be_written_is_reported_before_anything_is_sent(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", 4)
+    (tmp_path / "out.jsonl.journal").mkdir()
+    with pytest.raises(BatchOutputError, match=r"cannot write .*out\.jsonl: Is a directory"):
+        await score(endpoint, source, tmp_path / "out.jsonl")
+    assert not models.seen
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_stops_the_command_and_it_resumes(
+    runtime: LocalRuntime, models: Models, tmp_path: Path, number: signal.Signals
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", 300)
+    enough = asyncio.Event()
+
+    async def slow(body: bytes) -> None:
+        if models.seen.total() > 30:
+            enough.set()
+        await asyncio.sleep(0.02)
+
+    models.before = slow
+    command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl")
+    env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
+    async with started(*command, "--max-concurrency", "4", env=env, cwd=tmp_path) as process:
+        await enough.wait()
+        process.send_signal(number)
+        stdout, stderr = await process.communicate()
+    assert (process.returncode, stdout) == (130, b"")
+    first, second = stderr.decode().splitlines()
+    assert first.startswith("stopping: ")
+    assert second.endswith("rows are done; run the same command again to resume")
+    await score_by_command(runtime, tmp_path, source)
+    scored_or_failed(tmp_path, 300, set())
+    # Those in flight were waited for.
+    assert set(Counter(models.seen.values())) == {1}
+
+
+async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, models: Models, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", 30)
+    hanging = asyncio.Event()
+
+    async def hang(body: bytes) -> None:
+        if models.seen.total() > 10:
+            hanging.set()
+            await asyncio.Event().wait()
+
+    models.before = hang
+    command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl")
+    env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
+    async with started(*command, "--max-concurrency", "2", env=env, cwd=tmp_path) as process:
+        await hanging.wait()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert (await process.stderr.readline()).startswith(b"stopping: ")
+        process.send_signal(signal.SIGINT)
+        _, stderr = await process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    assert 8 <= len(lines_of(tmp_path / "out.jsonl")) <= 10
+    models.before = None
+    await score_by_command(runtime, tmp_path, source)
+    scored_or_failed(tmp_path, 30, set())
