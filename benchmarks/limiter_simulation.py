@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from aiosmrt._policy.adaptive import AdaptiveRule
 from aiosmrt._policy.admission import AdmissionState
 from aiosmrt._policy.limit import ConcurrencyLimit, WorkingLimit
 from aiosmrt._policy.send_rate import SendRate
@@ -657,6 +658,7 @@ def measure(run: Run, knowing: Run) -> Cell:
 def rules() -> dict[str, Callable[[], ConcurrencyLimit]]:
     """The rules by name; ``fixed-N`` and ``working`` are not adaptive above the number they are given."""
     return {
+        "adaptive": lambda: AdaptiveRule(initial=4, minimum=1, maximum=CEILING),
         "aimd": Aimd,
         "gradient2": Gradient2,
         "arc": VectorArc,

@@ -64,6 +64,12 @@ _DRIFT: Final = 512
 _SQUEEZED: Final = 0.92
 _SQUEEZED_BY_SPREAD: Final = 0.19
 
+# A change of the limit (the difference of logarithms; times the spread, where that is wide) that shows whether there is
+# a queue, and the elasticity below which there is none.
+_FAR: Final = 0.5
+_FAR_BY_SPREAD: Final = 1.5
+_NO_QUEUE: Final = 0.65
+
 # Growth: calls per success while nothing was ever refused, at first and later; calls per round trip otherwise, at most
 # and relative to a small limit; and the round trips after which that has doubled.
 _FIRST_GROWTH: Final = 0.10
@@ -80,8 +86,9 @@ _REVERSALS: Final = 0.2
 # Spreads below this have nothing to be squeezed. Steps by which the limit moves then, doubled as long as it goes on the
 # same way; the elasticity that shows a queue; and the round trips without a refusal before that.
 _REGULAR: Final = 0.08
-_SMALLEST_MOVE: Final = 0.12
-_LARGEST_MOVE: Final = 0.5
+_SMALLEST_MOVE: Final = 0.1
+_LARGEST_MOVE: Final = 0.25
+_SLOWER: Final = 0.2
 _QUEUE: Final = 0.93
 _UNREFUSED: Final = 16.0
 
@@ -105,6 +112,7 @@ class AdaptiveRule:
     """
 
     __slots__ = (
+        "_anchor",
         "_base",
         "_blind",
         "_cut_at",
@@ -115,6 +123,7 @@ class AdaptiveRule:
         "_failed_cuts",
         "_fast",
         "_former_peak",
+        "_lagging",
         "_last",
         "_last_refused_at",
         "_left",
@@ -160,6 +169,9 @@ class AdaptiveRule:
         self._fast = self._slow = self._ref = 0.0
         self._level = self._base = 0.0
         self._until_cut = 0
+        # The logarithm of the limit as it is behind the averages, and that and the level at an earlier time.
+        self._lagging = log(initial)
+        self._anchor = (self._lagging, 0.0)
         # Refusals: whether there was any, the round trips since, and what tells of other clients.
         self._refused = False
         self._round_trips = 0.0
@@ -296,10 +308,13 @@ class AdaptiveRule:
             self._slow = self._ref = self._fast
             self._level += max(share, min(1.0, count / _LEVEL)) * (mean - self._level)
             self._base += share * (mean - self._base)
+            self._lagging = log(self._exact)
+            self._anchor = (self._lagging, self._level)
             return mean
         self._fast += (1 - (1 - 1 / _FAST) ** count) * (spread - self._fast)
         self._slow += (1 - (1 - 1 / _SLOW) ** count) * (spread - self._slow)
         self._level += (1 - (1 - 1 / _LEVEL) ** count) * (mean - self._level)
+        self._compare(count)
         above = self._level - self._base
         if above < 0.1 * self._ref:
             self._base += (count / _SLOW if above < 0 else count / _DRIFT) * above
@@ -307,6 +322,19 @@ class AdaptiveRule:
         elif self._slow > self._ref:
             self._ref += count / _CREEP * (self._slow - self._ref)
         return mean
+
+    def _compare(self, count: int) -> None:
+        """Correct the spread without waiting where the limit grew and round trips show that no queue did."""
+        # Averages lag behind the limit by a round trip and their own reach.
+        self._lagging += min(1.0, count / (self._exact + _LEVEL)) * (log(self._exact) - self._lagging)
+        size, level = self._anchor
+        moved, risen = self._lagging - size, self._level - level
+        if moved < 0:
+            self._anchor = (self._lagging, self._level)
+        elif moved >= max(_FAR, _FAR_BY_SPREAD * self._ref):
+            if -0.2 < risen < _NO_QUEUE * moved and self._slow < self._ref:
+                self._ref += 0.7 * (self._slow - self._ref)
+            self._anchor = (self._lagging, self._level)
 
     def _is_waitless(self, samples: int, mean: float) -> bool:
         return samples <= _WAITLESS and self._level - self._base < 0.05 + 0.2 * self._ref
@@ -395,24 +423,26 @@ class _Elasticity:
             return 1.0
         self._collected += count
         self._sum += count * mean
-        if self._collected < max(16, min(limit, 64)):
+        if self._collected < max(16, limit):
             return 1.0
         level, size = self._sum / self._collected, log(limit)
         if self._before is not None:
             size_before, level_before = self._before
             moved, risen = size - size_before, level - level_before
-            if moved > 0:
-                queue = risen >= _QUEUE * moved
-            else:
-                # Longer round trips among fewer calls: the service has become slower, and a queue may be why.
-                queue = risen <= _QUEUE * moved or risen > 0.1
-            up = not queue
+            if (unexplained := risen - max(moved, 0.0)) > _SLOWER:
+                # The service has become slower. If that is a queue, so many fewer calls do as well.
+                self._before = (size, level)
+                self._up, self._move = False, _SMALLEST_MOVE
+                return self._moved_by(max(0.3, exp(-unexplained)), limit)
+            up = risen < _QUEUE * moved if moved > 0 else risen > _QUEUE * moved
             self._move = min(2 * self._move, _LARGEST_MOVE) if up == self._up else _SMALLEST_MOVE
             self._up = up
         self._before = (size, level)
+        return self._moved_by(1 + self._move if self._up else 1 / (1 + self._move), limit)
+
+    def _moved_by(self, factor: float, limit: float) -> float:
         self._collected, self._sum = 0, 0.0
-        factor = 1 + self._move if self._up else 1 / (1 + self._move)
-        self._skip = 1.1 * limit * max(1.0, factor)
+        self._skip = limit * max(1.0, factor)
         return factor
 
 
