@@ -56,6 +56,7 @@ _FIRST: Final = 48
 _WAITLESS: Final = 128
 # Successes over which the spread without waiting follows a larger one.
 _CREEP: Final = 240
+_REGULAR_CREEP: Final = 2000
 # Successes over which the level without waiting follows a slightly higher one.
 _DRIFT: Final = 512
 
@@ -82,6 +83,8 @@ _ROUND_TRIPS_TO_DOUBLE: Final = 8.0
 _SHARED_FOR: Final = 100.0
 _BLIND_FOR: Final = 300.0
 _REVERSALS: Final = 0.2
+_FEWER: Final = 0.7
+_ROUND_TRIPS_TO_FORGET: Final = 50.0
 
 # Spreads below this have nothing to be squeezed. Steps by which the limit moves then, doubled as long as it goes on the
 # same way; the elasticity that shows a queue; and the round trips without a refusal before that.
@@ -124,6 +127,7 @@ class AdaptiveRule:
         "_fast",
         "_former_peak",
         "_lagging",
+        "_high",
         "_last",
         "_last_refused_at",
         "_left",
@@ -179,6 +183,7 @@ class AdaptiveRule:
         self._direction = 0
         self._reversals = 0.0
         self._shared = 0.0
+        self._high = float(initial)
         # The level and the limit before the cut that is on trial, cuts without effect, round trips still to go blind.
         self._cut_from: tuple[float, float] | None = None
         self._failed_cuts = 0
@@ -213,7 +218,8 @@ class AdaptiveRule:
         self._restoring = 0
         direction = (in_flight > self._last_refused_at) - (in_flight < self._last_refused_at)
         self._last_refused_at = in_flight
-        if in_flight <= 1:
+        if in_flight < max(2.0, _FEWER * self._high):
+            # Not long ago it took more.
             self._shared = _SHARED_FOR
         elif direction:
             self._reversals += 0.1 * ((direction == -self._direction) - self._reversals)
@@ -238,6 +244,8 @@ class AdaptiveRule:
     def on_recovery(self, now: float) -> None:
         """Begin a slow start to the largest limit of the last round trips before the outage."""
         self._restoring = max(self._peak, self._former_peak, self.limit)
+        self._shared = 0.0
+        self._high = 0.0
         self._elastic.reset()
         self._forget_batch()
         self._move(max(self.minimum, min(FIRST_WINDOW, self._restoring)), "recovery")
@@ -283,6 +291,7 @@ class AdaptiveRule:
 
     def _remember(self, trips: float) -> None:
         self._peak = max(self._peak, self.limit)
+        self._high = max(self._exact, self._high - min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * (self._high - self._exact))
         self._peak_left -= trips
         if self._peak_left <= 0:
             self._former_peak, self._peak = self._peak, self.limit
@@ -320,7 +329,9 @@ class AdaptiveRule:
             self._base += (count / _SLOW if above < 0 else count / _DRIFT) * above
             self._ref += count / _CREEP * (self._slow - self._ref)
         elif self._slow > self._ref:
-            self._ref += count / _CREEP * (self._slow - self._ref)
+            # A queue that comes and goes scatters regular round trips, too.
+            reach = _CREEP if self._ref >= _REGULAR else _REGULAR_CREEP
+            self._ref += count / reach * (self._slow - self._ref)
         return mean
 
     def _compare(self, count: int) -> None:
