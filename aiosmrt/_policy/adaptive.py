@@ -73,8 +73,8 @@ _NO_QUEUE: Final = 0.65
 
 # Growth: calls per success while nothing was ever refused, at first and later; calls per round trip otherwise, at most
 # and relative to a small limit; and the round trips after which that has doubled.
-_FIRST_GROWTH: Final = 0.10
-_GROWTH: Final = 0.17
+_FIRST_GROWTH: Final = 0.15
+_GROWTH: Final = 0.3
 _STEP: Final = 0.5
 _STEP_SHARE: Final = 0.15
 _ROUND_TRIPS_TO_DOUBLE: Final = 8.0
@@ -90,7 +90,8 @@ _ROUND_TRIPS_TO_FORGET: Final = 50.0
 # same way; the elasticity that shows a queue; and the round trips without a refusal before that.
 _REGULAR: Final = 0.08
 _SMALLEST_MOVE: Final = 0.1
-_LARGEST_MOVE: Final = 0.25
+_LARGE_MOVE: Final = 0.25
+_LARGEST_MOVE: Final = 0.5
 _SLOWER: Final = 0.2
 _QUEUE: Final = 0.93
 _UNREFUSED: Final = 16.0
@@ -446,8 +447,12 @@ class _Elasticity:
                 self._up, self._move = False, _SMALLEST_MOVE
                 return self._moved_by(max(0.3, exp(-unexplained)), limit)
             up = risen < _QUEUE * moved if moved > 0 else risen > _QUEUE * moved
-            self._move = min(2 * self._move, _LARGEST_MOVE) if up == self._up else _SMALLEST_MOVE
-            self._up = up
+            if up != self._up:
+                # Too far: back, and on from there in small steps.
+                self._before = (size, level)
+                self._up, self._move = up, _SMALLEST_MOVE
+                return self._moved_by(exp(-moved) if moved else 1.0, limit)
+            self._move = min(2 * self._move, _LARGEST_MOVE if risen < 0.5 * moved else _LARGE_MOVE)
         self._before = (size, level)
         return self._moved_by(1 + self._move if self._up else 1 / (1 + self._move), limit)
 
