@@ -67,9 +67,9 @@ _SQUEEZED_BY_SPREAD: Final = 0.19
 
 # A change of the limit (the difference of logarithms; times the spread, where that is wide) that shows whether there is
 # a queue, and the elasticity below which there is none.
-_FAR: Final = 0.5
+_FAR: Final = 0.55
 _FAR_BY_SPREAD: Final = 1.5
-_NO_QUEUE: Final = 0.65
+_NO_QUEUE: Final = 0.7
 
 # Growth: calls per success while nothing was ever refused, at first and later; calls per round trip otherwise, at most
 # and relative to a small limit; and the round trips after which that has doubled.
@@ -77,7 +77,12 @@ _FIRST_GROWTH: Final = 0.15
 _GROWTH: Final = 0.3
 _STEP: Final = 0.5
 _STEP_SHARE: Final = 0.15
-_ROUND_TRIPS_TO_DOUBLE: Final = 8.0
+_ROUND_TRIPS_TO_DOUBLE: Final = 6.0
+
+# By how much shorter round trips (the difference of logarithms; times the spread, where that is wide) show more capacity
+# than there was at the last refusal.
+_SHORTER: Final = 0.3
+_SHORTER_BY_SPREAD: Final = 0.5
 
 # Round trips for which a finding about other clients holds.
 _SHARED_FOR: Final = 100.0
@@ -89,11 +94,11 @@ _ROUND_TRIPS_TO_FORGET: Final = 50.0
 # Spreads below this have nothing to be squeezed. Steps by which the limit moves then, doubled as long as it goes on the
 # same way; the elasticity that shows a queue; and the round trips without a refusal before that.
 _REGULAR: Final = 0.08
-_SMALLEST_MOVE: Final = 0.1
+_SMALLEST_MOVE: Final = 0.15
 _LARGE_MOVE: Final = 0.25
 _LARGEST_MOVE: Final = 0.5
-_SLOWER: Final = 0.2
-_QUEUE: Final = 0.93
+_SLOWER: Final = 0.35
+_QUEUE: Final = 0.9
 _UNREFUSED: Final = 16.0
 
 
@@ -137,6 +142,7 @@ class AdaptiveRule:
         "_peak_left",
         "_ref",
         "_refused",
+        "_refused_level",
         "_restoring",
         "_reversals",
         "_round_trips",
@@ -179,6 +185,7 @@ class AdaptiveRule:
         self._anchor = (self._lagging, 0.0)
         # Refusals: whether there was any, the round trips since, and what tells of other clients.
         self._refused = False
+        self._refused_level = 0.0
         self._round_trips = 0.0
         self._last_refused_at = 0
         self._direction = 0
@@ -216,6 +223,7 @@ class AdaptiveRule:
     ) -> None:
         """Lower the limit by one, unless calls that still hold their slots explain it."""
         self._refused = True
+        self._refused_level = self._level
         self._restoring = 0
         direction = (in_flight > self._last_refused_at) - (in_flight < self._last_refused_at)
         self._last_refused_at = in_flight
@@ -391,7 +399,7 @@ class AdaptiveRule:
     def _grow(self, count: int, push: float) -> None:
         limit = self._exact
         step = min(_STEP, _STEP_SHARE * limit)
-        if not self._refused:
+        if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
             gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
         else:
             faster = 1 + (self._round_trips / _ROUND_TRIPS_TO_DOUBLE) ** 2
@@ -435,7 +443,7 @@ class _Elasticity:
             return 1.0
         self._collected += count
         self._sum += count * mean
-        if self._collected < max(16, limit):
+        if self._collected < max(40, limit):
             return 1.0
         level, size = self._sum / self._collected, log(limit)
         if self._before is not None:
@@ -451,8 +459,8 @@ class _Elasticity:
                 # Too far: back, and on from there in small steps.
                 self._before = (size, level)
                 self._up, self._move = up, _SMALLEST_MOVE
-                return self._moved_by(exp(-moved) if moved else 1.0, limit)
-            self._move = min(2 * self._move, _LARGEST_MOVE if risen < 0.5 * moved else _LARGE_MOVE)
+                return self._moved_by(min(max(exp(-moved), 0.6), 1 + _LARGE_MOVE), limit)
+            self._move = min(2 * self._move, _LARGEST_MOVE if risen < 0.25 * moved else _LARGE_MOVE)
         self._before = (size, level)
         return self._moved_by(1 + self._move if self._up else 1 / (1 + self._move), limit)
 
