@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from aiosmrt._policy.adaptive import AdaptiveRule
+from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._policy.admission import AdmissionState
 from aiosmrt._policy.limit import ConcurrencyLimit, WorkingLimit
 from aiosmrt._policy.send_rate import SendRate
@@ -284,6 +284,10 @@ class Station:
 class AllKnowing:
     """A limit that is told what it should be."""
 
+    learns: Final = True
+    reason: Final = None
+    round_trip: Final = None
+
     def __init__(self) -> None:
         self.limit = 1
 
@@ -463,7 +467,7 @@ class SimulatedClient:
     def attend(self) -> None:
         """Send what may be sent."""
         loop, rule = self.loop, self.rule
-        if self.state.illness is None or isinstance(rule, AllKnowing) and type(rule) is AllKnowing:
+        if self.state.illness is None or (isinstance(rule, AllKnowing) and type(rule) is AllKnowing):
             while self.in_use < min(rule.limit, self.callers):
                 if isinstance(rule, AwsAdaptive) and (wait := rule.rate.wait(loop.now)) > 0:
                     self._wake(loop.now + wait)
@@ -550,9 +554,7 @@ class Run(NamedTuple):
 
     def answers(self, begin: float, end: float) -> list[Outcome]:
         """What came back between two seconds."""
-        return [
-            outcome for client in self.clients for outcome in client.outcomes if begin <= outcome.time < end
-        ]
+        return [outcome for client in self.clients for outcome in client.outcomes if begin <= outcome.time < end]
 
     def goodput(self, begin: float, end: float) -> float:
         """Successes per second."""
@@ -658,7 +660,7 @@ def measure(run: Run, knowing: Run) -> Cell:
 def rules() -> dict[str, Callable[[], ConcurrencyLimit]]:
     """The rules by name; ``fixed-N`` and ``working`` are not adaptive above the number they are given."""
     return {
-        "adaptive": lambda: AdaptiveRule(initial=4, minimum=1, maximum=CEILING),
+        "adaptive": AdaptiveLimit(maximum=CEILING).new,
         "aimd": Aimd,
         "gradient2": Gradient2,
         "arc": VectorArc,
@@ -678,9 +680,7 @@ def variants(services: Sequence[Service], number: int, seed: int) -> list[list[S
     ]
 
 
-def grid(
-    names: Sequence[str], services: Sequence[Service], number: int, seed: int
-) -> dict[str, dict[str, list[Cell]]]:
+def grid(names: Sequence[str], services: Sequence[Service], number: int, seed: int) -> dict[str, dict[str, list[Cell]]]:
     """Every rule at every variant of every service.
 
     Returns:

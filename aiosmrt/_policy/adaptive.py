@@ -30,20 +30,24 @@ Times are seconds of whichever monotonic clock the caller uses throughout.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import exp, inf, log
 from operator import sub
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
-from aiosmrt._policy.limit import FIRST_WINDOW
+from aiosmrt._policy.limit import FIRST_WINDOW, Reason
+from aiosmrt.config import is_whole, shown
+from aiosmrt.errors import ParamValidationError
 
-__all__ = ["AdaptiveRule", "Reason"]
+__all__ = ["AdaptiveLimit", "AdaptiveRule"]
 
-Reason: TypeAlias = Literal["start", "growth", "waiting", "refusal", "timeout", "recovery"]
-"""Why a limit moved last: it has not; nothing waits; calls wait in a queue; a refusal; a timeout; after an outage."""
+_INITIAL: Final = 4
 
 # Successes that are looked at together: half of a round trip's, within these bounds.
 _SMALLEST_BATCH: Final = 8
 _LARGEST_BATCH: Final = 32
+# The shortest round trip in seconds, for logarithms.
+_SHORTEST: Final = 1e-6
 # A limit of which less is in use is not being tested.
 _TESTED: Final = 0.7
 
@@ -79,8 +83,8 @@ _STEP: Final = 0.5
 _STEP_SHARE: Final = 0.15
 _ROUND_TRIPS_TO_DOUBLE: Final = 6.0
 
-# By how much shorter round trips (the difference of logarithms; times the spread, where that is wide) show more capacity
-# than there was at the last refusal.
+# By how much shorter round trips (the difference of logarithms; times the spread, where that is wide) show more
+# capacity than there was at the last refusal.
 _SHORTER: Final = 0.3
 _SHORTER_BY_SPREAD: Final = 0.5
 
@@ -100,6 +104,47 @@ _LARGEST_MOVE: Final = 0.5
 _SLOWER: Final = 0.35
 _QUEUE: Final = 0.9
 _UNREFUSED: Final = 16.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptiveLimit:
+    """Settings of a limit of calls in flight that finds out by itself what the service can take.
+
+    Args:
+        initial: the calls with which it begins. Defaults to 4, within the two others. A low one is best: the limit
+            learns first how long calls take that do not wait for each other.
+        minimum: the calls that are always allowed, at least 1.
+        maximum: the most calls.
+
+    Raises:
+        ParamValidationError: one is not an integer, or not 1 <= minimum <= initial <= maximum.
+
+    Example:
+        >>> AdaptiveLimit(maximum=200).new()
+        <AdaptiveRule limit=4 minimum=1 maximum=200 reason=start>
+    """
+
+    initial: int | None = None
+    minimum: int = 1
+    maximum: int = 1000
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} must be an integer >= 1; got {shown(value)}"
+            for name, value in (("minimum", self.minimum), ("maximum", self.maximum), ("initial", self.initial))
+            if not is_whole(value, 1) and not (name == "initial" and value is None)
+        ]
+        if not faults and self.minimum > self.maximum:
+            faults.append(f"minimum must be <= maximum {self.maximum}; got {self.minimum}")
+        elif not faults and self.initial is not None and not self.minimum <= self.initial <= self.maximum:
+            faults.append(f"initial must be from {self.minimum} to {self.maximum}; got {self.initial}")
+        if faults:
+            raise ParamValidationError(faults)
+
+    def new(self) -> AdaptiveRule:
+        """Make the limit of one target."""
+        initial = min(max(_INITIAL, self.minimum), self.maximum) if self.initial is None else self.initial
+        return AdaptiveRule(initial=initial, minimum=self.minimum, maximum=self.maximum)
 
 
 class AdaptiveRule:
@@ -132,8 +177,8 @@ class AdaptiveRule:
         "_failed_cuts",
         "_fast",
         "_former_peak",
-        "_lagging",
         "_high",
+        "_lagging",
         "_last",
         "_last_refused_at",
         "_left",
@@ -159,6 +204,8 @@ class AdaptiveRule:
         "reason",
     )
 
+    learns: Final = True
+
     def __init__(self, *, initial: int, minimum: int, maximum: int) -> None:
         if not 1 <= minimum <= initial <= maximum:
             raise ValueError(
@@ -167,7 +214,7 @@ class AdaptiveRule:
         self.minimum = minimum
         self.maximum = maximum
         self.limit = initial
-        self.reason: Reason = "start"
+        self.reason: Reason | None = "start"
         self._exact = float(initial)
         # The batch: round trips in seconds, how many are to come, and how many of them tested the limit.
         self._times: list[float] = []
@@ -300,7 +347,9 @@ class AdaptiveRule:
 
     def _remember(self, trips: float) -> None:
         self._peak = max(self._peak, self.limit)
-        self._high = max(self._exact, self._high - min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * (self._high - self._exact))
+        self._high = max(
+            self._exact, self._high - min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * (self._high - self._exact)
+        )
         self._peak_left -= trips
         if self._peak_left <= 0:
             self._former_peak, self._peak = self._peak, self.limit
@@ -312,8 +361,11 @@ class AdaptiveRule:
         Returns:
             Its mean level.
         """
-        # A clock may stand still between two events.
-        logs = [*map(log, map(_at_least_a_microsecond, self._times))]
+        times = self._times
+        if min(times) < _SHORTEST:
+            # A clock may stand still between two events.
+            times = [max(seconds, _SHORTEST) for seconds in times]
+        logs = [*map(log, times)]
         if not self._samples:
             self._last = logs[0]
         spread = (abs(logs[0] - self._last) + sum(map(abs, map(sub, logs, logs[1:])))) / count
@@ -460,7 +512,7 @@ class _Elasticity:
                 self._before = (size, level)
                 self._up, self._move = up, _SMALLEST_MOVE
                 return self._moved_by(min(max(exp(-moved), 0.6), 1 + _LARGE_MOVE), limit)
-            self._move = min(2 * self._move, _LARGEST_MOVE if risen < 0.25 * moved else _LARGE_MOVE)
+            self._move = min(2 * self._move, _LARGEST_MOVE if risen < 0.5 * moved else _LARGE_MOVE)
         self._before = (size, level)
         return self._moved_by(1 + self._move if self._up else 1 / (1 + self._move), limit)
 
@@ -468,8 +520,3 @@ class _Elasticity:
         self._collected, self._sum = 0, 0.0
         self._skip = limit * max(1.0, factor)
         return factor
-
-
-def _at_least_a_microsecond(seconds: float) -> float:
-    return seconds if seconds > 1e-6 else 1e-6
-

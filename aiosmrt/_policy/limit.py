@@ -26,9 +26,13 @@ Times are seconds of whichever monotonic clock the caller uses throughout.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
-__all__ = ["FIRST_WINDOW", "ConcurrencyLimit", "WorkingLimit"]
+__all__ = ["FIRST_WINDOW", "ConcurrencyLimit", "Reason", "WorkingLimit"]
+
+Reason: TypeAlias = Literal["start", "growth", "waiting", "refusal", "timeout", "recovery"]
+"""Why an adaptive limit moved last: it has not; nothing waits; calls wait in a queue; a refusal; a timeout; an outage
+is over."""
 
 FIRST_WINDOW: Final = 4
 """Calls in flight with which a target that was ill begins again."""
@@ -56,6 +60,21 @@ class ConcurrencyLimit(Protocol):
     @property
     def limit(self) -> int:
         """Calls that may be in flight now, at least 1. Read for every call, so an attribute and not a computation."""
+        ...
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has to be told of every success, and not only below its ceiling."""
+        ...
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it moved last; None where it does not tell."""
+        ...
+
+    @property
+    def round_trip(self) -> float | None:
+        """The present round trip in seconds, where it looks at that; None where it does not, and before the first."""
         ...
 
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
@@ -131,6 +150,10 @@ class WorkingLimit:
         "limit",
         "maximum",
     )
+
+    learns: Final = False
+    reason: Final = None
+    round_trip: Final = None
 
     def __init__(self, maximum: int) -> None:
         if maximum < 1:
