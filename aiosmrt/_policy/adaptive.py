@@ -204,16 +204,16 @@ class AdaptiveRule:
         "reason",
     )
 
-    learns: Final = True
+    learns: Final[bool] = True
 
     def __init__(self, *, initial: int, minimum: int, maximum: int) -> None:
         if not 1 <= minimum <= initial <= maximum:
             raise ValueError(
                 f"a limit needs 1 <= minimum <= initial <= maximum; got {minimum}, {initial} and {maximum}"
             )
-        self.minimum = minimum
-        self.maximum = maximum
-        self.limit = initial
+        self.minimum: int = minimum
+        self.maximum: int = maximum
+        self.limit: int = initial
         self.reason: Reason | None = "start"
         self._exact = float(initial)
         # The batch: round trips in seconds, how many are to come, and how many of them tested the limit.
