@@ -69,10 +69,12 @@ _DRIFT: Final = 512
 _SQUEEZED: Final = 0.92
 _SQUEEZED_BY_SPREAD: Final = 0.19
 
-# A change of the limit (the difference of logarithms; times the spread, where that is wide) that shows whether there is
-# a queue, and the elasticity below which there is none.
+# Changes of the limit (differences of logarithms; times the spread, where that is wide) that show whether there is a
+# queue, and the elasticities below which there is none.
+_NEAR: Final = 0.4
 _FAR: Final = 0.55
-_FAR_BY_SPREAD: Final = 1.5
+_FAR_BY_SPREAD: Final = 1.35
+_CLEARLY_NO_QUEUE: Final = 0.55
 _NO_QUEUE: Final = 0.7
 
 # Growth: calls per success while nothing was ever refused, at first and later; calls per round trip otherwise, at most
@@ -102,6 +104,9 @@ _SMALLEST_MOVE: Final = 0.15
 _LARGE_MOVE: Final = 0.25
 _LARGEST_MOVE: Final = 0.5
 _SLOWER: Final = 0.35
+# Successes that measure a small and a large move, if they are a round trip's.
+_ENOUGH: Final = 40
+_FEW: Final = 16
 _QUEUE: Final = 0.9
 _UNREFUSED: Final = 16.0
 
@@ -403,9 +408,12 @@ class AdaptiveRule:
         moved, risen = self._lagging - size, self._level - level
         if moved < 0:
             self._anchor = (self._lagging, self._level)
-        elif moved >= max(_FAR, _FAR_BY_SPREAD * self._ref):
-            if -0.2 < risen < _NO_QUEUE * moved and self._slow < self._ref:
-                self._ref += 0.7 * (self._slow - self._ref)
+        elif moved >= max(_NEAR, _FAR_BY_SPREAD * self._ref):
+            is_far = moved >= _FAR
+            if -0.2 < risen < (_NO_QUEUE if is_far else _CLEARLY_NO_QUEUE) * moved:
+                self._ref += 0.7 * min(0.0, self._slow - self._ref)
+            elif not is_far:
+                return
             self._anchor = (self._lagging, self._level)
 
     def _is_waitless(self, samples: int, mean: float) -> bool:
@@ -495,7 +503,7 @@ class _Elasticity:
             return 1.0
         self._collected += count
         self._sum += count * mean
-        if self._collected < max(40, limit):
+        if self._collected < max(_FEW if self._move > _LARGE_MOVE else _ENOUGH, limit):
             return 1.0
         level, size = self._sum / self._collected, log(limit)
         if self._before is not None:
