@@ -82,6 +82,7 @@ class Service:
             an exponential part). All have the same mean; only the first uses ``sigma``.
         batch: requests in service that double each one's time, as in a server that batches; 0 for none.
         quota: requests per second, and how many may come at once; others are refused. None without.
+        at_random: the share of requests that are refused whatever their number.
         outages: pairs of seconds between which everything is refused.
         clients: the seconds at which clients start.
         callers: of each client, as steps of (from second, number).
@@ -98,6 +99,7 @@ class Service:
     times: str = "lognormal"
     batch: float = 0.0
     quota: tuple[float, float] | None = None
+    at_random: float = 0.0
     outages: tuple[tuple[float, float], ...] = ()
     clients: tuple[float, ...] = (0.0,)
     callers: tuple[tuple[float, int], ...] = ((0.0, CEILING),)
@@ -162,6 +164,9 @@ REGULAR: Final = tuple(
     if service.name in ("no queue", "silent queue", "batching", "steps, silent")
 )
 """Services whose times hardly vary."""
+
+RANDOM: Final = (Service("refused at random", queue=32, at_random=0.05),)
+"""A service that refuses one request in twenty, whatever their number."""
 
 OTHER_TIMES: Final = tuple(
     replace(service, name=f"{times}, {service.name}", times=times)
@@ -240,7 +245,9 @@ class Station:
             reply: called with whether the request was carried out, when it was.
         """
         now, service = self._loop.now, self._service
-        if any(start <= now < end for start, end in service.outages) or not self._within_quota(now):
+        if service.at_random and self._rand.random() < service.at_random:
+            reply(False)
+        elif any(start <= now < end for start, end in service.outages) or not self._within_quota(now):
             reply(False)
         elif self._busy < self._workers:
             self._begin(reply)
@@ -725,13 +732,13 @@ def main(arguments: Sequence[str]) -> None:
     """Run the grid and print its table."""
     parser = argparse.ArgumentParser(description="Rules for the number of calls in flight, simulated.")
     parser.add_argument("--rules", default=",".join(rules()))
-    parser.add_argument("--services", default="grid", help="grid, regular, other, or names with ; between them")
+    parser.add_argument("--services", default="grid", help="grid, regular, random, other, or names with ; between them")
     parser.add_argument("--variants", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    groups = {"grid": SERVICES, "regular": REGULAR, "other": OTHER_TIMES}
-    everything = [*SERVICES, *REGULAR, *OTHER_TIMES]
+    groups = {"grid": SERVICES, "regular": REGULAR, "other": OTHER_TIMES, "random": RANDOM}
+    everything = [*SERVICES, *REGULAR, *RANDOM, *OTHER_TIMES]
     named = options.services.split(";")
     services = groups.get(options.services) or [service for service in everything if service.name in named]
     cells = grid(options.rules.split(","), services, options.variants, options.seed)

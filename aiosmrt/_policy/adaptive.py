@@ -15,7 +15,8 @@ and in a server that batches, which more calls make productive. No threshold on 
   the number of calls, and the limit goes down; otherwise by less, and it goes up.
 - *Refusals.* A refusal takes one off the limit, and a round trip of successes adds a fraction of a call, more and more
   the longer nothing is refused. At a hard capacity there is no sawtooth, a drop is followed by exactly the
-  excess, and clients that share a service tend to the same limit, because what they add and lose is the same.
+  excess, and clients that share a service tend to the same limit, because what they add and lose is the same. A
+  refusal that the number of calls does not explain, because as many got through lately, takes off a quarter.
 - *Outages* are `aiosmrt._policy.admission`'s; afterwards the largest limit of the last round trips before is
   approached by one for each success.
 - *Others in the queue.* Where cuts do not shorten the round trips, other clients fill the queue, and leaving it to them
@@ -30,12 +31,13 @@ Times are seconds of whichever monotonic clock the caller uses throughout.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import exp, inf, log
 from operator import sub
 from typing import Final
 
-from aiosmrt._policy.limit import FIRST_WINDOW, Reason
+from aiosmrt._policy.limit import FIRST_WINDOW, REMEMBERED, Reason, is_accident
 from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import ParamValidationError
 
@@ -84,6 +86,10 @@ _GROWTH: Final = 0.3
 _STEP: Final = 0.5
 _STEP_SHARE: Final = 0.15
 _ROUND_TRIPS_TO_DOUBLE: Final = 6.0
+
+# What a refusal takes off that the number of calls does not explain. Nothing would have clients that share a service
+# refused all the time, one would make a few refusals at random costly.
+_ACCIDENT: Final = 0.25
 
 # By how much shorter round trips (the difference of logarithms; times the spread, where that is wide) show more
 # capacity than there was at the last refusal.
@@ -190,6 +196,7 @@ class AdaptiveRule:
         "_level",
         "_peak",
         "_peak_left",
+        "_recent",
         "_ref",
         "_refused",
         "_refused_level",
@@ -253,6 +260,7 @@ class AdaptiveRule:
         self._peak = self._former_peak = initial
         self._peak_left = 2.0
         self._restoring = 0
+        self._recent: deque[int] = deque(maxlen=REMEMBERED)
         self._elastic = _Elasticity()
         self._set(self._exact)
 
@@ -264,6 +272,8 @@ class AdaptiveRule:
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
         """Take note of a success; see `ConcurrencyLimit.on_success`."""
         self._times.append(now - started_at)
+        if sent_among:
+            self._recent.append(sent_among)
         if in_flight >= self._tested_from:
             self._tested += 1
         self._left = left = self._left - 1
@@ -273,7 +283,15 @@ class AdaptiveRule:
     def on_throttle(
         self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0, strict: bool = True
     ) -> None:
-        """Lower the limit by one, unless calls that still hold their slots explain it."""
+        """Lower the limit by one, less for an accident, unless calls that still hold their slots explain it."""
+        says_little = not strict and is_accident(self._recent, sent_among)
+        if sent_among:
+            self._recent.append(-sent_among)
+        if says_little:
+            if in_flight <= self.limit + 1:
+                self._round_trips *= 1 - _ACCIDENT
+                self._move(self._exact - _ACCIDENT, "refusal")
+            return
         self._refused = True
         self._refused_level = self._level
         self._restoring = 0

@@ -14,9 +14,9 @@ from aiosmrt._policy.adaptive import AdaptiveLimit, AdaptiveRule
 from aiosmrt._policy.admission import AdmissionState
 from aiosmrt._policy.limit import FIRST_WINDOW, ConcurrencyLimit
 from aiosmrt.errors import ParamValidationError
-from benchmarks.limiter_simulation import OTHER_TIMES, REGULAR, SERVICES, AllKnowing, Cell, measure, simulate
+from benchmarks.limiter_simulation import RANDOM, REGULAR, SERVICES, AllKnowing, Cell, measure, simulate
 
-BY_NAME = {service.name: service for service in (*SERVICES, *REGULAR, *OTHER_TIMES)}
+BY_NAME = {service.name: service for service in (*SERVICES, *REGULAR, *RANDOM)}
 
 
 def lognormal(seed: int, mean: float = 0.1, sigma: float = 0.3) -> Callable[[], float]:
@@ -111,6 +111,17 @@ def test_a_refusal_that_slots_still_held_explain_changes_nothing() -> None:
     rule = AdaptiveLimit(initial=8).new()
     rule.on_throttle(0.0, 0.001, 10)
     assert rule.limit == 8
+
+
+def test_a_refusal_that_the_number_of_calls_does_not_explain_takes_off_a_quarter() -> None:
+    rule = AdaptiveLimit(initial=8, maximum=8).new()
+    for _ in range(40):
+        rule.on_success(0.0, 0.1, 8, sent_among=8)
+    for _ in range(4):
+        rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=False)
+    assert rule.limit == 7
+    rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=True)
+    assert rule.limit == 6
 
 
 def test_timeouts_count_once_per_round_trip() -> None:
@@ -234,6 +245,11 @@ def test_four_clients_that_start_one_after_the_other_come_to_the_same_limit() ->
     assert cell.jain >= 0.95
     assert cell.goodput >= 0.95
     assert cell.refused <= 0.1
+
+
+def test_a_few_refusals_at_random_do_not_make_a_service_slow() -> None:
+    cell = figures("refused at random", seed=15)
+    assert cell.goodput >= 0.7
 
 
 @pytest.mark.parametrize("name", [service.name for service in REGULAR])
