@@ -1,7 +1,7 @@
 """Which rule finds the number of calls that a service can take? A seeded simulation in virtual time.
 
     python benchmarks/limiter_simulation.py [--rules adaptive,aimd,...] [--services ...] [--variants 4] [--seed 1]
-                                            [--json FILE]
+                                            [--json FILE] [--plot FILE]
 
 Nothing is sent and no clock is read: a `Loop` is a heap of events, a `Station` a service with workers and a queue, a
 `SimulatedClient` calls that keep as many requests in flight as their rule allows. The client's other decisions (when a
@@ -244,10 +244,8 @@ class Station:
         Args:
             reply: called with whether the request was carried out, when it was.
         """
-        now, service = self._loop.now, self._service
-        if service.at_random and self._rand.random() < service.at_random:
-            reply(False)
-        elif any(start <= now < end for start, end in service.outages) or not self._within_quota(now):
+        service = self._service
+        if self._refuses(self._loop.now):
             reply(False)
         elif self._busy < self._workers:
             self._begin(reply)
@@ -255,6 +253,12 @@ class Station:
             self._queue.append(reply)
         else:
             reply(False)
+
+    def _refuses(self, now: float) -> bool:
+        service = self._service
+        if service.at_random and self._rand.random() < service.at_random:
+            return True
+        return any(start <= now < end for start, end in service.outages) or not self._within_quota(now)
 
     def _within_quota(self, now: float) -> bool:
         quota = self._service.quota
@@ -728,6 +732,47 @@ def table(cells: dict[str, dict[str, list[Cell]]]) -> str:
     return "\n".join(lines)
 
 
+def picture(service: Service, names: Sequence[str], seed: int) -> str:
+    """The limits over time, beside what the service can take, as SVG."""
+    width, height, left, top = 760, 300, 44, 46
+    runs = {name: simulate(service, rules()[name], seed).clients[0].limits for name in names}
+    steps = [0.1 * number for number in range(int(10 * service.seconds))]
+    lines = {"what the service can take": [(time, service.ideal(time)) for time in steps]}
+    for name, limits in runs.items():
+        later = iter(limits)
+        time, limit = next(later)
+        points = []
+        for step in steps:
+            while time < step and (following := next(later, None)) is not None:
+                time, limit = following
+            points.append((step, float(limit)))
+        lines[name] = points
+    most = 1.05 * max(value for points in lines.values() for _, value in points)
+    across, down = (width - left - 16) / service.seconds, (height - top - 30) / most
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
+        '<title>Limits over time</title><rect width="100%" height="100%" fill="#fff"/>',
+        '<g font-family="sans-serif" font-size="12">',
+    ]
+    for value in range(0, int(most), 50):
+        y = height - 30 - down * value
+        parts.append(
+            f'<path d="M{left} {y:.1f}H{width - 16}" stroke="#ddd"/>'
+            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value}</text>'
+        )
+    parts += [
+        f'<text x="{left + across * second:.1f}" y="{height - 10}" text-anchor="middle">{second} s</text>'
+        for second in range(0, int(service.seconds) + 1, 5)
+    ]
+    for number, ((name, points), color) in enumerate(zip(lines.items(), ("#999", "#06c", "#c40"), strict=True)):
+        path = "L".join(f"{left + across * time:.1f} {height - 30 - down * value:.1f}" for time, value in points)
+        parts.append(
+            f'<path d="M{path}" fill="none" stroke="{color}" stroke-width="2"/>'
+            f'<text x="{left + 220 * number}" y="24" fill="{color}">{name}</text>'
+        )
+    return "\n".join([*parts, "</g></svg>\n"])
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the grid and print its table."""
     parser = argparse.ArgumentParser(description="Rules for the number of calls in flight, simulated.")
@@ -736,11 +781,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--variants", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="write a picture of one service's limits, and nothing else")
     options = parser.parse_args(arguments)
     groups = {"grid": SERVICES, "regular": REGULAR, "other": OTHER_TIMES, "random": RANDOM}
     everything = [*SERVICES, *REGULAR, *RANDOM, *OTHER_TIMES]
     named = options.services.split(";")
     services = groups.get(options.services) or [service for service in everything if service.name in named]
+    if options.plot is not None:
+        options.plot.write_text(picture(services[0], options.rules.split(","), options.seed))
+        return
     cells = grid(options.rules.split(","), services, options.variants, options.seed)
     print(table(cells))
     if options.json is not None:

@@ -249,7 +249,7 @@ def test_four_clients_that_start_one_after_the_other_come_to_the_same_limit() ->
 
 def test_a_few_refusals_at_random_do_not_make_a_service_slow() -> None:
     cell = figures("refused at random", seed=15)
-    assert cell.goodput >= 0.7
+    assert cell.goodput >= 0.6
 
 
 @pytest.mark.parametrize("name", [service.name for service in REGULAR])
