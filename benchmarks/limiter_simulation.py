@@ -295,9 +295,9 @@ class Station:
 class AllKnowing:
     """A limit that is told what it should be."""
 
-    learns: Final = True
-    reason: Final = None
-    round_trip: Final = None
+    learns = True
+    reason = None
+    round_trip = None
 
     def __init__(self) -> None:
         self.limit = 1
@@ -599,7 +599,7 @@ class Run(NamedTuple):
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that this share of all is at most; NaN if there are none."""
+    """The value that this share of all is at most; NaN without values."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else math.nan
 
 

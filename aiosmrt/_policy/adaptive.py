@@ -10,8 +10,8 @@ and in a server that batches, which more calls make productive. No threshold on 
   multiplies them, and leaves that spread alone. The rule compares the present spread (the mean difference between the
   logarithms of successive round trips) with the one when nothing waited. Where it is squeezed, the limit is cut in
   proportion; where it is not, the limit grows.
-- *Elasticity.* Service times that hardly vary have no spread to be squeezed, but little noise either. There the limit
-  moves up and down in small steps, and the rule looks at what follows: in a queue, round trips change in proportion to
+- *Elasticity.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the
+  limit moves up and down in small steps, and the rule looks at what follows: in a queue, round trips change in proportion to
   the number of calls, and the limit goes down; otherwise by less, and it goes up.
 - *Refusals.* A refusal takes one off the limit, and a round trip of successes adds a fraction of a call, more and more
   the longer nothing is refused. At a hard capacity there is no sawtooth, a drop is followed by exactly the
@@ -20,8 +20,8 @@ and in a server that batches, which more calls make productive. No threshold on 
 - *Outages* are `aiosmrt._policy.admission`'s; afterwards the largest limit of the last round trips before is
   approached by one for each success.
 - *Others in the queue.* Where cuts do not shorten the round trips, other clients fill the queue, and leaving it to them
-  helps nobody. The rule is *blind* for a while then, and grows slowly whatever the spread. Refusals at ever changing
-  numbers of calls in flight show other clients too.
+  does not shorten it. The rule is *blind* for a while then, and grows slowly whatever the spread. Refusals at ever
+  changing numbers of calls in flight show other clients too.
 
 A limit that is not in use is not tested, and does not move. Round trips are looked at in batches, with functions that
 loop in C: that keeps the cost of a success at a fraction of a microsecond.
@@ -72,7 +72,7 @@ _SQUEEZED: Final = 0.92
 _SQUEEZED_BY_SPREAD: Final = 0.19
 
 # Changes of the limit (differences of logarithms; times the spread, where that is wide) that show whether there is a
-# queue, and the elasticities below which there is none.
+# queue, and the elasticities below which nothing waits.
 _NEAR: Final = 0.4
 _FAR: Final = 0.55
 _FAR_BY_SPREAD: Final = 1.35
@@ -216,8 +216,6 @@ class AdaptiveRule:
         "reason",
     )
 
-    learns: Final[bool] = True
-
     def __init__(self, *, initial: int, minimum: int, maximum: int) -> None:
         if not 1 <= minimum <= initial <= maximum:
             raise ValueError(
@@ -263,6 +261,11 @@ class AdaptiveRule:
         self._recent: deque[int] = deque(maxlen=REMEMBERED)
         self._elastic = _Elasticity()
         self._set(self._exact)
+
+    @property
+    def learns(self) -> bool:
+        """True: every success counts, at the maximum too."""
+        return True
 
     @property
     def round_trip(self) -> float | None:

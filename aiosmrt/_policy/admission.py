@@ -187,12 +187,15 @@ class AdmissionState:
         "_streak",
         "bucket",
         "illness",
+        "learns",
         "slots",
         "steady",
     )
 
     def __init__(self, limit: ConcurrencyLimit, maximum: int) -> None:
         self._limit = limit
+        # whether the limit is told of every success
+        self.learns = limit.learns
         self._maximum = maximum
         self.bucket = RetryBucket()
         # Failures and refusals in a row, and the failures among them.
@@ -213,11 +216,6 @@ class AdmissionState:
     def limit(self) -> int:
         """The working limit, which is the one known before while the target is ill."""
         return self._limit.limit
-
-    @property
-    def learns(self) -> bool:
-        """Whether its limit is told of every success; see `ConcurrencyLimit.learns`."""
-        return self._limit.learns
 
     @property
     def reason(self) -> Reason | None:
@@ -417,7 +415,7 @@ class AdmissionState:
             and not self._streak
             and limit >= self._maximum
             and self.bucket.is_full
-            and not self._limit.learns
+            and not self.learns
         )
 
     def __repr__(self) -> str:

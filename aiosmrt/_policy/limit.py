@@ -173,10 +173,6 @@ class WorkingLimit:
         "maximum",
     )
 
-    learns: Final = False
-    reason: Final = None
-    round_trip: Final = None
-
     def __init__(self, maximum: int) -> None:
         if maximum < 1:
             raise ValueError(f"a limit must let at least 1 call through; got {maximum}")
@@ -198,6 +194,21 @@ class WorkingLimit:
         self._refusals = 0
         # Among how many calls those were sent that were answered last; of those that were refused as a negative number.
         self._recent: deque[int] = deque(maxlen=REMEMBERED)
+
+    @property
+    def learns(self) -> bool:
+        """False: at the maximum, successes change nothing."""
+        return False
+
+    @property
+    def reason(self) -> None:
+        """None: it does not tell."""
+        return None
+
+    @property
+    def round_trip(self) -> None:
+        """None: it does not look at that."""
+        return None
 
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
         """Raise the limit, if it is in use; see `ConcurrencyLimit.on_success`."""
