@@ -11,8 +11,8 @@ and in a server that batches, which more calls make productive. No threshold on 
   logarithms of successive round trips) with the one when nothing waited. Where it is squeezed, the limit is cut in
   proportion; where it is not, the limit grows.
 - *Elasticity.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the
-  limit moves up and down in small steps, and the rule looks at what follows: in a queue, round trips change in proportion to
-  the number of calls, and the limit goes down; otherwise by less, and it goes up.
+  limit moves up and down in small steps, and the rule looks at what follows: in a queue, round trips change in
+  proportion to the number of calls, and the limit goes down; otherwise by less, and it goes up.
 - *Refusals.* A refusal takes one off the limit, and a round trip of successes adds a fraction of a call, more and more
   the longer nothing is refused. At a hard capacity there is no sawtooth, a drop is followed by exactly the
   excess, and clients that share a service tend to the same limit, because what they add and lose is the same. A
