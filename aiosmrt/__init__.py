@@ -2,6 +2,7 @@
 
 from aiosmrt._core.admission import LimiterStatistics
 from aiosmrt._core.streams import EventStream, StreamingBody, StreamTiming
+from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._version import __version__
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.sigv4.signer import Credentials
@@ -45,6 +46,7 @@ from aiosmrt.errors import (
 from aiosmrt.events import Event, Observer
 
 __all__ = [
+    "AdaptiveLimit",
     "AiosmrtError",
     "Client",
     "ClientStateError",

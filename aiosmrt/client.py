@@ -16,7 +16,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVar, Unpack, cast
 
 from aiosmrt._aws.credentials import CredentialsCache
-from aiosmrt._core.admission import LimiterStatistics
+from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.call import Call
 from aiosmrt._core.core import ClientCore
@@ -149,7 +149,8 @@ class Client:
         wait_for_capacity: seconds that a call waits, in all, while its inference component is scaled to zero and scales
             out, in the same way. If None, a NoCapacityError is raised at once.
         max_concurrency: most calls in flight for each endpoint, inference component and variant; further ones wait in
-            the order they came. Throttling lowers the number that is in use, success raises it again.
+            the order they came. Throttling lowers the number that is in use, success raises it again. ``"adaptive"`` or
+            an `aiosmrt.AdaptiveLimit` finds the number for each of them.
         max_waiting: calls that may wait for each endpoint, inference component and variant; a further one fails at once
             with a TooManyWaitingError. If None, no limit.
         max_response_bytes: largest response body to accept, bytes; a larger one is a ResponseStreamingError and is not
@@ -195,7 +196,7 @@ class Client:
         deadline: float | None = None,
         patience: float | Unset | None = UNSET,
         wait_for_capacity: float | None = None,
-        max_concurrency: int = 100,
+        max_concurrency: MaxConcurrency = 100,
         max_waiting: int | None = None,
         max_response_bytes: int | None = None,
         retry: RetryPolicy | Mapping[str, Any] = RetryPolicy(),  # noqa: B008 (frozen)
@@ -500,7 +501,7 @@ class Client:
         deadline: float | Unset | None = UNSET,
         patience: float | Unset | None = UNSET,
         wait_for_capacity: float | Unset | None = UNSET,
-        max_concurrency: int | Unset = UNSET,
+        max_concurrency: MaxConcurrency | Unset = UNSET,
         max_waiting: int | Unset | None = UNSET,
         max_response_bytes: int | Unset | None = UNSET,
         retry: RetryPolicy | Mapping[str, Any] | Unset = UNSET,
@@ -601,7 +602,7 @@ class Client:
 
     @property
     def max_concurrency(self) -> int:
-        """Most calls in flight for each endpoint, inference component and variant."""
+        """Most calls in flight for each endpoint, inference component and variant; an adaptive limit's maximum."""
         return self._view.admissions.max_concurrency
 
     def statistics(self) -> ClientStatistics:

@@ -24,6 +24,7 @@ __all__ = [
     "Event",
     "FirstPart",
     "HeaderSource",
+    "LimitMoved",
     "LimiterWaited",
     "Observer",
     "OutageOutcome",
@@ -69,6 +70,22 @@ class LimiterWaited(NamedTuple):
     endpoint_name: str
     invocation_id: str
     duration: float
+
+
+class LimitMoved(NamedTuple):
+    """An adaptive limit is another one after an attempt of this call.
+
+    ``limit`` is the number of calls that may be in flight now, ``reason`` why it moved, as in
+    `aiosmrt.LimiterStatistics`; ``round_trip`` the seconds of a call that it is based on, None before the first
+    success.
+    """
+
+    operation: str
+    endpoint_name: str
+    invocation_id: str
+    limit: int
+    reason: str
+    round_trip: float | None
 
 
 class CapacityWaited(NamedTuple):
@@ -199,6 +216,7 @@ class ClockSkewCorrected(NamedTuple):
 Event: TypeAlias = (
     CallStarted
     | LimiterWaited
+    | LimitMoved
     | CapacityWaited
     | OutageWaited
     | AttemptStarted

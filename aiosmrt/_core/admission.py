@@ -28,13 +28,14 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
 from aiosmrt._core.log import LOGGER
+from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._policy.admission import AdmissionState, Illness
-from aiosmrt._policy.limit import WorkingLimit
-from aiosmrt.config import is_whole
+from aiosmrt._policy.limit import ConcurrencyLimit, Reason, WorkingLimit
+from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -44,7 +45,17 @@ from aiosmrt.errors import (
     fresh_copy,
 )
 
-__all__ = ["Admission", "Admissions", "CallLater", "Caller", "Clockwork", "LimiterStatistics", "Timer", "target_of"]
+__all__ = [
+    "Admission",
+    "Admissions",
+    "CallLater",
+    "Caller",
+    "Clockwork",
+    "LimiterStatistics",
+    "MaxConcurrency",
+    "Timer",
+    "target_of",
+]
 
 # Endpoints and components whose admissions are kept while no call uses them.
 _MAX_IDLE = 1024
@@ -52,8 +63,15 @@ _MAX_IDLE = 1024
 # as the log names them
 _ILLNESSES: Final = {"outage": "outage", "capacity": "lack of capacity"}
 
+# Seconds without an outcome after which what an adaptive limit has learned may be forgotten.
+_KNOWN_FOR = 300.0
+
 # A loop's timer may strike this many seconds early, by its clock's resolution.
 _EARLY = 1e-6
+
+
+MaxConcurrency: TypeAlias = int | Literal["adaptive"] | AdaptiveLimit
+"""What a client may be given as ``max_concurrency``."""
 
 
 class Timer(Protocol):
@@ -103,6 +121,11 @@ class LimiterStatistics(NamedTuple):
             after throttling. ``in_use`` is above it for a while after it was lowered.
         held_back: calls that wait for a target that is ill.
         illness: what a target is ill with: ``"outage"`` or ``"capacity"``; None while all are healthy.
+        reason: why an adaptive limit moved last: ``"start"`` (not yet), ``"growth"``, ``"waiting"`` (calls wait in the
+            service's queue), ``"refusal"``, ``"timeout"`` or ``"recovery"``. None where it is fixed. Of several
+            targets, the one with the lowest limit.
+        round_trip: the seconds of a call that an adaptive limit sees at present; None where it is fixed, and before the
+            first success.
     """
 
     in_use: int
@@ -110,6 +133,8 @@ class LimiterStatistics(NamedTuple):
     max_concurrency: int
     held_back: int = 0
     illness: Illness | None = None
+    reason: Reason | None = None
+    round_trip: float | None = None
 
 
 class Waiter:
@@ -163,6 +188,7 @@ class Admission:
         clockwork: the client's clock, random numbers and timers.
         maximum: the ceiling of calls in flight, at least 1.
         target: its name, as `target_of` makes it, for the log.
+        limit: what moves below it. Defaults to a `WorkingLimit`.
     """
 
     __slots__ = (
@@ -178,6 +204,7 @@ class Admission:
         "_prober",
         "_returning",
         "_target",
+        "_used_at",
         "failure",
         "in_use",
         "outstanding",
@@ -185,11 +212,15 @@ class Admission:
         "waiting",
     )
 
-    def __init__(self, clockwork: Clockwork, maximum: int, target: str = "") -> None:
+    def __init__(
+        self, clockwork: Clockwork, maximum: int, target: str = "", limit: ConcurrencyLimit | None = None
+    ) -> None:
         self._clockwork = clockwork
         self._maximum = maximum
         self._target = target
-        self.state = AdmissionState(WorkingLimit(maximum), maximum)
+        self.state = AdmissionState(WorkingLimit(maximum) if limit is None else limit, maximum)
+        # the last outcome, in seconds
+        self._used_at = clockwork.clock()
         # Slots held or granted; requests with the service, which those in back-off do not have; and calls in line.
         self.in_use = 0
         self.outstanding = 0
@@ -227,7 +258,12 @@ class Admission:
     @property
     def is_idle(self) -> bool:
         """Whether no call uses it, and little would be forgotten with it."""
-        return not self.in_use and not self.waiting and (self.state.steady or self.state.illness is not None)
+        if self.in_use or self.waiting:
+            return False
+        state = self.state
+        if state.learns and self._clockwork.clock() - self._used_at > _KNOWN_FOR:
+            return True
+        return state.steady or state.illness is not None
 
     def try_acquire(self) -> bool:
         """Take a slot if one is free and no call waits for it, without suspending.
@@ -357,7 +393,7 @@ class Admission:
             sent_among: requests that were outstanding when it was sent, this one included.
         """
         probe = self._probe_answered(caller)
-        now = self._clockwork.clock()
+        self._used_at = now = self._clockwork.clock()
         before, ill_before = self.state.illness, self.seconds_ill(now)
         self.state.on_success(started_at, now, self.in_use, sent_among=sent_among, probe=probe)
         if self.state.illness is not None:
@@ -390,7 +426,7 @@ class Admission:
         """
         probe = self._probe_answered(caller)
         clockwork = self._clockwork
-        now = clockwork.clock()
+        self._used_at = now = clockwork.clock()
         state = self.state
         before, ill_before, slots, limit = state.illness, self.seconds_ill(now), state.slots, state.limit
         cause, hint = error.cause, error.retry_after
@@ -467,7 +503,16 @@ class Admission:
             for lines in ((self._returning, self._arriving), (self._hurried,))
         )
         held_back = 0 if illness is None else waiting
-        return LimiterStatistics(self.in_use, waiting + hurried - held_back, self.state.limit, held_back, illness)
+        state = self.state
+        return LimiterStatistics(
+            self.in_use,
+            waiting + hurried - held_back,
+            state.limit,
+            held_back,
+            illness,
+            state.reason,
+            state.round_trip,
+        )
 
     # Inside
 
@@ -687,17 +732,23 @@ class Admissions:
 
     Args:
         clockwork: the client's clock, random numbers and timers.
-        max_concurrency: calls in flight for each target, at least 1.
+        max_concurrency: calls in flight for each target, at least 1; ``"adaptive"`` or an `AdaptiveLimit` to find out.
 
     Raises:
-        ParamValidationError: ``max_concurrency`` is not an integer >= 1.
+        ParamValidationError: ``max_concurrency`` is something else.
     """
 
-    def __init__(self, clockwork: Clockwork, max_concurrency: int) -> None:
-        if not is_whole(max_concurrency, 1):
-            raise ParamValidationError([f"max_concurrency must be an integer >= 1; got {max_concurrency!r:.80}"])
+    def __init__(self, clockwork: Clockwork, max_concurrency: MaxConcurrency) -> None:
+        if max_concurrency == "adaptive":
+            max_concurrency = AdaptiveLimit()
+        self._adaptive = max_concurrency if isinstance(max_concurrency, AdaptiveLimit) else None
+        ceiling = max_concurrency.maximum if isinstance(max_concurrency, AdaptiveLimit) else max_concurrency
+        if isinstance(ceiling, str) or not is_whole(ceiling, 1):
+            raise ParamValidationError(
+                [f'max_concurrency must be an integer >= 1, "adaptive" or an AdaptiveLimit; got {shown(ceiling)}']
+            )
         self._clockwork = clockwork
-        self.max_concurrency = max_concurrency
+        self.max_concurrency = ceiling
         self.by_target: dict[str, Admission] = {}
         # those that were idle, as long as a call in back-off goes on with one
         self._dropped: WeakValueDictionary[str, Admission] = WeakValueDictionary()
@@ -713,7 +764,10 @@ class Admissions:
         if admission is None:
             if len(self.by_target) >= self._drop_at:
                 self._drop_idle()
-            admission = self._dropped.pop(target, None) or Admission(self._clockwork, self.max_concurrency, target)
+            admission = self._dropped.pop(target, None)
+            if admission is None:
+                limit = None if self._adaptive is None else self._adaptive.new()
+                admission = Admission(self._clockwork, self.max_concurrency, target, limit)
             self.by_target[target] = admission
         return admission
 
@@ -724,12 +778,15 @@ class Admissions:
             name = target.partition("\n")[0]
             found = admission.statistics()
             if (known := endpoints.get(name)) is not None:
+                lowest = min(found, known, key=lambda each: each.max_concurrency)
                 found = LimiterStatistics(
                     found.in_use + known.in_use,
                     found.waiting + known.waiting,
-                    min(found.max_concurrency, known.max_concurrency),
+                    lowest.max_concurrency,
                     found.held_back + known.held_back,
                     found.illness or known.illness,
+                    lowest.reason,
+                    lowest.round_trip,
                 )
             endpoints[name] = found
         return endpoints

@@ -62,6 +62,7 @@ from aiosmrt.events import (
     ClockSkewCorrected,
     FirstPart,
     LimiterWaited,
+    LimitMoved,
     OutageOutcome,
     OutageWaited,
     RetryScheduled,
@@ -626,10 +627,13 @@ class Call:
         if view.sign:
             self._core.confirmed_clock_offset = self._signed_offset
         self._last_error = None
+        before = self._admission.state.limit
         if view.is_patient:
             self._admission.on_success(self, self._phase_began, self._sent_among)
         else:
             self._succeeded_by_mode()
+        if view.observers:
+            self._limit_was(before)
         self._probes = False
         self._end_capacity_wait("capacity")
 
@@ -643,6 +647,12 @@ class Call:
             quota.send_rate.on_response(self._core.clock(), throttled=False)
         if not self._admission.state.steady:
             self._admission.on_success(self, self._phase_began, 0)
+
+    def _limit_was(self, before: int) -> None:
+        """Tell observers of an adaptive limit that an outcome has moved."""
+        state = self._admission.state
+        if state.limit != before and state.reason is not None:
+            self._emit(LimitMoved, state.limit, state.reason, state.round_trip)
 
     def _report_failure(self, error: AiosmrtError) -> None:
         """Report a failed attempt, and return the slot where the call does not keep it through back-off."""
@@ -664,6 +674,7 @@ class Call:
         if waits_for_capacity and self._capacity_since is None:
             self._capacity_since = now
         keeps_slot = not (view.is_patient or waits_for_capacity)
+        before = self._admission.state.limit
         if not keeps_slot or self._probes:
             may_keep = self._admission.on_failure(
                 self,
@@ -675,6 +686,8 @@ class Call:
                 repeated=self.sent > _SAYS_MORE,
             )
             keeps_slot = keeps_slot or (may_keep and error.cause in _KEEPS_SLOT)
+        if view.observers:
+            self._limit_was(before)
         self._no_longer_outstanding()
         if not view.is_patient and view.quota.send_rate is not None:
             view.quota.send_rate.on_response(now, throttled=error.throttling)

@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.hosts import ResolvedEndpoint
-from aiosmrt._core.admission import Admissions, CallLater, Timer
+from aiosmrt._core.admission import Admissions, CallLater, MaxConcurrency, Timer
 from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure, is_in_lambda
 from aiosmrt._core.log import LOGGER, apply_environment
 from aiosmrt._core.template import OperationCodec
@@ -165,11 +165,11 @@ class ClientCore:
             self._invocations_of_256 = f"{self._invocation_ids}{number >> 8:010x}"
         return self._invocations_of_256 + _TWO_DIGITS[low]
 
-    def new_admissions(self, max_concurrency: int) -> Admissions:
+    def new_admissions(self, max_concurrency: MaxConcurrency) -> Admissions:
         """Admissions for the client or one of its views, which end with the client.
 
         Raises:
-            ParamValidationError: ``max_concurrency`` is not an integer >= 1.
+            ParamValidationError: ``max_concurrency`` is neither an integer >= 1 nor an adaptive limit.
         """
         admissions = Admissions(self, max_concurrency)
         self._admissions.add(admissions)

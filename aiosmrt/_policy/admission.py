@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias
 
-from aiosmrt._policy.limit import ConcurrencyLimit
+from aiosmrt._policy.limit import ConcurrencyLimit, Reason
 from aiosmrt._policy.retry import MAX_HINT_EXTRA, RetryBucket
 from aiosmrt.errors import Cause
 
@@ -187,12 +187,15 @@ class AdmissionState:
         "_streak",
         "bucket",
         "illness",
+        "learns",
         "slots",
         "steady",
     )
 
     def __init__(self, limit: ConcurrencyLimit, maximum: int) -> None:
         self._limit = limit
+        # whether the limit is told of every success
+        self.learns = limit.learns
         self._maximum = maximum
         self.bucket = RetryBucket()
         # Failures and refusals in a row, and the failures among them.
@@ -213,6 +216,16 @@ class AdmissionState:
     def limit(self) -> int:
         """The working limit, which is the one known before while the target is ill."""
         return self._limit.limit
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why the limit moved last; see `ConcurrencyLimit.reason`."""
+        return self._limit.reason
+
+    @property
+    def round_trip(self) -> float | None:
+        """The present round trip in seconds; see `ConcurrencyLimit.round_trip`."""
+        return self._limit.round_trip
 
     @property
     def ill_since(self) -> float:
@@ -397,7 +410,13 @@ class AdmissionState:
     def _settle(self) -> None:
         limit = self._limit.limit
         self.slots = limit if self.illness is None else 0
-        self.steady = self.illness is None and not self._streak and limit >= self._maximum and self.bucket.is_full
+        self.steady = (
+            self.illness is None
+            and not self._streak
+            and limit >= self._maximum
+            and self.bucket.is_full
+            and not self.learns
+        )
 
     def __repr__(self) -> str:
         return f"<AdmissionState {self.illness or 'healthy'} limit={self.limit} maximum={self._maximum}>"

@@ -26,9 +26,14 @@ Times are seconds of whichever monotonic clock the caller uses throughout.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from collections.abc import Collection
+from typing import Final, Literal, Protocol, TypeAlias
 
-__all__ = ["FIRST_WINDOW", "ConcurrencyLimit", "WorkingLimit"]
+__all__ = ["FIRST_WINDOW", "REMEMBERED", "ConcurrencyLimit", "Reason", "WorkingLimit", "is_accident"]
+
+Reason: TypeAlias = Literal["start", "growth", "waiting", "refusal", "timeout", "recovery"]
+"""Why an adaptive limit moved last: it has not; nothing waits; calls wait in a queue; a refusal; a timeout; an outage
+is over."""
 
 FIRST_WINDOW: Final = 4
 """Calls in flight with which a target that was ill begins again."""
@@ -44,7 +49,7 @@ _ROUND_TRIPS_TO_FORGET: Final = 64.0
 _IN_A_ROW: Final = 8
 # Answers that are remembered; the share of successes among as many calls or more, or of refusals among fewer, in a
 # sample of so many, that makes a refusal an accident.
-_REMEMBERED: Final = 64
+REMEMBERED: Final = 64
 _GETS_THROUGH: Final = 0.4
 _FAILS_ANYWAY: Final = 0.25
 _SAMPLE: Final = 8
@@ -56,6 +61,21 @@ class ConcurrencyLimit(Protocol):
     @property
     def limit(self) -> int:
         """Calls that may be in flight now, at least 1. Read for every call, so an attribute and not a computation."""
+        ...
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has to be told of every success, and not only below its ceiling."""
+        ...
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it moved last; None where it does not tell."""
+        ...
+
+    @property
+    def round_trip(self) -> float | None:
+        """The present round trip in seconds, where it looks at that; None where it does not, and before the first."""
         ...
 
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
@@ -95,6 +115,27 @@ class ConcurrencyLimit(Protocol):
             now: the time in seconds.
         """
         ...
+
+
+def is_accident(recent: Collection[int], sent_among: int) -> bool:
+    """Tell whether the number of calls in flight does not explain a refusal.
+
+    Args:
+        recent: among how many calls those were sent that were answered last; negative for those that were refused.
+        sent_among: among how many the refused one was sent; 0 when unknown.
+
+    Example:
+        >>> is_accident([8, 9, 8, 9, -8], sent_among=8), is_accident([7, 7, -8, -8], sent_among=8)
+        (True, False)
+    """
+    if not sent_among:
+        return False
+    above = [others > 0 for others in recent if abs(others) >= sent_among]
+    below = [others > 0 for others in recent if abs(others) < sent_among]
+    # Calls among more get through, or calls among fewer do not.
+    return sum(above) >= _GETS_THROUGH * len(above) or (
+        len(below) >= _SAMPLE and sum(below) <= (1 - _FAILS_ANYWAY) * len(below)
+    )
 
 
 class WorkingLimit:
@@ -152,7 +193,22 @@ class WorkingLimit:
         # without a success between them
         self._refusals = 0
         # Among how many calls those were sent that were answered last; of those that were refused as a negative number.
-        self._recent: deque[int] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[int] = deque(maxlen=REMEMBERED)
+
+    @property
+    def learns(self) -> bool:
+        """False: at the maximum, successes change nothing."""
+        return False
+
+    @property
+    def reason(self) -> None:
+        """None: it does not tell."""
+        return None
+
+    @property
+    def round_trip(self) -> None:
+        """None: it does not look at that."""
+        return None
 
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
         """Raise the limit, if it is in use; see `ConcurrencyLimit.on_success`."""
@@ -185,31 +241,20 @@ class WorkingLimit:
         self._refusals += 1
         if sent_among:
             self._recent.append(-sent_among)
-        is_accident = self._refusals < _IN_A_ROW and self._is_accident(sent_among)
-        if is_accident and not strict:
+        says_nothing = self._refusals < _IN_A_ROW and is_accident(self._recent, sent_among)
+        if says_nothing and not strict:
             return
         self._round_trips = self._grown = self._untested = 0.0
         if started_at > self._cut_at:
             self._cut_at = now
             self._floor = (self.limit + 1) // 2
         # Where few of the slots are in use, as by a quiet client, it says little about all of them.
-        says_little = is_accident or 2 * in_flight < self.limit
+        says_little = says_nothing or 2 * in_flight < self.limit
         lowered = max(self._floor, self.limit - 1 if says_little else in_flight - 1)
         # A call that was sent before an outage does not raise the limit of a slow start, nor end it.
         if lowered < self.limit:
             self.limit = lowered
             self._target = 0
-
-    def _is_accident(self, sent_among: int) -> bool:
-        """Whether the number of calls in flight does not explain a refusal."""
-        if not sent_among:
-            return False
-        above = [others > 0 for others in self._recent if abs(others) >= sent_among]
-        below = [others > 0 for others in self._recent if abs(others) < sent_among]
-        # Calls among more get through, or calls among fewer do not.
-        return sum(above) >= _GETS_THROUGH * len(above) or (
-            len(below) >= _SAMPLE and sum(below) <= (1 - _FAILS_ANYWAY) * len(below)
-        )
 
     def on_timeout(self, started_at: float, now: float, in_flight: int) -> None:
         """Do nothing: a model that took too long says nothing about how many calls the service takes."""

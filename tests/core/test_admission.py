@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiosmrt._core.admission import Admission, Admissions, CallLater, LimiterStatistics, Waiter
+from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._policy.admission import (
     FIRST_CAPACITY_PAUSE,
     FIRST_PAUSE,
@@ -1164,6 +1165,34 @@ def test_every_target_has_its_admission(admissions: Admissions) -> None:
 def test_a_limit_below_one_is_refused(maximum: int) -> None:
     with pytest.raises(ParamValidationError, match="max_concurrency must be an integer >= 1"):
         Admissions(FakeClockwork(VirtualTime()), maximum)
+
+
+def test_what_an_adaptive_limit_has_learned_is_kept_for_five_minutes() -> None:
+    time = VirtualTime()
+    target = Admissions(FakeClockwork(time), "adaptive").of("llm")
+    caller = FakeCaller(time)
+    assert target.try_acquire()
+    target.on_success(caller, time.now, 1)
+    assert not target.is_idle
+    target.release(caller)
+    assert not target.is_idle
+    time.now += 299.0
+    assert not target.is_idle
+    time.now += 2.0
+    assert target.is_idle
+
+
+def test_statistics_show_the_lowest_adaptive_limit_of_an_endpoint() -> None:
+    time = VirtualTime()
+    admissions = Admissions(FakeClockwork(time), AdaptiveLimit(initial=3))
+    first, second = admissions.of("llm"), admissions.of("llm\nadapter\n")
+    caller = FakeCaller(time)
+    assert second.try_acquire()
+    second.outstanding = 1
+    second.on_failure(caller, time.now, 1, throttled(), waits_for_capacity=False)
+    assert first.state.limit == 3
+    assert admissions.statistics()["llm"].max_concurrency == 2
+    assert admissions.statistics()["llm"].reason == "refusal"
 
 
 async def test_statistics_count_the_targets_of_an_endpoint_together(admissions: Admissions) -> None:

@@ -1,0 +1,259 @@
+"""The adaptive limit: bounds that hold for every input, each rule by itself, and what it reaches in a closed loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiosmrt._policy.adaptive import AdaptiveLimit, AdaptiveRule
+from aiosmrt._policy.admission import AdmissionState
+from aiosmrt._policy.limit import FIRST_WINDOW, ConcurrencyLimit
+from aiosmrt.errors import ParamValidationError
+from benchmarks.limiter_simulation import RANDOM, REGULAR, SERVICES, AllKnowing, Cell, measure, simulate
+
+BY_NAME = {service.name: service for service in (*SERVICES, *REGULAR, *RANDOM)}
+
+
+def lognormal(seed: int, mean: float = 0.1, sigma: float = 0.3) -> Callable[[], float]:
+    randomness = random.Random(seed)
+    return lambda: mean * randomness.lognormvariate(-(sigma**2) / 2, sigma)
+
+
+def succeed(rule: AdaptiveRule, seconds: Callable[[], float], number: int, *, in_use: float = 1.0) -> None:
+    """Report successes, with this share of the limit in use."""
+    for _ in range(number):
+        rule.on_success(0.0, seconds(), max(1, round(in_use * rule.limit)))
+
+
+# Settings
+
+
+def test_the_defaults_make_a_low_limit() -> None:
+    rule: ConcurrencyLimit = AdaptiveLimit().new()
+    assert (rule.limit, rule.reason, rule.round_trip) == (4, "start", None)
+    assert repr(rule) == "<AdaptiveRule limit=4 minimum=1 maximum=1000 reason=start>"
+
+
+@pytest.mark.parametrize(("minimum", "maximum", "initial"), [(1, 2, 2), (8, 100, 8), (1, 100, 4)])
+def test_the_initial_limit_is_within_the_bounds(minimum: int, maximum: int, initial: int) -> None:
+    assert AdaptiveLimit(minimum=minimum, maximum=maximum).new().limit == initial
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"minimum": 0}, "minimum must be an integer >= 1; got 0"),
+        ({"maximum": 1.5}, "maximum must be an integer >= 1; got 1.5"),
+        ({"initial": True}, "initial must be an integer >= 1; got True"),
+        ({"minimum": 9, "maximum": 8}, "minimum must be <= maximum 8; got 9"),
+        ({"initial": 9, "maximum": 8}, "initial must be from 1 to 8; got 9"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ParamValidationError, match=message):
+        AdaptiveLimit(**settings)
+
+
+def test_a_rule_needs_bounds_in_order() -> None:
+    with pytest.raises(ValueError, match="1 <= minimum <= initial <= maximum"):
+        AdaptiveRule(initial=0, minimum=0, maximum=8)
+
+
+# Each rule
+
+
+def test_a_limit_in_use_grows_while_nothing_waits() -> None:
+    rule = AdaptiveLimit().new()
+    succeed(rule, lognormal(1), 400)
+    assert rule.limit >= 16
+    assert rule.reason == "growth"
+    assert rule.round_trip == pytest.approx(0.1, rel=0.2)
+
+
+def test_a_limit_that_is_not_in_use_does_not_move() -> None:
+    rule = AdaptiveLimit(initial=20).new()
+    succeed(rule, lognormal(1), 1_000, in_use=0.5)
+    assert (rule.limit, rule.reason) == (20, "start")
+
+
+def test_the_same_time_on_top_of_every_round_trip_lowers_it() -> None:
+    rule = AdaptiveLimit(initial=50).new()
+    seconds = lognormal(1)
+    succeed(rule, seconds, 400)
+    before = rule.limit
+    succeed(rule, lambda: 0.4 + seconds(), 400)
+    assert rule.limit < 0.6 * before
+    assert rule.reason == "waiting"
+
+
+def test_round_trips_that_are_all_longer_by_a_factor_do_not_lower_it() -> None:
+    rule = AdaptiveLimit(initial=50).new()
+    seconds = lognormal(1)
+    succeed(rule, seconds, 400)
+    before = rule.limit
+    succeed(rule, lambda: 5 * seconds(), 400)
+    assert rule.limit >= before
+
+
+def test_refusals_lower_it_by_exactly_the_excess() -> None:
+    rule = AdaptiveLimit(initial=64).new()
+    for in_flight in range(64, 8, -1):
+        rule.on_throttle(0.0, 0.001, in_flight)
+    assert (rule.limit, rule.reason) == (8, "refusal")
+
+
+def test_a_refusal_that_slots_still_held_explain_changes_nothing() -> None:
+    rule = AdaptiveLimit(initial=8).new()
+    rule.on_throttle(0.0, 0.001, 10)
+    assert rule.limit == 8
+
+
+def test_a_refusal_that_the_number_of_calls_does_not_explain_takes_off_a_quarter() -> None:
+    rule = AdaptiveLimit(initial=8, maximum=8).new()
+    for _ in range(40):
+        rule.on_success(0.0, 0.1, 8, sent_among=8)
+    for _ in range(4):
+        rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=False)
+    assert rule.limit == 7
+    rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=True)
+    assert rule.limit == 6
+
+
+def test_timeouts_count_once_per_round_trip() -> None:
+    rule = AdaptiveLimit(initial=100).new()
+    for _ in range(10):
+        rule.on_timeout(1.0, 61.0, 100)
+    assert (rule.limit, rule.reason) == (70, "timeout")
+    rule.on_timeout(62.0, 122.0, 70)
+    assert rule.limit == 49
+
+
+def test_failed_models_say_nothing_about_load() -> None:
+    rule = AdaptiveLimit(initial=8).new()
+    for _ in range(100):
+        rule.on_answer(0.0, 5.0, 8)
+    assert (rule.limit, rule.reason, rule.round_trip) == (8, "start", None)
+
+
+def test_after_an_outage_the_limit_from_before_is_back_after_as_many_successes() -> None:
+    rule = AdaptiveLimit(initial=40).new()
+    succeed(rule, lognormal(1), 16)
+    before = rule.limit
+    for in_flight in range(before, 0, -1):
+        rule.on_throttle(0.0, 0.001, in_flight)
+    assert rule.limit == 1
+    rule.on_recovery(10.0)
+    assert (rule.limit, rule.reason) == (FIRST_WINDOW, "recovery")
+    succeed(rule, lognormal(2), before - FIRST_WINDOW)
+    assert rule.limit >= 40
+
+
+def test_a_target_with_an_adaptive_limit_is_told_of_every_success() -> None:
+    state = AdmissionState(AdaptiveLimit(initial=8, maximum=8).new(), 8)
+    assert not state.steady
+    assert (state.learns, state.limit, state.slots) == (True, 8, 8)
+
+
+reports = st.lists(
+    st.tuples(
+        st.sampled_from(["on_success", "on_throttle", "on_timeout", "on_answer", "on_recovery"]),
+        st.floats(0, 1e6),
+        st.integers(1, 300),
+        st.integers(1, 60),
+    ),
+    max_size=40,
+)
+
+
+@given(st.integers(1, 20), st.integers(0, 50), st.integers(0, 500), reports)
+@settings(max_examples=150, deadline=None)
+def test_it_stays_within_its_bounds_whatever_it_is_told(
+    minimum: int, above: int, further: int, reports: list[tuple[str, float, int, int]]
+) -> None:
+    initial, maximum = minimum + above, minimum + above + further
+    rule = AdaptiveRule(initial=initial, minimum=minimum, maximum=maximum)
+    now = 0.0
+    for what, seconds, in_flight, times in reports:
+        started_at, now = now, now + seconds
+        for _ in range(times):
+            before = rule.limit
+            if what == "on_recovery":
+                rule.on_recovery(now)
+            else:
+                getattr(rule, what)(started_at, now, in_flight)
+            assert minimum <= rule.limit <= maximum
+            assert isinstance(rule.limit, int)
+            if what == "on_throttle":
+                assert before - 1 <= rule.limit <= before
+            if what == "on_answer":
+                assert rule.limit == before
+
+
+@given(st.integers(4, 300), st.lists(st.floats(0, 1e4), min_size=1, max_size=400))
+@settings(max_examples=50, deadline=None)
+def test_a_limit_of_which_half_is_in_use_never_grows(initial: int, round_trips: list[float]) -> None:
+    rule = AdaptiveRule(initial=initial, minimum=1, maximum=1000)
+    for seconds in round_trips:
+        rule.on_success(0.0, seconds, initial // 2)
+        assert rule.limit <= initial
+
+
+# Closed loops
+
+
+def figures(name: str, seed: int, seconds: float | None = None) -> Cell:
+    service = BY_NAME[name]
+    if seconds is not None:
+        service = replace(service, seconds=seconds)
+    return measure(simulate(service, AdaptiveLimit().new, seed), simulate(service, AllKnowing, seed))
+
+
+@pytest.mark.parametrize("name", ["bounded queue", "silent queue", "wide, no queue", "wide, silent", "quota"])
+def test_a_steady_service_is_used_without_a_queue(name: str) -> None:
+    cell = figures(name, seed=11, seconds=20.0)
+    assert cell.goodput >= 0.95
+    assert cell.p95 <= 1.5
+    assert cell.refused <= 0.1
+    assert cell.start <= 5.0
+
+
+def test_a_server_that_batches_is_filled() -> None:
+    cell = figures("batching", seed=11)
+    assert cell.goodput >= 0.85
+    assert cell.p95 <= 1.5
+
+
+@pytest.mark.parametrize("name", ["steps, refusing", "steps, silent", "autoscaling", "outage", "idle, burst"])
+def test_a_change_of_capacity_is_followed(name: str) -> None:
+    cell = figures(name, seed=12)
+    assert cell.goodput >= 0.9
+    assert cell.p95 <= (3.0 if name == "steps, silent" else 1.5)
+    assert cell.refused <= 0.1
+    assert cell.dropped is None or cell.dropped <= 1.0
+    assert cell.up is None or cell.up <= 4.0
+    assert cell.back is None or cell.back <= 4.0
+
+
+def test_four_clients_that_start_one_after_the_other_come_to_the_same_limit() -> None:
+    cell = figures("four clients", seed=13)
+    assert cell.jain is not None
+    assert cell.jain >= 0.95
+    assert cell.goodput >= 0.95
+    assert cell.refused <= 0.1
+
+
+def test_a_few_refusals_at_random_do_not_make_a_service_slow() -> None:
+    cell = figures("refused at random", seed=15)
+    assert cell.goodput >= 0.6
+
+
+@pytest.mark.parametrize("name", [service.name for service in REGULAR])
+def test_service_times_that_hardly_vary_are_told_apart_too(name: str) -> None:
+    cell = figures(name, seed=14)
+    assert cell.goodput >= 0.8
+    assert cell.p95 <= 2.5
