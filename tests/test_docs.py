@@ -8,7 +8,7 @@ imported, ``config`` is one of aiobotocore's, and ``bucket`` the name of a bucke
 - A block with ``asyncio.run`` runs as a script, in a thread of its own.
 - A block with test functions runs under pytest, in a process of its own.
 
-Links between pages lead somewhere.
+Links between pages lead somewhere, the files that the design pages name exist, and architecture.md names every module.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ ALL_PAGES = [*PAGES, *DESIGN, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", R
 REGION = "eu-central-1"
 
 _LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+_FILE = re.compile(r"`([\w.]+/[\w./]*\.(?:py|json|md))`")
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CHECKER = doctest.OutputChecker()
 
@@ -217,3 +218,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         path = page.parent / target if target else page
         assert path.exists(), target
         assert not anchor or anchor in anchors(path.read_text()), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", DESIGN, ids=[page.name for page in DESIGN])
+def test_named_files_exist(page: Path) -> None:
+    for name in _FILE.findall(page.read_text()):
+        assert (ROOT / name).is_file() or (ROOT / "aiosmrt" / name).is_file(), name
+
+
+def test_architecture_names_every_module() -> None:
+    named = set(re.findall(r"`(\w+)/?`", (ROOT / "docs" / "design" / "architecture.md").read_text()))
+    package = ROOT / "aiosmrt"
+    modules = {*package.glob("*.py"), *package.glob("*/*.py")}
+    packages = {path.parent for path in package.glob("*/*/__init__.py")}
+    names = {path.stem for path in modules | packages if not path.stem.startswith("_")}
+    assert sorted(names - named) == []

@@ -408,6 +408,8 @@ async def test_statistics_as_dictionaries(make_client: MakeClient, server: Recor
         "max_concurrency": statistics.endpoints["e"].max_concurrency,
         "held_back": 0,
         "illness": None,
+        "reason": None,
+        "round_trip": None,
     }
 
 
