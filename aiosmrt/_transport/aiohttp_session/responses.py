@@ -36,6 +36,10 @@ class Response(aiohttp.ClientResponse):
             self.tls = transport.get_extra_info("ssl_object")
         return await super().start(connection)
 
+    def __repr__(self) -> str:
+        # aiohttp's shows the headers, which may hold custom attributes.
+        return f"<Response status={self.status}>"
+
 
 class SessionReplyStream:
     """A response of `SessionTransport` whose body is received piece by piece.
