@@ -293,7 +293,7 @@ class Station:
 
 
 class AllKnowing:
-    """A limit that is told what it should be."""
+    """A limit that is set from outside."""
 
     learns = True
     reason = None

@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def make_loops_eager() -> None:
-    """Have every new event loop start its tasks eagerly, whoever creates it: a fixture, a test or asyncio.run()."""
+    """Have every new event loop start its tasks eagerly, in fixtures, tests and asyncio.run()."""
     loop_class: Any = asyncio.BaseEventLoop
     init = loop_class.__init__
 

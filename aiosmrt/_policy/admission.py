@@ -48,7 +48,7 @@ MAX_PAUSE: Final = 5.0
 
 FIRST_CAPACITY_PAUSE: Final = 1.0
 MAX_CAPACITY_PAUSE: Final = 15.0
-"""Seconds of the longest first and of the longest pause while there is no capacity."""
+"""Seconds of the longest first and of the longest pause while a component is scaled to zero."""
 
 LET_IN_AFTER: Final[dict[Illness, float]] = {"outage": 6.0, "capacity": 10.0}
 """Seconds after which an unanswered probe counts as let in. Most refusals come at once, or when a connection was not

@@ -11,7 +11,7 @@ The exit codes are those of the AWS CLI, version 2 ("Command line return codes" 
 255   any other failure: no connection, a timeout, a file that cannot be written
 ====  =================================================================================================
 
-`score` has statuses of its own: see `aiosmrt.cli.score`.
+`score` has its own statuses: see `aiosmrt.cli.score`.
 
 Version 1 of the AWS CLI uses only 2 and 255 where version 2 has these. 141 is the shell's code for a broken pipe
 (``aiosmrt … - | head``), which ends a command without a message.

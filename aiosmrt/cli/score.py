@@ -1,6 +1,6 @@
 """``aiosmrt score``: the rows of files through an endpoint, into a file.
 
-The exit status tells how the job ended:
+The exit status is how the job ended:
 
 ====  ===========================================================================================
 0     all rows are scored

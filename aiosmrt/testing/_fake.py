@@ -138,7 +138,7 @@ class _FakeTransport:
         return PartsReply(_parts(answer), error, headers)
 
     async def close(self) -> None:
-        """Do nothing: there are no connections."""
+        """Do nothing, because nothing is connected."""
 
     async def _answer(self, request: Request) -> tuple[Operation, FakeResponse]:
         operation, call = _recorded(request)

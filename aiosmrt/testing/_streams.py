@@ -53,7 +53,7 @@ class PartsReply:
         return b"".join(taken)
 
     def close(self) -> None:
-        """Do nothing: there is no connection."""
+        """Do nothing, because nothing is connected."""
 
 
 async def _each(parts: Iterable[bytes] | AsyncIterable[bytes]) -> AsyncIterator[bytes]:

@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
     """How one attempt ended.
 
     Args:
-        status: the answer's HTTP status; 0 when there was none.
+        status: the answer's HTTP status; 0 without an answer.
         code: the answer's error code, or the name of botocore's exception.
         hint: the answer's ``x-amz-retry-after``; None when it is absent.
     """
@@ -106,7 +106,7 @@ class Client(Protocol):
 
     @property
     def tokens(self) -> int | None:
-        """What is left in the bucket; None where there is none."""
+        """The tokens left in the bucket; None without a bucket."""
         ...
 
 

@@ -20,7 +20,7 @@ from aiosmrt.config import RetryPolicy
 SUCCESS_SECONDS = 0.05
 REFUSAL_SECONDS = 0.001
 
-# From this one on, a call's refusals are no accidents to it (aiosmrt._core.call).
+# From this one on, a call's refusals do not count as accidents (aiosmrt._core.call).
 NO_ACCIDENT = 6
 
 Service: TypeAlias = Callable[[float, int], bool]
@@ -91,7 +91,7 @@ class Loop:
         calls: how many there are in all.
         callers: how many make them.
         policy: their back-off.
-        patience: seconds that a call is repeated for; None for no limit.
+        patience: seconds for which a call is repeated. If None, no limit.
         seed: of all random numbers.
         spread: sigma of the logarithm of what requests take; the mean is the same for each.
     """
@@ -210,7 +210,7 @@ class Loop:
             return
         if state.illness is not None or state.slots < slots:
             self.return_slot(call)
-        # Without a slot, and where there is none, it waits for its turn.
+        # It has no slot and none is free, so it waits in line.
         at_target = state.illness is not None or (not call.holds_slot and self.is_full)
         delay = call.state.decide("throttling", now=self.now, rand=self.random(), at_target=at_target)
         if isinstance(delay, str):
@@ -331,8 +331,8 @@ def test_the_limit_is_low_while_more_than_half_is_refused_and_back_at_once(
     share: float, lowest: int, highest: int, seed: int
 ) -> None:
     result = Loop(refusing_at_random(share, seed, until=40.0), calls=1_000_000, seed=seed, spread=0.3).run(until=50.0)
-    meanwhile = [moment for moment in result.moments if 10.0 < moment.time < 40.0]
-    assert lowest <= median_limit(meanwhile) <= highest
+    while_ill = [moment for moment in result.moments if 10.0 < moment.time < 40.0]
+    assert lowest <= median_limit(while_ill) <= highest
     back_at = next(moment.time for moment in result.since(40.0) if moment.limit >= 58)
     assert back_at <= 44.0
     assert result.moments[-1].limit == 64

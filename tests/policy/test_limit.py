@@ -162,7 +162,7 @@ def test_a_refusal_among_as_many_as_get_through_is_an_accident(sent_among: int) 
 
 @pytest.mark.parametrize("successes", [1, 2, 3, 4])
 def test_a_refusal_is_an_accident_if_two_in_five_get_through_among_as_many(successes: int) -> None:
-    """The refusal itself is one of them, and what is sent among fewer is none."""
+    """The refusal itself counts, and what is sent among fewer does not."""
     accidents = successes * 3 // 2
     assert refuse(with_successes(*[39] * 5, *[40] * successes), 40, accidents + 1) == [*[64] * accidents, 39]
 
