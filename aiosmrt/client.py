@@ -28,7 +28,7 @@ from aiosmrt._version import __version__
 from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS
 from aiosmrt._wire.sigv4.canonical import MAX_EXPIRES_IN
 from aiosmrt._wire.sigv4.signer import Credentials
-from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset
+from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset, shown
 from aiosmrt.errors import (
     ApiVersionNotFoundError,
     OperationNotPageableError,
@@ -161,8 +161,9 @@ class Client:
         use_fips_endpoint: whether to call the FIPS endpoint. Defaults to ``AWS_USE_FIPS_ENDPOINT``, then the profile's.
         use_dualstack_endpoint: whether to call the dual-stack endpoint. Defaults to ``AWS_USE_DUALSTACK_ENDPOINT``,
             then the profile's.
-        session: your own ``aiohttp.ClientSession``, which is used as it is, ``verify`` aside, and not closed. If None,
-            one is created when it is needed.
+        session: your own ``aiohttp.ClientSession``, which is used as it is, ``verify`` aside, and not closed. Its pool
+            does not notice data that arrive on an idle connection, which a faulty service or proxy could make the next
+            call's response; ours do. If None, one is created when it is needed.
         transport: ``"pooled"`` is fast, and uses aiohttp for making connections only; ``"session"`` sends through an
             ``aiohttp.ClientSession``. Defaults to the first, unless a ``session`` is given or the environment names a
             proxy.
@@ -452,7 +453,7 @@ class Client:
         """
         if operation_name not in BY_NAME:
             raise ParamValidationError(
-                [f"Unknown operation: {operation_name!r:.80}, must be one of: {', '.join(BY_NAME)}"]
+                [f"Unknown operation: {shown(operation_name)}, must be one of: {', '.join(BY_NAME)}"]
             )
         try:
             call = self._new_call(operation_name, _named(params))
@@ -482,9 +483,9 @@ class Client:
             NoCredentialsError, NoRegionError: there is nothing to sign with.
         """
         if ClientMethod not in _METHODS:
-            raise ParamValidationError([f"Client does not have method: {ClientMethod!r:.80}"])
+            raise ParamValidationError([f"Client does not have method: {shown(ClientMethod)}"])
         if isinstance(ExpiresIn, bool) or not isinstance(ExpiresIn, int) or not 1 <= ExpiresIn <= MAX_EXPIRES_IN:
-            raise ParamValidationError([f"ExpiresIn must be 1 to {MAX_EXPIRES_IN} seconds; got {ExpiresIn!r:.80}"])
+            raise ParamValidationError([f"ExpiresIn must be 1 to {MAX_EXPIRES_IN} seconds; got {shown(ExpiresIn)}"])
         try:
             call = self._new_call(_METHODS[ClientMethod], _named(Params))
         finally:
@@ -717,8 +718,17 @@ class Client:
 
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None:
         """Raise as the operation would for faulty parameters, and send nothing."""
-        heads = self._codec(operation_name).heads
-        heads.head(heads.values(params), params.get("Body"), params)
+        try:
+            heads = self._codec(operation_name).heads
+            heads.head(heads.values(params), params.get("Body"), params)
+        finally:
+            # error trackers report locals
+            del params
+
+    @property
+    def _has_deadline(self) -> bool:
+        """Whether calls have a deadline, which then covers the making of their bodies."""
+        return self._view.deadline is not None
 
     async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""
@@ -744,7 +754,7 @@ class Client:
             return Call(self._core, self._view, codec, head, given)
         finally:
             # error trackers report locals
-            del params, given
+            del params, given, body
 
     async def _invoke(
         self, params: Mapping[str, Any], body: Body | DeferredBody

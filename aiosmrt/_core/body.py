@@ -46,7 +46,9 @@ class DeferredBody:
         make, self._make = self._make, None
         if make is None:
             raise RuntimeError("a deferred body is read once")
-        return await make()
+        making = make()
+        del make
+        return await making
 
 
 async def body_bytes(body: Body | DeferredBody | None, off_loop: OffLoop) -> bytes | memoryview:

@@ -366,10 +366,16 @@ class Call:
                         self._phase = ""
                         core.reached = True
                         if failure is not None or not (admission.state.steady and view.is_patient):
-                            self._succeeded()
+                            try:
+                                self._succeeded()
+                            except BaseException:
+                                # An observer's.
+                                _close(reply)
+                                del reply
+                                raise
                         if not codec.streams:
                             admission.outstanding -= 1
-                            self._holds_slot = False
+                            self._is_outstanding = self._holds_slot = False
                             admission.release(self)
                         return reply
                     failure = self._refusal(reply)

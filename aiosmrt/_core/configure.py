@@ -12,6 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 from aiosmrt._aws.hosts import ResolvedEndpoint, resolve_endpoint
 from aiosmrt._aws.settings import CaBundle, Settings, resolve_settings
 from aiosmrt._aws.tls import UnusableAuthoritiesError, context_of_bundle, default_verification
+from aiosmrt.config import shown
 from aiosmrt.errors import InvalidConfigError, ParamValidationError
 
 __all__ = ["Configuration", "Verify", "app_id_of", "check_verify", "configure", "is_in_lambda", "trace_line"]
@@ -88,7 +89,7 @@ def check_verify(verify: object) -> None:
     if not isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)) or (
         isinstance(verify, str) and not verify.strip()
     ):
-        raise ParamValidationError([f"verify must be True, False, a path or an ssl.SSLContext; got {verify!r:.80}"])
+        raise ParamValidationError([f"verify must be True, False, a path or an ssl.SSLContext; got {shown(verify)}"])
 
 
 def app_id_of(settings: Settings) -> str:

@@ -15,6 +15,7 @@ from aiosmrt.config import (
     faulty_limits,
     is_seconds,
     is_whole,
+    shown,
 )
 from aiosmrt.errors import ParamValidationError
 from aiosmrt.events import Observer
@@ -96,15 +97,15 @@ class View:
             wait_for_capacity=wait_for_capacity,
         )
         if not (patience is None or isinstance(patience, Unset) or is_seconds(patience)):
-            faults.append(f"patience must be a non-negative number of seconds, or None; got {patience!r:.80}")
+            faults.append(f"patience must be a non-negative number of seconds, or None; got {shown(patience)}")
         elif retry.mode is not None and not isinstance(patience, Unset) and patience is not None:
             faults.append(f"patience does not go with retry mode {retry.mode!r}, which counts attempts; pass None")
         if max_waiting is not None and not is_whole(max_waiting, 0):
-            faults.append(f"max_waiting must be an integer >= 0, or None; got {max_waiting!r:.80}")
+            faults.append(f"max_waiting must be an integer >= 0, or None; got {shown(max_waiting)}")
         if max_response_bytes is not None and not is_whole(max_response_bytes, 0):
-            faults.append(f"max_response_bytes must be an integer >= 0, or None; got {max_response_bytes!r:.80}")
+            faults.append(f"max_response_bytes must be an integer >= 0, or None; got {shown(max_response_bytes)}")
         if not isinstance(sign, bool):
-            faults.append(f"sign must be True or False; got {sign!r:.80}")
+            faults.append(f"sign must be True or False; got {shown(sign)}")
         faults += [
             f"observers must be callables; got {type(observer)}" for observer in observers if not callable(observer)
         ]

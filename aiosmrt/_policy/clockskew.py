@@ -129,7 +129,11 @@ def estimate_offset(sent_at: float, received_at: float, date: str) -> float | No
         776.0
     """
     server = parse_http_date(date)
-    return None if server is None else server - (sent_at + received_at) / 2
+    if server is None:
+        return None
+    # No refusal takes that long: the local clock was set, or stood still, in between. The later reading is right.
+    is_one_clock = 0 <= received_at - sent_at <= MAX_SKEW
+    return server - ((sent_at + received_at) / 2 if is_one_clock else received_at)
 
 
 def correct_offset(

@@ -24,6 +24,9 @@ MAX_ERROR_BYTES: Final = 2**16
 
 # A connection that was idle for longer is closed: NAT gateways and VPC endpoints drop it after 350 s, many load
 # balancers after 60 s.
+MAX_TIMEOUTS: Final = 1024
+"""Distinct timeouts for which a transport keeps what it has made; more are made anew."""
+
 IDLE_SECONDS: Final = 50.0
 
 

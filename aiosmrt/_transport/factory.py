@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from aiosmrt._transport.pooled import PooledTransport, UnsupportedError
+from aiosmrt.config import shown
 from aiosmrt.errors import InvalidConfigError, ParamValidationError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def check_transport(name: TransportName | None, session: aiohttp.ClientSession |
         ParamValidationError: the transport does not exist or cannot use the session.
     """
     if name not in (None, "pooled", "session"):
-        raise ParamValidationError([f"transport must be 'pooled', 'session' or None; got {name!r:.80}"])
+        raise ParamValidationError([f"transport must be 'pooled', 'session' or None; got {shown(name)}"])
     if name == "pooled" and session is not None:
         raise ParamValidationError(["transport='pooled' makes its own connections and does not accept a session"])
 

@@ -30,7 +30,7 @@ from typing import Any, NoReturn, cast
 import aiohttp
 from aiohttp.connector import Connection as Lease
 
-from aiosmrt._transport.base import IDLE_SECONDS, Reply, ReplyStream, Request
+from aiosmrt._transport.base import IDLE_SECONDS, MAX_TIMEOUTS, Reply, ReplyStream, Request
 from aiosmrt._transport.connection import Connection, Receiver, Response
 from aiosmrt._transport.failures import closed_during_call, connect_error, connection_closed, is_being_cancelled
 from aiosmrt._transport.sockets import create_socket
@@ -207,6 +207,8 @@ class PooledTransport:
             await self.prepare()
         timeout = self._timeouts.get(connect_timeout)
         if timeout is None:
+            if len(self._timeouts) >= MAX_TIMEOUTS:
+                self._timeouts.clear()
             timeout = self._timeouts[connect_timeout] = aiohttp.ClientTimeout(
                 total=None, connect=connect_timeout, sock_connect=connect_timeout
             )

@@ -202,7 +202,7 @@ class HeadBuilder:
                 faults.append(f"Invalid type for parameter {name}, type: {type(value)}, valid types: {int}")
             elif (rule.min is not None and value < rule.min) or (rule.max is not None and value > rule.max):
                 faults.append(
-                    f"Invalid value for parameter {name}, value: {value}, valid range: {rule.min} to {rule.max}"
+                    f"Invalid value for parameter {name}, value: {_quote(value)}, valid range: {rule.min} to {rule.max}"
                 )
             return
         if not isinstance(value, str):
@@ -232,5 +232,8 @@ def _plain(value: Any) -> str:
 
 
 def _quote(value: object) -> str:
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:  # an integer with more digits than Python prints
+        text = f"an {type(value).__name__}"
     return ascii(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…")[1:-1]

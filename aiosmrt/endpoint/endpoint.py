@@ -19,8 +19,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar, Unpack
 
 from aiosmrt._core.body import DeferredBody
+from aiosmrt._core.frames import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
-from aiosmrt.config import UNSET, Unset
+from aiosmrt.config import UNSET, Unset, shown
 from aiosmrt.endpoint.bodies import in_thread, serialized
 from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.endpoint.inference import Inference, inference_of
@@ -29,7 +30,7 @@ from aiosmrt.endpoint.options import CallOptions, check_accepted, merged
 from aiosmrt.endpoint.protocols import EndpointClient
 from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream
-from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
+from aiosmrt.errors import AiosmrtError, DeserializationError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
 from aiosmrt.serializers.codec import is_general
 from aiosmrt.serializers.frames import batches
@@ -84,7 +85,7 @@ class Endpoint(Generic[In, Out]):
             if isinstance(codec, type) or not callable(getattr(codec, method, None))
         ]
         if not isinstance(name, str) or not name:
-            faults.append(f"name must be a non-empty str; got {name!r:.80}")
+            faults.append(f"name must be a non-empty str; got {shown(name)}")
         if faults:
             raise ParamValidationError(faults)
         if upload_to is not None:
@@ -150,11 +151,21 @@ class Endpoint(Generic[In, Out]):
             DeserializationError: the deserializer cannot read the answer.
             AiosmrtError: as for `aiosmrt.Client.invoke_endpoint`.
         """
-        return (await self._exchange(data, options, self._deserializer.deserialize))[0]
+        try:
+            return (await self._exchange(data, options, self._deserializer.deserialize))[0]
+        except BaseException as error:
+            del data, options
+            clear_locals(error)
+            raise
 
     async def invoke(self, data: In, **options: Unpack[CallOptions]) -> Inference[Out]:
         """Get the model's answer with what the service reports about it; arguments and errors as for `predict`."""
-        return await self.inference(data, options)
+        try:
+            return await self.inference(data, options)
+        except BaseException as error:
+            del data, options
+            clear_locals(error)
+            raise
 
     async def inference(
         self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
@@ -202,14 +213,14 @@ class Endpoint(Generic[In, Out]):
         params = merged(self._params, options) if options else self._params
         # (De)serialization is written out: a coroutine for each would be a tenth of this method's cost.
         body: bytes | DeferredBody
-        if estimated_size(data) <= OFF_LOOP_BYTES:
+        if estimated_size(data) <= OFF_LOOP_BYTES and not self._client._has_deadline:
             try:
                 body = self._serializer.serialize(data)
             except AiosmrtError as error:
                 error.operation, error.endpoint_name = INVOKE_ENDPOINT.name, self.name
                 raise
         else:
-            # Made in a thread, within the call's deadline.
+            # Made within the call's deadline, in a thread if it is large.
             body = DeferredBody(partial(serialized, self._serializer, data, INVOKE_ENDPOINT.name, self.name))
         response, waited = await self._client._invoke(params, body)
         if on_response is not None:
@@ -331,8 +342,11 @@ class Endpoint(Generic[In, Out]):
             `ClientStateError`.
         """
         # An invalid option would fail every call.
-        self._client._check(INVOKE_ENDPOINT.name, {**merged(self._params, options), "Body": b""})
-
+        try:
+            self._client._check(INVOKE_ENDPOINT.name, {**merged(self._params, options), "Body": b""})
+        except BaseException:
+            del items, options
+            raise
         job = Endpoint(
             self._client._for_job(patience),
             self.name,
@@ -341,12 +355,8 @@ class Endpoint(Generic[In, Out]):
             **self._options,
         )
 
-        async def call(item: In) -> Answer[Out]:
-            value, response, waited = await job._exchange(item, options, job._deserializer.deserialize)
-            return Answer(value, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)
-
         limit = self._client.max_concurrency if concurrency is None else concurrency
-        return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+        return Results(_Scoring(job, options), items, concurrency=limit, ordered=ordered, max_failures=max_failures)
 
     def map_rows(
         self,
@@ -457,10 +467,17 @@ class Endpoint(Generic[In, Out]):
         # Checked before anything is serialized or uploaded.
         self._client._check(operation.name, {**params, "InputLocation": input_location or _ANY_LOCATION})
         body = None
-        if not isinstance(data, Unset):
-            body = await serialized(self._serializer, data, operation.name, self.name)
-        # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
-        return self._job(await submit(self._client, params, body, input_location, upload_to))
+        try:
+            if not isinstance(data, Unset):
+                body = await serialized(self._serializer, data, operation.name, self.name)
+            # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
+            return self._job(await submit(self._client, params, body, input_location, upload_to))
+        except BaseException as error:
+            del data, options, params, body
+            if isinstance(error, DeserializationError):
+                error.operation, error.endpoint_name = operation.name, self.name
+            clear_locals(error)
+            raise
 
     def job(self, handle: JobHandle) -> Job[Out]:
         """Return a job that was submitted before, here or in another process.
@@ -476,3 +493,28 @@ class Endpoint(Generic[In, Out]):
 
     def _job(self, handle: JobHandle) -> Job[Out]:
         return Job(self._client, handle, self.deserialized)
+
+
+class _Scoring(Generic[In, Out]):
+    """One call of a map; an object, because the variables of a closure are locals of its frame.
+
+    Args:
+        endpoint: makes the call.
+        options: the map's.
+    """
+
+    __slots__ = ("_endpoint", "_options")
+
+    def __init__(self, endpoint: Endpoint[In, Out], options: CallOptions) -> None:
+        self._endpoint = endpoint
+        self._options = options
+
+    async def __call__(self, item: In) -> Answer[Out]:
+        endpoint = self._endpoint
+        try:
+            value, response, waited = await endpoint._exchange(item, self._options, endpoint._deserializer.deserialize)
+        except BaseException as error:
+            del item
+            clear_locals(error)
+            raise
+        return Answer(value, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)

@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
-from aiosmrt.config import is_whole
+from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, TooManyFailuresError
 from aiosmrt.serializers.frames import is_frame, iterates_over_columns
 from aiosmrt.serializers.objects import type_name
@@ -113,11 +113,11 @@ class Results(Generic[In, Out]):
     ) -> None:
         faults = []
         if not is_whole(concurrency, 1):
-            faults.append(f"concurrency must be an integer >= 1; got {concurrency!r:.80}")
+            faults.append(f"concurrency must be an integer >= 1; got {shown(concurrency)}")
         is_share = isinstance(max_failures, float) and 0 <= max_failures <= 1
         if not (max_failures is None or is_share or is_whole(max_failures, 0)):
             faults.append(
-                f"max_failures must be an integer >= 0, a float from 0 to 1, or None; got {max_failures!r:.80}"
+                f"max_failures must be an integer >= 0, a float from 0 to 1, or None; got {shown(max_failures)}"
             )
         self._source: Iterator[In] | None = None
         self._asynchronous: AsyncIterator[In] | None = None

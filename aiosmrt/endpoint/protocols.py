@@ -31,6 +31,9 @@ class Requester(Protocol):
 class StorageClient(Requester, Protocol):
     """Also gives access to S3."""
 
+    @property
+    def _has_deadline(self) -> bool: ...
+
     async def _object_store(self) -> ObjectStore: ...
 
 

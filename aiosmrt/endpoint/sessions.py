@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
+from aiosmrt._core.frames import clear_locals
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference
 from aiosmrt.endpoint.options import CallOptions
@@ -144,7 +145,9 @@ class Session(Generic[In, Out]):
         Raises:
             SessionClosedError: the session has expired or is closed, or the model did not open one.
         """
-        return (await self.invoke(data, **options)).value
+        invoking = self.invoke(data, **options)
+        del data, options
+        return (await invoking).value
 
     async def invoke(self, data: In, **options: Unpack[CallOptions]) -> Inference[Out]:
         """Get the model's answer in this session, with what the service reports about it; see `Endpoint.invoke`.
@@ -153,13 +156,17 @@ class Session(Generic[In, Out]):
             SessionClosedError: the session has expired or is closed, or the model did not open one.
         """
         self._check()
-        if self.id is None:
-            async with self._opening:
-                self._check()
-                if self.id is None:
-                    return await self._open(self._endpoint.inference, data, options)
-        members: CallOptions = {**options, "session_id": self.id}
-        return await self._endpoint.inference(data, members, self._note)
+        try:
+            if self.id is None:
+                async with self._opening:
+                    self._check()
+                    if self.id is None:
+                        return await self._open(self._endpoint.inference, data, options)
+            return await self._endpoint.inference(data, {**options, "session_id": self.id}, self._note)
+        except BaseException as error:
+            del data, options
+            clear_locals(error)
+            raise
 
     def stream(
         self,

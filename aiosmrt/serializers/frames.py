@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
-from aiosmrt.config import is_whole
+from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import ParamValidationError, SerializationError
 
 __all__ = [
@@ -118,7 +118,7 @@ def batches(frame: Frame, rows: int) -> Iterator[Frame]:
             f"frame must be a DataFrame of pandas or polars, or a Table or RecordBatch of pyarrow; got {type(frame)}"
         )
     if not is_whole(rows, 1):
-        faults.append(f"rows must be an integer >= 1; got {rows!r:.80}")
+        faults.append(f"rows must be an integer >= 1; got {shown(rows)}")
     if faults:
         raise ParamValidationError(faults)
     return _slices(frame, rows)

@@ -229,3 +229,27 @@ def test_statuses_of_a_retry_policy_stay_as_they_were_given() -> None:
     statuses.clear()
     assert policy == RetryPolicy(retry_model_statuses=frozenset({429, 503}))
     assert hash(policy) == hash(RetryPolicy(retry_model_statuses={503, 429}))
+
+
+HUGE = 10**6000
+"""More digits than Python prints."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"patience": -HUGE}, {"max_waiting": -HUGE}, {"max_response_bytes": -HUGE}, {"sign": HUGE}, {"deadline": HUGE}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_numbers_that_python_does_not_print(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ParamValidationError, match=next(iter(arguments))):
+        Client("eu-central-1", **arguments)
+
+
+async def test_members_that_python_does_not_print() -> None:
+    async with Client("eu-central-1", aws_access_key_id="AKID", aws_secret_access_key="secret") as client:
+        with pytest.raises(ParamValidationError, match="RequestTTLSeconds"):
+            await client.invoke_endpoint_async(
+                EndpointName="e", InputLocation="s3://bucket/key", RequestTTLSeconds=HUGE
+            )
+        with pytest.raises(ParamValidationError, match="ExpiresIn"):
+            await client.generate_presigned_url("invoke_endpoint", {"EndpointName": "e", "Body": b""}, HUGE)

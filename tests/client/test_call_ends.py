@@ -122,6 +122,38 @@ async def test_an_observer_of_an_abandoned_wait_for_capacity_holds_no_slot(
     assert await is_usable(quiet, server)
 
 
+async def test_an_observer_that_stops_the_program_behind_a_success_leaves_the_count_of_requests_right(
+    make_client: MakeClient, server: RecordingServer
+) -> None:
+    def observe(event: Event) -> None:
+        if isinstance(event, CallEnded):
+            raise Stop
+
+    client = make_client(observers=[observe])
+    server.answer = lambda request: OK
+    for _ in range(3):
+        with pytest.raises(Stop):
+            await plain(client)
+    assert seams.admission_of(client, "churn").outstanding == 0
+
+
+async def test_an_observer_that_stops_the_program_behind_a_stream_closes_it(
+    make_client: MakeClient, server: RecordingServer
+) -> None:
+    def observe(event: Event) -> None:
+        if isinstance(event, CapacityWaited):
+            raise Stop
+
+    client = make_client(wait_for_capacity=60.0, observers=[observe])
+    server.answer = respond_in_turn(NO_CAPACITY, PARTS)
+    with pytest.raises(Stop):
+        await stream(client)
+    transport = seams.transport_of(client)
+    assert transport is not None
+    assert seams.connections_in_use(transport) == 0
+    assert seams.admission_of(client, "churn").outstanding == 0
+
+
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     gc.collect()

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, RetryPolicy
+from aiosmrt.endpoint import Endpoint
+from aiosmrt.serializers import JSON
 from tests.support.clients import MakeClient
 from tests.support.recording_server import RecordingServer, Response
 
@@ -131,4 +133,60 @@ async def test_refused_parameters(
     client = make_client(**CREDENTIALS)
     with pytest.raises(Exception, match="Parameter validation failed") as caught:
         await call(client, **params)
+    assert shown(caught.value) == []
+
+
+# Objects of an endpoint
+
+
+def endpoint_of(client: Client) -> Endpoint[Any, Any]:
+    return client.endpoint("churn", serializer=JSON, deserializer=JSON)
+
+
+async def predict(endpoint: Endpoint[Any, Any], data: Any) -> None:
+    await endpoint.predict(data, custom_attributes=SECRETS["custom attributes"])
+
+
+async def invoke(endpoint: Endpoint[Any, Any], data: Any) -> None:
+    await endpoint.invoke(data, custom_attributes=SECRETS["custom attributes"])
+
+
+async def first_of_map(endpoint: Endpoint[Any, Any], data: Any) -> None:
+    async with endpoint.map([data], custom_attributes=SECRETS["custom attributes"]) as results:
+        result = await anext(results)
+    if result.error is not None:
+        raise result.error
+
+
+async def submit(endpoint: Endpoint[Any, Any], data: Any) -> None:
+    await endpoint.submit(data, custom_attributes=SECRETS["custom attributes"])
+
+
+async def in_a_session(endpoint: Endpoint[Any, Any], data: Any) -> None:
+    async with endpoint.session() as session:
+        await session.predict(data, custom_attributes=SECRETS["custom attributes"])
+
+
+OBJECT_CALLS = {"predict": predict, "invoke": invoke, "map": first_of_map, "submit": submit, "session": in_a_session}
+DATA: dict[str, Any] = {
+    "sent": {"text": SECRETS["request body"]},
+    "large": {"text": SECRETS["request body"] + "x" * 1_000_000},
+    "not serializable": {"text": SECRETS["request body"], "object": object()},
+}
+
+
+@pytest.mark.parametrize("answer", [ANSWERS["throttled"], ANSWERS["reset"], Response(200, [], RESPONSE)])
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("call", OBJECT_CALLS.values(), ids=OBJECT_CALLS)
+async def test_objects(
+    make_client: MakeClient,
+    server: RecordingServer,
+    call: Callable[..., Awaitable[None]],
+    data: Any,
+    answer: Response | None,
+) -> None:
+    server.answer = lambda request: answer
+    client = make_client(retry=RetryPolicy(max_attempts=1), **CREDENTIALS)
+    with pytest.raises(Exception) as caught:
+        await call(endpoint_of(client), data)
     assert shown(caught.value) == []

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import pickle
+import threading
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -155,6 +156,25 @@ async def test_deadline(serve: Serve):
     ):
         with pytest.raises(DeadlineExceededError):
             await endpoint.predict({})
+
+
+async def test_the_deadline_covers_the_making_of_a_body(serve: Serve):
+    """However small it is: a serializer may take its time."""
+
+    async def model(invocation: Any) -> bytes:
+        return b"{}"
+
+    class Slow:
+        content_type = "application/json"
+
+        def serialize(self, data: Any) -> bytes:
+            threading.Event().wait(0.2)
+            return b"{}"
+
+    client = await serve(churn=model)
+    await client.endpoint("churn", serializer=Slow(), deserializer=JSON).predict({})
+    with pytest.raises(DeadlineExceededError):
+        await client.endpoint("churn", serializer=Slow(), deserializer=JSON, deadline=0.05).predict({})
 
 
 def test_none_drops_a_setting():

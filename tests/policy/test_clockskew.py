@@ -113,6 +113,15 @@ def test_the_offset_is_good_to_half_the_round_trip_and_a_second(
     assert abs(offset + clock_error) <= (there + back) / 2 + 1.001
 
 
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 86400.0])
+def test_a_clock_that_was_set_while_a_request_was_on_its_way_is_read_at_the_end(jump: float) -> None:
+    """As after a suspend, which may begin when a request has been signed."""
+    now = 1_793_954_200.0
+    offset = estimate_offset(now - jump, now, http_date(now))
+    assert offset is not None
+    assert abs(offset) <= 1.0
+
+
 def test_no_offset_without_a_date() -> None:
     assert estimate_offset(THEN, THEN, "yesterday") is None
     assert correct_offset("RequestExpired", 0.0, THEN, THEN, None) is None

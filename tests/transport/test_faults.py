@@ -178,6 +178,7 @@ FRAMINGS = {
     "nothing of it": [b"HTTP/1.1 200 OK\r\n\r\n"],
     "in an error": [b"HTTP/1.1 500 x\r\n\r\nhello"],
     "http-1.0": [b"HTTP/1.0 200 OK\r\n\r\nhello"],
+    "another transfer coding": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nhello"],
 }
 
 

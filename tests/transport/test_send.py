@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from aiosmrt._transport.base import Reply, Request, Transport, header_lines
+from aiosmrt._transport.base import MAX_TIMEOUTS, Reply, Request, Transport, header_lines
 from tests.support.raw_server import BODY, CLOSE, EARLY, LAST_CHUNK, RawServer, Script, chunk, response
 from tests.support.tls import client_context, server_context
 from tests.support.virtual_time import VirtualTime
@@ -436,3 +436,12 @@ async def test_large_bodies_over_tls(carry: Carry, make_transport: MakeTransport
             assert same
         assert server.connections_made == 1
         await transport.close()
+
+
+async def test_what_is_kept_for_timeouts_is_bounded(transport: Transport, server: RawServer) -> None:
+    """A caller may compute a timeout for each call."""
+    server.otherwise = [response(200, b"ok")]
+    for number in range(MAX_TIMEOUTS + 50):
+        await transport.send(request(read_timeout=1000.0 + number, connect_timeout=1000.0 + number))
+    kept = [vars(transport).get(name, {}) for name in ("_timeouts", "_watchdogs")]
+    assert max(map(len, kept)) <= MAX_TIMEOUTS

@@ -84,8 +84,9 @@ class SessionReplyStream:
         self.status = response.status
         self.headers = _headers(response)
         self._ends_with_connection = (
-            "content-length" not in self.headers
-            and "transfer-encoding" not in self.headers
+            # Other transfer codings than chunked end with the connection too (RFC 9112, 6.3).
+            not self.headers.get("transfer-encoding", "").rstrip().lower().endswith("chunked")
+            and ("content-length" not in self.headers or "transfer-encoding" in self.headers)
             and self.status not in (204, 304)
         )
         connection = response.connection

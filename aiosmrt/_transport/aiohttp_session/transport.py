@@ -27,7 +27,7 @@ from aiosmrt._transport.aiohttp_session.orphans import OpenResponses
 from aiosmrt._transport.aiohttp_session.payloads import WHOLE_BODY_BYTES, SlicedBody, WholeBody
 from aiosmrt._transport.aiohttp_session.responses import SessionReplyStream
 from aiosmrt._transport.aiohttp_session.watchdog import ReadWatchdog, Watched
-from aiosmrt._transport.base import Reply, Request
+from aiosmrt._transport.base import MAX_TIMEOUTS, Reply, Request
 from aiosmrt._transport.failures import closed_during_call, head_error, is_being_cancelled, timed_out
 from aiosmrt.errors import ClientStateError
 
@@ -123,10 +123,18 @@ class SessionTransport:
             return None
         watchdog = self._watchdogs.get(request.read_timeout)
         if watchdog is None:
+            if len(self._watchdogs) >= MAX_TIMEOUTS:
+                self._drop_idle_watchdogs()
             watchdog = self._watchdogs[request.read_timeout] = ReadWatchdog(request.read_timeout)
         watched = watchdog.expect(large=len(request.body) > WHOLE_BODY_BYTES)
         self._expected[watched.task] = watched
         return watched
+
+    def _drop_idle_watchdogs(self) -> None:
+        for seconds, watchdog in [*self._watchdogs.items()]:
+            if watchdog.is_idle:
+                watchdog.close()
+                del self._watchdogs[seconds]
 
     async def _guarded(self, receiving: Coroutine[Any, Any, T], watched: Watched | None) -> T:
         """Await a response, and translate cancellations that are not the caller's."""
@@ -210,6 +218,8 @@ class SessionTransport:
             url = self._urls[target] = URL(self.origin + target, encoded=True)
         timeout = self._timeouts.get((connect_timeout, read_timeout))
         if timeout is None:
+            if len(self._timeouts) >= MAX_TIMEOUTS:
+                self._timeouts.clear()
             timeout = self._timeouts[connect_timeout, read_timeout] = aiohttp.ClientTimeout(
                 total=None,
                 # Includes the wait for a connection from the pool, which the caller's session may limit.

@@ -78,6 +78,11 @@ class ReadWatchdog:
         self._watched: dict[Watched, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being timed."""
+        return not self._watched
+
     def expect(self, *, large: bool = False) -> Watched:
         """Register the current task's request; its timeout runs from `begin` to `forget`.
 
