@@ -1,7 +1,7 @@
 """The asyncio-native client for Amazon SageMaker Runtime."""
 
 from aiosmrt._core.admission import LimiterStatistics
-from aiosmrt._core.streams import EventStream, StreamingBody, StreamTiming
+from aiosmrt._core.response_bodies import EventStream, StreamingBody, StreamTiming
 from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._version import __version__
 from aiosmrt._wire.decoders.event import ServerSentEvent

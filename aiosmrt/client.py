@@ -1,7 +1,7 @@
 """The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client.
 
 This module is its surface: arguments, results, views, facts. What a call does is in `aiosmrt._core.call`; what a client
-and its views share is in `aiosmrt._core.core`.
+and its views share is in `aiosmrt._core.client_core`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.call import Call
-from aiosmrt._core.core import ClientCore
+from aiosmrt._core.client_core import ClientCore
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
 from aiosmrt._core.template import OperationCodec

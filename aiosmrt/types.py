@@ -6,7 +6,7 @@ Members that the service sends with every success are declared as present, as in
 from typing import IO, TYPE_CHECKING, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    from aiosmrt._core.streams import EventStream, StreamingBody
+    from aiosmrt._core.response_bodies import EventStream, StreamingBody
 
 __all__ = [
     "Body",

@@ -36,6 +36,8 @@ CONTENT_TYPE = "application/octet-stream"
 WHO = {"region_name": "us-east-1", "aws_access_key_id": "AKIDEXAMPLE", "aws_secret_access_key": "not-a-real-secret"}
 # Longer than a round, so that a client keeps its connections between its turns.
 KEEP_ALIVE_SECONDS = 600.0
+# Set by compare.py: the descriptors from which a process reads its turn and to which it passes it on.
+TURNS_VARIABLE = "AIOSMRT_BENCHMARK_TURNS"
 
 Point = TypeVar("Point")
 AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.BufferedProtocol)
@@ -181,13 +183,35 @@ async def take_turns(
 
 
 async def seconds_and_cpu(work: Callable[[], Awaitable[Any]]) -> tuple[float, float]:
-    """Measure a piece of work, including the collection of the garbage that it leaves, but no other."""
+    """Measure a piece of work, including the collection of the garbage that it leaves, but no other.
+
+    Under compare.py it waits for this process's turn, so that two checkouts alternate sample by sample.
+    """
     gc.collect()
     gc.freeze()
-    start, start_cpu = time.perf_counter(), time.process_time()
-    await work()
-    gc.collect()
-    return time.perf_counter() - start, time.process_time() - start_cpu
+    with turn():
+        start, start_cpu = time.perf_counter(), time.process_time()
+        await work()
+        gc.collect()
+        return time.perf_counter() - start, time.process_time() - start_cpu
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Wait for the byte that the process before this one in the ring passes on; pass it on behind the block.
+
+    A process that has ended has closed its pipe, which reads as its byte.
+    """
+    if TURNS_VARIABLE not in os.environ:
+        yield
+        return
+    mine, following = (int(descriptor) for descriptor in os.environ[TURNS_VARIABLE].split(","))
+    os.read(mine, 1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(following, b".")
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

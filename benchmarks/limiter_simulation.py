@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from aiosmrt._policy.adaptive import AdaptiveLimit
-from aiosmrt._policy.admission import AdmissionState
 from aiosmrt._policy.limit import ConcurrencyLimit, WorkingLimit
 from aiosmrt._policy.send_rate import SendRate
+from aiosmrt._policy.target_health import AdmissionState
 
 WARM_UP: Final = 5.0
 SETTLED: Final = 10.0

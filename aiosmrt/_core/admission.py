@@ -1,4 +1,4 @@
-"""Who sends to a target now, and who waits: asyncio's side of `aiosmrt._policy.admission`.
+"""Who sends to a target now, and who waits: asyncio's side of `aiosmrt._policy.target_health`.
 
 An `Admission` stands before one target. It counts slots, keeps the line of those that wait, and reports every outcome
 to its pure `AdmissionState`, which decides how many slots there are and when a target that is ill is probed.
@@ -33,8 +33,8 @@ from weakref import WeakValueDictionary
 
 from aiosmrt._core.log import LOGGER
 from aiosmrt._policy.adaptive import AdaptiveLimit
-from aiosmrt._policy.admission import AdmissionState, Illness
 from aiosmrt._policy.limit import ConcurrencyLimit, Reason, WorkingLimit
+from aiosmrt._policy.target_health import AdmissionState, Illness
 from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import (
     AiosmrtError,

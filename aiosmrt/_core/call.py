@@ -3,7 +3,7 @@
 ::
 
     Call.run                      deadline, observers
-      Call._make_ready            configuration, body                      aiosmrt._core.core, body
+      Call._make_ready            configuration, body                      aiosmrt._core.client_core, body
       Call._attempts              credentials, signature, send             aiosmrt._transport
         Call._admitted            a slot, or a wait at the target          aiosmrt._core.admission
         Call._refusal             reply -> typed error                     aiosmrt._core.outcome
@@ -35,11 +35,11 @@ from aiosmrt._core.configure import trace_line
 from aiosmrt._core.log import LOGGER, log_failure, observers_and_log
 from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
-from aiosmrt._core.streams import EventStream, StreamingBody
+from aiosmrt._core.response_bodies import EventStream, StreamingBody
 from aiosmrt._core.template import RequestTemplate, template_of
-from aiosmrt._policy.admission import Illness, is_sign_of_life
 from aiosmrt._policy.clockskew import correct_offset
 from aiosmrt._policy.retry import RetryState, StopReason, sdk_request
+from aiosmrt._policy.target_health import Illness, is_sign_of_life
 from aiosmrt._transport.base import Reply, ReplyStream
 from aiosmrt.errors import (
     AiosmrtError,
@@ -72,7 +72,7 @@ from aiosmrt.events import (
 
 if TYPE_CHECKING:
     from aiosmrt._core.body import DeferredBody
-    from aiosmrt._core.core import ClientCore
+    from aiosmrt._core.client_core import ClientCore
     from aiosmrt._core.template import OperationCodec
     from aiosmrt._core.view import View
     from aiosmrt._policy.send_rate import SendRate
@@ -875,7 +875,7 @@ class Call:
         error.request_id = self._request_id
         return self._placed(error)
 
-    async def recover(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
+    async def retry_stream(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
         """Make further attempts after a stream failed, if the policy allows; otherwise raise ``error``."""
         try:
             stream: ReplyStream = await self._before_deadline(self._attempts(error, stream_started=stream_started))

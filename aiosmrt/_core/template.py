@@ -14,7 +14,7 @@ from aiosmrt._wire.replies import ReplyReader
 from aiosmrt._wire.sigv4.signer import SignedRequest
 
 if TYPE_CHECKING:
-    from aiosmrt._core.core import ClientCore
+    from aiosmrt._core.client_core import ClientCore
     from aiosmrt._core.view import View
 
 __all__ = ["OperationCodec", "RequestTemplate", "template_of"]

@@ -17,7 +17,7 @@ and in a server that batches, which more calls make productive. No threshold on 
   the longer nothing is refused. At a hard capacity there is no sawtooth, a drop is followed by exactly the
   excess, and clients that share a service tend to the same limit, because what they add and lose is the same. A
   refusal that the number of calls does not explain, because as many got through lately, takes off a quarter.
-- *Outages* are `aiosmrt._policy.admission`'s; afterwards the largest limit of the last round trips before is
+- *Outages* are `aiosmrt._policy.target_health`'s; afterwards the largest limit of the last round trips before is
   approached by one for each success.
 - *Others in the queue.* Where cuts do not shorten the round trips, other clients fill the queue, and leaving it to them
   does not shorten it. The rule is *blind* for a while then, and grows slowly whatever the spread. Refusals at ever

@@ -10,7 +10,7 @@ The default is a matter of time: a call is repeated for ``patience`` seconds aft
 deadline. Before retry number i (from 0) it waits t = ``rand * min(b * 2**i, max_delay)``, where b is 50 ms, or 1 s
 while a model is loading, and up to 250 ms after throttling; a hint h from ``x-amz-retry-after`` (milliseconds) makes
 it ``max(t, min(h, t + 5 s))``. How many calls may send, and whether any of them should, is decided per target
-(`aiosmrt._policy.admission`).
+(`aiosmrt._policy.target_health`).
 
 AWS's modes count attempts:
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.streams import EventStream, StreamTiming
+from aiosmrt._core.response_bodies import EventStream, StreamTiming
 from aiosmrt._wire.decoders.base import StreamDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder

@@ -7,6 +7,7 @@ from aiosmrt.local.backends import ContainerFailure, Invocation
 from aiosmrt.local.containers import ContainerError, ModelContainer
 from aiosmrt.local.objectserver import ObjectServer, ObjectServerError, ObjectServerGuest
 from aiosmrt.local.objectstorage import ObjectStorage
+from aiosmrt.local.program import serve
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.routing import (
     AsyncInferenceConfig,
@@ -16,7 +17,6 @@ from aiosmrt.local.routing import (
     ProductionVariant,
 )
 from aiosmrt.local.runtime import LocalRuntime
-from aiosmrt.local.serving import serve
 
 __all__ = [
     "AsyncInferenceConfig",

@@ -69,7 +69,7 @@ from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import faults
 from aiosmrt.local.backends import BackendSource, base_url
 from aiosmrt.local.containers import ModelContainer
-from aiosmrt.local.faultscript import Effect, Fault, Schedule
+from aiosmrt.local.fault_schedule import Effect, Fault, Schedule
 from aiosmrt.local.objectstorage import ObjectStorage
 from aiosmrt.local.routing import (
     AsyncInferenceConfig,

@@ -22,11 +22,11 @@ from typing import ClassVar, Literal
 
 from aiosmrt._wire.sigv4.canonical import amz_date
 from aiosmrt.errors import ConfigurationError
+from aiosmrt.local.authentication import signature_expired
 from aiosmrt.local.error_responses import CallContext, ErrorAnswer, model_error, validation_error
 from aiosmrt.local.error_responses import model_not_ready as not_ready
-from aiosmrt.local.faultscript import Effect, Fault, Schedule, Stage
+from aiosmrt.local.fault_schedule import Effect, Fault, Schedule, Stage
 from aiosmrt.local.routing import NO_CAPACITY
-from aiosmrt.local.verify import signature_expired
 
 __all__ = [
     "CloseBeforeHeaders",

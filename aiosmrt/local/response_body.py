@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
+from aiosmrt.local.fault_schedule import Effect
 from aiosmrt.local.faults import Corrupt, Drip, ResetAfterHeaders, StallInBody, StreamFailure, Truncate
-from aiosmrt.local.faultscript import Effect
 from aiosmrt.local.invocation import model_stream_error
 from aiosmrt.local.requestlog import RequestRecord
 

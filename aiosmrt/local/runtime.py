@@ -24,8 +24,9 @@ from aiohttp import web
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local.asynchronous import AsyncInference, JobRecord
+from aiosmrt.local.authentication import SignatureVerifier
 from aiosmrt.local.backends import Container
-from aiosmrt.local.faultscript import Effect, Fault, Faults, FaultScript, as_faults
+from aiosmrt.local.fault_schedule import Effect, Fault, Faults, FaultScript, as_faults
 from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, MODEL_TIMEOUT, STREAM_TIMEOUT, Invoker
 from aiosmrt.local.loopthread import LoopThread
 from aiosmrt.local.objectstorage import ObjectStorage
@@ -34,7 +35,6 @@ from aiosmrt.local.response_body import cut_connection
 from aiosmrt.local.routing import Endpoint, EndpointSource, as_configuration
 from aiosmrt.local.server import MAX_BODY_BYTES, RequestServer
 from aiosmrt.local.tasks import finish
-from aiosmrt.local.verify import SignatureVerifier
 
 __all__ = ["LocalRuntime", "credentials_from_environment"]
 

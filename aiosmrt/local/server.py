@@ -27,8 +27,10 @@ from aiohttp.web_protocol import RequestHandler
 
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, Operation
 from aiosmrt.local.asynchronous import AsyncInference
+from aiosmrt.local.authentication import SignatureVerifier
 from aiosmrt.local.backends import single
 from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, access_denied, body_too_large
+from aiosmrt.local.fault_schedule import Effect, FaultScript, Stage
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
     ErrorEffect,
@@ -38,13 +40,11 @@ from aiosmrt.local.faults import (
     Stall,
     Truncate,
 )
-from aiosmrt.local.faultscript import Effect, FaultScript, Stage
 from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, Invoker, Reply
 from aiosmrt.local.origins import foreign_origin
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
 from aiosmrt.local.response_body import Cut, cut_connection, shaped
-from aiosmrt.local.verify import SignatureVerifier
 
 __all__ = ["MAX_BODY_BYTES", "RequestServer"]
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import NoReturn
 
 from aiosmrt._core.outcome import stream_error
-from aiosmrt._core.streams import EventStream
+from aiosmrt._core.response_bodies import EventStream
 from aiosmrt._transport.base import OnData
 from aiosmrt._wire.eventheaders import EventHeaders
 from aiosmrt._wire.eventstream import encode_payload_part

@@ -16,13 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from aiosmrt._core.admission import Admission, Admissions, CallLater, LimiterStatistics, Waiter
 from aiosmrt._policy.adaptive import AdaptiveLimit
-from aiosmrt._policy.admission import (
+from aiosmrt._policy.limit import FIRST_WINDOW
+from aiosmrt._policy.target_health import (
     FIRST_CAPACITY_PAUSE,
     FIRST_PAUSE,
     LET_IN_AFTER,
     Illness,
 )
-from aiosmrt._policy.limit import FIRST_WINDOW
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,

@@ -19,7 +19,7 @@ from aiosmrt.local import (
     faults,
 )
 from aiosmrt.local.configuration import EFFECTS, load_settings, parse_settings
-from aiosmrt.local.faultscript import Schedule
+from aiosmrt.local.fault_schedule import Schedule
 from tests.support.runtime import Draft, RawConnection
 
 FULL = """

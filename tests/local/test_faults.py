@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from aiosmrt._wire.eventstream import Decoder
 from aiosmrt.errors import ConfigurationError, EventStreamFormatError, TruncatedStreamError
 from aiosmrt.local import Invocation, LocalRuntime, faults
-from aiosmrt.local.faultscript import Effect, Fault, FaultScript
+from aiosmrt.local.fault_schedule import Effect, Fault, FaultScript
 from tests.support.runtime import (
     Draft,
     RawAnswer,

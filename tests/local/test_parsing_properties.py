@@ -13,6 +13,7 @@ from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
+from aiosmrt.local.authentication import SignatureVerifier
 from aiosmrt.local.configuration import EFFECTS, parse_settings
 from aiosmrt.local.error_responses import ErrorReply
 from aiosmrt.local.faults import Truncate
@@ -20,7 +21,6 @@ from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.response_body import shaped
 from aiosmrt.local.sessions import announced_session, parse_announcement
-from aiosmrt.local.verify import SignatureVerifier
 from tests.support.peers import REGION
 
 text = st.text(max_size=60)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosmrt._policy.adaptive import AdaptiveLimit, AdaptiveRule
-from aiosmrt._policy.admission import AdmissionState
 from aiosmrt._policy.limit import FIRST_WINDOW, ConcurrencyLimit
+from aiosmrt._policy.target_health import AdmissionState
 from aiosmrt.errors import ParamValidationError
 from benchmarks.limiter_simulation import RANDOM, REGULAR, SERVICES, AllKnowing, Cell, measure, simulate
 

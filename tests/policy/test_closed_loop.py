@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import pytest
 
-from aiosmrt._policy.admission import AdmissionState, Illness
 from aiosmrt._policy.limit import WorkingLimit
 from aiosmrt._policy.retry import RetryState
+from aiosmrt._policy.target_health import AdmissionState, Illness
 from aiosmrt.config import RetryPolicy
 
 SUCCESS_SECONDS = 0.05

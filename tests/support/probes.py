@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aiosmrt
-from aiosmrt._policy import admission
+from aiosmrt._policy import target_health
 from tests.support import seams
 
 PAUSE = 0.001
@@ -18,7 +18,7 @@ PAUSE = 0.001
 def shorten_probe_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit every pause between probes to `PAUSE` seconds."""
     for name in ("FIRST_PAUSE", "MAX_PAUSE", "FIRST_CAPACITY_PAUSE", "MAX_CAPACITY_PAUSE"):
-        monkeypatch.setattr(admission, name, PAUSE)
+        monkeypatch.setattr(target_health, name, PAUSE)
 
 
 class Pauses:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, Credentials, EventStream
-from aiosmrt._core import core
+from aiosmrt._core import client_core
 from aiosmrt._core.admission import Admission, CallLater
 from aiosmrt._transport.aiohttp_session.transport import SessionTransport
 from aiosmrt._transport.base import Transport
@@ -113,7 +113,7 @@ def set_default_transport(monkeypatch: pytest.MonkeyPatch, name: TransportName |
         unnamed = asked is None and arguments["session"] is None
         return await create_transport(name if unnamed else asked, origin, **arguments)
 
-    monkeypatch.setattr(core, "create_transport", create_chosen)
+    monkeypatch.setattr(client_core, "create_transport", create_chosen)
 
 
 def transport_of(client: Client) -> Transport | None:

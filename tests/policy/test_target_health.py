@@ -13,7 +13,9 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from aiosmrt._policy.admission import (
+from aiosmrt._policy.limit import FIRST_WINDOW, WorkingLimit
+from aiosmrt._policy.retry import MAX_HINT_EXTRA, RetryBucketStatistics
+from aiosmrt._policy.target_health import (
     FIRST_CAPACITY_PAUSE,
     FIRST_PAUSE,
     LET_IN_AFTER,
@@ -24,8 +26,6 @@ from aiosmrt._policy.admission import (
     ProbeSchedule,
     is_sign_of_life,
 )
-from aiosmrt._policy.limit import FIRST_WINDOW, WorkingLimit
-from aiosmrt._policy.retry import MAX_HINT_EXTRA, RetryBucketStatistics
 from aiosmrt.errors import Cause
 
 # Beyond any wait: schedules are asked about an end in the far future.

@@ -255,7 +255,7 @@ class StreamOwner(Protocol):
         """Return the error for an ``exception`` or ``error`` message."""
         ...
 
-    async def recover(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
+    async def retry_stream(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
         """Send the request again if the policy allows it; raise ``error`` otherwise."""
         ...
 
@@ -409,7 +409,7 @@ class EventStream:
                                 break
                             failure = error
                     self._stream.close()
-                    stream = await self._owner.recover(failure, stream_started=self._parts > 0)
+                    stream = await self._owner.retry_stream(failure, stream_started=self._parts > 0)
                     self._stream = stream
                     if not self._open:
                         stream.close()

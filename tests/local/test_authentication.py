@@ -16,8 +16,8 @@ from aiosmrt._wire.sigv4.canonical import amz_date
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import LocalRuntime
+from aiosmrt.local.authentication import SignatureVerifier
 from aiosmrt.local.error_responses import ErrorReply
-from aiosmrt.local.verify import SignatureVerifier
 from tests.support.peers import REGION
 from tests.support.runtime import ACCEPTED, Draft, RawConnection, echo, local_runtime
 
