@@ -78,7 +78,7 @@ class _Owner:
     def stream_error(self, headers: EventHeaders, payload: bytes) -> AiosmrtError:
         return stream_error(headers, payload, "InvokeEndpointWithResponseStream")
 
-    async def recover(self, error: AiosmrtError, *, stream_started: bool) -> NoReturn:
+    async def retry_stream(self, error: AiosmrtError, *, stream_started: bool) -> NoReturn:
         raise error
 
     def elapsed(self) -> float:
