@@ -12,7 +12,7 @@ import platform
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVar, Unpack, cast
 
 from aiosmrt._aws.credentials import CredentialsCache
@@ -704,9 +704,7 @@ class Client:
             self._core.bind(asyncio.get_running_loop())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     def __reduce__(self) -> NoReturn:

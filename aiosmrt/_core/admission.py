@@ -445,13 +445,7 @@ class Admission:
             )
         elif cause in ("transient", "connection") or (cause == "truncated" and before != "capacity"):
             state.on_failure(
-                started_at,
-                now,
-                self.outstanding,
-                clockwork.random(),
-                probe=probe,
-                retry_after=hint,
-                repeated=repeated,
+                started_at, now, self.outstanding, clockwork.random(), probe=probe, retry_after=hint, repeated=repeated
             )
         elif cause == "none" and isinstance(error, TransportError):
             state.on_no_answer(now, clockwork.random(), probe=probe)

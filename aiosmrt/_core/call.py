@@ -41,6 +41,7 @@ from aiosmrt._policy.clockskew import correct_offset
 from aiosmrt._policy.retry import RetryState, StopReason, sdk_request
 from aiosmrt._policy.target_health import Illness, is_sign_of_life
 from aiosmrt._transport.base import Reply, ReplyStream
+from aiosmrt._wire.sigv4.signer import SignedRequest
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -201,12 +202,8 @@ class Call:
         query = core.signer.presign(
             core.credentials.current() or await core.credentials.get(),
             core.wall_clock() + core.clock_offset,
-            method=method,
-            host=core.endpoint.host,
-            path=path,
-            query="",
-            headers=self._head.headers,
-            payload_sha256=await core.off_loop(body_digest, self._body),
+            SignedRequest(method, core.endpoint.host, path, "", self._head.headers),
+            await core.off_loop(body_digest, self._body),
             expires_in=expires_in,
         )
         return f"{core.configuration().origin}{path}?{query}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
@@ -117,9 +116,7 @@ class PredictionStream:
         self.attempts = metadata["RetryAttempts"] + 1
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self.left = True
         self.close()
 

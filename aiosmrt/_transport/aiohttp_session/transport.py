@@ -51,17 +51,13 @@ class SessionTransport:
         verify: whether to verify certificates, or the context to verify them with. Defaults to True.
         proxy: URL of an HTTP proxy. If None, connections are direct.
 
-    >>> from aiosmrt.errors import EndpointConnectionError
     >>> async def main():
-    ...     transport = SessionTransport("http://127.0.0.1:9")
-    ...     try:
-    ...         await transport.send(Request("/", "", b"", 1.0, 1.0))
-    ...     except EndpointConnectionError as error:
-    ...         return error.endpoint_url
-    ...     finally:
+    ...     async with aiohttp.ClientSession() as session:
+    ...         transport = SessionTransport("http://127.0.0.1:9", session=session)
     ...         await transport.close()
+    ...         return session.closed
     >>> asyncio.run(main())
-    'http://127.0.0.1:9'
+    False
     """
 
     def __init__(
