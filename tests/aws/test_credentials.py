@@ -25,8 +25,8 @@ from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.providers import REASK_INTERVAL
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Event
-from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices
+from tests.support.config_files import ConfigFiles
 
 HOUR = 3600.0
 START = 1_800_000_000.0

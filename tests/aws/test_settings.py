@@ -25,7 +25,7 @@ from aiosmrt import errors
 from aiosmrt._aws.settings import _DEFAULTS_MODES, CaBundle, Settings, resolve_settings
 from aiosmrt._aws.shared_config import load_shared_config
 from tests.aws import oracle
-from tests.aws.conftest import ConfigFiles
+from tests.support.config_files import ConfigFiles
 
 # Setting, environment variable, key in a profile, values.
 SOURCES: list[tuple[str, str | None, str | None, list[str]]] = [

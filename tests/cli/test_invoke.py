@@ -13,8 +13,7 @@ import pytest
 from aiosmrt.cli import main
 from aiosmrt.local import LocalRuntime
 from aiosmrt.local.faults import StallInBody, StreamFailure, Truncate
-from tests.cli.conftest import Cli
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, Cli, environment, started
 from tests.support.peers import isolate_aws
 
 

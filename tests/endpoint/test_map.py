@@ -16,7 +16,7 @@ from aiosmrt.endpoint.fanout import Answer, Result, Results
 from aiosmrt.errors import ClientStateError, ModelError, NoCredentialsError, ParamValidationError
 from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import JSON
-from tests.endpoint.conftest import Serve
+from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.raw_server import RawServer, response
 

@@ -12,8 +12,8 @@ from aiosmrt import Client, errors
 from aiosmrt.endpoint import Endpoint, Result
 from aiosmrt.local import faults
 from aiosmrt.serializers import JSON
-from tests.endpoint.conftest import Serve
 from tests.endpoint.test_map import square
+from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.raw_server import RawServer, error_response, response
 from tests.support.tls import server_context

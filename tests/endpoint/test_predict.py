@@ -22,7 +22,7 @@ from aiosmrt.errors import (
 from aiosmrt.local import EndpointConfiguration, MultiContainer, ProductionVariant
 from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
-from tests.endpoint.conftest import Serve
+from tests.support.clients import Serve
 from tests.support.runtime import echo
 
 

@@ -20,7 +20,7 @@ from aiosmrt.errors import (
 )
 from aiosmrt.local import LocalRuntime, faults
 from aiosmrt.serializers import JSON
-from tests.endpoint.conftest import Serve
+from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.raw_server import LAST_CHUNK, RawServer, response
 
