@@ -145,7 +145,7 @@ class Client:
             fails or cannot be reached; then the last failure is raised. While nothing gets through, one call probes now
             and then, and the others wait for it without slots. 0 fails at once; None waits until the deadline, without
             end if there is none. Defaults to 20, or to the ``deadline`` if there is one. AWS's retry modes count
-            attempts and have no patience.
+            attempts and ignore patience.
         wait_for_capacity: seconds that a call waits, in all, while its inference component is scaled to zero and scales
             out, in the same way. If None, a NoCapacityError is raised at once.
         max_concurrency: most calls in flight for each endpoint, inference component and variant; further ones wait in

@@ -742,7 +742,7 @@ class Call:
             state.failed_at = self._outage_since
         illness = admission.illness
         if illness is None:
-            # It has no slot and none is free, so it waits in line.
+            # It needs a slot and all are taken, so it waits in line.
             at_target = error.throttling and not self._holds_slot and error.retry_after is None and admission.is_full
         else:
             at_target = view.is_patient and self.waits_out(illness)

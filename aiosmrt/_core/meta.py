@@ -35,7 +35,7 @@ class ClientConfig(NamedTuple):
         user_agent: the ``User-Agent`` header.
         connect_timeout: seconds for a new connection. If None, no limit.
         read_timeout: seconds that the service may be silent. If None, no limit.
-        max_pool_connections: most calls in flight for each endpoint; connections have no other limit.
+        max_pool_connections: most calls in flight for each endpoint; this is the only limit of connections.
         retries: ``mode`` and ``total_max_attempts``, each if it is set.
         signature_version: how requests are signed.
     """

@@ -224,7 +224,7 @@ class StreamingBody:
 class StreamTiming(NamedTuple):
     """How long a response stream took so far; in seconds, from when the call began.
 
-    Times are taken when a reader gets what has arrived. Parts that arrived together have no gap between them.
+    Times are taken when a reader gets what has arrived. The gap between parts that arrived together is 0.
 
     Args:
         first_part: until the first part, waits and attempts before it included. None while there is none.

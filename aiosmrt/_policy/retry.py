@@ -56,7 +56,7 @@ _RETRYABLE: Final = frozenset(
 )
 _FREE: Final = frozenset({"model_not_ready", "clock_skew"})
 
-# Seconds since 1970 from which a year has five digits, for which the ttl field has no form.
+# Seconds since 1970 from which a year has five digits, which the ttl field cannot express.
 _YEAR_10000: Final = 253_402_300_800
 
 _NO_CAPACITY: Final = "Inference Component has no capacity to process this request."

@@ -94,7 +94,7 @@ class _Call:
         attributes: the common attributes of its metrics.
         attempt_attributes: the common attributes of the spans and metrics of its attempts.
         url: its URL.
-        attempt: the span of the current attempt; None between attempts, or if attempts have no spans.
+        attempt: the span of the current attempt; None between attempts, or if attempts are not traced.
         limiter_wait: seconds spent waiting for a slot.
         capacity_wait: seconds spent waiting for capacity.
         outage_wait: seconds spent waiting for an unhealthy target.

@@ -31,7 +31,7 @@ from aiosmrt.serializers import JSON
 from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.peers import CLIENT_ARGUMENTS, REGION
 from tests.support.recording_server import RecordingServer, respond
-from tests.support.seams import connections_in_use, transport_of
+from tests.support.seams import connections_in_use, s3_url_of, transport_of
 from tests.support.seaweed import GUEST, GUEST_BUCKET, s3_client
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +138,10 @@ async def test_a_large_body_needs_upload_to(endpoint: Endpoint[Any, Any], queue:
         await endpoint.submit("x" * 130_000)
     assert not queue.server.requests
     placed = endpoint.with_options(upload_to=f"s3://{queue.bucket}/in")
-    assert (await placed.submit("x" * 130_000)).handle.uploaded_to is not None
+    for kept in (placed, placed.with_options(inference_id="42")):
+        assert (await kept.submit("x" * 130_000)).handle.uploaded_to is not None
+    with pytest.raises(ParamValidationError, match="upload_to"):
+        await placed.with_options(upload_to=None).submit("x" * 130_000)
 
 
 async def test_an_existing_body(endpoint: Endpoint[Any, Any], queue: Queue):
@@ -202,9 +205,7 @@ async def test_s3_is_in_the_clients_region(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     async with Client(**arguments) as client:
-        store = await client._object_store()
-        s3 = await store._opened()
-        assert s3.meta.endpoint_url == url
+        assert await s3_url_of(client) == url
 
 
 # Waiting

@@ -145,7 +145,7 @@ async def test_a_server_that_closes_during_a_signature(carry: Carry, make_transp
         transport = make_transport(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         call = asyncio.ensure_future(carry(transport, signatures.request()))
         await signatures.begun.wait()
-        while transport._connections:  # type: ignore[attr-defined]
+        while connections_in_use(transport):
             await asyncio.sleep(0)
         signatures.gate.set()
         assert (await call).body == b"ok"
