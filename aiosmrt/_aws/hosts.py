@@ -72,7 +72,7 @@ def resolve_endpoint(
         endpoint_url: a custom endpoint (http or https, with or without a path). Defaults to the service's own.
 
     Raises:
-        EndpointResolutionError: The rules do not allow the combination, such as dual-stack in a partition without it,
+        EndpointResolutionError: the rules do not allow the combination, such as dual-stack in a partition without it,
             or ``endpoint_url`` is not a valid URL.
 
     Source: the rule set ``endpoint-rule-set-1`` of sagemaker-runtime in the installed botocore, and

@@ -43,7 +43,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
         uri: ``s3://bucket/key``; the key is not percent-decoded.
 
     Raises:
-        ParamValidationError: It is not a valid S3 URI.
+        ParamValidationError: it is not a valid S3 URI.
 
     >>> parse_s3_uri("s3://results/churn/1.out")
     ('results', 'churn/1.out')
@@ -136,11 +136,11 @@ class ObjectStore:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: Any other refusal or failure: ``NoSuchBucket``, or ``AccessDenied`` (status 403), which
+            ObjectStoreError: any other refusal or failure: ``NoSuchBucket``, or ``AccessDenied`` (status 403), which
                 also stands for a missing object if the caller may not list the bucket.
-            ParamValidationError: Not a valid S3 URI.
-            ConfigurationError: The client cannot be made, or credentials are missing.
-            ClientStateError: The store is closed.
+            ParamValidationError: not a valid S3 URI.
+            ConfigurationError: the client cannot be made, or credentials are missing.
+            ClientStateError: the store is closed.
         """
         try:
             return StoredObject(*await self._request("get_object", uri))
@@ -156,7 +156,7 @@ class ObjectStore:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: As in ``get``.
+            ObjectStoreError: as in ``get``.
         """
         try:
             _, _, modified_at = await self._request("head_object", uri)
@@ -175,7 +175,7 @@ class ObjectStore:
             content_type: its media type. If None, S3 chooses.
 
         Raises:
-            ObjectStoreError: As in ``get``.
+            ObjectStoreError: as in ``get``.
         """
         members = {} if content_type is None else {"ContentType": content_type}
         await self._request("put_object", uri, Body=body, **members)
@@ -187,7 +187,7 @@ class ObjectStore:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: As in ``get``.
+            ObjectStoreError: as in ``get``.
         """
         await self._request("delete_object", uri)
 

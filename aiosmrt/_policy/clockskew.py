@@ -65,13 +65,12 @@ def parse_http_date(value: str) -> float | None:
     Returns:
         Seconds since 1970, or None if the form is another or the time is not between `EARLIEST` and `LATEST`.
 
-    Example:
-        >>> parse_http_date("Fri, 06 Nov 2026 08:49:37 GMT")
-        1793954977.0
-        >>> parse_http_date("Friday, 06-Nov-26 08:49:37 GMT") is None
-        True
-        >>> parse_http_date("Sat, 01 Jan 0000 00:00:00 GMT") is None
-        True
+    >>> parse_http_date("Fri, 06 Nov 2026 08:49:37 GMT")
+    1793954977.0
+    >>> parse_http_date("Friday, 06-Nov-26 08:49:37 GMT") is None
+    True
+    >>> parse_http_date("Sat, 01 Jan 0000 00:00:00 GMT") is None
+    True
     """
     if (
         len(value) != 29
@@ -124,9 +123,8 @@ def estimate_offset(sent_at: float, received_at: float, date: str) -> float | No
     Returns:
         Seconds to add to the local clock (negative if it runs ahead), or None if the header is not a plausible date.
 
-    Example:
-        >>> estimate_offset(1793954200.0, 1793954202.0, "Fri, 06 Nov 2026 08:49:37 GMT")
-        776.0
+    >>> estimate_offset(1793954200.0, 1793954202.0, "Fri, 06 Nov 2026 08:49:37 GMT")
+    776.0
     """
     server = parse_http_date(date)
     if server is None:
@@ -159,16 +157,15 @@ def correct_offset(
         The new offset in seconds if the signature's time was more than four minutes (`MAX_SKEW`) off. The confirmed
         offset if it was not, but was made with another one. None if the refusal has another or an unknown reason.
 
-    Example:
-        >>> date = "Fri, 06 Nov 2026 08:49:37 GMT"
-        >>> correct_offset("InvalidSignatureException", 0.0, 1793954200.0, 1793954202.0, date)
-        776.0
-        >>> correct_offset("InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date)
-        0.0
-        >>> correct_offset(
-        ...     "InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date, confirmed_offset=776.0
-        ... ) is None
-        True
+    >>> date = "Fri, 06 Nov 2026 08:49:37 GMT"
+    >>> correct_offset("InvalidSignatureException", 0.0, 1793954200.0, 1793954202.0, date)
+    776.0
+    >>> correct_offset("InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date)
+    0.0
+    >>> correct_offset(
+    ...     "InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date, confirmed_offset=776.0
+    ... ) is None
+    True
     """
     if date is None or code not in SIGNATURE_ERROR_CODES:
         return None

@@ -64,13 +64,13 @@ class Credentials:
     """AWS credentials to sign requests with.
 
     Args:
-        access_key: The access key id; shown in the repr, as in every signed request.
-        secret_key: The secret access key, never shown.
-        token: The session token of temporary credentials, never shown. Defaults to None, for long-lived ones.
-        expires_at: When they expire, in seconds since 1970. Defaults to None, for never.
+        access_key: the access key id; shown in the repr, as in every signed request.
+        secret_key: the secret access key, never shown.
+        token: the session token of temporary credentials, never shown. Defaults to None, for long-lived ones.
+        expires_at: when they expire, in seconds since 1970. Defaults to None, for never.
 
     Raises:
-        ValueError: A part is empty or contains characters that a header cannot carry (a space or line break from
+        ValueError: a part is empty or contains characters that a header cannot carry (a space or line break from
             copying, a non-ASCII character), or ``expires_at`` is not a number. The message names the part and not
             its value.
 
@@ -213,7 +213,7 @@ class Signer:
             ``X-Amz-Date``, ``X-Amz-Security-Token`` for temporary credentials, ``Authorization``.
 
         Raises:
-            ValueError: A given header is one that signing sets; there is a control character in method, host, path or
+            ValueError: a given header is one that signing sets; there is a control character in method, host, path or
                 query; or the text contains lone surrogates.
         """
         encoded(payload_sha256, "the payload's hash")
@@ -262,7 +262,7 @@ class Signer:
             The whole query, percent-encoded: the given parameters, then those of the signature.
 
         Raises:
-            ValueError: As in `sign`; also if ``expires_in`` is out of range, or the query is already presigned.
+            ValueError: as in `sign`; also if ``expires_in`` is out of range, or the query is already presigned.
         """
         if not 1 <= expires_in <= MAX_EXPIRES_IN:
             raise ValueError(f"expires_in must be a number of seconds from 1 to {MAX_EXPIRES_IN}; got {expires_in}")
