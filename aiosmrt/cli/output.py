@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self, TextIO
 
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
@@ -18,6 +19,8 @@ from aiosmrt.errors import ConfigurationError, InvalidConfigError
 __all__ = ["FORMATS", "OutputFormat"]
 
 FORMATS: Final = ("json", "text", "table", "yaml", "yaml-stream", "off")
+
+_NEXT_LINE: Final = "\x85"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,10 @@ class OutputFormat:
             return ""
         if self.name == "json":
             return json.dumps(response, indent=4, ensure_ascii=ascii_only) + "\n"
-        text: str = _yaml().safe_dump(response, default_flow_style=False, allow_unicode=not ascii_only)
-        return text
+        dump = partial(_yaml().safe_dump, response, default_flow_style=False)
+        text: str = dump(allow_unicode=not ascii_only)
+        # PyYAML does not escape it inside quotes, where readers, itself included, fold it into a space.
+        return dump(allow_unicode=False) if _NEXT_LINE in text else text
 
 
 def _can_encode(text: str, encoding: str) -> bool:

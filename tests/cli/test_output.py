@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiosmrt.cli import table, text
@@ -104,6 +104,8 @@ documents = st.recursive(
 )
 
 
+@example("\x85")
+@example({"a\x85b": "\u2028"})
 @given(documents)
 def test_json_and_yaml_round_trip(document: Any) -> None:
     if document != {}:
