@@ -37,7 +37,7 @@ from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.response_bodies import EventStream, StreamingBody
 from aiosmrt._core.template import RequestTemplate, template_of
-from aiosmrt._policy.clockskew import correct_offset
+from aiosmrt._policy.clockskew import correct_offset, expired_on_the_way
 from aiosmrt._policy.retry import RetryState, StopReason, sdk_request
 from aiosmrt._policy.target_health import Illness, is_sign_of_life
 from aiosmrt._transport.base import Reply, ReplyStream
@@ -710,16 +710,18 @@ class Call:
         core.counters.bytes_received += len(body)
         operation = self._codec.operation.name
         error = refusal(status, headers, body, operation, self.sent)
+        received_at = core.wall_clock()
         offset = correct_offset(
             error.code,
             self._signed_offset,
             self._sent_at,
-            core.wall_clock(),
+            received_at,
             headers.get("date"),
             confirmed_offset=core.confirmed_clock_offset,
         )
         if offset is None:
-            return error
+            age = expired_on_the_way(error.code, self._sent_at, received_at)
+            return error if age is None else refusal(status, headers, body, operation, self.sent, skew=age)
         if offset != core.clock_offset:
             core.clock_offset = offset
             report(self._view.observers, ClockSkewCorrected(offset))

@@ -8,21 +8,37 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 
+from aiosmrt._transport.aiohttp_session.payloads import SlicedBody, WholeBody
 from aiosmrt._transport.aiohttp_session.responses import Response
 from aiosmrt._transport.aiohttp_session.watchdog import Watched
 from aiosmrt._transport.base import IDLE_SECONDS
 from aiosmrt._transport.sockets import UnreadCheck, create_socket, unread_check
 
-__all__ = ["create_session"]
+__all__ = ["RenewalFailedError", "create_session"]
 
 # aiohttp pauses reading at twice this: 256 KiB was the fastest mark for streams (docs/design/architecture.md).
 _READ_BUFFER_BYTES = 2**17
 
 
+class RenewalFailedError(Exception):
+    """A request could not be signed again.
+
+    aiohttp would take some errors for its own and change their class, so they pass through it in this one.
+
+    Args:
+        error: why.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
 class _Connector(aiohttp.TCPConnector):
-    """Closes idle connections on which something has arrived, and starts read timeouts.
+    """Closes idle connections on which something has arrived, has requests signed again, and starts read timeouts.
 
     aiohttp's pool (3.12 to 3.14) uses such a connection again, and what has arrived becomes the next call's response.
+    A request is signed again when a connection was made for it, because that takes time.
 
     Args:
         expected: the requests that wait for a connection, by task. The timeout of a small one starts when it has got
@@ -45,8 +61,9 @@ class _Connector(aiohttp.TCPConnector):
             if has_unread is None:
                 # Data on a fresh connection is the server's part of the TLS handshake.
                 has_unread = self._unread_checks[protocol] = unread_check(transport)
-                break
-            if not (protocol.should_close or has_unread()):
+                if await _renewed(req, connection):
+                    break
+            elif not (protocol.should_close or has_unread()):
                 break
             connection.close()
         watched = self._expected.get(asyncio.current_task(asyncio.get_running_loop()))  # type: ignore[arg-type]
@@ -55,6 +72,28 @@ class _Connector(aiohttp.TCPConnector):
             if not watched.large:
                 watched.watchdog.begin(watched)
         return connection
+
+
+async def _renewed(request: Any, connection: aiohttp.connector.Connection) -> bool:
+    """Sign a request again; return whether its connection is still open."""
+    body = request.body
+    if not isinstance(body, (WholeBody, SlicedBody)) or body.renewal is None:
+        return True
+    try:
+        await body.renewal.apply(request.headers)
+    except Exception as error:
+        connection.release()
+        failure = RenewalFailedError(error)
+    except BaseException:
+        connection.release()
+        raise
+    else:
+        return not connection.closed
+    # Outside the handler, so that what it carries does not become its context.
+    try:
+        raise failure
+    finally:
+        del failure
 
 
 def create_session(expected: dict[asyncio.Task[Any], Watched]) -> aiohttp.ClientSession:
