@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
-from aiosmrt._transport.aiohttp_session.connector import RenewalFailedError, create_session
+from aiosmrt._transport.aiohttp_session.connector import RenewalFailedError, close_session, create_session
 from aiosmrt._transport.aiohttp_session.orphans import OpenResponses
 from aiosmrt._transport.aiohttp_session.payloads import WHOLE_BODY_BYTES, Renewal, SlicedBody, WholeBody, header_map
 from aiosmrt._transport.aiohttp_session.responses import SessionReplyStream
@@ -207,7 +207,7 @@ class SessionTransport:
             watchdog.close()
         if self._owned:
             self._open_responses.close()
-            await self._session.close()
+            await close_session(self._session)
 
     def _post(
         self, request: Request, read_timeout: float | None, watched: Watched | None
