@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from aiosmrt._wire.params import Head
     from aiosmrt.types import Body
 
-__all__ = ["Call"]
+__all__ = ["Call", "deadline_exceeded"]
 
 # A call that was throttled this often did not just have bad luck.
 _NO_ACCIDENT: Final = 6
@@ -101,6 +101,18 @@ _IN_LINE: Final = frozenset({"slot", "probe", "capacity"})
 AnyReply: TypeAlias = Reply | ReplyStream
 
 
+def deadline_exceeded(deadline: float | None, waited: Waited) -> AiosmrtError:
+    """The error of a call that is not done at its deadline.
+
+    Args:
+        deadline: the call's, seconds.
+        waited: what it has waited for.
+    """
+    error = DeadlineExceededError(f"The call did not finish within its deadline of {deadline} s: it waited {waited}")
+    error.waited = waited
+    return error
+
+
 class Call:
     """A call under way.
 
@@ -110,6 +122,7 @@ class Call:
         codec: the operation.
         head: the checked request head.
         body: the request body as the caller gave it. If None, it is empty.
+        began: when the call began, by the core's clock. Defaults to when it runs.
     """
 
     # What few calls change is looked up on the class, so that the others need not set it.
@@ -127,6 +140,7 @@ class Call:
     _outage_since: float | None = None
     # when it began, if there is a deadline or an observer, and of a stream
     _started = 0.0
+    _began: float | None = None
     # of a stream: whether it is over, its error's class, its request id
     _finished = False
     # its back-off, while that lasts
@@ -135,7 +149,13 @@ class Call:
     _request_id: str | None = None
 
     def __init__(
-        self, core: ClientCore, view: View, codec: OperationCodec, head: Head, body: Body | DeferredBody | None
+        self,
+        core: ClientCore,
+        view: View,
+        codec: OperationCodec,
+        head: Head,
+        body: Body | DeferredBody | None,
+        began: float | None = None,
     ) -> None:
         self._core = core
         self._view = view
@@ -145,6 +165,8 @@ class Call:
         self._invocation_id = core.next_invocation_id()
         self._observers = observers_and_log(view.observers)
         self._deadline: float | None = None
+        if began is not None:
+            self._began = began
         # whether configuration and body are there
         self._ready = False
         self._holds_slot = False
@@ -222,7 +244,7 @@ class Call:
     async def _observed(self) -> Any:
         """`_attempts` within the deadline, between a `CallStarted` and a `CallEnded`."""
         core, view = self._core, self._view
-        self._started = core.clock()
+        self._started = core.clock() if self._began is None else self._began
         if view.deadline is not None:
             self._deadline = self._started + view.deadline
         try:
@@ -263,12 +285,7 @@ class Call:
         raise self._deadline_exceeded() from cause
 
     def _deadline_exceeded(self) -> AiosmrtError:
-        waited = self.waited
-        error = DeadlineExceededError(
-            f"The call did not finish within its deadline of {self._view.deadline} s: it waited {waited}"
-        )
-        error.waited = waited
-        return self._placed(error)
+        return self._placed(deadline_exceeded(self._view.deadline, self.waited))
 
     async def _make_ready(self) -> None:
         """Have the client's configuration, and a body that does not change any more."""

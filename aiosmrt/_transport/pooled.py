@@ -189,7 +189,7 @@ class PooledTransport:
         for connecting in self._connecting:
             connecting.cancel()
         await self._connector.close()
-        # TLS connections are aborted in the next iteration of the loop, and asyncio closes their sockets in the one after.
+        # TLS connections are aborted in the next iteration of the loop, their sockets are closed in the one after.
         for _ in range(2):
             await asyncio.sleep(0)
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosmrt import errors
-from aiosmrt._aws.settings import _DEFAULTS_MODES, CaBundle, Settings, resolve_settings
+from aiosmrt._aws.settings import _DEFAULTS_MODES, Settings, resolve_settings
 from aiosmrt._aws.shared_config import load_shared_config
 from tests.aws import oracle
 from tests.aws.conftest import ConfigFiles
@@ -331,7 +331,8 @@ def test_an_empty_variable_hides_the_profile_as_in_botocore(
     monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles
 ) -> None:
     config_files(
-        "[default]\nregion = eu-west-1\nuse_fips_endpoint = true\nsdk_ua_app_id = app\nsts_regional_endpoints = nonsense\n"
+        "[default]\nregion = eu-west-1\nuse_fips_endpoint = true\nsdk_ua_app_id = app\n"
+        "sts_regional_endpoints = nonsense\n"
     )
     for variable in ("AWS_USE_FIPS_ENDPOINT", "AWS_SDK_UA_APP_ID", "AWS_STS_REGIONAL_ENDPOINTS"):
         monkeypatch.setenv(variable, "")
