@@ -1,6 +1,6 @@
 """Facts about a client in the places where botocore has them: ``client.meta`` and ``client.exceptions``."""
 
-from typing import TYPE_CHECKING, NamedTuple, Never
+from typing import TYPE_CHECKING, NamedTuple, Never, NoReturn
 
 from botocore import exceptions as boto
 
@@ -74,6 +74,10 @@ class ClientMeta:
         self._configuration = configuration
         self.config: ClientConfig = config
         self.service_model: ServiceModel = ServiceModel()
+
+    def __reduce__(self) -> NoReturn:
+        # The configuration may hold a proxy's password.
+        raise TypeError("a client's meta cannot be pickled or copied: make a client in each process")
 
     def __getattr__(self, name: str) -> Never:
         if name == "events":
