@@ -175,7 +175,7 @@ async def test_headers_that_came_and_went(size: int, transport: Transport, serve
 async def test_no_signature_in_a_session_of_the_caller(
     carry: Carry, make_transport: MakeTransport, server: RawServer
 ) -> None:
-    """Its connector is not ours, so there is no time at which to sign again."""
+    """Its connector offers no time at which to sign again."""
     signatures = Signatures()
     async with aiohttp.ClientSession() as session:
         await carry(make_transport(session=session), signatures.request())
