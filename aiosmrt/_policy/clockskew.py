@@ -17,6 +17,8 @@ A ``Date`` may be wrong: a proxy with a wrong clock may have written it. Two rul
 signature wrong. A date outside of `EARLIEST` to `LATEST` is ignored. And a correction with which no call has succeeded
 yet is dropped if a signature made with it is refused.
 
+A signature may also be too old because it was long on the way. It is made again, with the same offset.
+
 Times are float seconds since 1970 on the *uncorrected* local wall clock.
 """
 
@@ -175,3 +177,26 @@ def correct_offset(
     if abs(offset - signed_offset) > MAX_SKEW:
         return offset
     return confirmed_offset if abs(confirmed_offset - signed_offset) > MAX_SKEW else None
+
+
+def expired_on_the_way(code: str, sent_at: float, received_at: float) -> float | None:
+    """Decide whether a refused signature was right, but too old when it reached the service.
+
+    Making the connection may have taken long, or the machine was suspended meanwhile.
+
+    Args:
+        code: the error's code.
+        sent_at: when the request was signed, in seconds since 1970 by the local clock.
+        received_at: when the response's head arrived, by the same clock.
+
+    Returns:
+        Its age in seconds if that was more than four minutes (`MAX_SKEW`); otherwise None.
+
+    Example:
+        >>> expired_on_the_way("InvalidSignatureException", 1793954200.0, 1793954800.0)
+        600.0
+        >>> expired_on_the_way("InvalidSignatureException", 1793954200.0, 1793954202.0) is None
+        True
+    """
+    age = received_at - sent_at
+    return age if age > MAX_SKEW and code in SIGNATURE_ERROR_CODES else None

@@ -217,6 +217,13 @@ async def until_read(transport: Transport) -> None:
     await asyncio.sleep(0)
 
 
+async def until_lost(transport: Transport) -> None:
+    """Wait until the loop has noticed that all connections have ended."""
+    while any(handler.is_connected() for handler in _connector(transport)._acquired):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
 def _connector(transport: Transport) -> Any:
     if isinstance(transport, PooledTransport):
         return transport._connector
