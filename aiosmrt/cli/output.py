@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Self, TextIO
 
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
+from aiosmrt._extras import installed
 from aiosmrt.cli.parameters import ParameterError
 from aiosmrt.cli.table import format_table
 from aiosmrt.cli.text import format_text
-from aiosmrt.errors import ConfigurationError, InvalidConfigError
+from aiosmrt.errors import InvalidConfigError
 
 __all__ = ["FORMATS", "OutputFormat"]
 
@@ -50,7 +51,7 @@ class OutputFormat:
         compiled = None if query is None else _compile(query)
         name = name or _configured_format(profile)
         if name.startswith("yaml"):
-            _yaml()
+            installed("yaml", "cli")
         return cls(name, compiled)
 
     def write(self, response: Any, stream: TextIO, *, title: str) -> None:
@@ -86,7 +87,7 @@ class OutputFormat:
             return ""
         if self.name == "json":
             return json.dumps(response, indent=4, ensure_ascii=ascii_only) + "\n"
-        text: str = _yaml().safe_dump(response, default_flow_style=False, allow_unicode=not ascii_only)
+        text: str = installed("yaml", "cli").safe_dump(response, default_flow_style=False, allow_unicode=not ascii_only)
         return text
 
 
@@ -107,14 +108,6 @@ def _configured_format(profile: str | None) -> str:
     if name not in FORMATS:
         raise InvalidConfigError(f"{source} must be one of {', '.join(FORMATS)}; got {name!r:.80}")
     return name
-
-
-def _yaml() -> Any:
-    try:
-        import yaml  # type: ignore[import-untyped]
-    except ModuleNotFoundError:
-        raise ConfigurationError("PyYAML is not installed; run: pip install 'aiosmrt[cli]'") from None
-    return yaml
 
 
 def _compile(query: str) -> Any:
