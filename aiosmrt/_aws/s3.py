@@ -245,19 +245,21 @@ class ObjectStore:
 
     async def _open(self) -> Any:
         from aiosmrt._aws.daemon import run_in_daemon_thread
+        from aiosmrt._extras import installed
 
         async def prepare() -> tuple[Any, dict[str, Any]]:
-            from aiobotocore.config import AioConfig
-
+            configuration = installed("aiobotocore.config", "s3")
             from aiosmrt._aws.s3session import warm_session
 
-            config = AioConfig(retries={"mode": "standard"}, **self._config)
+            config = configuration.AioConfig(retries={"mode": "standard"}, **self._config)
             arguments = {**self._arguments, "config": config}
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
             session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()))
             return await self._stack.enter_async_context(session.create_client("s3", **arguments))
+        except ConfigurationError:
+            raise
         except Exception as error:
             # botocore's text is about profiles, regions and URLs
             failure = ConfigurationError(f"the S3 client cannot be made: {type(error).__name__}: {error}")
