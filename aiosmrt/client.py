@@ -22,7 +22,6 @@ from aiosmrt._core.call import Call, deadline_exceeded
 from aiosmrt._core.client_core import ClientCore
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
-from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._version import __version__
 from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS
@@ -312,7 +311,7 @@ class Client:
             TransportError: no response, or one that broke off.
             DeadlineExceededError: the ``deadline`` passed.
         """
-        codec = self._codec("InvokeEndpoint")
+        codec = self._core.codecs["InvokeEndpoint"]
         try:
             head = codec.heads.head(
                 (
@@ -337,7 +336,8 @@ class Client:
         finally:
             # error trackers report locals
             del Body, CustomAttributes, unknown
-        return cast("InvokeEndpointOutput", call.result(await call.run()))
+        result: InvokeEndpointOutput = call.result(await call.run())
+        return result
 
     @_names_missing_parameters
     async def invoke_endpoint_async(
@@ -365,7 +365,7 @@ class Client:
             ParamValidationError: before anything is sent; it names every fault.
             ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`.
         """
-        codec = self._codec("InvokeEndpointAsync")
+        codec = self._core.codecs["InvokeEndpointAsync"]
         try:
             head = codec.heads.head(
                 (
@@ -388,7 +388,8 @@ class Client:
         finally:
             # error trackers report locals
             del Body, CustomAttributes, unknown
-        return cast("InvokeEndpointAsyncOutput", call.result(await call.run()))
+        result: InvokeEndpointAsyncOutput = call.result(await call.run())
+        return result
 
     @_names_missing_parameters
     async def invoke_endpoint_with_response_stream(
@@ -417,7 +418,7 @@ class Client:
             ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`. The iteration
                 raises what fails after the response's head, see `aiosmrt.EventStream`.
         """
-        codec = self._codec("InvokeEndpointWithResponseStream")
+        codec = self._core.codecs["InvokeEndpointWithResponseStream"]
         try:
             head = codec.heads.head(
                 (
@@ -440,7 +441,8 @@ class Client:
         finally:
             # error trackers report locals
             del Body, CustomAttributes, unknown
-        return cast("InvokeEndpointWithResponseStreamOutput", call.result(await call.run()))
+        result: InvokeEndpointWithResponseStreamOutput = call.result(await call.run())
+        return result
 
     async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an operation by AWS's name.
@@ -461,7 +463,8 @@ class Client:
             call = self._new_call(operation_name, _named(params))
         finally:
             del params
-        return call.result(await call.run())
+        result: dict[str, Any] = call.result(await call.run())
+        return result
 
     async def _request_since(self, began: float, operation_name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Do what `make_request` does, in a call that has begun before.
@@ -475,7 +478,8 @@ class Client:
             call = self._new_call(operation_name, params, began=began)
         finally:
             del params
-        return call.result(await call.run())
+        result: dict[str, Any] = call.result(await call.run())
+        return result
 
     def _now(self) -> float:
         """The time in seconds by the clock of deadlines."""
@@ -767,7 +771,7 @@ class Client:
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None:
         """Raise as the operation would for faulty parameters, and send nothing."""
         try:
-            heads = self._codec(operation_name).heads
+            heads = self._core.codecs[operation_name].heads
             heads.head(heads.values(params), params.get("Body"), params)
         finally:
             # error trackers report locals
@@ -781,9 +785,6 @@ class Client:
     async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""
         return await self._core.object_store()
-
-    def _codec(self, operation_name: str) -> OperationCodec:
-        return self._core.codecs[operation_name]
 
     def _new_call(
         self,
@@ -800,7 +801,7 @@ class Client:
             body: the body, if ``params`` does not have it.
             began: when the call began, by the client's clock. Defaults to when it runs.
         """
-        codec = self._codec(operation_name)
+        codec = self._core.codecs[operation_name]
         given = params.get("Body") if body is None else body
         try:
             head = codec.heads.head(codec.heads.values(params), given, params)

@@ -26,13 +26,14 @@ steps of that in one coroutine, and everything else out of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
 from aiosmrt._core.configure import trace_line
-from aiosmrt._core.log import LOGGER, log_failure, observers_and_log
+from aiosmrt._core.log import LOGGER, log_event, log_failure
 from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.response_bodies import EventStream, StreamingBody
@@ -164,7 +165,9 @@ class Call:
         self._head = head
         self._body: Any = body
         self._invocation_id = core.next_invocation_id()
-        self._observers = observers_and_log(view.observers)
+        self._observers = view.observers
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            self._observers = (*view.observers, log_event)
         self._deadline: float | None = None
         if began is not None:
             self._began = began
@@ -197,7 +200,7 @@ class Call:
             self._started = self._core.clock()
         return self._attempts(None) if view.deadline is None and not self._observers else self._observed()
 
-    def result(self, reply: Any) -> dict[str, Any]:
+    def result(self, reply: Any) -> Any:
         """The result dictionary for a reply, with an open stream under ``"Body"`` where the operation streams."""
         codec = self._codec
         body: object
