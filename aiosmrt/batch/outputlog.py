@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import secrets
 import stat
 import struct
 import sys
@@ -37,6 +38,7 @@ import threading
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -44,7 +46,10 @@ from zlib import crc32
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.errors import BatchOutputError
 
-__all__ = ["OutputLog", "Record", "companions"]
+__all__ = ["LogFiles", "OutputLog", "Record"]
+
+# Among the facts, what was noted when the job began, and does not have to be the same.
+_NOTED: Final = "noted"
 
 # Kind and row, length of the record, its CRC, CRC of the 16 bytes before.
 _ENTRY: Final = struct.Struct("<QIII")
@@ -82,10 +87,36 @@ class Record(NamedTuple):
     data: bytes
 
 
-def companions(out: Path) -> list[Path]:
-    """All files that a job with this output may write."""
-    names = [out.name, f"{out.name}.errors.jsonl", f"{out.name}.journal"]
-    return [out.with_name(f"{name}{end}") for name in names for end in ("", ".sorted", ".commit")]
+class LogFiles(NamedTuple):
+    """Where a log is, all in one folder.
+
+    Args:
+        out: the records of scored rows.
+        errors: the records of failed rows.
+        journal: what the job is about, and the entries.
+    """
+
+    out: Path
+    errors: Path
+    journal: Path
+
+    @classmethod
+    def beside(cls, output: Path, records: str = "") -> LogFiles:
+        """The files of an output, next to it.
+
+        Args:
+            output: the output file.
+            records: what is added to its name for the records; nothing where they are the output.
+        """
+        return cls(*(output.with_name(f"{output.name}{end}") for end in (records, ".errors.jsonl", ".journal")))
+
+    def all(self) -> list[Path]:
+        """All files that a log may write, for a moment or for good."""
+        return [path.with_name(f"{path.name}{end}") for path in self for end in ("", ".sorted", ".commit")]
+
+    def resolved(self) -> LogFiles:
+        """The files without symbolic links: a sorted copy renamed over a link would replace it."""
+        return LogFiles(*(Path(os.path.realpath(path)) for path in self))
 
 
 class _File:
@@ -174,14 +205,16 @@ class OutputLog:
         scored: rows whose answer is in the output.
         failed: rows that failed, and were not scored since.
         rows_in_input: how many rows the input has; None until a run has reached its end.
+        noted: what was noted when the job began.
     """
 
-    def __init__(self, out: Path, journal: _File) -> None:
+    def __init__(self, files: LogFiles, journal: _File) -> None:
         self.scored: RowSet = RowSet()
         self.failed: RowSet = RowSet()
         self.rows_in_input: int | None = None
-        self._out_path = out
-        self._errors_path = out.with_name(f"{out.name}.errors.jsonl")
+        self.noted: dict[str, str] = {}
+        self._files = files
+        self._out_path, self._errors_path, _ = files
         self._journal = journal
         self._out: _File
         self._errors: _File
@@ -199,28 +232,37 @@ class OutputLog:
     # Opening
 
     @classmethod
-    def open(cls, out: Path, facts: Mapping[str, Any], *, preamble: bytes = b"", fresh: bool = False) -> OutputLog:
+    def open(
+        cls,
+        files: LogFiles | Path,
+        facts: Mapping[str, Any],
+        *,
+        preamble: bytes = b"",
+        fresh: bool = False,
+        noted: Mapping[str, str] | None = None,
+    ) -> OutputLog:
         """Lock the output and find out what is done.
 
         Args:
-            out: the output file.
+            files: where the log is; beside the output if that is given.
             facts: what the job is about, as JSON values; an output is continued only by a job with the same facts.
             preamble: what the output begins with, such as a header line.
             fresh: whether to start over.
+            noted: what a new log keeps besides, and gives back as `noted`.
 
         Raises:
             BatchOutputError: another process writes this output, it belongs to another job or was changed, or one of
                 the files cannot be written.
         """
+        files = LogFiles.beside(files) if isinstance(files, Path) else files
         try:
-            # The sorted copy is renamed over the output, and would otherwise replace a symbolic link.
-            out = Path(os.path.realpath(out))
-            journal, created = _locked_journal(out)
+            files = files.resolved()
+            journal, created = _locked_journal(files)
         except OSError as error:
-            raise _refused(out, error) from error
-        log = cls(out, journal)
+            raise _refused(files.out, error) from error
+        log = cls(files, journal)
         try:
-            log._start(dict(facts), preamble, fresh)
+            log._start(dict(facts), preamble, fresh, dict(noted or {}))
         except BaseException:
             if created and not journal.size:
                 journal.path.unlink(missing_ok=True)
@@ -228,7 +270,7 @@ class OutputLog:
             raise
         return log
 
-    def _start(self, facts: dict[str, Any], preamble: bytes, fresh: bool) -> None:
+    def _start(self, facts: dict[str, Any], preamble: bytes, fresh: bool, noted: dict[str, str]) -> None:
         for path in (self._out_path, self._errors_path):
             with suppress(FileNotFoundError):
                 status = path.stat()
@@ -240,6 +282,7 @@ class OutputLog:
                         "choose another output, or start over with fresh (--fresh)"
                     )
         found = None if fresh else self._read_head()
+        self.noted = {} if found is None else found.pop(_NOTED, {})
         same = json.loads(json.dumps(facts))
         if found is not None and found != same and self._journal.size == len(self._head):
             # Nothing was scored, so there is nothing to lose.
@@ -256,7 +299,8 @@ class OutputLog:
             self._journal.cut(0)
             self._out.cut(0)
             self._errors.cut(0)
-            head = json.dumps(facts, separators=(",", ":")).encode()
+            self.noted = {**noted, "run": secrets.token_hex(8)}
+            head = json.dumps({**facts, _NOTED: self.noted}, separators=(",", ":")).encode()
             self._head = _MAGIC + b"%d %d\n" % (len(head), crc32(head)) + head + b"\n"
             self._journal.write(self._head)
             self._out.write(preamble)
@@ -264,6 +308,19 @@ class OutputLog:
             _sync_folder(self._out_path.parent)
         else:
             self._recover()
+
+    @property
+    def run(self) -> str:
+        """Tells one start of a job from another, as with ``fresh``."""
+        return self.noted.get("run", "")
+
+    @property
+    def state(self) -> str:
+        """What is in the output, in few characters: two outputs of the same run with the same state are equal."""
+        done = sha256(self._head)
+        for rows in (self.scored, self.failed):
+            done.update(rows.digest())
+        return done.hexdigest()[:32]
 
     def _read_head(self) -> dict[str, Any] | None:
         """The facts at the journal's beginning. If None, the journal is new, or its beginning is torn."""
@@ -558,7 +615,7 @@ class OutputLog:
         # The copies keep their descriptors, the journal's its lock, under their new names.
         try:
             _sync_folder(self._out_path.parent)
-            _roll_forward(self._out_path)
+            _roll_forward(self._files)
         except OSError as error:
             raise _refused(self._out_path, error) from error
         finally:
@@ -654,9 +711,9 @@ def _mark(synced: int, since_mark: tuple[int, int] | None) -> bytes:
     return _packed(_SYNCED, synced, of_records, of_entries)
 
 
-def _locked_journal(out: Path) -> tuple[_File, bool]:
+def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
     """The journal, locked by this process, and whether it was created; unfinished renames are finished."""
-    path = out.with_name(f"{out.name}.journal")
+    out, _, path = files
     commit = path.with_name(f"{path.name}.commit")
     while True:
         created = not path.exists()
@@ -666,11 +723,11 @@ def _locked_journal(out: Path) -> tuple[_File, bool]:
             # Another process may have renamed its sorted copy over the file, or removed it, before the lock.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 if not commit.exists():
-                    for leftover in companions(out):
+                    for leftover in files.all():
                         if leftover.name.endswith(".sorted"):
                             leftover.unlink(missing_ok=True)
                     return _File(path, descriptor), created
-                _roll_forward(out)
+                _roll_forward(files)
         except BaseException:
             os.close(descriptor)
             raise
@@ -693,10 +750,10 @@ def _lock(descriptor: int, out: Path) -> None:
         raise BatchOutputError(f"another job is writing {out}") from None
 
 
-def _roll_forward(out: Path) -> None:
+def _roll_forward(files: LogFiles) -> None:
     """Rename the sorted copies over their originals; may be repeated after any interruption."""
-    journal = out.with_name(f"{out.name}.journal")
-    for path in (out, out.with_name(f"{out.name}.errors.jsonl")):
+    out, errors, journal = files
+    for path in (out, errors):
         with suppress(FileNotFoundError):
             path.with_name(f"{path.name}.sorted").replace(path)
     _sync_folder(out.parent)

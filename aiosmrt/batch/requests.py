@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-from aiosmrt.batch.source import InputFormat, Line
+from aiosmrt.batch.source import Line, RowFormat
 from aiosmrt.errors import AiosmrtError, ParamValidationError, SerializationError
 from aiosmrt.serializers import BytesCodec, CSVCodec, JSONCodec, JSONLinesCodec, Serializer, TextCodec
 
@@ -83,7 +83,7 @@ class RequestMaker:
 
     def __init__(
         self,
-        input_format: InputFormat,
+        input_format: RowFormat,
         serializer: Serializer[Any],
         *,
         columns: Callable[[], list[str] | None],
@@ -92,6 +92,9 @@ class RequestMaker:
         id_field: str | None,
         join: bool,
     ) -> None:
+        self._openai = input_format == "openai-batch"
+        if self._openai:
+            input_format, column, id_field = "jsonl", "body", "custom_id"
         self._format = input_format
         self._serializer = serializer
         self._columns = columns
@@ -104,7 +107,7 @@ class RequestMaker:
         as_it_stands = (JSONCodec, JSONLinesCodec, BytesCodec) if input_format == "jsonl" else (BytesCodec,)
         self._raw = (
             self._whole
-            and input_format != "csv"
+            and input_format in ("jsonl", "text")
             and type(serializer) in as_it_stands
             and "charset" not in serializer.content_type.lower()
         )
@@ -121,6 +124,8 @@ class RequestMaker:
                 record = self._read(line)
             if self._id_field is not None:
                 row_id = _field(record, self._id_field)
+            if self._openai:
+                _check_openai(record)
             if self._join:
                 _check_object(record)
             body = self._body(line, record)
@@ -135,8 +140,10 @@ class RequestMaker:
 
     def _read(self, line: Line) -> Any:
         data = line.data
-        if isinstance(data, list):
+        if self._format == "csv":
             return self._read_fields(data)
+        if self._format in ("parquet", "records"):
+            return data
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
@@ -173,11 +180,10 @@ class RequestMaker:
             return serialize(self._fit(value))
         if self._format == "text":
             return serialize(self._fit(record[TEXT_COLUMN]))
-        if self._format == "csv":
-            if isinstance(self._serializer, CSVCodec):
-                return serialize(list(record.values()))
-            if isinstance(self._serializer, (TextCodec, BytesCodec)):
-                return serialize(self._fit(csv_line(record.values())))
+        if self._format != "jsonl" and isinstance(record, dict) and isinstance(self._serializer, CSVCodec):
+            return serialize(list(record.values()))
+        if self._format == "csv" and isinstance(self._serializer, (TextCodec, BytesCodec)):
+            return serialize(self._fit(csv_line(record.values())))
         return serialize(self._fit(record))
 
     def _fit(self, value: Any) -> Any:
@@ -187,6 +193,8 @@ class RequestMaker:
             return [value]
         if isinstance(serializer, CSVCodec):
             return value if isinstance(value, (str, list, dict)) else [value]
+        if isinstance(serializer, BytesCodec) and isinstance(value, (bytes, bytearray, memoryview)):
+            return value
         if isinstance(serializer, (TextCodec, BytesCodec)):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             return text if isinstance(serializer, TextCodec) else text.encode()
@@ -250,6 +258,18 @@ def _as_text(value: Any) -> str:
 def _check_object(record: Any) -> None:
     if not isinstance(record, dict):
         raise _BadRowError("is not a JSON object")
+
+
+def _check_openai(record: Any) -> None:
+    """Refuse what is not a line of OpenAI's Batch API
+    (https://platform.openai.com/docs/api-reference/batch/request-input).
+    """
+    _check_object(record)
+    for name, kind, what in (("custom_id", str, "text"), ("url", str, "text"), ("body", dict, "an object")):
+        if not isinstance(record.get(name), kind):
+            raise _BadRowError(f"is not a line of a batch: {name} must be {what}")
+    if record.get("method") != "POST":
+        raise _BadRowError("is not a line of a batch: method must be POST")
 
 
 def _field(record: Any, name: str) -> Any:
