@@ -18,6 +18,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack, overload
 
+from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.frames import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
@@ -105,6 +106,35 @@ class Endpoint(Generic[In, Out]):
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self._serializer!r} -> {self._deserializer!r}>"
+
+    @property
+    def client(self) -> EndpointClient:
+        """The client, or view of one, that makes the calls."""
+        return self._client
+
+    @property
+    def serializer(self) -> Serializer[In]:
+        """What makes request bodies."""
+        return self._serializer
+
+    @property
+    def deserializer(self) -> Deserializer[Out]:
+        """What reads response bodies."""
+        return self._deserializer
+
+    @property
+    def upload_to(self) -> str | None:
+        """The S3 URI under which `submit` puts large bodies; None if there is none."""
+        return self._upload_to
+
+    @property
+    def options(self) -> CallOptions:
+        """The members of all calls, as they were given; a copy."""
+        return {**self._options}
+
+    async def object_store(self) -> ObjectStore:
+        """S3 with the client's credentials, for what belongs to the endpoint's calls: their input and output."""
+        return await self._client._object_store()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
