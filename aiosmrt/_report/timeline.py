@@ -29,9 +29,11 @@ class Slice:
         in_flight: most calls in flight that were seen; None if nobody looked.
         limit: least limit of calls in flight that was seen; None if nobody looked.
         waiting: most calls that were seen waiting; None if nobody looked.
+        rows: rows that were done in it.
+        reason: what calls were seen waiting for; None if nothing.
     """
 
-    __slots__ = ("done", "failures", "in_flight", "latency", "limit", "waiting")
+    __slots__ = ("done", "failures", "in_flight", "latency", "limit", "reason", "rows", "waiting")
 
     def __init__(self) -> None:
         self.done = 0
@@ -40,19 +42,23 @@ class Slice:
         self.in_flight: int | None = None
         self.limit: int | None = None
         self.waiting: int | None = None
+        self.rows = 0
+        self.reason: str | None = None
 
     def merge(self, other: Slice) -> None:
         """Take in the slice that follows."""
         self.done += other.done
         self.latency.merge(other.latency)
         self.failures.update(other.failures)
-        self.see(other.in_flight, other.limit, other.waiting)
+        self.rows += other.rows
+        self.see(other.in_flight, other.limit, other.waiting, other.reason)
 
-    def see(self, in_flight: int | None, limit: int | None, waiting: int | None) -> None:
+    def see(self, in_flight: int | None, limit: int | None, waiting: int | None, reason: str | None) -> None:
         """Take note of what holds at a moment."""
         self.in_flight = _either(max, self.in_flight, in_flight)
         self.limit = _either(min, self.limit, limit)
         self.waiting = _either(max, self.waiting, waiting)
+        self.reason = reason or self.reason
 
 
 def _either(choose: Callable[[int, int], int], one: int | None, other: int | None) -> int | None:
@@ -110,7 +116,15 @@ class Timeline:
         self.failures[cause] += 1
         self._slice(at).failures[cause] += 1
 
-    def see(self, at: float, *, in_flight: int, limit: int | None = None, waiting: int | None = None) -> None:
+    def see(
+        self,
+        at: float,
+        *,
+        in_flight: int,
+        limit: int | None = None,
+        waiting: int | None = None,
+        reason: str | None = None,
+    ) -> None:
         """Take note of what holds at a moment.
 
         Args:
@@ -118,8 +132,18 @@ class Timeline:
             in_flight: calls in flight.
             limit: how many may be; None if there is no limit.
             waiting: calls that wait; None if that is not known.
+            reason: what they wait for; None if that is nothing that the target is to blame for.
         """
-        self._slice(at).see(in_flight, limit, waiting)
+        self._slice(at).see(in_flight, limit, waiting, reason)
+
+    def rows_done(self, at: float, rows: int) -> None:
+        """Take note of rows that are done.
+
+        Args:
+            at: when, in seconds since the beginning.
+            rows: how many more.
+        """
+        self._slice(at).rows += rows
 
     def slices(self) -> list[Slice]:
         """The slices, empty ones among them."""

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 from aiosmrt._report.histogram import Histogram
 from aiosmrt._report.timeline import Timeline
 
-__all__ = ["PERCENTS", "UNFINISHED", "LoadReport", "Model", "Step", "knee", "over_saturation"]
+__all__ = ["PERCENTS", "UNFINISHED", "LoadReport", "Model", "Step", "knee", "lateness_note", "over_saturation"]
 
 Model: TypeAlias = Literal["closed", "open"]
 
@@ -28,6 +28,10 @@ _GROWTH: Final = 0.1
 # So many standard deviations of their number are chance.
 _CHANCE: Final = 3.0
 _MOST_FAILURES: Final = 0.5
+
+# Lateness that shows in the figures: more than a timer's, and than a share of the median latency.
+_LATE_SECONDS: Final = 0.005
+_LATE_SHARE: Final = 0.1
 
 
 @dataclass(kw_only=True)
@@ -149,6 +153,21 @@ def over_saturation(steps: Sequence[Step]) -> str | None:
     best = max((step.throughput for step in before), default=0.0)
     if before and all(step.throughput < _BRINGS_MORE * best for step in beyond):
         return f"more callers brought no more answers: {best:,.4g} a second before, {last.throughput:,.4g} now"
+    return None
+
+
+def lateness_note(step: Step) -> str | None:
+    """What to say if the load test itself was late; None if it was in time.
+
+    Args:
+        step: one of an open model.
+    """
+    late = step.lateness.percentile(99)
+    if late >= _LATE_SECONDS and late >= _LATE_SHARE * step.latency.percentile(50):
+        return (
+            f"at {step.load:g} calls/s, 1 % of the calls began {late * 1000:,.3g} ms late or more, because the machine "
+            "of the test was busy; latencies include that"
+        )
     return None
 
 

@@ -21,15 +21,15 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from aiosmrt._wire.operations import BY_NAME
-from aiosmrt.cli.options import GlobalOptions, global_options
-from aiosmrt.cli.outfile import write_whole
+from aiosmrt.cli.options import GlobalOptions, global_options, version_line
+from aiosmrt.cli.outfile import Outfile
 from aiosmrt.cli.parameters import HELP, ParameterError, option_name, request_parameters
 
 __all__ = ["bench"]
@@ -48,7 +48,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
         return None
     with suppress(ValueError):
         numbers = [float(part) for part in value.split(",")]
-        if numbers == sorted(set(numbers)) and 0 < numbers[0] and numbers[-1] < math.inf:
+        if numbers == sorted(set(numbers)) and numbers[0] > 0 and numbers[-1] < math.inf:
             return numbers
     raise click.BadParameter(f"must be a number > 0, or several in ascending order such as 1,2,4; got {value!r:.80}")
 
@@ -115,11 +115,13 @@ _OWN_OPTIONS: list[click.Parameter] = [
         help="Calls in flight that end a step of the open model.  [default: 10000]",
     ),
     click.Option(["--seed"], type=int, metavar="N", help="For arrivals that can be repeated.  [default: random]"),
-    *(
-        click.Option([option_name(member), member], metavar="VALUE", help=HELP[member])
-        for member in _MEMBERS
+    *(click.Option([option_name(member), member], metavar="VALUE", help=HELP[member]) for member in _MEMBERS),
+    click.Option(
+        ["--json", "json_file"],
+        type=click.Path(allow_dash=True),
+        metavar="FILE",
+        help="Write the figures to FILE as JSON; - for standard output.",
     ),
-    click.Option(["--json", "json_file"], type=click.Path(allow_dash=True), metavar="FILE", help="Write the figures to FILE as JSON; - for standard output."),
     click.Option(["--report"], type=click.Path(), metavar="FILE", help="Write a page with charts to FILE."),
     click.Option(["--quiet"], is_flag=True, help="Print errors only."),
 ]
@@ -142,7 +144,15 @@ def _run(**given: Any) -> None:
     members["EndpointName"] = given["endpoint_name"]
     params = request_parameters(operation, members)
     params.setdefault("ContentType", "application/json")
-    context.exit(asyncio.run(_bench(options, params, _bodies(options, given), given)))
+    bodies = _bodies(options, given)
+    with ExitStack() as files:
+        # Opened before the first call: a file that cannot be written must not cost a load test.
+        json_file, page_file = (
+            None if given[name] is None else files.enter_context(Outfile(given[name], atomic=True))
+            for name in ("json_file", "report")
+        )
+        code = asyncio.run(_bench(options, params, bodies, given, json_file=json_file, page_file=page_file))
+    context.exit(code)
 
 
 bench: click.Command = click.Command(
@@ -177,7 +187,15 @@ def _bodies(options: GlobalOptions, given: dict[str, Any]) -> list[bytes]:
     return bodies
 
 
-async def _bench(options: GlobalOptions, params: dict[str, Any], bodies: list[bytes], given: dict[str, Any]) -> int:
+async def _bench(
+    options: GlobalOptions,
+    params: dict[str, Any],
+    bodies: list[bytes],
+    given: dict[str, Any],
+    *,
+    json_file: Outfile | None,
+    page_file: Outfile | None,
+) -> int:
     from aiosmrt.bench import LoadTest, Plan, sender, unaided
     from aiosmrt.bench.arrivals import doubling
 
@@ -238,16 +256,13 @@ async def _bench(options: GlobalOptions, params: dict[str, Any], bodies: list[by
         "notes": facts,
         **report.as_dict(),
     }
-    if given["json_file"] is not None:
-        text = json.dumps(figures, indent=2) + "\n"
-        if given["json_file"] == "-":
-            sys.stdout.write(text)
-        else:
-            write_whole(Path(given["json_file"]), text.encode())
-    if given["report"] is not None:
-        from aiosmrt._report.pages import bench_page
+    if json_file is not None:
+        json_file.write(f"{json.dumps(figures, indent=2)}\n".encode())
+    if page_file is not None:
+        from aiosmrt.bench.page import bench_page
 
-        write_whole(Path(given["report"]), bench_page(given["endpoint_name"], facts, report, plan.slo).encode())
+        footnote = f"Made by {version_line().split()[0]} bench."
+        page_file.write(bench_page(given["endpoint_name"], facts, report, plan.slo, footnote=footnote).encode())
     return code
 
 
@@ -273,11 +288,11 @@ def _facts(plan: Any, as_client: bool) -> list[str]:
 
 
 def _conclusions(report: Any) -> Iterator[str]:
-    from aiosmrt.bench.late import lateness_warning
+    from aiosmrt.bench.steps import lateness_note
 
     for step in report.steps:
-        if (warning := lateness_warning(step)) is not None:
-            yield warning
+        if (note := lateness_note(step)) is not None:
+            yield note
     if report.knee is not None:
         step = report.knee
         load = f"{step.load:g} calls/s" if step.model == "open" else f"{step.load:g} callers"
