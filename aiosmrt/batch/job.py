@@ -22,7 +22,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt.batch.outputlog import OutputLog, Record, companions
@@ -39,9 +39,6 @@ from aiosmrt.errors import (
     SerializationError,
     TooManyFailuresError,
 )
-
-if TYPE_CHECKING:
-    from aiosmrt.client import Client
 
 __all__ = ["Inputs", "Progress", "Report", "score"]
 
@@ -281,8 +278,7 @@ class _Job:
 
     def __init__(self, endpoint: Endpoint[Any, Any], output: Path, kind: OutputFormat, **settings: Any) -> None:
         self._endpoint = endpoint
-        # An endpoint names what it needs of its client; this is more.
-        self._client = cast("Client", endpoint._client)
+        self._client = endpoint.client
         self._output = output
         self._kind: OutputFormat = kind
         self._settings = _Settings(**settings)
@@ -349,7 +345,7 @@ class _Job:
             raise ParamValidationError([f"the folder of the output does not exist: {self._output.parent}"])
         self._maker = RequestMaker(
             source.input_format,
-            self._endpoint._serializer,
+            self._endpoint.serializer,
             columns=lambda: source.columns,
             column=settings.column,
             template=settings.template,
@@ -384,14 +380,14 @@ class _Job:
         settings, endpoint = self._settings, self._endpoint
         members = {
             name: sha256(str(value).encode()).hexdigest()[:16] if name in _SECRET else str(value)
-            for name, value in endpoint._options.items()
+            for name, value in endpoint.options.items()
             if value is not None
         }
         return {
             "endpoint": endpoint.name,
             "members": members,
-            "serializer": _ADDRESS.sub("", repr(endpoint._serializer)),
-            "deserializer": _ADDRESS.sub("", repr(endpoint._deserializer)),
+            "serializer": _ADDRESS.sub("", repr(endpoint.serializer)),
+            "deserializer": _ADDRESS.sub("", repr(endpoint.deserializer)),
             "input_format": self._source.input_format,
             "output_format": self._kind,
             "header": settings.header,
@@ -479,9 +475,9 @@ class _Job:
         prepared = Endpoint(
             self._client,
             endpoint.name,
-            serializer=Prepared(endpoint._serializer.content_type),
-            deserializer=endpoint._deserializer,
-            **endpoint._options,
+            serializer=Prepared(endpoint.serializer.content_type),
+            deserializer=endpoint.deserializer,
+            **endpoint.options,
         )
         self._retries_before = self._all_retries()
         writer = _Writer(self._write, self._abort)

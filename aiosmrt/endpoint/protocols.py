@@ -15,6 +15,8 @@ from aiosmrt.config import Unset
 from aiosmrt.errors import Waited
 
 if TYPE_CHECKING:
+    from aiosmrt._core.admission import MaxConcurrency
+    from aiosmrt.client import ClientStatistics
     from aiosmrt.types import Body, InvokeEndpointOutput
 
 __all__ = ["EndpointClient", "Requester", "StorageClient"]
@@ -52,8 +54,13 @@ class EndpointClient(StorageClient, Protocol):
         deadline: float | Unset | None = ...,
         patience: float | Unset | None = ...,
         wait_for_capacity: float | Unset | None = ...,
+        max_concurrency: MaxConcurrency | Unset = ...,
     ) -> Self:
         """See `aiosmrt.Client.with_options`."""
+        ...
+
+    def statistics(self) -> ClientStatistics:
+        """See `aiosmrt.Client.statistics`."""
         ...
 
     async def _invoke(

@@ -190,7 +190,16 @@ def test_none_drops_a_setting():
         options = endpoint._client._view
         assert (options.deadline, options.wait_for_capacity) == limits
     assert (at_once._client._view.deadline, at_once._client._view.wait_for_capacity) == (None, None)
-    assert (plain.with_options()._upload_to, without._upload_to) == ("s3://bucket/in", None)
+    assert (plain.with_options().upload_to, without.upload_to) == ("s3://bucket/in", None)
+
+
+async def test_an_endpoint_shows_what_it_was_made_of() -> None:
+    client = Client("eu-central-1")
+    endpoint = client.endpoint("churn", serializer=CSV, deserializer=JSON, target_variant="blue")
+    assert (endpoint.client, endpoint.serializer, endpoint.deserializer) == (client, CSV, JSON)
+    assert endpoint.options == {"target_variant": "blue"}
+    endpoint.options["target_variant"] = "green"
+    assert endpoint.options == {"target_variant": "blue"}
 
 
 async def test_large_bodies_are_coded_off_the_loop(serve: Serve):
