@@ -37,6 +37,7 @@ __all__ = [
 # Where values of a chart differ by more than this, its axis is logarithmic.
 _WIDE_RANGE: Final = 40
 _BINS: Final = 48
+_FEWEST_BINS: Final = 12
 _COLOURS: Final = 8
 PERCENTS: Final = ((50, 2), (90, 3), (99, 1))
 """Percentiles that are drawn, and their colours."""
@@ -201,15 +202,17 @@ def distribution(title: str, histogram: Histogram) -> str:
     low, high = max(histogram.minimum, 1e-6), max(histogram.maximum, 1e-6)
     # Wide enough for the buckets not to show.
     least, most = math.log(low * 0.98), math.log(max(high * 1.02, low * 2))
-    counts: list[float] = [0.0] * _BINS
+    # As many as are not mostly noise (Rice's rule).
+    bins = min(max(round(2 * histogram.count ** (1 / 3)), _FEWEST_BINS), _BINS)
+    counts: list[float] = [0.0] * bins
     for start, end, count in histogram.buckets():
         middle = math.log(min(max((start + end) / 2, low), high))
-        counts[min(int((middle - least) / (most - least) * _BINS), _BINS - 1)] += count
+        counts[min(int((middle - least) / (most - least) * bins), bins - 1)] += count
 
     def place(seconds: float) -> float:
         return min(max((math.log(max(seconds, low)) - least) / (most - least), 0.0), 1.0)
 
-    edges = [math.exp(least + (most - least) * number / _BINS) for number in range(_BINS + 1)]
+    edges = [math.exp(least + (most - least) * number / bins) for number in range(bins + 1)]
     ticks = [
         tick
         for power in range(-6, 5)

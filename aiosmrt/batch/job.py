@@ -293,27 +293,25 @@ class _Job:
             check_page(page)
         except OSError as error:
             raise BatchOutputError(f"cannot write {page}: {error.strerror or error}") from error
-        failure: BaseException | None = None
         try:
             report = await self._run(inputs, input_format)
         except BaseException as error:
-            failure = error
-            report = self._report(finished=False)
-        problem = None if failure is None else str(failure) or type(failure).__name__
-        try:
-            text = recorder.page(self._endpoint.name, report, problem)
-            await _uninterrupted(asyncio.to_thread(write_page, page, text))
-        except OSError as error:
-            late = BatchOutputError(f"cannot write {page}: {error.strerror or error}")
-            if failure is None:
-                raise late from error
-            failure.add_note(str(late))
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure
+            # Without a log, nothing has begun.
+            if self._opened_log is not None:
+                try:
+                    await self._write_page(page, self._report(finished=False), str(error) or type(error).__name__)
+                except BatchOutputError as late:
+                    error.add_note(str(late))
+            raise
+        await self._write_page(page, report, None)
         return report
+
+    async def _write_page(self, path: Path, report: Report, problem: str | None) -> None:
+        text = cast("Recorder", self._recorder).page(self._endpoint.name, report, problem)
+        try:
+            await _uninterrupted(asyncio.to_thread(write_page, path, text))
+        except OSError as error:
+            raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
 
     async def _run(self, inputs: list[str], input_format: InputFormat | None) -> Report:
         stop = self._settings.stop

@@ -292,8 +292,7 @@ class LoadTest:
         timeline = self.report.timeline
         step.sent += 1
         self._in_flight += 1
-        limit = int(step.load) if step.model == "closed" else None
-        timeline.see(clock() - self._began, in_flight=self._in_flight, limit=limit)
+        timeline.see(clock() - self._began, in_flight=self._in_flight)
         cause: str | None = None
         try:
             await self._send(next(self._bodies), on_part)
