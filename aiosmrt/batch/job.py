@@ -22,12 +22,14 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.outputlog import OutputLog, Record, companions
+from aiosmrt.batch.progress import Pace, Progress, progress_of
+from aiosmrt.batch.recorder import Recorder, check_page, write_page
 from aiosmrt.batch.requests import TEXT_COLUMN, JoinSource, Prepared, RequestMaker, Row, template_columns
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record
 from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of
@@ -36,6 +38,7 @@ from aiosmrt.endpoint import Endpoint, Result, Results
 from aiosmrt.errors import (
     AiosmrtError,
     BatchInputError,
+    BatchOutputError,
     BatchStoppedError,
     ParamValidationError,
     SerializationError,
@@ -63,40 +66,13 @@ _GATHER_RESULTS: Final = 64
 # How often written records are made to survive a power failure, in seconds.
 _SYNC_SECONDS: Final = 1.0
 
+# How often the report page's charts get a value.
+_RECORD_SECONDS: Final = 1.0
+
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 # Members of a call that are only known by their hashes: they may be secret.
 _SECRET: Final = frozenset({"custom_attributes", "session_id"})
-
-
-class Progress(NamedTuple):
-    """How far a job is.
-
-    Args:
-        scored: rows whose answers are in the output, those of earlier runs among them.
-        failed: rows that failed.
-        resumed: rows that earlier runs had done.
-        seconds: since the job was started.
-        rows_per_second: rows done by this run, per second.
-        in_flight: calls in flight.
-        max_in_flight: how many may be now; fewer after throttling.
-        waiting_for: what calls wait for: ``"outage"``, ``"capacity"``; None while the endpoint is well.
-        retries: requests of this run's calls that were sent again.
-        fraction: the share of the input that was read, from 0 to 1; None for a stream.
-        remaining: estimated seconds to the end; None while that is not known.
-    """
-
-    scored: int
-    failed: int
-    resumed: int
-    seconds: float
-    rows_per_second: float
-    in_flight: int
-    max_in_flight: int
-    waiting_for: str | None
-    retries: int
-    fraction: float | None
-    remaining: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +134,7 @@ async def score(
     drain: float = 10.0,
     on_progress: Callable[[Progress], object] | None = None,
     progress_interval: float = 1.0,
+    report_page: StrPath | None = None,
 ) -> Report:
     """Score the rows of files, and write the answers to a file::
 
@@ -210,6 +187,7 @@ async def score(
         drain: seconds for calls in flight to end once ``stop`` is set.
         on_progress: called with the progress, on the event loop.
         progress_interval: seconds between these calls.
+        report_page: a file for a page of HTML with charts of the run, written when it ends, however it does.
 
     Returns:
         What the job came to; with ``finished=False`` if ``stop`` was set.
@@ -293,6 +271,7 @@ async def score(
         drain=drain,
         on_progress=on_progress,
         progress_interval=progress_interval,
+        report_page=None if report_page is None else Path(report_page),
     )
     return await job.run(inputs, input_format)
 
@@ -320,6 +299,7 @@ class _Settings:
     drain: float
     on_progress: Callable[[Progress], object] | None
     progress_interval: float
+    report_page: Path | None
 
     @property
     def several(self) -> bool:
@@ -344,7 +324,8 @@ class _Job:
         self._started = time.monotonic()
         self._resumed = 0
         self._retries_before = self._all_retries()
-        self._throughput_from = self._started
+        self._pace: Pace
+        self._recorder: Recorder | None = None
         # Set when no further rows are wanted, for the loop and for threads.
         self._ending = asyncio.Event()
         self._unwanted = threading.Event()
@@ -360,6 +341,36 @@ class _Job:
         self._group_bytes = 0
 
     async def run(self, inputs: list[str], input_format: InputFormat | None) -> Report:
+        page = self._settings.report_page
+        if page is None:
+            return await self._run(inputs, input_format)
+        self._recorder = recorder = Recorder(time.monotonic)
+        self._client = self._client._observed_by(recorder)
+        try:
+            check_page(page)
+        except OSError as error:
+            raise BatchOutputError(f"cannot write {page}: {error.strerror or error}") from error
+        try:
+            report = await self._run(inputs, input_format)
+        except BaseException as error:
+            # Without a log, nothing has begun.
+            if self._opened_log is not None:
+                try:
+                    await self._write_page(page, self._report(finished=False), str(error) or type(error).__name__)
+                except BatchOutputError as late:
+                    error.add_note(str(late))
+            raise
+        await self._write_page(page, report, None)
+        return report
+
+    async def _write_page(self, path: Path, report: Report, problem: str | None) -> None:
+        text = cast("Recorder", self._recorder).page(self._endpoint.name, report, problem)
+        try:
+            await _uninterrupted(asyncio.to_thread(write_page, path, text))
+        except OSError as error:
+            raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+    async def _run(self, inputs: list[str], input_format: InputFormat | None) -> Report:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
@@ -370,7 +381,7 @@ class _Job:
             self._resumed = self._done()
             if self._is_done():
                 return self._report(finished=True)
-            self._throughput_from = time.monotonic()
+            self._pace = Pace(time.monotonic(), self._resumed)
             return await self._score()
         finally:
             self._unwanted.set()
@@ -576,8 +587,10 @@ class _Job:
         self._retries_before = self._all_retries()
         writer = _Writer(self._write, self._abort)
         helpers = [asyncio.create_task(writer.run()), asyncio.create_task(self._sync_regularly())]
-        if settings.on_progress is not None:
-            helpers.append(asyncio.create_task(self._tell(settings.on_progress)))
+        told = [] if settings.on_progress is None else [(settings.on_progress, settings.progress_interval)]
+        if self._recorder is not None:
+            told.append((self._recorder.see, _RECORD_SECONDS))
+        helpers += [asyncio.create_task(self._tell(*each)) for each in told]
         failure: BaseException | None = None
         try:
             await self._send(prepared, writer)
@@ -604,8 +617,8 @@ class _Job:
                 ) from failure
             raise failure
         await self._in_thread(self._log.sync)
-        if settings.on_progress is not None:
-            settings.on_progress(self._progress())
+        for on_progress, _ in told:
+            on_progress(self._progress())
         return self._report(finished=finished)
 
     def _results(self, endpoint: Endpoint[Any, Any], rows: AsyncGenerator[Any, None]) -> Results[Row, Any]:
@@ -695,11 +708,11 @@ class _Job:
                 self._abort(error)
                 return
 
-    async def _tell(self, on_progress: Callable[[Progress], object]) -> None:
+    async def _tell(self, on_progress: Callable[[Progress], object], interval: float) -> None:
         try:
             while True:
                 on_progress(self._progress())
-                await asyncio.sleep(self._settings.progress_interval)
+                await asyncio.sleep(interval)
         except Exception as error:
             self._abort(error)
 
@@ -732,30 +745,24 @@ class _Job:
 
     def _progress(self) -> Progress:
         statistics = self._client.statistics()
-        state = statistics.endpoints.get(self._endpoint.name)
         log, source = self._log, self._source
-        now = time.monotonic()
-        rate = max(self._done() - self._resumed, 0) / max(now - self._throughput_from, 1e-9)
         fraction = None
         if source.bytes_in_all is not None:
             fraction = min(source.bytes_read / source.bytes_in_all, 1.0) if source.bytes_in_all else 1.0
-        remaining = None
-        rows = log.rows_in_input or (self._rows_read / fraction if fraction and self._rows_read else None)
-        if rows is not None and rate:
-            rows = rows if self._settings.limit is None else min(rows, self._settings.limit)
-            remaining = max(rows - self._done(), 0) / rate
-        return Progress(
+        return progress_of(
+            self._pace,
+            time.monotonic(),
+            started=self._started,
             scored=len(log.scored),
             failed=len(log.failed),
             resumed=self._resumed,
-            seconds=now - self._started,
-            rows_per_second=rate,
-            in_flight=state.in_use if state is not None else 0,
-            max_in_flight=state.max_concurrency if state is not None else self._client.max_concurrency,
-            waiting_for=state.illness if state is not None else None,
+            limiter=statistics.endpoints.get(self._endpoint.name),
+            ceiling=self._client.max_concurrency,
             retries=self._retries(),
             fraction=fraction,
-            remaining=remaining,
+            rows_read=self._rows_read,
+            rows_in_input=self._rows_read if self._read_to_end else log.rows_in_input,
+            limit=self._settings.limit,
         )
 
     def _report(self, *, finished: bool) -> Report:
