@@ -780,6 +780,10 @@ class Client:
             changes = {"job_patience": JOB_PATIENCE}
         return self._with_view({**changes, "patience_until_reached": DEFAULT_PATIENCE})
 
+    def _observed_by(self, observer: Observer) -> Self:
+        """A view with an observer more."""
+        return self._with_view({"observers": (*self._view.observers, observer)})
+
 
 def _check_types(kind: type, **arguments: object) -> None:
     # the values are not quoted: there are secrets among them

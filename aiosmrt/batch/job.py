@@ -23,21 +23,34 @@ from dataclasses import dataclass
 from hashlib import sha256
 from inspect import isawaitable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
+from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt.batch.destination import Deliver, Destination
+from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.objects import Bucket
 from aiosmrt.batch.outputlog import OutputLog, Record
+from aiosmrt.batch.progress import Pace, Progress, progress_of
+from aiosmrt.batch.recorder import Recorder, check_page, write_page
 from aiosmrt.batch.records import RecordSource, records_fault
-from aiosmrt.batch.requests import TEXT_COLUMN, JoinSource, Prepared, RequestMaker, Row, template_columns
+from aiosmrt.batch.requests import (
+    TEXT_COLUMN,
+    JoinSource,
+    Prepared,
+    RequestMaker,
+    Row,
+    names_whole_row,
+    template_columns,
+)
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
 from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
-from aiosmrt.config import UNSET, Unset, is_whole
-from aiosmrt.endpoint import Endpoint, Result
+from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
+from aiosmrt.endpoint import Endpoint, Result, Results
 from aiosmrt.errors import (
     AiosmrtError,
     BatchInputError,
+    BatchOutputError,
     BatchStoppedError,
     ParamValidationError,
     SerializationError,
@@ -57,6 +70,9 @@ Records: TypeAlias = Iterable[Any] | AsyncIterable[Any] | SupportsArrowStream | 
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 1 << 20
 
+# The most that rows are grouped to where no size is given: the default of Batch Transform's MaxPayloadInMB.
+_GROUP_BYTES: Final = 6 << 20
+
 # Results that are gathered before they are written: so long, or so many.
 _GATHER_SECONDS: Final = 0.005
 _GATHER_RESULTS: Final = 64
@@ -64,40 +80,13 @@ _GATHER_RESULTS: Final = 64
 # How often written records are made to survive a power failure, in seconds.
 _SYNC_SECONDS: Final = 1.0
 
+# How often the report page's charts get a value.
+_RECORD_SECONDS: Final = 1.0
+
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 # Members of a call that are only known by their hashes: they may be secret.
 _SECRET: Final = frozenset({"custom_attributes", "session_id"})
-
-
-class Progress(NamedTuple):
-    """How far a job is.
-
-    Args:
-        scored: rows whose answers are in the output, those of earlier runs among them.
-        failed: rows that failed.
-        resumed: rows that earlier runs had done.
-        seconds: since the job was started.
-        rows_per_second: rows done by this run, per second.
-        in_flight: calls in flight.
-        max_in_flight: how many may be now; fewer after throttling.
-        waiting_for: what calls wait for: ``"outage"``, ``"capacity"``; None while the endpoint is well.
-        retries: requests of this run's calls that were sent again.
-        fraction: the share of the input that was read, from 0 to 1; None for a stream.
-        remaining: estimated seconds to the end; None while that is not known.
-    """
-
-    scored: int
-    failed: int
-    resumed: int
-    seconds: float
-    rows_per_second: float
-    in_flight: int
-    max_in_flight: int
-    waiting_for: str | None
-    retries: int
-    fraction: float | None
-    remaining: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +133,14 @@ async def score(
     template: Any = None,
     id_field: str | None = None,
     join_source: JoinSource = "None",
-    max_concurrency: int | None = None,
+    input_filter: str | None = None,
+    output_filter: str | None = None,
+    rows_per_request: int | None = 1,
+    max_payload_mb: float | None = None,
+    split: Callable[[Any, int], Sequence[Any]] | None = None,
+    max_concurrency: MaxConcurrency | None = None,
     patience: float | Unset | None = UNSET,
-    max_failures: int | float | None = None,
+    max_failures: int | float | str | None = None,
     retry_failed: bool = False,
     fresh: bool = False,
     spool: StrPath | None = None,
@@ -155,6 +149,7 @@ async def score(
     drain: float = 10.0,
     on_progress: Callable[[Progress], object] | None = None,
     progress_interval: float = 1.0,
+    report_page: StrPath | None = None,
 ) -> Report:
     """Score the rows of files, and write the answers to a file::
 
@@ -165,8 +160,10 @@ async def score(
     the same job again after any interruption: rows that are done are not sent again. A row may be sent twice (it was in
     flight when the job was killed), but never is it in the output twice.
 
-    A row is the body of one call. It fails by its own fault: it cannot be read, the model refuses it, or the service
-    does not answer it for ``patience`` seconds. An error that every row would meet fails no row but stops the job.
+    A row is the body of one call, or shares it with others (``rows_per_request``). It fails by its own fault: it cannot
+    be read, the model refuses it, or the service does not answer it for ``patience`` seconds. What the model refuses of
+    several rows is halved until the bad row is known; the others are scored. An error that every row would meet fails
+    no row but stops the job.
 
     Args:
         endpoint: where rows are sent; its serializer makes the bodies, its deserializer reads the answers.
@@ -188,10 +185,22 @@ async def score(
         id_field: a column whose value is repeated in the output as the row's id.
         join_source: ``"Input"``: a record of the output is the row with ``prediction`` added. ``"None"``: it is the
             row's index, its id and the value.
-        max_concurrency: calls in flight at the same time. Defaults to the client's.
+        input_filter: a JSONPath of what is sent of a row, in place of ``column`` and ``template``, such as
+            ``"$.features"`` or, for columns of CSV by their numbers, ``"$[1:]"``. Needs the extra ``batch``.
+        output_filter: a JSONPath of what is written: of the value, or of the joined row, whose last member or column
+            is ``prediction``: ``"$['id','prediction']"``, ``"$[0,-1]"``. Needs the extra ``batch``.
+        rows_per_request: the most rows of a call; the serializer's lines, or items of a list. If None, as many as
+            ``max_payload_mb`` allows. By default, the row is the body, and the answer is its value; otherwise the
+            answer must have a value for each row; see `aiosmrt.endpoint.split_answer`.
+        max_payload_mb: the largest body, in MiB; a larger row fails and is not sent. If None, any row is sent, and
+            several share up to 6 MiB.
+        split: returns the values of the rows, given the answer and the number of rows, if `split_answer` does not know
+            how.
+        max_concurrency: calls in flight at the same time, or ``"adaptive"``; see `aiosmrt.Client`. Defaults to the
+            client's.
         patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
-        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1), that stop the job when
-            there are more. If None, no limit.
+        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1, or ``"5%"``), that
+            stop the job when there are more. If None, no limit.
         retry_failed: whether to score the rows again that failed in earlier runs.
         fresh: whether to start over, and overwrite what is there.
         spool: the folder in which answers are kept until they are uploaded, with the journal. Defaults to one for each
@@ -202,6 +211,7 @@ async def score(
         drain: seconds for calls in flight to end once ``stop`` is set.
         on_progress: called with the progress, on the event loop.
         progress_interval: seconds between these calls.
+        report_page: a file for a page of HTML with charts of the run, written when it ends, however it does.
 
     Returns:
         What the job came to; with ``finished=False`` if ``stop`` was set.
@@ -261,15 +271,32 @@ async def score(
         faults.append("column and template exclude each other")
     if kind == "text" and (id_field is not None or join_source == "Input"):
         faults.append("text has the answers alone; id_field and join_source need another format")
+    if input_filter is not None and (column is not None or template is not None):
+        faults.append("input_filter excludes column and template")
+    if not (rows_per_request is None or is_whole(rows_per_request, 1)):
+        faults.append(f"rows_per_request must be an integer >= 1 or None; got {rows_per_request!r:.80}")
+    if split is not None and rows_per_request == 1:
+        faults.append("split needs several rows_per_request")
+    if max_payload_mb is not None and not (is_seconds(max_payload_mb) and max_payload_mb > 0):
+        faults.append(f"max_payload_mb must be a number > 0 or None; got {max_payload_mb!r:.80}")
     if limit is not None and not is_whole(limit, 1):
         faults.append(f"limit must be an integer >= 1 or None; got {limit!r:.80}")
     for name, seconds in (("drain", drain), ("progress_interval", progress_interval)):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
             faults.append(f"{name} must be a non-negative number of seconds; got {seconds!r:.80}")
+    filters = {"input_filter": input_filter, "output_filter": output_filter}
+    selections: dict[str, Selection | None] = {}
+    for name, path in filters.items():
+        try:
+            selections[name] = None if path is None else Selection(path)
+        except ParamValidationError as error:
+            faults += [f"{name} {fault}" for fault in error.faults]
     if faults:
         raise ParamValidationError(faults)
+    if max_concurrency is not None:
+        endpoint = _with_concurrency(endpoint, max_concurrency)
     # Makes no calls: checks the arguments that are those of `map`, and the endpoint's options.
-    endpoint.map((), concurrency=max_concurrency, patience=patience, max_failures=max_failures)
+    endpoint.map((), patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
         Destination(sink, str(kind), None if spool is None else Path(spool)),
@@ -278,8 +305,12 @@ async def score(
         template=template,
         id_field=id_field,
         join=join_source == "Input",
+        choose=selections["input_filter"],
+        keep=selections["output_filter"],
+        rows_per_request=rows_per_request,
+        max_bytes=None if max_payload_mb is None else int(max_payload_mb * (1 << 20)),
+        split=split,
         header=header,
-        concurrency=max_concurrency,
         patience=patience,
         max_failures=max_failures,
         retry_failed=retry_failed,
@@ -289,6 +320,7 @@ async def score(
         drain=drain,
         on_progress=on_progress,
         progress_interval=progress_interval,
+        report_page=None if report_page is None else Path(report_page),
     )
     return await job.run(source if inputs is None else inputs, input_format)
 
@@ -301,10 +333,14 @@ class _Settings:
     template: Any
     id_field: str | None
     join: bool
+    choose: Selection | None
+    keep: Selection | None
+    rows_per_request: int | None
+    max_bytes: int | None
+    split: Callable[[Any, int], Sequence[Any]] | None
     header: bool
-    concurrency: int | None
     patience: float | Unset | None
-    max_failures: int | float | None
+    max_failures: int | float | str | None
     retry_failed: bool
     fresh: bool
     limit: int | None
@@ -312,6 +348,12 @@ class _Settings:
     drain: float
     on_progress: Callable[[Progress], object] | None
     progress_interval: float
+    report_page: Path | None
+
+    @property
+    def several(self) -> bool:
+        """Whether rows share bodies."""
+        return self.rows_per_request != 1
 
 
 class _Job:
@@ -331,7 +373,8 @@ class _Job:
         self._started = time.monotonic()
         self._resumed = 0
         self._retries_before = self._all_retries()
-        self._throughput_from = self._started
+        self._pace: Pace
+        self._recorder: Recorder | None = None
         # Set when no further rows are wanted, for the loop and for threads.
         self._ending = asyncio.Event()
         self._unwanted = threading.Event()
@@ -345,8 +388,41 @@ class _Job:
         self._time_limit: asyncio.Timeout | None = None
         self._read_to_end = False
         self._rows_read = 0
+        # Rows of the input that wait for others.
+        self._group: list[Row] = []
+        self._group_bytes = 0
 
     async def run(self, inputs: Any, input_format: InputFormat | None) -> Report:
+        page = self._settings.report_page
+        if page is None:
+            return await self._run(inputs, input_format)
+        self._recorder = recorder = Recorder(time.monotonic)
+        self._client = self._client._observed_by(recorder)
+        try:
+            check_page(page)
+        except OSError as error:
+            raise BatchOutputError(f"cannot write {page}: {error.strerror or error}") from error
+        try:
+            report = await self._run(inputs, input_format)
+        except BaseException as error:
+            # Without a log, nothing has begun.
+            if self._opened_log is not None:
+                try:
+                    await self._write_page(page, self._report(finished=False), str(error) or type(error).__name__)
+                except BatchOutputError as late:
+                    error.add_note(str(late))
+            raise
+        await self._write_page(page, report, None)
+        return report
+
+    async def _write_page(self, path: Path, report: Report, problem: str | None) -> None:
+        text = cast("Recorder", self._recorder).page(self._endpoint.name, report, problem)
+        try:
+            await _uninterrupted(asyncio.to_thread(write_page, path, text))
+        except OSError as error:
+            raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+    async def _run(self, inputs: Any, input_format: InputFormat | None) -> Report:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
@@ -360,7 +436,7 @@ class _Job:
                 if not await self._in_thread(self._output.is_made, self._log, self._bucket):
                     await self._in_thread(self._make)
                 return self._report(finished=True)
-            self._throughput_from = time.monotonic()
+            self._pace = Pace(time.monotonic(), self._resumed)
             return await self._score()
         finally:
             self._unwanted.set()
@@ -401,12 +477,21 @@ class _Job:
             template=settings.template,
             id_field=settings.id_field,
             join=settings.join,
+            several=settings.several,
+            choose=settings.choose,
+            max_bytes=settings.max_bytes,
         )
         facts = source.prepare()
         self._check_columns()
-        if not settings.join and (settings.column is not None or settings.template is not None):
-            source.wanted = sorted(self._named_columns())
-        self._sink = Sink(self._kind, columns=source.columns, has_ids=settings.id_field is not None, join=settings.join)
+        if (wanted := self._wanted_columns()) is not None:
+            source.wanted = sorted(wanted)
+        self._sink = Sink(
+            self._kind,
+            columns=source.columns,
+            has_ids=settings.id_field is not None,
+            join=settings.join,
+            keep=settings.keep,
+        )
         self._opened_log = OutputLog.open(
             self._output.files,
             {"input": facts, "settings": self._facts()},
@@ -436,6 +521,14 @@ class _Job:
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
         self._output.make(self._log, self._bucket, columns=self._sink.columns(names), hints=hints)
 
+    def _wanted_columns(self) -> set[str] | None:
+        """The columns that are sent or written, if the settings name them all."""
+        settings = self._settings
+        names_some = settings.column is not None or settings.template is not None
+        if settings.join or not names_some or names_whole_row(settings.template):
+            return None
+        return self._named_columns()
+
     def _named_columns(self) -> set[str]:
         settings = self._settings
         named = template_columns(settings.template)
@@ -460,7 +553,7 @@ class _Job:
             for name, value in endpoint.options.items()
             if value is not None
         }
-        return {
+        facts = {
             "endpoint": endpoint.name,
             "members": members,
             "serializer": _ADDRESS.sub("", repr(endpoint.serializer)),
@@ -473,6 +566,16 @@ class _Job:
             "id_field": settings.id_field,
             "join_source": "Input" if settings.join else "None",
         }
+        # What earlier versions did not have is named where it is used, so that their jobs can be resumed.
+        if settings.several:
+            # How many does not matter: each answer is split into the values of its rows.
+            facts["rows_per_request"] = "several"
+        if settings.split is not None:
+            facts["split"] = _ADDRESS.sub("", repr(settings.split))
+        for name, selection in (("input_filter", settings.choose), ("output_filter", settings.keep)):
+            if selection is not None:
+                facts[name] = selection.path
+        return facts
 
     def _lines(self) -> Iterator[Line]:
         """The lines that are still to be scored."""
@@ -486,17 +589,37 @@ class _Job:
             yield line
         self._read_to_end = not self._unwanted.is_set()
 
-    def _next_batch(self, lines: Iterator[Line]) -> list[Row]:
-        """Make as many rows as are handed to the loop at a time; none at the input's end."""
-        rows: list[Row] = []
+    def _next_batch(self, lines: Iterator[Line]) -> list[Any]:
+        """Make as many rows, or groups of rows, as are handed to the loop at a time; none at the input's end."""
+        batch: list[Any] = []
         size = 0
-        for line in lines:
+        for rows, line in enumerate(lines, 1):
             row = self._maker.row(line)
-            rows.append(row)
+            batch += self._grouped(row) if self._settings.several else [row]
             size += len(row.body)
-            if len(rows) >= _BATCH_ROWS or size >= _BATCH_BYTES:
-                break
-        return rows
+            if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
+                return batch
+        if self._group:
+            batch.append(self._group)
+            self._group = []
+        return batch
+
+    def _grouped(self, row: Row) -> Iterator[list[Row]]:
+        """The groups that are full with this row; the open one is kept for the next."""
+        settings, group = self._settings, self._group
+        if row.error is not None:
+            yield [row]
+            return
+        self._group_bytes += len(row.body)
+        if group and self._maker.size(self._group_bytes, len(group) + 1) > (settings.max_bytes or _GROUP_BYTES):
+            yield group
+            self._group = group = []
+            self._group_bytes = len(row.body)
+        group.append(row)
+        if len(group) == settings.rows_per_request:
+            yield group
+            self._group = []
+            self._group_bytes = 0
 
     # On the event loop
 
@@ -516,8 +639,8 @@ class _Job:
         wanted = rows if limit is None else min(rows, limit)
         return len(log.scored) + len(log.failed) >= wanted and not (self._settings.retry_failed and log.failed)
 
-    async def _rows(self) -> AsyncGenerator[Row, None]:
-        """Rows to be scored; the next batch is read ahead."""
+    async def _rows(self) -> AsyncGenerator[Any, None]:
+        """Rows to be scored, or groups of them; the next batch is read ahead."""
         lines = self._lines()
         reading = self._start_reading(lines)
         ending = asyncio.create_task(self._ending.wait())
@@ -542,25 +665,25 @@ class _Job:
                 # An error of a batch that is no longer wanted concerns nothing.
                 reading.exception()
 
-    def _start_reading(self, lines: Iterator[Line]) -> asyncio.Task[list[Row]]:
+    def _start_reading(self, lines: Iterator[Line]) -> asyncio.Task[list[Any]]:
         return asyncio.create_task(asyncio.to_thread(self._next_batch, lines))
 
     async def _score(self) -> Report:
         settings, endpoint = self._settings, self._endpoint
-        if settings.concurrency is not None and settings.concurrency != self._client.max_concurrency:
-            self._client = self._client.with_options(max_concurrency=settings.concurrency)
         prepared = Endpoint(
             self._client,
             endpoint.name,
-            serializer=Prepared(endpoint.serializer.content_type),
+            serializer=Prepared(endpoint.serializer.content_type, self._maker.body_of),
             deserializer=endpoint.deserializer,
             **endpoint.options,
         )
         self._retries_before = self._all_retries()
         writer = _Writer(self._write, self._abort)
         helpers = [asyncio.create_task(writer.run()), asyncio.create_task(self._sync_regularly())]
-        if settings.on_progress is not None:
-            helpers.append(asyncio.create_task(self._tell(settings.on_progress)))
+        told = [] if settings.on_progress is None else [(settings.on_progress, settings.progress_interval)]
+        if self._recorder is not None:
+            told.append((self._recorder.see, _RECORD_SECONDS))
+        helpers += [asyncio.create_task(self._tell(*each)) for each in told]
         failure: BaseException | None = None
         try:
             await self._send(prepared, writer)
@@ -587,13 +710,25 @@ class _Job:
                 ) from failure
             raise failure
         await self._in_thread(self._log.sync)
-        if settings.on_progress is not None:
-            settings.on_progress(self._progress())
+        for on_progress, _ in told:
+            on_progress(self._progress())
         return self._report(finished=finished)
 
-    async def _send(self, endpoint: Endpoint[Row, Any], writer: _Writer) -> None:
-        """Call the endpoint for all rows, and have the results written, until `_end` sets a limit."""
+    def _results(self, endpoint: Endpoint[Any, Any], rows: AsyncGenerator[Any, None]) -> Results[Row, Any]:
+        """The calls for rows, or for groups of them."""
         settings = self._settings
+        if not settings.several:
+            return endpoint.map(rows, ordered=False, patience=settings.patience, max_failures=settings.max_failures)
+        return endpoint.map_groups(
+            rows,
+            split=settings.split,
+            ordered=False,
+            patience=settings.patience,
+            max_failures=settings.max_failures,
+        )
+
+    async def _send(self, endpoint: Endpoint[Any, Any], writer: _Writer) -> None:
+        """Call the endpoint for all rows, and have the results written, until `_end` sets a limit."""
         limit = asyncio.timeout(None)
         try:
             async with limit, aclosing(self._rows()) as rows:
@@ -601,13 +736,7 @@ class _Job:
                     return
                 self._time_limit = limit
                 try:
-                    async with endpoint.map(
-                        rows,
-                        concurrency=settings.concurrency,
-                        ordered=False,
-                        patience=settings.patience,
-                        max_failures=settings.max_failures,
-                    ) as results:
+                    async with self._results(endpoint, rows) as results:
                         async for result in results:
                             if result.error is None or not concerns_every_call(result.error):
                                 await writer.put(result)
@@ -674,11 +803,11 @@ class _Job:
                 self._abort(error)
                 return
 
-    async def _tell(self, on_progress: Callable[[Progress], object]) -> None:
+    async def _tell(self, on_progress: Callable[[Progress], object], interval: float) -> None:
         try:
             while True:
                 on_progress(self._progress())
-                await asyncio.sleep(self._settings.progress_interval)
+                await asyncio.sleep(interval)
         except Exception as error:
             self._abort(error)
 
@@ -725,28 +854,22 @@ class _Job:
 
     def _progress(self) -> Progress:
         statistics = self._client.statistics()
-        state = statistics.endpoints.get(self._endpoint.name)
         log, source = self._log, self._source
-        now = time.monotonic()
-        rate = max(self._done() - self._resumed, 0) / max(now - self._throughput_from, 1e-9)
         fraction = source.fraction
-        remaining = None
-        rows = log.rows_in_input or (self._rows_read / fraction if fraction and self._rows_read else None)
-        if rows is not None and rate:
-            rows = rows if self._settings.limit is None else min(rows, self._settings.limit)
-            remaining = max(rows - self._done(), 0) / rate
-        return Progress(
+        return progress_of(
+            self._pace,
+            time.monotonic(),
+            started=self._started,
             scored=len(log.scored),
             failed=len(log.failed),
             resumed=self._resumed,
-            seconds=now - self._started,
-            rows_per_second=rate,
-            in_flight=state.in_use if state is not None else 0,
-            max_in_flight=state.max_concurrency if state is not None else self._client.max_concurrency,
-            waiting_for=state.illness if state is not None else None,
+            limiter=statistics.endpoints.get(self._endpoint.name),
+            ceiling=self._client.max_concurrency,
             retries=self._retries(),
             fraction=fraction,
-            remaining=remaining,
+            rows_read=self._rows_read,
+            rows_in_input=self._rows_read if self._read_to_end else log.rows_in_input,
+            limit=self._settings.limit,
         )
 
     def _report(self, *, finished: bool) -> Report:
@@ -771,6 +894,17 @@ class _Job:
         if self._opened_source is not None:
             self._opened_source.close()
         self._output.close()
+
+
+def _with_concurrency(endpoint: Endpoint[Any, Any], limit: MaxConcurrency) -> Endpoint[Any, Any]:
+    return Endpoint(
+        endpoint.client.with_options(max_concurrency=limit),
+        endpoint.name,
+        serializer=endpoint.serializer,
+        deserializer=endpoint.deserializer,
+        upload_to=endpoint.upload_to,
+        **endpoint.options,
+    )
 
 
 class _Writer:

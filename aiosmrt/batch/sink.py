@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
+from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.requests import Row, csv_line
 from aiosmrt.errors import AiosmrtError, SerializationError, ServiceError
 
@@ -73,17 +74,27 @@ class Sink:
         columns: the columns of the input, which CSV repeats with ``join``.
         has_ids: whether rows have ids.
         join: whether records repeat their rows.
+        keep: selects what is written of the value, or of the row with its prediction. If None, all of it.
     """
 
     def __init__(
-        self, output_format: OutputFormat, *, columns: Sequence[str] | None, has_ids: bool, join: bool
+        self,
+        output_format: OutputFormat,
+        *,
+        columns: Sequence[str] | None,
+        has_ids: bool,
+        join: bool,
+        keep: Selection | None = None,
     ) -> None:
         self._format = output_format
         self._has_ids = has_ids
         self._join = join
+        self._keep = keep
         names: list[str] = []
         if output_format == "csv":
             names = [*(columns or ()), "prediction"] if join else ["index", *(["id"] if has_ids else []), "value"]
+            if join and keep is not None:
+                names = _fields(keep.of_fields({name: name for name in names}))
         self.preamble: bytes = f"{csv_line(names)}\n".encode() if names else b""
 
     def columns(self, names: Sequence[str]) -> list[str]:
@@ -93,7 +104,7 @@ class Sink:
             names: the columns of the input, where they are known.
         """
         if self._join:
-            return [*names, "prediction"] if names else []
+            return [*names, "prediction"] if names and self._keep is None else []
         return ["index", *(["id"] if self._has_ids else []), "value"]
 
     def record(self, row: Row, value: Any, request_id: str | None = None) -> bytes:
@@ -107,16 +118,22 @@ class Sink:
         Raises:
             SerializationError: the format does not have such a value.
         """
+        keep = self._keep
+        if keep is not None and not self._join:
+            value = keep(value)
         try:
             if self._format == "jsonl":
                 if self._join:
-                    return _encoded({**row.record, "prediction": value}) + b"\n"
+                    joined = {**row.record, "prediction": value}
+                    return _encoded(joined if keep is None else keep(joined)) + b"\n"
                 head = {"index": row.number, "id": row.id} if self._has_ids else {"index": row.number}
                 return _encoded({**head, "value": value}) + b"\n"
             if self._format == "parquet":
                 # Lines that become columns in the end, NaN among their numbers.
                 if self._join:
-                    return _with_nan({**row.record, "prediction": value})
+                    joined = {**row.record, "prediction": value}
+                    kept = joined if keep is None else keep(joined)
+                    return _with_nan(kept if isinstance(kept, dict) else {"value": kept})
                 head = {"index": row.number, "id": row.id} if self._has_ids else {"index": row.number}
                 return _with_nan({**head, "value": value})
             if self._format == "openai-batch":
@@ -124,7 +141,8 @@ class Sink:
             if self._format == "csv":
                 text = _cell(value)
                 if self._join:
-                    fields = [*row.record.values(), text]
+                    joined = {**row.record, "prediction": text}
+                    fields = _fields(joined if keep is None else keep.of_fields(joined))
                 else:
                     fields = [row.number, *([_cell(row.id)] if self._has_ids else []), text]
                 return f"{csv_line(fields)}\n".encode(errors="backslashreplace")
@@ -159,6 +177,13 @@ def openai_failure(row: Row, error: Exception) -> bytes:
     message = str(error) if isinstance(error, AiosmrtError) else ""
     facts = {"id": _line_id(row), "custom_id": row.id, "response": response}
     return _encoded({**facts, "error": {"code": code, "message": message}}) + b"\n"
+
+
+def _fields(selected: Any) -> list[Any]:
+    """What was selected of a row, as fields."""
+    if isinstance(selected, dict):
+        return list(selected.values())
+    return selected if isinstance(selected, list) else [selected]
 
 
 def failure_record(row: Row, error: Exception, attempts: int, waited: float) -> bytes:

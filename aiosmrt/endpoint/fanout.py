@@ -15,6 +15,7 @@ and waits for them.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -27,15 +28,15 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
-from aiosmrt.config import is_whole, shown
+from aiosmrt.config import is_seconds, is_whole, shown
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, TooManyFailuresError
 from aiosmrt.serializers.frames import is_frame, iterates_over_columns
 from aiosmrt.serializers.objects import type_name
 
-__all__ = ["Answer", "Result", "Results"]
+__all__ = ["Answer", "Result", "Results", "failure_limit"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -43,8 +44,36 @@ Out = TypeVar("Out")
 # A share of failures is meaningful from this many calls.
 _CALLS_FOR_A_SHARE = 20
 
+# Neither a sign, nor an exponent, nor the underscores that Python's numbers may have.
+_PERCENTAGE: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?%", re.ASCII)
+
 # Items held for each call in flight: while one is called, another's result waits for the reader.
 _HELD_PER_CALL = 2
+
+_CUT_OFF: Final = "the call was still in flight when drain() ended"
+
+
+def failure_limit(most: int | float | str | None) -> int | float | None:
+    """The most failures of a map: a number (an int), a share (a float), or None for no limit.
+
+    Args:
+        most: an integer, a float from 0 to 1, text such as ``"2.5%"``, or None.
+
+    Raises:
+        ParamValidationError: it is something else.
+
+    >>> failure_limit("2.5%"), failure_limit(10)
+    (0.025, 10)
+    """
+    found: Any = most
+    if isinstance(most, str) and _PERCENTAGE.fullmatch(most):
+        found = float(most[:-1]) / 100
+    if found is None or (isinstance(found, float) and 0 <= found <= 1) or is_whole(found, 0):
+        limit: int | float | None = found
+        return limit
+    raise ParamValidationError(
+        [f"max_failures must be an integer >= 0, a float from 0 to 1, a percentage as text, or None; got {shown(most)}"]
+    )
 
 
 class Answer(NamedTuple, Generic[Out]):
@@ -94,12 +123,15 @@ class Result(Generic[In, Out]):
 class Results(Generic[In, Out]):
     """The results of `Endpoint.map`, which documents them: an asynchronous context manager and iterator.
 
+    Each item that was taken has one result. `stop` and `drain` end the map early, without losing one.
+
     Args:
         call: makes one call.
         items: the items to call with.
         concurrency: most calls in flight.
         ordered: whether results come in the order of the items.
-        max_failures: how many calls, or which share of them, may fail; one more ends the map. Defaults to no limit.
+        max_failures: how many items, or which share of them, may fail; one more ends the map; see `failure_limit`.
+            Defaults to no limit.
     """
 
     def __init__(
@@ -109,17 +141,18 @@ class Results(Generic[In, Out]):
         *,
         concurrency: int,
         ordered: bool,
-        max_failures: int | float | None = None,
+        max_failures: int | float | str | None = None,
     ) -> None:
         faults = []
         if not is_whole(concurrency, 1):
             faults.append(f"concurrency must be an integer >= 1; got {shown(concurrency)}")
-        is_share = isinstance(max_failures, float) and 0 <= max_failures <= 1
-        if not (max_failures is None or is_share or is_whole(max_failures, 0)):
-            faults.append(
-                f"max_failures must be an integer >= 0, a float from 0 to 1, or None; got {shown(max_failures)}"
-            )
-        self._source: Iterator[In] | None = None
+        most: int | float | None = None
+        try:
+            most = failure_limit(max_failures)
+        except ParamValidationError as error:
+            faults += error.faults
+        # What is taken are items here, and lists of them in `GroupedResults`.
+        self._source: Iterator[Any] | None = None
         self._asynchronous: AsyncIterator[In] | None = None
         if (mistake := _mistaken_items(items)) is not None:
             faults.append(mistake)
@@ -135,7 +168,7 @@ class Results(Generic[In, Out]):
         self._call = call
         self._concurrency = concurrency
         self._ordered = ordered
-        self._max_failures = max_failures
+        self._max_failures = most
         self._failures = 0
         self._calls = 0
         self._entered = False
@@ -145,7 +178,7 @@ class Results(Generic[In, Out]):
         self._at_work = 0
         # Requests of workers for asynchronous items, the items for them, and the task that gets them.
         self._wanted = asyncio.Semaphore(0)
-        self._given: asyncio.Queue[In] = asyncio.Queue()
+        self._given: asyncio.Queue[Any] = asyncio.Queue()
         self._feeder: asyncio.Task[None] | None = None
         # Items taken, results read, and results not yet read by their index.
         self._taken = 0
@@ -156,8 +189,13 @@ class Results(Generic[In, Out]):
         self._failure: BaseException | None = None
         # what ended a worker, whose item has no result
         self._broken: BaseException | None = None
+        # whether items that were given to nobody are lost, because what asked for them was cancelled
+        self._forsaken = False
         self._reader: asyncio.Future[None] | None = None
         self._left = False
+        # whether `drain` has cancelled the calls in flight, and those who wait in it
+        self._cut = False
+        self._drains: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Results taken={self._taken} read={self._read} calls={self._at_work}>"
@@ -178,6 +216,7 @@ class Results(Generic[In, Out]):
     ) -> None:
         self._left = self._ended = True
         self._wake_reader()
+        self._wake_drains()
         tasks = [*self._workers] if self._feeder is None else [*self._workers, self._feeder]
         for task in tasks:
             task.cancel()
@@ -211,9 +250,9 @@ class Results(Generic[In, Out]):
                 index = self._read if self._ordered else next(iter(ready))
                 if (result := ready.pop(index, None)) is not None:
                     self._read += 1
-                    self._held.release()
+                    self._release(result.index)
                     return result
-            if self._ended and self._read == self._taken:
+            if self._ended and self._read == self._taken and (self._given.empty() or self._forsaken):
                 failure, self._failure = self._failure, None
                 if failure is None and self._too_many_failures(whole=True):
                     self._max_failures = None
@@ -231,6 +270,78 @@ class Results(Generic[In, Out]):
                 await self._reader
             finally:
                 self._reader = None
+
+    # Ending early
+
+    def stop(self) -> None:
+        """Take no more items. Calls in flight are finished; their results come as before, and then the map ends.
+
+        May be called by any task of the map's event loop, and more than once. An item that an asynchronous iterable is
+        about to give is not called.
+        """
+        if not self._ended:
+            self._hand_over()
+            self._end(None)
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Take no more items, and wait until the calls in flight are finished; their results come afterwards.
+
+        Args:
+            timeout: seconds to wait. Calls that take longer are cancelled, and the results of their items have a
+                `ClientStateError`. If None, no limit.
+
+        Raises:
+            ParamValidationError: ``timeout`` is not a number of seconds.
+            ClientStateError: the map was not entered.
+        """
+        if timeout is not None and not is_seconds(timeout):
+            raise ParamValidationError([f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"])
+        if not self._entered:
+            raise ClientStateError("results can be drained only inside their `async with` block")
+        self.stop()
+        timer = asyncio.timeout(timeout)
+        try:
+            async with timer:
+                await self._all_finished()
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            self._cut_off()
+            await self._all_finished()
+
+    def _is_finished(self) -> bool:
+        """Whether all items that were taken have a result."""
+        return self._left or (self._taken == self._read + len(self._ready) and (self._given.empty() or self._forsaken))
+
+    async def _all_finished(self) -> None:
+        while not self._is_finished():
+            finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drains.add(finished)
+            try:
+                await finished
+            finally:
+                self._drains.discard(finished)
+
+    def _wake_drains(self) -> None:
+        if self._drains and self._is_finished():
+            for waiting in self._drains:
+                if not waiting.done():
+                    waiting.set_result(None)
+
+    def _cut_off(self) -> None:
+        """Cancel the calls in flight."""
+        self._cut = True
+        for worker in self._workers:
+            worker.cancel()
+        # Workers that were about to have them are cancelled.
+        while not self._given.empty():
+            item = self._given.get_nowait()
+            self._fail(self._count(item), item, ClientStateError(_CUT_OFF))
+
+    def _hand_over(self) -> None:
+        """Have workers take items that are held back until there are more of them."""
+
+    # Inside
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -270,39 +381,76 @@ class Results(Generic[In, Out]):
 
     async def _work(self) -> None:
         while not self._ended and (taken := await self._take()) is not None:
-            index, item = taken
             if self._at_work < self._concurrency:
                 self._start_next_worker()
-            value: Out | None = None
-            attempts, waited = 0, 0.0
-            failure: Exception | None = None
-            try:
-                value, attempts, waited = await self._call(item)
-            except AiosmrtError as error:
-                if concerns_every_call(error):
-                    self._end(error)
-                failure = error
-                attempts, waited = error.attempts, error.waited.total_waiting
-            except Exception as error:
-                failure = error
-            except asyncio.CancelledError:
-                if self._left:
-                    raise
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    # The worker itself was cancelled: it must end, and the map with it.
-                    failure = ClientStateError("the call was cancelled from inside, or a map() worker from outside")
-                    self._end(failure)
-                else:
-                    failure = ClientStateError("the call was cancelled from inside")
-            self._calls += 1
-            self._failures += failure is not None
-            self._ready[index] = Result(index, item, value, failure, attempts, waited)
-            if failure is not None and self._too_many_failures(whole=False):
-                self._end(TooManyFailuresError(self._failures, self._calls))
+            await self._score(*taken)
             # Hold nothing of this item while waiting for the next one.
-            del taken, item, value, failure
-            self._wake_reader()
+            del taken
+
+    async def _score(self, index: int, item: In) -> None:
+        """Make the call for an item, and add its result."""
+        value: Out | None = None
+        attempts, waited = 0, 0.0
+        failure: Exception | None = None
+        try:
+            value, attempts, waited = await self._call(item)
+        except AiosmrtError as error:
+            if concerns_every_call(error):
+                self._end(error)
+            failure = error
+            attempts, waited = error.attempts, error.waited.total_waiting
+        except Exception as error:
+            failure = error
+        except asyncio.CancelledError:
+            if self._left:
+                raise
+            failure = self._cancellation()
+        self._add(Result(index, item, value, failure, attempts, waited))
+        # An error's traceback has this frame.
+        del item, value, failure
+
+    def _cancellation(self) -> ClientStateError:
+        """The error of a call that was cancelled, though the block was not left."""
+        if self._cut:
+            return ClientStateError(_CUT_OFF)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # The worker itself was cancelled: it must end, and the map with it.
+            failure = ClientStateError("the call was cancelled from inside, or a map() worker from outside")
+            self._end(failure)
+            return failure
+        return ClientStateError("the call was cancelled from inside")
+
+    def _add(self, result: Result[In, Out], *, called: bool = True) -> None:
+        """Add a result for the reader.
+
+        Args:
+            result: the result.
+            called: whether a call was made, which counts.
+        """
+        self._ready[result.index] = result
+        if called:
+            self._calls += 1
+            if result.error is not None:
+                self._failures += 1
+                if self._too_many_failures(whole=False):
+                    self._end(TooManyFailuresError(self._failures, self._calls))
+        self._wake_reader()
+        self._wake_drains()
+
+    def _count(self, item: Any) -> int:
+        """Count what was taken; returns its index."""
+        index = self._taken
+        self._taken += 1
+        return index
+
+    def _fail(self, index: int, item: Any, failure: Exception) -> None:
+        """Add an error as the result of what was taken."""
+        self._add(Result(index, item, None, failure))
+
+    def _release(self, index: int) -> None:
+        """Let another item be taken for one whose result was read."""
+        self._held.release()
 
     def _too_many_failures(self, *, whole: bool) -> bool:
         """Return whether more calls failed than allowed.
@@ -317,7 +465,7 @@ class Results(Generic[In, Out]):
             return (whole or self._calls >= _CALLS_FOR_A_SHARE) and self._failures > most * self._calls
         return self._failures > most
 
-    async def _take(self) -> tuple[int, In] | None:
+    async def _take(self) -> tuple[int, Any] | None:
         """Return the next item and its index, once it may be held; None if there are no more."""
         await self._held.acquire()
         if self._ended:
@@ -328,7 +476,8 @@ class Results(Generic[In, Out]):
                 item = await self._given.get()
             except asyncio.CancelledError:
                 # At once: the item that is lost here may have been the last one.
-                if not self._left:
+                if not (self._left or self._cut):
+                    self._forsaken = True
                     self._end(_cancelled("calls"))
                 raise
         else:
@@ -343,9 +492,11 @@ class Results(Generic[In, Out]):
             except Exception as error:
                 self._end(error)
                 return None
-        index = self._taken
-        self._taken += 1
-        return index, item
+        return self._count(item), item
+
+    async def _next(self, items: AsyncIterator[In]) -> Any:
+        """What a worker asked for: the next item."""
+        return await anext(items)
 
     async def _feed(self, items: AsyncIterator[In]) -> None:
         """Advance asynchronous items by one whenever a worker asks."""
@@ -367,7 +518,7 @@ class Results(Generic[In, Out]):
             if self._ended:
                 continue
             try:
-                item = await anext(items)
+                item = await self._next(items)
             except StopAsyncIteration:
                 return
             if not self._ended:
@@ -382,6 +533,7 @@ class Results(Generic[In, Out]):
         self._feeder = None
         failure = _cancelled("items") if feeder.cancelled() else feeder.exception()
         if not self._left:
+            self._hand_over()
             self._end(failure)
 
 

@@ -13,6 +13,7 @@ from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
 from aiosmrt.config import Unset
 from aiosmrt.errors import Waited
+from aiosmrt.events import Observer
 
 if TYPE_CHECKING:
     from aiosmrt._core.admission import MaxConcurrency
@@ -70,3 +71,5 @@ class EndpointClient(StorageClient, Protocol):
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None: ...
 
     def _for_job(self, patience: float | Unset | None) -> Self: ...
+
+    def _observed_by(self, observer: Observer) -> Self: ...

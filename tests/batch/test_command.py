@@ -60,7 +60,7 @@ async def test_too_many_failures(command: Command, tmp_path: Path, models: Model
     models.refused = {f'{{"n": {number}}}'.encode() for number in range(100)}
     ended = await command("rows.jsonl", "--output", "out.jsonl", "--max-failures", most, "--max-concurrency", "2")
     assert (ended.code, ended.stdout) == (3, b"")
-    assert b"calls failed, which is more than max_failures allows" in ended.stderr
+    assert b"items failed, which is more than max_failures allows" in ended.stderr
     assert b"the same job resumes" in ended.stderr
     assert models.seen.total() < 100
 
@@ -214,15 +214,45 @@ async def test_progress_on_a_terminal(runtime: LocalRuntime, models: Models, tmp
     shown = (await asyncio.to_thread(read_all)).decode()
     os.close(ours)
     assert await process.wait() == 0
-    assert re.search(r"\d+ rows \(\d+% read\) · \d+/s · \d of 4 in flight", shown)
+    assert re.search(r"\d+ of (about )?60 rows \(\d+%\)", shown)
+    assert re.search(r"\d+/s · \d of 4 in flight", shown)
+    assert "━" in shown
     assert "60 rows scored in" in shown
 
 
-def test_a_line_of_progress() -> None:
-    from aiosmrt.batch import Progress
-    from aiosmrt.cli.score import _line
+# Progress fields that are not the usual ones, and the line of them.
+LINES: list[tuple[dict[str, object], list[str]]] = [
+    (
+        {},
+        [
+            "12,003 of about 48,000 rows (25%)",
+            "1,234/s",
+            "8 of 64 in flight",
+            "56 waiting: outage",
+            "17 retries",
+            "3 failed",
+            "1:35 left",
+        ],
+    ),
+    (
+        {"waiting_for": None, "retries": 0, "is_estimate": False, "remaining": 7300.4},
+        ["12,003 of 48,000 rows (25%)", "1,234/s", "8 of 64 in flight", "3 failed", "2:01:40 left"],
+    ),
+    (
+        {"waiting_for": None, "retries": 0, "rows": None, "failed": 0, "remaining": None},
+        ["12,000 rows", "1,234/s", "8 of 64 in flight"],
+    ),
+    (
+        {"waiting_for": None, "retries": 0, "rows": 12_004, "failed": 0, "remaining": 0.0},
+        ["12,000 of about 12,004 rows (99%)", "1,234/s", "8 of 64 in flight", "0:00 left"],
+    ),
+]
 
-    progress = Progress(12_000, 3, 0, 9.0, 1234.5, 8, 64, "outage", 17, 0.25, 95.4)
-    assert _line(progress) == (
-        "12,003 rows (25% read) · 1,234/s · 8 of 64 in flight · waiting: outage · 17 retries · 3 failed · 1:35 left"
-    )
+
+@pytest.mark.parametrize(("changes", "parts"), LINES)
+def test_a_line_of_progress(changes: dict[str, object], parts: list[str]) -> None:
+    from aiosmrt.batch import Progress
+    from aiosmrt.cli.progress import progress_line
+
+    progress = Progress(12_000, 3, 0, 9.0, 1234.5, 8, 64, "outage", 17, 0.25, 95.4, 56, 48_000, True)
+    assert progress_line(progress._replace(**changes)) == " · ".join(parts)
