@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
+from aiosmrt.endpoint import split_answer
 from aiosmrt.serializers import (
     CSV,
     JSON,
@@ -91,12 +93,40 @@ class AnyAnswer:
         if _JSON_LINES.fullmatch(media_type):
             return JSON_LINES.deserialize(body, content_type)
         if _CSV.fullmatch(media_type):
-            rows = [[_number(field) for field in row] for row in CSV.deserialize(body, content_type)]
-            row = rows[0] if len(rows) == 1 else rows
+            rows = _csv_rows(body, content_type)
+            row: list[Any] = rows[0] if len(rows) == 1 else rows
             return row[0] if len(row) == 1 else row
         if _TEXT.fullmatch(media_type):
             return TEXT.deserialize(body, content_type)
         return body
+
+    def deserialize_rows(self, body: bytes, content_type: str, count: int, /) -> Sequence[Any]:
+        """Read the answer to several rows: JSON as `aiosmrt.endpoint.split_answer` does, everything else line by line.
+
+        A single line of CSV with as many fields as there are rows has a field for each.
+
+        Args:
+            body: the response body.
+            content_type: its content type; empty if it is missing.
+            count: the number of rows.
+
+        Raises:
+            DeserializationError: the body is not what its content type says, or has no values for rows.
+
+        >>> AnyAnswer().deserialize_rows(b"0.25,yes\n0.5,no", "text/csv", 2)
+        [[0.25, 'yes'], [0.5, 'no']]
+        """
+        media_type = _media_type(content_type)
+        if not _CSV.fullmatch(media_type):
+            return split_answer(self.deserialize(body, content_type), count)
+        rows = _csv_rows(body, content_type)
+        if len(rows) == 1 and len(rows[0]) == count > 1:
+            return rows[0]
+        return [row[0] if len(row) == 1 else row for row in rows]
+
+
+def _csv_rows(body: bytes, content_type: str) -> list[list[int | float | str]]:
+    return [[_number(field) for field in row] for row in CSV.deserialize(body, content_type)]
 
 
 def _number(field: str) -> int | float | str:

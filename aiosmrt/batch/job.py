@@ -24,15 +24,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
+from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.outputlog import OutputLog, Record, companions
 from aiosmrt.batch.progress import Pace, Progress, progress_of
 from aiosmrt.batch.recorder import Recorder, check_page, write_page
 from aiosmrt.batch.requests import TEXT_COLUMN, JoinSource, Prepared, RequestMaker, Row, template_columns
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record
 from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of
-from aiosmrt.config import UNSET, Unset, is_whole
-from aiosmrt.endpoint import Endpoint, Result
+from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
+from aiosmrt.endpoint import Endpoint, Result, Results
 from aiosmrt.errors import (
     AiosmrtError,
     BatchInputError,
@@ -53,6 +55,9 @@ Inputs: TypeAlias = StrPath | Sequence[StrPath]
 # What the reader makes at a time.
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 1 << 20
+
+# The most that rows are grouped to where no size is given: the default of Batch Transform's MaxPayloadInMB.
+_GROUP_BYTES: Final = 6 << 20
 
 # Results that are gathered before they are written: so long, or so many.
 _GATHER_SECONDS: Final = 0.005
@@ -114,9 +119,14 @@ async def score(
     template: Any = None,
     id_field: str | None = None,
     join_source: JoinSource = "None",
-    max_concurrency: int | None = None,
+    input_filter: str | None = None,
+    output_filter: str | None = None,
+    rows_per_request: int | None = 1,
+    max_payload_mb: float | None = None,
+    split: Callable[[Any, int], Sequence[Any]] | None = None,
+    max_concurrency: MaxConcurrency | None = None,
     patience: float | Unset | None = UNSET,
-    max_failures: int | float | None = None,
+    max_failures: int | float | str | None = None,
     retry_failed: bool = False,
     fresh: bool = False,
     limit: int | None = None,
@@ -135,8 +145,10 @@ async def score(
     the same job again after any interruption: rows that are done are not sent again. A row may be sent twice (it was in
     flight when the job was killed), but never is it in the output twice.
 
-    A row is the body of one call. It fails by its own fault: it cannot be read, the model refuses it, or the service
-    does not answer it for ``patience`` seconds. An error that every row would meet fails no row but stops the job.
+    A row is the body of one call, or shares it with others (``rows_per_request``). It fails by its own fault: it cannot
+    be read, the model refuses it, or the service does not answer it for ``patience`` seconds. What the model refuses of
+    several rows is halved until the bad row is known; the others are scored. An error that every row would meet fails
+    no row but stops the job.
 
     Args:
         endpoint: where rows are sent; its serializer makes the bodies, its deserializer reads the answers.
@@ -152,10 +164,22 @@ async def score(
         id_field: a column whose value is repeated in the output as the row's id.
         join_source: ``"Input"``: a record of the output is the row with ``prediction`` added. ``"None"``: it is the
             row's index, its id and the value.
-        max_concurrency: calls in flight at the same time. Defaults to the client's.
+        input_filter: a JSONPath of what is sent of a row, in place of ``column`` and ``template``, such as
+            ``"$.features"`` or, for columns of CSV by their numbers, ``"$[1:]"``. Needs the extra ``batch``.
+        output_filter: a JSONPath of what is written: of the value, or of the joined row, whose last member or column
+            is ``prediction``: ``"$['id','prediction']"``, ``"$[0,-1]"``. Needs the extra ``batch``.
+        rows_per_request: the most rows of a call; the serializer's lines, or items of a list. If None, as many as
+            ``max_payload_mb`` allows. By default, the row is the body, and the answer is its value; otherwise the
+            answer must have a value for each row; see `aiosmrt.endpoint.split_answer`.
+        max_payload_mb: the largest body, in MiB; a larger row fails and is not sent. If None, any row is sent, and
+            several share up to 6 MiB.
+        split: returns the values of the rows, given the answer and the number of rows, if `split_answer` does not know
+            how.
+        max_concurrency: calls in flight at the same time, or ``"adaptive"``; see `aiosmrt.Client`. Defaults to the
+            client's.
         patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
-        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1), that stop the job when
-            there are more. If None, no limit.
+        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1, or ``"5%"``), that
+            stop the job when there are more. If None, no limit.
         retry_failed: whether to score the rows again that failed in earlier runs.
         fresh: whether to start over, and overwrite what is there.
         limit: the number of rows of the input that are scored, from its beginning. If None, all.
@@ -198,15 +222,32 @@ async def score(
         faults.append("column and template exclude each other")
     if kind == "text" and (id_field is not None or join_source == "Input"):
         faults.append("text has the answers alone; id_field and join_source need jsonl or csv")
+    if input_filter is not None and (column is not None or template is not None):
+        faults.append("input_filter excludes column and template")
+    if not (rows_per_request is None or is_whole(rows_per_request, 1)):
+        faults.append(f"rows_per_request must be an integer >= 1 or None; got {rows_per_request!r:.80}")
+    if split is not None and rows_per_request == 1:
+        faults.append("split needs several rows_per_request")
+    if max_payload_mb is not None and not (is_seconds(max_payload_mb) and max_payload_mb > 0):
+        faults.append(f"max_payload_mb must be a number > 0 or None; got {max_payload_mb!r:.80}")
     if limit is not None and not is_whole(limit, 1):
         faults.append(f"limit must be an integer >= 1 or None; got {limit!r:.80}")
     for name, seconds in (("drain", drain), ("progress_interval", progress_interval)):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
             faults.append(f"{name} must be a non-negative number of seconds; got {seconds!r:.80}")
+    filters = {"input_filter": input_filter, "output_filter": output_filter}
+    selections: dict[str, Selection | None] = {}
+    for name, path in filters.items():
+        try:
+            selections[name] = None if path is None else Selection(path)
+        except ParamValidationError as error:
+            faults += [f"{name} {fault}" for fault in error.faults]
     if faults:
         raise ParamValidationError(faults)
+    if max_concurrency is not None:
+        endpoint = _with_concurrency(endpoint, max_concurrency)
     # Makes no calls: checks the arguments that are those of `map`, and the endpoint's options.
-    endpoint.map((), concurrency=max_concurrency, patience=patience, max_failures=max_failures)
+    endpoint.map((), patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
         output,
@@ -215,8 +256,12 @@ async def score(
         template=template,
         id_field=id_field,
         join=join_source == "Input",
+        choose=selections["input_filter"],
+        keep=selections["output_filter"],
+        rows_per_request=rows_per_request,
+        max_bytes=None if max_payload_mb is None else int(max_payload_mb * (1 << 20)),
+        split=split,
         header=header,
-        concurrency=max_concurrency,
         patience=patience,
         max_failures=max_failures,
         retry_failed=retry_failed,
@@ -239,10 +284,14 @@ class _Settings:
     template: Any
     id_field: str | None
     join: bool
+    choose: Selection | None
+    keep: Selection | None
+    rows_per_request: int | None
+    max_bytes: int | None
+    split: Callable[[Any, int], Sequence[Any]] | None
     header: bool
-    concurrency: int | None
     patience: float | Unset | None
-    max_failures: int | float | None
+    max_failures: int | float | str | None
     retry_failed: bool
     fresh: bool
     limit: int | None
@@ -251,6 +300,11 @@ class _Settings:
     on_progress: Callable[[Progress], object] | None
     progress_interval: float
     report_page: Path | None
+
+    @property
+    def several(self) -> bool:
+        """Whether rows share bodies."""
+        return self.rows_per_request != 1
 
 
 class _Job:
@@ -282,6 +336,9 @@ class _Job:
         self._time_limit: asyncio.Timeout | None = None
         self._read_to_end = False
         self._rows_read = 0
+        # Rows of the input that wait for others.
+        self._group: list[Row] = []
+        self._group_bytes = 0
 
     async def run(self, inputs: list[str], input_format: InputFormat | None) -> Report:
         page = self._settings.report_page
@@ -362,10 +419,19 @@ class _Job:
             template=settings.template,
             id_field=settings.id_field,
             join=settings.join,
+            several=settings.several,
+            choose=settings.choose,
+            max_bytes=settings.max_bytes,
         )
         facts = source.prepare()
         self._check_columns()
-        self._sink = Sink(self._kind, columns=source.columns, has_ids=settings.id_field is not None, join=settings.join)
+        self._sink = Sink(
+            self._kind,
+            columns=source.columns,
+            has_ids=settings.id_field is not None,
+            join=settings.join,
+            keep=settings.keep,
+        )
         self._opened_log = OutputLog.open(
             self._output,
             {"input": facts, "settings": self._facts()},
@@ -394,7 +460,7 @@ class _Job:
             for name, value in endpoint.options.items()
             if value is not None
         }
-        return {
+        facts = {
             "endpoint": endpoint.name,
             "members": members,
             "serializer": _ADDRESS.sub("", repr(endpoint.serializer)),
@@ -407,6 +473,16 @@ class _Job:
             "id_field": settings.id_field,
             "join_source": "Input" if settings.join else "None",
         }
+        # What earlier versions did not have is named where it is used, so that their jobs can be resumed.
+        if settings.several:
+            # How many does not matter: each answer is split into the values of its rows.
+            facts["rows_per_request"] = "several"
+        if settings.split is not None:
+            facts["split"] = _ADDRESS.sub("", repr(settings.split))
+        for name, selection in (("input_filter", settings.choose), ("output_filter", settings.keep)):
+            if selection is not None:
+                facts[name] = selection.path
+        return facts
 
     def _lines(self) -> Iterator[Line]:
         """The lines that are still to be scored."""
@@ -420,17 +496,37 @@ class _Job:
             yield line
         self._read_to_end = not self._unwanted.is_set()
 
-    def _next_batch(self, lines: Iterator[Line]) -> list[Row]:
-        """Make as many rows as are handed to the loop at a time; none at the input's end."""
-        rows: list[Row] = []
+    def _next_batch(self, lines: Iterator[Line]) -> list[Any]:
+        """Make as many rows, or groups of rows, as are handed to the loop at a time; none at the input's end."""
+        batch: list[Any] = []
         size = 0
-        for line in lines:
+        for rows, line in enumerate(lines, 1):
             row = self._maker.row(line)
-            rows.append(row)
+            batch += self._grouped(row) if self._settings.several else [row]
             size += len(row.body)
-            if len(rows) >= _BATCH_ROWS or size >= _BATCH_BYTES:
-                break
-        return rows
+            if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
+                return batch
+        if self._group:
+            batch.append(self._group)
+            self._group = []
+        return batch
+
+    def _grouped(self, row: Row) -> Iterator[list[Row]]:
+        """The groups that are full with this row; the open one is kept for the next."""
+        settings, group = self._settings, self._group
+        if row.error is not None:
+            yield [row]
+            return
+        self._group_bytes += len(row.body)
+        if group and self._maker.size(self._group_bytes, len(group) + 1) > (settings.max_bytes or _GROUP_BYTES):
+            yield group
+            self._group = group = []
+            self._group_bytes = len(row.body)
+        group.append(row)
+        if len(group) == settings.rows_per_request:
+            yield group
+            self._group = []
+            self._group_bytes = 0
 
     # On the event loop
 
@@ -450,8 +546,8 @@ class _Job:
         wanted = rows if limit is None else min(rows, limit)
         return len(log.scored) + len(log.failed) >= wanted and not (self._settings.retry_failed and log.failed)
 
-    async def _rows(self) -> AsyncGenerator[Row, None]:
-        """Rows to be scored; the next batch is read ahead."""
+    async def _rows(self) -> AsyncGenerator[Any, None]:
+        """Rows to be scored, or groups of them; the next batch is read ahead."""
         lines = self._lines()
         reading = self._start_reading(lines)
         ending = asyncio.create_task(self._ending.wait())
@@ -476,17 +572,15 @@ class _Job:
                 # An error of a batch that is no longer wanted concerns nothing.
                 reading.exception()
 
-    def _start_reading(self, lines: Iterator[Line]) -> asyncio.Task[list[Row]]:
+    def _start_reading(self, lines: Iterator[Line]) -> asyncio.Task[list[Any]]:
         return asyncio.create_task(asyncio.to_thread(self._next_batch, lines))
 
     async def _score(self) -> Report:
         settings, endpoint = self._settings, self._endpoint
-        if settings.concurrency is not None and settings.concurrency != self._client.max_concurrency:
-            self._client = self._client.with_options(max_concurrency=settings.concurrency)
         prepared = Endpoint(
             self._client,
             endpoint.name,
-            serializer=Prepared(endpoint.serializer.content_type),
+            serializer=Prepared(endpoint.serializer.content_type, self._maker.body_of),
             deserializer=endpoint.deserializer,
             **endpoint.options,
         )
@@ -527,9 +621,21 @@ class _Job:
             on_progress(self._progress())
         return self._report(finished=finished)
 
-    async def _send(self, endpoint: Endpoint[Row, Any], writer: _Writer) -> None:
-        """Call the endpoint for all rows, and have the results written, until `_end` sets a limit."""
+    def _results(self, endpoint: Endpoint[Any, Any], rows: AsyncGenerator[Any, None]) -> Results[Row, Any]:
+        """The calls for rows, or for groups of them."""
         settings = self._settings
+        if not settings.several:
+            return endpoint.map(rows, ordered=False, patience=settings.patience, max_failures=settings.max_failures)
+        return endpoint.map_groups(
+            rows,
+            split=settings.split,
+            ordered=False,
+            patience=settings.patience,
+            max_failures=settings.max_failures,
+        )
+
+    async def _send(self, endpoint: Endpoint[Any, Any], writer: _Writer) -> None:
+        """Call the endpoint for all rows, and have the results written, until `_end` sets a limit."""
         limit = asyncio.timeout(None)
         try:
             async with limit, aclosing(self._rows()) as rows:
@@ -537,13 +643,7 @@ class _Job:
                     return
                 self._time_limit = limit
                 try:
-                    async with endpoint.map(
-                        rows,
-                        concurrency=settings.concurrency,
-                        ordered=False,
-                        patience=settings.patience,
-                        max_failures=settings.max_failures,
-                    ) as results:
+                    async with self._results(endpoint, rows) as results:
                         async for result in results:
                             if result.error is None or not concerns_every_call(result.error):
                                 await writer.put(result)
@@ -686,6 +786,17 @@ class _Job:
             log.close()
         if self._opened_source is not None:
             self._opened_source.close()
+
+
+def _with_concurrency(endpoint: Endpoint[Any, Any], limit: MaxConcurrency) -> Endpoint[Any, Any]:
+    return Endpoint(
+        endpoint.client.with_options(max_concurrency=limit),
+        endpoint.name,
+        serializer=endpoint.serializer,
+        deserializer=endpoint.deserializer,
+        upload_to=endpoint.upload_to,
+        **endpoint.options,
+    )
 
 
 class _Writer:

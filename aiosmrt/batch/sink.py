@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
+from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.requests import Row, csv_line
 from aiosmrt.errors import AiosmrtError, SerializationError, ServiceError
 
@@ -72,17 +73,27 @@ class Sink:
         columns: the columns of the input, which CSV repeats with ``join``.
         has_ids: whether rows have ids.
         join: whether records repeat their rows.
+        keep: selects what is written of the value, or of the row with its prediction. If None, all of it.
     """
 
     def __init__(
-        self, output_format: OutputFormat, *, columns: Sequence[str] | None, has_ids: bool, join: bool
+        self,
+        output_format: OutputFormat,
+        *,
+        columns: Sequence[str] | None,
+        has_ids: bool,
+        join: bool,
+        keep: Selection | None = None,
     ) -> None:
         self._format = output_format
         self._has_ids = has_ids
         self._join = join
+        self._keep = keep
         names: list[str] = []
         if output_format == "csv":
             names = [*(columns or ()), "prediction"] if join else ["index", *(["id"] if has_ids else []), "value"]
+            if join and keep is not None:
+                names = _fields(keep.of_fields({name: name for name in names}))
         self.preamble: bytes = f"{csv_line(names)}\n".encode() if names else b""
 
     def record(self, row: Row, value: Any) -> bytes:
@@ -91,16 +102,21 @@ class Sink:
         Raises:
             SerializationError: the format does not have such a value.
         """
+        keep = self._keep
+        if keep is not None and not self._join:
+            value = keep(value)
         try:
             if self._format == "jsonl":
                 if self._join:
-                    return _encoded({**row.record, "prediction": value}) + b"\n"
+                    joined = {**row.record, "prediction": value}
+                    return _encoded(joined if keep is None else keep(joined)) + b"\n"
                 head = {"index": row.number, "id": row.id} if self._has_ids else {"index": row.number}
                 return _encoded({**head, "value": value}) + b"\n"
             if self._format == "csv":
                 text = _cell(value)
                 if self._join:
-                    fields = [*row.record.values(), text]
+                    joined = {**row.record, "prediction": text}
+                    fields = _fields(joined if keep is None else keep.of_fields(joined))
                 else:
                     fields = [row.number, *([_cell(row.id)] if self._has_ids else []), text]
                 return f"{csv_line(fields)}\n".encode(errors="backslashreplace")
@@ -108,6 +124,13 @@ class Sink:
         except (TypeError, ValueError, RecursionError):
             kind = type(value).__qualname__
         raise SerializationError(f"the answer, of type {kind}, cannot be written as {self._format}")
+
+
+def _fields(selected: Any) -> list[Any]:
+    """What was selected of a row, as fields."""
+    if isinstance(selected, dict):
+        return list(selected.values())
+    return selected if isinstance(selected, list) else [selected]
 
 
 def failure_record(row: Row, error: Exception, attempts: int, waited: float) -> bytes:

@@ -49,19 +49,28 @@ _NOT_HERE = frozenset({"output", "query", "cli_binary_format"})
 _FORMATS = click.Choice(["jsonl", "csv", "text"])
 _CONTENT_TYPES = {"jsonl": "application/json", "csv": "text/csv", "text": "text/plain"}
 
+# Options that are the arguments of a job.
+_ARGUMENTS = (
+    *("input_format", "output_format", "header", "column", "template", "id_field", "join_source"),
+    *("input_filter", "output_filter", "max_payload_mb", "max_failures", "retry_failed", "fresh", "limit"),
+)
+
 
 def _max_failures(context: click.Context, parameter: click.Parameter, value: str | None) -> int | float | None:
-    if value is None:
-        return None
+    from aiosmrt.endpoint.fanout import failure_limit
+
     try:
-        if not value.endswith("%"):
-            if (count := int(value)) >= 0:
-                return count
-        elif 0 <= (share := float(value[:-1]) / 100) <= 1:
-            return share
-    except ValueError:
-        pass
-    raise click.BadParameter(f"must be an integer >= 0, or a percentage such as 5%; got {value!r:.80}")
+        return failure_limit(int(value) if value is not None and value.isascii() and value.isdigit() else value)
+    except (ParamValidationError, ValueError):
+        raise click.BadParameter(f"must be an integer >= 0, or a percentage such as 5%; got {value!r:.80}") from None
+
+
+def _max_concurrency(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "adaptive":
+        return value
+    if value.isascii() and value.isdigit() and len(value) < 10 and int(value):
+        return int(value)
+    raise click.BadParameter(f"must be an integer >= 1, or adaptive; got {value!r:.80}")
 
 
 def _template(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -103,7 +112,37 @@ _OWN_OPTIONS: list[click.Parameter] = [
         default="None",
         help="Whether the output repeats the rows, with their predictions.  [default: None]",
     ),
-    click.Option(["--max-concurrency"], type=click.IntRange(1), metavar="N", help="Calls in flight.  [default: 100]"),
+    click.Option(
+        ["--input-filter"], metavar="JSONPATH", help="Part of a row to send, such as '$.features' or '$[1:]'."
+    ),
+    click.Option(
+        ["--output-filter"],
+        metavar="JSONPATH",
+        help="""Part of the value, or of the joined row, to write, such as "$['id','prediction']".""",
+    ),
+    click.Option(
+        ["--rows-per-request"],
+        type=click.IntRange(1),
+        metavar="N",
+        help="Rows in a request, which are scored alone if it fails.  [default: 1]",
+    ),
+    click.Option(
+        ["--batch-strategy"],
+        type=click.Choice(["SingleRecord", "MultiRecord"]),
+        help="MultiRecord: as many rows in a request as --rows-per-request and --max-payload-mb allow.",
+    ),
+    click.Option(
+        ["--max-payload-mb"],
+        type=click.FloatRange(0, min_open=True),
+        metavar="F",
+        help="Largest request body in MiB; larger rows fail.  [default: no limit; 6 for several rows]",
+    ),
+    click.Option(
+        ["--max-concurrency"],
+        metavar="N|adaptive",
+        callback=_max_concurrency,
+        help="Calls in flight.  [default: 100]",
+    ),
     click.Option(
         ["--max-wait"],
         type=click.FloatRange(0),
@@ -166,8 +205,8 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
 
     stop = asyncio.Event()
     settings = {"max_concurrency": given["max_concurrency"]} if given["max_concurrency"] is not None else {}
-    own = ("input_format", "output_format", "header", "column", "template", "id_field", "join_source")
-    arguments: dict[str, Any] = {name: given[name] for name in (*own, "max_failures", "retry_failed", "fresh", "limit")}
+    arguments: dict[str, Any] = {name: given[name] for name in _ARGUMENTS}
+    arguments["rows_per_request"] = _rows_per_request(given)
     arguments["report_page"] = given["report"]
     if given["max_wait"] is not None:
         arguments["patience"] = given["max_wait"]
@@ -202,6 +241,14 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
     failures = f"; {report.failed:,} failed, see {report.errors}" if report.failed else ""
     say(f"{report.scored:,} rows scored in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s){failures}")
     return 1 if report.failed else 0
+
+
+def _rows_per_request(given: dict[str, Any]) -> int | None:
+    rows: int | None = given["rows_per_request"]
+    strategy = given["batch_strategy"]
+    if strategy == "SingleRecord" and rows is not None and rows > 1:
+        raise ParamValidationError(["--batch-strategy SingleRecord excludes --rows-per-request over 1"])
+    return 1 if rows is None and strategy != "MultiRecord" else rows
 
 
 def _default_content_type(given: dict[str, Any]) -> str:

@@ -420,6 +420,67 @@ class Endpoint(Generic[In, Out]):
             raise ParamValidationError(["combine and split need a batch_size"])
         if not (batch_size is None or is_whole(batch_size, 1)):
             raise ParamValidationError([f"batch_size must be an integer >= 1 or None; got {shown(batch_size)}"])
+        try:
+            return self._mapped(
+                items,
+                group=None if batch_size is None else (batch_size, combine, split),
+                concurrency=concurrency,
+                ordered=ordered,
+                patience=patience,
+                max_failures=max_failures,
+                options=options,
+            )
+        except BaseException:
+            del items, options
+            raise
+
+    def map_groups(
+        self,
+        groups: Iterable[list[T]] | AsyncIterable[list[T]],
+        *,
+        combine: Callable[[list[T]], In] | None = None,
+        split: Callable[[Out, int], Sequence[Any]] | None = None,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        patience: float | Unset | None = UNSET,
+        max_failures: int | float | str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Results[T, Any]:
+        """Call the endpoint for groups of items that the caller has made, by length for example; a result is an item's.
+
+        Args:
+            groups: lists of items, none of them empty; each is a call, as `map` makes it with ``batch_size``.
+            combine, split, concurrency, ordered, patience, max_failures, options: as for `map`. At most twice
+                ``concurrency`` groups are held.
+
+        Raises:
+            ParamValidationError: as for `map`.
+        """
+        try:
+            return self._mapped(
+                groups,
+                group=(None, combine, split),
+                concurrency=concurrency,
+                ordered=ordered,
+                patience=patience,
+                max_failures=max_failures,
+                options=options,
+            )
+        except BaseException:
+            del groups, options
+            raise
+
+    def _mapped(
+        self,
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        group: tuple[int | None, Callable[[list[Any]], In] | None, Callable[[Out, int], Sequence[Any]] | None] | None,
+        concurrency: int | None,
+        ordered: bool,
+        patience: float | Unset | None,
+        max_failures: int | float | str | None,
+        options: CallOptions,
+    ) -> Results[Any, Any]:
         # An invalid option would fail every call.
         try:
             self._client._check(INVOKE_ENDPOINT.name, {**merged(self._params, options), "Body": b""})
@@ -433,18 +494,18 @@ class Endpoint(Generic[In, Out]):
             deserializer=self._deserializer,
             **self._options,
         )
-
         limit = self._client.max_concurrency if concurrency is None else concurrency
-        if batch_size is not None:
-            return GroupedResults(
-                GroupScoring(job, options, combine, split),
-                items,
-                size=batch_size,
-                concurrency=limit,
-                ordered=ordered,
-                max_failures=max_failures,
-            )
-        return Results(_Scoring(job, options), items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+        if group is None:
+            return Results(_Scoring(job, options), items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+        size, combine, split = group
+        return GroupedResults(
+            GroupScoring(job, options, combine, split),
+            items,
+            size=size,
+            concurrency=limit,
+            ordered=ordered,
+            max_failures=max_failures,
+        )
 
     def map_rows(
         self,

@@ -60,7 +60,7 @@ async def test_too_many_failures(command: Command, tmp_path: Path, models: Model
     models.refused = {f'{{"n": {number}}}'.encode() for number in range(100)}
     ended = await command("rows.jsonl", "--output", "out.jsonl", "--max-failures", most, "--max-concurrency", "2")
     assert (ended.code, ended.stdout) == (3, b"")
-    assert b"calls failed, which is more than max_failures allows" in ended.stderr
+    assert b"items failed, which is more than max_failures allows" in ended.stderr
     assert b"the same job resumes" in ended.stderr
     assert models.seen.total() < 100
 

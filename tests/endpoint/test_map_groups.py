@@ -129,7 +129,7 @@ async def test_throttling_and_outages_halve_nothing(
     endpoint: Endpoint[Any, Any], model: Squares, running: list[LocalRuntime]
 ) -> None:
     running[0].inject("square", faults.throttling().next(6))
-    running[0].inject("square", faults.connection_reset().next(2))
+    running[0].inject("square", faults.bad_gateway().next(2))
     async with endpoint.map(range(64), batch_size=16, concurrency=4) as results:
         found = [result async for result in results]
     assert [result.value for result in found] == [n * n for n in range(64)]
@@ -239,7 +239,7 @@ async def test_too_many_failures_end_a_map_within_its_groups(endpoint: Endpoint[
     assert len(model.calls) < 150
     failed = [result for result in found if isinstance(result.error, errors.ModelError)]
     left = [result for result in found if isinstance(result.error, errors.ClientStateError)]
-    assert len(failed) == error.failures
+    assert error.failures <= len(failed) <= error.failures + 2  # with those in flight
     assert len(failed) + len(left) == len(found)
     assert sorted(result.index for result in found) == list(range(len(found)))
 
@@ -312,7 +312,7 @@ def test_exactly_the_bad_items_fail(
     assert Counter(result.index for result in found) == Counter(range(count))
     assert {result.index for result in found if result.error is not None} == failing
     assert all(result.value == result.index**2 for result in found if result.error is None)
-    alone = {n: 0 for n in range(count)}
+    alone = dict.fromkeys(range(count), 0)
     most = 0
     for first in range(0, count, size):
         group = range(first, min(first + size, count))
