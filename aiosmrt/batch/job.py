@@ -17,22 +17,34 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt.batch.destination import Deliver, Destination
 from aiosmrt.batch.filters import Selection
-from aiosmrt.batch.outputlog import OutputLog, Record, companions
+from aiosmrt.batch.objects import Bucket
+from aiosmrt.batch.outputlog import OutputLog, Record
 from aiosmrt.batch.progress import Pace, Progress, progress_of
 from aiosmrt.batch.recorder import Recorder, check_page, write_page
-from aiosmrt.batch.requests import TEXT_COLUMN, JoinSource, Prepared, RequestMaker, Row, template_columns
-from aiosmrt.batch.sink import OutputFormat, Sink, failure_record
-from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of
+from aiosmrt.batch.records import RecordSource, records_fault
+from aiosmrt.batch.requests import (
+    TEXT_COLUMN,
+    JoinSource,
+    Prepared,
+    RequestMaker,
+    Row,
+    names_whole_row,
+    template_columns,
+)
+from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
+from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import Endpoint, Result, Results
 from aiosmrt.errors import (
@@ -44,13 +56,15 @@ from aiosmrt.errors import (
     SerializationError,
     TooManyFailuresError,
 )
+from aiosmrt.serializers.tables import SupportsArrowArray, SupportsArrowStream
 
-__all__ = ["Inputs", "Progress", "Report", "score"]
+__all__ = ["Inputs", "Progress", "Records", "Report", "score"]
 
 T = TypeVar("T")
 
 StrPath: TypeAlias = str | os.PathLike[str]
 Inputs: TypeAlias = StrPath | Sequence[StrPath]
+Records: TypeAlias = Iterable[Any] | AsyncIterable[Any] | SupportsArrowStream | SupportsArrowArray
 
 # What the reader makes at a time.
 _BATCH_ROWS: Final = 256
@@ -87,8 +101,8 @@ class Report:
         retries: requests of this run's calls that were sent again.
         seconds: how long this run took.
         finished: whether all rows are done, up to the limit; False if ``stop`` was set before.
-        output: the output file.
-        errors: the errors file, which exists if rows failed.
+        output: the output file, or its URI; None if it is a function.
+        errors: the errors file, or its URI; it exists if rows failed.
     """
 
     rows: int
@@ -98,8 +112,8 @@ class Report:
     retries: int
     seconds: float
     finished: bool
-    output: Path
-    errors: Path
+    output: Path | str | None
+    errors: Path | str
 
     @property
     def rows_per_second(self) -> float:
@@ -109,8 +123,8 @@ class Report:
 
 async def score(
     endpoint: Endpoint[Any, Any],
-    source: Inputs,
-    sink: StrPath,
+    source: Inputs | Records,
+    sink: StrPath | Deliver,
     *,
     input_format: InputFormat | None = None,
     output_format: OutputFormat | None = None,
@@ -129,6 +143,7 @@ async def score(
     max_failures: int | float | str | None = None,
     retry_failed: bool = False,
     fresh: bool = False,
+    spool: StrPath | None = None,
     limit: int | None = None,
     stop: asyncio.Event | None = None,
     drain: float = 10.0,
@@ -152,11 +167,17 @@ async def score(
 
     Args:
         endpoint: where rows are sent; its serializer makes the bodies, its deserializer reads the answers.
-        source: a file, a folder, a pattern, ``-`` for standard input, or several of them. Files may be compressed with
-            gzip.
-        sink: the output file.
-        input_format: ``"jsonl"``, ``"csv"`` or ``"text"`` (a row a line). Defaults to what the suffixes say.
-        output_format: ``"jsonl"``, ``"csv"`` or ``"text"`` (the answers alone). Defaults to what the suffix says.
+        source: a file, a folder, a pattern, ``s3://bucket/key``, ``s3://bucket/prefix/``, ``-`` for standard input, or
+            several of them in a list; files may be compressed with gzip or zstd. Or rows from Python: a table (pandas,
+            polars, Arrow, whatever has ``__arrow_c_stream__`` or ``__dataframe__``), or an iterable of records, which
+            is advanced in a thread, or an asynchronous one.
+        sink: the output file, ``s3://bucket/key``, or a function that is called with lists of records, as JSON Lines
+            has them. It is called in a thread, and what it returns is awaited if it can be; only then are the rows
+            done. After an interruption it may get a row again.
+        input_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (a row a line) or ``"openai-batch"``. Defaults
+            to what the suffixes say.
+        output_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (the answers alone) or ``"openai-batch"``.
+            Defaults to what the suffix says.
         header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
         column: the column that is sent. If None, the template or the whole row.
         template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
@@ -182,6 +203,9 @@ async def score(
             stop the job when there are more. If None, no limit.
         retry_failed: whether to score the rows again that failed in earlier runs.
         fresh: whether to start over, and overwrite what is there.
+        spool: the folder in which answers are kept until they are uploaded, with the journal. Defaults to one for each
+            URI in ``~/.local/state/aiosmrt/score``. Where the sink is a function, the folder of the journal; if None,
+            the job cannot be resumed.
         limit: the number of rows of the input that are scored, from its beginning. If None, all.
         stop: set it to end the job: no further rows are sent, those in flight have ``drain`` seconds.
         drain: seconds for calls in flight to end once ``stop`` is set.
@@ -194,34 +218,59 @@ async def score(
 
     Raises:
         ParamValidationError: an argument is out of range, or two do not fit together.
+        ConfigurationError: Parquet, zstd and tables need the extra ``batch``.
+        ObjectStoreError: S3 refuses a request, or fails.
         BatchInputError: the input does not exist, cannot be read, has no rows, or has changed.
         BatchOutputError: the output is in use, belongs to another job, was changed, or cannot be written.
         BatchStoppedError: more rows failed than ``max_failures`` allows, or every further row would.
     """
-    output = Path(sink)
-    names = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    inputs = [os.fspath(name) for name in names]
-    kind = output_format if output_format is not None else format_of(output.name)
     faults = []
-    if not inputs:
-        faults.append("source must name at least one file")
+    inputs: list[str] | None = None
+    if isinstance(source, (str, os.PathLike)):
+        inputs = [os.fspath(source)]
+    elif isinstance(source, (list, tuple)) and all(isinstance(name, (str, os.PathLike)) for name in source):
+        inputs = [os.fspath(name) for name in source]
+        if not inputs:
+            faults.append("source must name at least one file")
+    elif (fault := records_fault(source)) is not None:
+        faults.append(fault)
+    elif input_format is not None:
+        faults.append("input_format is for files; the source is none")
+    if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
+        faults.append(f"sink must be a path, a URI or a function; got {type(sink)}")
+    name_of_sink = "" if callable(sink) else os.fspath(sink)
+    kind = output_format if output_format is not None else format_of(name_of_sink)
+    if callable(sink):
+        kind = kind or "jsonl"
+        if kind != "jsonl":
+            faults.append("output_format must be jsonl, or left out, for a function")
+    elif spool is not None and not name_of_sink.startswith("s3://"):
+        faults.append("spool is for output in S3 and for functions; a file has its journal beside it")
+    formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
-        ("input_format", input_format, ("jsonl", "csv", "text", None)),
-        ("output_format", output_format, ("jsonl", "csv", "text", None)),
+        ("input_format", input_format, formats),
+        ("output_format", output_format, formats),
         ("join_source", join_source, ("None", "Input")),
     ):
         if value not in allowed:
             faults.append(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r:.80}")
-    if kind is None:
+    if kind is None and not isinstance(sink, (bytes, type(None))):
         faults.append(
-            f"output_format is needed: the suffix of {output.name!r:.80} stands for none of jsonl, csv and text"
+            f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} stands for none of jsonl, csv, "
+            "parquet and text"
         )
-    if output.suffix.lower() == ".gz":
+    if is_compressed(name_of_sink):
         faults.append("the output cannot be compressed: it is written at its end and resumed")
+    if input_format == "openai-batch" and (column is not None or template is not None or id_field is not None):
+        faults.append("openai-batch says what is sent: leave column, template and id_field out")
+    if kind == "openai-batch" and join_source == "Input":
+        faults.append("openai-batch repeats no input; leave join_source out")
+    if kind == "openai-batch" and input_format != "openai-batch" and id_field is None:
+        faults.append("openai-batch as the output needs it as the input, or an id_field")
     if column is not None and template is not None:
         faults.append("column and template exclude each other")
     if kind == "text" and (id_field is not None or join_source == "Input"):
-        faults.append("text has the answers alone; id_field and join_source need jsonl or csv")
+        faults.append("text has the answers alone; id_field and join_source need another format")
     if input_filter is not None and (column is not None or template is not None):
         faults.append("input_filter excludes column and template")
     if not (rows_per_request is None or is_whole(rows_per_request, 1)):
@@ -250,7 +299,7 @@ async def score(
     endpoint.map((), patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
-        output,
+        Destination(sink, str(kind), None if spool is None else Path(spool)),
         cast("OutputFormat", kind),
         column=column,
         template=template,
@@ -273,7 +322,7 @@ async def score(
         progress_interval=progress_interval,
         report_page=None if report_page is None else Path(report_page),
     )
-    return await job.run(inputs, input_format)
+    return await job.run(source if inputs is None else inputs, input_format)
 
 
 @dataclass(kw_only=True)
@@ -310,7 +359,7 @@ class _Settings:
 class _Job:
     """One run of a job."""
 
-    def __init__(self, endpoint: Endpoint[Any, Any], output: Path, kind: OutputFormat, **settings: Any) -> None:
+    def __init__(self, endpoint: Endpoint[Any, Any], output: Destination, kind: OutputFormat, **settings: Any) -> None:
         self._endpoint = endpoint
         self._client = endpoint.client
         self._output = output
@@ -329,6 +378,9 @@ class _Job:
         # Set when no further rows are wanted, for the loop and for threads.
         self._ending = asyncio.Event()
         self._unwanted = threading.Event()
+        # Set once all rows are done, and when the job is cancelled after that.
+        self._finishing = self._abandoned = False
+        self._bucket = Bucket(asyncio.get_running_loop(), endpoint.object_store, self._is_unwanted)
         # The first error that ends the job from within.
         self._error: BaseException | None = None
         # An error that every row would meet; map() ends with it.
@@ -340,7 +392,7 @@ class _Job:
         self._group: list[Row] = []
         self._group_bytes = 0
 
-    async def run(self, inputs: list[str], input_format: InputFormat | None) -> Report:
+    async def run(self, inputs: Any, input_format: InputFormat | None) -> Report:
         page = self._settings.report_page
         if page is None:
             return await self._run(inputs, input_format)
@@ -370,7 +422,7 @@ class _Job:
         except OSError as error:
             raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
 
-    async def _run(self, inputs: list[str], input_format: InputFormat | None) -> Report:
+    async def _run(self, inputs: Any, input_format: InputFormat | None) -> Report:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
@@ -380,6 +432,9 @@ class _Job:
                 return self._report(finished=False)
             self._resumed = self._done()
             if self._is_done():
+                self._finishing = True
+                if not await self._in_thread(self._output.is_made, self._log, self._bucket):
+                    await self._in_thread(self._make)
                 return self._report(finished=True)
             self._pace = Pace(time.monotonic(), self._resumed)
             return await self._score()
@@ -392,25 +447,28 @@ class _Job:
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a thread; a job that is cancelled waits for it."""
-        return await _uninterrupted(asyncio.to_thread(function, *arguments), self._unwanted.set)
+        return await _uninterrupted(asyncio.to_thread(function, *arguments), self._abandon)
+
+    def _abandon(self) -> None:
+        self._abandoned = True
+        self._unwanted.set()
+
+    def _is_unwanted(self) -> bool:
+        """Whether what S3 answers is of no use any more."""
+        return self._abandoned if self._finishing else self._unwanted.is_set()
 
     # In the reader's thread
 
-    def _open(self, inputs: list[str], input_format: InputFormat | None) -> None:
+    def _open(self, inputs: Any, input_format: InputFormat | None) -> None:
         settings = self._settings
-        self._opened_source = source = Source(
-            inputs,
-            input_format=input_format,
-            header=settings.header,
-            excluded=companions(self._output),
-            stopped=self._unwanted,
-        )
+        self._opened_source = source = self._new_source(inputs, input_format)
         if self._kind == "csv" and settings.join and not (source.input_format == "csv" and settings.header):
             raise ParamValidationError(
                 ["join_source='Input' writes CSV of CSV with a header only; use jsonl for the output"]
             )
-        if not self._output.absolute().parent.is_dir():
-            raise ParamValidationError([f"the folder of the output does not exist: {self._output.parent}"])
+        if source.input_format == "openai-batch" and settings.id_field is None:
+            settings.id_field = "custom_id"
+        noted = self._output.prepare(self._bucket, fresh=settings.fresh)
         self._maker = RequestMaker(
             source.input_format,
             self._endpoint.serializer,
@@ -425,6 +483,8 @@ class _Job:
         )
         facts = source.prepare()
         self._check_columns()
+        if (wanted := self._wanted_columns()) is not None:
+            source.wanted = sorted(wanted)
         self._sink = Sink(
             self._kind,
             columns=source.columns,
@@ -433,21 +493,54 @@ class _Job:
             keep=settings.keep,
         )
         self._opened_log = OutputLog.open(
-            self._output,
+            self._output.files,
             {"input": facts, "settings": self._facts()},
             preamble=self._sink.preamble,
             fresh=settings.fresh,
+            noted=noted,
         )
+        self._output.check(self._log, self._bucket)
+
+    def _new_source(self, inputs: Any, input_format: InputFormat | None) -> Source:
+        if not (isinstance(inputs, list) and all(isinstance(name, str) for name in inputs)):
+            return RecordSource(inputs, loop=self._bucket.loop, stopped=self._unwanted)
+        return Source(
+            inputs,
+            input_format=input_format,
+            header=self._settings.header,
+            excluded=self._output.all(),
+            stopped=self._unwanted,
+            bucket=self._bucket,
+        )
+
+    def _make(self) -> None:
+        """Make the output of the log, once all rows are done."""
+        source = self._source
+        names = source.columns or ()
+        schema = source.schema if self._settings.join else None
+        hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
+        self._output.make(self._log, self._bucket, columns=self._sink.columns(names), hints=hints)
+
+    def _wanted_columns(self) -> set[str] | None:
+        """The columns that are sent or written, if the settings name them all."""
+        settings = self._settings
+        names_some = settings.column is not None or settings.template is not None
+        if settings.join or not names_some or names_whole_row(settings.template):
+            return None
+        return self._named_columns()
+
+    def _named_columns(self) -> set[str]:
+        settings = self._settings
+        named = template_columns(settings.template)
+        return named | {name for name in (settings.column, settings.id_field) if name is not None}
 
     def _check_columns(self) -> None:
         """Refuse columns that no row of the input has."""
-        settings, source = self._settings, self._source
+        source = self._source
         known = [TEXT_COLUMN] if source.input_format == "text" else source.columns
         if known is None:
             return
-        named = template_columns(settings.template)
-        named |= {name for name in (settings.column, settings.id_field) if name is not None}
-        if missing := sorted(named.difference(known)):
+        if missing := sorted(self._named_columns().difference(known)):
             raise BatchInputError(
                 f"the input has no column {', '.join(map(repr, missing)):.80}; it has {', '.join(known):.200}"
             )
@@ -667,6 +760,7 @@ class _Job:
     async def _finish(self) -> Exception | None:
         """Check that all rows are done and put them in order; returns what is wrong."""
         log, limit = self._log, self._settings.limit
+        self._finishing = True
         try:
             if not self._rows_read:
                 raise BatchInputError("the input is empty: no rows were found")
@@ -677,6 +771,7 @@ class _Job:
                 )
             await self._in_thread(self._source.check_unchanged)
             await self._in_thread(log.finish, self._rows_read if self._read_to_end else None)
+            await self._in_thread(self._make)
         except AiosmrtError as error:
             return error
         return None
@@ -716,8 +811,19 @@ class _Job:
         except Exception as error:
             self._abort(error)
 
-    def _write(self, results: list[Result[Row, Any]]) -> None:
-        """Write results; runs in the writer's thread."""
+    async def _write(self, results: list[Result[Row, Any]]) -> None:
+        """Write results; those of a function only when it has taken them."""
+        if (deliver := self._output.deliver) is None:
+            await asyncio.to_thread(lambda: self._log.append(self._records_of(results)))
+            return
+        records = await asyncio.to_thread(self._records_of, results)
+        if scored := [json.loads(record.data) for record in records if not record.failed]:
+            taken = await asyncio.to_thread(deliver, scored)
+            if isawaitable(taken):
+                await taken
+        await asyncio.to_thread(self._log.append, records)
+
+    def _records_of(self, results: list[Result[Row, Any]]) -> list[Record]:
         records = []
         for result in results:
             row = result.item
@@ -728,9 +834,12 @@ class _Job:
                     continue
                 except SerializationError as fault:
                     error = fault
-            data = failure_record(row, error, result.attempts, result.waited)
+            if self._kind == "openai-batch":
+                data = openai_failure(row, error)
+            else:
+                data = failure_record(row, error, result.attempts, result.waited)
             records.append(Record(row.number, failed=True, data=data))
-        self._log.append(records)
+        return records
 
     # What others see
 
@@ -746,9 +855,7 @@ class _Job:
     def _progress(self) -> Progress:
         statistics = self._client.statistics()
         log, source = self._log, self._source
-        fraction = None
-        if source.bytes_in_all is not None:
-            fraction = min(source.bytes_read / source.bytes_in_all, 1.0) if source.bytes_in_all else 1.0
+        fraction = source.fraction
         return progress_of(
             self._pace,
             time.monotonic(),
@@ -776,8 +883,8 @@ class _Job:
             retries=self._retries(),
             seconds=time.monotonic() - self._started,
             finished=finished,
-            output=self._output,
-            errors=self._output.with_name(f"{self._output.name}.errors.jsonl"),
+            output=self._output.shown,
+            errors=self._output.errors,
         )
 
     def _close(self) -> None:
@@ -786,6 +893,7 @@ class _Job:
             log.close()
         if self._opened_source is not None:
             self._opened_source.close()
+        self._output.close()
 
 
 def _with_concurrency(endpoint: Endpoint[Any, Any], limit: MaxConcurrency) -> Endpoint[Any, Any]:
@@ -803,12 +911,12 @@ class _Writer:
     """Hands results to a function that writes them, many at a time.
 
     Args:
-        write: writes results; is called in a thread.
+        write: writes results.
         on_error: called with the error that `write` raised; nothing is written afterwards.
     """
 
     def __init__(
-        self, write: Callable[[list[Result[Row, Any]]], None], on_error: Callable[[BaseException], None]
+        self, write: Callable[[list[Result[Row, Any]]], Awaitable[None]], on_error: Callable[[BaseException], None]
     ) -> None:
         self._write = write
         self._on_error = on_error
@@ -844,7 +952,7 @@ class _Writer:
                     self._any.clear()
                 self._room.set()
                 if results:
-                    await asyncio.to_thread(self._write, results)
+                    await self._write(results)
         except Exception as error:
             self._broken = True
             self._room.set()

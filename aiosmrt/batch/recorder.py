@@ -95,9 +95,10 @@ class Recorder:
             [Series("rows", 2, rates, "area")],
             linear_axis(max(rates, default=0), count_text),
         )
+        name = "answers" if report.output is None else PurePath(report.output).name
         return page(
             f"Batch job on {endpoint}",
-            f"{report.output.name}: {report.rows:,} rows done, {report.failed:,} of them failed",
+            f"{name}: {report.rows:,} rows done, {report.failed:,} of them failed",
             problem,
             facts,
             [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from aiosmrt.batch.filters import Selection
-from aiosmrt.batch.source import InputFormat, Line
+from aiosmrt.batch.source import Line, RowFormat
 from aiosmrt.errors import AiosmrtError, ParamValidationError, SerializationError
 from aiosmrt.serializers import (
     BytesCodec,
@@ -22,7 +22,7 @@ from aiosmrt.serializers import (
     estimated_size,
 )
 
-__all__ = ["JoinSource", "Prepared", "RequestMaker", "Row", "template_columns"]
+__all__ = ["JoinSource", "Prepared", "RequestMaker", "Row", "names_whole_row", "template_columns"]
 
 JoinSource: TypeAlias = Literal["None", "Input"]
 
@@ -117,7 +117,7 @@ class RequestMaker:
 
     def __init__(
         self,
-        input_format: InputFormat,
+        input_format: RowFormat,
         serializer: Serializer[Any],
         *,
         columns: Callable[[], list[str] | None],
@@ -129,6 +129,9 @@ class RequestMaker:
         choose: Selection | None = None,
         max_bytes: int | None = None,
     ) -> None:
+        self._openai = input_format == "openai-batch"
+        if self._openai:
+            input_format, column, id_field = "jsonl", "body", "custom_id"
         self._format = input_format
         self._serializer = serializer
         self._columns = columns
@@ -156,7 +159,7 @@ class RequestMaker:
         as_it_stands = (JSONCodec, JSONLinesCodec, BytesCodec) if input_format == "jsonl" else (BytesCodec,)
         self._raw = (
             self._whole
-            and input_format != "csv"
+            and input_format in ("jsonl", "text")
             and type(serializer) in as_it_stands
             and "charset" not in serializer.content_type.lower()
         )
@@ -175,6 +178,8 @@ class RequestMaker:
                 record = self._read(line)
             if self._id_field is not None:
                 row_id = _field(record, self._id_field)
+            if self._openai:
+                _check_openai(record)
             if self._join:
                 _check_object(record)
             if self._raw:
@@ -224,8 +229,10 @@ class RequestMaker:
 
     def _read(self, line: Line) -> Any:
         data = line.data
-        if isinstance(data, list):
+        if self._format == "csv":
             return self._read_fields(data)
+        if self._format in ("parquet", "records"):
+            return data
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
@@ -264,6 +271,8 @@ class RequestMaker:
             part = self._choose.of_fields(record) if self._format == "csv" else self._choose(record)
         elif self._format == "text":
             return record[TEXT_COLUMN]
+        if self._format in ("parquet", "records") and isinstance(part, dict) and isinstance(self._serializer, CSVCodec):
+            return list(part.values())
         if self._format != "csv" or not isinstance(self._serializer, (CSVCodec, TextCodec, BytesCodec)):
             return part
         fields = list(part.values()) if isinstance(part, dict) else part if isinstance(part, list) else [part]
@@ -276,6 +285,8 @@ class RequestMaker:
             return [value]
         if isinstance(serializer, CSVCodec):
             return value if isinstance(value, (str, list, dict)) else [value]
+        if isinstance(serializer, BytesCodec) and isinstance(value, (bytes, bytearray, memoryview)):
+            return value
         if isinstance(serializer, (TextCodec, BytesCodec)):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             return text if isinstance(serializer, TextCodec) else text.encode()
@@ -353,6 +364,13 @@ def template_columns(template: Any) -> set[str]:
     return set()
 
 
+def names_whole_row(template: Any) -> bool:
+    """Whether a template has the whole row in it."""
+    if isinstance(template, Mapping):
+        return any(map(names_whole_row, template.values()))
+    return any(map(names_whole_row, template)) if isinstance(template, (list, tuple)) else template == _WHOLE_ROW
+
+
 def _filler(template: Any) -> Callable[[Any], Any]:
     """Make a function that fills a template from a record.
 
@@ -399,6 +417,18 @@ def _check_size(size: int, most: int) -> None:
 def _check_object(record: Any) -> None:
     if not isinstance(record, dict):
         raise _BadRowError("is not a JSON object")
+
+
+def _check_openai(record: Any) -> None:
+    """Refuse what is not a line of OpenAI's Batch API
+    (https://platform.openai.com/docs/api-reference/batch/request-input).
+    """
+    _check_object(record)
+    for name, kind, what in (("custom_id", str, "text"), ("url", str, "text"), ("body", dict, "an object")):
+        if not isinstance(record.get(name), kind):
+            raise _BadRowError(f"is not a line of a batch: {name} must be {what}")
+    if record.get("method") != "POST":
+        raise _BadRowError("is not a line of a batch: method must be POST")
 
 
 def _field(record: Any, name: str) -> Any:
