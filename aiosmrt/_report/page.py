@@ -38,6 +38,7 @@ __all__ = [
 _WIDE_RANGE: Final = 40
 _BINS: Final = 48
 _FEWEST_BINS: Final = 12
+_LABEL_GAP: Final = 0.2
 _COLOURS: Final = 8
 PERCENTS: Final = ((50, 2), (90, 3), (99, 1))
 """Percentiles that are drawn, and their colours."""
@@ -219,6 +220,11 @@ def distribution(title: str, histogram: Histogram) -> str:
         for factor in ((1,) if most - least > math.log(1000) else (1, 2, 5))
         if edges[0] <= (tick := factor * 10.0**power) <= edges[-1]
     ]
+    # On a narrow screen, labels that are closer than this would overlap.
+    labels: list[tuple[float, str]] = []
+    for tick in ticks:
+        if not labels or place(tick) - labels[-1][0] >= _LABEL_GAP:
+            labels.append((place(tick), duration_text(tick)))
     shares = [count / histogram.count * 100 for count in counts]
     marks = [(place(histogram.percentile(percent)), f"p{percent}") for percent in (50, 99)]
     # Two labels in the same place would cover each other.
@@ -230,7 +236,7 @@ def distribution(title: str, histogram: Histogram) -> str:
     return figure(
         title,
         f"{text} · max {duration_text(histogram.maximum)}",
-        x_labels=[(place(tick), duration_text(tick)) for tick in ticks],
+        x_labels=labels,
         axis=linear_axis(max(shares), lambda share: f"{share:g} %"),
         series=[Series(f"share of {histogram.count:,}", 2, shares, "bar")],
         tooltips=[

@@ -42,7 +42,7 @@ def bench_page(
     if not report.finished:
         problem = "Interrupted: the figures are those of the steps that were over."
     elif report.stopped is not None:
-        problem = f"Stopped early: {report.stopped}."
+        notes = [*notes, f"stopped: {report.stopped}"]
     failed = sum(step.failed for step in steps)
     facts = [Fact("calls", f"{sum(step.sent for step in steps):,}"), Fact("failed", f"{failed:,}", failed > 0)]
     charts = []

@@ -20,6 +20,7 @@ import random
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -275,8 +276,8 @@ def _facts(plan: Any, as_client: bool) -> list[str]:
         )
     else:
         first = (
-            "closed model: callers wait for their answers, so a slow service is asked less, and latency leaves out who "
-            "would have called meanwhile (coordinated omission); --rate does not"
+            "closed model: callers wait for their answers, so a slow service is asked less, and latency leaves out "
+            "those who would have called meanwhile (coordinated omission); the open model, --rate, does not"
         )
     second = (
         "the client helps as it does for applications: retries, waits and its limit are part of the latency, and hide "
@@ -288,19 +289,23 @@ def _facts(plan: Any, as_client: bool) -> list[str]:
 
 
 def _conclusions(report: Any) -> Iterator[str]:
+    """What the steps say together."""
     from aiosmrt.bench.steps import lateness_note
 
-    for step in report.steps:
-        if (note := lateness_note(step)) is not None:
-            yield note
+    notes = [note for step in report.steps if (note := lateness_note(step)) is not None]
+    if notes:
+        yield f"\n{notes[-1]}"
     if report.knee is not None:
         step = report.knee
         load = f"{step.load:g} calls/s" if step.model == "open" else f"{step.load:g} callers"
-        yield (
-            f"\nknee: {load}, {step.throughput:,.4g} answers/s, p50 {_milliseconds(step.latency.percentile(50))} ms; "
-            "beyond it, more load brings more waiting than answers"
+        beyond = (
+            "the knee may be beyond it, as no step had more load"
+            if step is report.steps[-1]
+            else "beyond it, more load brings more waiting than answers"
         )
-    failures = sum((step.failures for step in report.steps), start=type(report.timeline.failures)())
+        median = _milliseconds(step.latency.percentile(50))
+        yield f"\nknee: {load}, {step.throughput:,.4g} answers/s, p50 {median} ms; {beyond}"
+    failures: Counter[str] = sum((step.failures for step in report.steps), Counter())
     if failures:
         yield "failures: " + ", ".join(f"{count:,} {cause}" for cause, count in failures.most_common())
 
@@ -317,7 +322,7 @@ class _Table:
         self._columns = ["calls/s" if plan.model == "open" else "callers", "answers/s"]
         if plan.slo is not None:
             self._columns.append("good/s")
-        self._columns += ["p50", "p90", "p95", "p99", "p99.9", "max ms", "failed"]
+        self._columns += ["p50 ms", "p90", "p95", "p99", "p99.9", "max", "failed"]
         if streams:
             self._columns += ["1st p50", "1st p99", "gap p50", "gap p99"]
         self._has_slo = plan.slo is not None

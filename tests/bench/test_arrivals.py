@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ def test_poisson_arrivals_have_exponential_gaps() -> None:
     numbers = random.Random(13)
     times = list(arrivals("poisson", 100.0, 1000.0, numbers.random))
     assert len(times) == pytest.approx(100_000, rel=0.02)
-    gaps = sorted(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    gaps = sorted(later - earlier for earlier, later in pairwise(times))
     # The mean is 1 / rate, the median ln 2 / rate, and the share beyond the mean 1 / e.
     assert sum(gaps) / len(gaps) == pytest.approx(0.01, rel=0.02)
     assert gaps[len(gaps) // 2] == pytest.approx(0.00693, rel=0.02)
@@ -33,4 +34,4 @@ def test_poisson_arrivals_have_exponential_gaps() -> None:
 def test_doubling_ends_at_the_largest(most: int) -> None:
     steps = doubling(most)
     assert (steps[0], steps[-1]) == (1, most)
-    assert all(earlier < later <= 2 * earlier for earlier, later in zip(steps, steps[1:], strict=False))
+    assert all(earlier < later <= 2 * earlier for earlier, later in pairwise(steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -49,7 +50,7 @@ def test_buckets_do_not_overlap_and_hold_everything(durations: list[float]) -> N
     buckets = list(counted(durations).buckets())
     assert sum(count for _, _, count in buckets) == len(durations)
     assert all(least < end for least, end, _ in buckets)
-    assert all(one[1] <= other[0] + 1e-12 for one, other in zip(buckets, buckets[1:], strict=False))
+    assert all(one[1] <= other[0] + 1e-12 for one, other in pairwise(buckets))
 
 
 @given(DURATIONS, st.floats(0, 4000))
