@@ -169,6 +169,21 @@ class Endpoint(Generic[In, Out]):
             **members,
         )
 
+    def for_job(self, patience: float | Unset | None = UNSET) -> Endpoint[In, Out]:
+        """Return the same endpoint, with the patience that the calls of a `map` have.
+
+        Args:
+            patience: as for `map`.
+        """
+        return Endpoint(
+            self._client._for_job(patience),
+            self.name,
+            serializer=self._serializer,
+            deserializer=self._deserializer,
+            upload_to=self._upload_to,
+            **self._options,
+        )
+
     # One call
 
     async def predict(self, data: In, **options: Unpack[CallOptions]) -> Out:
@@ -487,13 +502,7 @@ class Endpoint(Generic[In, Out]):
         except BaseException:
             del items, options
             raise
-        job = Endpoint(
-            self._client._for_job(patience),
-            self.name,
-            serializer=self._serializer,
-            deserializer=self._deserializer,
-            **self._options,
-        )
+        job = self.for_job(patience)
         limit = self._client.max_concurrency if concurrency is None else concurrency
         if group is None:
             return Results(_Scoring(job, options), items, concurrency=limit, ordered=ordered, max_failures=max_failures)
