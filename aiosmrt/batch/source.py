@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, cast
 
 from aiosmrt._aws.s3 import ObjectFacts
+from aiosmrt._extras import installed
 from aiosmrt.batch.objects import Bucket, InputStoppedError, ObjectFile, is_s3
 from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
 from aiosmrt.errors import BatchInputError
-from aiosmrt.serializers.codec import installed
 
 __all__ = ["InputFormat", "InputStoppedError", "Line", "Source", "format_of"]
 

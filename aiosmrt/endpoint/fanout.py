@@ -27,7 +27,6 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
@@ -211,9 +210,7 @@ class Results(Generic[In, Out]):
         self._start_worker()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._left = self._ended = True
         self._wake_reader()
         self._wake_drains()
