@@ -303,7 +303,7 @@ class QueuedScoring:
         if sent != numbers:
             position = {row: at for at, row in enumerate(sent)}
             values = [values[position[number]] for number in numbers]
-        return Answer(values, attempts, clock() - submitted)
+        return Answer(values, attempts, clock() - submitted, handle.inference_id)
 
     async def _answer(self, handle: JobHandle, count: int) -> Sequence[Any]:
         """Wait for a job's answer, through failures of S3."""

@@ -50,7 +50,7 @@ from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failur
 from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
 from aiosmrt.batch.tasks import uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
-from aiosmrt.endpoint import Endpoint, Result, Results
+from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
 from aiosmrt.endpoint.groups import GroupedResults
 from aiosmrt.endpoint.jobs import INLINE_BYTES
 from aiosmrt.endpoint.options import check_accepted, merged
@@ -274,8 +274,11 @@ async def score(
         )
     if is_compressed(name_of_sink):
         faults.append("the output cannot be compressed: it is written at its end and resumed")
-    if input_format == "openai-batch" and (column is not None or template is not None or id_field is not None):
-        faults.append("openai-batch says what is sent: leave column, template and id_field out")
+    if input_format == "openai-batch" and rows_per_request != 1:
+        faults.append("openai-batch has a request a line; leave rows_per_request out")
+    ways = (column, template, id_field, input_filter)
+    if input_format == "openai-batch" and any(way is not None for way in ways):
+        faults.append("openai-batch says what is sent: leave column, template, id_field and input_filter out")
     if kind == "openai-batch" and join_source == "Input":
         faults.append("openai-batch repeats no input; leave join_source out")
     if kind == "openai-batch" and input_format != "openai-batch" and id_field is None:
@@ -788,7 +791,13 @@ class _Job:
                 max_failures=settings.max_failures,
             )
         if not settings.several:
-            return endpoint.map(rows, ordered=False, patience=settings.patience, max_failures=settings.max_failures)
+            return endpoint.map(
+                rows,
+                ordered=False,
+                patience=settings.patience,
+                max_failures=settings.max_failures,
+                options_for=_openai_options if self._source.input_format == "openai-batch" else None,
+            )
         return endpoint.map_groups(
             rows,
             split=settings.split,
@@ -911,7 +920,9 @@ class _Job:
             error = result.error
             if error is None:
                 try:
-                    records.append(Record(row.number, failed=False, data=self._sink.record(row, result.value)))
+                    records.append(
+                        Record(row.number, failed=False, data=self._sink.record(row, result.value, result.request_id))
+                    )
                     continue
                 except SerializationError as fault:
                     error = fault
@@ -980,6 +991,13 @@ class _Job:
         if self._opened_source is not None:
             self._opened_source.close()
         self._output.close()
+
+
+def _openai_options(row: Row) -> CallOptions:
+    """The custom id of a line of OpenAI's Batch API as the inference id, if it can be one: 64 characters of ASCII."""
+    name = row.id
+    fits = isinstance(name, str) and 0 < len(name) <= 64 and name.isascii() and name.isprintable()
+    return {"inference_id": name} if fits else {}
 
 
 def _with_concurrency(endpoint: Endpoint[Any, Any], limit: MaxConcurrency) -> Endpoint[Any, Any]:

@@ -46,18 +46,27 @@ _MEMBERS = {
 # --output is this command's own, and the others are about a response that is printed.
 _NOT_HERE = frozenset({"output", "query", "cli_binary_format"})
 
-_FORMATS = click.Choice(["jsonl", "csv", "text"])
+_FORMATS = click.Choice(["jsonl", "csv", "parquet", "text", "openai-batch"])
 _CONTENT_TYPES = {
-    "jsonl": "application/json",
     "csv": "text/csv",
     "text": "text/plain",
     "file": "application/octet-stream",
-}
+}  # and JSON for all others
 
 # Options that are the arguments of a job.
 _ARGUMENTS = (
-    *("input_format", "output_format", "header", "column", "template", "id_field", "join_source", "input_filter"),
-    *("output_filter", "max_payload_mb", "asynchronous", "max_failures", "retry_failed", "fresh", "limit"),
+    *("input_format", "output_format", "header", "column", "template", "id_field", "join_source"),
+    *(
+        "input_filter",
+        "output_filter",
+        "max_payload_mb",
+        "asynchronous",
+        "max_failures",
+        "retry_failed",
+        "fresh",
+        "spool",
+        "limit",
+    ),
 )
 
 
@@ -90,7 +99,9 @@ def _template(context: click.Context, parameter: click.Parameter, value: str | N
 _OWN_OPTIONS: list[click.Parameter] = [
     click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True)),
     click.Option(["--endpoint-name"], required=True, metavar="NAME", help=HELP["EndpointName"]),
-    click.Option(["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File for the answers."),
+    click.Option(
+        ["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File or S3 object for the answers."
+    ),
     click.Option(["--input-format"], type=_FORMATS, help="Format of the input.  [default: by the suffix]"),
     click.Option(["--output-format"], type=_FORMATS, help="Format of the output.  [default: by the suffix]"),
     click.Option(
@@ -177,6 +188,12 @@ _OWN_OPTIONS: list[click.Parameter] = [
     ),
     click.Option(["--retry-failed"], is_flag=True, help="Score the rows again that failed before."),
     click.Option(["--fresh"], is_flag=True, help="Start over, and overwrite OUT."),
+    click.Option(
+        ["--spool"],
+        type=click.Path(file_okay=False),
+        metavar="FOLDER",
+        help="Where answers and journal are kept before they go to S3.  [default: in ~/.local/state]",
+    ),
     click.Option(["--limit"], type=click.IntRange(1), metavar="N", help="Score the first N rows only."),
     click.Option(["--report"], type=click.Path(), metavar="FILE", help="Write a page with charts of the run to FILE."),
     click.Option(
@@ -208,10 +225,11 @@ score: click.Command = click.Command(
     params=[*_OWN_OPTIONS, *(option for option in global_options() if option.name not in _NOT_HERE)],
     callback=_run,
     short_help="Score the rows of files; the answers go to a file.",
-    help="""Score the rows of files (JSON Lines, CSV or text, also with gzip); the answers go to a file.
+    help="""Score the rows of files (JSON Lines, CSV, Parquet or text; gzip or zstd); the answers go to a file.
 
-    INPUT is a file, a folder, a pattern, or - for standard input. A row is the body of one call. Answers are written as
-    they come, and are in input order at the end. Rows that failed are listed in OUT.errors.jsonl.
+    INPUT is a file, a folder, a pattern, an object or prefix in S3, or - for standard input. A row is the body of one
+    call. Answers are written as they come, and are in input order at the end; a Parquet file and an object in S3 appear
+    then. Rows that failed are listed in OUT.errors.jsonl.
 
     The same command resumes after any interruption, by means of OUT.journal: rows that are done are not sent again.
 
@@ -289,7 +307,9 @@ def _default_content_type(given: dict[str, Any]) -> str:
     if given["template"] is not None:
         return "application/json"
     kind = given["input_format"] or next(_formats(given["inputs"]), "jsonl")
-    return "text/plain" if kind == "csv" and given["column"] is not None else _CONTENT_TYPES[kind]
+    return (
+        "text/plain" if kind == "csv" and given["column"] is not None else _CONTENT_TYPES.get(kind, "application/json")
+    )
 
 
 def _formats(inputs: Sequence[str]) -> Iterator[str]:

@@ -361,6 +361,7 @@ class Endpoint(Generic[In, Out]):
         ordered: bool = True,
         patience: float | Unset | None = UNSET,
         max_failures: int | float | str | None = None,
+        options_for: Callable[[In], CallOptions] | None = None,
         **options: Unpack[CallOptions],
     ) -> Results[In, Out]: ...
 
@@ -390,6 +391,7 @@ class Endpoint(Generic[In, Out]):
         ordered: bool = True,
         patience: float | Unset | None = UNSET,
         max_failures: int | float | str | None = None,
+        options_for: Callable[[Any], CallOptions] | None = None,
         **options: Unpack[CallOptions],
     ) -> Results[Any, Any]:
         """Call the endpoint for each of many items::
@@ -427,6 +429,8 @@ class Endpoint(Generic[In, Out]):
             max_failures: how many items (an integer), or which share of those called for (a float, or text such as
                 ``"5%"``), may fail; one more ends the map. A share counts from the 20th item and at the end. If None,
                 no limit.
+            options_for: returns the options of one item's call, such as ``{"inference_id": item["id"]}``, besides those
+                of all; without ``batch_size`` only.
             options: see `CallOptions`; the same for all items.
 
         Raises:
@@ -441,9 +445,12 @@ class Endpoint(Generic[In, Out]):
             raise ParamValidationError(["combine and split need a batch_size"])
         if not (batch_size is None or is_whole(batch_size, 1)):
             raise ParamValidationError([f"batch_size must be an integer >= 1 or None; got {shown(batch_size)}"])
+        if batch_size is not None and options_for is not None:
+            raise ParamValidationError(["options_for is for calls with one item; leave batch_size out"])
         try:
             return self._mapped(
                 items,
+                options_for=options_for,
                 group=None if batch_size is None else (batch_size, combine, split),
                 concurrency=concurrency,
                 ordered=ordered,
@@ -503,6 +510,7 @@ class Endpoint(Generic[In, Out]):
         patience: float | Unset | None,
         max_failures: int | float | str | None,
         options: CallOptions,
+        options_for: Callable[[Any], CallOptions] | None = None,
     ) -> Results[Any, Any]:
         try:
             # An invalid option would fail every call.
@@ -510,7 +518,7 @@ class Endpoint(Generic[In, Out]):
             job = self.for_job(patience)
             limit = self._client.max_concurrency if concurrency is None else concurrency
             if group is None:
-                call = _Scoring(job, options)
+                call = _Scoring(job, options, options_for)
                 return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
             size, combine, split = group
             return GroupedResults(
@@ -677,20 +685,28 @@ class _Scoring(Generic[In, Out]):
     Args:
         endpoint: makes the call.
         options: the map's.
+        options_for: returns an item's own. If None, it has none.
     """
 
-    __slots__ = ("_endpoint", "_options")
+    __slots__ = ("_endpoint", "_options", "_options_for")
 
-    def __init__(self, endpoint: Endpoint[In, Out], options: CallOptions) -> None:
+    def __init__(
+        self, endpoint: Endpoint[In, Out], options: CallOptions, options_for: Callable[[In], CallOptions] | None
+    ) -> None:
         self._endpoint = endpoint
         self._options = options
+        self._options_for = options_for
 
     async def __call__(self, item: In) -> Answer[Out]:
         endpoint = self._endpoint
+        options = self._options
         try:
-            value, response, waited = await endpoint._exchange(item, self._options, endpoint._deserializer.deserialize)
+            if self._options_for is not None:
+                options = {**options, **self._options_for(item)}
+            value, response, waited = await endpoint._exchange(item, options, endpoint._deserializer.deserialize)
         except BaseException as error:
-            del item
+            del item, options
             clear_locals(error)
             raise
-        return Answer(value, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)
+        facts = response["ResponseMetadata"]
+        return Answer(value, facts["RetryAttempts"] + 1, waited.total_waiting, facts.get("RequestId"))

@@ -82,11 +82,13 @@ class Answer(NamedTuple, Generic[Out]):
         value: the model's answer.
         attempts: how many requests were sent.
         waited: seconds for which the call waited outside its attempts.
+        request_id: the service's id of the call, if it sent one.
     """
 
     value: Out
     attempts: int
     waited: float
+    request_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Result(Generic[In, Out]):
         error: the failure; None after a success.
         attempts: how many requests were sent.
         waited: seconds for which the call waited for a slot, for the service, and between attempts.
+        request_id: the service's id of the call that was answered; None after a failure, whose error has it.
 
     >>> Result(0, "1,2,3", 0.75, None).unwrap()
     0.75
@@ -111,6 +114,7 @@ class Result(Generic[In, Out]):
     error: Exception | None
     attempts: int = 0
     waited: float = 0.0
+    request_id: str | None = None
 
     def unwrap(self) -> Out:
         """Return the value, or raise the error."""
@@ -388,9 +392,10 @@ class Results(Generic[In, Out]):
         """Make the call for an item, and add its result."""
         value: Out | None = None
         attempts, waited = 0, 0.0
+        request_id: str | None = None
         failure: Exception | None = None
         try:
-            value, attempts, waited = await self._call(item)
+            value, attempts, waited, request_id = await self._call(item)
         except AiosmrtError as error:
             if concerns_every_call(error):
                 self._end(error)
@@ -402,7 +407,7 @@ class Results(Generic[In, Out]):
             if self._left:
                 raise
             failure = self._cancellation()
-        self._add(Result(index, item, value, failure, attempts, waited))
+        self._add(Result(index, item, value, failure, attempts, waited, request_id))
         # An error's traceback has this frame.
         del item, value, failure
 

@@ -42,7 +42,7 @@ def scored_or_failed(folder: Path, count: int, refused: set[int]) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 async def test_kills_lose_and_repeat_no_row(runtime: LocalRuntime, models: Models, tmp_path: Path, kind: str) -> None:
     outcome = await kill_until_done(runtime, models, tmp_path, kills=10, seed=7, kind=kind)
     assert (outcome.lost, outcome.twice, outcome.kills) == (0, 0, 10)
