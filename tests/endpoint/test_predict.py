@@ -180,8 +180,8 @@ async def test_the_deadline_covers_the_making_of_a_body(serve: Serve):
 
 def test_none_drops_a_setting():
     client = Client("eu-central-1", deadline=1.0, wait_for_capacity=2.0)
-    plain = client.endpoint("churn", serializer=JSON, deserializer=JSON)
-    without = plain.with_options(deadline=None, wait_for_capacity=None)
+    plain = client.endpoint("churn", serializer=JSON, deserializer=JSON, upload_to="s3://bucket/in")
+    without = plain.with_options(deadline=None, wait_for_capacity=None, upload_to=None)
     at_once = client.endpoint("churn", serializer=JSON, deserializer=JSON, deadline=None, wait_for_capacity=None)
     for endpoint, limits in (
         (plain, (1.0, 2.0)),
