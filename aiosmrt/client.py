@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from aiosmrt._aws.providers import CredentialsFunction, FrozenCredentialsSource
     from aiosmrt._aws.s3 import ObjectStore
     from aiosmrt._transport.factory import TransportName
+    from aiosmrt._wire.params import Head
     from aiosmrt.endpoint import CallOptions, Endpoint
     from aiosmrt.serializers import Deserializer, Serializer
     from aiosmrt.types import (
@@ -810,15 +811,32 @@ class Client:
             del params, given, body
 
     async def _invoke(
-        self, params: Mapping[str, Any], body: Body | DeferredBody
+        self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
     ) -> tuple[InvokeEndpointOutput, Waited]:
-        """The result of InvokeEndpoint, and what the call has waited for."""
+        """The result of InvokeEndpoint, and what the call has waited for.
+
+        Args:
+            params: its parameters under AWS's names, without the body.
+            body: the body.
+            head: what `_head` returned for these parameters; only for a body of bytes.
+        """
         try:
-            call = self._new_call("InvokeEndpoint", params, body)
+            if head is None:
+                call = self._new_call("InvokeEndpoint", params, body)
+            else:
+                call = Call(self._core, self._view, self._codec("InvokeEndpoint"), head, body)
         finally:
             del params, body
         result = call.result(await call.run())
         return cast("InvokeEndpointOutput", result), call.waited
+
+    def _head(self, params: Mapping[str, Any]) -> Head:
+        """The checked head of InvokeEndpoint requests with these parameters and any body of bytes."""
+        heads = self._codec("InvokeEndpoint").heads
+        try:
+            return heads.head(heads.values(params), b"", params)
+        finally:
+            del params
 
     def _for_job(self, patience: float | Unset | None) -> Self:
         """A view for many calls that belong together.

@@ -98,6 +98,8 @@ _COUNTED_WAITS: Final = frozenset({"slot", "probe", "capacity", "back_off", "rat
 # The phases of a call that waits at its target.
 _IN_LINE: Final = frozenset({"slot", "probe", "capacity"})
 
+_NO_WAITS: Final = Waited()
+
 # What a transport returns: a whole reply for a plain call, an open one for a stream.
 AnyReply: TypeAlias = Reply | ReplyStream
 
@@ -233,6 +235,8 @@ class Call:
     @property
     def waited(self) -> Waited:
         """Seconds for which it has waited so far, by what for."""
+        if self._waits is None and not self._phase:
+            return _NO_WAITS
         waits = {} if self._waits is None else dict(self._waits)
         if self._phase:
             waits[self._phase] = waits.get(self._phase, 0.0) + self._core.clock() - self._phase_began

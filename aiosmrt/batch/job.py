@@ -17,9 +17,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from inspect import isawaitable
 from pathlib import Path
@@ -30,6 +31,7 @@ from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
 from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file
 from aiosmrt.batch.destination import Deliver, Destination
+from aiosmrt.batch.feed import Feed
 from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.objects import Bucket
 from aiosmrt.batch.outputlog import OutputLog, Record
@@ -695,34 +697,9 @@ class _Job:
         wanted = rows if limit is None else min(rows, limit)
         return len(log.scored) + len(log.failed) >= wanted and not (self._settings.retry_failed and log.failed)
 
-    async def _rows(self) -> AsyncGenerator[Any, None]:
-        """Rows to be scored, or groups of them; the next batch is read ahead."""
-        lines = self._lines()
-        reading = self._start_reading(lines)
-        ending = asyncio.create_task(self._ending.wait())
-        try:
-            while True:
-                await asyncio.wait([reading, ending], return_when=asyncio.FIRST_COMPLETED)
-                if self._ending.is_set():
-                    return
-                rows = reading.result()
-                if not rows:
-                    return
-                reading = self._start_reading(lines)
-                for row in rows:
-                    if self._ending.is_set():
-                        return
-                    yield row
-        finally:
-            ending.cancel()
-            self._unwanted.set()
-            await uninterrupted(asyncio.wait([reading, ending]))
-            if not reading.cancelled():
-                # An error of a batch that is no longer wanted concerns nothing.
-                reading.exception()
-
-    def _start_reading(self, lines: Iterator[Line]) -> asyncio.Task[list[Any]]:
-        return asyncio.create_task(asyncio.to_thread(self._next_batch, lines))
+    def _rows(self) -> Feed:
+        """Rows to be scored, or groups of them."""
+        return Feed(partial(self._next_batch, self._lines()), self._ending, self._unwanted.set)
 
     async def _score(self) -> Report:
         settings, endpoint = self._settings, self._endpoint
@@ -771,7 +748,7 @@ class _Job:
             on_progress(self._progress())
         return self._report(finished=finished)
 
-    def _results(self, endpoint: Endpoint[Any, Any], rows: AsyncGenerator[Any, None]) -> Results[Row, Any]:
+    def _results(self, endpoint: Endpoint[Any, Any], rows: Feed) -> Results[Row, Any]:
         """The calls for rows, or for groups of them."""
         settings = self._settings
         if self._under_way is not None:

@@ -38,6 +38,7 @@ from aiosmrt.serializers.codec import is_general
 from aiosmrt.serializers.frames import batches
 
 if TYPE_CHECKING:
+    from aiosmrt._wire.params import Head
     from aiosmrt.types import InvokeEndpointOutput
 
 __all__ = ["Endpoint"]
@@ -61,6 +62,7 @@ class Endpoint(Generic[In, Out]):
     __slots__ = (
         "_client",
         "_deserializer",
+        "_head",
         "_options",
         "_params",
         "_patient",
@@ -101,6 +103,8 @@ class Endpoint(Generic[In, Out]):
         self._options = options
         defaults = {"EndpointName": name, "ContentType": serializer.content_type, "Accept": deserializer.accept}
         self._params = merged(defaults, options)
+        # What all calls without options of their own have in common, from the first of them on.
+        self._head: Head | None = None
         # The client without its read timeout, for streams that have both time limits.
         self._patient: EndpointClient | None = None
 
@@ -257,7 +261,11 @@ class Endpoint(Generic[In, Out]):
         on_response: Callable[[InvokeEndpointOutput], None] | None = None,
     ) -> tuple[R, InvokeEndpointOutput, Waited]:
         """Call the model; return the answer's value, the response, and how long the call waited."""
-        params = merged(self._params, options) if options else self._params
+        params, head = self._params, None
+        if options:
+            params = merged(params, options)
+        elif (head := self._head) is None:
+            self._head = head = self._client._head(params)
         # (De)serialization is written out: a coroutine for each would be a tenth of this method's cost.
         body: bytes | DeferredBody
         if estimated_size(data) <= OFF_LOOP_BYTES and not self._client._has_deadline:
@@ -269,7 +277,9 @@ class Endpoint(Generic[In, Out]):
         else:
             # Made within the call's deadline, in a thread if it is large.
             body = DeferredBody(partial(serialized, self._serializer, data, INVOKE_ENDPOINT.name, self.name))
-        response, waited = await self._client._invoke(params, body)
+        if type(body) is not bytes:
+            head = None
+        response, waited = await self._client._invoke(params, body, head)
         if on_response is not None:
             on_response(response)
         answer = await response["Body"].read()

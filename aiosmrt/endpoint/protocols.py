@@ -17,6 +17,7 @@ from aiosmrt.events import Observer
 
 if TYPE_CHECKING:
     from aiosmrt._core.admission import MaxConcurrency
+    from aiosmrt._wire.params import Head
     from aiosmrt.client import ClientStatistics
     from aiosmrt.types import Body, InvokeEndpointOutput
 
@@ -75,8 +76,10 @@ class EndpointClient(StorageClient, Protocol):
         ...
 
     async def _invoke(
-        self, params: Mapping[str, Any], body: Body | DeferredBody
+        self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
     ) -> tuple[InvokeEndpointOutput, Waited]: ...
+
+    def _head(self, params: Mapping[str, Any]) -> Head: ...
 
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None: ...
 
