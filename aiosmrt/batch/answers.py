@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from aiosmrt.endpoint import split_answer
@@ -36,6 +37,11 @@ _MAX_DIGITS: Final = 300
 
 def _media_type(header: str) -> str:
     return header.partition(";")[0].strip().lower()
+
+
+@lru_cache(maxsize=128)
+def _is_json(content_type: str) -> bool:
+    return _JSON.fullmatch(_media_type(content_type)) is not None
 
 
 def codec_for(content_type: str) -> Serializer[Any]:
@@ -87,9 +93,9 @@ class AnyAnswer:
         Raises:
             DeserializationError: the body is not what its content type says.
         """
-        media_type = _media_type(content_type)
-        if _JSON.fullmatch(media_type):
+        if _is_json(content_type):
             return JSON.deserialize(body, content_type)
+        media_type = _media_type(content_type)
         if _JSON_LINES.fullmatch(media_type):
             return JSON_LINES.deserialize(body, content_type)
         if _CSV.fullmatch(media_type):

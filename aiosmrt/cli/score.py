@@ -47,12 +47,26 @@ _MEMBERS = {
 _NOT_HERE = frozenset({"output", "query", "cli_binary_format"})
 
 _FORMATS = click.Choice(["jsonl", "csv", "parquet", "text", "openai-batch"])
-_CONTENT_TYPES = {"csv": "text/csv", "text": "text/plain"}  # and JSON for all others
+_CONTENT_TYPES = {
+    "csv": "text/csv",
+    "text": "text/plain",
+    "file": "application/octet-stream",
+}  # and JSON for all others
 
 # Options that are the arguments of a job.
 _ARGUMENTS = (
     *("input_format", "output_format", "header", "column", "template", "id_field", "join_source"),
-    *("input_filter", "output_filter", "max_payload_mb", "max_failures", "retry_failed", "fresh", "spool", "limit"),
+    *(
+        "input_filter",
+        "output_filter",
+        "max_payload_mb",
+        "asynchronous",
+        "max_failures",
+        "retry_failed",
+        "fresh",
+        "spool",
+        "limit",
+    ),
 )
 
 
@@ -129,6 +143,11 @@ _OWN_OPTIONS: list[click.Parameter] = [
         help="Rows in a request, which are scored alone if it fails.  [default: 1]",
     ),
     click.Option(
+        ["--split-type"],
+        type=click.Choice(["None", "Line"]),
+        help="None: a file is one row, sent as it is.  [default: Line]",
+    ),
+    click.Option(
         ["--batch-strategy"],
         type=click.Choice(["SingleRecord", "MultiRecord"]),
         help="MultiRecord: as many rows in a request as --rows-per-request and --max-payload-mb allow.",
@@ -138,6 +157,16 @@ _OWN_OPTIONS: list[click.Parameter] = [
         type=click.FloatRange(0, min_open=True),
         metavar="F",
         help="Largest request body in MiB; larger rows fail.  [default: no limit; 6 for several rows]",
+    ),
+    click.Option(
+        ["--asynchronous"],
+        is_flag=True,
+        help="The endpoint is asynchronous: answers are awaited in S3, and jobs resumed.",
+    ),
+    click.Option(
+        ["--upload-to"],
+        metavar="S3URI",
+        help="Where --asynchronous puts bodies over 128,000 bytes, such as s3://bucket/prefix.",
     ),
     click.Option(
         ["--max-concurrency"],
@@ -177,6 +206,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
 def _run(**given: Any) -> None:
     context = click.get_current_context()
     try:
+        given["input_format"] = _input_format(given)
         content_type = given["content_type"] or _default_content_type(given)
         code = asyncio.run(_score(GlobalOptions.of(context), content_type, given))
     except (ParamValidationError, BrokenPipeError):
@@ -223,7 +253,11 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
     members = {name: given[name] for name in _MEMBERS}
     async with options.client(**settings) as client:
         endpoint = client.endpoint(
-            given["endpoint_name"], serializer=codec_for(content_type), deserializer=ANY_ANSWER, **members
+            given["endpoint_name"],
+            serializer=codec_for(content_type),
+            deserializer=ANY_ANSWER,
+            upload_to=given["upload_to"],
+            **members,
         )
         with (
             _signals(stop),
@@ -250,6 +284,15 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
     failures = f"; {report.failed:,} failed, see {report.errors}" if report.failed else ""
     say(f"{report.scored:,} rows scored in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s){failures}")
     return 1 if report.failed else 0
+
+
+def _input_format(given: dict[str, Any]) -> str | None:
+    format_given: str | None = given["input_format"]
+    if given["split_type"] != "None":
+        return format_given
+    if format_given is not None:
+        raise ParamValidationError(["--split-type None sends files as they are: leave --input-format out"])
+    return "file"
 
 
 def _rows_per_request(given: dict[str, Any]) -> int | None:

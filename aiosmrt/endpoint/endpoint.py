@@ -38,6 +38,7 @@ from aiosmrt.serializers.codec import is_general
 from aiosmrt.serializers.frames import batches
 
 if TYPE_CHECKING:
+    from aiosmrt._wire.params import Head
     from aiosmrt.types import InvokeEndpointOutput
 
 __all__ = ["Endpoint"]
@@ -61,6 +62,7 @@ class Endpoint(Generic[In, Out]):
     __slots__ = (
         "_client",
         "_deserializer",
+        "_head",
         "_options",
         "_params",
         "_patient",
@@ -101,6 +103,8 @@ class Endpoint(Generic[In, Out]):
         self._options = options
         defaults = {"EndpointName": name, "ContentType": serializer.content_type, "Accept": deserializer.accept}
         self._params = merged(defaults, options)
+        # What all calls without options of their own have in common, from the first of them on.
+        self._head: Head | None = None
         # The client without its read timeout, for streams that have both time limits.
         self._patient: EndpointClient | None = None
 
@@ -167,6 +171,21 @@ class Endpoint(Generic[In, Out]):
             deserializer=self._deserializer,
             upload_to=self._upload_to if isinstance(upload_to, Unset) else upload_to,
             **members,
+        )
+
+    def for_job(self, patience: float | Unset | None = UNSET) -> Endpoint[In, Out]:
+        """Return the same endpoint, with the patience that the calls of a `map` have.
+
+        Args:
+            patience: as for `map`.
+        """
+        return Endpoint(
+            self._client._for_job(patience),
+            self.name,
+            serializer=self._serializer,
+            deserializer=self._deserializer,
+            upload_to=self._upload_to,
+            **self._options,
         )
 
     # One call
@@ -242,7 +261,11 @@ class Endpoint(Generic[In, Out]):
         on_response: Callable[[InvokeEndpointOutput], None] | None = None,
     ) -> tuple[R, InvokeEndpointOutput, Waited]:
         """Call the model; return the answer's value, the response, and how long the call waited."""
-        params = merged(self._params, options) if options else self._params
+        params, head = self._params, None
+        if options:
+            params = merged(params, options)
+        elif (head := self._head) is None:
+            self._head = head = self._client._head(params)
         # (De)serialization is written out: a coroutine for each would be a tenth of this method's cost.
         body: bytes | DeferredBody
         if estimated_size(data) <= OFF_LOOP_BYTES and not self._client._has_deadline:
@@ -254,7 +277,9 @@ class Endpoint(Generic[In, Out]):
         else:
             # Made within the call's deadline, in a thread if it is large.
             body = DeferredBody(partial(serialized, self._serializer, data, INVOKE_ENDPOINT.name, self.name))
-        response, waited = await self._client._invoke(params, body)
+        if type(body) is not bytes:
+            head = None
+        response, waited = await self._client._invoke(params, body, head)
         if on_response is not None:
             on_response(response)
         answer = await response["Body"].read()
@@ -315,20 +340,26 @@ class Endpoint(Generic[In, Out]):
             Entering the block raises as `predict` does.
         """
         operation = INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
-        params = merged(self._params, options)
-        check_accepted(operation, params)
-        client = self._client
-        if first_part_timeout is not None and part_timeout is not None:
-            if self._patient is None:
-                self._patient = client.with_options(read_timeout=None)
-            client = self._patient
-        return PredictionStream(
-            client,
-            partial(serialized, self._serializer, data, operation.name, self.name),
-            params,
-            first_part_timeout,
-            part_timeout,
-        )
+        params: dict[str, Any] = {}
+        try:
+            params = merged(self._params, options)
+            check_accepted(operation, params)
+            client = self._client
+            if first_part_timeout is not None and part_timeout is not None:
+                if self._patient is None:
+                    self._patient = client.with_options(read_timeout=None)
+                client = self._patient
+            return PredictionStream(
+                client,
+                partial(serialized, self._serializer, data, operation.name, self.name),
+                params,
+                first_part_timeout,
+                part_timeout,
+            )
+        except BaseException as error:
+            del data, options, params
+            clear_locals(error)
+            raise
 
     @overload
     def map(
@@ -437,8 +468,9 @@ class Endpoint(Generic[In, Out]):
                 max_failures=max_failures,
                 options=options,
             )
-        except BaseException:
+        except BaseException as error:
             del items, options
+            clear_locals(error)
             raise
 
     def map_groups(
@@ -473,8 +505,9 @@ class Endpoint(Generic[In, Out]):
                 max_failures=max_failures,
                 options=options,
             )
-        except BaseException:
+        except BaseException as error:
             del groups, options
+            clear_locals(error)
             raise
 
     def _mapped(
@@ -489,32 +522,27 @@ class Endpoint(Generic[In, Out]):
         options: CallOptions,
         options_for: Callable[[Any], CallOptions] | None = None,
     ) -> Results[Any, Any]:
-        # An invalid option would fail every call.
         try:
+            # An invalid option would fail every call.
             self._client._check(INVOKE_ENDPOINT.name, {**merged(self._params, options), "Body": b""})
-        except BaseException:
+            job = self.for_job(patience)
+            limit = self._client.max_concurrency if concurrency is None else concurrency
+            if group is None:
+                call = _Scoring(job, options, options_for)
+                return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+            size, combine, split = group
+            return GroupedResults(
+                GroupScoring(job, options, combine, split),
+                items,
+                size=size,
+                concurrency=limit,
+                ordered=ordered,
+                max_failures=max_failures,
+            )
+        except BaseException as error:
             del items, options
+            clear_locals(error)
             raise
-        job = Endpoint(
-            self._client._for_job(patience),
-            self.name,
-            serializer=self._serializer,
-            deserializer=self._deserializer,
-            **self._options,
-        )
-        limit = self._client.max_concurrency if concurrency is None else concurrency
-        if group is None:
-            call = _Scoring(job, options, options_for)
-            return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
-        size, combine, split = group
-        return GroupedResults(
-            GroupScoring(job, options, combine, split),
-            items,
-            size=size,
-            concurrency=limit,
-            ordered=ordered,
-            max_failures=max_failures,
-        )
 
     def map_rows(
         self,
@@ -542,14 +570,19 @@ class Endpoint(Generic[In, Out]):
         Raises:
             ParamValidationError: ``frame`` is not such a table, ``rows`` is not an integer >= 1, or as for `map`.
         """
-        return self.map(
-            batches(frame, rows),
-            concurrency=concurrency,
-            ordered=ordered,
-            patience=patience,
-            max_failures=max_failures,
-            **options,
-        )
+        try:
+            return self.map(
+                batches(frame, rows),
+                concurrency=concurrency,
+                ordered=ordered,
+                patience=patience,
+                max_failures=max_failures,
+                **options,
+            )
+        except BaseException as error:
+            del frame, options
+            clear_locals(error)
+            raise
 
     def session(self, *, open_with: In | Unset = UNSET, close_with: In | Unset = UNSET) -> Session[In, Out]:
         """Make calls that the service routes to one instance of a stateful model::
@@ -584,7 +617,8 @@ class Endpoint(Generic[In, Out]):
         """Queue a request at an asynchronous endpoint.
 
         Up to 128,000 bytes travel with the request. A larger body is uploaded to S3 first, with the client's
-        credentials, and deleted if this call fails or is cancelled. A connection that breaks may leave two jobs behind,
+        credentials, and deleted if this call fails or is cancelled, which may take 5 s more. A ``deadline`` covers
+        serializing and uploading. A connection that breaks may leave two jobs behind,
         because the request is sent again.
 
         Args:
@@ -606,6 +640,7 @@ class Endpoint(Generic[In, Out]):
             ObjectStoreError: the body could not be uploaded to S3.
             AiosmrtError: as for `aiosmrt.Client.invoke_endpoint_async`.
         """
+        began = self._client._now()
         given = not isinstance(data, Unset)
         if given == (input_location is not None):
             raise ParamValidationError(["exactly one of data and input_location must be given"])
@@ -627,9 +662,10 @@ class Endpoint(Generic[In, Out]):
         body = None
         try:
             if not isinstance(data, Unset):
-                body = await serialized(self._serializer, data, operation.name, self.name)
+                making = serialized(self._serializer, data, operation.name, self.name)
+                body = await self._client._before_deadline(began, operation.name, self.name, making)
             # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
-            return self._job(await submit(self._client, params, body, input_location, upload_to))
+            return self._job(await submit(self._client, params, body, input_location, upload_to, began))
         except BaseException as error:
             del data, options, params, body
             if isinstance(error, DeserializationError):

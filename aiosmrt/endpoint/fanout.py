@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -27,7 +28,6 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
@@ -36,7 +36,7 @@ from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError,
 from aiosmrt.serializers.frames import is_frame, iterates_over_columns
 from aiosmrt.serializers.objects import type_name
 
-__all__ = ["Answer", "Result", "Results", "failure_limit"]
+__all__ = ["Answer", "Buffered", "Result", "Results", "failure_limit"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -74,6 +74,14 @@ def failure_limit(most: int | float | str | None) -> int | float | None:
     raise ParamValidationError(
         [f"max_failures must be an integer >= 0, a float from 0 to 1, a percentage as text, or None; got {shown(most)}"]
     )
+
+
+class Buffered(AsyncIterator[In], ABC):
+    """Asynchronous items of which some are there already: a worker takes those itself, at a fraction of the cost."""
+
+    @abstractmethod
+    def take_ready(self) -> In | None:
+        """The next item, if it is there; None stands for none."""
 
 
 class Answer(NamedTuple, Generic[Out]):
@@ -169,6 +177,7 @@ class Results(Generic[In, Out]):
             faults.append(f"items must be an iterable or an asynchronous iterable; got {type(items)}")
         if faults:
             raise ParamValidationError(faults)
+        self._buffered = items if isinstance(items, Buffered) else None
         self._call = call
         self._concurrency = concurrency
         self._ordered = ordered
@@ -215,9 +224,7 @@ class Results(Generic[In, Out]):
         self._start_worker()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._left = self._ended = True
         self._wake_reader()
         self._wake_drains()
@@ -232,7 +239,7 @@ class Results(Generic[In, Out]):
             except asyncio.CancelledError as again:
                 cancelled = again
         self._ready.clear()
-        self._failure = self._source = self._asynchronous = None
+        self._failure = self._source = self._asynchronous = self._buffered = None
         if cancelled is not None:
             raise cancelled
 
@@ -476,6 +483,8 @@ class Results(Generic[In, Out]):
         if self._ended:
             return None
         if self._source is None:
+            if self._buffered is not None and (ready := self._buffered.take_ready()) is not None:
+                return self._count(ready), ready
             self._wanted.release()
             try:
                 item = await self._given.get()

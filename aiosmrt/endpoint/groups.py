@@ -229,6 +229,9 @@ class GroupedResults(Results[T, Any]):
         super().__init__(cast("Any", call), items, concurrency=concurrency, ordered=ordered, max_failures=max_failures)
         self._call_group = call
         self._size = size
+        if size is not None:
+            # Single items are gathered by the feeder.
+            self._buffered = None
         if self._source is not None and size is not None:
             self._source = _Groups(self._source, size)
         # Asynchronous items of a group that is not full.

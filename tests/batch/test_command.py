@@ -160,6 +160,8 @@ async def test_standard_input(command: Command, tmp_path: Path) -> None:
             "text/csv; label_size=0",
         ),
         ({"a.txt": "x\n"}, ("a.txt",), "text/plain"),
+        ({"a.png": "x\n"}, ("a.png", "--split-type", "None"), "application/octet-stream"),
+        ({"a.csv": "x\n1\n"}, ("a.csv", "--input-filter", "$[0]"), "text/csv"),
         ({"rows": "1\n"}, ("rows", "--input-format", "jsonl"), "application/json"),
     ],
 )
