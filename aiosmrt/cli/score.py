@@ -41,6 +41,7 @@ _MEMBERS = {
     "target_variant": "TargetVariant",
     "target_model": "TargetModel",
     "target_container_hostname": "TargetContainerHostname",
+    "enable_explanations": "EnableExplanations",
 }
 
 # --output is this command's own, and the others are about a response that is printed.
