@@ -316,7 +316,7 @@ def test_a_damaged_byte_is_refused_or_costs_what_is_behind_it(tmp_path: Path, se
     data = bytearray(path.read_bytes())
     data[drawn.randrange(len(data))] ^= 1 << drawn.randrange(8)
     path.write_bytes(data)
-    refused = pytest.raises(BatchOutputError, match="changed by something else|is damaged|belongs to another job")
+    refused = pytest.raises(BatchOutputError, match=r"changed by something else|is damaged|belongs to another job")
     with suppress(BatchOutputError):
         log = OutputLog.open(out, {})
         try:
