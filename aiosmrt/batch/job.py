@@ -28,6 +28,8 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt.batch.answers import Verbatim
+from aiosmrt.batch.calls import RowCalls
 from aiosmrt.batch.destination import Deliver, Destination
 from aiosmrt.batch.feed import Feed
 from aiosmrt.batch.filters import Selection
@@ -77,7 +79,7 @@ _GROUP_BYTES: Final = 6 << 20
 
 # Results that are gathered before they are written: so long, or so many.
 _GATHER_SECONDS: Final = 0.005
-_GATHER_RESULTS: Final = 64
+_GATHER_RESULTS: Final = 256
 
 # How often written records are made to survive a power failure, in seconds.
 _SYNC_SECONDS: Final = 1.0
@@ -695,7 +697,22 @@ class _Job:
         """The calls for rows, or for groups of them."""
         settings = self._settings
         if not settings.several:
-            return endpoint.map(rows, ordered=False, patience=settings.patience, max_failures=settings.max_failures)
+            calling = Endpoint(
+                endpoint.client._for_job(settings.patience),
+                endpoint.name,
+                serializer=endpoint.serializer,
+                deserializer=endpoint.deserializer,
+                **endpoint.options,
+            )
+            reader = Verbatim.of(endpoint.deserializer) if self._sink.repeats_json else endpoint.deserializer
+            concurrency = endpoint.client.max_concurrency
+            return Results(
+                RowCalls(calling, reader),
+                rows,
+                concurrency=concurrency,
+                ordered=False,
+                max_failures=settings.max_failures,
+            )
         return endpoint.map_groups(
             rows,
             split=settings.split,
@@ -716,7 +733,8 @@ class _Job:
                     async with self._results(endpoint, rows) as results:
                         async for result in results:
                             if result.error is None or not concerns_every_call(result.error):
-                                await writer.put(result)
+                                if not writer.add(result):
+                                    await writer.room()
                             else:
                                 # Not the row's fault: it stays open for the next run.
                                 self._error_of_all = result.error
@@ -905,15 +923,21 @@ class _Writer:
         self._ended = asyncio.Event()
         self._broken = False
 
-    async def put(self, result: Result[Row, Any]) -> None:
-        """Have a result written; waits while many are."""
+    def add(self, result: Result[Row, Any]) -> bool:
+        """Have a result written; returns whether there is room for more of them."""
+        results = self._results
+        results.append(result)
+        if len(results) == 1:
+            self._any.set()
+        elif len(results) == _GATHER_RESULTS:
+            self._many.set()
+        return len(results) < 2 * _GATHER_RESULTS
+
+    async def room(self) -> None:
+        """Wait until there is room for more results."""
         while len(self._results) >= 2 * _GATHER_RESULTS and not self._broken:
             self._room.clear()
             await self._room.wait()
-        self._results.append(result)
-        self._any.set()
-        if len(self._results) >= _GATHER_RESULTS:
-            self._many.set()
 
     async def run(self) -> None:
         try:
