@@ -61,4 +61,4 @@ class RowCalls:
             del row
             clear_locals(error)
             raise
-        return Answer(value, attempts, waited)
+        return Answer(value, attempts, waited, headers.get("x-amzn-requestid"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
+from aiosmrt._extras import installed
 from aiosmrt.errors import ParamValidationError, SerializationError
 
 __all__ = ["Selection"]
@@ -24,7 +25,8 @@ class Selection:
         path: the JSONPath.
 
     Raises:
-        ParamValidationError: it is not JSONPath, or the library that reads it is not installed.
+        ParamValidationError: it is not JSONPath.
+        ConfigurationError: the library that reads it is not installed.
 
     >>> Selection("$['id','score']")({"id": 7, "text": "a", "score": 0.5})
     {'id': 7, 'score': 0.5}
@@ -33,22 +35,17 @@ class Selection:
     """
 
     def __init__(self, path: str) -> None:
-        try:
-            from jsonpath import JSONPath, JSONPathEnvironment, JSONPathError
-        except ImportError:
-            raise ParamValidationError(
-                ["needs python-jsonpath, which the extra installs: pip install 'aiosmrt[batch]'"]
-            ) from None
+        jsonpath = installed("jsonpath", "batch")
         if not isinstance(path, str):
             raise ParamValidationError([f"must be a JSONPath as text; got {type(path)}"])
         try:
             # Strict: what RFC 9535 has, and no unions of paths.
-            self._query = cast("JSONPath", JSONPathEnvironment(strict=True).compile(path))
-        except JSONPathError as error:
+            self._query = jsonpath.JSONPathEnvironment(strict=True).compile(path)
+        except jsonpath.JSONPathError as error:
             raise ParamValidationError([f"must be a JSONPath, such as $.features; {error.args[0]}"]) from None
         self.path: str = path
         self.by_position: bool = _BY_POSITION.match(path) is not None
-        self._to_one_place = self._query.singular_query()
+        self._to_one_place: bool = self._query.singular_query()
 
     def __repr__(self) -> str:
         return f"Selection({self.path!r})"

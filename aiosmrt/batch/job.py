@@ -28,7 +28,9 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
 from aiosmrt.batch.answers import Verbatim
+from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file
 from aiosmrt.batch.calls import RowCalls
 from aiosmrt.batch.destination import Deliver, Destination
 from aiosmrt.batch.feed import Feed
@@ -39,6 +41,7 @@ from aiosmrt.batch.progress import Pace, Progress, progress_of
 from aiosmrt.batch.recorder import Recorder, check_page, write_page
 from aiosmrt.batch.records import RecordSource, records_fault
 from aiosmrt.batch.requests import (
+    FILE_COLUMN,
     TEXT_COLUMN,
     JoinSource,
     Prepared,
@@ -49,8 +52,12 @@ from aiosmrt.batch.requests import (
 )
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
 from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
+from aiosmrt.batch.tasks import uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
-from aiosmrt.endpoint import Endpoint, Result, Results
+from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
+from aiosmrt.endpoint.groups import GroupedResults
+from aiosmrt.endpoint.jobs import INLINE_BYTES
+from aiosmrt.endpoint.options import check_accepted, merged
 from aiosmrt.errors import (
     AiosmrtError,
     BatchInputError,
@@ -142,6 +149,7 @@ async def score(
     rows_per_request: int | None = 1,
     max_payload_mb: float | None = None,
     split: Callable[[Any, int], Sequence[Any]] | None = None,
+    asynchronous: bool = False,
     max_concurrency: MaxConcurrency | None = None,
     patience: float | Unset | None = UNSET,
     max_failures: int | float | str | None = None,
@@ -178,8 +186,9 @@ async def score(
         sink: the output file, ``s3://bucket/key``, or a function that is called with lists of records, as JSON Lines
             has them. It is called in a thread, and what it returns is awaited if it can be; only then are the rows
             done. After an interruption it may get a row again.
-        input_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (a row a line) or ``"openai-batch"``. Defaults
-            to what the suffixes say.
+        input_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (a row a line), ``"openai-batch"``, or
+            ``"file"``: a file is a row, which is sent as it is and has one column, ``file``, its name. Defaults to what
+            the suffixes say.
         output_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (the answers alone) or ``"openai-batch"``.
             Defaults to what the suffix says.
         header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
@@ -200,8 +209,11 @@ async def score(
             several share up to 6 MiB.
         split: returns the values of the rows, given the answer and the number of rows, if `split_answer` does not know
             how.
-        max_concurrency: calls in flight at the same time, or ``"adaptive"``; see `aiosmrt.Client`. Defaults to the
-            client's.
+        asynchronous: whether the endpoint is an asynchronous one. Each request is then a job whose answer is awaited in
+            S3; ``SINK.jobs`` lists those under way, and a later run waits for them in place of sending their rows
+            again. Bodies over 128,000 bytes need the endpoint's ``upload_to``.
+        max_concurrency: calls in flight, or jobs under way, at the same time; or ``"adaptive"``, see `aiosmrt.Client`.
+            Defaults to the client's.
         patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
         max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1, or ``"5%"``), that
             stop the job when there are more. If None, no limit.
@@ -252,8 +264,9 @@ async def score(
         faults.append("spool is for output in S3 and for functions; a file has its journal beside it")
     formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
-        ("input_format", input_format, formats),
+        ("input_format", input_format, (*formats[:-1], "file", None)),
         ("output_format", output_format, formats),
+        ("asynchronous", asynchronous, (True, False)),
         ("join_source", join_source, ("None", "Input")),
     ):
         if value not in allowed:
@@ -265,12 +278,20 @@ async def score(
         )
     if is_compressed(name_of_sink):
         faults.append("the output cannot be compressed: it is written at its end and resumed")
-    if input_format == "openai-batch" and (column is not None or template is not None or id_field is not None):
-        faults.append("openai-batch says what is sent: leave column, template and id_field out")
+    if input_format == "openai-batch" and rows_per_request != 1:
+        faults.append("openai-batch has a request a line; leave rows_per_request out")
+    ways = (column, template, id_field, input_filter)
+    if input_format == "openai-batch" and any(way is not None for way in ways):
+        faults.append("openai-batch says what is sent: leave column, template, id_field and input_filter out")
     if kind == "openai-batch" and join_source == "Input":
         faults.append("openai-batch repeats no input; leave join_source out")
     if kind == "openai-batch" and input_format != "openai-batch" and id_field is None:
         faults.append("openai-batch as the output needs it as the input, or an id_field")
+    sends_a_part = not (column is None and template is None and input_filter is None)
+    if input_format == "file" and (sends_a_part or rows_per_request != 1):
+        faults.append("a file is sent as it is: leave column, template, input_filter and rows_per_request out")
+    if "openai-batch" in (input_format, kind) and rows_per_request != 1:
+        faults.append("openai-batch has a request for each line; leave rows_per_request out")
     if column is not None and template is not None:
         faults.append("column and template exclude each other")
     if kind == "text" and (id_field is not None or join_source == "Input"):
@@ -297,6 +318,8 @@ async def score(
             faults += [f"{name} {fault}" for fault in error.faults]
     if faults:
         raise ParamValidationError(faults)
+    if asynchronous:
+        check_accepted(INVOKE_ENDPOINT_ASYNC, merged({}, endpoint.options))
     if max_concurrency is not None:
         endpoint = _with_concurrency(endpoint, max_concurrency)
     # Makes no calls: checks the arguments that are those of `map`, and the endpoint's options.
@@ -314,6 +337,7 @@ async def score(
         rows_per_request=rows_per_request,
         max_bytes=None if max_payload_mb is None else int(max_payload_mb * (1 << 20)),
         split=split,
+        asynchronous=asynchronous,
         header=header,
         patience=patience,
         max_failures=max_failures,
@@ -342,6 +366,7 @@ class _Settings:
     rows_per_request: int | None
     max_bytes: int | None
     split: Callable[[Any, int], Sequence[Any]] | None
+    asynchronous: bool
     header: bool
     patience: float | Unset | None
     max_failures: int | float | str | None
@@ -353,6 +378,11 @@ class _Settings:
     on_progress: Callable[[Progress], object] | None
     progress_interval: float
     report_page: Path | None
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether rows are handed on in groups."""
+        return self.several or self.asynchronous
 
     @property
     def several(self) -> bool:
@@ -395,6 +425,10 @@ class _Job:
         # Rows of the input that wait for others.
         self._group: list[Row] = []
         self._group_bytes = 0
+        # Jobs of an asynchronous endpoint, and those rows of earlier ones that were read.
+        self._under_way: JobsUnderWay | None = None
+        self._queued: QueuedScoring | None = None
+        self._of_jobs: dict[int, list[Row]] = {}
 
     async def run(self, inputs: Any, input_format: InputFormat | None) -> Report:
         page = self._settings.report_page
@@ -422,7 +456,7 @@ class _Job:
     async def _write_page(self, path: Path, report: Report, problem: str | None) -> None:
         text = cast("Recorder", self._recorder).page(self._endpoint.name, report, problem)
         try:
-            await _uninterrupted(asyncio.to_thread(write_page, path, text))
+            await uninterrupted(asyncio.to_thread(write_page, path, text))
         except OSError as error:
             raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -446,12 +480,12 @@ class _Job:
             self._unwanted.set()
             if watcher is not None:
                 watcher.cancel()
-                await _uninterrupted(asyncio.wait([watcher]))
-            await _uninterrupted(asyncio.to_thread(self._close))
+                await uninterrupted(asyncio.wait([watcher]))
+            await uninterrupted(asyncio.to_thread(self._close))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a thread; a job that is cancelled waits for it."""
-        return await _uninterrupted(asyncio.to_thread(function, *arguments), self._abandon)
+        return await uninterrupted(asyncio.to_thread(function, *arguments), self._abandon)
 
     def _abandon(self) -> None:
         self._abandoned = True
@@ -470,6 +504,8 @@ class _Job:
             raise ParamValidationError(
                 ["join_source='Input' writes CSV of CSV with a header only; use jsonl for the output"]
             )
+        if source.input_format == "openai-batch" and (settings.several or settings.choose is not None):
+            raise ParamValidationError(["openai-batch says what is sent: leave rows_per_request and input_filter out"])
         if source.input_format == "openai-batch" and settings.id_field is None:
             settings.id_field = "custom_id"
         noted = self._output.prepare(self._bucket, fresh=settings.fresh)
@@ -496,14 +532,18 @@ class _Job:
             join=settings.join,
             keep=settings.keep,
         )
-        self._opened_log = OutputLog.open(
-            self._output.files,
-            {"input": facts, "settings": self._facts()},
-            preamble=self._sink.preamble,
-            fresh=settings.fresh,
-            noted=noted,
+        about = {"input": facts, "settings": self._facts()}
+        self._opened_log = log = OutputLog.open(
+            self._output.files, about, preamble=self._sink.preamble, fresh=settings.fresh, noted=noted
         )
-        self._output.check(self._log, self._bucket)
+        self._output.check(log, self._bucket)
+        if settings.asynchronous:
+            self._under_way = JobsUnderWay(
+                jobs_file(self._output.files.out),
+                about,
+                fresh=settings.fresh,
+                is_done=lambda row: row in log.scored or (not settings.retry_failed and row in log.failed),
+            )
 
     def _new_source(self, inputs: Any, input_format: InputFormat | None) -> Source:
         if not (isinstance(inputs, list) and all(isinstance(name, str) for name in inputs)):
@@ -512,7 +552,7 @@ class _Job:
             inputs,
             input_format=input_format,
             header=self._settings.header,
-            excluded=self._output.all(),
+            excluded=[*self._output.all(), jobs_file(self._output.files.out)],
             stopped=self._unwanted,
             bucket=self._bucket,
         )
@@ -541,7 +581,7 @@ class _Job:
     def _check_columns(self) -> None:
         """Refuse columns that no row of the input has."""
         source = self._source
-        known = [TEXT_COLUMN] if source.input_format == "text" else source.columns
+        known = {"text": [TEXT_COLUMN], "file": [FILE_COLUMN]}.get(source.input_format, source.columns)
         if known is None:
             return
         if missing := sorted(self._named_columns().difference(known)):
@@ -599,13 +639,15 @@ class _Job:
         size = 0
         for rows, line in enumerate(lines, 1):
             row = self._maker.row(line)
-            batch += self._grouped(row) if self._settings.several else [row]
+            batch += self._grouped(row) if self._settings.in_groups else [row]
             size += len(row.body)
             if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
                 return batch
         if self._group:
             batch.append(self._group)
             self._group = []
+        batch += self._of_jobs.values()
+        self._of_jobs.clear()
         return batch
 
     def _grouped(self, row: Row) -> Iterator[list[Row]]:
@@ -614,8 +656,15 @@ class _Job:
         if row.error is not None:
             yield [row]
             return
+        if self._under_way is not None and (job := self._under_way.job_of(row.number)) is not None:
+            # Of an earlier run: its rows stay together.
+            rows = self._of_jobs.setdefault(job, [])
+            rows.append(row)
+            if len(rows) == len(self._under_way.rows_of(job)):
+                yield self._of_jobs.pop(job)
+            return
         self._group_bytes += len(row.body)
-        if group and self._maker.size(self._group_bytes, len(group) + 1) > (settings.max_bytes or _GROUP_BYTES):
+        if group and self._maker.size(self._group_bytes, len(group) + 1) > self._most_bytes():
             yield group
             self._group = group = []
             self._group_bytes = len(row.body)
@@ -624,6 +673,13 @@ class _Job:
             yield group
             self._group = []
             self._group_bytes = 0
+
+    def _most_bytes(self) -> int:
+        """The size up to which rows share a body."""
+        if self._settings.max_bytes is not None:
+            return self._settings.max_bytes
+        inline = self._settings.asynchronous and self._endpoint.upload_to is None
+        return INLINE_BYTES if inline else _GROUP_BYTES
 
     # On the event loop
 
@@ -654,6 +710,7 @@ class _Job:
             endpoint.name,
             serializer=Prepared(endpoint.serializer.content_type, self._maker.body_of),
             deserializer=endpoint.deserializer,
+            upload_to=endpoint.upload_to,
             **endpoint.options,
         )
         self._retries_before = self._all_retries()
@@ -671,10 +728,10 @@ class _Job:
         except Exception as error:
             failure = error
         finally:
-            await _uninterrupted(writer.close())
+            await uninterrupted(writer.close())
             for task in helpers:
                 task.cancel()
-            await _uninterrupted(asyncio.wait(helpers))
+            await uninterrupted(asyncio.wait(helpers))
         failure = self._error or failure or self._error_of_all
         finished = failure is None and not self._ending.is_set()
         if finished:
@@ -688,7 +745,7 @@ class _Job:
                     f"stopped: {failure}; {self._done()} rows are done, and the same job resumes after them"
                 ) from failure
             raise failure
-        await self._in_thread(self._log.sync)
+        await self._in_thread(self._sync)
         for on_progress, _ in told:
             on_progress(self._progress())
         return self._report(finished=finished)
@@ -696,20 +753,36 @@ class _Job:
     def _results(self, endpoint: Endpoint[Any, Any], rows: Feed) -> Results[Row, Any]:
         """The calls for rows, or for groups of them."""
         settings = self._settings
-        if not settings.several:
-            calling = Endpoint(
-                endpoint.client._for_job(settings.patience),
-                endpoint.name,
-                serializer=endpoint.serializer,
-                deserializer=endpoint.deserializer,
-                **endpoint.options,
+        if self._under_way is not None:
+            self._queued = QueuedScoring(
+                endpoint.for_job(settings.patience),
+                self._under_way,
+                several=settings.several,
+                split=settings.split,
+                patience=settings.patience,
             )
-            reader = Verbatim.of(endpoint.deserializer) if self._sink.repeats_json else endpoint.deserializer
-            concurrency = endpoint.client.max_concurrency
-            return Results(
-                RowCalls(calling, reader),
+            return GroupedResults(
+                self._queued,
                 rows,
-                concurrency=concurrency,
+                size=None,
+                concurrency=self._client.max_concurrency,
+                ordered=False,
+                max_failures=settings.max_failures,
+            )
+        if not settings.several:
+            if self._source.input_format == "openai-batch":
+                return endpoint.map(
+                    rows,
+                    ordered=False,
+                    patience=settings.patience,
+                    max_failures=settings.max_failures,
+                    options_for=_openai_options,
+                )
+            reader = Verbatim.of(endpoint.deserializer) if self._sink.repeats_json else endpoint.deserializer
+            return Results(
+                RowCalls(endpoint.for_job(settings.patience), reader),
+                rows,
+                concurrency=endpoint.client.max_concurrency,
                 ordered=False,
                 max_failures=settings.max_failures,
             )
@@ -745,10 +818,15 @@ class _Job:
             if not limit.expired():
                 raise
 
+    def _sync(self) -> None:
+        self._log.sync()
+        if self._under_way is not None:
+            self._under_way.sync()
+
     def _sync_quietly(self, failure: BaseException) -> None:
         """Sync before a failure is raised, which would otherwise hide that one."""
         try:
-            self._log.sync()
+            self._sync()
         except AiosmrtError as error:
             failure.add_note(str(error))
 
@@ -793,7 +871,7 @@ class _Job:
             await asyncio.sleep(_SYNC_SECONDS)
             try:
                 # Beside the writer: a disk may take long for it.
-                await _uninterrupted(asyncio.to_thread(self._log.sync))
+                await uninterrupted(asyncio.to_thread(self._sync))
             except AiosmrtError as error:
                 self._abort(error)
                 return
@@ -809,14 +887,20 @@ class _Job:
     async def _write(self, results: list[Result[Row, Any]]) -> None:
         """Write results; those of a function only when it has taken them."""
         if (deliver := self._output.deliver) is None:
-            await asyncio.to_thread(lambda: self._log.append(self._records_of(results)))
+            await asyncio.to_thread(lambda: self._append(self._records_of(results)))
             return
         records = await asyncio.to_thread(self._records_of, results)
         if scored := [json.loads(record.data) for record in records if not record.failed]:
             taken = await asyncio.to_thread(deliver, scored)
             if isawaitable(taken):
                 await taken
-        await asyncio.to_thread(self._log.append, records)
+        await asyncio.to_thread(self._append, records)
+
+    def _append(self, records: list[Record]) -> None:
+        self._log.append(records)
+        if self._under_way is not None:
+            failed = [record.row for record in records if record.failed]
+            self._under_way.end([record.row for record in records if not record.failed], failed)
 
     def _records_of(self, results: list[Result[Row, Any]]) -> list[Record]:
         records = []
@@ -825,7 +909,9 @@ class _Job:
             error = result.error
             if error is None:
                 try:
-                    records.append(Record(row.number, failed=False, data=self._sink.record(row, result.value)))
+                    records.append(
+                        Record(row.number, failed=False, data=self._sink.record(row, result.value, result.request_id))
+                    )
                     continue
                 except SerializationError as fault:
                     error = fault
@@ -851,7 +937,7 @@ class _Job:
         statistics = self._client.statistics()
         log, source = self._log, self._source
         fraction = source.fraction
-        return progress_of(
+        progress = progress_of(
             self._pace,
             time.monotonic(),
             started=self._started,
@@ -866,6 +952,9 @@ class _Job:
             rows_in_input=self._rows_read if self._read_to_end else log.rows_in_input,
             limit=self._settings.limit,
         )
+        if self._queued is None:
+            return progress
+        return progress._replace(in_flight=self._queued.in_flight, max_in_flight=self._client.max_concurrency)
 
     def _report(self, *, finished: bool) -> Report:
         log = self._opened_log
@@ -884,11 +973,20 @@ class _Job:
 
     def _close(self) -> None:
         """Release the files."""
+        if self._under_way is not None:
+            self._under_way.close()
         if (log := self._opened_log) is not None:
             log.close()
         if self._opened_source is not None:
             self._opened_source.close()
         self._output.close()
+
+
+def _openai_options(row: Row) -> CallOptions:
+    """The custom id of a line of OpenAI's Batch API as the inference id, if it can be one: 64 characters of ASCII."""
+    name = row.id
+    fits = isinstance(name, str) and 0 < len(name) <= 64 and name.isascii() and name.isprintable()
+    return {"inference_id": name} if fits else {}
 
 
 def _with_concurrency(endpoint: Endpoint[Any, Any], limit: MaxConcurrency) -> Endpoint[Any, Any]:
@@ -967,26 +1065,3 @@ class _Writer:
         self._any.set()
         self._many.set()
         await self._ended.wait()
-
-
-async def _uninterrupted(work: Awaitable[T], on_cancel: Callable[[], object] | None = None) -> T:
-    """Finish something whatever happens; a cancellation is passed on afterwards.
-
-    Args:
-        work: what is finished.
-        on_cancel: called when a cancellation comes, so that the work ends early.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as again:
-            cancelled = again
-            if on_cancel is not None:
-                on_cancel()
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()

@@ -40,6 +40,9 @@ _MARK: Final = "aiosmrt-rows-of-a-body"
 # The only column of text.
 TEXT_COLUMN: Final = "text"
 
+# The only column of files: their names.
+FILE_COLUMN: Final = "file"
+
 
 class Row:
     """A row that is ready to be sent, or cannot be.
@@ -163,6 +166,9 @@ class RequestMaker:
             and type(serializer) in as_it_stands
             and "charset" not in serializer.content_type.lower()
         )
+        if input_format == "file":
+            # Not even its encoding is of interest.
+            self._raw = type(serializer) in _JOINABLE
         # A line that is not JSON would spoil the bodies of others.
         self._reads = not self._raw or id_field is not None or join or (several and input_format == "jsonl")
 
@@ -184,6 +190,8 @@ class RequestMaker:
                 _check_object(record)
             if self._raw:
                 body = line.data if isinstance(line.data, bytes) else b""
+            elif self._format == "file":
+                body = self._serializer.serialize(line.data)
             elif self._several and self._frame is None:
                 value = self._value(record)
             else:
@@ -229,6 +237,8 @@ class RequestMaker:
 
     def _read(self, line: Line) -> Any:
         data = line.data
+        if self._format == "file":
+            return {FILE_COLUMN: line.file}
         if self._format == "csv":
             return self._read_fields(data)
         if self._format in ("parquet", "records"):

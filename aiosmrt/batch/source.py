@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, cast
 
 from aiosmrt._aws.s3 import ObjectFacts
+from aiosmrt._extras import installed
 from aiosmrt.batch.objects import Bucket, InputStoppedError, ObjectFile, is_s3
 from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
 from aiosmrt.errors import BatchInputError
-from aiosmrt.serializers.codec import installed
 
 __all__ = ["InputFormat", "InputStoppedError", "Line", "Source", "format_of"]
 
-InputFormat: TypeAlias = Literal["jsonl", "csv", "text", "parquet", "openai-batch"]
+InputFormat: TypeAlias = Literal["jsonl", "csv", "text", "parquet", "openai-batch", "file"]
 
 STANDARD_INPUT: Final = "-"
 
@@ -203,6 +203,8 @@ class Source:
         self._bucket = bucket
         self._inputs = [found for name in inputs for found in self._expanded(name, input_format, output)]
         self.input_format: RowFormat = input_format or _common_format(self._inputs)
+        if self.input_format == "file" and (stream := next((one for one in self._inputs if not one.regular), None)):
+            raise BatchInputError(f"{stream.name} is a stream; the input format file needs files")
         self.columns: list[str] | None = None
         self.schema: Any = None
         self.wanted: list[str] | None = None
@@ -419,6 +421,14 @@ class Source:
         """
         row = 0
         for found in self._inputs:
+            if self.input_format == "file":
+                if (content := self._whole(found)) is None:
+                    return
+                yield Line(row, content, found.name, 1)
+                row += 1
+                if self.stopped.is_set():
+                    return
+                continue
             if self.input_format == "parquet":
                 for record in self._records(found):
                     yield Line(row, record, found.name, row + 1)
@@ -455,6 +465,16 @@ class Source:
                 raise _unreadable(found.name, error) from error
             finally:
                 file.close()
+
+    def _whole(self, found: _Input) -> bytes | None:
+        """A file as it is; None if the reading was stopped."""
+        try:
+            with io.BufferedReader(self._raw(found), _BUFFER_BYTES) as file:
+                return file.read()
+        except InputStoppedError:
+            return None
+        except _READ_ERRORS as error:
+            raise _unreadable(found.name, error) from error
 
     def _records(self, found: _Input) -> Iterator[dict[str, Any]]:
         """The rows of a Parquet file; none where the reading was stopped."""

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from aiosmrt._extras import installed
 from aiosmrt.errors import BatchInputError, BatchOutputError
-from aiosmrt.serializers.codec import installed
 from aiosmrt.serializers.frames import is_pandas_frame
 
 __all__ = ["parquet_reader", "records_of", "table_batches", "write_parquet"]

@@ -41,18 +41,33 @@ _MEMBERS = {
     "target_variant": "TargetVariant",
     "target_model": "TargetModel",
     "target_container_hostname": "TargetContainerHostname",
+    "enable_explanations": "EnableExplanations",
 }
 
 # --output is this command's own, and the others are about a response that is printed.
 _NOT_HERE = frozenset({"output", "query", "cli_binary_format"})
 
-_FORMATS = click.Choice(["jsonl", "csv", "text"])
-_CONTENT_TYPES = {"jsonl": "application/json", "csv": "text/csv", "text": "text/plain"}
+_FORMATS = click.Choice(["jsonl", "csv", "parquet", "text", "openai-batch"])
+_CONTENT_TYPES = {
+    "csv": "text/csv",
+    "text": "text/plain",
+    "file": "application/octet-stream",
+}  # and JSON for all others
 
 # Options that are the arguments of a job.
 _ARGUMENTS = (
     *("input_format", "output_format", "header", "column", "template", "id_field", "join_source"),
-    *("input_filter", "output_filter", "max_payload_mb", "max_failures", "retry_failed", "fresh", "limit"),
+    *(
+        "input_filter",
+        "output_filter",
+        "max_payload_mb",
+        "asynchronous",
+        "max_failures",
+        "retry_failed",
+        "fresh",
+        "spool",
+        "limit",
+    ),
 )
 
 
@@ -85,7 +100,9 @@ def _template(context: click.Context, parameter: click.Parameter, value: str | N
 _OWN_OPTIONS: list[click.Parameter] = [
     click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True)),
     click.Option(["--endpoint-name"], required=True, metavar="NAME", help=HELP["EndpointName"]),
-    click.Option(["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File for the answers."),
+    click.Option(
+        ["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File or S3 object for the answers."
+    ),
     click.Option(["--input-format"], type=_FORMATS, help="Format of the input.  [default: by the suffix]"),
     click.Option(["--output-format"], type=_FORMATS, help="Format of the output.  [default: by the suffix]"),
     click.Option(
@@ -127,6 +144,11 @@ _OWN_OPTIONS: list[click.Parameter] = [
         help="Rows in a request, which are scored alone if it fails.  [default: 1]",
     ),
     click.Option(
+        ["--split-type"],
+        type=click.Choice(["None", "Line"]),
+        help="None: a file is one row, sent as it is.  [default: Line]",
+    ),
+    click.Option(
         ["--batch-strategy"],
         type=click.Choice(["SingleRecord", "MultiRecord"]),
         help="MultiRecord: as many rows in a request as --rows-per-request and --max-payload-mb allow.",
@@ -136,6 +158,16 @@ _OWN_OPTIONS: list[click.Parameter] = [
         type=click.FloatRange(0, min_open=True),
         metavar="F",
         help="Largest request body in MiB; larger rows fail.  [default: no limit; 6 for several rows]",
+    ),
+    click.Option(
+        ["--asynchronous"],
+        is_flag=True,
+        help="The endpoint is asynchronous: answers are awaited in S3, and jobs resumed.",
+    ),
+    click.Option(
+        ["--upload-to"],
+        metavar="S3URI",
+        help="Where --asynchronous puts bodies over 128,000 bytes, such as s3://bucket/prefix.",
     ),
     click.Option(
         ["--max-concurrency"],
@@ -157,6 +189,12 @@ _OWN_OPTIONS: list[click.Parameter] = [
     ),
     click.Option(["--retry-failed"], is_flag=True, help="Score the rows again that failed before."),
     click.Option(["--fresh"], is_flag=True, help="Start over, and overwrite OUT."),
+    click.Option(
+        ["--spool"],
+        type=click.Path(file_okay=False),
+        metavar="FOLDER",
+        help="Where answers and journal are kept before they go to S3.  [default: in ~/.local/state]",
+    ),
     click.Option(["--limit"], type=click.IntRange(1), metavar="N", help="Score the first N rows only."),
     click.Option(["--report"], type=click.Path(), metavar="FILE", help="Write a page with charts of the run to FILE."),
     click.Option(
@@ -169,6 +207,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
 def _run(**given: Any) -> None:
     context = click.get_current_context()
     try:
+        given["input_format"] = _input_format(given)
         content_type = given["content_type"] or _default_content_type(given)
         code = asyncio.run(_score(GlobalOptions.of(context), content_type, given))
     except (ParamValidationError, BrokenPipeError):
@@ -187,10 +226,11 @@ score: click.Command = click.Command(
     params=[*_OWN_OPTIONS, *(option for option in global_options() if option.name not in _NOT_HERE)],
     callback=_run,
     short_help="Score the rows of files; the answers go to a file.",
-    help="""Score the rows of files (JSON Lines, CSV or text, also with gzip); the answers go to a file.
+    help="""Score the rows of files (JSON Lines, CSV, Parquet or text; gzip or zstd); the answers go to a file.
 
-    INPUT is a file, a folder, a pattern, or - for standard input. A row is the body of one call. Answers are written as
-    they come, and are in input order at the end. Rows that failed are listed in OUT.errors.jsonl.
+    INPUT is a file, a folder, a pattern, an object or prefix in S3, or - for standard input. A row is the body of one
+    call. Answers are written as they come, and are in input order at the end; a Parquet file and an object in S3 appear
+    then. Rows that failed are listed in OUT.errors.jsonl.
 
     The same command resumes after any interruption, by means of OUT.journal: rows that are done are not sent again.
 
@@ -214,7 +254,11 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
     members = {name: given[name] for name in _MEMBERS}
     async with options.client(**settings) as client:
         endpoint = client.endpoint(
-            given["endpoint_name"], serializer=codec_for(content_type), deserializer=ANY_ANSWER, **members
+            given["endpoint_name"],
+            serializer=codec_for(content_type),
+            deserializer=ANY_ANSWER,
+            upload_to=given["upload_to"],
+            **members,
         )
         with (
             _signals(stop),
@@ -243,6 +287,15 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
     return 1 if report.failed else 0
 
 
+def _input_format(given: dict[str, Any]) -> str | None:
+    format_given: str | None = given["input_format"]
+    if given["split_type"] != "None":
+        return format_given
+    if format_given is not None:
+        raise ParamValidationError(["--split-type None sends files as they are: leave --input-format out"])
+    return "file"
+
+
 def _rows_per_request(given: dict[str, Any]) -> int | None:
     rows: int | None = given["rows_per_request"]
     strategy = given["batch_strategy"]
@@ -255,7 +308,9 @@ def _default_content_type(given: dict[str, Any]) -> str:
     if given["template"] is not None:
         return "application/json"
     kind = given["input_format"] or next(_formats(given["inputs"]), "jsonl")
-    return "text/plain" if kind == "csv" and given["column"] is not None else _CONTENT_TYPES[kind]
+    return (
+        "text/plain" if kind == "csv" and given["column"] is not None else _CONTENT_TYPES.get(kind, "application/json")
+    )
 
 
 def _formats(inputs: Sequence[str]) -> Iterator[str]:

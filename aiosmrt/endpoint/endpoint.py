@@ -179,6 +179,21 @@ class Endpoint(Generic[In, Out]):
             **members,
         )
 
+    def for_job(self, patience: float | Unset | None = UNSET) -> Endpoint[In, Out]:
+        """Return the same endpoint, with the patience that the calls of a `map` have.
+
+        Args:
+            patience: as for `map`.
+        """
+        return Endpoint(
+            self._client._for_job(patience),
+            self.name,
+            serializer=self._serializer,
+            deserializer=self._deserializer,
+            upload_to=self._upload_to,
+            **self._options,
+        )
+
     # One call
 
     async def predict(self, data: In, **options: Unpack[CallOptions]) -> Out:
@@ -331,20 +346,26 @@ class Endpoint(Generic[In, Out]):
             Entering the block raises as `predict` does.
         """
         operation = INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
-        params = merged(self._params, options)
-        check_accepted(operation, params)
-        client = self._client
-        if first_part_timeout is not None and part_timeout is not None:
-            if self._patient is None:
-                self._patient = client.with_options(read_timeout=None)
-            client = self._patient
-        return PredictionStream(
-            client,
-            partial(serialized, self._serializer, data, operation.name, self.name),
-            params,
-            first_part_timeout,
-            part_timeout,
-        )
+        params: dict[str, Any] = {}
+        try:
+            params = merged(self._params, options)
+            check_accepted(operation, params)
+            client = self._client
+            if first_part_timeout is not None and part_timeout is not None:
+                if self._patient is None:
+                    self._patient = client.with_options(read_timeout=None)
+                client = self._patient
+            return PredictionStream(
+                client,
+                partial(serialized, self._serializer, data, operation.name, self.name),
+                params,
+                first_part_timeout,
+                part_timeout,
+            )
+        except BaseException as error:
+            del data, options, params
+            clear_locals(error)
+            raise
 
     @overload
     def map(
@@ -356,6 +377,7 @@ class Endpoint(Generic[In, Out]):
         ordered: bool = True,
         patience: float | Unset | None = UNSET,
         max_failures: int | float | str | None = None,
+        options_for: Callable[[In], CallOptions] | None = None,
         **options: Unpack[CallOptions],
     ) -> Results[In, Out]: ...
 
@@ -385,6 +407,7 @@ class Endpoint(Generic[In, Out]):
         ordered: bool = True,
         patience: float | Unset | None = UNSET,
         max_failures: int | float | str | None = None,
+        options_for: Callable[[Any], CallOptions] | None = None,
         **options: Unpack[CallOptions],
     ) -> Results[Any, Any]:
         """Call the endpoint for each of many items::
@@ -422,6 +445,8 @@ class Endpoint(Generic[In, Out]):
             max_failures: how many items (an integer), or which share of those called for (a float, or text such as
                 ``"5%"``), may fail; one more ends the map. A share counts from the 20th item and at the end. If None,
                 no limit.
+            options_for: returns the options of one item's call, such as ``{"inference_id": item["id"]}``, besides those
+                of all; without ``batch_size`` only.
             options: see `CallOptions`; the same for all items.
 
         Raises:
@@ -436,9 +461,12 @@ class Endpoint(Generic[In, Out]):
             raise ParamValidationError(["combine and split need a batch_size"])
         if not (batch_size is None or is_whole(batch_size, 1)):
             raise ParamValidationError([f"batch_size must be an integer >= 1 or None; got {shown(batch_size)}"])
+        if batch_size is not None and options_for is not None:
+            raise ParamValidationError(["options_for is for calls with one item; leave batch_size out"])
         try:
             return self._mapped(
                 items,
+                options_for=options_for,
                 group=None if batch_size is None else (batch_size, combine, split),
                 concurrency=concurrency,
                 ordered=ordered,
@@ -446,8 +474,9 @@ class Endpoint(Generic[In, Out]):
                 max_failures=max_failures,
                 options=options,
             )
-        except BaseException:
+        except BaseException as error:
             del items, options
+            clear_locals(error)
             raise
 
     def map_groups(
@@ -482,8 +511,9 @@ class Endpoint(Generic[In, Out]):
                 max_failures=max_failures,
                 options=options,
             )
-        except BaseException:
+        except BaseException as error:
             del groups, options
+            clear_locals(error)
             raise
 
     def _mapped(
@@ -496,32 +526,29 @@ class Endpoint(Generic[In, Out]):
         patience: float | Unset | None,
         max_failures: int | float | str | None,
         options: CallOptions,
+        options_for: Callable[[Any], CallOptions] | None = None,
     ) -> Results[Any, Any]:
-        # An invalid option would fail every call.
         try:
+            # An invalid option would fail every call.
             self._client._check(INVOKE_ENDPOINT.name, {**merged(self._params, options), "Body": b""})
-        except BaseException:
+            job = self.for_job(patience)
+            limit = self._client.max_concurrency if concurrency is None else concurrency
+            if group is None:
+                call = _Scoring(job, options, options_for)
+                return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+            size, combine, split = group
+            return GroupedResults(
+                GroupScoring(job, options, combine, split),
+                items,
+                size=size,
+                concurrency=limit,
+                ordered=ordered,
+                max_failures=max_failures,
+            )
+        except BaseException as error:
             del items, options
+            clear_locals(error)
             raise
-        job = Endpoint(
-            self._client._for_job(patience),
-            self.name,
-            serializer=self._serializer,
-            deserializer=self._deserializer,
-            **self._options,
-        )
-        limit = self._client.max_concurrency if concurrency is None else concurrency
-        if group is None:
-            return Results(_Scoring(job, options), items, concurrency=limit, ordered=ordered, max_failures=max_failures)
-        size, combine, split = group
-        return GroupedResults(
-            GroupScoring(job, options, combine, split),
-            items,
-            size=size,
-            concurrency=limit,
-            ordered=ordered,
-            max_failures=max_failures,
-        )
 
     def map_rows(
         self,
@@ -549,14 +576,19 @@ class Endpoint(Generic[In, Out]):
         Raises:
             ParamValidationError: ``frame`` is not such a table, ``rows`` is not an integer >= 1, or as for `map`.
         """
-        return self.map(
-            batches(frame, rows),
-            concurrency=concurrency,
-            ordered=ordered,
-            patience=patience,
-            max_failures=max_failures,
-            **options,
-        )
+        try:
+            return self.map(
+                batches(frame, rows),
+                concurrency=concurrency,
+                ordered=ordered,
+                patience=patience,
+                max_failures=max_failures,
+                **options,
+            )
+        except BaseException as error:
+            del frame, options
+            clear_locals(error)
+            raise
 
     def session(self, *, open_with: In | Unset = UNSET, close_with: In | Unset = UNSET) -> Session[In, Out]:
         """Make calls that the service routes to one instance of a stateful model::
@@ -591,7 +623,8 @@ class Endpoint(Generic[In, Out]):
         """Queue a request at an asynchronous endpoint.
 
         Up to 128,000 bytes travel with the request. A larger body is uploaded to S3 first, with the client's
-        credentials, and deleted if this call fails or is cancelled. A connection that breaks may leave two jobs behind,
+        credentials, and deleted if this call fails or is cancelled, which may take 5 s more. A ``deadline`` covers
+        serializing and uploading. A connection that breaks may leave two jobs behind,
         because the request is sent again.
 
         Args:
@@ -613,6 +646,7 @@ class Endpoint(Generic[In, Out]):
             ObjectStoreError: the body could not be uploaded to S3.
             AiosmrtError: as for `aiosmrt.Client.invoke_endpoint_async`.
         """
+        began = self._client._now()
         given = not isinstance(data, Unset)
         if given == (input_location is not None):
             raise ParamValidationError(["exactly one of data and input_location must be given"])
@@ -634,9 +668,10 @@ class Endpoint(Generic[In, Out]):
         body = None
         try:
             if not isinstance(data, Unset):
-                body = await serialized(self._serializer, data, operation.name, self.name)
+                making = serialized(self._serializer, data, operation.name, self.name)
+                body = await self._client._before_deadline(began, operation.name, self.name, making)
             # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
-            return self._job(await submit(self._client, params, body, input_location, upload_to))
+            return self._job(await submit(self._client, params, body, input_location, upload_to, began))
         except BaseException as error:
             del data, options, params, body
             if isinstance(error, DeserializationError):
@@ -666,20 +701,28 @@ class _Scoring(Generic[In, Out]):
     Args:
         endpoint: makes the call.
         options: the map's.
+        options_for: returns an item's own. If None, it has none.
     """
 
-    __slots__ = ("_endpoint", "_options")
+    __slots__ = ("_endpoint", "_options", "_options_for")
 
-    def __init__(self, endpoint: Endpoint[In, Out], options: CallOptions) -> None:
+    def __init__(
+        self, endpoint: Endpoint[In, Out], options: CallOptions, options_for: Callable[[In], CallOptions] | None
+    ) -> None:
         self._endpoint = endpoint
         self._options = options
+        self._options_for = options_for
 
     async def __call__(self, item: In) -> Answer[Out]:
         endpoint = self._endpoint
+        options = self._options
         try:
-            value, response, waited = await endpoint._exchange(item, self._options, endpoint._deserializer.deserialize)
+            if self._options_for is not None:
+                options = {**options, **self._options_for(item)}
+            value, response, waited = await endpoint._exchange(item, options, endpoint._deserializer.deserialize)
         except BaseException as error:
-            del item
+            del item, options
             clear_locals(error)
             raise
-        return Answer(value, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)
+        facts = response["ResponseMetadata"]
+        return Answer(value, facts["RetryAttempts"] + 1, waited.total_waiting, facts.get("RequestId"))

@@ -29,7 +29,6 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
@@ -93,11 +92,13 @@ class Answer(NamedTuple, Generic[Out]):
         value: the model's answer.
         attempts: how many requests were sent.
         waited: seconds for which the call waited outside its attempts.
+        request_id: the service's id of the call, if it sent one.
     """
 
     value: Out
     attempts: int
     waited: float
+    request_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class Result(Generic[In, Out]):
         error: the failure; None after a success.
         attempts: how many requests were sent.
         waited: seconds for which the call waited for a slot, for the service, and between attempts.
+        request_id: the service's id of the call that was answered; None after a failure, whose error has it.
 
     >>> Result(0, "1,2,3", 0.75, None).unwrap()
     0.75
@@ -122,6 +124,7 @@ class Result(Generic[In, Out]):
     error: Exception | None
     attempts: int = 0
     waited: float = 0.0
+    request_id: str | None = None
 
     def unwrap(self) -> Out:
         """Return the value, or raise the error."""
@@ -263,9 +266,7 @@ class Results(Generic[In, Out]):
         self._start_worker()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._left = self._ended = True
         self._wake_reader()
         self._wake_drains()
@@ -443,9 +444,10 @@ class Results(Generic[In, Out]):
         """Make the call for an item, and add its result."""
         value: Out | None = None
         attempts, waited = 0, 0.0
+        request_id: str | None = None
         failure: Exception | None = None
         try:
-            value, attempts, waited = await self._call(item)
+            value, attempts, waited, request_id = await self._call(item)
         except AiosmrtError as error:
             if concerns_every_call(error):
                 self._end(error)
@@ -457,7 +459,7 @@ class Results(Generic[In, Out]):
             if self._left:
                 raise
             failure = self._cancellation()
-        self._add(Result(index, item, value, failure, attempts, waited))
+        self._add(Result(index, item, value, failure, attempts, waited, request_id))
         # An error's traceback has this frame.
         del item, value, failure
 

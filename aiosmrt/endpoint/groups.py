@@ -188,7 +188,8 @@ class GroupScoring(Generic[T]):
             items = data = None  # type: ignore[assignment]
             clear_locals(error)
             raise
-        return Answer(values, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)
+        facts = response["ResponseMetadata"]
+        return Answer(values, facts["RetryAttempts"] + 1, waited.total_waiting, facts.get("RequestId"))
 
 
 def rows_reader(
@@ -317,6 +318,7 @@ class GroupedResults(Results[T, Any]):
             is_half: whether these are a half of what failed.
         """
         values: Sequence[Any] = ()
+        request_id: str | None = None
         failure: Exception | None = None
         called = False
         try:
@@ -324,7 +326,7 @@ class GroupedResults(Results[T, Any]):
                 # A map that has failed calls for no more halves.
                 if self._failure is None or not is_half:
                     called = True
-                    values, more, longer = await self._call_group([item for _, item in some])
+                    values, more, longer, request_id = await self._call_group([item for _, item in some])
                     attempts += more
                     waited += longer
                 else:
@@ -355,7 +357,7 @@ class GroupedResults(Results[T, Any]):
         for position, (index, item) in enumerate(some):
             open_items.pop(index, None)
             value = None if failure is not None else values[position]
-            self._add(Result(index, item, value, failure, attempts, waited), called=called)
+            self._add(Result(index, item, value, failure, attempts, waited, request_id), called=called)
             del item, value
         del some, failure, values
 

@@ -10,6 +10,7 @@ import pty
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,8 @@ async def test_standard_input(command: Command, tmp_path: Path) -> None:
             "text/csv; label_size=0",
         ),
         ({"a.txt": "x\n"}, ("a.txt",), "text/plain"),
+        ({"a.png": "x\n"}, ("a.png", "--split-type", "None"), "application/octet-stream"),
+        ({"a.csv": "x\n1\n"}, ("a.csv", "--input-filter", "$[0]"), "text/csv"),
         ({"rows": "1\n"}, ("rows", "--input-format", "jsonl"), "application/json"),
     ],
 )
@@ -174,7 +177,12 @@ async def test_content_types(
 
 async def test_members_are_sent(command: Command, runtime: LocalRuntime, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 1)
-    members = {"--accept": "application/json", "--custom-attributes": "a=1", "--target-variant": "AllTraffic"}
+    members = {
+        "--accept": "application/json",
+        "--custom-attributes": "a=1",
+        "--target-variant": "AllTraffic",
+        "--enable-explanations": "`true`",
+    }
     flags = [part for option in members.items() for part in option]
     await command("rows.jsonl", "--output", "out.jsonl", *flags)
     (request,) = runtime.requests
@@ -256,3 +264,40 @@ def test_a_line_of_progress(changes: dict[str, object], parts: list[str]) -> Non
 
     progress = Progress(12_000, 3, 0, 9.0, 1234.5, 8, 64, "outage", 17, 0.25, 95.4, 56, 48_000, True)
     assert progress_line(progress._replace(**changes)) == " · ".join(parts)
+
+
+async def test_options_of_several_rows(command: Command, runtime: LocalRuntime, models: Models, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,n\na,1\nb,2\nc,3\n")
+    flags = ("--rows-per-request", "2", "--input-filter", "$[1:]", "--join-source", "Input", "--max-failures", "5%")
+    flags += ("--output-filter", "$[0,-1]", "--max-concurrency", "adaptive", "--max-payload-mb", "0.5")
+    assert await command("rows.csv", "--output", "out.csv", "--quiet", *flags, endpoint="echo") == (0, b"", b"")
+    assert (tmp_path / "out.csv").read_text() == "id,prediction\na,1\nb,2\nc,3\n"
+    assert sorted(models.seen) == [b"1\n2", b"3"]
+    ended = await command(
+        "rows.csv", "--output", "all.csv", "--quiet", "--batch-strategy", "MultiRecord", "--fresh", endpoint="echo"
+    )
+    assert ended == (0, b"", b"")
+    assert b"a,1\nb,2\nc,3" in models.seen
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--max-failures", "x"), b"must be an integer >= 0, or a percentage such as 5%"),
+        (("--max-failures", "101%"), b"must be an integer >= 0, or a percentage such as 5%"),
+        (("--max-concurrency", "0"), b"must be an integer >= 1, or adaptive"),
+        (("--rows-per-request", "2", "--batch-strategy", "SingleRecord"), b"excludes --rows-per-request over 1"),
+        (("--split-type", "None", "--input-format", "csv"), b"leave --input-format out"),
+        (("--input-filter", "x"), b"input_filter must be a JSONPath"),
+        (("--asynchronous", "--target-model", "a"), b"does not accept target_model"),
+    ],
+)
+def test_faulty_options_of_several_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any, flags: tuple[str, ...], problem: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("rows.jsonl"), 1)
+    connection = ("--endpoint-url", "http://127.0.0.1:1", "--region", "eu-central-1")
+    assert main(["score", "rows.jsonl", "--endpoint-name", "e", "--output", "o.jsonl", *connection, *flags]) == 252
+    assert problem in capsysbinary.readouterr().err
+    assert not Path("o.jsonl").exists()

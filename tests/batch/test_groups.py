@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator
 from math import ceil, log2
 from pathlib import Path
@@ -21,6 +22,7 @@ from aiosmrt.errors import BatchOutputError, BatchStoppedError
 from aiosmrt.local import ContainerFailure, Invocation, LocalRuntime, faults
 from aiosmrt.serializers import JSON, NPY
 from tests.batch.conftest import Models, doubled, lines_of, write_rows
+from tests.support.command_line import PROGRAM, environment, started
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
 
@@ -310,6 +312,40 @@ async def test_stopping_finishes_the_groups_in_flight(
     assert sorted(n for call in good for n in call) == [n for n in range(1000) if n != 3]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_the_command_after_the_halves_in_flight(
+    tmp_path: Path, out: Path, number: signal.Signals
+) -> None:
+    model = Doubles()
+    halving = asyncio.Event()
+
+    async def slow(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        if len(json.loads(invocation.body)) == 8:
+            halving.set()
+            await asyncio.sleep(0.2)
+        return await model(invocation)
+
+    rows = write_numbers(tmp_path / "rows.jsonl", [-1 if n == 3 else n for n in range(400)])
+    command = (*PROGRAM, "score", str(rows), "--endpoint-name", "doubles", "--output", "out.jsonl")
+    command += ("--rows-per-request", "16", "--max-concurrency", "1")
+    async with local_runtime({"doubles": slow}) as runtime:
+        env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
+        async with started(*command, env=env, cwd=tmp_path) as process:
+            await halving.wait()
+            process.send_signal(number)
+            _, stderr = await process.communicate()
+        assert process.returncode == 130
+        assert stderr.decode().splitlines()[-1].endswith("run the same command again to resume")
+        # The group that was being halved was finished: its bad row is known.
+        assert [line["index"] for line in errors_of(out)] == [3]
+        assert 15 <= len(lines_of(out)) < 400
+        async with started(*command, env=env, cwd=tmp_path) as process:
+            await process.communicate()
+    assert process.returncode == 1
+    assert lines_of(out) == [line for line in doubled(400) if line["index"] != 3]
+    assert sorted(n for call in model.calls if -1 not in call for n in call) == [n for n in range(400) if n != 3]
+
+
 # Arguments
 
 
@@ -347,7 +383,7 @@ def shared() -> Iterator[tuple[Doubles, str]]:
         yield model, runtime.url
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     count=st.integers(1, 80),
     size=st.one_of(st.integers(2, 90), st.none()),

@@ -22,8 +22,9 @@ from aiosmrt.errors import (
 from aiosmrt.local import EndpointConfiguration, MultiContainer, ProductionVariant
 from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
-from tests.endpoint.conftest import Serve
+from tests.support.clients import Serve
 from tests.support.runtime import echo
+from tests.support.seams import limits_of
 
 
 async def test_python_in_python_out(serve: Serve):
@@ -185,11 +186,10 @@ def test_none_drops_a_setting():
     for endpoint, limits in (
         (plain, (1.0, 2.0)),
         (plain.with_options(accept="a/b"), (1.0, 2.0)),
-        (without, (None,) * 2),
+        (without, (None, None)),
+        (at_once, (None, None)),
     ):
-        options = endpoint._client._view
-        assert (options.deadline, options.wait_for_capacity) == limits
-    assert (at_once._client._view.deadline, at_once._client._view.wait_for_capacity) == (None, None)
+        assert limits_of(endpoint) == limits
     assert (plain.with_options().upload_to, without.upload_to) == ("s3://bucket/in", None)
 
 
