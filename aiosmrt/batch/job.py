@@ -254,7 +254,7 @@ async def score(
         faults.append("input_format is for files; the source is none")
     if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
         faults.append(f"sink must be a path, a URI or a function; got {type(sink)}")
-    name_of_sink = "" if callable(sink) else os.fspath(sink)
+    name_of_sink = os.fspath(sink) if isinstance(sink, (str, os.PathLike)) else ""
     kind = output_format if output_format is not None else format_of(name_of_sink)
     if callable(sink):
         kind = kind or "jsonl"
@@ -271,7 +271,7 @@ async def score(
     ):
         if value not in allowed:
             faults.append(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r:.80}")
-    if kind is None and not isinstance(sink, (bytes, type(None))):
+    if kind is None and name_of_sink:
         faults.append(
             f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} stands for none of jsonl, csv, "
             "parquet and text"

@@ -118,6 +118,7 @@ class Bucket:
         else:
             literal = key[: min(key.index(sign) for sign in _MAGIC if sign in key)]
             found = [one for one in self._listed(bucket, literal) if fnmatch.fnmatchcase(one.key, key)]
+            found = [one for one in found if self._is_shown(one.key[len(literal) :])]
         if not found:
             raise BatchInputError(f"no object of S3 matches {name}")
         return [(f"s3://{bucket}/{one.key}", one) for one in found]

@@ -328,7 +328,8 @@ class Source:
         """An open Parquet file."""
         if not found.regular:
             raise BatchInputError(f"{found.name} is a stream; Parquet is read from files and objects")
-        file: Any = self._raw(found, counted=False)
+        # Around the bytes, because pyarrow takes a short read for the end.
+        file: Any = io.BufferedReader(self._raw(found, counted=False), _BUFFER_BYTES)
         try:
             try:
                 reader = parquet_reader(file)

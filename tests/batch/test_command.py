@@ -87,7 +87,15 @@ async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path)
         (("rows.jsonl", "--output", "o.jsonl", "--template", "1"), 252, "template must name a column"),
         (("rows.jsonl", "--output", "o.jsonl", "--limit", "0"), 252, "0 is not in the range"),
         (("rows.jsonl", "--output", "o.jsonl", "--target-variant", "?"), 252, "TargetVariant"),
-        (("rows.jsonl", "--output", "o.parquet"), 252, "output_format is needed"),
+        (("rows.jsonl", "--output", "o.xml"), 252, "output_format is needed"),
+        (("rows.jsonl", "--output", "o.jsonl", "--spool", "s"), 252, "spool is for output in S3 and for functions"),
+        (
+            ("rows.jsonl", "--output", "o.jsonl", "--input-format", "parquet"),
+            255,
+            "rows.jsonl is damaged, or not Parquet",
+        ),
+        (("rows.jsonl", "--output", "mine.parquet"), 255, "mine.parquet exists without a journal"),
+        (("s3://b", "--output", "o.jsonl"), 252, "an S3 URI must be of the form s3://bucket/key"),
     ],
 )
 def test_one_line_says_what_is_wrong_and_nothing_is_written(
@@ -100,14 +108,15 @@ def test_one_line_says_what_is_wrong_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "rows.jsonl", 3)
-    (tmp_path / "mine.jsonl").write_text("mine")
+    for name in ("mine.jsonl", "mine.parquet"):
+        (tmp_path / name).write_text("mine")
     connection = ("--endpoint-url", "http://127.0.0.1:1", "--region", "eu-central-1")
     assert main(["score", "--endpoint-name", "double", *connection, *arguments]) == code
     printed = capsys.readouterr()
     assert problem in printed.err
     assert (printed.out, printed.err.count("\n")) == ("", 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "rows.jsonl"]
-    assert (tmp_path / "mine.jsonl").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "mine.parquet", "rows.jsonl"]
+    assert (tmp_path / "mine.jsonl").read_text() == (tmp_path / "mine.parquet").read_text() == "mine"
 
 
 async def test_json(command: Command, tmp_path: Path) -> None:
