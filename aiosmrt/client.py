@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVa
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.call import Call, deadline_exceeded
+from aiosmrt._core.call import NO_WAITS, Call, deadline_exceeded
 from aiosmrt._core.client_core import ClientCore
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from aiosmrt._aws.providers import CredentialsFunction, FrozenCredentialsSource
     from aiosmrt._aws.s3 import ObjectStore
+    from aiosmrt._transport.base import Reply
     from aiosmrt._transport.factory import TransportName
     from aiosmrt._wire.params import Head
     from aiosmrt.endpoint import CallOptions, Endpoint
@@ -829,6 +830,22 @@ class Client:
             del params, body
         result = call.result(await call.run())
         return cast("InvokeEndpointOutput", result), call.waited
+
+    async def _exchange_bytes(self, head: Head, body: bytes) -> tuple[Reply, int, float]:
+        """The reply to an InvokeEndpoint request, how many were sent, and the seconds of waiting outside them.
+
+        Args:
+            head: what `_head` returned.
+            body: the body.
+        """
+        try:
+            call = Call(self._core, self._view, self._codec("InvokeEndpoint"), head, body)
+        finally:
+            del body
+        reply: Reply = await call.run()
+        self._core.counters.bytes_received += len(reply.body)
+        waited = call.waited
+        return reply, call.sent, waited.total_waiting if waited is not NO_WAITS else 0.0
 
     def _head(self, params: Mapping[str, Any]) -> Head:
         """The checked head of InvokeEndpoint requests with these parameters and any body of bytes."""

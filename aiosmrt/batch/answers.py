@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,13 +16,15 @@ from aiosmrt.serializers import (
     TEXT,
     BytesCodec,
     CSVCodec,
+    Deserializer,
     JSONCodec,
     JSONLinesCodec,
     Serializer,
     TextCodec,
 )
+from aiosmrt.serializers.codec import encoding_of
 
-__all__ = ["ANY_ANSWER", "AnyAnswer", "codec_for"]
+__all__ = ["ANY_ANSWER", "AnyAnswer", "JSONText", "Verbatim", "codec_for"]
 
 _JSON: Final = re.compile(r"(application|text)/(x-)?json|[^/]+/.+\+json")
 _JSON_LINES: Final = re.compile(r"(application|text)/(x-)?(jsonlines|json-lines|jsonl|ndjson)")
@@ -144,3 +147,68 @@ def _number(field: str) -> int | float | str:
 
 ANY_ANSWER: Final = AnyAnswer()
 """The only `AnyAnswer` that is needed: it does not take options."""
+
+
+class JSONText:
+    """An answer in JSON, on one line, as the model wrote it.
+
+    Args:
+        data: its bytes, in UTF-8.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data: bytes = data
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_parse: Final = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+class Verbatim:
+    """A deserializer for an output that repeats JSON: parses it to see whether it is JSON, and leaves it as it is.
+
+    That saves writing it again, and keeps numbers as they are. Everything else is left to the other deserializer: what
+    is not JSON, NaN, several lines, another charset.
+
+    Args:
+        deserializer: the other one.
+    """
+
+    accept = "*/*"
+
+    def __init__(self, deserializer: Deserializer[Any]) -> None:
+        self._deserialize = deserializer.deserialize
+
+    @classmethod
+    def of(cls, deserializer: Deserializer[Any]) -> Deserializer[Any]:
+        """The same deserializer, or one in front of it if it reads JSON as `json` does."""
+        return cls(deserializer) if deserializer in (ANY_ANSWER, JSON) else deserializer
+
+    def deserialize(self, body: bytes, content_type: str, /) -> Any:
+        """Read an answer.
+
+        Args:
+            body: the response body.
+            content_type: its content type; empty if it is missing.
+
+        Raises:
+            DeserializationError: the body is not what its content type says.
+
+        >>> Verbatim(ANY_ANSWER).deserialize(b'{"score": 1.50}', "application/json").data
+        b'{"score": 1.50}'
+        >>> Verbatim(ANY_ANSWER).deserialize(b"NaN", "application/json")
+        nan
+        """
+        if _is_json(content_type) and encoding_of(content_type) == "utf-8" and b"\n" not in body and b"\r" not in body:
+            try:
+                _parse(body.decode())
+            except (ValueError, RecursionError):
+                pass
+            else:
+                return JSONText(body.strip())
+        return self._deserialize(body, content_type)

@@ -29,7 +29,9 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
+from aiosmrt.batch.answers import Verbatim
 from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file
+from aiosmrt.batch.calls import RowCalls
 from aiosmrt.batch.destination import Deliver, Destination
 from aiosmrt.batch.feed import Feed
 from aiosmrt.batch.filters import Selection
@@ -84,7 +86,7 @@ _GROUP_BYTES: Final = 6 << 20
 
 # Results that are gathered before they are written: so long, or so many.
 _GATHER_SECONDS: Final = 0.005
-_GATHER_RESULTS: Final = 64
+_GATHER_RESULTS: Final = 256
 
 # How often written records are made to survive a power failure, in seconds.
 _SYNC_SECONDS: Final = 1.0
@@ -775,12 +777,21 @@ class _Job:
                 max_failures=settings.max_failures,
             )
         if not settings.several:
-            return endpoint.map(
+            if self._source.input_format == "openai-batch":
+                return endpoint.map(
+                    rows,
+                    ordered=False,
+                    patience=settings.patience,
+                    max_failures=settings.max_failures,
+                    options_for=_openai_options,
+                )
+            reader = Verbatim.of(endpoint.deserializer) if self._sink.repeats_json else endpoint.deserializer
+            return Results(
+                RowCalls(endpoint.for_job(settings.patience), reader),
                 rows,
+                concurrency=endpoint.client.max_concurrency,
                 ordered=False,
-                patience=settings.patience,
                 max_failures=settings.max_failures,
-                options_for=_openai_options if self._source.input_format == "openai-batch" else None,
             )
         return endpoint.map_groups(
             rows,
@@ -802,7 +813,8 @@ class _Job:
                     async with self._results(endpoint, rows) as results:
                         async for result in results:
                             if result.error is None or not concerns_every_call(result.error):
-                                await writer.put(result)
+                                if not writer.add(result):
+                                    await writer.room()
                             else:
                                 # Not the row's fault: it stays open for the next run.
                                 self._error_of_all = result.error
@@ -1016,15 +1028,21 @@ class _Writer:
         self._ended = asyncio.Event()
         self._broken = False
 
-    async def put(self, result: Result[Row, Any]) -> None:
-        """Have a result written; waits while many are."""
+    def add(self, result: Result[Row, Any]) -> bool:
+        """Have a result written; returns whether there is room for more of them."""
+        results = self._results
+        results.append(result)
+        if len(results) == 1:
+            self._any.set()
+        elif len(results) == _GATHER_RESULTS:
+            self._many.set()
+        return len(results) < 2 * _GATHER_RESULTS
+
+    async def room(self) -> None:
+        """Wait until there is room for more results."""
         while len(self._results) >= 2 * _GATHER_RESULTS and not self._broken:
             self._room.clear()
             await self._room.wait()
-        self._results.append(result)
-        self._any.set()
-        if len(self._results) >= _GATHER_RESULTS:
-            self._many.set()
 
     async def run(self) -> None:
         try:

@@ -120,7 +120,7 @@ def progress_of(
         rows = max(round(rows_read / fraction), rows_read)
     if limit is not None and (rows is None or rows >= limit):
         # An input that is read to the limit has as many rows; until then it may have fewer.
-        is_estimate, rows = rows is None and rows_read < limit, limit
+        is_estimate, rows = rows_in_input is None and rows_read < limit, limit
     else:
         is_estimate = rows_in_input is None
     if rows is not None:

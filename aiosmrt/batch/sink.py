@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
+from aiosmrt.batch.answers import JSONText
 from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.requests import Row, csv_line
 from aiosmrt.errors import AiosmrtError, SerializationError, ServiceError
@@ -97,6 +98,11 @@ class Sink:
                 names = _fields(keep.of_fields({name: name for name in names}))
         self.preamble: bytes = f"{csv_line(names)}\n".encode() if names else b""
 
+    @property
+    def repeats_json(self) -> bool:
+        """Whether a record has the answer as it is, which may be a `JSONText` then."""
+        return self._format == "jsonl" and not self._join and self._keep is None
+
     def columns(self, names: Sequence[str]) -> list[str]:
         """What the columns of Parquet begin with.
 
@@ -126,8 +132,10 @@ class Sink:
                 if self._join:
                     joined = {**row.record, "prediction": value}
                     return _encoded(joined if keep is None else keep(joined)) + b"\n"
-                head = {"index": row.number, "id": row.id} if self._has_ids else {"index": row.number}
-                return _encoded({**head, "value": value}) + b"\n"
+                data = value.data if type(value) is JSONText else _encoded(value)
+                if self._has_ids:
+                    return b'{"index":%d,"id":%b,"value":%b}\n' % (row.number, _encoded(row.id), data)
+                return b'{"index":%d,"value":%b}\n' % (row.number, data)
             if self._format == "parquet":
                 # Lines that become columns in the end, NaN among their numbers.
                 if self._join:

@@ -14,8 +14,9 @@ length, exceeds `OFF_LOOP_BYTES`.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack, overload
 
 from aiosmrt._aws.s3 import ObjectStore
@@ -135,6 +136,11 @@ class Endpoint(Generic[In, Out]):
     def options(self) -> CallOptions:
         """The members of all calls, as they were given; a copy."""
         return {**self._options}
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The parameters that all calls have in common, under AWS's names."""
+        return MappingProxyType(self._params)
 
     async def object_store(self) -> ObjectStore:
         """S3 with the client's credentials, for what belongs to the endpoint's calls: their input and output."""

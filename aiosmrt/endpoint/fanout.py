@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -132,6 +133,47 @@ class Result(Generic[In, Out]):
         return cast("Out", self.value)
 
 
+class _Room:
+    """Places for items; a semaphore that takes no coroutine while there are some.
+
+    Args:
+        places: how many there are.
+    """
+
+    __slots__ = ("_free", "_waiting")
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def try_acquire(self) -> bool:
+        """Take a place if there is one."""
+        if self._free > 0:
+            self._free -= 1
+            return True
+        return False
+
+    async def acquire(self) -> None:
+        """Wait for a place, in order."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Return a place, to the first that waits."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
+
+
 class Results(Generic[In, Out]):
     """The results of `Endpoint.map`, which documents them: an asynchronous context manager and iterator.
 
@@ -185,7 +227,7 @@ class Results(Generic[In, Out]):
         self._failures = 0
         self._calls = 0
         self._entered = False
-        self._held = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
+        self._held = _Room(_HELD_PER_CALL * concurrency)
         self._workers: set[asyncio.Task[None]] = set()
         # How many workers there are or will be in a moment.
         self._at_work = 0
@@ -479,7 +521,8 @@ class Results(Generic[In, Out]):
 
     async def _take(self) -> tuple[int, Any] | None:
         """Return the next item and its index, once it may be held; None if there are no more."""
-        await self._held.acquire()
+        if not self._held.try_acquire():
+            await self._held.acquire()
         if self._ended:
             return None
         if self._source is None:

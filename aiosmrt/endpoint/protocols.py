@@ -17,6 +17,7 @@ from aiosmrt.events import Observer
 
 if TYPE_CHECKING:
     from aiosmrt._core.admission import MaxConcurrency
+    from aiosmrt._transport.base import Reply
     from aiosmrt._wire.params import Head
     from aiosmrt.client import ClientStatistics
     from aiosmrt.types import Body, InvokeEndpointOutput
@@ -78,6 +79,8 @@ class EndpointClient(StorageClient, Protocol):
     async def _invoke(
         self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
     ) -> tuple[InvokeEndpointOutput, Waited]: ...
+
+    async def _exchange_bytes(self, head: Head, body: bytes) -> tuple[Reply, int, float]: ...
 
     def _head(self, params: Mapping[str, Any]) -> Head: ...
 
