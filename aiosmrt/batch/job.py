@@ -563,6 +563,8 @@ class _Job:
         names = source.columns or ()
         schema = source.schema if self._settings.join else None
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
+        # The row's own column of that name gives way.
+        hints.pop("prediction", None)
         self._output.make(self._log, self._bucket, columns=self._sink.columns(names), hints=hints)
 
     def _wanted_columns(self) -> set[str] | None:

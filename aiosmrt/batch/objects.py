@@ -31,6 +31,9 @@ _PART_BYTES: Final = 4 << 20
 # Seconds between two looks at whether an answer is still wanted.
 _LOOK_EVERY: Final = 0.1
 
+# How long an upload that was cancelled may take to remove its parts.
+_ABORT_SECONDS: Final = 10.0
+
 # S3's code for an object that is not the one that was asked for.
 _REPLACED: Final = "PreconditionFailed"
 
@@ -155,13 +158,21 @@ class Bucket:
                 async def read(start: int, length: int) -> bytes:
                     return await asyncio.to_thread(part, start, length)
 
-                future = self.start(
-                    lambda store: store.put_parts(uri, size, read, metadata=metadata, content_type=content_type)
-                )
+                begun, ended = threading.Event(), threading.Event()
+
+                async def put(store: ObjectStore) -> None:
+                    begun.set()
+                    try:
+                        await store.put_parts(uri, size, read, metadata=metadata, content_type=content_type)
+                    finally:
+                        ended.set()
+
                 try:
-                    self.wait(future)
+                    self.wait(self.start(put))
                 finally:
-                    future.cancel()
+                    # One that is not wanted any more still has its parts to remove.
+                    if begun.is_set():
+                        ended.wait(_ABORT_SECONDS)
         except OSError as error:
             raise BatchOutputError(f"cannot read {path}: {error.strerror or error}") from error
 

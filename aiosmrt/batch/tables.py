@@ -24,8 +24,8 @@ __all__ = ["parquet_reader", "records_of", "table_batches", "write_parquet"]
 
 # Rows that are converted at a time, and rows of a row group.
 _ROWS: Final = 1024
-_GROUP_ROWS: Final = 1 << 16
-_GROUP_BYTES: Final = 32 << 20
+_GROUP_ROWS: Final = 1 << 15
+_GROUP_BYTES: Final = 8 << 20
 
 # Facts about the job in the metadata of a Parquet file.
 _FACTS: Final = b"aiosmrt.batch"
