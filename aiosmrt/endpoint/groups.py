@@ -6,8 +6,8 @@
                               │
                               └─ fails by the group's own fault ──► both halves, each as one call
 
-The halves of a group are called at the same time, within the map's ``concurrency``, the smallest first, so that failures
-are known early. For k bad items among n, a group costs at most 1 + 2 k log2 n calls. Throttling, an outage and a refused
+The halves of a group are called at the same time, within the map's ``concurrency``, the smallest first: failures are
+known early. For k bad items among n, a group costs at most 1 + 2 k log2 n calls. Throttling, an outage or a refused
 caller are not the group's fault, and halve nothing.
 """
 
