@@ -672,11 +672,13 @@ class _Job:
             if len(rows) == len(self._under_way.rows_of(job)):
                 yield self._of_jobs.pop(job)
             return
-        self._group_bytes += len(row.body)
+        # What is not serialized yet counts by an estimate.
+        size = len(row.body) + row.nbytes
+        self._group_bytes += size
         if group and self._maker.size(self._group_bytes, len(group) + 1) > self._most_bytes():
             yield group
             self._group = group = []
-            self._group_bytes = len(row.body)
+            self._group_bytes = size
         group.append(row)
         if len(group) == settings.rows_per_request:
             yield group
@@ -769,6 +771,7 @@ class _Job:
                 several=settings.several,
                 split=settings.split,
                 patience=settings.patience,
+                options_for=_openai_options if self._source.input_format == "openai-batch" else None,
             )
             return GroupedResults(
                 self._queued,
