@@ -406,7 +406,7 @@ async def test_a_symbolic_link_stays_one(endpoint: Endpoint[Any, Any], rows: Pat
         ({"drain": -1}, "drain must be a non-negative number of seconds; got -1"),
         ({"max_concurrency": 0}, "max_concurrency must be an integer >= 1"),
         ({"max_failures": 2.0}, "max_failures must be"),
-        ({"input_format": "parquet"}, "input_format must be one of"),
+        ({"input_format": "xml"}, "input_format must be one of"),
         ({"join_source": "input"}, "join_source must be one of 'None', 'Input'; got 'input'"),
         ({"sink": "x.out"}, "output_format is needed"),
         ({"sink": "x.jsonl.gz"}, "cannot be compressed"),
