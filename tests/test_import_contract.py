@@ -58,7 +58,6 @@ VIOLATIONS = {
     "local": ("local/authentication.py", "import aiosmrt.client"),
     "aiohttp": ("_core/admission.py", "import aiohttp"),
     "botocore": ("_core/admission.py", "import botocore.session"),
-    "batch": ("_core/admission.py", "import jsonpath"),
     "extras": ("_core/admission.py", "import click"),
     "integrations": ("_core/admission.py", "import fastapi"),
 }

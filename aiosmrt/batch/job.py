@@ -621,10 +621,13 @@ class _Job:
                 facts[name] = selection.path
         return facts
 
-    def _lines(self) -> Iterator[Line]:
-        """The lines that are still to be scored."""
+    def _lines(self) -> Iterator[Line | None]:
+        """The lines that are still to be scored; None where the next one has to be waited for."""
         log, settings = self._log, self._settings
         for line in self._source.rows():
+            if line is None:
+                yield None
+                continue
             if settings.limit is not None and line.row >= settings.limit:
                 return
             self._rows_read = line.row + 1
@@ -633,11 +636,15 @@ class _Job:
             yield line
         self._read_to_end = not self._unwanted.is_set()
 
-    def _next_batch(self, lines: Iterator[Line]) -> list[Any]:
+    def _next_batch(self, lines: Iterator[Line | None]) -> list[Any]:
         """Make as many rows, or groups of rows, as are handed to the loop at a time; none at the input's end."""
         batch: list[Any] = []
         size = 0
         for rows, line in enumerate(lines, 1):
+            if line is None:
+                if batch:
+                    return batch
+                continue
             row = self._maker.row(line)
             batch += self._grouped(row) if self._settings.in_groups else [row]
             size += len(row.body)

@@ -33,6 +33,9 @@ _LOOK_EVERY: Final = 0.1
 # Records at both ends by which a sequence is known again.
 _KNOWN_BY: Final = 100
 
+# Stands between records where the next one has to be waited for.
+_PAUSE: Final = object()
+
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -107,10 +110,15 @@ class RecordSource(Source):
     def fraction(self) -> float | None:
         return None if self._length is None else min(self.bytes_read / max(self._length, 1), 1.0)
 
-    def rows(self) -> Iterator[Line]:
-        for row, record in enumerate(chain(self._first, self._rest)):
-            self.bytes_read = row + 1
-            yield Line(row, record, NAME, row + 1)
+    def rows(self) -> Iterator[Line | None]:
+        row = 0
+        for record in chain(self._first, self._rest):
+            if record is _PAUSE:
+                yield None
+                continue
+            row += 1
+            self.bytes_read = row
+            yield Line(row - 1, record, NAME, row)
             if self.stopped.is_set():
                 return
 
@@ -138,6 +146,8 @@ class _Ahead:
     def __iter__(self) -> Iterator[Any]:
         while records := self._wait(asyncio.run_coroutine_threadsafe(self._take(), self._loop)):
             yield from records
+            if not self._records:
+                yield _PAUSE
 
     def _wait(self, future: Future[list[Any]]) -> list[Any]:
         while True:

@@ -414,8 +414,8 @@ class Source:
 
     # Rows
 
-    def rows(self) -> Iterator[Line]:
-        """All rows, one after the other, until `stopped` is set.
+    def rows(self) -> Iterator[Line | None]:
+        """All rows, one after the other, until `stopped` is set; None where the next one has to be waited for.
 
         Raises:
             BatchInputError: a file cannot be read, is cut short, or is not CSV.

@@ -413,6 +413,23 @@ async def test_what_an_iterable_raises_ends_the_job_and_the_rows_before_are_kept
     assert lines_of(tmp_path / "out.jsonl") == doubled(700)
 
 
+async def test_a_row_does_not_wait_for_the_rows_behind_it(double: Endpoint[Any, Any], models: Models) -> None:
+    """Each record is asked for when the one before was answered."""
+    answered = asyncio.Event()
+
+    async def one_by_one() -> AsyncIterator[dict[str, int]]:
+        for number in range(3):
+            answered.clear()
+            yield {"n": number}
+            await answered.wait()
+
+    async def take(some: list[dict[str, Any]]) -> None:
+        answered.set()
+
+    report = await score(double, one_by_one(), take)
+    assert report.scored == 3
+
+
 async def test_a_stop_ends_an_iterable_that_waits(double: Endpoint[Any, Any], models: Models, tmp_path: Path) -> None:
     stop = asyncio.Event()
     ended = asyncio.Event()
