@@ -230,7 +230,9 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=64, help="calls in flight (default 64)")
     parser.add_argument("--rounds", type=int, default=1, help="number of rounds (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="write cProfile's statistics of score to this file")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write cProfile's statistics of score to this file"
+    )
     for name, kind in (("--job", str), ("--folder", Path), ("--url", str)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
