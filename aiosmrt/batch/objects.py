@@ -2,7 +2,7 @@
 
 S3 is called on the event loop, with the client's credentials; the threads wait for it. A file is read in parts of a few
 megabytes, of which two are in memory: the one that is read and the next. Each part is asked for with the object's ETag,
-so an object that is replaced meanwhile ends the job and never mixes with the one before.
+so an object that is replaced while it is read ends the job and never mixes with the one before.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Bucket:
             wanted: whether an object behind a prefix is, given its key.
 
         Raises:
-            BatchInputError: there is none.
+            BatchInputError: no object matches.
             ParamValidationError: the name is not a URI of S3.
         """
         bucket, key = split_s3_uri(name) or ("", "")
@@ -135,7 +135,7 @@ class Bucket:
         return not any(part.startswith(".") for part in key.split("/"))
 
     def facts(self, uri: str) -> ObjectFacts | None:
-        """What S3 knows of an object; None if there is none."""
+        """What S3 knows of an object; None if it does not exist."""
         return self.wait(self.start(lambda store: store.facts(uri)))
 
     def send(self, path: Path, uri: str, metadata: Mapping[str, str], content_type: str) -> None:

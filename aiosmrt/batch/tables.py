@@ -123,7 +123,7 @@ def _plain(value: Any) -> Any:
 class _Column:
     """A column of the output, whose type is found out.
 
-    Values that have no type in common become text with their JSON.
+    Values of different types become text with their JSON.
 
     Args:
         hint: the type that they had in the input, if they come from there.
@@ -271,7 +271,7 @@ def _up_to(lines: Iterator[bytes], most: int, size: int) -> Iterator[bytes]:
 
 
 def parquet_facts(path: Path) -> dict[str, str] | None:
-    """The facts in the metadata of a Parquet file; None if there are none."""
+    """The facts in the metadata of a Parquet file; None if it lacks them."""
     with suppress(OSError, ValueError):
         metadata = pyarrow("pyarrow.parquet").read_schema(path).metadata or {}
         if _FACTS in metadata:
