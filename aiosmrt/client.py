@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVa
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.call import Call, deadline_exceeded
+from aiosmrt._core.call import NO_WAITS, Call, deadline_exceeded
 from aiosmrt._core.client_core import ClientCore
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
     from aiosmrt._aws.providers import CredentialsFunction, FrozenCredentialsSource
     from aiosmrt._aws.s3 import ObjectStore
+    from aiosmrt._transport.base import Reply
     from aiosmrt._transport.factory import TransportName
+    from aiosmrt._wire.params import Head
     from aiosmrt.endpoint import CallOptions, Endpoint
     from aiosmrt.serializers import Deserializer, Serializer
     from aiosmrt.types import (
@@ -811,15 +813,48 @@ class Client:
             del params, given, body
 
     async def _invoke(
-        self, params: Mapping[str, Any], body: Body | DeferredBody
+        self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
     ) -> tuple[InvokeEndpointOutput, Waited]:
-        """The result of InvokeEndpoint, and what the call has waited for."""
+        """The result of InvokeEndpoint, and what the call has waited for.
+
+        Args:
+            params: its parameters under AWS's names, without the body.
+            body: the body.
+            head: what `_head` returned for these parameters; only for a body of bytes.
+        """
         try:
-            call = self._new_call("InvokeEndpoint", params, body)
+            if head is None:
+                call = self._new_call("InvokeEndpoint", params, body)
+            else:
+                call = Call(self._core, self._view, self._codec("InvokeEndpoint"), head, body)
         finally:
             del params, body
         result = call.result(await call.run())
         return cast("InvokeEndpointOutput", result), call.waited
+
+    async def _exchange_bytes(self, head: Head, body: bytes) -> tuple[Reply, int, float]:
+        """The reply to an InvokeEndpoint request, how many were sent, and the seconds of waiting outside them.
+
+        Args:
+            head: what `_head` returned.
+            body: the body.
+        """
+        try:
+            call = Call(self._core, self._view, self._codec("InvokeEndpoint"), head, body)
+        finally:
+            del body
+        reply: Reply = await call.run()
+        self._core.counters.bytes_received += len(reply.body)
+        waited = call.waited
+        return reply, call.sent, waited.total_waiting if waited is not NO_WAITS else 0.0
+
+    def _head(self, params: Mapping[str, Any]) -> Head:
+        """The checked head of InvokeEndpoint requests with these parameters and any body of bytes."""
+        heads = self._codec("InvokeEndpoint").heads
+        try:
+            return heads.head(heads.values(params), b"", params)
+        finally:
+            del params
 
     def _for_job(self, patience: float | Unset | None) -> Self:
         """A view for many calls that belong together.
@@ -833,6 +868,10 @@ class Client:
         if not changes and isinstance(view.patience, Unset) and view.retry.mode is None:
             changes = {"job_patience": JOB_PATIENCE}
         return self._with_view({**changes, "patience_until_reached": DEFAULT_PATIENCE})
+
+    def _observed_by(self, observer: Observer) -> Self:
+        """A view with an observer more."""
+        return self._with_view({"observers": (*self._view.observers, observer)})
 
 
 def _check_types(kind: type, **arguments: object) -> None:

@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from aiosmrt._wire.params import Head
     from aiosmrt.types import Body
 
-__all__ = ["Call", "deadline_exceeded"]
+__all__ = ["NO_WAITS", "Call", "deadline_exceeded"]
 
 # A call that was throttled this often did not just have bad luck.
 _NO_ACCIDENT: Final = 6
@@ -98,6 +98,9 @@ _COUNTED_WAITS: Final = frozenset({"slot", "probe", "capacity", "back_off", "rat
 
 # The phases of a call that waits at its target.
 _IN_LINE: Final = frozenset({"slot", "probe", "capacity"})
+
+NO_WAITS: Final = Waited()
+"""Of a call that waited for nothing but the answers to its requests."""
 
 # What a transport returns: a whole reply for a plain call, an open one for a stream.
 AnyReply: TypeAlias = Reply | ReplyStream
@@ -236,6 +239,8 @@ class Call:
     @property
     def waited(self) -> Waited:
         """Seconds for which it has waited so far, by what for."""
+        if self._waits is None and not self._phase:
+            return NO_WAITS
         waits = {} if self._waits is None else dict(self._waits)
         if self._phase:
             waits[self._phase] = waits.get(self._phase, 0.0) + self._core.clock() - self._phase_began

@@ -16,6 +16,7 @@ from aiosmrt.errors import (
     EventStreamError,
     ModelStreamError,
     NoCapacityError,
+    ObjectStoreError,
     ServiceError,
     SSLError,
     ThrottlingError,
@@ -106,7 +107,7 @@ def concerns_every_call(error: BaseException) -> bool:
     """Tell whether calls to the same endpoint with the same client will all fail like this one.
 
     Refused credentials or signatures, an endpoint that does not exist, no credentials or region, a certificate that
-    does not verify, a closed client: no trait of what the call sent.
+    does not verify, a closed client, an S3 that refuses or fails: no trait of what the call sent.
 
     Args:
         error: what a call raised.
@@ -114,7 +115,7 @@ def concerns_every_call(error: BaseException) -> bool:
     >>> concerns_every_call(ClientStateError("the client is closed"))
     True
     """
-    if isinstance(error, (ClientStateError, ConfigurationError, EndpointNotFoundError, SSLError)):
+    if isinstance(error, (ClientStateError, ConfigurationError, EndpointNotFoundError, ObjectStoreError, SSLError)):
         return True
     if isinstance(error, ServiceError):
         return error.code in _CALLER_CODES or (error.cause == "none" and error.status in _REFUSES_THE_CALLER)

@@ -6,7 +6,7 @@ for those who know content types only.
 """
 
 from aiosmrt.batch.answers import ANY_ANSWER, AnyAnswer, codec_for
-from aiosmrt.batch.job import Inputs, Progress, Report, score
+from aiosmrt.batch.job import Inputs, Progress, Records, Report, score
 from aiosmrt.batch.requests import JoinSource
 from aiosmrt.batch.sink import OutputFormat
 from aiosmrt.batch.source import InputFormat
@@ -19,6 +19,7 @@ __all__ = [
     "JoinSource",
     "OutputFormat",
     "Progress",
+    "Records",
     "Report",
     "codec_for",
     "score",
