@@ -58,7 +58,8 @@ class RowCalls:
                 error.attempts = attempts
                 raise
         except BaseException as error:
-            del row
+            # error trackers report locals
+            row = reply = body = headers = None  # type: ignore[assignment]
             clear_locals(error)
             raise
         return Answer(value, attempts, waited, headers.get("x-amzn-requestid"))
