@@ -20,7 +20,7 @@ from zlib import crc32
 from aiosmrt.batch.requests import Row
 from aiosmrt.batch.tasks import uninterrupted
 from aiosmrt.config import JOB_PATIENCE, Unset
-from aiosmrt.endpoint import Endpoint, JobHandle
+from aiosmrt.endpoint import CallOptions, Endpoint, JobHandle
 from aiosmrt.endpoint.fanout import Answer
 from aiosmrt.endpoint.groups import rows_reader
 from aiosmrt.errors import BatchOutputError, ObjectStoreError
@@ -256,6 +256,7 @@ class QueuedScoring:
         several: whether rows share bodies. If not, a row's value is the answer as it is.
         split: as for `Endpoint.map`.
         patience: seconds for which S3 may fail; left out, as long as for calls.
+        options_for: the members of a row's call, where it does not share it; None if there are none.
     """
 
     def __init__(
@@ -266,8 +267,10 @@ class QueuedScoring:
         several: bool,
         split: Callable[[Any, int], Sequence[Any]] | None,
         patience: float | Unset | None,
+        options_for: Callable[[Any], CallOptions] | None = None,
     ) -> None:
         self._endpoint = endpoint
+        self._options_for = options_for
         self._under_way = under_way
         self._several = several
         self._patience = JOB_PATIENCE if isinstance(patience, Unset) else math.inf if patience is None else patience
@@ -295,7 +298,8 @@ class QueuedScoring:
             sent, handle = under_way.handle_of(job)
         else:
             attempts, sent = 1, numbers
-            handle = (await self._endpoint.submit(rows if self._several else rows[0])).handle
+            options: CallOptions = {} if self._options_for is None else self._options_for(rows[0])
+            handle = (await self._endpoint.submit(rows if self._several else rows[0], **options)).handle
             # What is accepted is paid for.
             await uninterrupted(asyncio.to_thread(under_way.record, numbers, handle))
         submitted = clock()

@@ -55,7 +55,7 @@ class Destination:
 
     Attributes:
         files: the log.
-        shown: what reports name as the output; None for a function.
+        shown: what reports name as the output. If None, the sink is a function.
         deliver: the function, if there is one.
 
     Raises:
@@ -176,11 +176,11 @@ class Destination:
                 bucket.send(self.files.errors, errors, facts, _CONTENT_TYPES["jsonl"])
             elif (stored := bucket.facts(errors)) is not None and _RUN in stored.metadata:
                 bucket.remove(errors)
-            # Last, because it says that all is there.
+            # Last: where it is, all is there.
             bucket.send(made, self._uri, facts, _CONTENT_TYPES[self._kind])
 
     def _found(self, bucket: Bucket) -> tuple[str, Mapping[str, str]] | None:
-        """What is there: what tells it from another, and its facts."""
+        """What is there now: its identity, and its facts."""
         if self._uri is not None:
             stored = bucket.facts(self._uri)
             return None if stored is None else (stored.etag, stored.metadata)

@@ -563,6 +563,8 @@ class _Job:
         names = source.columns or ()
         schema = source.schema if self._settings.join else None
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
+        # The row's own column of that name gives way.
+        hints.pop("prediction", None)
         self._output.make(self._log, self._bucket, columns=self._sink.columns(names), hints=hints)
 
     def _wanted_columns(self) -> set[str] | None:
@@ -670,11 +672,13 @@ class _Job:
             if len(rows) == len(self._under_way.rows_of(job)):
                 yield self._of_jobs.pop(job)
             return
-        self._group_bytes += len(row.body)
+        # What is not serialized yet counts by an estimate.
+        size = len(row.body) + row.nbytes
+        self._group_bytes += size
         if group and self._maker.size(self._group_bytes, len(group) + 1) > self._most_bytes():
             yield group
             self._group = group = []
-            self._group_bytes = len(row.body)
+            self._group_bytes = size
         group.append(row)
         if len(group) == settings.rows_per_request:
             yield group
@@ -767,6 +771,7 @@ class _Job:
                 several=settings.several,
                 split=settings.split,
                 patience=settings.patience,
+                options_for=_openai_options if self._source.input_format == "openai-batch" else None,
             )
             return GroupedResults(
                 self._queued,

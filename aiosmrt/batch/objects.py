@@ -2,7 +2,7 @@
 
 S3 is called on the event loop, with the client's credentials; the threads wait for it. A file is read in parts of a few
 megabytes, of which two are in memory: the one that is read and the next. Each part is asked for with the object's ETag,
-so an object that is replaced meanwhile ends the job and never mixes with the one before.
+so an object that is replaced while it is read ends the job and never mixes with the one before.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _PART_BYTES: Final = 4 << 20
 
 # Seconds between two looks at whether an answer is still wanted.
 _LOOK_EVERY: Final = 0.1
+
+# How long an upload that was cancelled may take to remove its parts.
+_ABORT_SECONDS: Final = 10.0
 
 # S3's code for an object that is not the one that was asked for.
 _REPLACED: Final = "PreconditionFailed"
@@ -102,7 +105,7 @@ class Bucket:
             wanted: whether an object behind a prefix is, given its key.
 
         Raises:
-            BatchInputError: there is none.
+            BatchInputError: no object matches.
             ParamValidationError: the name is not a URI of S3.
         """
         bucket, key = split_s3_uri(name) or ("", "")
@@ -132,7 +135,7 @@ class Bucket:
         return not any(part.startswith(".") for part in key.split("/"))
 
     def facts(self, uri: str) -> ObjectFacts | None:
-        """What S3 knows of an object; None if there is none."""
+        """What S3 knows of an object; None if it does not exist."""
         return self.wait(self.start(lambda store: store.facts(uri)))
 
     def send(self, path: Path, uri: str, metadata: Mapping[str, str], content_type: str) -> None:
@@ -155,13 +158,21 @@ class Bucket:
                 async def read(start: int, length: int) -> bytes:
                     return await asyncio.to_thread(part, start, length)
 
-                future = self.start(
-                    lambda store: store.put_parts(uri, size, read, metadata=metadata, content_type=content_type)
-                )
+                begun, ended = threading.Event(), threading.Event()
+
+                async def put(store: ObjectStore) -> None:
+                    begun.set()
+                    try:
+                        await store.put_parts(uri, size, read, metadata=metadata, content_type=content_type)
+                    finally:
+                        ended.set()
+
                 try:
-                    self.wait(future)
+                    self.wait(self.start(put))
                 finally:
-                    future.cancel()
+                    # One that is not wanted any more still has its parts to remove.
+                    if begun.is_set():
+                        ended.wait(_ABORT_SECONDS)
         except OSError as error:
             raise BatchOutputError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -93,7 +93,11 @@ class Sink:
         self._keep = keep
         names: list[str] = []
         if output_format == "csv":
-            names = [*(columns or ()), "prediction"] if join else ["index", *(["id"] if has_ids else []), "value"]
+            names = (
+                list(dict.fromkeys([*(columns or ()), "prediction"]))
+                if join
+                else ["index", *(["id"] if has_ids else []), "value"]
+            )
             if join and keep is not None:
                 names = _fields(keep.of_fields({name: name for name in names}))
         self.preamble: bytes = f"{csv_line(names)}\n".encode() if names else b""

@@ -173,7 +173,7 @@ class Source:
         header: whether files of CSV begin with the names of their columns. If not, the names are ``0``, ``1``, ...
         excluded: files that folders and patterns leave out: the job's own output.
         stopped: set to end the reading, by another thread.
-        bucket: reads objects of S3. If None, there are none.
+        bucket: reads objects of S3. If None, they are refused.
 
     Attributes:
         input_format: the format.

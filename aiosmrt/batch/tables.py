@@ -24,8 +24,8 @@ __all__ = ["parquet_reader", "records_of", "table_batches", "write_parquet"]
 
 # Rows that are converted at a time, and rows of a row group.
 _ROWS: Final = 1024
-_GROUP_ROWS: Final = 1 << 16
-_GROUP_BYTES: Final = 32 << 20
+_GROUP_ROWS: Final = 1 << 15
+_GROUP_BYTES: Final = 8 << 20
 
 # Facts about the job in the metadata of a Parquet file.
 _FACTS: Final = b"aiosmrt.batch"
@@ -123,7 +123,7 @@ def _plain(value: Any) -> Any:
 class _Column:
     """A column of the output, whose type is found out.
 
-    Values that have no type in common become text with their JSON.
+    Values of different types become text with their JSON.
 
     Args:
         hint: the type that they had in the input, if they come from there.
@@ -271,7 +271,7 @@ def _up_to(lines: Iterator[bytes], most: int, size: int) -> Iterator[bytes]:
 
 
 def parquet_facts(path: Path) -> dict[str, str] | None:
-    """The facts in the metadata of a Parquet file; None if there are none."""
+    """The facts in the metadata of a Parquet file; None if it lacks them."""
     with suppress(OSError, ValueError):
         metadata = pyarrow("pyarrow.parquet").read_schema(path).metadata or {}
         if _FACTS in metadata:

@@ -267,7 +267,7 @@ async def _score_file(url: str, rows: list[str], page: Path | None, console: Any
         # Few calls at a time, to be killed half way.
         process = await asyncio.create_subprocess_exec(*command, "--max-concurrency", "4", env=env)
         try:
-            # The file is all that tells how far another process is.
+            # How far another process is can only be seen in its file.
             while (killed_after := await asyncio.to_thread(lines)) < KILLED_AFTER and process.returncode is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         finally:

@@ -55,7 +55,7 @@ _CUT_OFF: Final = "the call was still in flight when drain() ended"
 
 
 def failure_limit(most: int | float | str | None) -> int | float | None:
-    """The most failures of a map: a number (an int), a share (a float), or None for no limit.
+    """Read the limit on a map's failures: a number is an int, a share a float; if None, there is no limit.
 
     Args:
         most: an integer, a float from 0 to 1, text such as ``"2.5%"``, or None.
@@ -244,7 +244,7 @@ class Results(Generic[In, Out]):
         self._failure: BaseException | None = None
         # what ended a worker, whose item has no result
         self._broken: BaseException | None = None
-        # whether items that were given to nobody are lost, because what asked for them was cancelled
+        # whether given items are lost, because the worker that asked for them was cancelled
         self._forsaken = False
         self._reader: asyncio.Future[None] | None = None
         self._left = False

@@ -6,9 +6,9 @@
                               │
                               └─ fails by the group's own fault ──► both halves, each as one call
 
-The halves of a group are called at the same time, within the map's ``concurrency``, the smallest first: so failures are
-known early. For k bad items among n, a group
-costs at most 1 + 2 k log2 n calls. What is nobody's fault (throttling, an outage, a refused caller) halves nothing.
+The halves of a group are called at the same time, within the map's ``concurrency``, the smallest first: failures are
+known early. For k bad items among n, a group costs at most 1 + 2 k log2 n calls. Throttling, an outage or a refused
+caller are not the group's fault, and halve nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ T = TypeVar("T")
 # algorithms, the Open Inference Protocol, and embeddings as OpenAI and Cohere name them.
 _LISTS: Final = ("predictions", "outputs", "results", "scores", "data", "embeddings")
 
-# How services say that a body is too large; the status is 413, unless a parameter check was faster.
+# A body that is too large is refused with 413, or by a parameter check whose message names the size.
 _TOO_LARGE: Final = 413
 _SIZE: Final = re.compile(r"too large|too long|exceed|less than or equal to|\b(size|length)\b", re.IGNORECASE)
 
@@ -87,7 +87,7 @@ def split_answer(value: Any, count: int, /) -> Sequence[Any]:
         count: the number of items.
 
     Raises:
-        DeserializationError: the answer has no values, or not one for each item.
+        DeserializationError: the answer does not have one value for each item.
 
     >>> split_answer({"predictions": [0.25, 0.5]}, 2)
     [0.25, 0.5]
@@ -99,7 +99,7 @@ def split_answer(value: Any, count: int, /) -> Sequence[Any]:
     found = _values(value)
     if found is None:
         kind = type(value).__qualname__
-        raise DeserializationError(f"the answer to {count} items, of type {kind}, has no list with a value for each")
+        raise DeserializationError(f"the answer, of type {kind}, lacks a list with a value for each of {count} items")
     return checked(found, count)
 
 
@@ -149,7 +149,7 @@ def is_groups_fault(error: Exception) -> bool:
         return error.status == _TOO_LARGE or (too_large and not concerns_every_call(error))
     if isinstance(error, ParamValidationError):
         return any("parameter Body" in fault for fault in error.faults)
-    # A serializer or deserializer that is not ours says what it likes.
+    # A custom serializer or deserializer may raise any error.
     return not isinstance(error, (AiosmrtError, OSError, MemoryError))
 
 
@@ -312,7 +312,7 @@ class GroupedResults(Results[T, Any]):
 
         Args:
             some: those to call for, and their indices.
-            open_items: the items of the group that have no result yet, by index.
+            open_items: the items of the group that still lack a result, by index.
             attempts: requests that were sent for them before.
             waited: seconds for which these calls waited.
             is_half: whether these are a half of what failed.

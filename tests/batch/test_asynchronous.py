@@ -231,6 +231,16 @@ async def test_a_store_that_refuses_stops_the_job_and_fails_no_row(
     assert len(model.calls) <= 9
 
 
+async def test_custom_ids_are_inference_ids(endpoint: Endpoint[Any, Any], tmp_path: Path, out: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"custom_id": "row-7", "method": "POST", "url": "/v1/x", "body": {"n": 4}}\n')
+    await score(endpoint, rows, out, asynchronous=True, input_format="openai-batch", output_format="openai-batch")
+    (line,) = lines_of(out)
+    assert line["custom_id"] == "row-7"
+    assert line["response"]["body"] == 8
+    assert line["response"]["request_id"] == "row-7"
+
+
 async def test_members_that_the_operation_does_not_accept(client: Client, tmp_path: Path, out: Path) -> None:
     endpoint = client.endpoint("queued", serializer=JSON, deserializer=JSON, target_variant="blue")
     with pytest.raises(ParamValidationError, match="does not accept target_variant"):
@@ -268,7 +278,7 @@ async def test_a_command_that_is_killed_pays_for_no_job_twice(
             await asyncio.sleep(0.01)
         process.kill()
         await process.wait()
-    # They end while nobody waits for them.
+    # They end while no process waits for them.
     model.gate.set()
     async with started(*command, env=env, cwd=tmp_path) as process:
         assert await process.wait() == 0

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ParamValidationError
-from aiosmrt.batch import ANY_ANSWER, Report, codec_for, score
 from aiosmrt.batch.filters import Selection
 from aiosmrt.errors import SerializationError
 from tests.batch.conftest import Models, lines_of
+from tests.batch.test_formats import echoed
 
 RECORD = {"id": 7, "features": [1, 2, {"x": 3}], "text": "a"}
 
@@ -78,11 +78,6 @@ def test_a_missing_library_is_named() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ConfigurationError" in ended.stdout
     assert "pip install 'aiosmrt[batch]'" in ended.stdout
-
-
-async def echoed(client: Client, source: Path, sink: Path, content_type: str, **arguments: Any) -> Report:
-    endpoint = client.endpoint("echo", serializer=codec_for(content_type), deserializer=ANY_ANSWER)
-    return await score(endpoint, source, sink, **arguments)
 
 
 @pytest.fixture

@@ -171,6 +171,18 @@ def test_answers_by_row(answer: bytes, content_type: str, values: list[Any]) -> 
     assert ANY_ANSWER.deserialize_rows(answer, content_type, 2) == values
 
 
+async def test_what_the_serializer_makes_of_all_rows_is_bounded_by_an_estimate(
+    client: Client, models: Models, tmp_path: Path, out: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(f"{list(range(200))}\n" * 100)
+    endpoint = client.endpoint("echo", serializer=NPY, deserializer=NPY)
+    report = await score(endpoint, rows, out, rows_per_request=None, max_payload_mb=16_000 / (1 << 20))
+    assert (report.scored, report.failed) == (100, 0)
+    assert len(models.seen) > 1
+    assert all(len(body) <= 16_000 for body in models.seen)
+
+
 # Bad rows
 
 

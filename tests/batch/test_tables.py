@@ -252,6 +252,14 @@ async def test_joined_parquet_keeps_the_types_of_the_input(echo: Endpoint[Any, A
     assert found["prediction"].to_pylist() == [{"x": number} for number in range(ROWS)]
 
 
+async def test_a_prediction_takes_the_place_of_a_column_of_that_name(
+    double: Endpoint[Any, Any], tmp_path: Path
+) -> None:
+    rows = written(tmp_path / "rows.parquet", pa.table({"n": [1, 2], "prediction": ["old", "older"]}))
+    await score(double, rows, tmp_path / "out.parquet", template={"n": "{n}"}, join_source="Input")
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"n": 1, "prediction": 2}, {"n": 2, "prediction": 4}]
+
+
 async def test_a_parquet_file_appears_when_all_rows_are_done(
     double: Endpoint[Any, Any], models: Models, tmp_path: Path
 ) -> None:

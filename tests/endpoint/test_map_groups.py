@@ -222,8 +222,8 @@ def test_answers_are_split(answer: Any, values: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("answer", [3, None, {"a": [1], "b": [2]}, {"a": 1}, b"ab", np.float64(1), {}])
-def test_answers_that_have_no_list(answer: Any) -> None:
-    with pytest.raises(errors.DeserializationError, match="has no list with a value for each"):
+def test_answers_that_lack_a_list(answer: Any) -> None:
+    with pytest.raises(errors.DeserializationError, match="lacks a list with a value for each"):
         split_answer(answer, 1)
 
 
