@@ -79,6 +79,8 @@ async def runtime(
     model: Model, object_server: ObjectServer, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[LocalRuntime]:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", object_server.url)
+    # Short polls: the pauses have their own tests.
+    monkeypatch.setattr("aiosmrt.endpoint.jobs.next_pause", lambda pause: 0.02)
     storage = ObjectStorage(endpoint_url=object_server.url, credentials=OWNER, buckets=[bucket], region="us-east-1")
     config = AsyncInferenceConfig(
         f"s3://{bucket}/out", f"s3://{bucket}/failed", max_concurrent_invocations_per_instance=100
