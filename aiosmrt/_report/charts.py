@@ -27,7 +27,7 @@ __all__ = [
 
 Kind: TypeAlias = Literal["line", "step", "area", "bar"]
 
-# The drawing's coordinates, which have no unit.
+# The drawing's coordinates, in units of their own.
 _SIZE = 1000.0
 _BRIEF = 1e-3
 
@@ -64,7 +64,7 @@ class Series(NamedTuple):
     Args:
         name: as the legend has it.
         colour: a number of the page's palette, from 1.
-        values: one for each place on the x axis; None where there is none.
+        values: one for each place on the x axis; None where it is missing.
         kind: how it is drawn. Bars of several series are stacked.
         dashed: whether a line is dashed.
     """

@@ -26,9 +26,9 @@ class Slice:
         done: successes that ended in it.
         latency: how long they took.
         failures: failures by cause.
-        in_flight: most calls in flight that were seen; None if nobody looked.
+        in_flight: most calls in flight that were seen; None if that was not recorded.
         limit: least limit of calls in flight that was seen; None if nobody looked.
-        waiting: most calls that were seen waiting; None if nobody looked.
+        waiting: most calls that were seen waiting; None if that was not recorded.
         rows: rows that were done in it.
         reason: what calls were seen waiting for; None if nothing.
     """

@@ -46,6 +46,7 @@ class RowCalls:
                 raise row.error  # noqa: TRY301 (as if it were the call's)
             reply, attempts, waited = await self._exchange(self._head, row.body)
             body, headers = reply.body, reply.headers
+            request_id = headers.get("x-amzn-requestid")
             try:
                 content_type = headers.get("content-type", "")
                 if len(body) <= OFF_LOOP_BYTES:
@@ -54,11 +55,12 @@ class RowCalls:
                     value = await in_thread(self._deserialize, body, content_type)
             except AiosmrtError as error:
                 error.operation, error.endpoint_name = _OPERATION, self._endpoint_name
-                error.request_id = headers.get("x-amzn-requestid")
+                error.request_id = request_id
                 error.attempts = attempts
                 raise
         except BaseException as error:
-            del row
+            # error trackers report locals
+            row = reply = body = headers = None  # type: ignore[assignment]
             clear_locals(error)
             raise
-        return Answer(value, attempts, waited, headers.get("x-amzn-requestid"))
+        return Answer(value, attempts, waited, request_id)

@@ -41,7 +41,7 @@ class Feed(Buffered[Any]):
     async def __anext__(self) -> Any:
         while not self._ready and not self._ending.is_set():
             await asyncio.wait([self._making, self._told], return_when=asyncio.FIRST_COMPLETED)
-            # Another may have taken it meanwhile.
+            # The other task that waits here may have been first.
             if self._ready or not self._making.done():
                 continue
             batch = self._making.result()

@@ -2,8 +2,8 @@
 
 ::
 
-    reader thread ── rows ──► Endpoint.map ── results ──► writer thread ──► OutputLog
-     (Source, RequestMaker)                                (Sink)
+    reader thread ── rows ──► Results (map) ── results ──► writer thread ──► OutputLog
+     (Source, RequestMaker)      Feed, RowCalls            (Sink)
 
 Both threads work on many rows at a time. At most one batch of rows is read ahead, and a bounded number of results waits
 to be written, so memory does not grow with the input.

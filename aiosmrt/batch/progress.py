@@ -111,7 +111,7 @@ def progress_of(
         ceiling: how many calls may be in flight at most.
         rows_read: rows of the input that were read.
         rows_in_input: rows of the input; None if that is not known.
-        limit: the number of rows that are scored at most; None for all.
+        limit: the number of rows that are scored at most. If None, all.
     """
     done = scored + failed
     rate = pace.at(now, done)

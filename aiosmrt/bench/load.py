@@ -154,7 +154,7 @@ class LoadTest:
         random: random numbers in [0, 1), for the arrivals.
 
     Raises:
-        ParamValidationError: there are no bodies.
+        ParamValidationError: ``bodies`` is empty.
     """
 
     def __init__(

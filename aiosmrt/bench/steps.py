@@ -1,4 +1,4 @@
-"""What the steps of a load test come to: their figures, the knee, and when there is no point in going on."""
+"""What the steps of a load test come to: their figures, the knee, and when to stop."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def _facts(plan: Any, as_client: bool) -> list[str]:
     else:
         first = (
             "closed model: callers wait for their answers, so a slow service is asked less, and latency leaves out "
-            "those who would have called meanwhile (coordinated omission); the open model, --rate, does not"
+            "those who would have called in between (coordinated omission); the open model, --rate, does not"
         )
     second = (
         "the client helps as it does for applications: retries, waits and its limit are part of the latency, and hide "

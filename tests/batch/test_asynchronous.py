@@ -79,6 +79,8 @@ async def runtime(
     model: Model, object_server: ObjectServer, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[LocalRuntime]:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", object_server.url)
+    # Short polls: the pauses have their own tests.
+    monkeypatch.setattr("aiosmrt.endpoint.jobs.next_pause", lambda pause: 0.02)
     storage = ObjectStorage(endpoint_url=object_server.url, credentials=OWNER, buckets=[bucket], region="us-east-1")
     config = AsyncInferenceConfig(
         f"s3://{bucket}/out", f"s3://{bucket}/failed", max_concurrent_invocations_per_instance=100
@@ -266,7 +268,7 @@ async def test_progress_counts_jobs(endpoint: Endpoint[Any, Any], tmp_path: Path
 async def test_a_command_that_is_killed_pays_for_no_job_twice(
     runtime: LocalRuntime, model: Model, object_server: ObjectServer, tmp_path: Path, out: Path
 ) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", 60)
+    rows = write_rows(tmp_path / "rows.jsonl", 24)
     command = (*PROGRAM, "score", str(rows), "--endpoint-name", "queued", "--output", "out.jsonl", "--asynchronous")
     command += ("--max-concurrency", "4", "--rows-per-request", "2", "--quiet")
     env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url, AWS_ENDPOINT_URL_S3=object_server.url)
@@ -282,8 +284,8 @@ async def test_a_command_that_is_killed_pays_for_no_job_twice(
     model.gate.set()
     async with started(*command, env=env, cwd=tmp_path) as process:
         assert await process.wait() == 0
-    assert lines_of(out) == doubled(60)
-    assert model.rows() == list(range(60))
+    assert lines_of(out) == doubled(24)
+    assert model.rows() == list(range(24))
 
 
 # The file

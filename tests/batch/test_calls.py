@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 from aiosmrt import Client
 from aiosmrt.batch import ANY_ANSWER, score
 from aiosmrt.batch.answers import JSONText, Verbatim
+from aiosmrt.batch.calls import RowCalls
 from aiosmrt.batch.feed import Feed
+from aiosmrt.batch.requests import Row
 from aiosmrt.endpoint.fanout import Answer, Result, Results
-from aiosmrt.errors import DeserializationError
+from aiosmrt.errors import AiosmrtError, DeserializationError
 from aiosmrt.serializers import CSV, JSON, TEXT, JSONCodec
-from tests.batch.conftest import lines_of
+from tests.batch.conftest import Models, lines_of
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -93,6 +96,24 @@ async def test_numbers_keep_their_digits(client: Client, tmp_path: Path) -> None
         '{"index":0,"value":{"p": 0.10, "q": 1E2}}\n{"index":1,"value":[1,  2]}\n{"index":2,"value":"\\u00e9"}\n'
     )
     assert [line["value"] for line in lines_of(tmp_path / "out.jsonl")] == [{"p": 0.1, "q": 100.0}, [1, 2], "é"]
+
+
+@pytest.mark.parametrize("row", [b'{"n": "secret"', b'"secret"'])
+async def test_tracebacks_hold_neither_body_nor_answer(client: Client, models: Models, row: bytes) -> None:
+    """An answer that cannot be read, and a row that the model refuses."""
+    models.refused = {b'"secret"'}
+    endpoint = client.endpoint("echo" if row.startswith(b"{") else "double", serializer=JSON, deserializer=JSON)
+    call = RowCalls(endpoint, JSON)
+    with pytest.raises(AiosmrtError) as raised:
+        await call(Row(0, None, None, row, None))
+    held = [
+        (frame.f_code.co_name, name)
+        for frame, _ in traceback.walk_tb(raised.value.__traceback__)
+        if "/aiosmrt/" in frame.f_code.co_filename
+        for name, value in frame.f_locals.items()
+        if "secret" in repr(value) or (isinstance(value, Row) and value.body == row)
+    ]
+    assert held == []
 
 
 # Feed

@@ -324,10 +324,7 @@ async def test_stopping_finishes_the_groups_in_flight(
     assert sorted(n for call in good for n in call) == [n for n in range(1000) if n != 3]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_the_command_after_the_halves_in_flight(
-    tmp_path: Path, out: Path, number: signal.Signals
-) -> None:
+async def test_a_signal_ends_the_command_after_the_halves_in_flight(tmp_path: Path, out: Path) -> None:
     model = Doubles()
     halving = asyncio.Event()
 
@@ -344,7 +341,7 @@ async def test_a_signal_ends_the_command_after_the_halves_in_flight(
         env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
         async with started(*command, env=env, cwd=tmp_path) as process:
             await halving.wait()
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM)
             _, stderr = await process.communicate()
         assert process.returncode == 130
         assert stderr.decode().splitlines()[-1].endswith("run the same command again to resume")
@@ -395,7 +392,7 @@ def shared() -> Iterator[tuple[Doubles, str]]:
         yield model, runtime.url
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     count=st.integers(1, 80),
     size=st.one_of(st.integers(2, 90), st.none()),

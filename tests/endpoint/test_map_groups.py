@@ -268,7 +268,7 @@ async def test_faulty_batch_sizes(size: Any) -> None:
         endpoint.map([], split=split_answer)  # type: ignore[call-overload]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     count=st.integers(1, 60),
     size=st.integers(1, 64),
