@@ -750,7 +750,8 @@ class _Job:
         if failure is not None:
             await self._in_thread(self._sync_quietly, failure)
             if isinstance(failure, TooManyFailuresError) or (
-                isinstance(failure, AiosmrtError) and concerns_every_call(failure)
+                # Once all rows are done, nothing was stopped early.
+                not self._finishing and isinstance(failure, AiosmrtError) and concerns_every_call(failure)
             ):
                 raise BatchStoppedError(
                     f"stopped: {failure}; {self._done()} rows are done, and the same job resumes after them"
