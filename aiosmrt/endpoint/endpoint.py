@@ -715,7 +715,7 @@ class _Scoring(Generic[In, Out]):
 
     async def __call__(self, item: In) -> Answer[Out]:
         endpoint = self._endpoint
-        options = self._options
+        options: CallOptions = self._options
         try:
             if self._options_for is not None:
                 options = {**options, **self._options_for(item)}
