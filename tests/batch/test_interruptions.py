@@ -167,7 +167,8 @@ async def test_a_file_that_may_not_grow(
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl", "--quiet")
     process = await asyncio.create_subprocess_exec(
         *command,
-        env=environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url),
+        # Python would rename bytecode that was cut off at the limit over the cached one.
+        env=environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url, PYTHONDONTWRITEBYTECODE="1"),
         cwd=tmp_path,
         stderr=asyncio.subprocess.PIPE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
