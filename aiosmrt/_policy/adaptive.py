@@ -71,13 +71,12 @@ _DRIFT: Final = 512
 _SQUEEZED: Final = 0.92
 _SQUEEZED_BY_SPREAD: Final = 0.19
 
-# Changes of the limit (differences of logarithms; times the spread, where that is wide) that show whether there is a
-# queue, and the elasticities below which nothing waits.
-_NEAR_: Final = 0.4
-_FAR: Final = 0.55
-_FAR_BY_SPREAD: Final = 1.35
-_CLEARLY_NO_QUEUE: Final = 0.55
-_NO_QUEUE: Final = 0.7
+# What the difference of two levels scatters by, in spreads; the elasticity below which nothing waits whatever was
+# measured; and the successes that the spread without waiting is known from.
+_DOUBT: Final = 0.6
+_LEAST_DOUBT: Final = 0.25
+_NO_QUEUE: Final = 0.8
+_KNOWN: Final = 64.0
 
 # Growth: calls per success while nothing was ever refused, at first and later; calls per round trip otherwise, at most
 # and relative to a small limit; and the round trips after which that has doubled.
@@ -85,6 +84,7 @@ _FIRST_GROWTH: Final = 0.15
 _GROWTH: Final = 0.3
 _STEP: Final = 0.5
 _STEP_SHARE: Final = 0.15
+_LARGE: Final = 24.0
 _ROUND_TRIPS_TO_DOUBLE: Final = 6.0
 
 # What a refusal takes off that the number of calls does not explain. Nothing would have clients that share a service
@@ -440,13 +440,15 @@ class AdaptiveRule:
         """Correct the spread without waiting where more calls were sent and round trips show that no queue grew."""
         size, level = self._anchor
         moved, risen = self._size - size, self._level - level
+        # What the averages scatter by.
+        doubt = _DOUBT * max(self._ref, _LEAST_DOUBT)
         if moved < 0:
             self._mark()
-        elif moved >= max(_NEAR_, _FAR_BY_SPREAD * self._ref):
-            is_far = moved >= _FAR
-            if -0.2 < risen < (_NO_QUEUE if is_far else _CLEARLY_NO_QUEUE) * moved:
-                self._ref += 0.7 * min(0.0, self._slow - self._ref)
-            elif not is_far:
+        elif moved > 1.4 * doubt:
+            if -0.2 < risen < min(moved - doubt, _NO_QUEUE * moved):
+                share = self._since / (self._since + _KNOWN)
+                self._ref += share * min(0.0, self._spread_since / self._since - self._ref)
+            elif moved < 3 * doubt:
                 return
             self._mark()
 
@@ -489,12 +491,12 @@ class AdaptiveRule:
 
     def _grown(self, count: int, push: float) -> float:
         limit = self._exact
-        step = min(_STEP, _STEP_SHARE * limit)
+        step = min(_STEP * max(1.0, (limit / _LARGE) ** 0.8), _STEP_SHARE * limit)
         if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
             gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
         else:
             faster = 1 + (self._round_trips / _ROUND_TRIPS_TO_DOUBLE) ** 2
-            gain = min(_GROWTH * limit, step * faster) * push * count / limit
+            gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
         if self._shared or self._blind:
             gain = max(gain, step * count / limit)
         return limit + gain
