@@ -37,6 +37,7 @@ from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._policy.limit import ConcurrencyLimit, WorkingLimit
 from aiosmrt._policy.send_rate import SendRate
 from aiosmrt._policy.target_health import AdmissionState
+from aiosmrt.local.capacity import service_seconds
 
 WARM_UP: Final = 5.0
 SETTLED: Final = 10.0
@@ -209,20 +210,6 @@ def moved(service: Service, rand: random.Random) -> Service:
     )
 
 
-def service_time(service: Service, rand: random.Random) -> float:
-    """Seconds of one inference, alone on its server."""
-    mean = service.mean
-    if service.times == "exponential":
-        return rand.expovariate(1 / mean)
-    if service.times == "bimodal":
-        return mean * (0.4 if rand.random() < 0.8 else 3.4) * rand.lognormvariate(-0.005, 0.1)
-    if service.times == "pareto":
-        return mean * rand.paretovariate(2.5) * 0.6
-    if service.times == "floor":
-        return mean * (0.5 + rand.expovariate(2.0))
-    return mean * rand.lognormvariate(-(service.sigma**2) / 2, service.sigma)
-
-
 class Station:
     """The service at work: workers, a queue, and what it refuses."""
 
@@ -273,9 +260,10 @@ class Station:
 
     def _begin(self, reply: Callable[[bool], None]) -> None:
         self._busy += 1
-        seconds = service_time(self._service, self._rand)
-        if self._service.batch:
-            seconds *= 1 + self._busy / self._service.batch
+        service = self._service
+        seconds = service_seconds(service.times, service.mean, service.sigma, self._rand)
+        if service.batch:
+            seconds *= 1 + self._busy / service.batch
         self._loop.at(self._loop.now + seconds, self._end, reply)
 
     def _end(self, reply: Callable[[bool], None]) -> None:
@@ -734,43 +722,22 @@ def table(cells: dict[str, dict[str, list[Cell]]]) -> str:
 
 def picture(service: Service, names: Sequence[str], seed: int) -> str:
     """The limits over time, beside what the service can take, as SVG."""
-    width, height, left, top = 760, 300, 44, 46
-    runs = {name: simulate(service, rules()[name], seed).clients[0].limits for name in names}
-    steps = [0.1 * number for number in range(int(10 * service.seconds))]
-    lines = {"what the service can take": [(time, service.ideal(time)) for time in steps]}
-    for name, limits in runs.items():
-        later = iter(limits)
+    # Beside this file where it is run, and not where tests import it.
+    from plot import Line, Panel, drawing
+
+    seconds = [0.1 * number for number in range(int(10 * service.seconds))]
+    lines = [Line("can take", [(second, service.ideal(second)) for second in seconds])]
+    for name in names:
+        later = iter(simulate(service, rules()[name], seed).clients[0].limits)
         time, limit = next(later)
         points = []
-        for step in steps:
-            while time < step and (following := next(later, None)) is not None:
+        for second in seconds:
+            while time < second and (following := next(later, None)) is not None:
                 time, limit = following
-            points.append((step, float(limit)))
-        lines[name] = points
-    most = 1.05 * max(value for points in lines.values() for _, value in points)
-    across, down = (width - left - 16) / service.seconds, (height - top - 30) / most
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-        '<title>Limits over time</title><rect width="100%" height="100%" fill="#fff"/>',
-        '<g font-family="sans-serif" font-size="12">',
-    ]
-    for value in range(0, int(most), 50):
-        y = height - 30 - down * value
-        parts.append(
-            f'<path d="M{left} {y:.1f}H{width - 16}" stroke="#ddd"/>'
-            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value}</text>'
-        )
-    parts += [
-        f'<text x="{left + across * second:.1f}" y="{height - 10}" text-anchor="middle">{second} s</text>'
-        for second in range(0, int(service.seconds) + 1, 5)
-    ]
-    for number, ((name, points), color) in enumerate(zip(lines.items(), ("#999", "#06c", "#c40"), strict=True)):
-        path = "L".join(f"{left + across * time:.1f} {height - 30 - down * value:.1f}" for time, value in points)
-        parts.append(
-            f'<path d="M{path}" fill="none" stroke="{color}" stroke-width="2"/>'
-            f'<text x="{left + 220 * number}" y="24" fill="{color}">{name}</text>'
-        )
-    return "\n".join([*parts, "</g></svg>\n"])
+            points.append((second, float(limit)))
+        lines.append(Line(name, points))
+    ticks = {float(second): f"{second} s" for second in range(0, int(service.seconds) + 1, 5)}
+    return drawing(f"The limit over time: {service.name}", "simulated", [Panel("calls in flight", lines, ticks, True)])
 
 
 def main(arguments: Sequence[str]) -> None:

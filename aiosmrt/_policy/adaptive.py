@@ -45,9 +45,10 @@ __all__ = ["AdaptiveLimit", "AdaptiveRule"]
 
 _INITIAL: Final = 4
 
-# Successes that are looked at together: half of a round trip's, within these bounds.
+# Successes that are looked at together: so much of a round trip's, within these bounds.
+_ROUND_TRIPS_OF_BATCH: Final = 0.7
 _SMALLEST_BATCH: Final = 8
-_LARGEST_BATCH: Final = 32
+_LARGEST_BATCH: Final = 64
 # The shortest round trip in seconds, for logarithms.
 _SHORTEST: Final = 1e-6
 # A limit of which less is in use is not being tested.
@@ -57,6 +58,10 @@ _TESTED: Final = 0.7
 _FAST: Final = 48
 _SLOW: Final = 128
 _LEVEL: Final = 32
+# The share of a batch of so many in each of the three.
+_SHARES: Final = tuple(
+    tuple(1 - (1 - 1 / reach) ** count for reach in (_FAST, _SLOW, _LEVEL)) for count in range(_LARGEST_BATCH + 1)
+)
 # Successes that tell spread and level without waiting at the start, and at most so many while the level stays.
 _FIRST: Final = 48
 _WAITLESS: Final = 128
@@ -78,9 +83,12 @@ _LEAST_DOUBT: Final = 0.25
 _NO_QUEUE: Final = 0.8
 _KNOWN: Final = 64.0
 
+# What the spread exceeds that share by where growth is not held back.
+_FULL_PUSH: Final = 0.2
+
 # Growth: calls per success while nothing was ever refused, at first and later; calls per round trip otherwise, at most
 # and relative to a small limit; and the round trips after which that has doubled.
-_FIRST_GROWTH: Final = 0.15
+_FIRST_GROWTH: Final = 0.2
 _GROWTH: Final = 0.3
 _STEP: Final = 0.5
 _STEP_SHARE: Final = 0.15
@@ -341,7 +349,7 @@ class AdaptiveRule:
         self._forget_batch()
         self._move(max(self.minimum, min(FIRST_WINDOW, self._restoring)), "recovery")
 
-    def _move(self, exact: float, reason: Reason) -> None:
+    def _move(self, exact: float, reason: Reason | None) -> None:
         before = self.limit
         self._set(exact)
         if self.limit != before:
@@ -351,7 +359,9 @@ class AdaptiveRule:
         self._exact = exact = min(max(exact, self.minimum), self.maximum)
         self.limit = limit = int(exact)
         if not self._times:
-            self._left = 1 if self._restoring else min(max(limit // 2, _SMALLEST_BATCH), _LARGEST_BATCH)
+            self._left = (
+                1 if self._restoring else min(max(int(limit * _ROUND_TRIPS_OF_BATCH), _SMALLEST_BATCH), _LARGEST_BATCH)
+            )
             if self._ref < _REGULAR and self._climb.left:
                 self._left = min(self._left, self._climb.left)
 
@@ -362,13 +372,11 @@ class AdaptiveRule:
 
     def _look(self) -> None:
         """Judge a batch of successes."""
-        times, sent = self._times, self._sent
-        count, limit = len(times), self._exact
-        self._average(count)
+        count, limit = len(self._times), self._exact
+        among = sum(self._sent) / count
+        self._average(count, among)
         trips = count / limit
         self._round_trips += trips
-        self._shared = max(0.0, self._shared - trips)
-        self._blind = max(0.0, self._blind - trips)
         self._until_cut -= count
         self._remember(trips)
         exact, reason = limit, self.reason
@@ -376,36 +384,43 @@ class AdaptiveRule:
             exact, reason = limit + count, "recovery"
             if exact >= self._restoring:
                 exact, self._restoring = max(limit, float(self._restoring)), 0
-        elif sum(sent) >= _TESTED * limit * count:
+        elif among >= _TESTED * limit:
             exact, reason = self._decide(count)
         self._forget_batch()
         self._move(exact, reason)
 
     def _remember(self, trips: float) -> None:
-        self._peak = max(self._peak, self.limit)
-        self._high = max(
-            self._exact, self._high - min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * (self._high - self._exact)
-        )
+        if self.limit > self._peak:
+            self._peak = self.limit
+        above = self._high - self._exact
+        if above > 0:
+            self._high -= min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * above
+        else:
+            self._high = self._exact
+        if self._shared > 0:
+            self._shared -= trips
+        if self._blind > 0:
+            self._blind -= trips
         self._peak_left -= trips
         if self._peak_left <= 0:
             self._former_peak, self._peak = self._peak, self.limit
             self._peak_left = 2.0
 
-    def _average(self, count: int) -> None:
-        """Take a batch into the averages."""
-        times = self._times
-        if min(times) < _SHORTEST:
+    def _average(self, count: int, among: float) -> None:
+        """Take a batch of so many, sent among so many, into the averages."""
+        try:
+            logs = [*map(log, self._times)]
+        except ValueError:
             # A clock may stand still between two events.
-            times = [max(seconds, _SHORTEST) for seconds in times]
-        logs = [*map(log, times)]
-        if not self._samples:
-            self._last = logs[0]
-        spread = (abs(logs[0] - self._last) + sum(map(abs, map(sub, logs, logs[1:])))) / count
+            logs = [log(max(seconds, _SHORTEST)) for seconds in self._times]
         mean = sum(logs) / count
-        size = log(sum(self._sent) / count)
-        self._last = logs[-1]
+        logs.append(self._last if self._samples else logs[0])
+        self._last = logs[-2]
+        # From each to the next, and from the one before them to the first.
+        spread = (sum(map(abs, map(sub, logs, logs[1:-1]))) + abs(logs[0] - logs[-1])) / count
+        size = log(among)
         self._samples = samples = self._samples + count
-        if samples <= _FIRST or self._is_waitless(samples):
+        if samples <= _WAITLESS and (samples <= _FIRST or self._is_waitless(samples)):
             share = count / samples
             self._fast += share * (spread - self._fast)
             self._slow = self._ref = self._fast
@@ -415,9 +430,9 @@ class AdaptiveRule:
             self._base += share * (mean - self._base)
             self._mark()
             return
-        self._fast += (1 - (1 - 1 / _FAST) ** count) * (spread - self._fast)
-        self._slow += (1 - (1 - 1 / _SLOW) ** count) * (spread - self._slow)
-        share = 1 - (1 - 1 / _LEVEL) ** count
+        of_fast, of_slow, share = _SHARES[count]
+        self._fast += of_fast * (spread - self._fast)
+        self._slow += of_slow * (spread - self._slow)
         self._level += share * (mean - self._level)
         self._size += share * (size - self._size)
         self._spread_since += spread * count
@@ -466,11 +481,11 @@ class AdaptiveRule:
             ratio = min(1.0, self._fast / ref)
             theta = _SQUEEZED - _SQUEEZED_BY_SPREAD * ref
             if ratio < theta and (ratio < theta - 0.1 or self._slow < theta * ref):
-                if self._until_cut <= 0 and not self._blind and (not self._shared or ratio < 0.55):
+                if self._until_cut <= 0 and self._blind <= 0 and (self._shared <= 0 or ratio < 0.55):
                     return self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting"
-                if not (self._shared or self._blind):
+                if self._shared <= 0 and self._blind <= 0:
                     return limit, "waiting"
-            push = min(max((ratio - theta) / 0.2, 0.0), 1.0)
+            push = min(max((ratio - theta) / _FULL_PUSH, 0.0), 1.0)
         return self._grown(count, push), "growth"
 
     def _cut(self, factor: float) -> float:
@@ -497,7 +512,7 @@ class AdaptiveRule:
         else:
             faster = 1 + (self._round_trips / _ROUND_TRIPS_TO_DOUBLE) ** 2
             gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
-        if self._shared or self._blind:
+        if self._shared > 0 or self._blind > 0:
             gain = max(gain, step * count / limit)
         return limit + gain
 
@@ -514,7 +529,23 @@ class _Climb:
     long, all others as long as before.
     """
 
-    __slots__ = ("_back", "_clear", "_count", "_failures", "_full", "_lowest", "_mode", "_sent", "_skip", "_slow", "_step", "_sum", "_trips", "_usual", "left")
+    __slots__ = (
+        "_back",
+        "_clear",
+        "_count",
+        "_failures",
+        "_full",
+        "_lowest",
+        "_mode",
+        "_sent",
+        "_skip",
+        "_slow",
+        "_step",
+        "_sum",
+        "_trips",
+        "_usual",
+        "left",
+    )
 
     def __init__(self) -> None:
         # The shortest round trip, and the largest rate at which calls complete.
@@ -523,8 +554,8 @@ class _Climb:
 
     def reset(self) -> None:
         """Begin anew: the limit was moved by something else."""
-        # Calls in flight and their mean round trip where nothing is known to wait.
-        self._usual: tuple[float, float] | None = None
+        # Calls in flight and their mean round trip where nothing is known to wait; no calls before the first measurement.
+        self._usual = (0.0, 0.0)
         # The same where calls may wait, and the rate there; 0 where that is not known.
         self._slow = (1.0, 1.0)
         self._full = 0.0
@@ -556,7 +587,7 @@ class _Climb:
             The limit that should be; the same while measuring.
         """
         count, seconds, among = len(times), sum(times), sum(sent)
-        if self._usual is not None and (self._mode != "down" or among > 1.2 * limit * count):
+        if self._usual[0] and (self._mode != "down" or among > 1.2 * limit * count):
             wanted = self._at_the_rate_of(among / count, seconds / count, 2.0 if self._mode == "up" else _SLOWER)
             if wanted < 0.8 * limit:
                 self._slow = (among / count, seconds / count)
@@ -582,13 +613,12 @@ class _Climb:
 
     def _at_the_rate_of(self, number: float, seconds: float, times: float) -> float:
         """The calls that complete as fast with the usual round trip, if they take so many times longer; else inf."""
-        assert self._usual is not None
         size, usual = self._usual
         # Even if all that was added waits, they should take no longer.
         return number * usual / seconds if seconds > times * usual * max(1.0, number / size) else inf
 
     def _measured(self, number: float, seconds: float, limit: float) -> float:
-        if self._usual is None:
+        if not self._usual[0]:
             self._usual, self._clear = (number, seconds), number
             return self._up(limit)
         if self._mode == "hold":
@@ -613,7 +643,6 @@ class _Climb:
         return self._lowered(number, seconds, limit)
 
     def _lowered(self, number: float, seconds: float, limit: float) -> float:
-        assert self._usual is not None
         before, slow = self._slow
         moved, risen = log(number / before), log(seconds / slow)
         if seconds <= 1.08 * self._lowest:
@@ -632,7 +661,6 @@ class _Climb:
         return limit
 
     def _held(self, number: float, seconds: float, limit: float) -> float:
-        assert self._usual is not None
         size, usual = self._usual
         wanted = self._at_the_rate_of(number, seconds, _LONGER)
         if wanted < limit:
