@@ -107,6 +107,11 @@ _SHORTER_BY_SPREAD: Final = 0.5
 # Round trips for which a finding about other clients holds.
 _SHARED_FOR: Final = 100.0
 _BLIND_FOR: Final = 300.0
+# Cuts that are put to the test together (the difference of logarithms), the share of it by which round trips must have
+# become shorter, and how much longer ones make the test void.
+_TRIAL: Final = 0.5
+_IN_VAIN: Final = 0.2
+_RISING: Final = 0.1
 _REVERSALS: Final = 0.2
 _FEWER: Final = 0.7
 _ROUND_TRIPS_TO_FORGET: Final = 50.0
@@ -201,13 +206,12 @@ class AdaptiveRule:
         "_blind",
         "_climb",
         "_cut_at",
-        "_cut_from",
         "_direction",
         "_exact",
-        "_failed_cuts",
         "_fast",
         "_former_peak",
         "_high",
+        "_is_trial",
         "_last",
         "_last_refused_at",
         "_left",
@@ -229,6 +233,7 @@ class AdaptiveRule:
         "_slow",
         "_spread_since",
         "_times",
+        "_trial",
         "_until_cut",
         "limit",
         "maximum",
@@ -269,9 +274,9 @@ class AdaptiveRule:
         self._reversals = 0.0
         self._shared = 0.0
         self._high = float(initial)
-        # The level and the limit before the cut that is on trial, cuts without effect, round trips still to go blind.
-        self._cut_from: tuple[float, float] | None = None
-        self._failed_cuts = 0
+        # The level and the limit before the cuts that are on trial; the round trips still to go without cuts.
+        self._trial = (0.0, 0.0)
+        self._is_trial = False
         self._blind = 0.0
         self._cut_at = -inf
         # The largest limits of this and the former stretch of round trips, and what is restored after an outage.
@@ -483,24 +488,23 @@ class AdaptiveRule:
             if ratio < theta and (ratio < theta - 0.1 or self._slow < theta * ref):
                 if self._until_cut <= 0 and self._blind <= 0 and (self._shared <= 0 or ratio < 0.55):
                     return self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting"
-                if self._shared <= 0 and self._blind <= 0:
+                if self._shared <= 0 or self._blind > 0:
                     return limit, "waiting"
             push = min(max((ratio - theta) / _FULL_PUSH, 0.0), 1.0)
         return self._grown(count, push), "growth"
 
     def _cut(self, factor: float) -> float:
-        """Return a lower limit because calls wait, after having looked at what the last such cut has done."""
-        if self._cut_from is not None:
-            level, size = self._cut_from
-            # Others fill the queue if the round trips did not follow.
-            if level - self._level < 0.2 * size:
-                self._failed_cuts += 1
-                if self._failed_cuts >= 2:
-                    self._failed_cuts, self._blind = 0, _BLIND_FOR
-            else:
-                self._failed_cuts = 0
-        size = -log(factor)
-        self._cut_from = (self._level, size) if factor <= 0.78 else None
+        """Return the limit after a cut, or the one before a few of them, if round trips have not followed."""
+        level, limit = self._trial
+        if not self._is_trial or limit < self._exact or self._level > level + _RISING:
+            # Where round trips become longer meanwhile, the queue is only becoming visible.
+            self._trial, self._is_trial = (self._level, self._exact), True
+        elif (size := log(limit / self._exact)) >= _TRIAL:
+            self._is_trial = False
+            if level - self._level < _IN_VAIN * size:
+                # It is not this client's calls that wait for each other.
+                self._blind = _BLIND_FOR
+                return limit
         self._until_cut = self.limit + _FAST
         return self._exact * factor
 
@@ -512,7 +516,7 @@ class AdaptiveRule:
         else:
             faster = 1 + (self._round_trips / _ROUND_TRIPS_TO_DOUBLE) ** 2
             gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
-        if self._shared > 0 or self._blind > 0:
+        if self._shared > 0:
             gain = max(gain, step * count / limit)
         return limit + gain
 
