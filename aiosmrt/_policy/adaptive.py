@@ -111,7 +111,7 @@ _BLIND_FOR: Final = 300.0
 # become shorter, and how much longer ones make the test void.
 _TRIAL: Final = 0.5
 _IN_VAIN: Final = 0.2
-_RISING: Final = 0.1
+_RISING: Final = 0.15
 _REVERSALS: Final = 0.2
 _FEWER: Final = 0.7
 _ROUND_TRIPS_TO_FORGET: Final = 50.0
@@ -211,6 +211,7 @@ class AdaptiveRule:
         "_fast",
         "_former_peak",
         "_high",
+        "_highest",
         "_is_trial",
         "_last",
         "_last_refused_at",
@@ -274,9 +275,11 @@ class AdaptiveRule:
         self._reversals = 0.0
         self._shared = 0.0
         self._high = float(initial)
-        # The level and the limit before the cuts that are on trial; the round trips still to go without cuts.
+        # The level and the limit before the cuts that are on trial, and the highest level since; the round trips still to
+        # go without cuts.
         self._trial = (0.0, 0.0)
         self._is_trial = False
+        self._highest = 0.0
         self._blind = 0.0
         self._cut_at = -inf
         # The largest limits of this and the former stretch of round trips, and what is restored after an outage.
@@ -442,6 +445,8 @@ class AdaptiveRule:
         self._size += share * (size - self._size)
         self._spread_since += spread * count
         self._since += count
+        if self._level > self._highest:
+            self._highest = self._level
         self._compare()
         above = self._level - self._base
         if above < 0.1 * self._ref:
@@ -496,9 +501,9 @@ class AdaptiveRule:
     def _cut(self, factor: float) -> float:
         """Return the limit after a cut, or the one before a few of them, if round trips have not followed."""
         level, limit = self._trial
-        if not self._is_trial or limit < self._exact or self._level > level + _RISING:
-            # Where round trips become longer meanwhile, the queue is only becoming visible.
-            self._trial, self._is_trial = (self._level, self._exact), True
+        if not self._is_trial or limit < self._exact or self._highest > level + _RISING:
+            # Where round trips became longer meanwhile, the queue was only becoming visible.
+            self._trial, self._is_trial, self._highest = (self._level, self._exact), True, self._level
         elif (size := log(limit / self._exact)) >= _TRIAL:
             self._is_trial = False
             if level - self._level < _IN_VAIN * size:
@@ -558,7 +563,7 @@ class _Climb:
 
     def reset(self) -> None:
         """Begin anew: the limit was moved by something else."""
-        # Calls in flight and their mean round trip where nothing is known to wait; no calls before the first measurement.
+        # Calls in flight and their mean round trip where nothing is known to wait; no calls before a measurement.
         self._usual = (0.0, 0.0)
         # The same where calls may wait, and the rate there; 0 where that is not known.
         self._slow = (1.0, 1.0)
