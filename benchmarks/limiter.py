@@ -3,7 +3,7 @@
     python benchmarks/limiter.py [--quick] [--clients ...] [--services ...] [--json FILE]
                                  [--plot docs/images/limiter.svg]
 
-The local runtime (``aiosmrt.local``) runs in another process on another core, with a scripted ``Capacity`` for each
+The local runtime (``aiosmrt.local``) runs in another process on another core than the client, with a scripted ``Capacity`` for each
 service. `CALLERS` callers call without pause for `SECONDS`; each client has an endpoint of its own, so that each meets
 the script from its beginning. Runs are one after the other.
 
@@ -25,6 +25,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib.metadata
+import json
 import os
 import signal
 import subprocess
@@ -176,8 +177,8 @@ async def aiobotocore_caller(url: str, name: str, figures: Figures) -> AsyncIter
         yield call
 
 
-async def measure(url: str, service: Service, client: str, seconds: float) -> dict[str, Any]:
-    """Call one service with one client."""
+async def measure(url: str, service: Service, client: str, seconds: float) -> None:
+    """Call one service with one client, print the figures as JSON, and end the process."""
     figures = Figures(time.perf_counter())
     name = endpoint_name(service, client)
     if client == "aiobotocore":
@@ -199,12 +200,19 @@ async def measure(url: str, service: Service, client: str, seconds: float) -> di
 
         tasks = [asyncio.ensure_future(caller()) for _ in range(CALLERS)]
         ended, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
         for task in ended:
             task.result()
-    return figures.report(seconds)
+        print(json.dumps(figures.report(seconds)), flush=True)
+        # Calls in aiobotocore's rate limiter may go on after their cancellation, and would keep this process waiting.
+        os._exit(0)
+
+
+def measured(url: str, service: Service, client: str, seconds: float) -> dict[str, Any]:
+    """Call one service with one client, in a process of its own."""
+    command = [sys.executable, str(Path(__file__)), "--measure", url, "--services", service.name, "--clients", client]
+    done = subprocess.run([*command, "--seconds", str(seconds)], stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def show(report: dict[str, Any]) -> None:
@@ -264,6 +272,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the calls of each second here, as SVG")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
         stay_on(arguments.core)
@@ -273,6 +283,9 @@ def main() -> None:
         del os.environ[variable]
     clients = arguments.clients.split(",")
     services = [service for service in SERVICES if service.name in arguments.services.split(";")]
+    if arguments.measure is not None:
+        stay_on(cores()[0])
+        asyncio.run(measure(arguments.measure, services[0], clients[0], arguments.seconds))
     seconds = SECONDS / 3 if arguments.quick else SECONDS
     available = cores()
     report: dict[str, Any] = {
@@ -281,9 +294,8 @@ def main() -> None:
         "results": [],
     }
     with runtime(services, clients, available[-1]) as url:
-        stay_on(available[0])
         for service in services:
-            found = {client: asyncio.run(measure(url, service, client, seconds)) for client in clients}
+            found = {client: measured(url, service, client, seconds) for client in clients}
             capacity = service.capacity.replace("\n", ", ")
             report["results"].append({"service": service.name, "capacity": capacity, "clients": found})
     show(report)

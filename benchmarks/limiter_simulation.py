@@ -1,7 +1,7 @@
 """Which rule finds the number of calls that a service can take? A seeded simulation in virtual time.
 
     python benchmarks/limiter_simulation.py [--rules adaptive,aimd,...] [--services ...] [--variants 4] [--seed 1]
-                                            [--json FILE] [--plot FILE]
+                                            [--json FILE] [--plot FILE] [--bounds]
 
 Nothing is sent and no clock is read: a `Loop` is a heap of events, a `Station` a service with workers and a queue, a
 `SimulatedClient` calls that keep as many requests in flight as their rule allows. The client's other decisions (when a
@@ -30,6 +30,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -412,6 +413,19 @@ class VectorArc(Aimd):
         self._sum, self._count, self._reached, self._refused = 0.0, 0, False, False
 
 
+class Ramp(Fixed):
+    """The best start of a rule that multiplies its number by at most ``factor`` in a round trip: it knows the end."""
+
+    def __init__(self, factor: float, end: int) -> None:
+        super().__init__(4)
+        self._exact, self._factor, self._end = 4.0, factor, end
+
+    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+        """Grow."""
+        self._exact = min(self._end, self._exact * self._factor ** (1 / self._exact))
+        self.limit = int(self._exact)
+
+
 class AwsAdaptive(Fixed):
     """AWS's retry mode: no limit, but a send rate after the first refusal."""
 
@@ -720,6 +734,39 @@ def table(cells: dict[str, dict[str, list[Cell]]]) -> str:
     return "\n".join(lines)
 
 
+def bounds(seed: int) -> str:
+    """What no rule can do that sees only what a client sees, as tables in Markdown."""
+    lines = ["| factor | first 5 s | 10 s | 20 s | 60 s |", "|---|--:|--:|--:|--:|"]
+    service = Service("silent queue", ((0.0, 64),), _SILENT, seconds=60.0)
+    right = round(service.ideal(0.0))
+    knowing = simulate(service, lambda: Fixed(right), seed)
+    for factor in (1.3, 1.5, 2.0, 3.0, 4.0):
+        run = simulate(service, partial(Ramp, factor, right), seed)
+        shares = [f"{run.goodput(0.0, end) / knowing.goodput(0.0, end):.3f}" for end in (5.0, 10.0, 20.0, 60.0)]
+        lines.append(f"| {factor} | {' | '.join(shares)} |")
+    lines += ["", "| calls of the one client | refused of four's | refused at random | calls to tell | seconds |"]
+    lines.append("|---|--:|--:|--:|--:|")
+    shared = replace(
+        next(service for service in SERVICES if service.clients != (0.0,)), clients=4 * (0.0,), seconds=120.0
+    )
+    others, usual = 22, None
+    for calls in (22, 24, 26, 29, 33):
+        limits = iter([calls, others, others, others])
+        run = simulate(shared, lambda limits=limits: Fixed(next(limits)), seed)  # type: ignore[misc]
+        outcomes = [outcome for outcome in run.clients[0].outcomes if outcome.time >= WARM_UP]
+        share = sum(not outcome.success for outcome in outcomes) / len(outcomes)
+        if usual is None:
+            usual = share
+            lines.append(f"| {calls} | {share:.3f} | {usual:.3f} | | |")
+            continue
+        # Wald's bound on the mean number of observations, for one in twenty wrong decisions of either kind.
+        divergence = share * math.log(share / usual) + (1 - share) * math.log((1 - share) / (1 - usual))
+        needed = 0.9 * math.log(19) / divergence
+        seconds = needed * (shared.seconds - WARM_UP) / len(outcomes)
+        lines.append(f"| {calls} | {share:.3f} | {usual:.3f} | {needed:.0f} | {seconds:.1f} |")
+    return "\n".join(lines)
+
+
 def picture(service: Service, names: Sequence[str], seed: int) -> str:
     """The limits over time, beside what the service can take, as SVG."""
     # Beside this file where it is run, and not where tests import it.
@@ -749,7 +796,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="write a picture of one service's limits, and nothing else")
+    parser.add_argument("--bounds", action="store_true", help="print what no rule can do, and nothing else")
     options = parser.parse_args(arguments)
+    if options.bounds:
+        print(bounds(options.seed))
+        return
     groups = {"grid": SERVICES, "regular": REGULAR, "other": OTHER_TIMES, "random": RANDOM}
     everything = [*SERVICES, *REGULAR, *RANDOM, *OTHER_TIMES]
     named = options.services.split(";")

@@ -10,18 +10,21 @@ and in a server that batches, which more calls make productive. No threshold on 
   multiplies them, and leaves that spread alone. The rule compares the present spread (the mean difference between the
   logarithms of successive round trips) with the one when nothing waited. Where it is squeezed, the limit is cut in
   proportion; where it is not, the limit grows.
-- *Elasticity.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the
-  limit moves up and down in small steps, and the rule looks at what follows: in a queue, round trips change in
-  proportion to the number of calls, and the limit goes down; otherwise by less, and it goes up.
+- *Rate.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the rule
+  measures: calls in flight divided by their round trip are the rate at which calls complete (Little's law). While the
+  rate grows with their number the limit goes up, where it does not the limit goes back and stays, and tries a
+  little more from time to time. Round trips that become longer without more calls lower it at once, to what gives the
+  rate that is left; if fewer calls do not shorten them, the service itself has become slower, and it goes up again.
 - *Refusals.* A refusal takes one off the limit, and a round trip of successes adds a fraction of a call, more and more
   the longer nothing is refused. At a hard capacity there is no sawtooth, a drop is followed by exactly the
   excess, and clients that share a service tend to the same limit, because what they add and lose is the same. A
-  refusal that the number of calls does not explain, because as many got through lately, takes off a quarter.
+  refusal that the number of calls does not explain, because as many got through lately, takes off
+  little more than a quarter.
 - *Outages* are `aiosmrt._policy.target_health`'s; afterwards the largest limit of the last round trips before is
   approached by one for each success.
 - *Others in the queue.* Where cuts do not shorten the round trips, other clients fill the queue, and leaving it to them
-  does not shorten it. The rule is *blind* for a while then, and grows slowly whatever the spread. Refusals at ever
-  changing numbers of calls in flight show other clients too.
+  does not shorten it. The limit goes back to what it was before the cuts, and there are none for a while. Refusals at
+  ever changing numbers of calls in flight show other clients too.
 
 A limit that is not in use is not tested, and does not move. Round trips are looked at in batches, with functions that
 loop in C: that keeps the cost of a success at a fraction of a microsecond.
@@ -92,12 +95,12 @@ _FIRST_GROWTH: Final = 0.2
 _GROWTH: Final = 0.3
 _STEP: Final = 0.5
 _STEP_SHARE: Final = 0.15
-_LARGE: Final = 24.0
+_LARGE: Final = 28.0
 _ROUND_TRIPS_TO_DOUBLE: Final = 6.0
 
 # What a refusal takes off that the number of calls does not explain. Nothing would have clients that share a service
 # refused all the time, one would make a few refusals at random costly.
-_ACCIDENT: Final = 0.25
+_ACCIDENT: Final = 0.27
 
 # By how much shorter round trips (the difference of logarithms; times the spread, where that is wide) show more
 # capacity than there was at the last refusal.
@@ -123,7 +126,7 @@ _UNREFUSED: Final = 16.0
 # and how many times longer round trips are that show less capacity, in a batch and in a measurement.
 _ENOUGH: Final = 24
 _WAITS: Final = 0.93
-_GAIN: Final = 0.025
+_GAIN: Final = 0.04
 _SLOWER: Final = 1.35
 _LONGER: Final = 1.1
 # Steps up: to find out whether there is room for more, where there is, and where round trips do not grow.
