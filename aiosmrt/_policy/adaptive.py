@@ -278,8 +278,8 @@ class AdaptiveRule:
         self._reversals = 0.0
         self._shared = 0.0
         self._high = float(initial)
-        # The level and the limit before the cuts that are on trial, and the highest level since; the round trips still to
-        # go without cuts.
+        # The level and the limit before the cuts that are on trial, the highest level since, and the round trips still
+        # to go without cuts.
         self._trial = (0.0, 0.0)
         self._is_trial = False
         self._highest = 0.0
