@@ -4,8 +4,8 @@
                                  [--plot docs/images/limiter.svg]
 
 The local runtime (``aiosmrt.local``) runs in another process on another core than the clients, with a scripted
-``Capacity`` for each service. `CALLERS` callers call without pause for `SECONDS`; each client has a process and an
-endpoint of its own, so that it meets the script from its beginning. Runs are one after the other.
+``Capacity`` for each service. `CALLERS` callers call without pause for `SECONDS`; each client has its own process and
+endpoint, so that it meets the script from its beginning. Runs are one after the other.
 
 - ``fixed 8``, ``fixed 64``, ``fixed 256``: ``max_concurrency`` as a number. That is not lowered below the number for
   good, but for a while where calls are refused.
@@ -208,7 +208,7 @@ async def measure(url: str, service: Service, client: str, seconds: float) -> No
 
 
 def measured(url: str, service: Service, client: str, seconds: float) -> dict[str, Any]:
-    """Call one service with one client, in a process of its own."""
+    """Call one service with one client, in its own process."""
     command = [sys.executable, str(Path(__file__)), "--measure", url, "--services", service.name, "--clients", client]
     done = subprocess.run([*command, "--seconds", str(seconds)], stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout)

@@ -505,7 +505,7 @@ class AdaptiveRule:
         """Return the limit after a cut, or the one before a few of them, if round trips have not followed."""
         level, limit = self._trial
         if not self._is_trial or limit < self._exact or self._highest > level + _RISING:
-            # Where round trips became longer meanwhile, the queue was only becoming visible.
+            # Where round trips became longer at the same time, the queue was only becoming visible.
             self._trial, self._is_trial, self._highest = (self._level, self._exact), True, self._level
         elif (size := log(limit / self._exact)) >= _TRIAL:
             self._is_trial = False

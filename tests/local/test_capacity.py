@@ -139,7 +139,7 @@ async def test_waiting_counts_towards_the_model_timeout() -> None:
             await call(client)
 
 
-# Workers by themselves, with a clock of their own
+# Workers by themselves, with their own clock
 
 
 def workers(clock: Any = None, **capacity: Any) -> Workers:

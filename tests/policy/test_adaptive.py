@@ -129,7 +129,7 @@ def test_a_refusal_that_the_number_of_calls_does_not_explain_takes_off_about_a_q
     rule = AdaptiveLimit(initial=8, maximum=8).new()
     for _ in range(40):
         rule.on_success(0.0, 0.1, 8, sent_among=8)
-    for _ in range(4):
+    for _ in range(3):
         rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=False)
     assert rule.limit == 7
     rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=True)
