@@ -29,6 +29,7 @@ __all__ = [
     "synchronous_only",
     "target_model_required",
     "target_model_unsupported",
+    "throttled",
     "unknown_operation",
     "validation_error",
 ]
@@ -198,6 +199,15 @@ def container_not_found(context: CallContext, hostname: str) -> ErrorAnswer:
     return validation_error(
         f"Container {hostname} of Endpoint {context.endpoint} of account {context.account_id} not found."
     )
+
+
+def throttled(retry_after: float | None = None) -> ErrorAnswer:
+    """Refuse a call for load: the type only in the header, a null message.
+
+    Args:
+        retry_after: the hint in seconds. If None, there is none.
+    """
+    return ErrorAnswer(400, "ThrottlingException", None, retry_after=retry_after, message_key="message")
 
 
 def model_not_ready() -> ErrorAnswer:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +19,7 @@ from typing import Final
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt._wire.operations import Operation
 from aiosmrt.local.backends import ContainerFailure, ContainerReply, Invocation, Route, single, whole_body
+from aiosmrt.local.capacity import Workers
 from aiosmrt.local.error_responses import (
     PRIMARY,
     CallContext,
@@ -80,6 +81,7 @@ class Invoker:
             to 60.
         stream_timeout: total seconds that a response stream may take. Defaults to 480.
         max_response_bytes: the largest response body of a container outside of streams. Defaults to 25 MiB.
+        changed: called when the number of calls that wait for a worker has changed. Defaults to no effect.
     """
 
     def __init__(
@@ -90,12 +92,23 @@ class Invoker:
         model_timeout: float = MODEL_TIMEOUT,
         stream_timeout: float = STREAM_TIMEOUT,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
+        changed: Callable[[], object] = lambda: None,
     ) -> None:
         self._endpoints = endpoints
+        self._workers = {
+            name: Workers(capacity, chance, changed=changed)
+            for name, endpoint in endpoints.items()
+            if (capacity := endpoint.configuration.capacity) is not None
+        }
         self._chance = chance
         self._model_timeout = model_timeout
         self._stream_timeout = stream_timeout
         self._max_response_bytes = max_response_bytes
+
+    @property
+    def queued(self) -> int:
+        """The number of calls that wait for a worker."""
+        return sum(workers.queued for workers in self._workers.values())
 
     def endpoint(self, context: CallContext) -> Endpoint:
         """Return the endpoint that a call names.
@@ -146,6 +159,8 @@ class Invoker:
             payload = b""
             try:
                 async with asyncio.timeout(model_timeout):
+                    if (workers := self._workers.get(context.endpoint)) is not None:
+                        await stack.enter_async_context(workers.serve())
                     reply = await stack.enter_async_context(route.backend.open(invocation))
                     if not operation.streams:
                         payload = await whole_body(reply.body, self._max_response_bytes, container)
