@@ -1,0 +1,78 @@
+"""Dask: DataFrames scored by ``map_partitions``, with a semaphore of the cluster.
+
+::
+
+    import dask.dataframe
+    from distributed import Client
+    from aiosmrt.batch import Scorer
+    from aiosmrt.integrations.dask import score
+
+    with Client("tcp://scheduler:8786"):
+        scorer = Scorer("churn", template=["{age}", "{calls}"], content_type="text/csv", output_type="float64")
+        scored = score(dask.dataframe.read_parquet("rows"), scorer, total_concurrency=64)
+        scored.to_parquet("scores")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiosmrt.batch import Scorer
+from aiosmrt.config import is_whole, shown
+from aiosmrt.errors import ClientStateError, ParamValidationError
+from aiosmrt.integrations._extras import extra
+
+with extra("dask"):
+    from dask.dataframe.utils import make_meta
+    from distributed import Semaphore, get_client
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+    from dask.dataframe import DataFrame
+
+__all__ = ["score"]
+
+
+def score(frame: DataFrame, scorer: Scorer, *, total_concurrency: int | None = None) -> DataFrame:
+    """Score a DataFrame, a task for each partition.
+
+    A task whose worker dies is run again, and its partition is scored again: that many calls are paid for twice.
+
+    Args:
+        frame: the DataFrame.
+        scorer: scores its partitions.
+        total_concurrency: most calls in flight in all workers together, held by a semaphore of the cluster: a lease for
+            each task, as many calls for each lease as the cluster's threads at this moment can share. Needs a client of
+            `distributed`. A worker that dies gives its leases back after ``distributed.scheduler.locks.lease-timeout``
+            (30 s); until then, the others have fewer. If None, each process has the scorer's ``max_concurrency``.
+
+    Returns:
+        The DataFrame with the scorer's columns added.
+
+    Raises:
+        ParamValidationError: ``total_concurrency`` is not an integer >= 1.
+        ClientStateError: ``total_concurrency`` is given, and there is no client of `distributed`.
+    """
+    meta = scorer(make_meta(frame))
+    if total_concurrency is None:
+        return frame.map_partitions(scorer, meta=meta)
+    if not is_whole(total_concurrency, 1):
+        raise ParamValidationError([f"total_concurrency must be an integer >= 1; got {shown(total_concurrency)}"])
+    try:
+        client = get_client()
+    except ValueError:
+        raise ClientStateError("total_concurrency needs a client of distributed, which has the semaphore") from None
+    threads = max(1, sum(client.nthreads().values()))
+    each = max(1, min(scorer.max_concurrency, total_concurrency // threads))
+    leases = Semaphore(max_leases=total_concurrency // each)
+    return frame.map_partitions(_score_with_lease, scorer, each, leases, meta=meta)
+
+
+def _score_with_lease(partition: pd.DataFrame, scorer: Scorer, concurrency: int, leases: Semaphore) -> pd.DataFrame:
+    """Score a partition while holding a lease of the cluster's semaphore."""
+    try:
+        with leases:
+            return scorer.score(partition, concurrency=concurrency)
+    except BaseException:
+        del partition
+        raise
