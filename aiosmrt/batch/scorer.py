@@ -47,7 +47,7 @@ from aiosmrt.serializers import BytesCodec, Serializer, TextCodec
 from aiosmrt.serializers.frames import frame_records, is_frame, is_pandas_frame
 from aiosmrt.serializers.objects import type_name
 
-__all__ = ["OnError", "OutputType", "Scorer"]
+__all__ = ["OnError", "OutputType", "Scorer", "arrow_type"]
 
 T = TypeVar("T")
 Batch = TypeVar("Batch")

@@ -15,19 +15,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from aiosmrt.batch import Scorer
+from aiosmrt.batch.scorer import arrow_type
 from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import ClientStateError, ParamValidationError
 from aiosmrt.integrations._extras import extra
 
 with extra("dask"):
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
     from dask.dataframe.utils import make_meta
     from distributed import Semaphore, get_client
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
     from dask.dataframe import DataFrame
 
 __all__ = ["score"]
@@ -53,26 +55,30 @@ def score(frame: DataFrame, scorer: Scorer, *, total_concurrency: int | None = N
         ParamValidationError: ``total_concurrency`` is not an integer >= 1.
         ClientStateError: ``total_concurrency`` is given, and there is no client of `distributed`.
     """
-    meta = scorer(make_meta(frame))
-    if total_concurrency is None:
-        return frame.map_partitions(scorer, meta=meta)
-    if not is_whole(total_concurrency, 1):
-        raise ParamValidationError([f"total_concurrency must be an integer >= 1; got {shown(total_concurrency)}"])
-    try:
-        client = get_client()
-    except ValueError:
-        raise ClientStateError("total_concurrency needs a client of distributed, which has the semaphore") from None
-    threads = max(1, sum(client.nthreads().values()))
-    each = max(1, min(scorer.max_concurrency, total_concurrency // threads))
-    leases = Semaphore(max_leases=total_concurrency // each)
-    return frame.map_partitions(_score_with_lease, scorer, each, leases, meta=meta)
+    concurrency, leases = scorer.max_concurrency, None
+    if total_concurrency is not None:
+        if not is_whole(total_concurrency, 1):
+            raise ParamValidationError([f"total_concurrency must be an integer >= 1; got {shown(total_concurrency)}"])
+        try:
+            client = get_client()
+        except ValueError:
+            raise ClientStateError("total_concurrency needs a client of distributed, which has the semaphore") from None
+        threads = max(1, sum(client.nthreads().values()))
+        concurrency = max(1, min(concurrency, total_concurrency // threads))
+        leases = Semaphore(max_leases=total_concurrency // concurrency)
+    meta = _scored(make_meta(frame), scorer, concurrency, None)
+    return frame.map_partitions(_scored, scorer, concurrency, leases, meta=meta)
 
 
-def _score_with_lease(partition: pd.DataFrame, scorer: Scorer, concurrency: int, leases: Semaphore) -> pd.DataFrame:
-    """Score a partition while holding a lease of the cluster's semaphore."""
+def _scored(partition: pd.DataFrame, scorer: Scorer, concurrency: int, leases: Semaphore | None) -> pd.DataFrame:
+    """Score a partition, while holding a lease if there are any."""
     try:
-        with leases:
-            return scorer.score(partition, concurrency=concurrency)
+        with nullcontext() if leases is None else leases:
+            scored = scorer.score(partition, concurrency=concurrency)
+        # Dask takes columns of objects for text.
+        fields = scorer.output_fields.items()
+        opaque = {name: pd.ArrowDtype(arrow_type(kind)) for name, kind in fields if kind in ("binary", "list<float64>")}
+        return scored.astype(opaque)
     except BaseException:
         del partition
         raise

@@ -1,37 +1,33 @@
-"""Scores rows with Dask, as a job of its own.
+"""Scores rows with Dask."""
 
-Usage: dask_program.py ROWS TOTAL FOLDER
-"""
-
-import json
-import sys
 import time
-from pathlib import Path
 
 import dask
 import dask.dataframe
 import pandas
 from distributed import Client, LocalCluster
+from job import Job, doubler, started, typed_columns, typed_scorers
 
-from aiosmrt.batch import Scorer
 from aiosmrt.integrations.dask import score
 
 
-def main(rows: int, total: int, folder: Path) -> None:
-    begun = time.monotonic()
+def main(job: Job) -> None:
     with (
-        dask.config.set({"temporary-directory": str(folder)}),
+        dask.config.set({"temporary-directory": str(job.folder)}),
         LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
         Client(cluster),
     ):
         ready = time.monotonic()
-        frame = dask.dataframe.from_pandas(
-            pandas.DataFrame({"id": range(rows), "n": range(1, rows + 1)}), npartitions=8
-        )
-        scorer = Scorer("double", template={"n": "{n}"}, output_type="int64")
-        score(frame, scorer, total_concurrency=total).to_parquet(folder / "out")
-        print(json.dumps({"start": ready - begun, "seconds": time.monotonic() - ready}), flush=True)
+        rows = pandas.DataFrame({"id": range(job.rows), "n": range(1, job.rows + 1)})
+        numbers = dask.dataframe.from_pandas(rows, npartitions=8)
+        score(numbers, doubler(), total_concurrency=job.total).to_parquet(job.out, write_index=False)
+        job.tell(ready)
+
+        typed = dask.dataframe.from_pandas(pandas.DataFrame(typed_columns(job)), npartitions=1)
+        for scorer in typed_scorers():
+            typed = score(typed, scorer)
+        typed.to_parquet(job.typed, write_index=False)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(started())

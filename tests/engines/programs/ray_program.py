@@ -1,36 +1,42 @@
-"""Scores rows with Ray Data, as a job of its own.
+"""Scores rows with Ray Data."""
 
-Usage: ray_program.py ROWS TOTAL FOLDER
-"""
-
-import json
-import sys
 import time
-from pathlib import Path
 
 import ray
+from job import Job, doubler, started, typed_columns, typed_scorers
 
 from aiosmrt.batch import Scorer
 from aiosmrt.integrations.ray import resume_from, score
 
 
-def main(rows: int, total: int, folder: Path) -> None:
-    begun = time.monotonic()
-    # More than the machine has: checkpoints take a slot beside the reading and the actors.
+def numbers(rows: int) -> ray.data.Dataset:
+    dataset = ray.data.range(rows, override_num_blocks=8)
+    return dataset.map_batches(lambda batch: {"id": batch["id"], "n": batch["id"] + 1})
+
+
+def main(job: Job) -> None:
+    # More CPUs than are needed otherwise: checkpoints take one beside the reading and the actors.
     ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, configure_logging=False)
     ready = time.monotonic()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    resume_from(str(folder / "checkpoint"), "id")
-    dataset = ray.data.range(rows, override_num_blocks=4).map_batches(
-        lambda batch: {"id": batch["id"], "n": batch["id"] + 1}
-    )
-    scorer = Scorer("double", template={"n": "{n}"}, output_type="int64")
-    scored = score(dataset, scorer, workers=2, total_concurrency=total, batch_rows=100)
-    scored.write_parquet(str(folder / "out"))
-    print(json.dumps({"start": ready - begun, "seconds": time.monotonic() - ready}), flush=True)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    scored = score(numbers(job.rows), doubler(), workers=2, total_concurrency=job.total, batch_rows=50)
+    scored.write_parquet(job.out)
+    job.tell(ready)
+
+    typed = ray.data.from_items([{name: values[0] for name, values in typed_columns(job).items()}])
+    for scorer in typed_scorers():
+        typed = typed.map_batches(scorer, batch_format="pyarrow")
+    typed.write_parquet(job.typed)
+
+    resume_from(str(job.folder / "checkpoint"), "id")
+    raising = Scorer("refuses-once", template={"n": "{n}"}, output_type="int64")
+    try:
+        score(numbers(job.rows), raising, workers=2, batch_rows=50).write_parquet(job.resumed)
+    except ray.exceptions.RayTaskError:
+        print("failed once", flush=True)
+    score(numbers(job.rows), raising, workers=2, batch_rows=50).write_parquet(job.resumed)
     ray.shutdown()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(started())

@@ -1,36 +1,37 @@
-"""Scores rows with Spark, as a job of its own.
+"""Scores rows with Spark."""
 
-Usage: spark_program.py ROWS TOTAL FOLDER
-"""
-
-import json
-import sys
 import time
-from pathlib import Path
 
+from job import Job, doubler, started, typed_columns, typed_scorers
 from pyspark.sql import SparkSession
 
-from aiosmrt.batch import Scorer
 from aiosmrt.integrations.spark import score
 
 
-def main(rows: int, total: int, folder: Path) -> None:
-    begun = time.monotonic()
+def main(job: Job) -> None:
     spark = (
+        # The second number: a task whose process dies is tried again.
         SparkSession.builder.master("local[2,4]")
         .config("spark.ui.enabled", "false")
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "100")
-        .config("spark.local.dir", str(folder))
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "50")
+        .config("spark.local.dir", str(job.folder))
+        .config("spark.sql.warehouse.dir", str(job.folder))
         .getOrCreate()
     )
     spark.sparkContext.setLogLevel("OFF")
     ready = time.monotonic()
-    frame = spark.range(0, rows, 1, 4).selectExpr("id", "id + 1 AS n")
-    scorer = Scorer("double", template={"n": "{n}"}, output_type="int64")
-    score(frame, scorer, total_concurrency=total).write.parquet(str(folder / "out"))
-    print(json.dumps({"start": ready - begun, "seconds": time.monotonic() - ready}), flush=True)
+    # More partitions than tasks that may run at once.
+    numbers = spark.range(0, job.rows, 1, 8).selectExpr("id", "id + 1 AS n")
+    score(numbers, doubler(), total_concurrency=job.total).write.parquet(job.out)
+    job.tell(ready)
+
+    columns = typed_columns(job)
+    typed = spark.createDataFrame(list(zip(*columns.values(), strict=True)), list(columns))
+    for scorer in typed_scorers():
+        typed = score(typed, scorer)
+    typed.coalesce(1).write.parquet(job.typed)
     spark.stop()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(started())
