@@ -13,6 +13,9 @@
         scored.to_parquet("scores")
 """
 
+# Engines are not installed where the types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from contextlib import nullcontext

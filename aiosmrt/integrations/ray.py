@@ -11,6 +11,9 @@
     scored.write_parquet("scores")
 """
 
+# Engines are not installed where the types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final

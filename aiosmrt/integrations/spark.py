@@ -11,6 +11,9 @@
     score(spark.read.parquet("rows"), scorer, total_concurrency=64).write.parquet("scores")
 """
 
+# Engines are not installed where the types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator
