@@ -132,6 +132,11 @@ class Service:
         """Returns text as the JSON that it is."""
         return invocation.body, JSON
 
+    async def churn(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        """The share of a row's fields that are odd numbers."""
+        fields = [int(field) for field in invocation.body.split(b",")]
+        return str(sum(field % 2 for field in fields) / len(fields)).encode(), {"Content-Type": "text/csv"}
+
     async def refuses_once(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
         """Doubles n; refuses the last row the first time, once another one was written."""
         n = json.loads(invocation.body)["n"]
@@ -169,7 +174,12 @@ def run_job(engines_python: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 async def _run(python: Path, program: Path, folder: Path, kill_after: int | None) -> Outcome:
     service = Service(TOTAL, kill_after, folder)
     mark = str(uuid.uuid4())
-    endpoints = {"double": service.double, "parsed": service.parsed, "refuses-once": service.refuses_once}
+    endpoints = {
+        "double": service.double,
+        "parsed": service.parsed,
+        "refuses-once": service.refuses_once,
+        "churn": service.churn,
+    }
     # Paths of sockets are short.
     with tempfile.TemporaryDirectory(prefix="ray-") as sockets:
         async with local_runtime(endpoints, model_timeout=600.0) as runtime:
@@ -187,7 +197,7 @@ async def _run(python: Path, program: Path, folder: Path, kill_after: int | None
             }
             command = [str(python), str(program), str(ROWS), str(TOTAL), str(folder), json.dumps(ANSWERS)]
             try:
-                async with started(*command, env=env) as process:
+                async with started(*command, env=env, cwd=folder) as process:
                     killing = asyncio.create_task(_kill_a_worker(service, runtime.port))
                     stdout, stderr = await process.communicate()
                     killing.cancel()

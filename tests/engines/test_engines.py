@@ -42,6 +42,7 @@ def check_scored(outcome: Outcome) -> None:
     assert set(outcome.calls) == set(range(ROWS))
     (typed,) = outcome.table("typed")
     assert {name: value for name, value in typed.items() if name.startswith("got")} == TYPED
+    assert {row["id"]: row["prediction"] for row in outcome.table("scores")} == {"a7": 1.0, "b2": 0.5, "c5": 0.5}
 
 
 @pytest.fixture(scope="module")

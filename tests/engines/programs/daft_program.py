@@ -3,7 +3,7 @@
 import time
 
 import daft
-from job import Job, doubler, started, typed_columns, typed_scorers
+from job import Job, doubler, run_example, started, typed_columns, typed_scorers
 
 from aiosmrt.integrations.daft import score
 
@@ -21,6 +21,7 @@ def main(job: Job) -> None:
     for scorer in typed_scorers():
         typed = score(typed, scorer)
     typed.write_parquet(job.typed)
+    run_example("daft")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from aiosmrt.batch import Scorer
+
+PAGE = Path(__file__).parents[3] / "docs" / "engines.md"
 
 # JSON for each type of output, and what the type makes of it, are in tests/engines/test_engines.py.
 TYPES = ("string", "binary", "bool", "int64", "float64", "list<float64>")
@@ -58,6 +61,19 @@ def started() -> Job:
     """The job of this program."""
     rows, total, folder, answers = sys.argv[1:]
     return Job(int(rows), int(total), Path(folder), time.monotonic(), json.loads(answers))
+
+
+def run_example(engine: str, **names: object) -> None:
+    """Run the example of docs/engines.md, which reads the folder ``rows`` and writes ``scores``."""
+    import pyarrow
+    import pyarrow.parquet
+
+    Path("rows").mkdir()
+    rows = pyarrow.table({"id": ["a7", "b2", "c5"], "age": [41, 28, 37], "calls": [3, 1, 2]})
+    pyarrow.parquet.write_table(rows, "rows/part-0.parquet")
+    examples = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (example,) = [code for code in examples if f"aiosmrt.integrations.{engine} " in code]
+    exec(compile(example, f"{PAGE}, {engine}", "exec"), names)
 
 
 def doubler(endpoint_name: str = "double") -> Scorer:

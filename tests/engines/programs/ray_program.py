@@ -3,7 +3,7 @@
 import time
 
 import ray
-from job import Job, doubler, started, typed_columns, typed_scorers
+from job import Job, doubler, run_example, started, typed_columns, typed_scorers
 
 from aiosmrt.batch import Scorer
 from aiosmrt.integrations.ray import resume_from, score
@@ -27,6 +27,8 @@ def main(job: Job) -> None:
     for scorer in typed_scorers():
         typed = typed.map_batches(scorer, batch_format="pyarrow")
     typed.write_parquet(job.typed)
+
+    run_example("ray")
 
     resume_from(str(job.folder / "checkpoint"), "id")
     raising = Scorer("refuses-once", template={"n": "{n}"}, output_type="int64")
