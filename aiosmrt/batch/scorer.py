@@ -595,7 +595,7 @@ class _Table:
         """Refuse a batch that lacks a column, or has one that is to be added.
 
         Raises:
-            ParamValidationError: so it is.
+            ParamValidationError: a column is missing, or taken.
         """
         faults = []
         if missing := sorted(set(read or ()).difference(self._names)):
@@ -683,7 +683,7 @@ _CLOSED: Final = "the scorer was closed while it was scoring a batch"
 
 
 class _Service:
-    """A client on an event loop in a thread of its own.
+    """A client on an event loop in its own thread.
 
     Args:
         client: the client, which has not been used.
@@ -729,7 +729,7 @@ class _Service:
             work: makes it for the client.
 
         Raises:
-            ClientStateError: the service was closed meanwhile.
+            ClientStateError: the service is closed before the work is done.
         """
         with self._state:
             if self._closed:

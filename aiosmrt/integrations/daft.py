@@ -52,7 +52,7 @@ def score(
 ) -> DataFrame:
     """Score a DataFrame.
 
-    Daft's native runner has no second try: the job fails if a process of its dies, and starts over.
+    Daft's native runner tries nothing twice: if one of its processes dies, the job fails, and must start over.
 
     Args:
         frame: the DataFrame.

@@ -48,15 +48,16 @@ def score(frame: DataFrame, scorer: Scorer, *, total_concurrency: int | None = N
         scorer: scores its partitions.
         total_concurrency: most calls in flight in all workers together, held by a semaphore of the cluster: a lease for
             each task, as many calls for each lease as the cluster's threads at this moment can share. Needs a client of
-            `distributed`. A worker that dies gives its leases back after ``distributed.scheduler.locks.lease-timeout``
-            (30 s); until then, the others have fewer. If None, each process has the scorer's ``max_concurrency``.
+            `distributed`. The leases of a worker that dies lapse after
+            ``distributed.scheduler.locks.lease-timeout`` (30 s); until then, the others have fewer. If None, each
+            process has the scorer's ``max_concurrency``.
 
     Returns:
         The DataFrame with the scorer's columns added.
 
     Raises:
         ParamValidationError: ``total_concurrency`` is not an integer >= 1.
-        ClientStateError: ``total_concurrency`` is given, and there is no client of `distributed`.
+        ClientStateError: ``total_concurrency`` is given without a client of `distributed`.
     """
     concurrency, leases = scorer.max_concurrency, None
     if total_concurrency is not None:

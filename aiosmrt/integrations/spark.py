@@ -61,7 +61,7 @@ class _ScoredBatches:
 def score(
     frame: DataFrame, scorer: Scorer, *, total_concurrency: int | None = None, tasks: int | None = None
 ) -> DataFrame:
-    """Score a DataFrame; each task scores a partition, in a Python process of its own.
+    """Score a DataFrame; each task scores a partition, in its own Python process.
 
     A task whose process dies is run again, and its partition is scored again: that many calls are paid for twice.
     Spark gives up after ``spark.task.maxFailures`` of them (4), on ``local[N]`` after the first: use ``local[N,4]``.
@@ -93,7 +93,7 @@ def score(
                 tasks = session.sparkContext.defaultParallelism
             except PySparkException:
                 raise ParamValidationError(
-                    ["tasks must be given: this session does not tell how many run at the same time"]
+                    ["tasks must be given: the default parallelism of this session is unknown"]
                 ) from None
     if tasks is not None:
         tasks, scorer = shares(scorer, tasks, total_concurrency)

@@ -93,7 +93,7 @@ def models() -> Models:
 
 @pytest.fixture
 def runtime(models: Models, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRuntime]:
-    """A runtime in a thread of its own: a scorer blocks the one of the test."""
+    """A runtime in its own thread: a scorer blocks the test's."""
     with local_runtime({"double": models.double, "echo": models.echo}) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)

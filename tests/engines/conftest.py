@@ -1,4 +1,4 @@
-"""Shared by the tests of the engines: their Python, a service that counts, and jobs as programs of their own."""
+"""Shared by the tests of the engines: their Python, a service that counts, and jobs as programs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Service:
 
     Args:
         total: calls that must be in flight at once before the first is answered, so that all workers take part.
-        kill_after: calls after which `due` is set; None for never.
+        kill_after: calls after which `due` is set. If None, never.
         folder: where a job writes.
     """
 

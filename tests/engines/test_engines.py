@@ -1,7 +1,7 @@
 """Ray Data, Spark, Dask and Daft themselves: every row scored once, a worker killed, the limit of all held.
 
-The service answers nobody until as many calls are in flight as all workers together may have: the limit is reached, and
-every worker has part in it, however slow the machine is.
+The service answers the first calls once as many are in flight as all workers together may have, so that every worker
+has part in reaching the limit, however slow the machine is.
 """
 
 from __future__ import annotations
