@@ -3,14 +3,15 @@
 import time
 
 import ray
-from job import Job, doubler, run_example, started, typed_columns, typed_scorers
+from job import Job, doubler, run_example, started
 
 from aiosmrt.batch import Scorer
 from aiosmrt.integrations.ray import resume_from, score
 
 
 def numbers(rows: int) -> ray.data.Dataset:
-    dataset = ray.data.range(rows, override_num_blocks=8)
+    # One reader and one writer: each would be a process.
+    dataset = ray.data.range(rows, override_num_blocks=8, concurrency=1)
     return dataset.map_batches(lambda batch: {"id": batch["id"], "n": batch["id"] + 1})
 
 
@@ -20,23 +21,18 @@ def main(job: Job) -> None:
     ready = time.monotonic()
     ray.data.DataContext.get_current().enable_progress_bars = False
     scored = score(numbers(job.rows), doubler(), workers=2, total_concurrency=job.total, batch_rows=50)
-    scored.write_parquet(job.out)
+    scored.write_parquet(job.out, concurrency=1)
     job.tell(ready)
-
-    typed = ray.data.from_items([{name: values[0] for name, values in typed_columns(job).items()}])
-    for scorer in typed_scorers():
-        typed = typed.map_batches(scorer, batch_format="pyarrow")
-    typed.write_parquet(job.typed)
 
     run_example("ray")
 
     resume_from(str(job.folder / "checkpoint"), "id")
     raising = Scorer("refuses-once", template={"n": "{n}"}, output_type="int64")
     try:
-        score(numbers(job.rows), raising, workers=2, batch_rows=50).write_parquet(job.resumed)
+        score(numbers(job.rows), raising, workers=1, batch_rows=50).write_parquet(job.resumed, concurrency=1)
     except ray.exceptions.RayTaskError:
         print("failed once", flush=True)
-    score(numbers(job.rows), raising, workers=2, batch_rows=50).write_parquet(job.resumed)
+    score(numbers(job.rows), raising, workers=1, batch_rows=50).write_parquet(job.resumed, concurrency=1)
     ray.shutdown()
 
 
