@@ -781,15 +781,11 @@ class _Service:
 _lock = threading.Lock()
 _services: dict[bytes, _Service] = {}
 
-# Services of the process that this one was forked from, whose sockets must not be closed here.
-_inherited: list[_Service] = []
-
 
 def _after_fork() -> None:
     """Forget the parent's services, whose threads do not run here."""
     global _lock  # another thread of the parent may have held it
     _lock = threading.Lock()
-    _inherited.extend(_services.values())
     _services.clear()
 
 

@@ -528,6 +528,19 @@ def test_process_ends_without_a_warning_or_a_wait(
     assert (process.returncode, said) == (0, [])
 
 
+def test_client_is_closed_before_its_process_ends(runtime: LocalRuntime) -> None:
+    program = """
+import atexit, threading
+# Registered before the package's own, so called after it.
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
+from aiosmrt.batch import Scorer
+Scorer("double", output_type="int64")({"n": [1]})
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "['MainThread']", "")
+
+
 def test_interrupt_ends_a_batch_and_its_calls(runtime: LocalRuntime, models: Models, tmp_path: Path) -> None:
     models.wanted = 1000
     program = tmp_path / "program.py"
