@@ -520,9 +520,12 @@ def test_process_ends_without_a_warning_or_a_wait(
     with subprocess.Popen(
         command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        if end == "in flight":
-            asyncio.run(runtime.wait_for_in_flight(1))
-        _, stderr = process.communicate(b"x")
+        try:
+            if end == "in flight":
+                asyncio.run(runtime.wait_for_in_flight(1))
+            _, stderr = process.communicate(b"x", timeout=100)
+        finally:
+            process.kill()
     # asyncio's debug mode tells of callbacks that were slow on a busy machine.
     said = [line for line in stderr.decode().splitlines() if not line.startswith("Executing <")]
     assert (process.returncode, said) == (0, [])
@@ -550,9 +553,12 @@ def test_interrupt_ends_a_batch_and_its_calls(runtime: LocalRuntime, models: Mod
     with subprocess.Popen(
         [sys.executable, str(program)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
     ) as process:
-        asyncio.run(runtime.wait_for_in_flight(5))
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate()
+        try:
+            asyncio.run(runtime.wait_for_in_flight(5))
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=100)
+        finally:
+            process.kill()
     assert stderr.decode().splitlines()[-1] == "KeyboardInterrupt"
     until = time.monotonic() + 60
     while models.in_flight and time.monotonic() < until:
