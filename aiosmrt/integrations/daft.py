@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from aiosmrt.batch import OutputType, Scorer
 from aiosmrt.config import is_whole, shown
@@ -28,9 +28,12 @@ with extra("daft"):
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
 
 if TYPE_CHECKING:
-    from daft import DataFrame, Series
+    from daft import Series
 
 __all__ = ["score"]
+
+# Whatever the engine's is: the types are checked without it.
+DataFrame = TypeVar("DataFrame")
 
 _TYPES: Final[dict[OutputType, daft.DataType]] = {
     "string": daft.DataType.string(),
@@ -55,7 +58,7 @@ def score(
     Daft's native runner tries nothing twice: if one of its processes dies, the job fails, and must start over.
 
     Args:
-        frame: the DataFrame.
+        frame: a ``daft.DataFrame``.
         scorer: scores its batches.
         total_concurrency: most calls in flight of the whole job. If None, each process has the scorer's
             ``max_concurrency``.
@@ -75,7 +78,8 @@ def score(
         raise ParamValidationError(["total_concurrency needs workers on this runner, which has many processes"])
     # Threads of one process share its limit.
     processes, scorer = shares(scorer, 1 if workers is None else workers, total_concurrency)
-    names = frame.column_names if scorer.columns is None else scorer.columns
+    given = cast("Any", frame)
+    names = given.column_names if scorer.columns is None else scorer.columns
     fields = {name: _TYPES[kind] for name, kind in scorer.output_fields.items()}
 
     class Scoring:
@@ -93,7 +97,8 @@ def score(
         max_concurrency=None if workers is None else processes,
         name_override="aiosmrt",
     )(scorer, list(names)).score
-    return frame.select(*frame.column_names, method(*(daft.col(name) for name in names)))
+    scored = given.select(*given.column_names, method(*(daft.col(name) for name in names)))
+    return cast("DataFrame", scored)
 
 
 def _scored(scorer: Scorer, names: list[str], columns: tuple[Series, ...]) -> Any:

@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar, cast
 
 from aiosmrt.batch import Scorer
 from aiosmrt.batch.scorer import arrow_type
@@ -32,10 +32,10 @@ with extra("dask"):
     from dask.dataframe.utils import make_meta
     from distributed import Semaphore, get_client
 
-if TYPE_CHECKING:
-    from dask.dataframe import DataFrame
-
 __all__ = ["score"]
+
+# Whatever the engine's is: the types are checked without it.
+DataFrame = TypeVar("DataFrame")
 
 
 def score(frame: DataFrame, scorer: Scorer, *, total_concurrency: int | None = None) -> DataFrame:
@@ -44,7 +44,7 @@ def score(frame: DataFrame, scorer: Scorer, *, total_concurrency: int | None = N
     A task whose worker dies is run again, and its partition is scored again: that many calls are paid for twice.
 
     Args:
-        frame: the DataFrame.
+        frame: a ``dask.dataframe.DataFrame``.
         scorer: scores its partitions.
         total_concurrency: most calls in flight in all workers together, held by a semaphore of the cluster: a lease for
             each task, as many calls for each lease as the cluster's threads at this moment can share. Needs a client of
@@ -71,7 +71,8 @@ def score(frame: DataFrame, scorer: Scorer, *, total_concurrency: int | None = N
         concurrency = max(1, min(concurrency, total_concurrency // threads))
         leases = Semaphore(max_leases=total_concurrency // concurrency)
     meta = _scored(make_meta(frame), scorer, concurrency, None)
-    return frame.map_partitions(_scored, scorer, concurrency, leases, meta=meta)
+    scored = cast("Any", frame).map_partitions(_scored, scorer, concurrency, leases, meta=meta)
+    return cast("DataFrame", scored)
 
 
 def _scored(partition: pd.DataFrame, scorer: Scorer, concurrency: int, leases: Semaphore | None) -> pd.DataFrame:

@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from aiosmrt.batch import Scorer
 from aiosmrt.config import is_whole, shown
@@ -28,10 +28,11 @@ with extra("ray"):
     import ray.data
     from ray.data.checkpoint import CheckpointConfig
 
-if TYPE_CHECKING:
-    import pyarrow  # type: ignore[import-untyped, unused-ignore]
-
 __all__ = ["ScoringActor", "resume_from", "score"]
+
+# Whatever the engine's is: the types are checked without it.
+Dataset = TypeVar("Dataset")
+Batch = TypeVar("Batch")
 
 # A block is written, and with it what it cost is kept, once it has this size.
 _BLOCK_BYTES: Final = 64 * 1024
@@ -49,8 +50,8 @@ class ScoringActor:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
 
-    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        """Score a batch."""
+    def __call__(self, batch: Batch) -> Batch:
+        """Score a ``pyarrow.Table``."""
         try:
             return self._scorer(batch)
         except BaseException:
@@ -59,20 +60,20 @@ class ScoringActor:
 
 
 def score(
-    dataset: ray.data.Dataset,
+    dataset: Dataset,
     scorer: Scorer,
     *,
     workers: int = 2,
     total_concurrency: int | None = None,
     batch_rows: int = 256,
     **remote_options: Any,
-) -> ray.data.Dataset:
+) -> Dataset:
     """Score a dataset with a pool of actors.
 
     An actor that dies is started again, and its batches are scored again.
 
     Args:
-        dataset: the dataset.
+        dataset: a ``ray.data.Dataset``.
         scorer: scores its batches.
         workers: actors, each a process; at most ``total_concurrency``.
         total_concurrency: most calls in flight in all actors together, split evenly among them. If None, each has the
@@ -90,7 +91,7 @@ def score(
     if not is_whole(batch_rows, 1):
         raise ParamValidationError([f"batch_rows must be an integer >= 1; got {shown(batch_rows)}"])
     workers, scorer = shares(scorer, workers, total_concurrency)
-    return dataset.map_batches(
+    scored = cast("Any", dataset).map_batches(
         ScoringActor,
         fn_constructor_args=(scorer,),
         batch_format="pyarrow",
@@ -98,6 +99,7 @@ def score(
         compute=ray.data.ActorPoolStrategy(size=workers),
         **remote_options,
     )
+    return cast("Dataset", scored)
 
 
 def resume_from(folder: str, id_column: str, *, block_bytes: int = _BLOCK_BYTES) -> None:

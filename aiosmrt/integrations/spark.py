@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from aiosmrt.batch import OutputType, Scorer
 from aiosmrt.errors import ParamValidationError
@@ -30,9 +30,11 @@ with extra("spark"):
 
 if TYPE_CHECKING:
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
-    from pyspark.sql import DataFrame
 
 __all__ = ["score"]
+
+# Whatever the engine's is: the types are checked without it.
+DataFrame = TypeVar("DataFrame")
 
 _TYPES: Final[dict[OutputType, types.DataType]] = {
     "string": types.StringType(),
@@ -67,7 +69,7 @@ def score(
     Spark gives up after ``spark.task.maxFailures`` of them (4), on ``local[N]`` after the first: use ``local[N,4]``.
 
     Args:
-        frame: the DataFrame.
+        frame: a ``pyspark.sql.DataFrame``.
         scorer: scores its batches, which have ``spark.sql.execution.arrow.maxRecordsPerBatch`` rows.
         total_concurrency: most calls in flight in all tasks together, split evenly among them. If None, each task has
             the scorer's ``max_concurrency``.
@@ -82,8 +84,9 @@ def score(
         ParamValidationError: a number is not an integer >= 1; ``tasks`` must be given (Spark Connect); or
             ``total_concurrency`` cannot be held, because ``spark.speculation`` runs tasks twice at the same time.
     """
+    given = cast("Any", frame)
     if total_concurrency is not None:
-        session = frame.sparkSession
+        session = given.sparkSession
         if session.conf.get("spark.speculation", "false") == "true":
             raise ParamValidationError(
                 ["total_concurrency cannot be held with spark.speculation, which runs tasks twice at the same time"]
@@ -97,6 +100,7 @@ def score(
                 ) from None
     if tasks is not None:
         tasks, scorer = shares(scorer, tasks, total_concurrency)
-        frame = frame.coalesce(tasks)
+        given = given.coalesce(tasks)
     added = [types.StructField(name, _TYPES[kind]) for name, kind in scorer.output_fields.items()]
-    return frame.mapInArrow(_ScoredBatches(scorer), types.StructType([*frame.schema.fields, *added]))
+    schema = types.StructType([*given.schema.fields, *added])
+    return cast("DataFrame", given.mapInArrow(_ScoredBatches(scorer), schema))
