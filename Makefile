@@ -10,6 +10,8 @@ OLDEST := 'aiobotocore==2.13.0' 'aiohttp==3.12.0'
 AWS_CLI := 'awscli>=1.38,<2'
 # Model servers bring web frameworks, scikit-learn and pandas, 350 MB of them, and bounds on what we use: alone as well.
 MODEL_SERVERS := 'mlflow-skinny>=3.10,<4' 'litserve>=0.2.19,<1' 'scikit-learn>=1.5,<2' 'skops>=0.13,<1' 'pandas>=2.2,<4'
+# Engines that score batches: 1.1 GB. Most of it is Spark, whose source is built into a wheel here.
+ENGINES := -e '.[ray,spark,dask,daft]'
 
 # What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
 ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/core tests/endpoint tests/transport tests/local/test_async_inference.py
@@ -20,22 +22,26 @@ ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations
 JS := tests/conformance/js
 export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
 export AIOSMRT_TEST_MODELS := $(CURDIR)/.venv-models/bin/python
+export AIOSMRT_TEST_ENGINES := $(CURDIR)/.venv-engines/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-models test-newest test-oldest lint types contract package bench soak clean
+.PHONY: help demo test test-models test-engines test-newest test-oldest lint types contract package bench soak clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker Runtime
 	@.venv/bin/aiosmrt demo
 
-test: .venv/.dev peers ## the tests
-	.venv/bin/python -m pytest $(PYTEST_FLAGS)
+test: .venv/.dev peers ## the tests, without those of test-engines
+	.venv/bin/python -m pytest --ignore=tests/engines $(PYTEST_FLAGS)
 
 test-models: .venv/.dev .venv-models/.installed ## the tests with MLflow's and LitServe's servers alone
 	.venv/bin/python -m pytest tests/models $(PYTEST_FLAGS)
+
+test-engines: .venv/.dev .venv-engines/.installed ## jobs on Ray, Spark, Dask and Daft; installs 1.1 GB, and Java on Debian
+	.venv/bin/python -m pytest tests/engines $(PYTEST_FLAGS)
 
 test-newest: ## the tests on the newest Python of this machine
 	@test -n "$(NEWEST)"
@@ -74,8 +80,8 @@ soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in t
 	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
-	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-package .venv-bare .venv-wheel .cache dist .hypothesis .pytest_cache .mypy_cache \
-		.ruff_cache .import_linter_cache $(JS)/node_modules
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-engines .venv-package .venv-bare .venv-wheel \
+		.cache dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache $(JS)/node_modules
 
 .venv/.demo: pyproject.toml
 	@.ci/environment .venv "$(PYTHON)" -e '.[demo]'
@@ -104,6 +110,12 @@ peers: .venv-awscli/.installed .venv-models/.installed $(if $(shell command -v n
 
 .venv-models/.installed: Makefile
 	@.ci/environment .venv-models "$(PYTHON)" $(MODEL_SERVERS)
+	@touch $@
+
+# Compressing Spark's wheel, which is unpacked at once, would take a minute.
+.venv-engines/.installed: pyproject.toml Makefile .ci/stored-wheels.cfg
+	@.ci/java
+	@DIST_EXTRA_CONFIG=$(CURDIR)/.ci/stored-wheels.cfg .ci/environment .venv-engines "$(PYTHON)" $(ENGINES)
 	@touch $@
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json

@@ -5,7 +5,8 @@ Before each block, ``client`` is a client of the runtime and ``runtime`` the run
 imported, ``config`` is one of aiobotocore's, and ``bucket`` the name of a bucket in a real S3.
 
 - A ``text`` block right behind a Python block is what that one prints (``...`` stands for anything).
-- A block with ``asyncio.run`` runs as a script, in its own thread.
+- A block with ``asyncio.run`` runs as a script, in its own thread. One with a ``Scorer``, which blocks, runs in
+  a thread too.
 - A block with test functions runs under pytest, in its own process.
 
 Links between pages lead somewhere, the files that the design pages name exist, and architecture.md names every module.
@@ -171,6 +172,8 @@ async def run_block(block: Block, page: Path, names: dict[str, Any], folder: Pat
     with contextlib.redirect_stdout(printed):
         if "asyncio.run(" in block.code:
             await asyncio.to_thread(exec, code, {"__name__": "__main__"})
+        elif "Scorer(" in block.code:
+            await asyncio.to_thread(exec, code, names)
         else:
             pending = eval(code, names)
             if pending is not None:
