@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVa
 
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
+from aiosmrt._core.bearer import TOKEN_SECONDS, BearerToken, bearer_token_of
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.call import Call
 from aiosmrt._core.client_core import ClientCore
@@ -491,6 +492,29 @@ class Client:
         finally:
             del Params
         return await call.presigned_url(HttpMethod or "POST", ExpiresIn)
+
+    def bearer_token(self, *, expires_in: int = TOKEN_SECONDS) -> BearerToken:
+        """A bearer token for other HTTP clients, which call an endpoint's OpenAI route with it.
+
+        It is made of the client's credentials, kept, and renewed ahead of its end and of theirs. Making it sends
+        nothing. Whoever has it may do whatever the client's identity may do at SageMaker, not at one endpoint alone.
+
+        ::
+
+            token = client.bearer_token()
+            url = f"{client.endpoint_url}/endpoints/llm/openai/v1"
+            llm = openai.AsyncOpenAI(base_url=url, api_key=token)
+
+        Args:
+            expires_in: seconds for which a token is valid, 1 to 43,200.
+
+        Raises:
+            ParamValidationError: ``expires_in`` is out of its range.
+
+        >>> Client("eu-central-1").bearer_token(expires_in=900)
+        <BearerToken expires_in=900>
+        """
+        return bearer_token_of(self._core, expires_in)
 
     # Views, endpoints, facts
 
