@@ -26,7 +26,7 @@ from aiosmrt._core.observe import report
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._version import __version__
-from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS
+from aiosmrt._wire.operations import API_VERSION, BY_NAME, CHAT_COMPLETIONS, CHAT_COMPLETIONS_STREAM, OPERATIONS
 from aiosmrt._wire.sigv4.canonical import MAX_EXPIRES_IN
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset, shown
@@ -790,6 +790,19 @@ class Client:
             del params, body
         result = call.result(await call.run())
         return cast("InvokeEndpointOutput", result), call.waited
+
+    async def _chat_completions(self, params: Mapping[str, Any], *, streams: bool) -> dict[str, Any]:
+        """The result of a call of an endpoint's OpenAI route.
+
+        Args:
+            params: EndpointName, Body, ContentType and InferenceComponentName.
+            streams: whether the answer is a stream.
+        """
+        try:
+            call = self._new_call((CHAT_COMPLETIONS_STREAM if streams else CHAT_COMPLETIONS).name, params)
+        finally:
+            del params
+        return call.result(await call.run())
 
     def _for_job(self, patience: float | Unset | None) -> Self:
         """A view for many calls that belong together.

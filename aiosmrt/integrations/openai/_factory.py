@@ -69,7 +69,7 @@ def http_client(
     # Without a timeout of its own, so that the SDK passes on those of its users alone. Variables of the environment
     # would put a proxy in the place of the transport.
     return httpx2.AsyncClient(
-        transport=ClientTransport(client, reader), base_url=BASE_URL, timeout=None, trust_env=False
+        transport=ClientTransport(client, reader, route), base_url=BASE_URL, timeout=None, trust_env=False
     )
 
 

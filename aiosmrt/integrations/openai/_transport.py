@@ -11,7 +11,7 @@ import httpx2
 from aiosmrt.client import Client
 from aiosmrt.errors import AiosmrtError
 from aiosmrt.integrations.openai._errors import answer_for, refusal_answer
-from aiosmrt.integrations.openai._requests import Generation, Refusal, RequestReader
+from aiosmrt.integrations.openai._requests import Generation, Refusal, RequestReader, Route
 from aiosmrt.integrations.openai._streams import ServedStream
 
 __all__ = ["ClientTransport"]
@@ -31,10 +31,12 @@ class ClientTransport(httpx2.AsyncBaseTransport):
     Args:
         client: makes the calls.
         reader: reads the requests.
+        route: the route of the calls.
     """
 
-    def __init__(self, client: Client, reader: RequestReader) -> None:
+    def __init__(self, client: Client, reader: RequestReader, route: Route) -> None:
         self._client = client
+        self._route = route
         self._reader = reader
         # by the limits that a request came with: connect and read timeout, in seconds
         self._views: dict[tuple[float | None, float | None], Client] = {}
@@ -77,6 +79,8 @@ class ClientTransport(httpx2.AsyncBaseTransport):
             del content
 
     def _call(self, client: Client, generation: Generation) -> Awaitable[Any]:
+        if self._route == "openai":
+            return client._chat_completions(generation.params.copy(), streams=generation.streams)
         if generation.streams:
             return client.invoke_endpoint_with_response_stream(**generation.params)
         return client.invoke_endpoint(**generation.params)
