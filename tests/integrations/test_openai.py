@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy
+from aiosmrt.events import GenerationEnded
 from aiosmrt.integrations.openai import Deployment, async_openai, http_client
 from aiosmrt.integrations.openai._streams import EventBytes, LineEvents
 from aiosmrt.local import ContainerFailure, EndpointConfiguration, InferenceComponent, Invocation, LocalRuntime, faults
@@ -673,3 +674,70 @@ async def test_any_http_client_code_works_on_it(client: Client) -> None:
         assert isinstance(http, httpx2.AsyncClient)
         answer = await http.post("/chat/completions", json=ASK)
     assert answer.json()["choices"][0]["message"]["content"] == "To be, or not"
+
+
+# What observers learn
+
+
+async def generations(
+    client: Client, fault: Any, runtime: LocalRuntime, **ask: Any
+) -> tuple[list[GenerationEnded], BaseException | None]:
+    """The events of one call, and its error."""
+    seen: list[Any] = []
+    runtime.inject("llm", *([] if fault is None else [fault]))
+    raised = None
+    async with async_openai(client.with_options(observers=[seen.append])) as llm:
+        try:
+            answer = await llm.chat.completions.create(**ASK, **ask)
+            if ask.get("stream"):
+                await words_of(answer)
+        except openai.APIError as error:
+            raised = error
+    return [event for event in seen if isinstance(event, GenerationEnded)], raised
+
+
+@pytest.mark.parametrize("ask", [{}, {"stream": True}])
+async def test_tokens_are_reported(client: Client, runtime: LocalRuntime, ask: dict[str, Any]) -> None:
+    (event,), _ = await generations(client, None, runtime, **ask)
+    assert event[:7] == ("chat", "llm", runtime.url, "llm", "qwen", 3, 4)
+    assert event.duration > 0
+    assert event.error is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "ask", "error"),
+    [
+        (faults.throttling(), {}, "ThrottlingError"),
+        (faults.StreamFailure(after_parts=1), {"stream": True}, "ModelStreamError"),
+        (faults.Truncate(after_parts=1), {"stream": True}, "ResponseStreamingError"),
+        (faults.Stall(), {"timeout": 0.05}, "DeadlineExceededError"),
+    ],
+)
+async def test_failures_are_reported(
+    client: Client, runtime: LocalRuntime, fault: Any, ask: dict[str, Any], error: str
+) -> None:
+    (event,), raised = await generations(client, fault, runtime, **ask)
+    assert raised is not None
+    assert event.error == error
+
+
+async def test_caller_that_leaves_is_reported() -> None:
+    seen: list[Any] = []
+    model = GatedModel()
+    async with serving(model.speak, observers=[seen.append]) as (llm, _):
+        model.say(event("first"))
+        async with await llm.chat.completions.create(**ASK, stream=True) as stream:
+            await anext(stream)
+    (ended,) = [one for one in seen if isinstance(one, GenerationEnded)]
+    assert (ended.error, ended.response_model, ended.output_tokens) == ("CancelledError", "qwen", None)
+
+
+async def test_containers_own_error_is_reported() -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        yield event("first") + b'data: {"error": {"message": "out of memory"}}\n\n'
+
+    seen: list[Any] = []
+    async with serving(model, observers=[seen.append]) as (llm, _):
+        with pytest.raises(openai.APIError):
+            await words_of(await llm.chat.completions.create(**ASK, stream=True))
+    assert [one.error for one in seen if isinstance(one, GenerationEnded)] == ["ModelStreamError"]

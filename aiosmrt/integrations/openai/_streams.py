@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import httpx2
 import openai
 
-from aiosmrt.errors import AiosmrtError
+from aiosmrt.errors import AiosmrtError, ResponseStreamingError
 from aiosmrt.integrations.openai._errors import envelope, stream_failure
+from aiosmrt.integrations.openai._metering import Meter
 
 if TYPE_CHECKING:
     from aiosmrt._core.response_bodies import EventStream
@@ -127,10 +128,12 @@ class ServedStream(httpx2.AsyncByteStream):
     Args:
         parts: the parts of the response.
         request: the request, which errors refer to.
+        meter: reads along. Defaults to none.
     """
 
-    def __init__(self, parts: EventStream, request: httpx2.Request) -> None:
+    def __init__(self, parts: EventStream, request: httpx2.Request, meter: Meter | None = None) -> None:
         self._parts = parts
+        self._meter = meter
         self._request = request
         self._events: Events | None = None
         self._over = False
@@ -145,6 +148,12 @@ class ServedStream(httpx2.AsyncByteStream):
         data = b""
         while not data and not self._over:
             data = self._passed_on(b"".join(await self._receive()))
+        meter = self._meter
+        if meter is not None:
+            if data:
+                meter.streamed(data)
+            if self._over:
+                meter.ended(None)
         if not data:
             raise StopAsyncIteration
         return data
@@ -154,6 +163,8 @@ class ServedStream(httpx2.AsyncByteStream):
             return await self._parts.receive()
         except AiosmrtError as error:
             failure = stream_failure(error, self._request)
+            if self._meter is not None:
+                self._meter.ended(type(error).__name__)
         self._over = True
         try:
             raise failure
@@ -169,6 +180,8 @@ class ServedStream(httpx2.AsyncByteStream):
             last = events.finish()
             if last is None:
                 del data, events
+                if self._meter is not None:
+                    self._meter.ended(ResponseStreamingError.__name__)
                 raise openai.APIConnectionError(message=_UNFINISHED, request=self._request)
             return last
         if events is None:
@@ -182,3 +195,5 @@ class ServedStream(httpx2.AsyncByteStream):
         """Close the connection, unless the stream was read to its end."""
         self._over = True
         self._parts.close()
+        if self._meter is not None:
+            self._meter.ended("CancelledError")

@@ -11,6 +11,7 @@ import httpx2
 from aiosmrt.client import Client
 from aiosmrt.errors import AiosmrtError
 from aiosmrt.integrations.openai._errors import answer_for, refusal_answer
+from aiosmrt.integrations.openai._metering import Meter, meter_of
 from aiosmrt.integrations.openai._requests import Generation, Refusal, RequestReader, Route
 from aiosmrt.integrations.openai._streams import ServedStream
 
@@ -54,16 +55,24 @@ class ClientTransport(httpx2.AsyncBaseTransport):
             generation = await self._read(request)
         except Refusal as refusal:
             return refusal_answer(refusal, request)
+        meter: Meter | None = None
         try:
             client = self._limited(request.extensions.get("timeout") or {})
+            meter = meter_of(client, generation)
             calling = self._call(client, generation)
             # error trackers report locals
             generation.params.clear()
             answer = await calling
         except AiosmrtError as error:
             failure = error
+        except asyncio.CancelledError:
+            if meter is not None:
+                meter.ended("CancelledError")
+            raise
         else:
-            return await _response(answer, generation.streams, request)
+            return await _response(answer, generation.streams, request, meter)
+        if meter is not None:
+            meter.ended(type(failure).__name__)
         try:
             return answer_for(failure, request)
         finally:
@@ -111,7 +120,7 @@ def _shorter(one: float | None, other: float | None) -> float | None:
     return other if one is None else one if other is None else min(one, other)
 
 
-async def _response(answer: Any, streams: bool, request: httpx2.Request) -> httpx2.Response:
+async def _response(answer: Any, streams: bool, request: httpx2.Request, meter: Meter | None) -> httpx2.Response:
     headers = {"content-type": "text/event-stream" if streams else answer.get("ContentType") or "application/json"}
     request_id = answer["ResponseMetadata"].get("RequestId")
     if request_id is not None:
@@ -121,5 +130,8 @@ async def _response(answer: Any, streams: bool, request: httpx2.Request) -> http
         headers["x-amzn-invoked-production-variant"] = variant
     body = answer["Body"]
     if streams:
-        return httpx2.Response(200, headers=headers, stream=ServedStream(body, request), request=request)
-    return httpx2.Response(200, headers=headers, content=await body.read(), request=request)
+        return httpx2.Response(200, headers=headers, stream=ServedStream(body, request, meter), request=request)
+    content = await body.read()
+    if meter is not None:
+        meter.answered(content)
+    return httpx2.Response(200, headers=headers, content=content, request=request)
