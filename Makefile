@@ -11,6 +11,11 @@ AWS_CLI := 'awscli>=1.38,<2'
 # Model servers bring web frameworks, scikit-learn and pandas, 350 MB of them, and bounds on what we use: alone as well.
 MODEL_SERVERS := 'mlflow-skinny>=3.10,<4' 'litserve>=0.2.19,<1' 'scikit-learn>=1.5,<2' 'skops>=0.13,<1' 'pandas>=2.2,<4'
 
+# Libraries on OpenAI's SDK. LiteLLM alone has 60 MB.
+OPENAI_CLIENTS := 'openai>=3.57,<4' 'langchain-openai>=1.7,<2' 'pydantic-ai-slim[openai]>=2.68,<3' 'litellm>=1.83,<2'
+# AWS's own generator of tokens, which needs none of what sagemaker-core asks for but botocore.
+TOKEN_GENERATOR := 'sagemaker-core>=2.27,<3'
+
 # What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
 ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/core tests/endpoint tests/transport tests/local/test_async_inference.py
 ON_EAGER_TASKS := tests/aws tests/client tests/endpoint
@@ -20,6 +25,7 @@ ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations
 JS := tests/conformance/js
 export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
 export AIOSMRT_TEST_MODELS := $(CURDIR)/.venv-models/bin/python
+export AIOSMRT_TEST_OPENAI := $(CURDIR)/.venv-openai/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -34,7 +40,7 @@ demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker 
 test: .venv/.dev peers ## the tests
 	.venv/bin/python -m pytest $(PYTEST_FLAGS)
 
-test-models: .venv/.dev .venv-models/.installed ## the tests with MLflow's and LitServe's servers alone
+test-models: .venv/.dev .venv-models/.installed .venv-openai/.installed ## the tests with model servers and clients of other makers alone
 	.venv/bin/python -m pytest tests/models $(PYTEST_FLAGS)
 
 test-newest: ## the tests on the newest Python of this machine
@@ -67,7 +73,7 @@ soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in t
 	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
-	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .cache .hypothesis .pytest_cache .mypy_cache \
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-openai .cache .hypothesis .pytest_cache .mypy_cache \
 		.ruff_cache .import_linter_cache $(JS)/node_modules
 
 .venv/.demo: pyproject.toml
@@ -89,7 +95,7 @@ clean: ## remove what the other targets installed
 # Clients and model servers of other makers. Their tests skip, with a reason, what is not there; .ci/run insists on all
 # of them.
 .PHONY: peers
-peers: .venv-awscli/.installed .venv-models/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
+peers: .venv-awscli/.installed .venv-models/.installed .venv-openai/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
 
 .venv-awscli/.installed: Makefile
 	@.ci/environment .venv-awscli "$(PYTHON)" $(AWS_CLI)
@@ -97,6 +103,11 @@ peers: .venv-awscli/.installed .venv-models/.installed $(if $(shell command -v n
 
 .venv-models/.installed: Makefile
 	@.ci/environment .venv-models "$(PYTHON)" $(MODEL_SERVERS)
+	@touch $@
+
+.venv-openai/.installed: Makefile pyproject.toml
+	@.ci/environment .venv-openai "$(PYTHON)" -e '.[openai]' boto3 $(OPENAI_CLIENTS)
+	@.ci/environment .venv-openai "$(PYTHON)" --no-deps $(TOKEN_GENERATOR)
 	@touch $@
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json

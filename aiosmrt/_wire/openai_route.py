@@ -15,11 +15,15 @@ from aiosmrt._wire.replies import metadata_of
 
 __all__ = [
     "CONTAINER_PATH",
+    "MAX_MESSAGE_CHARACTERS",
     "PlainParts",
     "openai_failure",
     "retry_after_of",
     "says_no_capacity",
 ]
+
+MAX_MESSAGE_CHARACTERS: Final = 2048
+"""As much as AWS's errors have of a container's."""
 
 CONTAINER_PATH: Final = "/v1/chat/completions"
 """Where the service passes requests on to in a container."""
@@ -47,16 +51,17 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
     try:
         document: Any = json.loads(text)
     except (ValueError, RecursionError):
-        # As for AWS's own errors, a plain text is the message, and a page is not.
-        document = {"message": "" if text.lstrip().startswith("<") else text}
+        document = None
     error = document.get("error", document) if isinstance(document, dict) else None
     if isinstance(error, str):
         error = {"message": error}
     if not isinstance(error, dict):
         error = {}
-    message = error.get("message", error.get("Message", ""))
+    # "detail" is FastAPI's. As for AWS's own errors, a text without a message is the message, and a page is not.
+    message = next((error[key] for key in ("message", "Message", "detail") if isinstance(error.get(key), str)), None)
+    if message is None:
+        message = "" if text.lstrip().startswith("<") else text[:MAX_MESSAGE_CHARACTERS]
     code = next((error[key] for key in ("code", "type") if isinstance(error.get(key), str)), str(status))
-    message = message if isinstance(message, str) else ""
     return {
         "Error": {"Message": message, "Code": code},
         "ResponseMetadata": metadata,

@@ -463,6 +463,7 @@ def test_events_pass_through_unchanged(pieces: list[bytes]) -> None:
             {},
         ),
         (faults.ModelFailure(422, '{"error": "too long"}'), openai.UnprocessableEntityError, 422, "too long", {}),
+        (faults.ModelFailure(400, '{"detail": "FastAPI"}'), openai.BadRequestError, 400, "400 - FastAPI", {}),
         (faults.ModelFailure(413, '["unreadable"]'), openai.APIStatusError, 413, '["unreadable"]', {}),
     ],
 )

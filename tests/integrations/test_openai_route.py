@@ -132,7 +132,7 @@ async def test_cancelled_caller(llm: openai.AsyncOpenAI, model: GatedModel, runt
 @pytest.mark.parametrize(
     ("fault", "error", "status", "message"),
     [
-        (faults.throttling(1.5), openai.RateLimitError, 429, "the service answered 400 without a message"),
+        (faults.throttling(1.5), openai.RateLimitError, 429, "ThrottlingException"),
         (faults.too_many_requests(), openai.RateLimitError, 429, "the service answered 429 without a message"),
         (faults.no_capacity(), openai.InternalServerError, 503, "has no capacity"),
         (faults.internal_failure(), openai.InternalServerError, 500, "An internal failure occurred."),
@@ -152,7 +152,8 @@ async def test_cancelled_caller(llm: openai.AsyncOpenAI, model: GatedModel, runt
             422,
             "too long",
         ),
-        (faults.ModelFailure(413, '["unreadable"]'), openai.APIStatusError, 413, "answered 413 without a message"),
+        (faults.ModelFailure(413, '["unreadable"]'), openai.APIStatusError, 413, '["unreadable"]'),
+        (faults.ModelFailure(400, '{"detail": "FastAPI"}'), openai.BadRequestError, 400, "400 - FastAPI"),
     ],
 )
 @pytest.mark.parametrize("streams", [False, True])

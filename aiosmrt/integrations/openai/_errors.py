@@ -148,6 +148,8 @@ def envelope(text: str | bytes) -> dict[str, Any] | None:
     error = document.get("error", document)
     if isinstance(error, Mapping) and isinstance(error.get("message"), str):
         return {"error": dict(error)}
+    if isinstance(detail := document.get("detail"), str):  # FastAPI's
+        return {"error": {"message": detail, "type": None, "code": None}}
     if isinstance(error, str) and error:
         return {"error": {"message": error, "type": document.get("error_type"), "code": document.get("code")}}
     return None
