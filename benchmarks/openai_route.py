@@ -10,10 +10,10 @@ The same chat completion by:
 - openai: the same by the endpoint's OpenAI route, with a bearer token;
 - litellm: LiteLLM's SageMaker provider (``sagemaker_chat/``), which signs as well.
 
-The server (``--serve``) runs on another core and has all its answers ready. ``call``: one call after the other. ``token``:
-16 streams at once of one token about every 5 ms, in its own write, as a model emits them: whole streams minus streams of
-one token, so that making the calls does not count. Figures are CPU time of this process; the ratio is to httpx, as the
-median of the rounds' ratios.
+The server (``--serve``) runs on another core and has all its answers ready. ``call``: one call after the other.
+``token``: 16 streams at once of one token about every 5 ms, each in its own write, as a model emits them: whole streams
+minus streams of one token, so that making the calls does not count. Figures are CPU time of this process; the ratio is
+to httpx, as the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import random
 import re
@@ -32,11 +33,12 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import openai
 from harness import WHO, median_ratio, seconds_and_cpu, take_turns
-from reporting import cores, environment, print_table, stay_on
+from reporting import cores, environment, print_table, stay_on, write_json
 
 import aiosmrt
 from aiosmrt.integrations.openai import async_openai
@@ -171,6 +173,7 @@ async def litellms(url: str) -> AsyncIterator[Ask]:
     import litellm
 
     litellm.suppress_debug_info = True
+    logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)  # it complains of the end of each stream
     who = {
         "aws_region_name": WHO["region_name"],
         "aws_access_key_id": WHO["aws_access_key_id"],
@@ -246,9 +249,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer calls, fewer rounds")
     parser.add_argument("--rounds", type=int, help="number of rounds")
     parser.add_argument("--clients", default=",".join(CLIENTS), help=f"comma-separated, any of {', '.join(CLIENTS)}")
-    parser.add_argument(
-        "--json", type=argparse.FileType("w"), metavar="FILE", help="also write the figures to this file"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args()
     if arguments.serve is not None:
         stay_on(arguments.serve)
@@ -272,8 +273,7 @@ def main() -> None:
             for name in names
         ]
         print_table(f"CPU per {shape}, µs", ["client", "µs", "of httpx"], rows)
-    if arguments.json is not None:
-        json.dump({"environment": environment(), "rounds": rounds, "microseconds": results}, arguments.json, indent=2)
+    write_json(arguments.json, {"environment": environment(), "rounds": rounds, "microseconds": results})
 
 
 if __name__ == "__main__":
