@@ -29,7 +29,7 @@ export AIOSMRT_TEST_OPENAI := $(CURDIR)/.venv-openai/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-models test-newest test-oldest lint types contract bench soak clean
+.PHONY: help demo test test-models test-newest test-oldest lint types contract package bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -52,9 +52,13 @@ test-newest: ## the tests on the newest Python of this machine
 test-oldest: .venv-oldest/.test peers ## the tests on the oldest aiobotocore and aiohttp, calls through aiohttp's session
 	.venv-oldest/bin/python -m pytest --transport=session $(ON_AIOHTTP) $(PYTEST_FLAGS)
 
-lint: .venv/.dev ## ruff: rules and format
+lint: .venv/.dev ## ruff, spelling, wording, workflows
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/codespell
+	.venv/bin/python .ci/wording.py
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/zizmor --offline --quiet .github/workflows
 
 types: .venv/.dev ## mypy --strict and pyright
 	.venv/bin/mypy --strict
@@ -62,6 +66,9 @@ types: .venv/.dev ## mypy --strict and pyright
 
 contract: .venv/.dev ## which room may import which
 	.venv/bin/lint-imports
+
+package: ## sdist and wheel, tried outside this checkout: the README's first lines, and the demonstration
+	@.ci/package "$(PYTHON)"
 
 bench: .venv/.dev ## calls, large bodies, streams and endpoints beside boto3, aiobotocore, bare aiohttp and asyncio alone
 	.venv/bin/python benchmarks/overhead.py
@@ -73,7 +80,7 @@ soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in t
 	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
-	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-openai .cache .hypothesis .pytest_cache .mypy_cache \
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-openai .venv-package .venv-bare .venv-wheel .cache dist .hypothesis .pytest_cache .mypy_cache \
 		.ruff_cache .import_linter_cache $(JS)/node_modules
 
 .venv/.demo: pyproject.toml

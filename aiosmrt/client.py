@@ -10,16 +10,16 @@ import asyncio
 import os
 import platform
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVar, Unpack, cast
 
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
 from aiosmrt._core.bearer import TOKEN_SECONDS, BearerToken, bearer_token_of
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.call import Call
+from aiosmrt._core.call import Call, deadline_exceeded
 from aiosmrt._core.client_core import ClientCore
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
@@ -31,6 +31,7 @@ from aiosmrt._wire.sigv4.canonical import MAX_EXPIRES_IN
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset, shown
 from aiosmrt.errors import (
+    AiosmrtError,
     ApiVersionNotFoundError,
     OperationNotPageableError,
     ParamValidationError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "ClientStatistics"]
 
+T = TypeVar("T")
 In = TypeVar("In")
 Out = TypeVar("Out")
 Operation = TypeVar("Operation", bound=Callable[..., Any])
@@ -146,7 +148,7 @@ class Client:
             fails or cannot be reached; then the last failure is raised. While nothing gets through, one call probes now
             and then, and the others wait for it without slots. 0 fails at once; None waits until the deadline, without
             end if there is none. Defaults to 20, or to the ``deadline`` if there is one. AWS's retry modes count
-            attempts and have no patience.
+            attempts and ignore patience.
         wait_for_capacity: seconds that a call waits, in all, while its inference component is scaled to zero and scales
             out, in the same way. If None, a NoCapacityError is raised at once.
         max_concurrency: most calls in flight for each endpoint, inference component and variant; further ones wait in
@@ -462,6 +464,54 @@ class Client:
             del params
         return call.result(await call.run())
 
+    async def _request_since(self, began: float, operation_name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what `make_request` does, in a call that has begun before.
+
+        Args:
+            began: when, by the client's clock; see `_now`.
+            operation_name: the API operation.
+            params: its parameters under AWS's names.
+        """
+        try:
+            call = self._new_call(operation_name, params, began=began)
+        finally:
+            del params
+        return call.result(await call.run())
+
+    def _now(self) -> float:
+        """The time in seconds by the clock of deadlines."""
+        return self._core.clock()
+
+    async def _before_deadline(self, began: float, operation_name: str, endpoint_name: str, work: Awaitable[T]) -> T:
+        """The result of work that belongs to a call and comes before its request.
+
+        Args:
+            began: when the call began, by the client's clock; see `_now`.
+            operation_name: the operation that an error names.
+            endpoint_name: the endpoint that an error names.
+            work: makes the result.
+
+        Raises:
+            DeadlineExceededError: the call's deadline has passed.
+        """
+        deadline, clock = self._view.deadline, self._core.clock
+        timer = asyncio.timeout(None if deadline is None else began + deadline - clock())
+        try:
+            async with timer:
+                return await work
+        except TimeoutError as late:
+            if isinstance(late, AiosmrtError) or not timer.expired():
+                raise
+        finally:
+            # The timer knows this task, and with it an error that leaves it.
+            del timer, work
+        error = deadline_exceeded(deadline, Waited(body=clock() - began))
+        error.operation, error.endpoint_name = operation_name, endpoint_name
+        try:
+            raise error
+        finally:
+            del error
+
     async def generate_presigned_url(
         self,
         ClientMethod: str,
@@ -728,9 +778,7 @@ class Client:
             self._core.bind(asyncio.get_running_loop())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     def __reduce__(self) -> NoReturn:
@@ -762,7 +810,11 @@ class Client:
         return self._core.codecs[operation_name]
 
     def _new_call(
-        self, operation_name: str, params: Mapping[str, Any], body: Body | DeferredBody | None = None
+        self,
+        operation_name: str,
+        params: Mapping[str, Any],
+        body: Body | DeferredBody | None = None,
+        began: float | None = None,
     ) -> Call:
         """A call for checked parameters.
 
@@ -770,12 +822,13 @@ class Client:
             operation_name: the API operation.
             params: its parameters under AWS's names.
             body: the body, if ``params`` does not have it.
+            began: when the call began, by the client's clock. Defaults to when it runs.
         """
         codec = self._codec(operation_name)
         given = params.get("Body") if body is None else body
         try:
             head = codec.heads.head(codec.heads.values(params), given, params)
-            return Call(self._core, self._view, codec, head, given)
+            return Call(self._core, self._view, codec, head, given, began)
         finally:
             # error trackers report locals
             del params, given, body

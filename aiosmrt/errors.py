@@ -615,7 +615,7 @@ class ObjectStoreError(AiosmrtError):
 
     Args:
         message: what happened; names bucket and key.
-        code: S3's error code, such as ``"AccessDenied"``, or the class of what went wrong on the way.
+        code: S3's error code, such as ``"AccessDenied"``, or the class of the failure on the way.
         status: the HTTP status; None without a response.
     """
 
@@ -662,7 +662,7 @@ class ApiVersionNotFoundError(ConfigurationError, boto.ApiVersionNotFoundError):
 
 
 class EndpointResolutionError(ConfigurationError, boto.EndpointProviderError):
-    """The service's endpoint rules have no answer for this configuration."""
+    """The service's endpoint rules do not cover this configuration."""
 
 
 class ProfileNotFoundError(ConfigurationError, boto.ProfileNotFound):

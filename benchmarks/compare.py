@@ -6,7 +6,7 @@
 What follows ``--`` goes to the benchmark. ``--after`` defaults to the checkout that this file is in. ``--control`` runs
 the checkout before a second time: its ratio to the first shows what is noise. A turn starts a process per checkout. A
 script that measures with the harness's ``seconds_and_cpu`` runs in all of them at once, and they take their samples
-one after the other: sample by sample, a machine that slows down or speeds up favors nobody. Processes of any other
+one after the other: sample by sample, a machine that slows down or speeds up favors neither. Processes of any other
 script run one after the other, in the order A B, B A, A B, ... PYTHONPATH and the working directory of a process are
 its checkout, so paths in the options must be absolute.
 

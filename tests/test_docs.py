@@ -5,8 +5,8 @@ Before each block, ``client`` is a client of the runtime and ``runtime`` the run
 imported, ``config`` is one of aiobotocore's, and ``bucket`` the name of a bucket in a real S3.
 
 - A ``text`` block right behind a Python block is what that one prints (``...`` stands for anything).
-- A block with ``asyncio.run`` runs as a script, in a thread of its own.
-- A block with test functions runs under pytest, in a process of its own.
+- A block with ``asyncio.run`` runs as a script, in its own thread.
+- A block with test functions runs under pytest, in its own process.
 
 Links between pages lead somewhere, the files that the design pages name exist, and architecture.md names every module.
 """

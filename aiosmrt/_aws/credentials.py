@@ -11,7 +11,8 @@ the known credentials; from then on it is None, and the call awaits ``get()``, w
 4. Only without valid credentials does the call wait for the task. All that wait share its outcome.
 
 The task belongs to this object. A call that is cancelled while it waits just stops waiting; what the task finds serves
-the next call. ``close()`` cancels the task and waits for its end, which does not include blocking work in its thread.
+the next call. ``close()`` cancels the task and waits for its end, which does not include blocking work in its thread,
+nor what a credentials function does for more than `CLOSE_SECONDS` after it was cancelled: it gets a ResourceWarning.
 
 Renewal starts 15 minutes before expiry, or halfway if the credentials live for less than half an hour from now. It may
 fail, or bring credentials that expire no later; then the known ones stay in use until they expire. In either case the
@@ -27,6 +28,7 @@ import copy
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable
 from typing import Final
 
@@ -51,6 +53,9 @@ MANDATORY_WINDOW: Final = 10 * 60.0
 FIRST_BACKOFF: Final = 1.0
 MAX_BACKOFF: Final = 60.0
 MAX_MANDATORY_BACKOFF: Final = 10.0
+
+# How long ``close()`` waits for a cancelled fetch, as it may have to close a connection.
+CLOSE_SECONDS: Final = 5.0
 
 
 class CredentialsCache:
@@ -108,6 +113,8 @@ class CredentialsCache:
         self._check_at = -math.inf
         self._task: asyncio.Task[Credentials | AiosmrtError] | None = None
         self._closed = False
+        # Is done when a fetch that does not end is given up; made when a call has to wait.
+        self._given_up: asyncio.Future[None] | None = None
         self._failures_in_a_row = 0
         # The outcome of the last fetch if it failed, and when that was and the next one may follow.
         self._failure: AiosmrtError | None = None
@@ -164,9 +171,11 @@ class CredentialsCache:
                 # The task sets this anew; until then no call needs to come here.
                 self._check_at = expires_at
                 return self._credentials
+            if self._given_up is None:
+                self._given_up = asyncio.get_running_loop().create_future()
             # Unlike awaiting the task, this does not cancel it with the caller.
-            await asyncio.wait((task,))
-        if task.cancelled():
+            await asyncio.wait((task, self._given_up), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() or task.cancelled():
             raise ClientStateError("the credentials cache was closed")
         outcome = task.result()
         if isinstance(outcome, Credentials):
@@ -176,6 +185,9 @@ class CredentialsCache:
     async def close(self) -> None:
         """Forget the credentials and end the task under way; may be called again.
 
+        Waits up to 5 seconds for a credentials function that ignores its cancellation; then it warns (ResourceWarning),
+        and the function's task is left to itself.
+
         >>> asyncio.run(CredentialsCache().close())
         """
         self._closed = True
@@ -184,8 +196,18 @@ class CredentialsCache:
         self._check_at = -math.inf
         if (task := self._task) is not None:
             task.cancel()
-            await asyncio.wait((task,))
+            _, running = await asyncio.wait((task,), timeout=CLOSE_SECONDS)
             self._task = None
+            if running:
+                if self._given_up is not None and not self._given_up.done():
+                    self._given_up.set_result(None)
+                warnings.warn(
+                    f"the credentials function still runs {CLOSE_SECONDS:.0f} s after it was cancelled: "
+                    "let it raise CancelledError",
+                    ResourceWarning,
+                    stacklevel=2,
+                    source=self,
+                )
 
     # Failures are returned: what a task raises is lost if no call waits for it, and a provider's frames contain keys.
 

@@ -25,7 +25,7 @@ async def run_in_daemon_thread(function: Callable[[], T]) -> T:
     end of the program does not wait for it.
 
     Raises:
-        Exception: What the function raised.
+        Exception: what the function raised.
 
     >>> asyncio.run(run_in_daemon_thread(lambda: threading.current_thread().daemon))
     True

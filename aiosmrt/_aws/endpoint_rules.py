@@ -44,8 +44,8 @@ def evaluate_rules(
         parameters: values by the rule set's names. If None or absent, the rule set's default.
 
     Raises:
-        EndpointResolutionError: The rules end in an error, or without a result.
-        UnsupportedRuleError: The rule set uses a feature that this evaluator does not support.
+        EndpointResolutionError: the rules end in an error, or without a result.
+        UnsupportedRuleError: the rule set uses a feature that this evaluator does not support.
 
     >>> rules = {"parameters": {}, "rules": [{"type": "endpoint", "conditions": [], "endpoint": {"url": "https://a.b"}}]}
     >>> evaluate_rules(rules, {"partitions": []}, {}).url

@@ -38,7 +38,7 @@ class ResolvedEndpoint(NamedTuple):
     Attributes:
         url: scheme, host, port and, for a custom endpoint, its path; without a trailing slash.
         host: the Host header: lower case, with the port unless it is the scheme's default.
-        signing_region: the region in the signature's scope; may be None for calls that are not signed.
+        signing_region: the region in the signature's scope; None is allowed for unsigned calls.
         signing_name: the service in the signature's scope.
 
     >>> ResolvedEndpoint("http://127.0.0.1:8080/v1", "127.0.0.1:8080", "eu-west-1").path
@@ -72,7 +72,7 @@ def resolve_endpoint(
         endpoint_url: a custom endpoint (http or https, with or without a path). Defaults to the service's own.
 
     Raises:
-        EndpointResolutionError: The rules do not allow the combination, such as dual-stack in a partition without it,
+        EndpointResolutionError: the rules do not allow the combination, such as dual-stack in a partition without it,
             or ``endpoint_url`` is not a valid URL.
 
     Source: the rule set ``endpoint-rule-set-1`` of sagemaker-runtime in the installed botocore, and

@@ -29,7 +29,7 @@ class LookUp:
         """Ask for an MFA code on the terminal; blocks.
 
         Raises:
-            RuntimeError: The look-up was abandoned.
+            RuntimeError: the look-up was abandoned.
         """
         self._terminal_attributes = _terminal_attributes()
         try:
@@ -42,8 +42,8 @@ class LookUp:
         """Start a credential process.
 
         Raises:
-            OSError: It cannot be started.
-            RuntimeError: The look-up was abandoned.
+            OSError: it cannot be started.
+            RuntimeError: the look-up was abandoned.
         """
         self._check()
         self._process = process = subprocess.Popen(command, **options)  # noqa: S603 - the user's configuration

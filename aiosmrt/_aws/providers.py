@@ -98,7 +98,7 @@ def provider_for(
         region_name: the region of services that provide credentials. Defaults to the configured one.
 
     Raises:
-        PartialCredentialsError: One key came without the other.
+        PartialCredentialsError: one key came without the other.
         ParamValidationError: ``credentials`` is of another type, or keys were given as well.
 
     >>> provider_for(access_key="AKIDEXAMPLE", secret_key="not-a-real-secret").peek().source
@@ -276,9 +276,9 @@ def profile_keys(profile_name: str | None) -> Found | None:
         profile_name: the profile. Defaults to the environment's, then ``default``.
 
     Raises:
-        ProfileNotFoundError: The profile does not exist.
-        ConfigFileError: A file cannot be parsed.
-        PartialCredentialsError: There is an access key without a secret key.
+        ProfileNotFoundError: the profile does not exist.
+        ConfigFileError: a file cannot be parsed.
+        PartialCredentialsError: there is an access key without a secret key.
 
     Source: the order of providers in botocore.credentials.create_credential_resolver.
 

@@ -43,7 +43,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
         uri: ``s3://bucket/key``; the key is not percent-decoded.
 
     Raises:
-        ParamValidationError: It is not a valid S3 URI.
+        ParamValidationError: it is not a valid S3 URI.
 
     >>> parse_s3_uri("s3://results/churn/1.out")
     ('results', 'churn/1.out')
@@ -136,11 +136,11 @@ class ObjectStore:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: Any other refusal or failure: ``NoSuchBucket``, or ``AccessDenied`` (status 403), which
+            ObjectStoreError: any other refusal or failure: ``NoSuchBucket``, or ``AccessDenied`` (status 403), which
                 also stands for a missing object if the caller may not list the bucket.
-            ParamValidationError: Not a valid S3 URI.
-            ConfigurationError: The client cannot be made, or credentials are missing.
-            ClientStateError: The store is closed.
+            ParamValidationError: not a valid S3 URI.
+            ConfigurationError: the client cannot be made, or credentials are missing.
+            ClientStateError: the store is closed.
         """
         try:
             return StoredObject(*await self._request("get_object", uri))
@@ -156,7 +156,7 @@ class ObjectStore:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: As in ``get``.
+            ObjectStoreError: as in ``get``.
         """
         try:
             _, _, modified_at = await self._request("head_object", uri)
@@ -175,7 +175,7 @@ class ObjectStore:
             content_type: its media type. If None, S3 chooses.
 
         Raises:
-            ObjectStoreError: As in ``get``.
+            ObjectStoreError: as in ``get``.
         """
         members = {} if content_type is None else {"ContentType": content_type}
         await self._request("put_object", uri, Body=body, **members)
@@ -187,7 +187,7 @@ class ObjectStore:
             uri: ``s3://bucket/key``.
 
         Raises:
-            ObjectStoreError: As in ``get``.
+            ObjectStoreError: as in ``get``.
         """
         await self._request("delete_object", uri)
 
@@ -245,19 +245,21 @@ class ObjectStore:
 
     async def _open(self) -> Any:
         from aiosmrt._aws.daemon import run_in_daemon_thread
+        from aiosmrt._extras import installed
 
         async def prepare() -> tuple[Any, dict[str, Any]]:
-            from aiobotocore.config import AioConfig
-
+            configuration = installed("aiobotocore.config", "s3")
             from aiosmrt._aws.s3session import warm_session
 
-            config = AioConfig(retries={"mode": "standard"}, **self._config)
+            config = configuration.AioConfig(retries={"mode": "standard"}, **self._config)
             arguments = {**self._arguments, "config": config}
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
             session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()))
             return await self._stack.enter_async_context(session.create_client("s3", **arguments))
+        except ConfigurationError:
+            raise
         except Exception as error:
             # botocore's text is about profiles, regions and URLs
             failure = ConfigurationError(f"the S3 client cannot be made: {type(error).__name__}: {error}")

@@ -1,9 +1,9 @@
 """A client's settings, from its arguments, the environment and the selected profile.
 
 An argument takes precedence over an environment variable, and that over the profile, as in botocore's configuration
-chain; names and order are botocore's. Two things differ on purpose. An empty environment variable counts as unset,
-except for paths of certificate authorities. And ``AWS_REGION``, which every other AWS SDK reads, comes right after
-``AWS_DEFAULT_REGION``.
+chain; names and order are botocore's. So is what an empty value means: it hides later sources, and is refused where it
+is no valid value; only for endpoint URLs it counts as unset. The region differs on purpose: there, too, an empty value
+counts as unset, and ``AWS_REGION``, which every other AWS SDK reads, comes right after ``AWS_DEFAULT_REGION``.
 
 Settings that have no effect here are checked all the same, where botocore's client refuses a wrong value: the modes of
 defaults, of account-based endpoints and of STS endpoints.
@@ -13,7 +13,7 @@ Nothing of botocore is loaded if neither configuration file exists.
 
 import os
 import re
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from aiosmrt._aws.shared_config import Section, SharedConfig, load_shared_config, selected_profile
 from aiosmrt.config import RetryMode, check_retry_mode
@@ -139,10 +139,21 @@ def resolve_settings(
         use_dualstack_endpoint=_flag(use_dualstack_endpoint, profile, "use_dualstack_endpoint"),
         max_attempts=_max_attempts(profile),
         ca_bundle=_ca_bundle(profile, name),
-        user_agent_appid=_env("AWS_SDK_UA_APP_ID") or _text(profile, "sdk_ua_app_id"),
+        user_agent_appid=_value("AWS_SDK_UA_APP_ID", profile, "sdk_ua_app_id") or None,
         profile_name=name,
-        retry_mode=check_retry_mode(_env("AWS_RETRY_MODE") or _text(profile, "retry_mode")),
+        retry_mode=check_retry_mode(_value("AWS_RETRY_MODE", profile, "retry_mode")),
     )
+
+
+def _value(variable: str, section: Section, key: str) -> str | None:
+    """A setting, which may be empty; None if neither the environment nor the profile has it."""
+    value = os.environ.get(variable)
+    if value is None:
+        value = section.get(key)
+    # botocore passes an indented block under such a key on until something breaks.
+    if isinstance(value, dict):
+        raise InvalidConfigError(f"{key} in the profile must be a value; got a nested section")
+    return value
 
 
 def _env(variable: str) -> str | None:
@@ -151,7 +162,6 @@ def _env(variable: str) -> str | None:
 
 def _text(section: Section, key: str) -> str | None:
     value = section.get(key)
-    # botocore passes an indented block under such a key on until something breaks.
     if isinstance(value, dict):
         raise InvalidConfigError(f"{key} in the profile must be a value; got a nested section")
     return value or None
@@ -160,12 +170,12 @@ def _text(section: Section, key: str) -> str | None:
 def _flag(argument: bool | None, profile: Section, key: str) -> bool:
     if argument is not None:
         return argument
-    value: Any = _env(f"AWS_{key.upper()}") or _text(profile, key)
+    value = _value(f"AWS_{key.upper()}", profile, key)
     return value is not None and value.lower() == "true"
 
 
 def _max_attempts(profile: Section) -> int | None:
-    value = _env("AWS_MAX_ATTEMPTS") or _text(profile, "max_attempts")
+    value = _value("AWS_MAX_ATTEMPTS", profile, "max_attempts")
     if value is None:
         return None
     try:
@@ -190,7 +200,7 @@ def _ca_bundle(profile: Section, profile_name: str | None) -> CaBundle | None:
 
 
 def _check_modes(profile: Section, *, sign: bool) -> None:
-    mode = _env("AWS_DEFAULTS_MODE") or _text(profile, "defaults_mode")
+    mode = _value("AWS_DEFAULTS_MODE", profile, "defaults_mode")
     if mode is not None and mode.lower() not in _DEFAULTS_MODES:
         defaults = InvalidDefaultsModeError(
             f"Client configured with invalid defaults mode: {mode}. "
@@ -198,14 +208,14 @@ def _check_modes(profile: Section, *, sign: bool) -> None:
         )
         defaults.kwargs = {"mode": mode, "valid_modes": ", ".join(_DEFAULTS_MODES)}
         raise defaults
-    mode = _env("AWS_ACCOUNT_ID_ENDPOINT_MODE") or _text(profile, "account_id_endpoint_mode")
+    mode = _value("AWS_ACCOUNT_ID_ENDPOINT_MODE", profile, "account_id_endpoint_mode")
     if sign and mode is not None and mode.lower() not in _ACCOUNT_ID_ENDPOINT_MODES:
         raise InvalidConfigError(
             f"AWS_ACCOUNT_ID_ENDPOINT_MODE or account_id_endpoint_mode must be one of "
             f"{', '.join(_ACCOUNT_ID_ENDPOINT_MODES)}; got {mode!r}"
         )
-    mode = _env("AWS_STS_REGIONAL_ENDPOINTS") or _text(profile, "sts_regional_endpoints")
-    if mode is not None and mode not in _STS_REGIONAL_ENDPOINTS:
+    mode = _value("AWS_STS_REGIONAL_ENDPOINTS", profile, "sts_regional_endpoints")
+    if mode and mode not in _STS_REGIONAL_ENDPOINTS:
         sts = InvalidStsRegionalEndpointsError(
             f'STS regional endpoints option {mode} is invalid. Valid options are: "legacy", "regional"'
         )

@@ -44,7 +44,7 @@ class SharedConfig(NamedTuple):
             name: the profile. If None, ``default``, which need not exist.
 
         Raises:
-            ProfileNotFoundError: Neither file has a profile of this name.
+            ProfileNotFoundError: neither file has a profile of this name.
 
         >>> SharedConfig({"prod": {"region": "eu-west-1"}}).profile("prod")
         {'region': 'eu-west-1'}
@@ -76,7 +76,7 @@ def load_shared_config() -> SharedConfig:
     """Read both files, if they exist; blocks.
 
     Raises:
-        ConfigFileError: A file cannot be parsed.
+        ConfigFileError: a file cannot be parsed.
 
     >>> isinstance(load_shared_config(), SharedConfig)
     True

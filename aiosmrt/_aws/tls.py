@@ -36,7 +36,7 @@ def context_of_bundle(path: str) -> ssl.SSLContext:
         path: a file in PEM format, or a folder prepared by ``openssl rehash``.
 
     Raises:
-        UnusableAuthoritiesError: It cannot be read, or contains no certificate.
+        UnusableAuthoritiesError: it cannot be read, or contains no certificate.
     """
     try:
         if not Path(path).is_dir():

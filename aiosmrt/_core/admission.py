@@ -4,8 +4,8 @@ An `Admission` stands before one target. It counts slots, keeps the line of thos
 to its pure `AdmissionState`, which decides how many slots there are and when a target that is ill is probed.
 Invariants, at every suspension point:
 
-1. ``in_use`` counts the slots that are held or granted. Whoever *grants* a slot counts it, so a newcomer cannot take it
-   between a release and the waiter's wake-up.
+1. ``in_use`` counts the slots that are held or granted. It grows when a slot is *granted*, so a newcomer cannot take
+   it between a release and the waiter's wake-up.
 2. No waiter sleeps while a slot is free for it: every event that could break this (a release, a larger limit, a
    recovery) grants slots at once, in order. Calls that were sent before and failed come first, then newcomers in the
    order of their arrival.
@@ -445,13 +445,7 @@ class Admission:
             )
         elif cause in ("transient", "connection") or (cause == "truncated" and before != "capacity"):
             state.on_failure(
-                started_at,
-                now,
-                self.outstanding,
-                clockwork.random(),
-                probe=probe,
-                retry_after=hint,
-                repeated=repeated,
+                started_at, now, self.outstanding, clockwork.random(), probe=probe, retry_after=hint, repeated=repeated
             )
         elif cause == "none" and isinstance(error, TransportError):
             state.on_no_answer(now, clockwork.random(), probe=probe)

@@ -37,10 +37,11 @@ from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.response_bodies import EventStream, StreamingBody
 from aiosmrt._core.template import RequestTemplate, template_of
-from aiosmrt._policy.clockskew import correct_offset
+from aiosmrt._policy.clockskew import correct_offset, expired_on_the_way
 from aiosmrt._policy.retry import RetryState, StopReason, sdk_request
 from aiosmrt._policy.target_health import Illness, is_sign_of_life
 from aiosmrt._transport.base import Reply, ReplyStream
+from aiosmrt._wire.sigv4.signer import SignedRequest
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from aiosmrt._wire.params import Head
     from aiosmrt.types import Body
 
-__all__ = ["Call"]
+__all__ = ["Call", "deadline_exceeded"]
 
 # A call that was throttled this often did not just have bad luck.
 _NO_ACCIDENT: Final = 6
@@ -101,6 +102,18 @@ _IN_LINE: Final = frozenset({"slot", "probe", "capacity"})
 AnyReply: TypeAlias = Reply | ReplyStream
 
 
+def deadline_exceeded(deadline: float | None, waited: Waited) -> AiosmrtError:
+    """The error of a call that is not done at its deadline.
+
+    Args:
+        deadline: the call's, seconds.
+        waited: what it has waited for.
+    """
+    error = DeadlineExceededError(f"The call did not finish within its deadline of {deadline} s: it waited {waited}")
+    error.waited = waited
+    return error
+
+
 class Call:
     """A call under way.
 
@@ -110,6 +123,7 @@ class Call:
         codec: the operation.
         head: the checked request head.
         body: the request body as the caller gave it. If None, it is empty.
+        began: when the call began, by the core's clock. Defaults to when it runs.
     """
 
     # What few calls change is looked up on the class, so that the others need not set it.
@@ -127,6 +141,7 @@ class Call:
     _outage_since: float | None = None
     # when it began, if there is a deadline or an observer, and of a stream
     _started = 0.0
+    _began: float | None = None
     # of a stream: whether it is over, its error's class, its request id
     _finished = False
     # its back-off, while that lasts
@@ -135,7 +150,13 @@ class Call:
     _request_id: str | None = None
 
     def __init__(
-        self, core: ClientCore, view: View, codec: OperationCodec, head: Head, body: Body | DeferredBody | None
+        self,
+        core: ClientCore,
+        view: View,
+        codec: OperationCodec,
+        head: Head,
+        body: Body | DeferredBody | None,
+        began: float | None = None,
     ) -> None:
         self._core = core
         self._view = view
@@ -145,6 +166,8 @@ class Call:
         self._invocation_id = core.next_invocation_id()
         self._observers = observers_and_log(view.observers)
         self._deadline: float | None = None
+        if began is not None:
+            self._began = began
         # whether configuration and body are there
         self._ready = False
         self._holds_slot = False
@@ -201,12 +224,8 @@ class Call:
         query = core.signer.presign(
             core.credentials.current() or await core.credentials.get(),
             core.wall_clock() + core.clock_offset,
-            method=method,
-            host=core.endpoint.host,
-            path=path,
-            query="",
-            headers=self._head.headers,
-            payload_sha256=await core.off_loop(body_digest, self._body),
+            SignedRequest(method, core.endpoint.host, path, "", self._head.headers),
+            await core.off_loop(body_digest, self._body),
             expires_in=expires_in,
         )
         return f"{core.configuration().origin}{path}?{query}"
@@ -222,7 +241,7 @@ class Call:
     async def _observed(self) -> Any:
         """`_attempts` within the deadline, between a `CallStarted` and a `CallEnded`."""
         core, view = self._core, self._view
-        self._started = core.clock()
+        self._started = core.clock() if self._began is None else self._began
         if view.deadline is not None:
             self._deadline = self._started + view.deadline
         try:
@@ -263,12 +282,7 @@ class Call:
         raise self._deadline_exceeded() from cause
 
     def _deadline_exceeded(self) -> AiosmrtError:
-        waited = self.waited
-        error = DeadlineExceededError(
-            f"The call did not finish within its deadline of {self._view.deadline} s: it waited {waited}"
-        )
-        error.waited = waited
-        return self._placed(error)
+        return self._placed(deadline_exceeded(self._view.deadline, self.waited))
 
     async def _make_ready(self) -> None:
         """Have the client's configuration, and a body that does not change any more."""
@@ -719,16 +733,20 @@ class Call:
         operation = self._codec.operation.name
         openai = self._codec.openai
         error = refusal(status, headers, body, operation, self.sent, openai=openai)
+        received_at = core.wall_clock()
         offset = correct_offset(
             error.code,
             self._signed_offset,
             self._sent_at,
-            core.wall_clock(),
+            received_at,
             headers.get("date"),
             confirmed_offset=core.confirmed_clock_offset,
         )
         if offset is None:
-            return error
+            age = expired_on_the_way(error.code, self._sent_at, received_at)
+            if age is None:
+                return error
+            return refusal(status, headers, body, operation, self.sent, skew=age, openai=openai)
         if offset != core.clock_offset:
             core.clock_offset = offset
             report(self._view.observers, ClockSkewCorrected(offset))
@@ -754,7 +772,7 @@ class Call:
             state.failed_at = self._outage_since
         illness = admission.illness
         if illness is None:
-            # It has no slot and none is free, so it waits in line.
+            # It needs a slot and all are taken, so it waits in line.
             at_target = error.throttling and not self._holds_slot and error.retry_after is None and admission.is_full
         else:
             at_target = view.is_patient and self.waits_out(illness)

@@ -57,7 +57,7 @@ def configure(settings_arguments: dict[str, Any], verify: Verify, *, session_giv
             something else is configured, about the authorities to trust.
 
     Raises:
-        ConfigurationError: Something is missing or contradictory.
+        ConfigurationError: something is missing or contradictory.
         ParamValidationError: ``verify`` is a path without certificate authorities.
     """
     settings = resolve_settings(**settings_arguments)
@@ -84,7 +84,7 @@ def check_verify(verify: object) -> None:
     """Check a client's ``verify`` without reading anything.
 
     Raises:
-        ParamValidationError: It is not one of the accepted types, or blank.
+        ParamValidationError: it is not one of the accepted types, or blank.
     """
     if not isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)) or (
         isinstance(verify, str) and not verify.strip()
@@ -154,7 +154,7 @@ def _proxy(scheme: str, netloc: str, host: str) -> str | None:
     """The proxy that the environment names for a scheme and host, by botocore's rules (botocore.httpsession).
 
     Raises:
-        InvalidConfigError: Not a valid URL of an HTTP proxy.
+        InvalidConfigError: not a valid URL of an HTTP proxy.
     """
     proxies = getproxies()
     proxy = proxies.get(scheme)

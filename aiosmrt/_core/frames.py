@@ -16,7 +16,7 @@ def clear_locals(error: BaseException) -> None:
     Error trackers report locals, and those of serializers and their callers are what a caller wants scored.
 
     Args:
-        error: the error; its causes and contexts are included.
+        error: the error; its causes and contexts, and the members of a group, are included.
     """
     seen: set[int] = set()
     remaining: list[BaseException | None] = [error]
@@ -26,6 +26,8 @@ def clear_locals(error: BaseException) -> None:
             continue
         seen.add(id(one))
         remaining += (one.__cause__, one.__context__)
+        if isinstance(one, BaseExceptionGroup):
+            remaining += one.exceptions
         trace = one.__traceback__
         while trace is not None:
             frame = trace.tb_frame

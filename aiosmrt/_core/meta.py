@@ -1,6 +1,6 @@
 """Facts about a client in the places where botocore has them: ``client.meta`` and ``client.exceptions``."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Never, NoReturn
 
 from botocore import exceptions as boto
 
@@ -26,6 +26,12 @@ class ServiceModel(NamedTuple):
     protocol: str = "rest-json"
     operation_names: tuple[str, ...] = tuple(BY_NAME)
 
+    def __getattr__(self, name: str) -> Never:
+        raise AttributeError(
+            f"client.meta.service_model has no {name!r}: the whole model is "
+            "botocore.session.get_session().get_service_model('sagemaker-runtime')"
+        )
+
 
 class ClientConfig(NamedTuple):
     """Settings of a client under the names of ``botocore.config.Config``.
@@ -35,7 +41,7 @@ class ClientConfig(NamedTuple):
         user_agent: the ``User-Agent`` header.
         connect_timeout: seconds for a new connection. If None, no limit.
         read_timeout: seconds that the service may be silent. If None, no limit.
-        max_pool_connections: most calls in flight for each endpoint; connections have no other limit.
+        max_pool_connections: most calls in flight for each endpoint; this is the only limit of connections.
         retries: ``mode`` and ``total_max_attempts``, each if it is set.
         signature_version: how requests are signed.
     """
@@ -47,6 +53,11 @@ class ClientConfig(NamedTuple):
     max_pool_connections: int
     retries: dict[str, str | int]
     signature_version: str = "v4"
+
+    def __getattr__(self, name: str) -> Never:
+        raise AttributeError(
+            f"client.meta.config has no {name!r}; it has {', '.join(self._fields)}. Client's arguments are the options"
+        )
 
 
 class ClientMeta:
@@ -63,6 +74,18 @@ class ClientMeta:
         self._configuration = configuration
         self.config: ClientConfig = config
         self.service_model: ServiceModel = ServiceModel()
+
+    def __reduce__(self) -> NoReturn:
+        # The configuration may hold a proxy's password.
+        raise TypeError("a client's meta cannot be pickled or copied: make a client in each process")
+
+    def __getattr__(self, name: str) -> Never:
+        if name == "events":
+            raise AttributeError(
+                "client.meta has no 'events', botocore's event system: use Client(observers=...) to see calls and add "
+                "headers, or Client(session=...) for what your own aiohttp.ClientSession does"
+            )
+        raise AttributeError(f"client.meta has no {name!r}")
 
     def __repr__(self) -> str:
         return f"<ClientMeta region_name={self.region_name!r} endpoint_url={self.endpoint_url!r}>"

@@ -149,9 +149,8 @@ def concerns_every_call(error: BaseException) -> bool:
     Args:
         error: what a call raised.
 
-    Example:
-        >>> concerns_every_call(ClientStateError("the client is closed"))
-        True
+    >>> concerns_every_call(ClientStateError("the client is closed"))
+    True
     """
     if isinstance(error, (ClientStateError, ConfigurationError, EndpointNotFoundError, SSLError)):
         return True

@@ -15,7 +15,6 @@ import asyncio
 import io
 import warnings
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from aiosmrt._transport.base import ReplyStream
@@ -210,9 +209,7 @@ class StreamingBody:
     async def __aenter__(self) -> StreamingBody:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self.close()
 
     def _read(self, amt: int | None) -> bytes:
@@ -228,7 +225,7 @@ class StreamingBody:
 class StreamTiming(NamedTuple):
     """How long a response stream took so far; in seconds, from when the call began.
 
-    Times are taken when a reader gets what has arrived. Parts that arrived together have no gap between them.
+    Times are taken when a reader gets what has arrived. The gap between parts that arrived together is 0.
 
     Args:
         first_part: until the first part, waits and attempts before it included. None while there is none.
@@ -493,9 +490,7 @@ class EventStream:
     async def __aenter__(self) -> EventStream:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self.close()
 
     def __del__(self, _warn: Any = warnings.warn) -> None:

@@ -17,6 +17,8 @@ A ``Date`` may be wrong: a proxy with a wrong clock may have written it. Two rul
 signature wrong. A date outside of `EARLIEST` to `LATEST` is ignored. And a correction with which no call has succeeded
 yet is dropped if a signature made with it is refused.
 
+A signature may also be too old because it was long on the way. It is made again, with the same offset.
+
 Times are float seconds since 1970 on the *uncorrected* local wall clock.
 """
 
@@ -65,13 +67,12 @@ def parse_http_date(value: str) -> float | None:
     Returns:
         Seconds since 1970, or None if the form is another or the time is not between `EARLIEST` and `LATEST`.
 
-    Example:
-        >>> parse_http_date("Fri, 06 Nov 2026 08:49:37 GMT")
-        1793954977.0
-        >>> parse_http_date("Friday, 06-Nov-26 08:49:37 GMT") is None
-        True
-        >>> parse_http_date("Sat, 01 Jan 0000 00:00:00 GMT") is None
-        True
+    >>> parse_http_date("Fri, 06 Nov 2026 08:49:37 GMT")
+    1793954977.0
+    >>> parse_http_date("Friday, 06-Nov-26 08:49:37 GMT") is None
+    True
+    >>> parse_http_date("Sat, 01 Jan 0000 00:00:00 GMT") is None
+    True
     """
     if (
         len(value) != 29
@@ -124,9 +125,8 @@ def estimate_offset(sent_at: float, received_at: float, date: str) -> float | No
     Returns:
         Seconds to add to the local clock (negative if it runs ahead), or None if the header is not a plausible date.
 
-    Example:
-        >>> estimate_offset(1793954200.0, 1793954202.0, "Fri, 06 Nov 2026 08:49:37 GMT")
-        776.0
+    >>> estimate_offset(1793954200.0, 1793954202.0, "Fri, 06 Nov 2026 08:49:37 GMT")
+    776.0
     """
     server = parse_http_date(date)
     if server is None:
@@ -159,16 +159,15 @@ def correct_offset(
         The new offset in seconds if the signature's time was more than four minutes (`MAX_SKEW`) off. The confirmed
         offset if it was not, but was made with another one. None if the refusal has another or an unknown reason.
 
-    Example:
-        >>> date = "Fri, 06 Nov 2026 08:49:37 GMT"
-        >>> correct_offset("InvalidSignatureException", 0.0, 1793954200.0, 1793954202.0, date)
-        776.0
-        >>> correct_offset("InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date)
-        0.0
-        >>> correct_offset(
-        ...     "InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date, confirmed_offset=776.0
-        ... ) is None
-        True
+    >>> date = "Fri, 06 Nov 2026 08:49:37 GMT"
+    >>> correct_offset("InvalidSignatureException", 0.0, 1793954200.0, 1793954202.0, date)
+    776.0
+    >>> correct_offset("InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date)
+    0.0
+    >>> correct_offset(
+    ...     "InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date, confirmed_offset=776.0
+    ... ) is None
+    True
     """
     if date is None or code not in SIGNATURE_ERROR_CODES:
         return None
@@ -178,3 +177,26 @@ def correct_offset(
     if abs(offset - signed_offset) > MAX_SKEW:
         return offset
     return confirmed_offset if abs(confirmed_offset - signed_offset) > MAX_SKEW else None
+
+
+def expired_on_the_way(code: str, sent_at: float, received_at: float) -> float | None:
+    """Decide whether a refused signature was right, but too old when it reached the service.
+
+    Making the connection may have taken long, or the machine was suspended meanwhile.
+
+    Args:
+        code: the error's code.
+        sent_at: when the request was signed, in seconds since 1970 by the local clock.
+        received_at: when the response's head arrived, by the same clock.
+
+    Returns:
+        Its age in seconds if that was more than four minutes (`MAX_SKEW`); otherwise None.
+
+    Example:
+        >>> expired_on_the_way("InvalidSignatureException", 1793954200.0, 1793954800.0)
+        600.0
+        >>> expired_on_the_way("InvalidSignatureException", 1793954200.0, 1793954202.0) is None
+        True
+    """
+    age = received_at - sent_at
+    return age if age > MAX_SKEW and code in SIGNATURE_ERROR_CODES else None

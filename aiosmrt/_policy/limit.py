@@ -124,9 +124,8 @@ def is_accident(recent: Collection[int], sent_among: int) -> bool:
         recent: among how many calls those were sent that were answered last; negative for those that were refused.
         sent_among: among how many the refused one was sent; 0 when unknown.
 
-    Example:
-        >>> is_accident([8, 9, 8, 9, -8], sent_among=8), is_accident([7, 7, -8, -8], sent_among=8)
-        (True, False)
+    >>> is_accident([8, 9, 8, 9, -8], sent_among=8), is_accident([7, 7, -8, -8], sent_among=8)
+    (True, False)
     """
     if not sent_among:
         return False
@@ -147,16 +146,15 @@ class WorkingLimit:
     Raises:
         ValueError: ``maximum`` is below 1.
 
-    Example:
-        >>> limit = WorkingLimit(64)
-        >>> for in_flight in range(64, 8, -1):  # a burst of 64 that meets a service for 8
-        ...     limit.on_throttle(started_at=0.0, now=0.001, in_flight=in_flight)
-        >>> limit.limit
-        32
-        >>> for in_flight in range(32, 8, -1):
-        ...     limit.on_throttle(started_at=0.002, now=0.003, in_flight=in_flight)
-        >>> limit.limit
-        16
+    >>> limit = WorkingLimit(64)
+    >>> for in_flight in range(64, 8, -1):  # a burst of 64 that meets a service for 8
+    ...     limit.on_throttle(started_at=0.0, now=0.001, in_flight=in_flight)
+    >>> limit.limit
+    32
+    >>> for in_flight in range(32, 8, -1):
+    ...     limit.on_throttle(started_at=0.002, now=0.003, in_flight=in_flight)
+    >>> limit.limit
+    16
     """
 
     __slots__ = (

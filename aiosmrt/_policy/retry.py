@@ -56,7 +56,7 @@ _RETRYABLE: Final = frozenset(
 )
 _FREE: Final = frozenset({"model_not_ready", "clock_skew"})
 
-# Seconds since 1970 from which a year has five digits, for which the ttl field has no form.
+# Seconds since 1970 from which a year has five digits, which the ttl field cannot express.
 _YEAR_10000: Final = 253_402_300_800
 
 _NO_CAPACITY: Final = "Inference Component has no capacity to process this request."
@@ -87,11 +87,10 @@ def classify(status: int, code: str, *, skew: float | None = None) -> Cause:
     Returns:
         The cause; ``"none"`` when trying again would not help.
 
-    Example:
-        >>> classify(400, "ThrottlingException"), classify(502, ""), classify(424, "ModelError")
-        ('throttling', 'transient', 'model')
-        >>> classify(403, "InvalidSignatureException", skew=-900.0)
-        'clock_skew'
+    >>> classify(400, "ThrottlingException"), classify(502, ""), classify(424, "ModelError")
+    ('throttling', 'transient', 'model')
+    >>> classify(403, "InvalidSignatureException", skew=-900.0)
+    'clock_skew'
     """
     known = ERROR_CODES.get(code)
     if known is not None:
@@ -108,9 +107,8 @@ def is_no_capacity(code: str, message: str) -> bool:
 
     Only the start of the message counts, because further on it may quote what a client sent.
 
-    Example:
-        >>> is_no_capacity("ValidationError", "Inference Component has no capacity to process this request. Wait.")
-        True
+    >>> is_no_capacity("ValidationError", "Inference Component has no capacity to process this request. Wait.")
+    True
     """
     return code == "ValidationError" and message.startswith(_NO_CAPACITY)
 
@@ -120,9 +118,8 @@ def is_endpoint_not_found(code: str, message: str) -> bool:
 
     Only the start of the message counts, because further on it may quote what a client sent.
 
-    Example:
-        >>> is_endpoint_not_found("ValidationError", "Endpoint churn of account 123456789012 not found.")
-        True
+    >>> is_endpoint_not_found("ValidationError", "Endpoint churn of account 123456789012 not found.")
+    True
     """
     if code != "ValidationError" or not message.startswith("Endpoint "):
         return False
@@ -139,9 +136,8 @@ def parse_retry_after(header: str | None) -> float | None:
     Returns:
         Seconds, or None when the header is absent, negative or no number; AWS's SDKs ignore it then.
 
-    Example:
-        >>> parse_retry_after("1500"), parse_retry_after("-1"), parse_retry_after("soon")
-        (1.5, None, None)
+    >>> parse_retry_after("1500"), parse_retry_after("-1"), parse_retry_after("soon")
+    (1.5, None, None)
     """
     if header is None:
         return None
@@ -165,11 +161,10 @@ def backoff(base: float, retries: int, max_delay: float, rand: float, retry_afte
     Returns:
         Seconds; the hint can lengthen the wait by at most 5 s, and never shortens it.
 
-    Example:
-        >>> backoff(0.05, 1, 20.0, 0.5)
-        0.05
-        >>> backoff(1.0, 0, 20.0, 0.5, retry_after=60.0)
-        5.5
+    >>> backoff(0.05, 1, 20.0, 0.5)
+    0.05
+    >>> backoff(1.0, 0, 20.0, 0.5, retry_after=60.0)
+    5.5
     """
     # A call that waits for its model may retry without end, and a float overflows at 2**1024.
     delay = rand * min(base * 2.0 ** min(retries, 64), max_delay)
@@ -198,13 +193,12 @@ class RetryBucket:
     Args:
         max_tokens: what it holds when full, as at the beginning; with 0 nothing is ever retried for tokens.
 
-    Example:
-        >>> bucket = RetryBucket(20)
-        >>> bucket.withdraw(14), bucket.withdraw(14)
-        (True, False)
-        >>> bucket.on_success()
-        >>> bucket.statistics()
-        RetryBucketStatistics(tokens=7, max_tokens=20, granted=1, refused=1)
+    >>> bucket = RetryBucket(20)
+    >>> bucket.withdraw(14), bucket.withdraw(14)
+    (True, False)
+    >>> bucket.on_success()
+    >>> bucket.statistics()
+    RetryBucketStatistics(tokens=7, max_tokens=20, granted=1, refused=1)
     """
 
     __slots__ = ("_granted", "_max_tokens", "_refused", "_tokens")
@@ -253,14 +247,13 @@ class RetryState:
         patience: seconds after the first failure during which the call is repeated. If None, no limit. It may be
             changed between two decisions.
 
-    Example:
-        >>> state = RetryState(RetryPolicy(), deadline=10.0)
-        >>> state.decide("transient", now=0.0, rand=0.5)
-        0.025
-        >>> state.decide("none", now=0.1, rand=0.5)
-        'not_retryable'
-        >>> state.attempt
-        2
+    >>> state = RetryState(RetryPolicy(), deadline=10.0)
+    >>> state.decide("transient", now=0.0, rand=0.5)
+    0.025
+    >>> state.decide("none", now=0.1, rand=0.5)
+    'not_retryable'
+    >>> state.attempt
+    2
     """
 
     __slots__ = (
@@ -389,9 +382,8 @@ def invocation_id(random_bits: int) -> str:
     Args:
         random_bits: 128 random bits, of which 122 are used.
 
-    Example:
-        >>> invocation_id(0)
-        '00000000-0000-4000-8000-000000000000'
+    >>> invocation_id(0)
+    '00000000-0000-4000-8000-000000000000'
     """
     # bytes.hex() is the fastest way from an integer to padded hexadecimal.
     text = (random_bits & _UUID_RANDOM | _UUID_VERSION_4).to_bytes(16, "big").hex()
@@ -408,11 +400,10 @@ def sdk_request(attempt: int, max_attempts: int | None, expires_at: float | None
         expires_at: when the caller stops waiting for the answer, in seconds since 1970 by the service's clock; None
             when unknown.
 
-    Example:
-        >>> sdk_request(1, 3)
-        'attempt=1; max=3'
-        >>> sdk_request(2, 3, 1_700_000_000.5)
-        'ttl=20231114T221320Z; attempt=2; max=3'
+    >>> sdk_request(1, 3)
+    'attempt=1; max=3'
+    >>> sdk_request(2, 3, 1_700_000_000.5)
+    'ttl=20231114T221320Z; attempt=2; max=3'
     """
     count = f"attempt={attempt}"
     if max_attempts is not None:

@@ -45,18 +45,17 @@ class SendRate:
     Args:
         now: time in seconds at which the client is created.
 
-    Example:
-        >>> send_rate = SendRate(0.0)
-        >>> send_rate.wait(0.0)  # nothing has been throttled yet
-        0.0
-        >>> send_rate.on_response(1.0, throttled=False)
-        >>> send_rate.on_response(2.0, throttled=True)
-        >>> round(send_rate.rate, 3)
-        0.672
-        >>> send_rate.wait(2.0), round(send_rate.wait(2.0), 3)
-        (0.0, 1.488)
-        >>> send_rate.wait(3.5)
-        0.0
+    >>> send_rate = SendRate(0.0)
+    >>> send_rate.wait(0.0)  # nothing has been throttled yet
+    0.0
+    >>> send_rate.on_response(1.0, throttled=False)
+    >>> send_rate.on_response(2.0, throttled=True)
+    >>> round(send_rate.rate, 3)
+    0.672
+    >>> send_rate.wait(2.0), round(send_rate.wait(2.0), 3)
+    (0.0, 1.488)
+    >>> send_rate.wait(3.5)
+    0.0
     """
 
     __slots__ = (
@@ -104,9 +103,8 @@ class SendRate:
             0.0 if the request may be sent now; a token was taken unless the limiter is still off. Otherwise the seconds
             until a token is there if no other caller takes it first; nothing was taken.
 
-        Example:
-            >>> SendRate(0.0).wait(0.0)
-            0.0
+        >>> SendRate(0.0).wait(0.0)
+        0.0
         """
         if not self._enabled:
             return 0.0
@@ -123,11 +121,10 @@ class SendRate:
             now: current time in seconds.
             throttled: whether the service throttled the request; the first such response turns the limiter on.
 
-        Example:
-            >>> send_rate = SendRate(0.0)
-            >>> send_rate.on_response(0.0, throttled=True)
-            >>> send_rate
-            <SendRate rate=0.5 tokens=0.0>
+        >>> send_rate = SendRate(0.0)
+        >>> send_rate.on_response(0.0, throttled=True)
+        >>> send_rate
+        <SendRate rate=0.5 tokens=0.0>
         """
         measured = self._measure(now)
         if throttled:

@@ -79,11 +79,10 @@ def is_sign_of_life(cause: Cause, illness: Illness) -> bool:
         cause: the error's.
         illness: what the target is ill with.
 
-    Example:
-        >>> is_sign_of_life("model", "outage"), is_sign_of_life("transient", "outage")
-        (True, False)
-        >>> is_sign_of_life("read_timeout", "outage"), is_sign_of_life("read_timeout", "capacity")
-        (False, True)
+    >>> is_sign_of_life("model", "outage"), is_sign_of_life("transient", "outage")
+    (True, False)
+    >>> is_sign_of_life("read_timeout", "outage"), is_sign_of_life("read_timeout", "capacity")
+    (False, True)
     """
     return cause in _SIGNS_OF_LIFE[illness]
 
@@ -95,11 +94,10 @@ class ProbeSchedule:
         illness: what it is ill with.
         now: since when, in seconds.
 
-    Example:
-        >>> schedule = ProbeSchedule("capacity", now=100.0)
-        >>> schedule.refused(now=100.0, rand=0.5)
-        >>> schedule.next_probe(until=130.0)
-        100.75
+    >>> schedule = ProbeSchedule("capacity", now=100.0)
+    >>> schedule.refused(now=100.0, rand=0.5)
+    >>> schedule.next_probe(until=130.0)
+    100.75
     """
 
     __slots__ = ("_due", "_earliest", "_illness", "_refusals", "_since")
@@ -163,18 +161,17 @@ class AdmissionState:
         limit: how many calls may be in flight while it is healthy.
         maximum: the limit's ceiling.
 
-    Example:
-        >>> from aiosmrt._policy.limit import WorkingLimit
-        >>> state = AdmissionState(WorkingLimit(64), 64)
-        >>> for number in range(3):
-        ...     state.on_failure(started_at=1.0, now=1.0, in_flight=1, rand=0.5)
-        >>> state.illness, state.slots
-        ('outage', 0)
-        >>> state.next_probe(until=21.0)
-        1.075
-        >>> state.on_success(started_at=1.075, now=1.125, in_flight=1, probe=True)
-        >>> state.illness, state.slots
-        (None, 4)
+    >>> from aiosmrt._policy.limit import WorkingLimit
+    >>> state = AdmissionState(WorkingLimit(64), 64)
+    >>> for number in range(3):
+    ...     state.on_failure(started_at=1.0, now=1.0, in_flight=1, rand=0.5)
+    >>> state.illness, state.slots
+    ('outage', 0)
+    >>> state.next_probe(until=21.0)
+    1.075
+    >>> state.on_success(started_at=1.075, now=1.125, in_flight=1, probe=True)
+    >>> state.illness, state.slots
+    (None, 4)
     """
 
     __slots__ = (

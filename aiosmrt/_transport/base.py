@@ -52,8 +52,8 @@ class Request(NamedTuple):
         resend: whether to send the request again, on a fresh connection, if a pooled one turns out to be closed before
             the first byte of the response. Needs ``renew_headers``. aiohttp's session never resends a POST. Defaults
             to True.
-        renew_headers: returns ``headers`` with a new signature. The pooled transport calls it whenever it has made a
-            connection, because that takes time, and the machine may have been suspended.
+        renew_headers: returns ``headers`` with a new signature. Called whenever a connection was made, because that
+            takes time, and the machine may have been suspended; not in the caller's session, which gives no hook there.
         max_response_bytes: limit for the body of a whole response, bytes. If None, no limit.
     """
 

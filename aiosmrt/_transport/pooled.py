@@ -189,6 +189,9 @@ class PooledTransport:
         for connecting in self._connecting:
             connecting.cancel()
         await self._connector.close()
+        # TLS connections are aborted in the next iteration of the loop, their sockets are closed in the one after.
+        for _ in range(2):
+            await asyncio.sleep(0)
 
     # Connections
 

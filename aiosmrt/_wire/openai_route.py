@@ -65,7 +65,7 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
     return {
         "Error": {"Message": message, "Code": code},
         "ResponseMetadata": metadata,
-        "OpenAI": {**error, "message": message or f"the service answered {status} without a message"},
+        "OpenAI": {**error, "message": message or f"the service answered {code} without a message"},
     }
 
 

@@ -96,19 +96,33 @@ class Operation(NamedTuple):
 _NAME = "^[a-zA-Z0-9](-*[a-zA-Z0-9])*"
 _PRINTABLE = r"\A\S[\p{Print}]*\z"
 
-_ENDPOINT_NAME = Rule(max=63, pattern=_NAME)
 _HEADER = Rule(max=1024, pattern=r"\p{ASCII}*")
-_CUSTOM_ATTRIBUTES = Rule(max=1024, pattern=r"\p{ASCII}*", sensitive=True)
-_BODY = Rule("blob", max=6291456, sensitive=True)
+_INLINE_BODY = Rule("blob", max=6291456, sensitive=True)
 _TARGET = Rule(max=63, pattern=_NAME)
-_INFERENCE_ID = Rule(min=1, max=64, pattern=_PRINTABLE)
-_INFERENCE_COMPONENT = Rule(max=63, pattern=r"^[a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?$")
-_SESSION_ID = Rule(max=256, pattern=f"{_NAME}$")
-_PREFIX_AWARE_ID = Rule(min=1, max=64, pattern=_PRINTABLE)
-_NEW_SESSION = Rule(
-    max=256,
-    pattern=_NAME + r";\sExpires=[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+_ID = Rule(min=1, max=64, pattern=_PRINTABLE)
+_SESSION = Rule(max=256, pattern=f"{_NAME}$")
+
+# Members of more than one operation; where the header or the rule differs, the operation has its own.
+_ENDPOINT_NAME = Member("EndpointName", Rule(max=63, pattern=_NAME), "uri", required=True)
+_BODY = Member("Body", _INLINE_BODY, "payload", required=True)
+_CONTENT_TYPE = Member("ContentType", _HEADER, header="Content-Type")
+_PREFIXED_CONTENT_TYPE = Member("ContentType", _HEADER, header="X-Amzn-SageMaker-Content-Type")
+_PREFIXED_ACCEPT = Member("Accept", _HEADER, header="X-Amzn-SageMaker-Accept")
+_CUSTOM_ATTRIBUTES = Member(
+    "CustomAttributes",
+    Rule(max=1024, pattern=r"\p{ASCII}*", sensitive=True),
+    header="X-Amzn-SageMaker-Custom-Attributes",
 )
+_TARGET_VARIANT = Member("TargetVariant", _TARGET, header="X-Amzn-SageMaker-Target-Variant")
+_TARGET_CONTAINER = Member("TargetContainerHostname", _TARGET, header="X-Amzn-SageMaker-Target-Container-Hostname")
+_INFERENCE_ID = Member("InferenceId", _ID, header="X-Amzn-SageMaker-Inference-Id")
+_INFERENCE_COMPONENT = Member(
+    "InferenceComponentName",
+    Rule(max=63, pattern=r"^[a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?$"),
+    header="X-Amzn-SageMaker-Inference-Component",
+)
+_PREFIX_AWARE_ID = Member("PrefixAwareId", _ID, header="X-Amzn-SageMaker-Prefix-Aware-Id")
+_INVOKED_VARIANT = Member("InvokedProductionVariant", _HEADER, header="x-Amzn-Invoked-Production-Variant")
 
 INVOKE_ENDPOINT = Operation(
     name="InvokeEndpoint",
@@ -116,31 +130,35 @@ INVOKE_ENDPOINT = Operation(
     path_suffix="/invocations",
     status=200,
     members=(
-        Member("EndpointName", _ENDPOINT_NAME, "uri", required=True),
-        Member("Body", _BODY, "payload", required=True),
-        Member("ContentType", _HEADER, header="Content-Type"),
+        _ENDPOINT_NAME,
+        _BODY,
+        _CONTENT_TYPE,
         Member("Accept", _HEADER, header="Accept"),
-        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
+        _CUSTOM_ATTRIBUTES,
         Member("TargetModel", Rule(min=1, max=1024, pattern=_PRINTABLE), header="X-Amzn-SageMaker-Target-Model"),
-        Member("TargetVariant", _TARGET, header="X-Amzn-SageMaker-Target-Variant"),
-        Member("TargetContainerHostname", _TARGET, header="X-Amzn-SageMaker-Target-Container-Hostname"),
-        Member("InferenceId", _INFERENCE_ID, header="X-Amzn-SageMaker-Inference-Id"),
+        _TARGET_VARIANT,
+        _TARGET_CONTAINER,
+        _INFERENCE_ID,
         Member("EnableExplanations", Rule(min=1, max=64, pattern=".*"), header="X-Amzn-SageMaker-Enable-Explanations"),
-        Member("InferenceComponentName", _INFERENCE_COMPONENT, header="X-Amzn-SageMaker-Inference-Component"),
+        _INFERENCE_COMPONENT,
         Member(
             "SessionId",
             Rule(max=256, pattern=f"^(NEW_SESSION)$|{_NAME}$"),
             header="X-Amzn-SageMaker-Session-Id",
         ),
-        Member("PrefixAwareId", _PREFIX_AWARE_ID, header="X-Amzn-SageMaker-Prefix-Aware-Id"),
+        _PREFIX_AWARE_ID,
     ),
     results=(
-        Member("Body", _BODY, "payload", required=True),
-        Member("ContentType", _HEADER, header="Content-Type"),
-        Member("InvokedProductionVariant", _HEADER, header="x-Amzn-Invoked-Production-Variant"),
-        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
-        Member("NewSessionId", _NEW_SESSION, header="X-Amzn-SageMaker-New-Session-Id"),
-        Member("ClosedSessionId", _SESSION_ID, header="X-Amzn-SageMaker-Closed-Session-Id"),
+        _BODY,
+        _CONTENT_TYPE,
+        _INVOKED_VARIANT,
+        _CUSTOM_ATTRIBUTES,
+        Member(
+            "NewSessionId",
+            Rule(max=256, pattern=_NAME + r";\sExpires=[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
+            header="X-Amzn-SageMaker-New-Session-Id",
+        ),
+        Member("ClosedSessionId", _SESSION, header="X-Amzn-SageMaker-Closed-Session-Id"),
     ),
     errors=(
         "InternalFailure",
@@ -158,11 +176,11 @@ INVOKE_ENDPOINT_ASYNC = Operation(
     path_suffix="/async-invocations",
     status=202,
     members=(
-        Member("EndpointName", _ENDPOINT_NAME, "uri", required=True),
-        Member("ContentType", _HEADER, header="X-Amzn-SageMaker-Content-Type"),
-        Member("Accept", _HEADER, header="X-Amzn-SageMaker-Accept"),
-        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
-        Member("InferenceId", _INFERENCE_ID, header="X-Amzn-SageMaker-Inference-Id"),
+        _ENDPOINT_NAME,
+        _PREFIXED_CONTENT_TYPE,
+        _PREFIXED_ACCEPT,
+        _CUSTOM_ATTRIBUTES,
+        _INFERENCE_ID,
         Member(
             "InputLocation",
             Rule(min=1, max=1024, pattern="^(https|s3)://([^/]+)/?(.*)$"),
@@ -202,23 +220,23 @@ INVOKE_ENDPOINT_WITH_RESPONSE_STREAM = Operation(
     path_suffix="/invocations-response-stream",
     status=200,
     members=(
-        Member("EndpointName", _ENDPOINT_NAME, "uri", required=True),
-        Member("Body", _BODY, "payload", required=True),
-        Member("ContentType", _HEADER, header="Content-Type"),
-        Member("Accept", _HEADER, header="X-Amzn-SageMaker-Accept"),
-        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
-        Member("TargetVariant", _TARGET, header="X-Amzn-SageMaker-Target-Variant"),
-        Member("TargetContainerHostname", _TARGET, header="X-Amzn-SageMaker-Target-Container-Hostname"),
-        Member("InferenceId", _INFERENCE_ID, header="X-Amzn-SageMaker-Inference-Id"),
-        Member("InferenceComponentName", _INFERENCE_COMPONENT, header="X-Amzn-SageMaker-Inference-Component"),
-        Member("SessionId", _SESSION_ID, header="X-Amzn-SageMaker-Session-Id"),
-        Member("PrefixAwareId", _PREFIX_AWARE_ID, header="X-Amzn-SageMaker-Prefix-Aware-Id"),
+        _ENDPOINT_NAME,
+        _BODY,
+        _CONTENT_TYPE,
+        _PREFIXED_ACCEPT,
+        _CUSTOM_ATTRIBUTES,
+        _TARGET_VARIANT,
+        _TARGET_CONTAINER,
+        _INFERENCE_ID,
+        _INFERENCE_COMPONENT,
+        Member("SessionId", _SESSION, header="X-Amzn-SageMaker-Session-Id"),
+        _PREFIX_AWARE_ID,
     ),
     results=(
         Member("Body", Rule("stream"), "payload", required=True),
-        Member("ContentType", _HEADER, header="X-Amzn-SageMaker-Content-Type"),
-        Member("InvokedProductionVariant", _HEADER, header="x-Amzn-Invoked-Production-Variant"),
-        Member("CustomAttributes", _CUSTOM_ATTRIBUTES, header="X-Amzn-SageMaker-Custom-Attributes"),
+        _PREFIXED_CONTENT_TYPE,
+        _INVOKED_VARIANT,
+        _CUSTOM_ATTRIBUTES,
     ),
     errors=(
         "InternalFailure",
@@ -240,15 +258,12 @@ CHAT_COMPLETIONS = Operation(
     path_suffix="/openai/v1/chat/completions",
     status=200,
     members=(
-        Member("EndpointName", _ENDPOINT_NAME, "uri", required=True),
-        Member("Body", _BODY, "payload", required=True),
-        Member("ContentType", _HEADER, header="Content-Type"),
-        Member("InferenceComponentName", _INFERENCE_COMPONENT, "uri"),
+        _ENDPOINT_NAME,
+        _BODY,
+        _CONTENT_TYPE,
+        _INFERENCE_COMPONENT._replace(location="uri", header=None),
     ),
-    results=(
-        Member("Body", _BODY, "payload", required=True),
-        Member("ContentType", _HEADER, header="Content-Type"),
-    ),
+    results=(_BODY, _CONTENT_TYPE),
     errors=(),
     openai=True,
 )

@@ -184,7 +184,7 @@ class HeadBuilder:
             if self._input_location is None:
                 return [f'{_MISSING} "Body"']
             if values[self._input_location] is None:
-                return ["Exactly one of Body and InputLocation must be given, got neither"]
+                return [f'{_MISSING} "InputLocation" or "Body"']
             return []
         faults = []
         if self._input_location is not None and values[self._input_location] is not None:

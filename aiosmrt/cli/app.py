@@ -61,8 +61,15 @@ def cli(**_: object) -> None:
     """Call Amazon SageMaker endpoints, and run a local SageMaker Runtime."""
 
 
+@cli.group("sagemaker-runtime", params=global_options(), hidden=True)
+def _sagemaker_runtime(**_: object) -> None:
+    """The operations, where the AWS CLI has them."""
+
+
 for _operation in OPERATIONS:
-    cli.add_command(operation_command(_operation))
+    _command = operation_command(_operation)
+    cli.add_command(_command)
+    _sagemaker_runtime.add_command(_command)
 cli.add_command(score)
 cli.add_command(serve)
 cli.add_command(demo)
@@ -78,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
         return 252
     try:
         # Unlike cli.main(), this leaves interrupts and broken pipes to the handlers below.
-        with cli.make_context(_PROGRAM, list(arguments)) as context:
+        with cli.make_context(_PROGRAM, _help_as_option(arguments)) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as end:
@@ -101,6 +108,16 @@ def run(arguments: Sequence[str]) -> int:
     except (AiosmrtError, OSError) as error:
         return _fail(255, str(error) or type(error).__name__)
     return 0
+
+
+def _help_as_option(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments, with ``--help`` for the AWS CLI's ``help`` behind nothing but names of commands."""
+    command: click.Command | None = cli
+    for name in arguments[:-1]:
+        command = command.commands.get(name) if isinstance(command, click.Group) else None
+    if arguments[-1] == "help" and command is not None:
+        return [*arguments[:-1], "--help"]
+    return list(arguments)
 
 
 def _fail(code: int, message: str) -> int:

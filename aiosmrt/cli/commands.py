@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from aiosmrt._wire.operations import Operation
-from aiosmrt.cli.options import GlobalOptions, global_options
+from aiosmrt.cli.options import GlobalOptions, binary_format, global_options
 from aiosmrt.cli.outfile import STANDARD_OUTPUT, Outfile
 from aiosmrt.cli.output import OutputFormat
 from aiosmrt.cli.parameters import HELP, option_name, request_parameters, skeleton
@@ -22,6 +22,8 @@ _SUMMARIES = {
     "InvokeEndpointAsync": "Queue an inference; its result goes to S3.",
     "InvokeEndpointWithResponseStream": "Get an inference as a stream; its parts go to OUTFILE as they arrive.",
 }
+# What `--generate-cli-skeleton` prints, as an output format.
+_SKELETONS = {"input": "json", "yaml-input": "yaml"}
 _OUTFILE_HELP = (
     "OUTFILE is the file for the response body, or - for standard output; "
     "the rest of the response is then printed on standard error."
@@ -35,8 +37,8 @@ def operation_command(operation: Operation) -> click.Command:
     def invoke(outfile: str | None = None, **_: object) -> None:
         context = click.get_current_context()
         options = GlobalOptions.of(context)
-        if context.params["generate_cli_skeleton"] is not None:
-            OutputFormat("json").write(skeleton(operation), sys.stdout, title=operation.name)
+        if (wanted := context.params["generate_cli_skeleton"]) is not None:
+            OutputFormat(_SKELETONS[wanted]).write(skeleton(operation), sys.stdout, title=operation.name)
             return
         # Everything that can be wrong with the command is checked before the call.
         output = OutputFormat.of(options.output, options.query, profile=options.profile)
@@ -45,7 +47,8 @@ def operation_command(operation: Operation) -> click.Command:
             operation,
             given,
             input_json=context.params["cli_input_json"],
-            text_is_base64=options.cli_binary_format == "base64",
+            input_yaml=context.params["cli_input_yaml"],
+            text_is_base64=binary_format(options) == "base64",
         )
         missing = [option_name(m.name) for m in operation.members if m.required and parameters.get(m.name) is None]
         if has_body and outfile is None:
@@ -60,13 +63,14 @@ def operation_command(operation: Operation) -> click.Command:
         for member in operation.members
     ]
     parameters.append(click.Option(["--cli-input-json"], metavar="JSON", help="Members as one JSON object."))
+    parameters.append(click.Option(["--cli-input-yaml"], metavar="YAML", help="The same in YAML."))
     parameters.append(
         click.Option(
             ["--generate-cli-skeleton"],
             is_flag=False,
             flag_value="input",
-            type=click.Choice(["input"]),
-            help="Print a JSON object to fill in, without calling the service.",
+            type=click.Choice(list(_SKELETONS)),
+            help="Print an object to fill in, as JSON or as YAML, without calling the service.",
         )
     )
     if has_body:

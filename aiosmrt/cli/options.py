@@ -10,12 +10,17 @@ from typing import Any
 
 import click
 
+from aiosmrt._aws.shared_config import load_shared_config, selected_profile
 from aiosmrt._version import __version__
 from aiosmrt.cli.output import FORMATS
 from aiosmrt.client import Client
+from aiosmrt.errors import InvalidConfigError
 from aiosmrt.events import Event
 
 __all__ = ["GlobalOptions", "global_options", "version_line"]
+
+# What text given for a blob is. Version 2 of the AWS CLI defaults to the first, version 1 to the second.
+BINARY_FORMATS = ("base64", "raw-in-base64-out")
 
 # Accepted for compatibility with the AWS CLI; they have no effect here.
 _IGNORED = ("no-paginate", "no-cli-pager", "cli-auto-prompt", "no-cli-auto-prompt")
@@ -92,6 +97,22 @@ class GlobalOptions:
         )
 
 
+def binary_format(options: GlobalOptions) -> str:
+    """How text for a blob is read: by the option, else ``cli_binary_format`` of the profile, else as it is.
+
+    Raises:
+        InvalidConfigError: the profile has another value.
+    """
+    if options.cli_binary_format is not None:
+        return options.cli_binary_format
+    name = load_shared_config().profile(selected_profile(options.profile)).get("cli_binary_format") or BINARY_FORMATS[1]
+    if name not in BINARY_FORMATS:
+        raise InvalidConfigError(
+            f"cli_binary_format in the profile must be one of {', '.join(BINARY_FORMATS)}; got {name!r:.80}"
+        )
+    return name
+
+
 def global_options() -> list[click.Parameter]:
     """Make the global options, named as in the AWS CLI."""
     return [
@@ -115,7 +136,7 @@ def global_options() -> list[click.Parameter]:
         ),
         click.Option(
             ["--cli-binary-format"],
-            type=click.Choice(["base64", "raw-in-base64-out"]),
+            type=click.Choice(BINARY_FORMATS),
             help="Whether text given for a body is base64.  [default: raw-in-base64-out]",
         ),
         click.Option(["--output"], type=click.Choice(FORMATS), help="Output format.  [default: json]"),

@@ -7,17 +7,21 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self, TextIO
 
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
+from aiosmrt._extras import installed
 from aiosmrt.cli.parameters import ParameterError
 from aiosmrt.cli.table import format_table
 from aiosmrt.cli.text import format_text
-from aiosmrt.errors import ConfigurationError, InvalidConfigError
+from aiosmrt.errors import InvalidConfigError
 
 __all__ = ["FORMATS", "OutputFormat"]
 
 FORMATS: Final = ("json", "text", "table", "yaml", "yaml-stream", "off")
+
+_NEXT_LINE: Final = "\x85"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class OutputFormat:
         compiled = None if query is None else _compile(query)
         name = name or _configured_format(profile)
         if name.startswith("yaml"):
-            _yaml()
+            installed("yaml", "cli")
         return cls(name, compiled)
 
     def write(self, response: Any, stream: TextIO, *, title: str) -> None:
@@ -86,8 +90,10 @@ class OutputFormat:
             return ""
         if self.name == "json":
             return json.dumps(response, indent=4, ensure_ascii=ascii_only) + "\n"
-        text: str = _yaml().safe_dump(response, default_flow_style=False, allow_unicode=not ascii_only)
-        return text
+        dump = partial(installed("yaml", "cli").safe_dump, response, default_flow_style=False)
+        text: str = dump(allow_unicode=not ascii_only)
+        # PyYAML does not escape it inside quotes, where readers, itself included, fold it into a space.
+        return dump(allow_unicode=False) if _NEXT_LINE in text else text
 
 
 def _can_encode(text: str, encoding: str) -> bool:
@@ -107,14 +113,6 @@ def _configured_format(profile: str | None) -> str:
     if name not in FORMATS:
         raise InvalidConfigError(f"{source} must be one of {', '.join(FORMATS)}; got {name!r:.80}")
     return name
-
-
-def _yaml() -> Any:
-    try:
-        import yaml  # type: ignore[import-untyped]
-    except ModuleNotFoundError:
-        raise ConfigurationError("PyYAML is not installed; run: pip install 'aiosmrt[cli]'") from None
-    return yaml
 
 
 def _compile(query: str) -> Any:

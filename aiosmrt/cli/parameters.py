@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aiosmrt._extras import installed
 from aiosmrt._wire.operations import Member, Operation
 
 __all__ = ["HELP", "ParameterError", "option_name", "request_parameters", "skeleton"]
@@ -56,7 +57,12 @@ def option_name(member: str) -> str:
 
 
 def request_parameters(
-    operation: Operation, given: Mapping[str, str], *, input_json: str | None = None, text_is_base64: bool = False
+    operation: Operation,
+    given: Mapping[str, str],
+    *,
+    input_json: str | None = None,
+    input_yaml: str | None = None,
+    text_is_base64: bool = False,
 ) -> dict[str, Any]:
     """Parse the parameters of a call.
 
@@ -64,14 +70,22 @@ def request_parameters(
         operation: the operation.
         given: the values of options, by member.
         input_json: a JSON object of members, or the ``file://`` URL of one. Options override its members.
+        input_yaml: the same in YAML, where ``!!binary`` marks bytes. Only one of the two may be given.
         text_is_base64: whether text for a blob is base64; ``fileb://`` and standard input are always raw bytes.
 
     Raises:
         ParameterError: a file cannot be read, or a value does not have its member's type.
+        ConfigurationError: PyYAML is not installed.
     """
     parameters: dict[str, Any] = {}
+    if input_json is not None and input_yaml is not None:
+        raise ParameterError("--cli-input-yaml", "only one of --cli-input-json and --cli-input-yaml may be given")
     if input_json is not None:
-        parameters.update(_parse_input_json(operation, input_json, text_is_base64))
+        document = _parse_json("--cli-input-json", input_json)
+        parameters.update(_checked("--cli-input-json", operation, document, text_is_base64))
+    if input_yaml is not None:
+        document = _parse_yaml("--cli-input-yaml", input_yaml)
+        parameters.update(_checked("--cli-input-yaml", operation, document, text_is_base64))
     for member in operation.members:
         if member.name in given:
             parameters[member.name] = _value(member, given[member.name], text_is_base64)
@@ -79,7 +93,7 @@ def request_parameters(
 
 
 def skeleton(operation: Operation) -> dict[str, Any]:
-    """Return all members with empty values, as a template for ``--cli-input-json``."""
+    """Return all members with empty values, as a template for ``--cli-input-json`` or ``--cli-input-yaml``."""
     empty = {"integer": 0, "blob": None}
     return {member.name: empty.get(member.rule.type, "") for member in operation.members}
 
@@ -137,18 +151,34 @@ def _read(option: str, text: str, prefix: str) -> bytes:
         raise ParameterError(option, f"Unable to load paramfile {text}: {error}") from error
 
 
-def _parse_input_json(operation: Operation, text: str, text_is_base64: bool) -> dict[str, Any]:
-    option = "--cli-input-json"
+def _parse_json(option: str, text: str) -> Any:
     try:
-        document = json.loads(_expand(option, text))
+        return json.loads(_expand(option, text))
     except RecursionError:
         raise ParameterError(option, "Invalid JSON: nested too deeply") from None
     except ValueError as error:
         raise ParameterError(option, f"Invalid JSON: {error}") from error
+
+
+def _parse_yaml(option: str, text: str) -> Any:
+    yaml = installed("yaml", "cli")
+    try:
+        return yaml.safe_load(_expand(option, text))
+    except RecursionError:
+        raise ParameterError(option, "Invalid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        # PyYAML's message quotes the document.
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = f"Invalid YAML{where}"
+    raise ParameterError(option, problem)
+
+
+def _checked(option: str, operation: Operation, document: Any, text_is_base64: bool) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise ParameterError(option, "Invalid JSON: must be an object")
+        raise ParameterError(option, "must be an object of members")
     known = {member.name: member for member in operation.members}
-    if unknown := [name for name in document if name not in known]:
+    if unknown := [str(name) for name in document if name not in known]:
         raise ParameterError(option, f"Unknown members: {', '.join(unknown)}")
     return {
         name: _blob(option, value, text_is_base64)

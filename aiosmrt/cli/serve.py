@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
+from typing import Any
 
 import click
 
 from aiosmrt.cli.options import GlobalOptions
+from aiosmrt.errors import ConfigurationError
 
 __all__ = ["serve"]
 
@@ -23,6 +27,22 @@ def _endpoints(context: click.Context, parameter: click.Parameter, values: tuple
     return endpoints
 
 
+def _handlers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    handlers: dict[str, str] = {}
+    for value in values:
+        name, equals, handler = value.rpartition("=")
+        if not equals:
+            name = handler.rpartition(":")[2].replace("_", "-")
+        if not name:
+            raise click.BadParameter(
+                f"must be MODULE:FUNCTION or NAME=MODULE:FUNCTION; got {value!r}", context, parameter
+            )
+        if name in handlers:
+            raise click.BadParameter(f"endpoint {name!r} is given twice", context, parameter)
+        handlers[name] = handler
+    return handlers
+
+
 @click.command
 @click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option(
@@ -33,6 +53,15 @@ def _endpoints(context: click.Context, parameter: click.Parameter, values: tuple
     callback=_endpoints,
     help="Endpoint, and the URL of its model container. May be repeated.",
 )
+@click.option(
+    "--handler",
+    "handlers",
+    multiple=True,
+    metavar="[NAME=]MODULE:FUNCTION",
+    callback=_handlers,
+    help="Python function that serves an endpoint, which is named after it by default: predict_price serves "
+    "predict-price. Modules are looked for in the current folder too. May be repeated.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), help="TCP port on 127.0.0.1; 0 for any free one.  [default: 0]")
 @click.option("--region", metavar="NAME", help="AWS region of the runtime.")
 @click.option(
@@ -41,6 +70,7 @@ def _endpoints(context: click.Context, parameter: click.Parameter, values: tuple
 def serve(
     config: str | None,
     endpoints: dict[str, str],
+    handlers: dict[str, str],
     port: int | None,
     region: str | None,
     verify_signatures: bool | None,
@@ -53,12 +83,24 @@ def serve(
     (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; made-up values are fine).
     """
     from aiosmrt.local import serve as serve_runtime
+    from aiosmrt.local.configuration import import_handler
 
-    options = GlobalOptions.of(click.get_current_context())
+    context = click.get_current_context()
+    options = GlobalOptions.of(context)
+    sources: dict[str, Any] = dict(endpoints)
+    if handlers:
+        sys.path.insert(0, str(Path.cwd()))
+    for name, handler in handlers.items():
+        if name in sources:
+            raise click.BadParameter(f"endpoint {name!r} is given twice", context, param_hint="--handler")
+        try:
+            sources[name] = import_handler(handler)
+        except ConfigurationError as error:
+            raise click.BadParameter(str(error), context, param_hint="--handler") from error
     try:
         asyncio.run(
             serve_runtime(
-                endpoints,
+                sources,
                 config=config,
                 port=port,
                 region=region or options.region,

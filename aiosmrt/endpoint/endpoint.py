@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterable, Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack
 
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.frames import clear_locals
@@ -286,21 +286,27 @@ class Endpoint(Generic[In, Out]):
             Entering the block raises as `predict` does.
         """
         operation = INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
-        params = merged(self._params, options)
-        check_accepted(operation, params)
-        client = self._client
-        if first_part_timeout is not None and part_timeout is not None:
-            if self._patient is None:
-                self._patient = client.with_options(read_timeout=None)
-            client = self._patient
-        return PredictionStream(
-            client,
-            partial(serialized, self._serializer, data, operation.name, self.name),
-            params,
-            first_part_timeout,
-            part_timeout,
-            timeouts_count,
-        )
+        params: dict[str, Any] = {}
+        try:
+            params = merged(self._params, options)
+            check_accepted(operation, params)
+            client = self._client
+            if first_part_timeout is not None and part_timeout is not None:
+                if self._patient is None:
+                    self._patient = client.with_options(read_timeout=None)
+                client = self._patient
+            return PredictionStream(
+                client,
+                partial(serialized, self._serializer, data, operation.name, self.name),
+                params,
+                first_part_timeout,
+                part_timeout,
+                timeouts_count,
+            )
+        except BaseException as error:
+            del data, options, params
+            clear_locals(error)
+            raise
 
     def map(
         self,
@@ -345,22 +351,22 @@ class Endpoint(Generic[In, Out]):
             `TooManyFailuresError`; earlier results come first. Cancelling a call's task from outside raises
             `ClientStateError`.
         """
-        # An invalid option would fail every call.
         try:
+            # An invalid option would fail every call.
             self._client._check(INVOKE_ENDPOINT.name, {**merged(self._params, options), "Body": b""})
-        except BaseException:
+            job = Endpoint(
+                self._client._for_job(patience),
+                self.name,
+                serializer=self._serializer,
+                deserializer=self._deserializer,
+                **self._options,
+            )
+            limit = self._client.max_concurrency if concurrency is None else concurrency
+            return Results(_Scoring(job, options), items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+        except BaseException as error:
             del items, options
+            clear_locals(error)
             raise
-        job = Endpoint(
-            self._client._for_job(patience),
-            self.name,
-            serializer=self._serializer,
-            deserializer=self._deserializer,
-            **self._options,
-        )
-
-        limit = self._client.max_concurrency if concurrency is None else concurrency
-        return Results(_Scoring(job, options), items, concurrency=limit, ordered=ordered, max_failures=max_failures)
 
     def map_rows(
         self,
@@ -388,14 +394,19 @@ class Endpoint(Generic[In, Out]):
         Raises:
             ParamValidationError: ``frame`` is not such a table, ``rows`` is not an integer >= 1, or as for `map`.
         """
-        return self.map(
-            batches(frame, rows),
-            concurrency=concurrency,
-            ordered=ordered,
-            patience=patience,
-            max_failures=max_failures,
-            **options,
-        )
+        try:
+            return self.map(
+                batches(frame, rows),
+                concurrency=concurrency,
+                ordered=ordered,
+                patience=patience,
+                max_failures=max_failures,
+                **options,
+            )
+        except BaseException as error:
+            del frame, options
+            clear_locals(error)
+            raise
 
     def session(self, *, open_with: In | Unset = UNSET, close_with: In | Unset = UNSET) -> Session[In, Out]:
         """Make calls that the service routes to one instance of a stateful model::
@@ -430,7 +441,8 @@ class Endpoint(Generic[In, Out]):
         """Queue a request at an asynchronous endpoint.
 
         Up to 128,000 bytes travel with the request. A larger body is uploaded to S3 first, with the client's
-        credentials, and deleted if this call fails or is cancelled. A connection that breaks may leave two jobs behind,
+        credentials, and deleted if this call fails or is cancelled, which may take 5 s more. A ``deadline`` covers
+        serializing and uploading. A connection that breaks may leave two jobs behind,
         because the request is sent again.
 
         Args:
@@ -452,6 +464,7 @@ class Endpoint(Generic[In, Out]):
             ObjectStoreError: the body could not be uploaded to S3.
             AiosmrtError: as for `aiosmrt.Client.invoke_endpoint_async`.
         """
+        began = self._client._now()
         given = not isinstance(data, Unset)
         if given == (input_location is not None):
             raise ParamValidationError(["exactly one of data and input_location must be given"])
@@ -473,9 +486,10 @@ class Endpoint(Generic[In, Out]):
         body = None
         try:
             if not isinstance(data, Unset):
-                body = await serialized(self._serializer, data, operation.name, self.name)
+                making = serialized(self._serializer, data, operation.name, self.name)
+                body = await self._client._before_deadline(began, operation.name, self.name, making)
             # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
-            return self._job(await submit(self._client, params, body, input_location, upload_to))
+            return self._job(await submit(self._client, params, body, input_location, upload_to, began))
         except BaseException as error:
             del data, options, params, body
             if isinstance(error, DeserializationError):

@@ -26,7 +26,6 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
@@ -173,9 +172,7 @@ class Results(Generic[In, Out]):
         self._start_worker()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._left = self._ended = True
         self._wake_reader()
         tasks = [*self._workers] if self._feeder is None else [*self._workers, self._feeder]

@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
@@ -277,7 +278,12 @@ class Job(Generic[Out]):
 
 
 async def submit(
-    client: StorageClient, params: dict[str, Any], body: bytes | None, input_location: str | None, upload_to: str | None
+    client: StorageClient,
+    params: dict[str, Any],
+    body: bytes | None,
+    input_location: str | None,
+    upload_to: str | None,
+    began: float,
 ) -> JobHandle:
     """Queue a request, with its body in the request or in S3.
 
@@ -287,6 +293,7 @@ async def submit(
         body: the request body; None with ``input_location``.
         input_location: the S3 URI of an existing body; None with ``body``.
         upload_to: where to upload a body that is too large for the request. If None, such a body is an error.
+        began: when the call began, by the client's clock; its deadline counts from then.
 
     Raises:
         ParamValidationError: the body is too large, and ``upload_to`` is None.
@@ -303,19 +310,20 @@ async def submit(
     else:
         uploaded_to = f"{upload_to.rstrip('/')}/{uuid.uuid4()}"
         params = {**params, "InputLocation": uploaded_to}
-    store = None if uploaded_to is None else await client._object_store()
+    within = partial(client._before_deadline, began, INVOKE_ENDPOINT_ASYNC.name, params["EndpointName"])
+    store = None if uploaded_to is None else await within(client._object_store())
     # Whether there may be an object to delete: not if S3 refused it or was never called.
     stored = False
     try:
         if store is not None and body is not None and uploaded_to is not None:
             try:
-                await store.put(uploaded_to, body, params.get("ContentType"))
+                await within(store.put(uploaded_to, body, params.get("ContentType")))
             except BaseException as error:
                 refused = isinstance(error, ObjectStoreError) and error.status is not None
                 stored = not refused and not isinstance(error, ConfigurationError)
                 raise
             stored = True
-        response = await client.make_request(INVOKE_ENDPOINT_ASYNC.name, params)
+        response = await client._request_since(began, INVOKE_ENDPOINT_ASYNC.name, params)
         output_location = _output_location(response)
     except BaseException as error:
         if stored and store is not None and uploaded_to is not None:

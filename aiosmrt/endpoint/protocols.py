@@ -6,8 +6,8 @@ methods.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
@@ -16,6 +16,8 @@ from aiosmrt.errors import Waited
 
 if TYPE_CHECKING:
     from aiosmrt.types import Body, InvokeEndpointOutput
+
+T = TypeVar("T")
 
 __all__ = ["EndpointClient", "Requester", "StorageClient"]
 
@@ -35,6 +37,14 @@ class StorageClient(Requester, Protocol):
     def _has_deadline(self) -> bool: ...
 
     async def _object_store(self) -> ObjectStore: ...
+
+    def _now(self) -> float: ...
+
+    async def _before_deadline(
+        self, began: float, operation_name: str, endpoint_name: str, work: Awaitable[T]
+    ) -> T: ...
+
+    async def _request_since(self, began: float, operation_name: str, params: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 class EndpointClient(StorageClient, Protocol):

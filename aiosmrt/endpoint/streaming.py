@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from types import TracebackType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
+from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.response_bodies import EventStream, StreamTiming
 from aiosmrt._wire.decoders.base import StreamDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
@@ -111,7 +111,11 @@ class PredictionStream:
         self._entered = True
         if self._first_part_timeout is not None:
             self._first_part_due = asyncio.get_running_loop().time() + self._first_part_timeout
-        response = await self._within(self._first_part_due, self._open())
+        try:
+            response = await self._within(self._first_part_due, self._open())
+        except BaseException as error:
+            clear_locals(error)
+            raise
         if self._closed:
             response["Body"].close()
             raise ClientStateError("the stream was closed while it was being opened")
@@ -124,9 +128,7 @@ class PredictionStream:
         self.attempts = metadata["RetryAttempts"] + 1
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self.left = True
         self.close()
 
@@ -347,6 +349,9 @@ class View(Generic[T]):
             self._over = True
             self._cancelled = not isinstance(error, Exception)
             self._stream.close()
+            # The decoder's frames hold what was received, and so does this one.
+            parts = None
+            clear_locals(error)
             raise
         finally:
             self._reading = False

@@ -100,7 +100,7 @@ class _Call:
         attributes: the common attributes of its metrics.
         attempt_attributes: the common attributes of the spans and metrics of its attempts.
         url: its URL.
-        attempt: the span of the current attempt; None between attempts, or if attempts have no spans.
+        attempt: the span of the current attempt; None between attempts, or if attempts are not traced.
         limiter_wait: seconds spent waiting for a slot.
         capacity_wait: seconds spent waiting for capacity.
         outage_wait: seconds spent waiting for an unhealthy target.
@@ -179,48 +179,41 @@ class OpenTelemetryObserver:
         self._separator = separator
         self._calls: dict[str, _Call] = {}
         meter = metrics.get_meter("aiosmrt", __version__, meter_provider, SCHEMA_URL)
-        self._call_duration = meter.create_histogram(
+
+        def histogram(name: str, unit: str, description: str, boundaries: tuple[float, ...]) -> metrics.Histogram:
+            return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=boundaries)
+
+        self._call_duration = histogram(
             "rpc.client.call.duration",
             "s",
             "Measures the duration of an outgoing Remote Procedure Call (RPC).",
-            explicit_bucket_boundaries_advisory=_DURATIONS,
+            _DURATIONS,
         )
-        self._attempt_duration = meter.create_histogram(
-            "http.client.request.duration",
-            "s",
-            "Duration of HTTP client requests.",
-            explicit_bucket_boundaries_advisory=_DURATIONS,
+        self._attempt_duration = histogram(
+            "http.client.request.duration", "s", "Duration of HTTP client requests.", _DURATIONS
         )
-        self._attempts = meter.create_histogram(
-            "aiosmrt.client.attempts",
-            "{attempt}",
-            "Requests sent per call.",
-            explicit_bucket_boundaries_advisory=_ATTEMPTS,
-        )
-        self._limiter_wait_duration = meter.create_histogram(
+        self._attempts = histogram("aiosmrt.client.attempts", "{attempt}", "Requests sent per call.", _ATTEMPTS)
+        self._limiter_wait_duration = histogram(
             "aiosmrt.client.limiter_wait.duration",
             "s",
             "Time that calls waited for a slot under max_concurrency.",
-            explicit_bucket_boundaries_advisory=_DURATIONS,
+            _DURATIONS,
         )
-        self._capacity_wait_duration = meter.create_histogram(
+        self._capacity_wait_duration = histogram(
             "aiosmrt.client.capacity_wait.duration",
             "s",
             "Time that calls waited while their target scaled out from zero.",
-            explicit_bucket_boundaries_advisory=_MINUTES,
+            _MINUTES,
         )
-        self._outage_wait_duration = meter.create_histogram(
-            "aiosmrt.client.outage_wait.duration",
-            "s",
-            "Time that calls waited for an unhealthy target.",
-            explicit_bucket_boundaries_advisory=_OUTAGES,
+        self._outage_wait_duration = histogram(
+            "aiosmrt.client.outage_wait.duration", "s", "Time that calls waited for an unhealthy target.", _OUTAGES
         )
-        self._first_part_duration = meter.create_histogram(
+        self._first_part_duration = histogram(
             "gen_ai.client.operation.time_to_first_chunk",
             "s",
             "Time to receive the first chunk, measured from when the client issues the generation request to when the "
             "first chunk is received in the response stream.",
-            explicit_bucket_boundaries_advisory=_FIRST_PARTS,
+            _FIRST_PARTS,
         )
         self._generation_duration = meter.create_histogram(
             "gen_ai.client.operation.duration",

@@ -70,11 +70,11 @@ class SignatureVerifier:
         service: the only accepted service of a signature's scope. Defaults to SageMaker's signing name.
 
     >>> from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
-    >>> from aiosmrt._wire.sigv4.signer import Signer
+    >>> from aiosmrt._wire.sigv4.signer import SignedRequest, Signer
     >>> signer = Signer(region="us-east-1")
     >>> credentials = Credentials("AKIDEXAMPLE", "not-a-real-secret")
-    >>> added = signer.sign(credentials, 1440938160.0, method="POST", host="localhost", path="/ping", query="",
-    ...     headers=[], payload_sha256=EMPTY_SHA256)
+    >>> request = SignedRequest("POST", "localhost", "/ping", "", ())
+    >>> added = signer.sign(credentials, 1440938160.0, request, EMPTY_SHA256)
     >>> verifier = SignatureVerifier([credentials], region="us-east-1")
     >>> verifier.verify(method="POST", path="/ping", query="", headers=[("Host", "localhost"), *added],
     ...     payload_sha256=EMPTY_SHA256, now=1440938161.0)

@@ -364,15 +364,35 @@ def _container(table: _Table, folder: Path) -> ModelContainer:
 
 
 def _handler(table: _Table, handler: str) -> BackendSource:
+    try:
+        return import_handler(handler)
+    except ConfigurationError as error:
+        raise table.error("handler", str(error)) from error.__cause__
+
+
+def import_handler(handler: str) -> BackendSource:
+    """Import a model that is a Python function.
+
+    Args:
+        handler: its module and its name there, as ``module:function``.
+
+    Raises:
+        ConfigurationError: it has another form, cannot be imported, or is not callable.
+
+    >>> import_handler("json")
+    Traceback (most recent call last):
+        ...
+    aiosmrt.errors.ConfigurationError: must have the form "module:function"; got 'json'
+    """
     module, _, attribute = handler.partition(":")
     if not module or not attribute:
-        raise table.error("handler", f'must have the form "module:function"; got {handler!r}')
+        raise ConfigurationError(f'must have the form "module:function"; got {handler!r}')
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise table.error("handler", f"cannot be imported: {error}") from error
+        raise ConfigurationError(f"cannot be imported: {error}") from error
     if not callable(function):
-        raise table.error("handler", f"{handler} is not callable")
+        raise ConfigurationError(f"{handler} is not callable")
     return cast("BackendSource", function)
 
 

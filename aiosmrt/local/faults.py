@@ -177,12 +177,7 @@ class Stall(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyEffect(Effect):
-    """An effect at an offset in the body.
-
-    Args:
-        after_parts: messages of a response stream that are sent whole first. Defaults to 0.
-        after_bytes: bytes of the body after these messages. Defaults to 0.
-    """
+    """An effect in the body, ``after_bytes`` bytes behind the first ``after_parts`` messages of a response stream."""
 
     after_parts: int = 0
     after_bytes: int = 0

@@ -33,13 +33,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 import aiohttp
 
 from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
-from aiosmrt._wire.sigv4.signer import Credentials, Signer
+from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError
 from aiosmrt.local.certificate import self_signed
 
@@ -170,9 +169,7 @@ class ObjectServer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
 
     async def start(self) -> None:
@@ -314,18 +311,9 @@ class ObjectServer:
 
     async def _signed(self, session: aiohttp.ClientSession, method: str, path: str) -> int:
         """Send a request without a body, signed by the owner; return the status."""
-        headers = [("x-amz-content-sha256", EMPTY_SHA256)]
-        host = self.url.removeprefix("http://")
-        headers += self._signer.sign(
-            self.credentials,
-            time.time(),
-            method=method,
-            host=host,
-            path=path,
-            query="",
-            headers=headers,
-            payload_sha256=EMPTY_SHA256,
-        )
+        given = ("x-amz-content-sha256", EMPTY_SHA256)
+        request = SignedRequest(method, self.url.removeprefix("http://"), path, "", (given,))
+        headers = [given, *self._signer.sign(self.credentials, time.time(), request, EMPTY_SHA256)]
         async with session.request(method, self.url + path, headers=headers) as response:
             return response.status
 

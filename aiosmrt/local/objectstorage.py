@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from aiosmrt._extras import installed
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
@@ -116,6 +117,8 @@ class ObjectStorage:
             session, arguments = await asyncio.to_thread(self._prepared)
             context = session.create_client("s3", **arguments)
             client = await context.__aenter__()
+        except ConfigurationError:
+            raise
         except Exception as error:
             raise ConfigurationError(f"the object storage cannot be used: {type(error).__name__}: {error}") from error
         try:
@@ -125,15 +128,14 @@ class ObjectStorage:
 
     def _prepared(self) -> tuple[Any, dict[str, Any]]:
         """A session that has created a client once, and the arguments for the next one."""
-        from aiobotocore.config import AioConfig
-
+        configuration = installed("aiobotocore.config", "s3")
         arguments = {
             "endpoint_url": self.endpoint_url,
             "region_name": self.region,
             "aws_access_key_id": self.credentials.access_key,
             "aws_secret_access_key": self.credentials.secret_key,
             "aws_session_token": self.credentials.token,
-            "config": AioConfig(retries={"mode": "standard"}, max_pool_connections=50),
+            "config": configuration.AioConfig(retries={"mode": "standard"}, max_pool_connections=50),
         }
 
         async def make_one() -> Any:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from aiosmrt._extras import installed
 from aiosmrt.errors import SerializationError
-from aiosmrt.serializers.codec import Codec, installed, parsed
+from aiosmrt.serializers.codec import Codec, parsed
 from aiosmrt.serializers.objects import SupportsRead, is_file, type_name
 
 if TYPE_CHECKING:

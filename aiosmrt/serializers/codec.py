@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import codecs
-import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Final, Protocol, TypeVar
+from typing import ClassVar, Final, Protocol, TypeVar
 
 from aiosmrt.errors import (
     AiosmrtError,
-    ConfigurationError,
     DeserializationError,
     ParamValidationError,
     SerializationError,
@@ -26,7 +24,6 @@ __all__ = [
     "Serializer",
     "check_type",
     "encoding_of",
-    "installed",
     "is_general",
     "parsed",
 ]
@@ -199,20 +196,6 @@ class Codec:
                 return body
             fault = f"must contain text or bytes; its read() returned a {type_name(contents)}"
         raise SerializationError(f"the file {fault}")
-
-
-def installed(module: str, extra: str) -> Any:
-    """Import a module that an extra installs.
-
-    Raises:
-        ConfigurationError: the module cannot be imported.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{module} cannot be imported; \"pip install 'aiosmrt[{extra}]'\" installs it"
-        ) from error
 
 
 _Parsed = TypeVar("_Parsed")

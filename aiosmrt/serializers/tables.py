@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, TypeAlias
 
+from aiosmrt._extras import installed
 from aiosmrt.errors import SerializationError
-from aiosmrt.serializers.codec import Codec, installed, parsed
+from aiosmrt.serializers.codec import Codec, parsed
 from aiosmrt.serializers.frames import is_pandas_frame
 from aiosmrt.serializers.objects import type_name
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from tests.aws.fake_services import CredentialServices
+from tests.support.config_files import ConfigFiles
 from tests.support.peers import isolate_aws
-
-
-class ConfigFiles(Protocol):
-    """Writes ``~/.aws/config`` and ``~/.aws/credentials``."""
-
-    def __call__(self, config: str | None = None, credentials: str | None = None) -> None: ...
 
 
 @pytest.fixture(autouse=True)

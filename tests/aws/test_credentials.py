@@ -12,6 +12,7 @@ import time
 import timeit
 import traceback
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ import pytest
 from botocore.credentials import ReadOnlyCredentials
 
 from aiosmrt import errors
+from aiosmrt._aws import credentials as credentials_module
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.providers import REASK_INTERVAL
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Event
-from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices
+from tests.support.config_files import ConfigFiles
 
 HOUR = 3600.0
 START = 1_800_000_000.0
@@ -472,6 +474,33 @@ async def test_a_cancelled_close_can_be_repeated(setup: Setup) -> None:
     assert cache._task is None
     with pytest.raises(errors.ClientStateError):
         await caller
+
+
+async def test_close_gives_up_a_function_that_ignores_its_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers wake up, and what the function returns in the end is dropped."""
+    release = asyncio.Event()
+
+    async def deaf() -> Credentials:
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+        return Credentials("AKIDEXAMPLE", "fake-secret")
+
+    monkeypatch.setattr(credentials_module, "CLOSE_SECONDS", 0.01)
+    cache = CredentialsCache(credentials=deaf)
+    caller = asyncio.create_task(cache.get())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    (fetch,) = [task for task in asyncio.all_tasks() if task.get_name() == "aiosmrt-credentials"]
+    with pytest.warns(ResourceWarning, match="the credentials function still runs"):
+        await cache.close()
+    with pytest.raises(errors.ClientStateError):
+        await caller
+    assert not fetch.done()
+    release.set()
+    await fetch
+    await cache.close()
+    assert cache.current() is None
 
 
 @pytest.mark.parametrize("steps", range(4))

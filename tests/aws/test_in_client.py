@@ -7,8 +7,8 @@ import pytest
 import aiosmrt
 from aiosmrt import errors
 from aiosmrt.events import CredentialsRefreshed, Event
-from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices
+from tests.support.config_files import ConfigFiles
 from tests.support.recording_server import RecordingServer
 from tests.support.signatures import verify_signature
 

@@ -15,8 +15,8 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt._aws.lookup import LookUp
-from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices
+from tests.support.config_files import ConfigFiles
 from tests.support.recording_server import RecordingServer
 
 if sys.platform == "win32":

@@ -31,8 +31,8 @@ from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.providers import environment_credentials, profile_keys, provider_for
 from aiosmrt._wire.sigv4.signer import Credentials
 from tests.aws import oracle
-from tests.aws.conftest import ConfigFiles
 from tests.aws.fake_services import ROLE_ARN, CredentialServices
+from tests.support.config_files import ConfigFiles
 
 SECRET = "fake-secret-key-sesame"
 BOTO_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)

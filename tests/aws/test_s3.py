@@ -25,8 +25,8 @@ from aiosmrt.errors import (
     ParamValidationError,
 )
 from aiosmrt.local.objectserver import ObjectServer
-from tests.aws.conftest import ConfigFiles
 from tests.support.cancellation import Moment, cancel_everywhere
+from tests.support.config_files import ConfigFiles
 from tests.support.peers import REGION
 from tests.support.seaweed import GUEST, GUEST_BUCKET, OWNER, s3_client
 

@@ -22,25 +22,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosmrt import errors
-from aiosmrt._aws.settings import _DEFAULTS_MODES, CaBundle, Settings, resolve_settings
+from aiosmrt._aws.settings import _DEFAULTS_MODES, Settings, resolve_settings
 from aiosmrt._aws.shared_config import load_shared_config
 from tests.aws import oracle
-from tests.aws.conftest import ConfigFiles
+from tests.support.config_files import ConfigFiles
 
 # Setting, environment variable, key in a profile, values.
 SOURCES: list[tuple[str, str | None, str | None, list[str]]] = [
     ("region_name", "AWS_DEFAULT_REGION", "region", ["eu-west-1", "us-gov-east-1", "us-east-1-fips"]),
-    ("endpoint_url", "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", None, ["http://own.env:1"]),
-    ("endpoint_url", "AWS_ENDPOINT_URL", "endpoint_url", ["http://global:2", "https://other:3"]),
+    ("endpoint_url", "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", None, ["http://own.env:1", ""]),
+    ("endpoint_url", "AWS_ENDPOINT_URL", "endpoint_url", ["http://global:2", "https://other:3", ""]),
     ("endpoint_url", None, "services", ["first", "second", "others"]),
-    ("ignore", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls", ["true", "false"]),
-    ("use_fips_endpoint", "AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint", ["true", "TRUE", "false", "yes"]),
-    ("use_dualstack_endpoint", "AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint", ["true", "False"]),
+    ("ignore", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls", ["true", "false", ""]),
+    ("use_fips_endpoint", "AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint", ["true", "TRUE", "false", "yes", ""]),
+    ("use_dualstack_endpoint", "AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint", ["true", "False", ""]),
     ("max_attempts", "AWS_MAX_ATTEMPTS", "max_attempts", ["1", "7"]),
     ("ca_bundle", "AWS_CA_BUNDLE", "ca_bundle", ["/ca/one.pem", "/ca/two.pem"]),
     ("ca_bundle", "REQUESTS_CA_BUNDLE", None, ["/ca/requests.pem"]),
-    ("retry_mode", "AWS_RETRY_MODE", "retry_mode", ["legacy", "standard", "adaptive"]),
-    ("user_agent_appid", "AWS_SDK_UA_APP_ID", "sdk_ua_app_id", ["app-one", "app-two"]),
+    ("retry_mode", "AWS_RETRY_MODE", "retry_mode", ["legacy", "standard", "adaptive", ""]),
+    ("user_agent_appid", "AWS_SDK_UA_APP_ID", "sdk_ua_app_id", ["app-one", "app-two", ""]),
 ]
 SERVICES = """
 [services first]
@@ -106,7 +106,7 @@ def as_botocore(profile_name: str | None, region_name: str | None, endpoint_url:
         "max_attempts": retries.get("total_max_attempts"),
         "retry_mode": retries["mode"],
         "ca_bundle": None if verify is True else verify,
-        "user_agent_appid": session.get_config_variable("user_agent_appid"),
+        "user_agent_appid": session.get_config_variable("user_agent_appid") or None,
         "profile_name": session.profile,
         "is_fips_region": fips_region,
     }
@@ -176,31 +176,11 @@ def test_arguments_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (got.use_fips_endpoint, got.use_dualstack_endpoint) == (False, False)
 
 
-def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles) -> None:
-    config_files(
-        "[default]\nregion = eu-west-1\nca_bundle = /ca.pem\nmax_attempts = 4\nuse_fips_endpoint = true\n"
-        "retry_mode = adaptive\n"
-    )
+def test_an_empty_region_or_url_counts_as_unset(monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles) -> None:
+    config_files("[default]\nregion = eu-west-1\nendpoint_url = http://localhost:1\n")
     expected = resolve_settings()
-    assert expected == Settings(
-        region_name="eu-west-1",
-        ca_bundle=CaBundle("/ca.pem", "ca_bundle in the profile 'default'"),
-        max_attempts=4,
-        use_fips_endpoint=True,
-        retry_mode="adaptive",
-    )
-    for variable in (
-        "AWS_DEFAULT_REGION",
-        "AWS_REGION",
-        "AWS_MAX_ATTEMPTS",
-        "AWS_RETRY_MODE",
-        "AWS_USE_FIPS_ENDPOINT",
-        "AWS_DEFAULTS_MODE",
-        "AWS_ACCOUNT_ID_ENDPOINT_MODE",
-        "AWS_STS_REGIONAL_ENDPOINTS",
-        "AWS_ENDPOINT_URL",
-        "AWS_PROFILE",
-    ):
+    assert expected == Settings(region_name="eu-west-1", endpoint_url="http://localhost:1")
+    for variable in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
         monkeypatch.setenv(variable, "")
     assert resolve_settings() == expected
 
@@ -225,7 +205,7 @@ def test_region_names_are_refused_as_botocore_refuses_them(region: str) -> None:
     assert caught.value.kwargs == {"region_name": region}
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "", " "])
 def test_invalid_max_attempts_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
     with pytest.raises(errors.InvalidConfigError, match="max_attempts") as caught:
@@ -247,17 +227,19 @@ MODES = [
             "STANDARD",
             "fast",
             "in_region",
+            "",
+            " ",
         )
     ),
     *(
         ("AWS_ACCOUNT_ID_ENDPOINT_MODE", "account_id_endpoint_mode", value)
-        for value in ("preferred", "disabled", "required", "Disabled", "off", "prefered")
+        for value in ("preferred", "disabled", "required", "Disabled", "off", "prefered", "", " ")
     ),
     *(
         ("AWS_STS_REGIONAL_ENDPOINTS", "sts_regional_endpoints", value)
-        for value in ("legacy", "regional", "Regional", "LEGACY", "global")
+        for value in ("legacy", "regional", "Regional", "LEGACY", "global", "", " ")
     ),
-    *(("AWS_RETRY_MODE", "retry_mode", value) for value in ("legacy", "standard", "Standard", "none")),
+    *(("AWS_RETRY_MODE", "retry_mode", value) for value in ("legacy", "standard", "Standard", "none", "", " ")),
 ]
 
 
@@ -343,6 +325,19 @@ def test_a_valid_retry_mode_hides_an_unknown_one_in_the_profile(
     config_files("[default]\nregion = eu-west-1\nretry_mode = nonsense\n")
     monkeypatch.setenv("AWS_RETRY_MODE", "adaptive")
     assert oracle.client().meta.config.retries["mode"] == resolve_settings().retry_mode == "adaptive"
+
+
+def test_an_empty_variable_hides_the_profile_as_in_botocore(
+    monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles
+) -> None:
+    config_files(
+        "[default]\nregion = eu-west-1\nuse_fips_endpoint = true\nsdk_ua_app_id = app\n"
+        "sts_regional_endpoints = nonsense\n"
+    )
+    for variable in ("AWS_USE_FIPS_ENDPOINT", "AWS_SDK_UA_APP_ID", "AWS_STS_REGIONAL_ENDPOINTS"):
+        monkeypatch.setenv(variable, "")
+    assert oracle.request_of(oracle.client()).url.startswith("https://runtime.sagemaker.eu-west-1.")
+    assert resolve_settings() == Settings(region_name="eu-west-1")
 
 
 def test_a_section_in_place_of_a_value_is_refused(config_files: ConfigFiles) -> None:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from aiosmrt import Client, RetryPolicy, errors
 from aiosmrt._aws import tls
 from tests.aws import oracle
-from tests.aws.conftest import ConfigFiles
+from tests.support.config_files import ConfigFiles
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.recording_server import RecordingServer, respond
 

@@ -158,7 +158,7 @@ async def test_a_full_disk_stops_the_job_and_loses_nothing(
 async def test_a_file_that_may_not_grow(
     runtime: LocalRuntime, endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, fits: float
 ) -> None:
-    """The same without mounting: a limit on the size of files, in a process of its own."""
+    """The same without mounting: a limit on the size of files, in a separate process."""
     count = 400
     source = write_rows(tmp_path / "rows.jsonl", count)
     size = int(sum(len(f'{{"index":{n},"value":{2 * n}}}\n') for n in range(count)) * fits)

@@ -15,6 +15,7 @@ from tests.cancellation.leftovers import nothing_is_held
 from tests.support.cancellation import Moment, after_the_first, cancel_everywhere
 from tests.support.clients import MakeClient
 from tests.support.raw_server import CLOSE, LAST_CHUNK, RawServer, Script, chunk, error_response, response
+from tests.support.seams import transport_of
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
 
@@ -155,7 +156,7 @@ async def test_an_error_whose_body_is_slow(moment: Moment, make_client: MakeClie
         gates[-1].set()
 
     # A session suspends for the head, then for the rest of the body; a pooled connection once for both.
-    twice = isinstance(client._core.transport, SessionTransport)
+    twice = isinstance(transport_of(client), SessionTransport)
     suspensions = await cancel_everywhere(
         prepare,
         moment,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiosmrt.local import ContainerFailure, Credentials, Invocation, LocalRuntime
-from tests.support.command_line import PROGRAM, Ended, environment, run
+from tests.support.command_line import PROGRAM, Cli, Ended, environment, run
 from tests.support.peers import CREDENTIALS, REGION
-
-Cli = Callable[..., Awaitable[Ended]]
 
 
 async def echo(invocation: Invocation) -> tuple[bytes, dict[str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import aiosmrt.cli
 from aiosmrt._wire.operations import OPERATIONS
@@ -78,6 +79,31 @@ def test_skeleton_is_valid_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(document)["RequestTTLSeconds"] == 0
     assert main(["invoke-endpoint-async", "--cli-input-json", document]) == 252
     assert "EndpointName" in capsys.readouterr().err
+
+
+def test_yaml_skeleton_is_valid_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["invoke-endpoint-async", "--generate-cli-skeleton", "yaml-input"]) == 0
+    members = yaml.safe_load(capsys.readouterr().out)
+    assert members["EndpointName"] == ""
+    assert "InputLocation" in members
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (["help"], "aiosmrt [OPTIONS]"),
+        (["invoke-endpoint", "help"], "aiosmrt invoke-endpoint [OPTIONS]"),
+        (["sagemaker-runtime", "invoke-endpoint", "help"], "aiosmrt sagemaker-runtime invoke-endpoint [OPTIONS]"),
+    ],
+)
+def test_help_as_a_word(arguments: list[str], usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert usage in capsys.readouterr().out
+
+
+def test_help_behind_an_option_is_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["invoke-endpoint", "--query", "missing(", "--endpoint-name", "help"]) == 252
+    assert "--query" in capsys.readouterr().err
 
 
 def test_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,7 @@ import pytest
 from aiosmrt.cli import main
 from aiosmrt.local import LocalRuntime
 from aiosmrt.local.faults import StallInBody, StreamFailure, Truncate
-from tests.cli.conftest import Cli
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, Cli, environment, started
 from tests.support.peers import isolate_aws
 
 
@@ -68,6 +67,33 @@ async def test_global_options_after_the_command_override_those_before_it(
         *("invoke-endpoint", "--endpoint-url", runtime.url, "--endpoint-name", "echo", "--body", "x", "out"),
     )
     assert ended == (0, b"application/octet-stream\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "sent"),
+    [
+        ("cli_binary_format = base64", (), b"hi"),
+        ("cli_binary_format = base64", ("--cli-binary-format", "raw-in-base64-out"), b"aGk="),
+        ("cli_binary_format = raw-in-base64-out", (), b"aGk="),
+        ("cli_binary_format =", (), b"aGk="),
+    ],
+)
+async def test_profile_says_what_text_of_a_body_is(
+    lines: str, arguments: tuple[str, ...], sent: bytes, cli: Cli, runtime: LocalRuntime, tmp_path: Path
+) -> None:
+    (tmp_path / "configured").write_text(f"[default]\n{lines}\n")
+    command = ("invoke-endpoint", "--endpoint-name", "echo", "--body", "aGk=", *arguments, "out")
+    ended = await cli(*command, AWS_CONFIG_FILE=str(tmp_path / "configured"))
+    assert ended.code == 0, ended.stderr
+    assert (await runtime.wait_for_requests(1))[0].request_body == sent
+
+
+async def test_invalid_binary_format_of_a_profile_is_reported(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "configured").write_text("[default]\ncli_binary_format = hex\n")
+    command = ("invoke-endpoint", "--endpoint-name", "echo", "--body", "x", "out")
+    ended = await cli(*command, AWS_CONFIG_FILE=str(tmp_path / "configured"))
+    assert (ended.code, ended.stdout) == (253, b"")
+    assert b"cli_binary_format in the profile must be one of base64, raw-in-base64-out; got 'hex'" in ended.stderr
 
 
 async def test_debug_prints_attempts_without_payloads(cli: Cli) -> None:

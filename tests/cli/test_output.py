@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiosmrt.cli import table, text
@@ -104,6 +104,8 @@ documents = st.recursive(
 )
 
 
+@example("\x85")
+@example({"a\x85b": "\u2028"})
 @given(documents)
 def test_json_and_yaml_round_trip(document: Any) -> None:
     if document != {}:
@@ -211,7 +213,7 @@ def test_unknown_configured_format_is_a_configuration_error(monkeypatch: pytest.
 
 def test_missing_yaml_library_is_named_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ConfigurationError, match=r"^PyYAML is not installed; run: pip install 'aiosmrt\[cli\]'$"):
+    with pytest.raises(ConfigurationError, match=r"^yaml cannot be imported; .*pip install .aiosmrt\[cli\]"):
         OutputFormat.of("yaml", None, profile=None)
 
 

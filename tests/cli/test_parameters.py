@@ -130,7 +130,7 @@ def test_options_override_members_of_the_json_document(tmp_path: Path) -> None:
     ("document", "problem"),
     [
         ("{", "Invalid JSON: "),
-        ("[]", "Invalid JSON: must be an object"),
+        ("[]", "must be an object of members"),
         ("[" * 100_000, "Invalid JSON: nested too deeply"),
         ('{"Bodi": ""}', "Unknown members: Bodi"),
     ],
@@ -138,6 +138,39 @@ def test_options_override_members_of_the_json_document(tmp_path: Path) -> None:
 def test_invalid_json_document_is_reported(document: str, problem: str) -> None:
     with pytest.raises(ParameterError, match=f"'--cli-input-json': {problem}"):
         parameters({}, input_json=document)
+
+
+def test_yaml_document(tmp_path: Path) -> None:
+    document = "EndpointName: one\nBody: !!binary /wA=\nAccept: a/b\n"
+    assert parameters({"EndpointName": "two"}, input_yaml=document) == {
+        "EndpointName": "two",
+        "Body": b"\xff\x00",
+        "Accept": "a/b",
+    }
+    (tmp_path / "input").write_text("Body: text\n")
+    assert parameters({}, input_yaml=f"file://{tmp_path}/input") == {"Body": b"text"}
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ("Body: secret\nAccept: [", "Invalid YAML in line 2"),
+        ("- Body", "must be an object of members"),
+        ("[" * 100_000, "Invalid YAML: nested too deeply"),
+        ("Bodi: x", "Unknown members: Bodi"),
+        ("!!python/object:os.system {}", "Invalid YAML in line 1"),
+        ("Body: !!binary é", "Invalid YAML"),
+    ],
+)
+def test_invalid_yaml_document_is_reported_without_quoting_it(document: str, problem: str) -> None:
+    with pytest.raises(ParameterError, match=f"'--cli-input-yaml': {problem}") as caught:
+        parameters({}, input_yaml=document)
+    assert "secret" not in str(caught.value)
+
+
+def test_only_one_document_may_be_given() -> None:
+    with pytest.raises(ParameterError, match="only one of --cli-input-json and --cli-input-yaml"):
+        parameters({}, input_json="{}", input_yaml="{}")
 
 
 def test_lone_surrogates_in_a_body_are_reported_without_quoting_it() -> None:

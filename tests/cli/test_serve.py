@@ -39,6 +39,21 @@ async def test_serve_prints_its_url_and_stops_on_a_signal(number: signal.Signals
         assert container.running
 
 
+async def test_a_python_function_serves_an_endpoint(tmp_path: Path) -> None:
+    (tmp_path / "models.py").write_text(
+        "async def to_upper(invocation):\n    return invocation.body.upper()\n"
+        "async def twice(invocation):\n    return invocation.body * 2\n"
+    )
+    command = ("serve", "--handler", "models:to_upper", "--handler", "double=models:twice")
+    async with started(*PROGRAM, *command, env=environment(tmp_path), cwd=tmp_path) as process:
+        assert process.stdout is not None
+        url = (await process.stdout.readline()).decode().strip()
+        assert [await invoke(url, name) for name in ("to-upper", "double")] == [b"BODY", b"bodybody"]
+        process.terminate()
+        _, stderr = await process.communicate()
+    assert (process.returncode, stderr) == (0, b"")
+
+
 async def test_options_extend_the_file(tmp_path: Path) -> None:
     (tmp_path / "runtime.toml").write_text(f"[endpoints.started]\ncontainer = {{ command = {COMMAND!r} }}\n")
     async with ModelContainer(COMMAND) as container:
@@ -58,6 +73,11 @@ async def test_options_extend_the_file(tmp_path: Path) -> None:
         ((), {}, 253, "no endpoint to serve"),
         (("--endpoint", "m=http://127.0.0.1:1"), {"AWS_ACCESS_KEY_ID": ""}, 253, "AWS_ACCESS_KEY_ID"),
         (("missing.toml",), {}, 252, "missing.toml"),
+        (("--handler", "json"), {}, 252, 'must have the form "module:function"; got'),
+        (("--handler", "json:missing"), {}, 252, "cannot be imported"),
+        (("--handler", "no_such_module:f"), {}, 252, "cannot be imported"),
+        (("--handler", "m=json:loads", "--handler", "m=json:dumps"), {}, 252, "endpoint 'm' is given twice"),
+        (("--handler", "m=json:loads", "--endpoint", "m=http://127.0.0.1:1"), {}, 252, "endpoint 'm' is given twice"),
     ],
 )
 async def test_missing_settings_are_reported(

@@ -1,6 +1,6 @@
 """What the tests of the client share: a clean AWS environment, a recording server, and clients closed in the end."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client
+from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.recording_server import RecordingServer
-
-MakeClient = Callable[..., Client]
 
 # What they are about has nothing to do with a transport.
 ON_ONE_TRANSPORT = {"test_arguments", "test_construction"}

@@ -4,9 +4,11 @@ import asyncio
 import enum
 import io
 import math
+import re
 import threading
 from typing import Any
 
+import botocore.exceptions
 import pytest
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy, errors
@@ -253,3 +255,29 @@ async def test_members_that_python_does_not_print() -> None:
             )
         with pytest.raises(ParamValidationError, match="ExpiresIn"):
             await client.generate_presigned_url("invoke_endpoint", {"EndpointName": "e", "Body": b""}, HUGE)
+
+
+@pytest.mark.parametrize("params", [{}, {"InputLocation": None}, {"Body": None}])
+async def test_neither_body_nor_location(make_client: MakeClient, params: dict[str, Any]) -> None:
+    """A missing member is a TypeError too, as that of a method of Python."""
+    with pytest.raises(TypeError, match='Missing required parameter in input: "InputLocation" or "Body"') as caught:
+        await make_client().invoke_endpoint_async(EndpointName="e", **params)
+    assert isinstance(caught.value, botocore.exceptions.ParamValidationError)
+
+
+@pytest.mark.parametrize(
+    ("name", "alternative"),
+    [
+        ("events", "observers="),
+        ("service_model.operation_model", "get_service_model"),
+        ("config.proxies", "it has region_name, user_agent, connect_timeout"),
+        ("nonsense", "no 'nonsense'"),
+    ],
+)
+async def test_what_meta_lacks_names_an_alternative(make_client: MakeClient, name: str, alternative: str) -> None:
+    found: Any = make_client().meta
+    *above, last = name.split(".")
+    for part in above:
+        found = getattr(found, part)
+    with pytest.raises(AttributeError, match=re.escape(alternative)):
+        getattr(found, last)

@@ -691,6 +691,29 @@ async def test_a_plausible_but_wrong_date_is_not_kept_after_it_is_refused(
     assert [signed_at(request) - local for request in server.requests] == [0.0, 3600.0, 0.0]
 
 
+@pytest.mark.parametrize("dated", [False, True], ids=["undated", "dated"])
+async def test_a_signature_that_expired_on_the_way_is_made_again_once(
+    dated: bool, make_client: MakeClient, server: RawServer
+) -> None:
+    """The clock is right, but the machine slept after signing."""
+    corrections: list[aiosmrt.Event] = []
+    client = make_client(observers=(lambda event: isinstance(event, ClockSkewCorrected) and corrections.append(event),))
+    local = float(int(time.time()))
+    naps = 1
+    seams.set_wall_clock(client, lambda: local + 600.0 * min(naps, len(server.requests)))
+    server.play(refused("InvalidSignatureException", local + 600.0 if dated else None), OK)
+    assert await invoke_endpoint(client) == b"ok"
+    assert [signed_at(request) - local for request in server.requests] == [0.0, 600.0]
+    assert corrections == []
+    # It sleeps each time.
+    server.requests.clear()
+    naps = 99
+    server.play(*(refused("InvalidSignatureException", None) for _ in range(3)))
+    with pytest.raises(errors.ServiceError) as caught:
+        await invoke_endpoint(client)
+    assert (caught.value.attempts, caught.value.cause) == (2, "clock_skew")
+
+
 async def test_a_service_whose_clock_jumps_is_followed_once_a_call(make_client: MakeClient, server: RawServer) -> None:
     client = make_client(retry=RetryPolicy(max_attempts=5))
     local = float(int(time.time()))

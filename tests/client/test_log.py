@@ -11,8 +11,7 @@ import pytest
 
 from aiosmrt import Client, RetryPolicy, errors
 from aiosmrt._wire.eventstream import encode_payload_part
-from tests.client.conftest import MakeClient
-from tests.support.clients import no_sleep
+from tests.support.clients import MakeClient, no_sleep
 from tests.support.probes import shorten_probe_pauses
 from tests.support.recording_server import RecordingServer, Response, respond, respond_in_turn
 from tests.support.seams import set_sleep, set_wall_clock

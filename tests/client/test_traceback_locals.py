@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from aiosmrt import Client, RetryPolicy
-from aiosmrt.endpoint import Endpoint
+from aiosmrt.endpoint import Endpoint, PredictionStream
+from aiosmrt.errors import DeserializationError
 from aiosmrt.serializers import JSON
 from tests.support.clients import MakeClient
+from tests.support.eventstream import encode
 from tests.support.recording_server import RecordingServer, Response
+from tests.support.tracebacks import shown_locals
 
 SECRETS = {
     "access key": "AKIDMARKED",
@@ -28,20 +30,6 @@ CREDENTIALS = {
     "aws_secret_access_key": SECRETS["secret key"],
     "aws_session_token": SECRETS["session token"],
 }
-
-
-def shown(error: BaseException) -> list[str]:
-    """Which secrets stand in the locals of frames that are the package's."""
-    found = set()
-    reports = [traceback.TracebackException.from_exception(error, capture_locals=True)]
-    while reports:
-        report = reports.pop()
-        reports += [other for other in (report.__cause__, report.__context__) if other is not None]
-        for frame in report.stack:
-            if "/aiosmrt/" in frame.filename and "/tests/" not in frame.filename:
-                for name, text in (frame.locals or {}).items():
-                    found |= {f"{what}: {frame.name}, {name}" for what in SECRETS if SECRETS[what] in text}
-    return sorted(found)
 
 
 async def plain(client: Client, **params: Any) -> None:
@@ -104,7 +92,7 @@ async def test_failed_calls(
     with pytest.raises(Exception) as caught:
         await call(client)
     assert server.requests, "it was sent"
-    assert shown(caught.value) == []
+    assert shown_locals(caught.value, SECRETS) == []
 
 
 async def test_calls_that_run_out_of_time(make_client: MakeClient, server: RecordingServer) -> None:
@@ -113,7 +101,7 @@ async def test_calls_that_run_out_of_time(make_client: MakeClient, server: Recor
     for call in CALLS.values():
         with pytest.raises(Exception) as caught:
             await call(client)
-        assert shown(caught.value) == []
+        assert shown_locals(caught.value, SECRETS) == []
 
 
 FAULTS: dict[str, dict[str, Any]] = {
@@ -133,7 +121,7 @@ async def test_refused_parameters(
     client = make_client(**CREDENTIALS)
     with pytest.raises(Exception, match="Parameter validation failed") as caught:
         await call(client, **params)
-    assert shown(caught.value) == []
+    assert shown_locals(caught.value, SECRETS) == []
 
 
 # Objects of an endpoint
@@ -167,7 +155,20 @@ async def in_a_session(endpoint: Endpoint[Any, Any], data: Any) -> None:
         await session.predict(data, custom_attributes=SECRETS["custom attributes"])
 
 
-OBJECT_CALLS = {"predict": predict, "invoke": invoke, "map": first_of_map, "submit": submit, "session": in_a_session}
+async def streamed(endpoint: Endpoint[Any, Any], data: Any) -> None:
+    async with endpoint.stream(data, custom_attributes=SECRETS["custom attributes"]) as parts:
+        async for _ in parts.jsonl():
+            pass
+
+
+OBJECT_CALLS = {
+    "predict": predict,
+    "invoke": invoke,
+    "map": first_of_map,
+    "submit": submit,
+    "session": in_a_session,
+    "stream": streamed,
+}
 DATA: dict[str, Any] = {
     "sent": {"text": SECRETS["request body"]},
     "large": {"text": SECRETS["request body"] + "x" * 1_000_000},
@@ -189,4 +190,46 @@ async def test_objects(
     client = make_client(retry=RetryPolicy(max_attempts=1), **CREDENTIALS)
     with pytest.raises(Exception) as caught:
         await call(endpoint_of(client), data)
-    assert shown(caught.value) == []
+    assert shown_locals(caught.value, SECRETS) == []
+
+
+VIEWS: dict[str, Callable[[PredictionStream], AsyncIterator[Any]]] = {
+    "text": PredictionStream.text,
+    "lines": PredictionStream.lines,
+    "jsonl": PredictionStream.jsonl,
+    "json": PredictionStream.json,
+    "sse": PredictionStream.sse,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+async def test_views_of_streams(
+    make_client: MakeClient, server: RecordingServer, view: Callable[[PredictionStream], AsyncIterator[Any]]
+) -> None:
+    part = {":message-type": "event", ":event-type": "PayloadPart", ":content-type": "application/octet-stream"}
+    answer = encode(part, RESPONSE + b"\xff\n" + RESPONSE) + encode(part, RESPONSE)
+    server.answer = lambda request: Response(200, [("Content-Type", "application/vnd.amazon.eventstream")], answer)
+    endpoint = endpoint_of(make_client(**CREDENTIALS))
+    with pytest.raises(DeserializationError) as caught:
+        async with endpoint.stream({"text": SECRETS["request body"]}) as stream:
+            async for _ in view(stream):
+                pass
+    assert shown_locals(caught.value, SECRETS) == []
+
+
+ATTRIBUTES: dict[str, Any] = {"custom_attributes": SECRETS["custom attributes"]}
+REFUSED: dict[str, Callable[[Endpoint[Any, Any]], Any]] = {
+    "a stream's option": lambda endpoint: endpoint.stream(SECRETS["request body"], target_model="m", **ATTRIBUTES),
+    "a stream's limit": lambda endpoint: endpoint.stream(SECRETS["request body"], part_timeout=-1, **ATTRIBUTES),
+    "a map's option": lambda endpoint: endpoint.map([SECRETS["request body"]], target_variant="_", **ATTRIBUTES),
+    "a map's limit": lambda endpoint: endpoint.map([SECRETS["request body"]], concurrency=0, **ATTRIBUTES),
+    "a map's rows": lambda endpoint: endpoint.map_rows([SECRETS["request body"]], **ATTRIBUTES),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
+async def test_refused_options(make_client: MakeClient, call: Callable[[Endpoint[Any, Any]], Any]) -> None:
+    endpoint = endpoint_of(make_client(**CREDENTIALS))
+    with pytest.raises(Exception, match="Parameter validation failed") as caught:
+        call(endpoint)
+    assert shown_locals(caught.value, SECRETS) == []

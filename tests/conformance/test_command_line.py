@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 
+from aiosmrt._wire.operations import OPERATIONS
+from aiosmrt.cli.app import cli
+from aiosmrt.cli.parameters import option_name
 from aiosmrt.cli.table import format_table
 from aiosmrt.cli.text import format_text
 from aiosmrt.local import Credentials, Invocation, LocalRuntime, RequestRecord
 from tests.support.command_line import PROGRAM, Ended, environment, run
 from tests.support.peers import CREDENTIALS, REGION
+
+AWS_OPTIONS = Path(__file__).with_name("aws_options.py")
 
 # Headers about the client itself or the attempt.
 OWN_HEADERS = {
@@ -202,6 +207,42 @@ async def test_the_skeleton(both: Both, aws_cli: str, tmp_path: Path) -> None:
         document = {name: value for name, value in json.loads(ours.stdout).items() if name in known}
         ours = ours._replace(stdout=f"{json.dumps(document, indent=4)}\n".encode())
     assert ours == theirs
+
+
+async def test_the_page_lists_the_options_that_differ(aws_cli: str, tmp_path: Path) -> None:
+    python = Path(aws_cli).with_name("python")
+    if not python.exists():
+        pytest.skip("the AWS CLI is not in a virtual environment whose Python can be asked")
+    asked = await run(str(python), str(AWS_OPTIONS), env=environment(tmp_path))
+    theirs: dict[str, list[str]] = json.loads(asked.stdout)
+    members = {option_name(member.name).removeprefix("--") for operation in OPERATIONS for member in operation.members}
+    differing: set[str] = set()
+    for operation in OPERATIONS:
+        command = operation.method.replace("_", "-")
+        if command not in theirs:  # streams, in version 1
+            continue
+        own = {name.removeprefix("--") for option in cli.commands[command].params for name in option.opts}
+        # Which members there are depends on the release's service model.
+        differing |= {f"--{name}" for name in own ^ {*theirs[""], *theirs[command]} if name not in members}
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
+    section = page.partition("## Beside the AWS CLI")[2].partition("\n## ")[0]
+    listed = {
+        option
+        for row in re.findall(r"^\| (`--.*?) \|", section, re.MULTILINE)
+        for option in re.findall("`(--[a-z0-9-]+)", row)
+    }
+    assert listed == differing - {"--version"}
+
+
+async def test_commands_as_the_aws_cli_spells_them(both: Both, runtime: LocalRuntime) -> None:
+    theirs, ours = await both.run("invoke-endpoint", "--endpoint-name", "model", "--body", "x", "out")
+    spelled = await run(
+        *(*PROGRAM, "--output", "json", "sagemaker-runtime", "invoke-endpoint"),
+        *("--endpoint-name", "model", "--body", "x", "out"),
+        env=environment(both.folders[1], AWS_ENDPOINT_URL=runtime.url),
+        cwd=both.folders[1],
+    )
+    assert spelled == ours == theirs
 
 
 async def release_of(aws_cli: str, folder: Path) -> tuple[int, ...]:

@@ -301,7 +301,7 @@ async def test_asynchronous_inference(node: str, javascript: JavaScriptClient, a
 
 
 def test_the_lock_file_names_no_registry() -> None:
-    """Whoever installs it takes the packages from the registry that they have configured."""
+    """An install takes the packages from the registry that is configured there."""
     lock = json.loads((JAVASCRIPT_DIRECTORY / "package-lock.json").read_text())
     packages = {path: package for path, package in lock["packages"].items() if path}
     assert len(packages) > 10

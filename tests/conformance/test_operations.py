@@ -338,9 +338,8 @@ class TestStricterThanBotocore:
         assert check(operation, {**name, "InputLocation": "s3://bucket/key"}) == []
         both = check(operation, {**name, "Body": b"", "InputLocation": "s3://bucket/key"})
         neither = check(operation, name)
-        for faults in (both, neither):
-            assert len(faults) == 1
-            assert "Body and InputLocation" in faults[0]
+        assert both == ["Exactly one of Body and InputLocation must be given, got both"]
+        assert neither == ['Missing required parameter in input: "InputLocation" or "Body"']
 
     def test_new_session_is_for_invoke_endpoint_alone(self) -> None:
         assert check(BY_NAME["InvokeEndpoint"], {**self.BASE, "SessionId": "NEW_SESSION"}) == []

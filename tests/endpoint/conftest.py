@@ -1,6 +1,6 @@
 """A local runtime with the test's own models, and a client for it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,9 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.local import LocalRuntime
+from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.runtime import local_runtime
-
-# Starts a runtime with these models and returns a client for it.
-Serve = Callable[..., Awaitable[Client]]
 
 
 @pytest.fixture(autouse=True)

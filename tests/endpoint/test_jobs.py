@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.endpoint import Endpoint, Job, JobHandle
+from aiosmrt.endpoint import jobs as jobs_module
 from aiosmrt.errors import (
     ClientStateError,
     ConfigurationError,
+    DeadlineExceededError,
     DeserializationError,
     JobFailedError,
     JobTimeoutError,
@@ -31,7 +34,7 @@ from aiosmrt.serializers import JSON
 from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.peers import CLIENT_ARGUMENTS, REGION
 from tests.support.recording_server import RecordingServer, respond
-from tests.support.seams import connections_in_use, transport_of
+from tests.support.seams import connections_in_use, s3_url_of, transport_of
 from tests.support.seaweed import GUEST, GUEST_BUCKET, s3_client
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +141,10 @@ async def test_a_large_body_needs_upload_to(endpoint: Endpoint[Any, Any], queue:
         await endpoint.submit("x" * 130_000)
     assert not queue.server.requests
     placed = endpoint.with_options(upload_to=f"s3://{queue.bucket}/in")
-    assert (await placed.submit("x" * 130_000)).handle.uploaded_to is not None
+    for kept in (placed, placed.with_options(inference_id="42")):
+        assert (await kept.submit("x" * 130_000)).handle.uploaded_to is not None
+    with pytest.raises(ParamValidationError, match="upload_to"):
+        await placed.with_options(upload_to=None).submit("x" * 130_000)
 
 
 async def test_an_existing_body(endpoint: Endpoint[Any, Any], queue: Queue):
@@ -202,9 +208,7 @@ async def test_s3_is_in_the_clients_region(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     async with Client(**arguments) as client:
-        store = await client._object_store()
-        s3 = await store._opened()
-        assert s3.meta.endpoint_url == url
+        assert await s3_url_of(client) == url
 
 
 # Waiting
@@ -583,3 +587,54 @@ async def test_cancelled_submissions_delete_their_uploaded_bodies(
         await job.delete()
     # An object that S3 was writing when its connection was closed may appear after its deletion.
     assert len(queue.keys()) <= 1
+
+
+class SlowBodies:
+    """JSON that takes its time."""
+
+    content_type = "application/json"
+
+    def __init__(self, size: int, seconds: float) -> None:
+        self._body, self._seconds = b" " * size + b"{}", seconds
+
+    def serialize(self, data: Any) -> bytes:
+        time.sleep(self._seconds)
+        return self._body
+
+
+@pytest.mark.parametrize("size", [2, 200_000], ids=["inline", "uploaded"])
+async def test_the_deadline_of_submit_covers_serializing(client: Client, queue: Queue, size: int) -> None:
+    made = SlowBodies(size, 0.2)
+    where = {"upload_to": f"s3://{queue.bucket}/in"}
+    endpoint = client.endpoint("documents", serializer=made, deserializer=JSON, deadline=0.1, **where)
+    for data in ({}, "x" * 2**21):
+        with pytest.raises(DeadlineExceededError) as caught:
+            await endpoint.submit(data)
+        assert (caught.value.operation, caught.value.endpoint_name) == ("InvokeEndpointAsync", "documents")
+    assert queue.server.requests == []
+    assert "Contents" not in queue.s3.list_objects_v2(Bucket=queue.bucket)
+    await endpoint.with_options(deadline=60.0).submit({})
+    assert len(queue.server.requests) == 1
+
+
+async def test_the_deadline_of_submit_covers_uploading(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 does not answer."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while await reader.read(2**16):
+                pass
+        writer.close()
+
+    monkeypatch.setattr(jobs_module, "_DELETE_SECONDS", 0.1)
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as s3:
+        url = f"http://127.0.0.1:{s3.sockets[0].getsockname()[1]}"
+        arguments = {"endpoint_url": queue.server.url, **CLIENT_ARGUMENTS, "s3_endpoint_url": url}
+        async with Client(**arguments, deadline=0.5) as client:
+            endpoint = client.endpoint("documents", serializer=SlowBodies(200_000, 0.0), deserializer=JSON)
+            with pytest.raises(DeadlineExceededError) as caught:
+                await endpoint.submit({}, upload_to=f"s3://{queue.bucket}/in")
+    assert caught.value.waited.body >= 0.5
+    assert caught.value.endpoint_name == "documents"
+    assert any("may remain at s3://" in note for note in caught.value.__notes__)
+    assert queue.server.requests == []

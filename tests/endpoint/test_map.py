@@ -16,7 +16,7 @@ from aiosmrt.endpoint.fanout import Answer, Result, Results
 from aiosmrt.errors import ClientStateError, ModelError, NoCredentialsError, ParamValidationError
 from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import JSON
-from tests.endpoint.conftest import Serve
+from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.raw_server import RawServer, response
 
@@ -256,7 +256,7 @@ async def test_a_slow_reader_slows_the_calls_down(serve: Serve, given: Callable[
     client = await serve(square=square)
     async with endpoint_of(client).map(given(source), concurrency=5) as results:
         await anext(results)
-        while client.statistics().in_use or len(results._ready) < 9:
+        while client.statistics().in_use or client.statistics().calls < 11:
             await asyncio.sleep(0)
         await some_turns()
         # ten are held, and one has been read
@@ -677,7 +677,7 @@ async def test_a_worker_that_waited_for_the_reader_takes_nothing_after_a_failure
         for number in (1, 2, 3):
             await model.has(number + 1)
             model.gates[number].set()
-        while len(results._ready) < 3:
+        while client.statistics().calls < 4 or client.statistics().in_use > 1:
             await asyncio.sleep(0)
         await some_turns()
         model.gates[0].set()
@@ -713,7 +713,7 @@ async def test_a_worker_that_is_cancelled_while_it_waits_for_the_reader_ends_the
 ):
     client = await serve(square=square)
     async with asyncio.timeout(10), endpoint_of(client).map(given(range(1000)), concurrency=1) as results:
-        while len(results._ready) < 2:
+        while client.statistics().in_use or client.statistics().calls < 2:
             await asyncio.sleep(0)
         await some_turns()
         (worker,) = tasks_named("aiosmrt-map")

@@ -12,10 +12,11 @@ from aiosmrt import Client, errors
 from aiosmrt.endpoint import Endpoint, Result
 from aiosmrt.local import faults
 from aiosmrt.serializers import JSON
-from tests.endpoint.conftest import Serve
 from tests.endpoint.test_map import square
+from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.raw_server import RawServer, error_response, response
+from tests.support.seams import patience_of_map
 from tests.support.tls import server_context
 
 ROWS = 1000
@@ -158,21 +159,14 @@ async def test_results_have_attempts_and_waiting_time(serve: Serve, running: lis
     assert repeated.waited > 0
 
 
-def test_patience_of_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_of_a_map() -> None:
     """600 s, unless the client or the map has a patience; a retry mode does not use it."""
 
-    def patience(client: Client, *given: Any) -> Any:
-        view = client._for_job(*given)._view
-        view.settle(None, None, 0.0)
-        return view.patience_seconds
-
-    from aiosmrt.config import UNSET
-
-    assert patience(Client("eu-central-1"), UNSET) == 600.0
-    assert patience(Client("eu-central-1", patience=5.0), UNSET) == 5.0
-    assert patience(Client("eu-central-1", patience=5.0), 7.0) == 7.0
-    assert patience(Client("eu-central-1", deadline=5.0), UNSET) is None
-    assert patience(Client("eu-central-1", retry={"mode": "standard"}), UNSET) is None
+    assert patience_of_map(Client("eu-central-1")) == 600.0
+    assert patience_of_map(Client("eu-central-1", patience=5.0)) == 5.0
+    assert patience_of_map(Client("eu-central-1", patience=5.0), 7.0) == 7.0
+    assert patience_of_map(Client("eu-central-1", deadline=5.0)) is None
+    assert patience_of_map(Client("eu-central-1", retry={"mode": "standard"})) is None
 
 
 class Stop(BaseException):

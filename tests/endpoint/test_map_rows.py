@@ -14,7 +14,6 @@ from aiosmrt.endpoint import Endpoint, batches
 from aiosmrt.errors import ParamValidationError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.serializers import ARROW, CSV, JSON, PARQUET
-from tests.endpoint.conftest import Serve
 from tests.endpoint.serializers.samples import Frame
 from tests.endpoint.serializers.test_frames import (
     COLUMNS,
@@ -26,6 +25,7 @@ from tests.endpoint.serializers.test_frames import (
     polars_frame,
     skip_without,
 )
+from tests.support.clients import Serve
 
 
 async def echo(invocation: Any) -> tuple[bytes, dict[str, str]]:

@@ -27,6 +27,7 @@ THINGS: dict[str, tuple[Callable[[Client], Any], str]] = {
     "view": (lambda client: client.with_options(deadline=1.0), "make a client in each process"),
     "method": (lambda client: client.invoke_endpoint, "make a client in each process"),
     "partial": (lambda client: partial(client.make_request, "InvokeEndpoint"), "make a client in each process"),
+    "meta": (lambda client: client.meta, "make a client in each process"),
     "container": (lambda client: {"clients": [client]}, "make a client in each process"),
     "endpoint": (lambda client: endpoint_of(client), "make a client in each process"),
     "endpoint's method": (lambda client: endpoint_of(client).predict, "make a client in each process"),

@@ -22,8 +22,9 @@ from aiosmrt.errors import (
 from aiosmrt.local import EndpointConfiguration, MultiContainer, ProductionVariant
 from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
-from tests.endpoint.conftest import Serve
+from tests.support.clients import Serve
 from tests.support.runtime import echo
+from tests.support.seams import limits_of
 
 
 async def test_python_in_python_out(serve: Serve):
@@ -179,18 +180,16 @@ async def test_the_deadline_covers_the_making_of_a_body(serve: Serve):
 
 def test_none_drops_a_setting():
     client = Client("eu-central-1", deadline=1.0, wait_for_capacity=2.0)
-    plain = client.endpoint("churn", serializer=JSON, deserializer=JSON, upload_to="s3://bucket/in")
-    without = plain.with_options(deadline=None, wait_for_capacity=None, upload_to=None)
+    plain = client.endpoint("churn", serializer=JSON, deserializer=JSON)
+    without = plain.with_options(deadline=None, wait_for_capacity=None)
     at_once = client.endpoint("churn", serializer=JSON, deserializer=JSON, deadline=None, wait_for_capacity=None)
     for endpoint, limits in (
         (plain, (1.0, 2.0)),
         (plain.with_options(accept="a/b"), (1.0, 2.0)),
-        (without, (None,) * 2),
+        (without, (None, None)),
+        (at_once, (None, None)),
     ):
-        options = endpoint._client._view
-        assert (options.deadline, options.wait_for_capacity) == limits
-    assert (at_once._client._view.deadline, at_once._client._view.wait_for_capacity) == (None, None)
-    assert (plain.with_options()._upload_to, without._upload_to) == ("s3://bucket/in", None)
+        assert limits_of(endpoint) == limits
 
 
 async def test_large_bodies_are_coded_off_the_loop(serve: Serve):

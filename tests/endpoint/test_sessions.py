@@ -11,7 +11,7 @@ from aiosmrt.errors import ClientStateError, DeserializationError, ModelError, S
 from aiosmrt.local import LocalRuntime
 from aiosmrt.local.backends import ContainerFailure
 from aiosmrt.serializers import JSON
-from tests.endpoint.conftest import Serve
+from tests.support.clients import Serve
 
 
 class Counting:

@@ -20,7 +20,7 @@ from aiosmrt.errors import (
 )
 from aiosmrt.local import LocalRuntime, faults
 from aiosmrt.serializers import JSON, TEXT
-from tests.endpoint.conftest import Serve
+from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS, aiosmrt_client
 from tests.support.raw_server import LAST_CHUNK, RawServer, response
 from tests.support.runtime import local_runtime
@@ -305,11 +305,13 @@ async def test_a_view_ends_when_its_stream_is_closed_by_another_task(serve: Serv
     async with endpoint_of(client).stream({}) as stream:
 
         async def read() -> list[Any]:
-            return [value async for value in stream.json()]
+            values = stream.json()
+            reading.set()
+            return [value async for value in values]
 
+        reading = asyncio.Event()
         reader = asyncio.create_task(read())
-        while client.statistics().bytes_sent == 0 or not stream._viewed:
-            await asyncio.sleep(0)
+        await reading.wait()
         stream.close()
         assert await asyncio.wait_for(reader, 10) == []
 

@@ -59,6 +59,7 @@ from tests.integrations.serving import Served, leave, request, served
 from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.runtime import RawAnswer, RawConnection, echo, local_runtime
+from tests.support.tracebacks import shown_locals
 
 ROOT = Path(__file__).parents[2]
 LOGGER = "aiosmrt.integrations.fastapi"
@@ -1708,3 +1709,41 @@ def test_docstrings(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert failed == 0
     assert tried
+
+
+# Error trackers
+
+
+class Opaque:
+    """What no codec takes."""
+
+    def __repr__(self) -> str:
+        return "marked-item"
+
+
+def fail_on(error: Exception) -> Any:
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize(
+    ("fault", "on_error"),
+    [(Opaque(), None), (Opaque(), lambda error: Opaque()), (ServerSentEvent("", "marked-item", id="a\nb"), fail_on)],
+    ids=["item", "last item", "event"],
+)
+@pytest.mark.parametrize("before", [(), ("marked-item", {"n": "marked-item"})], ids=["first", "later"])
+async def test_frames_of_errors_hold_no_item(before: tuple[Any, ...], fault: Any, on_error: Any) -> None:
+    async def items() -> AsyncIterator[Any]:
+        for item in before:
+            yield item
+        yield fault
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        pass
+
+    with pytest.raises(Exception) as caught:
+        await sse_response(items(), on_error=on_error)({"type": "http"}, receive, send)
+    assert shown_locals(caught.value, {"item": "marked-item"}) == []

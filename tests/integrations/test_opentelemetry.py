@@ -418,7 +418,7 @@ async def test_persistent_throttling(telemetry: Telemetry, runtime: LocalRuntime
 
 
 FAILURES: dict[str, tuple[Any, str, int | None]] = {
-    "a class of its own": (faults.ModelFailure(500), "ModelError", 424),
+    "its own class": (faults.ModelFailure(500), "ModelError", 424),
     "a class for one of several causes": (faults.no_capacity(), "NoCapacityError", 400),
     "a signature too old": (faults.SignatureExpired(), "InvalidSignatureException", 403),
     "no code": (faults.bad_gateway(), "502", 502),

@@ -707,6 +707,13 @@ class TestClose:
         assert runtime.statistics()["jobs"]["queued"] == 0
 
     async def test_unneeded_storage_is_not_opened(self, objects: Objects) -> None:
-        storage = objects.storage(url="http://127.0.0.1:1")
-        async with local_runtime({"now": echo}, object_storage=storage) as runtime:
-            assert runtime._jobs._objects is None
+        class Untouched(ObjectStorage):
+            def open(self) -> Any:
+                raise AssertionError("the storage was opened")
+
+        storage = Untouched(endpoint_url="http://127.0.0.1:1", credentials=OWNER, buckets=[objects.bucket])
+        async with local_runtime({"now": echo}, object_storage=storage):
+            pass
+        with pytest.raises(AssertionError, match="was opened"):
+            async with runtime_of(objects, echo, object_storage=storage):
+                pass

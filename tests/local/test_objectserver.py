@@ -22,6 +22,7 @@ from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local import ObjectServer, ObjectServerError
 from aiosmrt.local import objectserver as module
 from aiosmrt.local.certificate import self_signed
+from tests.support.seams import data_folder, kill_supervisor
 from tests.support.seaweed import apart
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +89,7 @@ async def test_listens_on_loopback_alone_and_leaves_nothing() -> None:
         port = port_of(server)
         assert server.running
         assert repr(server) == f"<ObjectServer http://127.0.0.1:{port} buckets=['results']>"
-        assert server._run is not None
-        folder = server._run.folder
+        folder = data_folder(server)
         identities = folder / "identities.json"
         assert identities.stat().st_mode & 0o077 == 0
         # The admin server is the last to listen, after S3.
@@ -152,7 +152,7 @@ async def test_cancelled_stop_kills() -> None:
 async def test_cancelled_start_leaves_nothing() -> None:
     server = ObjectServer(buckets=["results"])
     starting = asyncio.create_task(server.start())
-    while server._run is None:
+    while not server.running:
         await asyncio.sleep(0)
     port = port_of(server)
     starting.cancel()
@@ -190,26 +190,29 @@ async def test_port_taken_by_another_server(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), 15)", "os.kill(os.getpid(), 9)", "sys.exit()"])
-def test_leaves_nothing_however_its_owner_ends(end: str) -> None:
+def test_leaves_nothing_however_its_owner_ends(end: str, tmp_path: Path) -> None:
     program = (
-        "import asyncio, os, sys\n"
+        "import asyncio, os, sys, tempfile\n"
         "from aiosmrt.local import ObjectServer\n"
         "server = ObjectServer(buckets=['results'])\n"
         "asyncio.run(server.start())\n"
-        "print(server._run.folder, server.url, flush=True)\n"
+        "print(*os.listdir(tempfile.gettempdir()), server.url, flush=True)\n"
         f"{end}\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    folder, url = done.stdout.split()
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+    *folders, url = done.stdout.split()
+    assert len(folders) == 1
     port = int(url.rpartition(":")[2])
-    asyncio.run(until(lambda: not Path(folder).exists() and traces(port) == []))
+    asyncio.run(until(lambda: not any(tmp_path.iterdir()) and traces(port) == []))
 
 
 async def test_leaves_nothing_when_its_supervisor_is_killed() -> None:
     async with ObjectServer() as server:
-        assert server._run is not None
-        folder, port = server._run.folder, port_of(server)
-        server._run.process.kill()
+        folder, port = data_folder(server), port_of(server)
+        kill_supervisor(server)
         await until(lambda: not server.running)
     assert not folder.exists()
     await until(lambda: traces(port) == [])
@@ -306,8 +309,7 @@ class TestAccess:
 
     def test_own_certificate(self, server: ObjectServer) -> None:
         """The certificate is all that the other tests lack."""
-        assert server._run is not None
-        folder = server._run.folder
+        folder = data_folder(server)
         context = ssl.create_default_context(cafile=folder / "certificate.pem")
         context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
         connection = http.client.HTTPSConnection("127.0.0.1", port_of(server) + 2, timeout=10, context=context)

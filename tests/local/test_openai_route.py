@@ -10,7 +10,7 @@ from aiohttp import web
 
 from aiosmrt._wire.sigv4.bearer import make_token
 from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
-from aiosmrt._wire.sigv4.signer import Credentials, Signer
+from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 from aiosmrt.local import (
     ContainerFailure,
     EndpointConfiguration,
@@ -127,19 +127,10 @@ async def test_another_method_or_path(runtime: LocalRuntime) -> None:
     assert (await asked(runtime, "/endpoints/llm/openai/v1/embeddings", token())).status == 404
 
 
-def other_action() -> str:
-    """A token that is signed for another action."""
-    query = Signer(region=REGION).presign(
-        ACCEPTED,
-        NOW,
-        method="POST",
-        host="sagemaker.amazonaws.com",
-        path="/",
-        query="Action=Another",
-        headers=(),
-        payload_sha256=EMPTY_SHA256,
-        expires_in=900,
-    )
+def token_for(action: str, expires_in: int) -> str:
+    """A token with a signature that fits."""
+    request = SignedRequest("POST", "sagemaker.amazonaws.com", "/", f"Action={action}", ())
+    query = Signer(region=REGION).presign(ACCEPTED, NOW, request, EMPTY_SHA256, expires_in=expires_in)
     text = f"sagemaker.amazonaws.com/?{query}&Version=1"
     return f"sagemaker-api-key-{base64.b64encode(text.encode()).decode()}"
 
@@ -151,22 +142,6 @@ def longer() -> str:
     changed = text.replace(b"X-Amz-Expires=900", b"X-Amz-Expires=901")
     assert changed != text
     return f"sagemaker-api-key-{base64.b64encode(changed).decode()}"
-
-
-def half_a_day_and_a_second() -> str:
-    query = Signer(region=REGION).presign(
-        ACCEPTED,
-        NOW,
-        method="POST",
-        host="sagemaker.amazonaws.com",
-        path="/",
-        query="Action=CallWithBearerToken",
-        headers=(),
-        payload_sha256=EMPTY_SHA256,
-        expires_in=43_201,
-    )
-    text = f"sagemaker.amazonaws.com/?{query}&Version=1"
-    return f"sagemaker-api-key-{base64.b64encode(text.encode()).decode()}"
 
 
 @pytest.mark.parametrize(
@@ -182,9 +157,9 @@ def half_a_day_and_a_second() -> str:
         ([("Authorization", "Bearer sagemaker-api-key-AAAA")], "IncompleteSignatureException"),
         ([("Authorization", "Bearer sagemaker-api-key-")], "IncompleteSignatureException"),
         ([("Authorization", "Bearer \xff")], "IncompleteSignatureException"),
-        ([("Authorization", f"Bearer {other_action()}")], "IncompleteSignatureException"),
+        ([("Authorization", f"Bearer {token_for('Another', 900)}")], "IncompleteSignatureException"),
         ([("Authorization", f"Bearer {longer()}")], "InvalidSignatureException"),
-        ([("Authorization", f"Bearer {half_a_day_and_a_second()}")], "InvalidSignatureException"),
+        ([("Authorization", f"Bearer {token_for('CallWithBearerToken', 43_201)}")], "InvalidSignatureException"),
         ([token(), token()], "IncompleteSignatureException"),
     ],
 )

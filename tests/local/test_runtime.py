@@ -11,6 +11,7 @@ import pytest
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local import EndpointConfiguration, Invocation, LocalRuntime, ProductionVariant, faults
 from tests.support.runtime import ACCEPTED, Draft, InProcessContainer, RawConnection, echo, local_runtime, words
+from tests.support.seams import abort_connection
 
 
 class Held:
@@ -142,12 +143,9 @@ async def test_disconnect_at_the_response_is_not_logged(caplog: pytest.LogCaptur
     async with local_runtime({"echo": model}) as runtime, RawConnection.to(runtime.url) as connection:
         await connection.write(Draft(runtime.url).sign().encode())
         await runtime.wait_for_in_flight(1)
-        assert runtime._web is not None
-        (served,) = runtime._web.connections
         # The model's response and the disconnect happen in one loop iteration, in this order.
         model.go_on.set()
-        assert served.transport is not None
-        served.transport.abort()
+        abort_connection(runtime)
         (record,) = await runtime.wait_for_requests(1)
     assert model.ended == ["answered"]
     assert record.outcome == "disconnected"

@@ -35,7 +35,7 @@ EXAMPLES = [ROOT / "examples" / f"{name}.py" for name in NAMES]
 pytestmark = [
     pytest.mark.models,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(300),  # LitServe and each of the clients take many seconds to import on a busy machine
+    pytest.mark.timeout(900),  # LitServe and each of the clients take many seconds to import on a busy machine
 ]
 
 

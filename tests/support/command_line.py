@@ -6,10 +6,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import aiosmrt
 from tests.support.peers import CREDENTIALS, REGION
@@ -24,6 +24,10 @@ class Ended(NamedTuple):
     code: int
     stdout: bytes
     stderr: bytes
+
+
+# Runs `aiosmrt` with these arguments.
+Cli: TypeAlias = Callable[..., Awaitable[Ended]]
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:

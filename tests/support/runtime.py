@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from aiosmrt._wire.sigv4.signer import Credentials, Signer
+from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 from aiosmrt.local import LocalRuntime
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
 
@@ -80,14 +80,7 @@ class Draft:
     ) -> Self:
         """Add the signature over everything that is there now."""
         self.headers += Signer(region=region, service=service).sign(
-            credentials,
-            time() if at is None else at,
-            method=self.method,
-            host=self.host,
-            path=self.path,
-            query=self.query,
-            headers=self.headers,
-            payload_sha256=sha256(self.body).hexdigest(),
+            credentials, time() if at is None else at, self._to_sign(), sha256(self.body).hexdigest()
         )
         return self
 
@@ -98,15 +91,14 @@ class Draft:
         self.query = Signer(region=REGION).presign(
             credentials,
             time() if at is None else at,
-            method=self.method,
-            host=self.host,
-            path=self.path,
-            query=self.query,
-            headers=self.headers,
-            payload_sha256=sha256(body).hexdigest(),
+            self._to_sign(),
+            sha256(body).hexdigest(),
             expires_in=expires_in,
         )
         return self
+
+    def _to_sign(self) -> SignedRequest:
+        return SignedRequest(self.method, self.host, self.path, self.query, tuple(self.headers))
 
     def replace_header(self, name: str, change: Callable[[str], str]) -> Self:
         assert any(key.lower() == name.lower() for key, _ in self.headers), f"no header {name}"

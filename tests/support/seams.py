@@ -1,4 +1,4 @@
-"""The only module of the suite that knows a client's private attributes.
+"""The only module of the suite that knows private attributes of a client and of the local runtime.
 
 A test reads results, statistics, events and what its server has recorded. Where none of them can show or decide what
 it needs, such as the time, random numbers or the connections in a pool, it goes through a function of this module.
@@ -7,8 +7,10 @@ it needs, such as the time, random numbers or the connections in a pool, it goes
 from __future__ import annotations
 
 import asyncio
+import gc
 import select
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +21,12 @@ from aiosmrt._core.admission import Admission, CallLater
 from aiosmrt._transport.aiohttp_session.transport import SessionTransport
 from aiosmrt._transport.base import Transport
 from aiosmrt._transport.bodystream import BodyStream
+from aiosmrt._transport.connection import Connection
 from aiosmrt._transport.factory import TransportName, create_transport
 from aiosmrt._transport.pooled import PooledTransport
+from aiosmrt.config import UNSET, Unset
+from aiosmrt.endpoint import Endpoint
+from aiosmrt.local import LocalRuntime, ObjectServer
 
 # Time and chance. A client shares them with its views.
 
@@ -90,6 +96,35 @@ def expire_credentials(client: Client, renew: Callable[[], Awaitable[Credentials
     cache.get = renew
 
 
+# Settings
+
+
+def limits_of(endpoint: Endpoint[Any, Any]) -> tuple[float | None, float | None]:
+    """The ``deadline`` and the ``wait_for_capacity`` of an endpoint's calls."""
+    client = endpoint._client
+    assert isinstance(client, Client)
+    return client._view.deadline, client._view.wait_for_capacity
+
+
+def patience_of_map(client: Client, patience: float | Unset | None = UNSET) -> float | None:
+    """The patience of the calls of a map, seconds; None if it does not end.
+
+    Args:
+        client: the client.
+        patience: as the map's. Defaults to none given.
+    """
+    view = client._for_job(patience)._view
+    view.settle(None, None, 0.0)
+    return view.patience_seconds
+
+
+async def s3_url_of(client: Client) -> str:
+    """The URL of the S3 in which a client's jobs look for their answers."""
+    store = await client._object_store()
+    url: str = (await store._opened()).meta.endpoint_url
+    return url
+
+
 # Admission
 
 
@@ -140,6 +175,23 @@ def connections_in_use(transport: Transport) -> int:
     return len(_connector(transport)._acquired)
 
 
+def connections_remembered(transport: PooledTransport) -> int:
+    """Count the connections that a transport or aiohttp's connector below it still knows."""
+    connector = _connector(transport)
+    by_key = (*connector._conns.values(), *connector._acquired_per_host.values())
+    return len(transport._connections) + len(connector._acquired) + sum(map(len, by_key))
+
+
+def connection_objects(transport: PooledTransport) -> list[Connection]:
+    """The connections of a transport that the garbage collector knows."""
+    return [one for one in gc.get_objects() if type(one) is Connection and one._owner is transport]
+
+
+def watches_idle(transport: PooledTransport) -> bool:
+    """Whether a timer runs that will close connections which are idle for too long."""
+    return transport._idle_timer is not None
+
+
 def unread(transport: Transport, timeout: float = 0.0) -> int:
     """Count the idle connections in whose sockets something waits; blocks the loop until that is so.
 
@@ -165,6 +217,13 @@ async def until_read(transport: Transport) -> None:
     await asyncio.sleep(0)
 
 
+async def until_lost(transport: Transport) -> None:
+    """Wait until the loop has noticed that all connections have ended."""
+    while any(handler.is_connected() for handler in _connector(transport)._acquired):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
 def _connector(transport: Transport) -> Any:
     if isinstance(transport, PooledTransport):
         return transport._connector
@@ -178,3 +237,26 @@ def has_broken(stream: EventStream) -> bool:
     if isinstance(below, BodyStream):
         return below._failure is not None
     return below._response.content.exception() is not None
+
+
+# The local runtime
+
+
+def abort_connection(runtime: LocalRuntime) -> None:
+    """Have the server lose its only connection now, before it has read that its client went away."""
+    assert runtime._web is not None
+    (served,) = runtime._web.connections
+    assert served.transport is not None
+    served.transport.abort()
+
+
+def data_folder(server: ObjectServer) -> Path:
+    """Where an object server keeps its objects, identities and certificate."""
+    assert server._run is not None
+    return server._run.folder
+
+
+def kill_supervisor(server: ObjectServer) -> None:
+    """Kill the process that ends an object server with its owner."""
+    assert server._run is not None
+    server._run.process.kill()

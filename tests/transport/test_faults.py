@@ -399,7 +399,7 @@ async def test_no_read_timeout(clock: VirtualTime, transport: Transport, server:
 
 @only_pooled
 async def test_a_server_that_stops_receiving_is_silent(clock: VirtualTime, make_transport: MakeTransport) -> None:
-    """aiohttp would wait for ever."""
+    """aiohttp would wait forever."""
     async with RawServer([[EARLY, asyncio.Event()]], receive_buffer=2**16) as server:
         transport = make_transport(server.url)
         call = asyncio.create_task(_as_task(transport.send(request(bytes(2**24), read_timeout=10.0))))
@@ -450,7 +450,7 @@ async def test_a_malformed_response(name: str, carry: Carry, transport: Transpor
         server.play([*pieces, asyncio.Event()])
         with pytest.raises(ResponseStreamingError) as caught:
             await carry(transport, request())
-        # Nothing of what came is in the error: it may be somebody's data.
+        # Nothing of what came is in the error: it may be a user's data.
         assert caught.value.__cause__ is None
         assert connections_in_use(transport) == 0
     await until_given_up(transport, server)

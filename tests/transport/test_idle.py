@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from aiosmrt._transport.base import Transport
+from aiosmrt.errors import ReadTimeoutError
 from tests.support.blocking_server import BlockingServer, Conversation, Handler
 from tests.support.raw_server import chunk, response
 from tests.support.seams import connections_in_use, unread, until_read
@@ -175,6 +178,43 @@ def test_what_arrived_unnoticed_by_uvloop(name: str, transport_name: str, tls: b
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("state", ["idle", "stale", "silent"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_closing_waits_for_no_server(state: str, tls: bool, make_transport: MakeTransport) -> None:
+    """Sockets are closed when close() returns, though the server does not answer TLS's close_notify."""
+    intrude, intruded, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def never_close(talk: Conversation) -> None:
+        body = talk.request()
+        if state != "silent":
+            talk.send(response(200, b"answer to " + body))
+            intrude.wait(20)
+        if state == "stale":
+            talk.send(response(200, b"answer to ONE"))
+        intruded.set()
+        with socket.socket(fileno=talk.sock.detach()) as plain:
+            plain.settimeout(20)
+            with suppress(ConnectionResetError):
+                while plain.recv(2**16):
+                    pass
+        ended.set()
+
+    with BlockingServer([never_close, echo], tls=server_context() if tls else None) as server:
+        transport = make_transport(server.url, **({"verify": client_context()} if tls else {}))
+        if state == "silent":
+            with pytest.raises(ReadTimeoutError):
+                await transport.send(request(b"ONE", read_timeout=0.1))
+        else:
+            assert (await transport.send(request(b"ONE"))).body == b"answer to ONE"
+            intrude.set()
+            assert intruded.wait(20)
+        if state == "stale":
+            assert unread(transport, 20.0)
+            assert (await transport.send(request(b"TWO"))).body == b"answer to TWO"
+        await transport.close()
+        assert ended.wait(10)
 
 
 @each_way

@@ -11,7 +11,6 @@ import pytest
 from aiohttp.client_proto import ResponseHandler
 
 from aiosmrt._transport.base import Reply, Transport
-from aiosmrt._transport.connection import Connection
 from aiosmrt._transport.pooled import PooledTransport
 from aiosmrt.errors import ClientStateError, ConnectionClosedError, ReadTimeoutError, ResponseStreamingError
 from tests.support.cancellation import Moment, cancel_everywhere
@@ -28,7 +27,13 @@ from tests.support.raw_server import (
     chunk,
     response,
 )
-from tests.support.seams import connections_idle, connections_in_use
+from tests.support.seams import (
+    connection_objects,
+    connections_idle,
+    connections_in_use,
+    connections_remembered,
+    watches_idle,
+)
 from tests.support.tls import client_context, server_context
 from tests.support.virtual_time import VirtualTime
 from tests.transport.carrying import MODULES, Carry, MakeTransport, Wire, each_way, only_pooled, request, whole
@@ -227,15 +232,15 @@ async def test_idle_connections_are_closed_in_time(clock: VirtualTime, transport
         await transport.send(request())
     await server.until(lambda: server.connections_open == 1)
     assert connections_idle(transport) == 1
-    assert len(transport._connections) == 1
+    assert connections_in_use(transport) == 0
     await clock.advance(49.0)
     assert connections_idle(transport) == 1
     await clock.advance(2.0)
     await server.until(lambda: server.connections_open == 0)
     # No idle connections are left, so no timer runs.
-    assert transport._idle_timer is None
+    assert not watches_idle(transport)
     await transport.send(request())
-    assert transport._idle_timer is not None
+    assert watches_idle(transport)
 
 
 @only_pooled
@@ -544,15 +549,14 @@ async def test_aiohttp_is_told_when_a_connection_is_lost(
 
 @only_pooled
 async def test_closing_waits_for_no_connection(transport: Transport, server: RawServer) -> None:
-    """aiohttp's connector waits for each of its connections to be lost."""
+    """aiohttp's connector waits for each of its connections to be lost; here, two turns of the loop close all."""
     assert isinstance(transport, PooledTransport)
     await fill(transport, server, 20)
     closing = asyncio.create_task(transport.close())
-    for _ in range(3):
+    for _ in range(5):
         await asyncio.sleep(0)
     assert closing.done()
-    assert not transport._connections
-    assert not transport._idle
+    assert (connections_in_use(transport), connections_idle(transport)) == (0, 0)
     await server.until(lambda: server.connections_open == 0)
 
 
@@ -560,7 +564,6 @@ async def test_closing_waits_for_no_connection(transport: Transport, server: Raw
 async def test_nothing_is_remembered_of_connections_that_are_gone(transport: Transport, server: RawServer) -> None:
     """Including connections that died while idle; neither here nor in aiohttp's connector."""
     assert isinstance(transport, PooledTransport)
-    connector: Any = transport._connector
     for end in (CLOSE, RESET) * 3:
         go_on = asyncio.Event()
         server.play(*([go_on, *OK, end] for _ in range(10)))
@@ -572,12 +575,9 @@ async def test_nothing_is_remembered_of_connections_that_are_gone(transport: Tra
         await server.until(lambda: server.connections_open == 0)
         while connections_idle(transport):
             await asyncio.sleep(0)
-        assert not transport._connections
-        assert not connector._acquired
-        assert not sum(len(held) for held in connector._conns.values())
-        assert not sum(len(held) for held in connector._acquired_per_host.values())
+        assert connections_remembered(transport) == 0
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if type(thing) is Connection and thing._owner is transport]
+    assert not connection_objects(transport)
 
 
 @only_pooled

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 
+import aiohttp
 import pytest
 
 from aiosmrt._transport.base import Request, Transport
 from aiosmrt.errors import ConnectionClosedError
 from tests.support.raw_server import CLOSE, RESET, End, RawServer, response
-from tests.support.seams import connections_idle, connections_in_use
+from tests.support.seams import connections_idle, connections_in_use, until_lost
 from tests.transport.carrying import (
     Carry,
     MakeTransport,
     each_way,
     only_pooled,
+    only_session,
     request,
 )
-
-pytestmark = only_pooled
 
 
 class Signatures:
@@ -60,6 +60,7 @@ async def test_each_sending_has_its_signature(carry: Carry, transport: Transport
     assert signatures_of(server) == ["2", "3"]
 
 
+@only_pooled  # aiohttp's session sends no POST again
 @pytest.mark.parametrize("end", [CLOSE, RESET], ids=["fin", "reset"])
 @each_way
 async def test_a_stale_connection(end: End, carry: Carry, transport: Transport, server: RawServer) -> None:
@@ -145,10 +146,37 @@ async def test_a_server_that_closes_during_a_signature(carry: Carry, make_transp
         transport = make_transport(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         call = asyncio.ensure_future(carry(transport, signatures.request()))
         await signatures.begun.wait()
-        while transport._connections:  # type: ignore[attr-defined]
-            await asyncio.sleep(0)
+        await until_lost(transport)
         signatures.gate.set()
         assert (await call).body == b"ok"
         assert b"X-Signature: 3\r\n" in heads[0]
         await transport.close()
         writers[1].close()
+
+
+@pytest.mark.parametrize("size", [3, 2**20], ids=["small", "large"])
+async def test_headers_that_came_and_went(size: int, transport: Transport, server: RawServer) -> None:
+    """New credentials may have a session token where the old ones had none, and the other way round."""
+    for old, new in (("", "X-Amz-Security-Token: new\r\n"), ("X-Amz-Security-Token: old\r\n", "")):
+
+        async def renew(lines: str = new) -> str:
+            return f"Content-Type: text/csv\r\n{lines}"
+
+        server.play([response(200, b"ok", [("Connection", "close")])])
+        asked = request(bytes(size), renew_headers=renew)._replace(headers=f"Content-Type: text/csv\r\n{old}")
+        await transport.send(asked)
+        headers = server.requests.pop().headers
+        assert headers.get("x-amz-security-token") == ("new" if new else None)
+        assert (headers["content-type"], headers["content-length"]) == ("text/csv", str(size))
+
+
+@only_session
+@each_way
+async def test_no_signature_in_a_session_of_the_caller(
+    carry: Carry, make_transport: MakeTransport, server: RawServer
+) -> None:
+    """Its connector offers no time at which to sign again."""
+    signatures = Signatures()
+    async with aiohttp.ClientSession() as session:
+        await carry(make_transport(session=session), signatures.request())
+    assert signatures_of(server) == ["1"]

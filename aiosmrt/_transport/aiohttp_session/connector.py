@@ -8,21 +8,37 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 
+from aiosmrt._transport.aiohttp_session.payloads import SlicedBody, WholeBody
 from aiosmrt._transport.aiohttp_session.responses import Response
 from aiosmrt._transport.aiohttp_session.watchdog import Watched
 from aiosmrt._transport.base import IDLE_SECONDS
 from aiosmrt._transport.sockets import UnreadCheck, create_socket, unread_check
 
-__all__ = ["create_session"]
+__all__ = ["RenewalFailedError", "close_session", "create_session"]
 
 # aiohttp pauses reading at twice this: 256 KiB was the fastest mark for streams (docs/design/architecture.md).
 _READ_BUFFER_BYTES = 2**17
 
 
+class RenewalFailedError(Exception):
+    """A request could not be signed again.
+
+    aiohttp would take some errors for its own and change their class, so they pass through it in this one.
+
+    Args:
+        error: why.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
 class _Connector(aiohttp.TCPConnector):
-    """Closes idle connections on which something has arrived, and starts read timeouts.
+    """Closes idle connections on which something has arrived, has requests signed again, and starts read timeouts.
 
     aiohttp's pool (3.12 to 3.14) uses such a connection again, and what has arrived becomes the next call's response.
+    A request is signed again when a connection was made for it, because that takes time.
 
     Args:
         expected: the requests that wait for a connection, by task. The timeout of a small one starts when it has got
@@ -32,8 +48,8 @@ class _Connector(aiohttp.TCPConnector):
     def __init__(self, expected: dict[asyncio.Task[Any], Watched]) -> None:
         super().__init__(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=create_socket)
         self._expected = expected
-        # of the connections that were used before
-        self._unread_checks: WeakKeyDictionary[Any, UnreadCheck] = WeakKeyDictionary()
+        # of the connections that were used before, for as long as their transports live
+        self._used: WeakKeyDictionary[Any, tuple[asyncio.Transport, UnreadCheck]] = WeakKeyDictionary()
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> aiohttp.connector.Connection:
         while True:
@@ -41,13 +57,18 @@ class _Connector(aiohttp.TCPConnector):
             protocol, transport = connection.protocol, connection.transport
             if protocol is None or transport is None:
                 return connection  # it was lost, which aiohttp reports
-            has_unread = self._unread_checks.get(protocol)
-            if has_unread is None:
+            used = self._used.get(protocol)
+            if used is None:
                 # Data on a fresh connection is the server's part of the TLS handshake.
-                has_unread = self._unread_checks[protocol] = unread_check(transport)
-                break
-            if not (protocol.should_close or has_unread()):
-                break
+                has_unread = unread_check(transport)
+                self._used[protocol] = transport, has_unread
+                if await _renewed(req, connection):
+                    break
+            else:
+                has_unread = used[1]
+                if not (protocol.should_close or has_unread()):
+                    break
+            transport.abort()
             connection.close()
         watched = self._expected.get(asyncio.current_task(asyncio.get_running_loop()))  # type: ignore[arg-type]
         if watched is not None:
@@ -55,6 +76,47 @@ class _Connector(aiohttp.TCPConnector):
             if not watched.large:
                 watched.watchdog.begin(watched)
         return connection
+
+    def abort(self) -> None:
+        """Close the sockets of all connections.
+
+        When asyncio closes a TLS connection, it waits up to 30 s for the server's part of that, and aiohttp does not
+        keep track of such connections. Nothing is left to be sent or read on them.
+        """
+        for transport, _ in [*self._used.values()]:
+            transport.abort()
+
+
+async def _renewed(request: Any, connection: aiohttp.connector.Connection) -> bool:
+    """Sign a request again; return whether its connection is still open."""
+    body = request.body
+    if not isinstance(body, (WholeBody, SlicedBody)) or body.renewal is None:
+        return True
+    try:
+        await body.renewal.apply(request.headers)
+    except Exception as error:
+        connection.release()
+        failure = RenewalFailedError(error)
+    except BaseException:
+        connection.release()
+        raise
+    else:
+        return not connection.closed
+    # Outside the handler, so that what it carries does not become its context.
+    try:
+        raise failure
+    finally:
+        del failure
+
+
+async def close_session(session: aiohttp.ClientSession) -> None:
+    """Close a session that `create_session` has created, and its sockets."""
+    connector = session.connector
+    await session.close()
+    if isinstance(connector, _Connector):
+        connector.abort()
+        # asyncio closes their sockets in the next iteration of the loop.
+        await asyncio.sleep(0)
 
 
 def create_session(expected: dict[asyncio.Task[Any], Watched]) -> aiohttp.ClientSession:

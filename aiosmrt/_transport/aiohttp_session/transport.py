@@ -8,7 +8,9 @@ visible. Connections idle for longer than `IDLE_SECONDS` are closed, and those o
 
 The caller's session uses its own connector, which this transport cannot change. aiohttp's pool (3.12 to 3.14) uses an
 idle connection again without checking whether anything has arrived on it, so a server that repeats a response can give
-one call the response of another.
+one call the response of another. It also gives no hook between making a connection and sending a request, so such a
+request keeps the signature that it had before; where that took too long, the call signs it again once it is refused
+(`aiosmrt._policy.clockskew`).
 """
 
 from __future__ import annotations
@@ -19,12 +21,11 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 import aiohttp
-from multidict import CIMultiDict
 from yarl import URL
 
-from aiosmrt._transport.aiohttp_session.connector import create_session
+from aiosmrt._transport.aiohttp_session.connector import RenewalFailedError, close_session, create_session
 from aiosmrt._transport.aiohttp_session.orphans import OpenResponses
-from aiosmrt._transport.aiohttp_session.payloads import WHOLE_BODY_BYTES, SlicedBody, WholeBody
+from aiosmrt._transport.aiohttp_session.payloads import WHOLE_BODY_BYTES, Renewal, SlicedBody, WholeBody, header_map
 from aiosmrt._transport.aiohttp_session.responses import SessionReplyStream
 from aiosmrt._transport.aiohttp_session.watchdog import ReadWatchdog, Watched
 from aiosmrt._transport.base import MAX_TIMEOUTS, Reply, Request
@@ -51,17 +52,13 @@ class SessionTransport:
         verify: whether to verify certificates, or the context to verify them with. Defaults to True.
         proxy: URL of an HTTP proxy. If None, connections are direct.
 
-    >>> from aiosmrt.errors import EndpointConnectionError
     >>> async def main():
-    ...     transport = SessionTransport("http://127.0.0.1:9")
-    ...     try:
-    ...         await transport.send(Request("/", "", b"", 1.0, 1.0))
-    ...     except EndpointConnectionError as error:
-    ...         return error.endpoint_url
-    ...     finally:
+    ...     async with aiohttp.ClientSession() as session:
+    ...         transport = SessionTransport("http://127.0.0.1:9", session=session)
     ...         await transport.close()
+    ...         return session.closed
     >>> asyncio.run(main())
-    'http://127.0.0.1:9'
+    False
     """
 
     def __init__(
@@ -191,6 +188,8 @@ class SessionTransport:
     async def _posted(self, posting: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
         try:
             return await posting
+        except RenewalFailedError as error:
+            failure = error.error
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = self._head_failure(error)
         try:
@@ -204,12 +203,12 @@ class SessionTransport:
             watchdog.close()
         if self._owned:
             self._open_responses.close()
-            await self._session.close()
+            await close_session(self._session)
 
     def _post(
         self, request: Request, read_timeout: float | None, watched: Watched | None
     ) -> Awaitable[aiohttp.ClientResponse]:
-        target, lines, body, connect_timeout, *_ = request
+        target, lines, body, connect_timeout, _, _, renew_headers, _ = request
         url = self._urls.get(target)
         if url is None:
             if len(self._urls) >= _MAX_URLS:
@@ -227,15 +226,13 @@ class SessionTransport:
                 sock_connect=connect_timeout,
                 sock_read=read_timeout,
             )
-        headers: CIMultiDict[str] = CIMultiDict()
-        for line in lines.split("\r\n")[:-1]:
-            name, _, value = line.partition(": ")
-            headers.add(name, value)
+        headers = header_map(lines)
+        renewal = None if renew_headers is None else Renewal(renew_headers, headers)
         return self._session.post(
             url,
-            data=SlicedBody(body, watched)
+            data=SlicedBody(body, watched, renewal)
             if len(body) > WHOLE_BODY_BYTES
-            else WholeBody(body)
+            else WholeBody(body, renewal)
             if self._owned  # middlewares of the caller's session may expect bytes
             else body,
             headers=headers,

@@ -9,7 +9,7 @@ from binascii import Error as Base64Error
 from typing import Final
 
 from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256, SignatureFormatError
-from aiosmrt._wire.sigv4.signer import Credentials, Signer
+from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 
 __all__ = ["MAX_TOKEN_SECONDS", "SIGNED_HOST", "SIGNED_METHOD", "SIGNED_PATH", "make_token", "signed_query_of"]
 
@@ -38,17 +38,8 @@ def make_token(signer: Signer, credentials: Credentials, timestamp: float, expir
     >>> make_token(Signer(region="eu-central-1"), Credentials("AKIDEXAMPLE", "not-a-real-secret"), 0.0, 900)[:40]
     'sagemaker-api-key-c2FnZW1ha2VyLmFtYXpvbm'
     """
-    query = signer.presign(
-        credentials,
-        timestamp,
-        method=SIGNED_METHOD,
-        host=SIGNED_HOST,
-        path=SIGNED_PATH,
-        query=_ACTION,
-        headers=(),
-        payload_sha256=EMPTY_SHA256,
-        expires_in=expires_in,
-    )
+    request = SignedRequest(SIGNED_METHOD, SIGNED_HOST, SIGNED_PATH, _ACTION, ())
+    query = signer.presign(credentials, timestamp, request, EMPTY_SHA256, expires_in=expires_in)
     return _PREFIX + b64encode(f"{SIGNED_HOST}{SIGNED_PATH}?{query}{_VERSION}".encode()).decode()
 
 

@@ -99,7 +99,7 @@ def parse_amz_date(text: str) -> float:
     """Read an ``X-Amz-Date`` value as seconds since 1970.
 
     Raises:
-        SignatureFormatError: It is not of the form ``YYYYMMDDThhmmssZ``, or there is no such date.
+        SignatureFormatError: it is not of the form ``YYYYMMDDThhmmssZ``, or there is no such date.
 
     >>> parse_amz_date("20150830T123600Z")
     1440938160.0
@@ -212,7 +212,7 @@ def string_to_sign(date: str, scope: str, canonical: str) -> str:
         canonical: as from `canonical_request`.
 
     Raises:
-        ValueError: The request contains lone surrogates.
+        ValueError: the request contains lone surrogates.
 
     >>> print(string_to_sign("20150830T123600Z", "20150830/eu-central-1/sagemaker/aws4_request", ""))
     AWS4-HMAC-SHA256
@@ -263,7 +263,7 @@ def encoded(text: str, name: str) -> bytes:
         name: what to call it in the error message.
 
     Raises:
-        ValueError: It contains lone surrogates.
+        ValueError: it contains lone surrogates.
     """
     try:
         return text.encode()

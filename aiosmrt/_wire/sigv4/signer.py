@@ -64,13 +64,13 @@ class Credentials:
     """AWS credentials to sign requests with.
 
     Args:
-        access_key: The access key id; shown in the repr, as in every signed request.
-        secret_key: The secret access key, never shown.
-        token: The session token of temporary credentials, never shown. Defaults to None, for long-lived ones.
-        expires_at: When they expire, in seconds since 1970. Defaults to None, for never.
+        access_key: the access key id; shown in the repr, as in every signed request.
+        secret_key: the secret access key, never shown.
+        token: the session token of temporary credentials, never shown. Defaults to None, for long-lived ones.
+        expires_at: when they expire, in seconds since 1970. Defaults to None, for never.
 
     Raises:
-        ValueError: A part is empty or contains characters that a header cannot carry (a space or line break from
+        ValueError: a part is empty or contains characters that a header cannot carry (a space or line break from
             copying, a non-ASCII character), or ``expires_at`` is not a number. The message names the part and not
             its value.
 
@@ -176,11 +176,11 @@ class Signer:
         service: the signing name. Defaults to ``"sagemaker"``, as SageMaker Runtime has it.
 
     >>> signer = Signer(region="eu-central-1")
-    >>> for name, value in signer.sign(
-    ...     Credentials("AKIDEXAMPLE", "not-a-real-secret"), 1440938160.0, method="POST", host="example.com",
-    ...     path="/endpoints/churn/invocations", query="", headers=[("Content-Type", "text/csv")],
-    ...     payload_sha256=sha256(b"").hexdigest(),
-    ... ):
+    >>> credentials = Credentials("AKIDEXAMPLE", "not-a-real-secret")
+    >>> request = SignedRequest(
+    ...     "POST", "example.com", "/endpoints/churn/invocations", "", (("Content-Type", "text/csv"),)
+    ... )
+    >>> for name, value in signer.sign(credentials, 1440938160.0, request, sha256(b"").hexdigest()):
     ...     print(name, value[:78])
     X-Amz-Date 20150830T123600Z
     Authorization AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/eu-central-1/sagemaker/aws4_r
@@ -199,37 +199,23 @@ class Signer:
         return f"Signer(region={self._region!r}, service={self._service!r})"
 
     def sign(
-        self,
-        credentials: Credentials,
-        timestamp: float,
-        *,
-        method: str,
-        host: str,
-        path: str,
-        query: str,
-        headers: Sequence[tuple[str, str]],
-        payload_sha256: str,
+        self, credentials: Credentials, timestamp: float, request: SignedRequest, payload_sha256: str
     ) -> list[tuple[str, str]]:
         """Compute the headers that sign a request.
 
         Args:
             credentials: the credentials to sign with.
             timestamp: the time of signing, in seconds since 1970; services accept it within 5 minutes of theirs.
-            method: the HTTP method.
-            host: the value of the ``Host`` header, as on the wire.
-            path: the path as on the request line, percent-encoded.
-            query: the query as on the request line, percent-encoded, without the ``?``.
-            headers: the request's other headers. Those in `UNSIGNED_HEADERS` stay out of the signature.
+            request: the request without its payload.
             payload_sha256: the hash of the payload in hexadecimal, or ``UNSIGNED-PAYLOAD``.
 
         Returns:
             ``X-Amz-Date``, ``X-Amz-Security-Token`` for temporary credentials, ``Authorization``.
 
         Raises:
-            ValueError: A given header is one that signing sets; there is a control character in method, host, path or
+            ValueError: a given header is one that signing sets; there is a control character in method, host, path or
                 query; or the text contains lone surrogates.
         """
-        request = SignedRequest(method, host, path, query, tuple(headers))
         encoded(payload_sha256, "the payload's hash")
         lines = self.sign_lines(credentials, timestamp, request, payload_sha256).split("\r\n")
         return [(name, value) for name, _, value in (line.partition(": ") for line in lines[:-1])]
@@ -260,18 +246,14 @@ class Signer:
         self,
         credentials: Credentials,
         timestamp: float,
-        *,
-        method: str,
-        host: str,
-        path: str,
-        query: str,
-        headers: Sequence[tuple[str, str]],
+        request: SignedRequest,
         payload_sha256: str,
+        *,
         expires_in: int,
     ) -> str:
         """Compute the query of a presigned URL, with which anyone can send this request until it expires.
 
-        The other arguments are those of `sign`; the request must be sent with exactly these headers.
+        The other arguments are those of `sign`; the request must be sent with exactly its headers.
 
         Args:
             expires_in: validity of the URL in seconds, from 1 to 604,800 (a week).
@@ -280,10 +262,11 @@ class Signer:
             The whole query, percent-encoded: the given parameters, then those of the signature.
 
         Raises:
-            ValueError: As in `sign`; also if ``expires_in`` is out of range, or the query is already presigned.
+            ValueError: as in `sign`; also if ``expires_in`` is out of range, or the query is already presigned.
         """
         if not 1 <= expires_in <= MAX_EXPIRES_IN:
             raise ValueError(f"expires_in must be a number of seconds from 1 to {MAX_EXPIRES_IN}; got {expires_in}")
+        method, host, path, query, headers = request
         parameters = parse_qsl(query, keep_blank_values=True)
         if any(name in PRESIGNED_PARAMETERS for name, _ in parameters):
             raise ValueError("the query already contains parameters of a signature")

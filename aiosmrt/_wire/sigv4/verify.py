@@ -74,7 +74,7 @@ def parse_authorization(value: str) -> Authorization:
     """Read the value of an ``Authorization`` header.
 
     Raises:
-        SignatureFormatError: Another scheme, or a part that is missing, repeated, unknown or malformed.
+        SignatureFormatError: another scheme, or a part that is missing, repeated, unknown or malformed.
 
     >>> parse_authorization(
     ...     "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/eu-central-1/sagemaker/aws4_request, "
@@ -103,7 +103,7 @@ def parse_presigned(query: str) -> PresignedQuery:
         query: percent-encoded, without the ``?``.
 
     Raises:
-        SignatureFormatError: A parameter of the signature is missing, repeated or malformed.
+        SignatureFormatError: a parameter of the signature is missing, repeated or malformed.
 
     >>> parse_presigned(
     ...     "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIDEXAMPLE%2F20150830%2Feu-central-1%2Fsagemaker"

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from aiosmrt._core.frames import clear_locals
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt.config import faulty_limits
 from aiosmrt.endpoint import PredictionStream
@@ -146,28 +147,37 @@ class SSEResponse(StreamingResponse):
                     await asyncio.sleep(0)
         except ClientDisconnect:
             raise
-        except Exception as error:
+        except BaseException as error:
+            # Error reports show the values of local variables.
+            event = b""
+            clear_locals(error)
+            if not isinstance(error, Exception):
+                raise
             await self._handle(error, writer, scope)
         await writer.write(b"", more=False)
 
     async def _handle(self, error: Exception, writer: "_Writer", scope: Scope) -> None:
         """Send an error as the last event; raise it if the response has not started or must not end cleanly."""
-        if not isinstance(error, AiosmrtError) or http_exception(error).status_code == 500:
+        try:
+            if not isinstance(error, AiosmrtError) or http_exception(error).status_code == 500:
+                if writer.started:
+                    await self._send_error(error, INTERNAL_ERROR, writer)
+                raise error
+            answer = http_exception(error)
             if writer.started:
-                await self._send_error(error, INTERNAL_ERROR, writer)
-            raise error
-        answer = http_exception(error)
-        if writer.started:
-            # First, because a disconnect may cancel the rest.
-            log_failure(error, "answered with an error event")
-            await self._send_error(error, answer.detail, writer)
-        elif exception_handler_for(scope, error) is not None:
-            raise error
-        else:
-            log_failure(error, f"answered with {answer.status_code}")
-            raise answer from error
+                # First, because a disconnect may cancel the rest.
+                log_failure(error, "answered with an error event")
+                await self._send_error(error, answer.detail, writer)
+            elif exception_handler_for(scope, error) is not None:
+                raise error
+            else:
+                log_failure(error, f"answered with {answer.status_code}")
+                raise answer from error
+        finally:
+            del error
 
     async def _send_error(self, error: Exception, detail: str, writer: "_Writer") -> None:
+        item: Any = None
         try:
             if self._on_error is None:
                 event = _error_event(detail)
@@ -178,7 +188,10 @@ class SSEResponse(StreamingResponse):
                 if item is None:
                     return
                 event = EventEncoder().encode(item)
-        except Exception:
+        except Exception as failure:
+            del error
+            item = None
+            clear_locals(failure)
             with suppress(ClientDisconnect):
                 await writer.write(_error_event(INTERNAL_ERROR))
             raise

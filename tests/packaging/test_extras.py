@@ -1,0 +1,53 @@
+"""What is not installed is named, with the command that installs it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import aiosmrt
+from aiosmrt.errors import ConfigurationError
+from aiosmrt.local import (
+    AsyncInferenceConfig,
+    Credentials,
+    EndpointConfiguration,
+    LocalRuntime,
+    ObjectStorage,
+    ProductionVariant,
+)
+from aiosmrt.serializers import TEXT
+
+KEY = Credentials("AKIDEXAMPLE", "not-a-real-secret")
+
+
+@pytest.fixture
+def no_aiobotocore(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "aiobotocore"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "aiosmrt._aws.s3session", raising=False)
+    monkeypatch.setitem(sys.modules, "aiobotocore", None)
+
+
+@pytest.mark.usefixtures("no_aiobotocore")
+async def test_a_large_body_of_a_job_needs_the_extra_s3() -> None:
+    async with aiosmrt.Client(
+        region_name="us-east-1", aws_access_key_id=KEY.access_key, aws_secret_access_key=KEY.secret_key
+    ) as client:
+        queued = client.endpoint("queued", serializer=TEXT, deserializer=TEXT)
+        with pytest.raises(ConfigurationError, match=r"pip install 'aiosmrt\[s3\]'"):
+            await queued.submit("x" * 200_000, upload_to="s3://bucket/in")
+
+
+@pytest.mark.usefixtures("no_aiobotocore")
+async def test_object_storage_of_the_local_runtime_needs_the_extra_s3() -> None:
+    async def model(invocation: object) -> bytes:
+        return b""
+
+    queued = EndpointConfiguration(
+        [ProductionVariant(model)], async_inference=AsyncInferenceConfig("s3://bucket/out", "s3://bucket/failed")
+    )
+    storage = ObjectStorage(endpoint_url="http://127.0.0.1:9", credentials=KEY, buckets=["bucket"])
+    with pytest.raises(ConfigurationError, match=r"pip install 'aiosmrt\[s3\]'"):
+        async with LocalRuntime({"queued": queued}, credentials=KEY, object_storage=storage):
+            pass
