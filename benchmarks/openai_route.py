@@ -84,7 +84,9 @@ def chunked(data: bytes) -> bytes:
 
 
 ANSWER = answer()
-TOKEN, LAST, DONE = event("word "), event(None), b"data: [DONE]\n\n"
+# LiteLLM takes a model that repeats itself for broken.
+TOKENS = [event(f"word{number} ") for number in range(8)]
+LAST, DONE = event(None), b"data: [DONE]\n\n"
 PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 FRAMED_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.amazon.eventstream\r\n"
@@ -105,9 +107,9 @@ async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamW
                 continue
             wrap = (lambda data: chunked(frame(data))) if framed else chunked
             writer.write(FRAMED_HEAD if framed else PLAIN_HEAD)
-            token = wrap(TOKEN)
-            for _ in range(asked["max_tokens"]):
-                writer.write(token)
+            tokens = [wrap(token) for token in TOKENS]
+            for number in range(asked["max_tokens"]):
+                writer.write(tokens[number % len(tokens)])
                 await asyncio.sleep(PACE_SECONDS * random.uniform(0.5, 1.5))
             writer.write(wrap(LAST) + wrap(DONE) + b"0\r\n\r\n")
     writer.close()

@@ -43,7 +43,7 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
 
     >>> response = openai_failure(404, {}, b'{"error": {"message": "no such model", "code": 404, "type": "t"}}', 1)
     >>> response["Error"], response["OpenAI"]["type"]
-    ({'Message': 'no such model', 'Code': '404'}, 't')
+    ({'Message': 'no such model', 'Code': 't'}, 't')
     """
     metadata = metadata_of(status, headers)
     metadata["RetryAttempts"] = attempts - 1
