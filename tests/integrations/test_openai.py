@@ -1,6 +1,8 @@
 """OpenAI's own SDK on endpoints of a local runtime."""
 
 import asyncio
+import doctest
+import importlib
 import json
 import logging
 import subprocess
@@ -742,3 +744,22 @@ async def test_containers_own_error_is_reported() -> None:
         with pytest.raises(openai.APIError):
             await words_of(await llm.chat.completions.create(**ASK, stream=True))
     assert [one.error for one in seen if isinstance(one, GenerationEnded)] == ["ModelStreamError"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_wire.openai_route",
+        "_wire.sigv4.bearer",
+        "integrations.openai._errors",
+        "integrations.openai._factory",
+        "integrations.openai._metering",
+        "integrations.openai._streams",
+        "local.error_responses",
+        "local.parameters",
+    ],
+)
+def test_examples_in_docstrings(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(f"aiosmrt.{name}"))
+    assert failed == 0
+    assert tried
