@@ -1,6 +1,6 @@
 """OpenAI's SDK, LangChain, pydantic-ai and LiteLLM on a client, against a model server of another maker.
 
-The server is LitServe with OpenAI's schema. Clients other than the SDK run in an environment of their own.
+The server is LitServe with OpenAI's schema. Clients other than the SDK run in their own environment.
 """
 
 import asyncio

@@ -19,7 +19,7 @@ _KINDS: Final = {"chat/completions": "chat", "completions": "text_completion", "
 
 
 def meter_of(client: Client, generation: Generation) -> Meter | None:
-    """A meter for a call that begins now; None if nobody observes it."""
+    """A meter for a call that begins now; None without observers."""
     return Meter(client, generation) if client._view.observers else None
 
 

@@ -35,9 +35,9 @@ class Deployment(NamedTuple):
 
     Args:
         endpoint: the endpoint's name.
-        component: the inference component's name. If None, the endpoint has none.
-        container_model: what its container gets as ``model``; None for the caller's own. Defaults to that of the HTTP
-            client.
+        component: the inference component's name. Defaults to None, for an endpoint without components.
+        container_model: what its container gets as ``model``. If None, the caller's name. Defaults to the HTTP
+            client's ``container_model``.
     """
 
     endpoint: str
@@ -74,7 +74,7 @@ class Refusal(Exception):
         status: the HTTP status of the answer.
         code: OpenAI's code of the error.
         message: what is wrong, what was given and what is accepted.
-        param: the member of the body at fault. If None, it is none in particular.
+        param: the faulty member of the body. Defaults to None, if the fault is elsewhere.
     """
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
