@@ -13,6 +13,11 @@ MODEL_SERVERS := 'mlflow-skinny>=3.10,<4' 'litserve>=0.2.19,<1' 'scikit-learn>=1
 # Engines that score batches: 1.1 GB. Most of it is Spark, whose source is built into a wheel here.
 ENGINES := -e '.[ray,spark,dask,daft]'
 
+# Libraries on OpenAI's SDK. LiteLLM alone has 60 MB.
+OPENAI_CLIENTS := 'openai>=3.57,<4' 'langchain-openai>=1.7,<2' 'pydantic-ai-slim[openai]>=2.68,<3' 'litellm>=1.83,<2'
+# AWS's own generator of tokens, which needs none of what sagemaker-core asks for but botocore.
+TOKEN_GENERATOR := 'sagemaker-core>=2.27,<3'
+
 # What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
 ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/core tests/endpoint tests/transport tests/local/test_async_inference.py
 ON_EAGER_TASKS := tests/aws tests/client tests/endpoint
@@ -23,6 +28,7 @@ JS := tests/conformance/js
 export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
 export AIOSMRT_TEST_MODELS := $(CURDIR)/.venv-models/bin/python
 export AIOSMRT_TEST_ENGINES := $(CURDIR)/.venv-engines/bin/python
+export AIOSMRT_TEST_OPENAI := $(CURDIR)/.venv-openai/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -37,7 +43,7 @@ demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker 
 test: .venv/.dev peers ## the tests, without those of test-engines
 	.venv/bin/python -m pytest --ignore=tests/engines $(PYTEST_FLAGS)
 
-test-models: .venv/.dev .venv-models/.installed ## the tests with MLflow's and LitServe's servers alone
+test-models: .venv/.dev .venv-models/.installed .venv-openai/.installed ## the tests with model servers and clients of other makers alone
 	.venv/bin/python -m pytest tests/models $(PYTEST_FLAGS)
 
 test-engines: .venv/.dev .venv-engines/.installed ## jobs on Ray, Spark, Dask and Daft; installs 1.1 GB, and Java on Debian
@@ -80,7 +86,7 @@ soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in t
 	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
-	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-engines .venv-package .venv-bare .venv-wheel \
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-engines .venv-openai .venv-package .venv-bare .venv-wheel \
 		.cache dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache $(JS)/node_modules
 
 .venv/.demo: pyproject.toml
@@ -102,7 +108,7 @@ clean: ## remove what the other targets installed
 # Clients and model servers of other makers. Their tests skip, with a reason, what is not there; .ci/run insists on all
 # of them.
 .PHONY: peers
-peers: .venv-awscli/.installed .venv-models/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
+peers: .venv-awscli/.installed .venv-models/.installed .venv-openai/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
 
 .venv-awscli/.installed: Makefile
 	@.ci/environment .venv-awscli "$(PYTHON)" $(AWS_CLI)
@@ -116,6 +122,11 @@ peers: .venv-awscli/.installed .venv-models/.installed $(if $(shell command -v n
 .venv-engines/.installed: pyproject.toml Makefile .ci/stored-wheels.cfg
 	@.ci/java
 	@DIST_EXTRA_CONFIG=$(CURDIR)/.ci/stored-wheels.cfg .ci/environment .venv-engines "$(PYTHON)" $(ENGINES)
+	@touch $@
+
+.venv-openai/.installed: Makefile pyproject.toml
+	@.ci/environment .venv-openai "$(PYTHON)" -e '.[openai]' boto3 $(OPENAI_CLIENTS)
+	@.ci/environment .venv-openai "$(PYTHON)" --no-deps $(TOKEN_GENERATOR)
 	@touch $@
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json

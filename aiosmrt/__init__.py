@@ -1,6 +1,7 @@
 """The asyncio-native client for Amazon SageMaker Runtime."""
 
 from aiosmrt._core.admission import LimiterStatistics
+from aiosmrt._core.bearer import BearerToken
 from aiosmrt._core.response_bodies import EventStream, StreamingBody, StreamTiming
 from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._version import __version__
@@ -48,6 +49,7 @@ from aiosmrt.events import Event, Observer
 __all__ = [
     "AdaptiveLimit",
     "AiosmrtError",
+    "BearerToken",
     "Client",
     "ClientStateError",
     "ClientStatistics",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVa
 
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
+from aiosmrt._core.bearer import TOKEN_SECONDS, BearerToken, bearer_token_of
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.call import NO_WAITS, Call, deadline_exceeded
 from aiosmrt._core.client_core import ClientCore
@@ -24,7 +25,7 @@ from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
 from aiosmrt._core.view import View
 from aiosmrt._version import __version__
-from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS
+from aiosmrt._wire.operations import API_VERSION, BY_NAME, CHAT_COMPLETIONS, CHAT_COMPLETIONS_STREAM, OPERATIONS
 from aiosmrt._wire.sigv4.canonical import MAX_EXPIRES_IN
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset, shown
@@ -548,6 +549,29 @@ class Client:
             del Params
         return await call.presigned_url(HttpMethod or "POST", ExpiresIn)
 
+    def bearer_token(self, *, expires_in: int = TOKEN_SECONDS) -> BearerToken:
+        """A bearer token for other HTTP clients, which call an endpoint's OpenAI route with it.
+
+        It is made of the client's credentials, kept, and renewed ahead of its end and of theirs. Making it sends
+        nothing. Whoever has it may do whatever the client's identity may do at SageMaker, not at one endpoint alone.
+
+        ::
+
+            token = client.bearer_token()
+            url = f"{client.endpoint_url}/endpoints/llm/openai/v1"
+            llm = openai.AsyncOpenAI(base_url=url, api_key=token)
+
+        Args:
+            expires_in: seconds for which a token is valid, 1 to 43,200.
+
+        Raises:
+            ParamValidationError: ``expires_in`` is out of its range.
+
+        >>> Client("eu-central-1").bearer_token(expires_in=900)
+        <BearerToken expires_in=900>
+        """
+        return bearer_token_of(self._core, expires_in)
+
     # Views, endpoints, facts
 
     def with_options(
@@ -826,7 +850,7 @@ class Client:
             if head is None:
                 call = self._new_call("InvokeEndpoint", params, body)
             else:
-                call = Call(self._core, self._view, self._codec("InvokeEndpoint"), head, body)
+                call = Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body)
         finally:
             del params, body
         result = call.result(await call.run())
@@ -840,7 +864,7 @@ class Client:
             body: the body.
         """
         try:
-            call = Call(self._core, self._view, self._codec("InvokeEndpoint"), head, body)
+            call = Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body)
         finally:
             del body
         reply: Reply = await call.run()
@@ -850,11 +874,24 @@ class Client:
 
     def _head(self, params: Mapping[str, Any]) -> Head:
         """The checked head of InvokeEndpoint requests with these parameters and any body of bytes."""
-        heads = self._codec("InvokeEndpoint").heads
+        heads = self._core.codecs["InvokeEndpoint"].heads
         try:
             return heads.head(heads.values(params), b"", params)
         finally:
             del params
+
+    async def _chat_completions(self, params: Mapping[str, Any], *, streams: bool) -> dict[str, Any]:
+        """The result of a call of an endpoint's OpenAI route.
+
+        Args:
+            params: EndpointName, Body, ContentType and InferenceComponentName.
+            streams: whether the answer is a stream.
+        """
+        try:
+            call = self._new_call((CHAT_COMPLETIONS_STREAM if streams else CHAT_COMPLETIONS).name, params)
+        finally:
+            del params
+        return call.result(await call.run())
 
     def _for_job(self, patience: float | Unset | None) -> Self:
         """A view for many calls that belong together.

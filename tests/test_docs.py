@@ -43,6 +43,7 @@ from aiosmrt.local import (
     ProductionVariant,
     faults,
 )
+from tests.support.openai_models import speaker
 from tests.support.plugin import plugin_options
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +125,7 @@ async def runtime(
         async_inference=AsyncInferenceConfig(f"s3://{bucket}/out", f"s3://{bucket}/failed"),
     )
     async with LocalRuntime(
-        {"churn": churn, "llm": llm, "chat": chat, "documents": queued},
+        {"churn": churn, "llm": llm, "chat": chat, "documents": queued, "qwen": speaker},
         credentials=key,
         region=REGION,
         drain_timeout=1.0,

@@ -209,7 +209,7 @@ class Call:
         body: object
         if codec.streams:
             self._request_id = reply.headers.get("x-amzn-requestid")
-            body = EventStream(self, reply)
+            body = EventStream(self, reply, plain=codec.openai)
         else:
             body = reply.body
             self._core.counters.bytes_received += len(reply.body)
@@ -328,7 +328,7 @@ class Call:
             size = len(self._body)
             if failure is None:
                 counters.calls += 1
-                if view.sign:
+                if view.sign and not codec.openai:
                     large = size > HASH_INLINE_BYTES
                     self._digest = await core.off_loop(body_digest, self._body) if large else body_digest(self._body)
             elif stream_started:
@@ -370,7 +370,11 @@ class Call:
                 if core.passes_trace:
                     headers += trace_line(template.head.headers)
                 if credentials is not None:
-                    headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
+                    headers += (
+                        core.bearer_line(credentials, now)
+                        if codec.openai
+                        else core.signer.sign_lines(credentials, now, template.signed, self._digest)
+                    )
                 counters.attempts += 1
                 counters.bytes_sent += size
                 self._is_outstanding = True
@@ -437,7 +441,11 @@ class Call:
         if core.passes_trace:
             headers += trace_line(template.head.headers)
         if credentials is not None:
-            headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
+            headers += (
+                core.bearer_line(credentials, now)
+                if self._codec.openai
+                else core.signer.sign_lines(credentials, now, template.signed, self._digest)
+            )
         return headers
 
     async def _watched(self, sending: Awaitable[AnyReply]) -> AnyReply:
@@ -731,7 +739,8 @@ class Call:
         core.reached = True
         core.counters.bytes_received += len(body)
         operation = self._codec.operation.name
-        error = refusal(status, headers, body, operation, self.sent)
+        openai = self._codec.openai
+        error = refusal(status, headers, body, operation, self.sent, openai=openai)
         received_at = core.wall_clock()
         offset = correct_offset(
             error.code,
@@ -743,11 +752,13 @@ class Call:
         )
         if offset is None:
             age = expired_on_the_way(error.code, self._sent_at, received_at)
-            return error if age is None else refusal(status, headers, body, operation, self.sent, skew=age)
+            if age is None:
+                return error
+            return refusal(status, headers, body, operation, self.sent, skew=age, openai=openai)
         if offset != core.clock_offset:
             core.clock_offset = offset
             report(self._view.observers, ClockSkewCorrected(offset))
-        return refusal(status, headers, body, operation, self.sent, skew=offset - self._signed_offset)
+        return refusal(status, headers, body, operation, self.sent, skew=offset - self._signed_offset, openai=openai)
 
     async def _wait_after(self, error: AiosmrtError, *, stream_started: bool) -> None:
         """Wait until the next attempt may be made; raise the error if it was the last one."""

@@ -32,7 +32,7 @@ from aiosmrt.endpoint.jobs import Job, JobHandle, check_handle, check_upload_to,
 from aiosmrt.endpoint.options import CallOptions, check_accepted, merged
 from aiosmrt.endpoint.protocols import EndpointClient
 from aiosmrt.endpoint.sessions import Session
-from aiosmrt.endpoint.streaming import PredictionStream
+from aiosmrt.endpoint.streaming import PredictionStream, TimeoutsCount
 from aiosmrt.errors import AiosmrtError, DeserializationError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
 from aiosmrt.serializers.codec import is_general
@@ -323,6 +323,7 @@ class Endpoint(Generic[In, Out]):
         *,
         first_part_timeout: float | None = None,
         part_timeout: float | None = None,
+        timeouts_count: TimeoutsCount = "parts",
         **options: Unpack[CallOptions],
     ) -> PredictionStream:
         """Get the answer part by part::
@@ -337,6 +338,8 @@ class Endpoint(Generic[In, Out]):
                 Defaults to the client's ``read_timeout``.
             part_timeout: seconds between two parts. Defaults to the client's ``read_timeout``. If both limits are
                 given, the ``read_timeout`` does not apply; if one is, it still does.
+            timeouts_count: ``"values"`` has both limits count what a view gives, such as events or lines, in place of
+                parts: comments that keep a connection alive then do not count.
             options: see `CallOptions`; ``accept`` defaults to the deserializer's.
 
         Raises:
@@ -361,6 +364,7 @@ class Endpoint(Generic[In, Out]):
                 params,
                 first_part_timeout,
                 part_timeout,
+                timeouts_count,
             )
         except BaseException as error:
             del data, options, params

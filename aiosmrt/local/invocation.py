@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt._wire.openai_route import CONTAINER_PATH
 from aiosmrt._wire.operations import Operation
 from aiosmrt.local.backends import ContainerFailure, ContainerReply, Invocation, Route, single, whole_body
 from aiosmrt.local.capacity import Workers
@@ -169,7 +170,15 @@ class Invoker:
             except TimeoutError as error:
                 raise ErrorReply(model_error(context, 0, model_timed_out(container), container)) from error
             headers = self._reply_headers(operation, endpoint, invocation, route, reply, context)
-            if operation.streams:
+            if operation.openai:
+                content = [("Content-Type", reply.headers["content-type"])] if "content-type" in reply.headers else []
+                if operation.streams:
+                    yield Reply(
+                        content, await stack.enter_async_context(aclosing(_arriving(reply.body, stream_ends_at)))
+                    )
+                else:
+                    yield Reply(content, payload)
+            elif operation.streams:
                 messages = await stack.enter_async_context(
                     aclosing(_messages(reply.body, stream_ends_at, context, record, container))
                 )
@@ -240,7 +249,8 @@ class Invoker:
         self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: CallContext
     ) -> Invocation:
         headers = {header: parameters[name] for name, header in _FORWARDED.items() if name in parameters}
-        headers[_FORWARDED_API] = operation.name
+        if not operation.openai:
+            headers[_FORWARDED_API] = operation.name
         session_id = parameters.get("SessionId")
         new_session = session_id == NEW_SESSION
         if new_session and route.backend.makes_sessions:
@@ -250,6 +260,7 @@ class Invoker:
             headers=headers,
             endpoint=context.endpoint,
             variant=route.variant,
+            path=CONTAINER_PATH if operation.openai else "/invocations",
             streaming=operation.streams,
             content_type=parameters.get("ContentType"),
             accept=parameters.get("Accept"),
@@ -293,6 +304,24 @@ class Invoker:
             for member in operation.results
             if member.header is not None and (value := values.get(member.name)) is not None
         ]
+
+
+async def _arriving(body: bytes | AsyncIterator[bytes], ends_at: float) -> AsyncGenerator[bytes, None]:
+    """Yield a container's response as it arrives.
+
+    Raises:
+        ContainerFailure: the container failed, or its time is over.
+    """
+    parts = single(body) if isinstance(body, bytes) else body
+    while True:
+        try:
+            async with asyncio.timeout_at(ends_at):
+                part = await anext(parts, None)
+        except TimeoutError as error:
+            raise ContainerFailure(0, model_timed_out()) from error
+        if part is None:
+            return
+        yield part
 
 
 async def _messages(

@@ -29,6 +29,7 @@ PUBLIC_MODULES = [
     "aiosmrt.errors",
     "aiosmrt.events",
     "aiosmrt.integrations.fastapi",
+    "aiosmrt.integrations.openai",
     "aiosmrt.integrations.opentelemetry",
     "aiosmrt.local",
     "aiosmrt.serializers",
