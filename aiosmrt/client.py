@@ -1,8 +1,7 @@
-"""The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client.
+"""The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client."""
 
-This module is its surface: arguments, results, views, facts. What a call does is in `aiosmrt._core.call`; what a client
-and its views share is in `aiosmrt._core.client_core`.
-"""
+# This module is the client's surface: arguments, results, views, facts. What a call does is in `aiosmrt._core.call`;
+# what a client and its views share is in `aiosmrt._core.client_core`.
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ FILES = "https://github.com/aiosmrt/aiosmrt/blob/main/"
 
 project = "aiosmrt"
 author = "the authors of aiosmrt"
-copyright = author  # noqa: A001
+copyright = author
 release = version = aiosmrt.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]

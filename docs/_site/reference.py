@@ -20,7 +20,6 @@ import aiosmrt
 
 # Packages whose modules are public one by one.
 NAMESPACES = ("aiosmrt.integrations",)
-REDIRECTED = "https://github.com/aiosmrt/aiosmrt/blob/main/"
 
 
 def _modules_without_underscore(package: ModuleType) -> list[str]:
@@ -78,7 +77,7 @@ class PublicModule(SphinxDirective):
         here, elsewhere = [], []
         for name in namespace.__all__:
             (here if homes()[f"{module}.{name}"] == f"{module}.{name}" else elsewhere).append(name)
-        lines = [f".. automodule:: {module}", "   :no-index:" if False else "", ""]
+        lines = [f".. automodule:: {module}", ""]
         if elsewhere:
             lines += ["Described elsewhere:", ""]
             lines += [f"- :py:obj:`{name} <{homes()[f'{module}.{name}']}>`" for name in elsewhere]
@@ -88,7 +87,9 @@ class PublicModule(SphinxDirective):
             directive = _directive(thing)
             lines += [f".. {directive}:: {module}.{name}"]
             if inspect.isclass(thing):
-                lines += ["   :members:", "   :show-inheritance:"]
+                lines += ["   :members:"]
+                if issubclass(thing, BaseException):
+                    lines += ["   :show-inheritance:"]
                 if is_typeddict(thing):
                     lines += ["   :undoc-members:"]
             elif directive == "autodata":

@@ -1,0 +1,159 @@
+"""The site as it is built: every public name is found, faults of pages fail the build, and each page fits a phone."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.integrations.browser import NAMES, browsing
+from tests.typing.test_public_surface import PUBLIC_MODULES
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "docs" / "_site" / "build.py"
+
+# A phone and a desk, in CSS pixels.
+WIDTHS = {"phone": (390, 844), "desk": (1440, 900)}
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def run_build(*arguments: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BUILD), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def site() -> Path:
+    """The site, built as `make docs` does."""
+    done = run_build()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return ROOT / ".cache" / "site"
+
+
+def inventory(site: Path) -> dict[str, str]:
+    """The pages and anchors of Python names (the format is Sphinx's, version 2)."""
+    head, _, rest = (site / "objects.inv").read_bytes().partition(b"zlib.\n")
+    assert b"version 2" in head
+    found = re.findall(r"^(\S+) py:\S+ -?\d+ (\S+) .*$", zlib.decompress(rest).decode(), re.MULTILINE)
+    return {name: where.replace("$", name) for name, where in found}
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_every_public_name_is_described(site: Path, module: str) -> None:
+    known = inventory(site)
+    names = [module, *(f"{module}.{name}" for name in importlib.import_module(module).__all__)]
+    assert [name for name in names if name not in known] == []
+    for name in names:
+        page, _, anchor = known[name].partition("#")
+        assert f'id="{anchor}"' in (site / page).read_text(), name
+
+
+def test_a_class_is_described_with_its_methods_and_arguments(site: Path) -> None:
+    page = (site / "api" / "aiosmrt.client.html").read_text()
+    assert 'id="aiosmrt.client.Client.with_options"' in page
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "seconds for a new connection, TLS included" in text
+    assert "EndpointName: str," in text
+
+
+def test_faults_of_a_page_fail_the_build(tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "index.md").write_text(
+        "# T\n\n[file](missing.md)\n\n[anchor](#nowhere)\n\n![picture](none.png)\n\n```{toctree}\nlisted\ngone\n```\n"
+    )
+    (pages / "listed.md").write_text("# L\n\n[anchor](index.md#nowhere-either)\n")
+    (pages / "forgotten.md").write_text("# F\n")
+    (pages / "name.rst").write_text(":orphan:\n\nN\n=\n\n.. autoclass:: aiosmrt.NoSuchName\n")
+    done = run_build(tmp_path / "site", pages)
+    assert done.returncode == 1
+    for fault in ("missing.md", "'nowhere'", "none.png", "nowhere-either", "gone", "forgotten.md", "NoSuchName"):
+        assert any(fault in line for line in done.stderr.splitlines() if "WARNING" in line), (fault, done.stderr)
+
+
+@pytest.fixture
+def chromium() -> str:
+    """The path of a browser. Without one, skip, or fail if the whole suite is required."""
+    for name in NAMES:
+        if (found := shutil.which(name)) is not None:
+            return found
+    reason = "Chromium is not installed: .ci/browser does that on Debian"
+    if os.environ.get("AIOSMRT_REQUIRE_CONFORMANCE") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+async def no_icon(request: web.Request) -> web.Response:
+    return web.Response(status=204)
+
+
+@pytest.fixture
+async def url(site: Path) -> AsyncIterator[str]:
+    application = web.Application()
+    application.router.add_get("/favicon.ico", no_icon)
+    application.router.add_static("/", site)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+# What sticks out to the right of the window, and not of a frame that scrolls by itself.
+TOO_WIDE = """[...document.querySelectorAll("article *")]
+    .filter(one => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .filter(one => { for (let e = one; e; e = e.parentElement)
+        if (["auto", "scroll", "hidden", "clip"].includes(getComputedStyle(e).overflowX) && e !== document.body
+            && e.getBoundingClientRect().right <= document.documentElement.clientWidth + 1) return false;
+        return true })
+    .map(one => one.outerHTML.slice(0, 100))"""
+
+
+async def test_pages_fit_a_phone_and_a_desk_and_need_no_network(
+    site: Path, url: str, chromium: str, tmp_path: Path
+) -> None:
+    pages = sorted(str(page.relative_to(site)) for page in site.rglob("*.html"))
+    assert {"index.html", "credentials.html", "api/aiosmrt.client.html", "search.html"} <= set(pages)
+    async with browsing(chromium, tmp_path) as browser:
+        tab = await browser.open("about:blank", width=WIDTHS["phone"][0], height=WIDTHS["phone"][1])
+        tab.listen()
+        await tab.command("Network.enable")
+        await tab.command("Log.enable")
+        await tab.command("Runtime.enable")
+        for page in pages:
+            for width, height in WIDTHS.values():
+                await tab.resize(width=width, height=height)
+                if width == WIDTHS["phone"][0]:
+                    await tab.go(f"{url}/{page}")
+                sizes = "[document.documentElement.scrollWidth <= document.documentElement.clientWidth]"
+                assert await tab.evaluate(sizes) == [True], (page, width, await tab.evaluate(TOO_WIDE))
+        await tab.go(f"{url}/search.html?q=wait_for_capacity")
+        await tab.until("document.querySelectorAll('#search-results li a').length > 0")
+        heard = tab.heard
+    asked = {event["request"]["url"] for name, event in heard if name == "Network.requestWillBeSent"}
+    assert f"{url}/searchindex.js" in {address.partition("?")[0] for address in asked}
+    assert [address for address in asked if not address.startswith((f"{url}/", "data:"))] == []
+    troubles = [
+        event
+        for name, event in heard
+        if name == "Runtime.exceptionThrown"
+        or (name == "Log.entryAdded" and event["entry"]["level"] == "error")
+        or (name == "Runtime.consoleAPICalled" and event["type"] in ("error", "assert"))
+    ]
+    assert troubles == []
