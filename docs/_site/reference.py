@@ -66,6 +66,13 @@ def _directive(thing: Any) -> str:
     return "autofunction" if inspect.isroutine(thing) else "autodata"
 
 
+def _summary(namespace: ModuleType, name: str) -> str:
+    thing = getattr(namespace, name)
+    if not inspect.isclass(thing) and not inspect.isroutine(thing):
+        return ""
+    return ": " + (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
 class PublicModule(SphinxDirective):
     """``.. public-module:: NAME``: all that a module offers."""
 
@@ -79,8 +86,10 @@ class PublicModule(SphinxDirective):
             (here if homes()[f"{module}.{name}"] == f"{module}.{name}" else elsewhere).append(name)
         lines = [f".. automodule:: {module}", ""]
         if elsewhere:
-            lines += ["Described elsewhere:", ""]
-            lines += [f"- :py:obj:`{name} <{homes()[f'{module}.{name}']}>`" for name in elsewhere]
+            lines += ["From other modules:", ""]
+            lines += [
+                f"- :py:obj:`{name} <{homes()[f'{module}.{name}']}>`{_summary(namespace, name)}" for name in elsewhere
+            ]
             lines += [""]
         for name in here:
             thing = getattr(namespace, name)
