@@ -261,6 +261,24 @@ def test_the_site_lists_the_page(page: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_every_extra_is_named(page: str) -> None:
+    text = (ROOT / page).read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [extra for extra in extras if f"`{extra}`" not in text and f"aiosmrt[{extra}]" not in text] == []
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks_page() -> None:
+    def rows(page: str, section: str) -> dict[str, set[str]]:
+        text = (ROOT / page).read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "µs" in line]
+        return {name: set(figures) for name, *figures in cells if figures}
+
+    short, long = rows("README.md", "Measured"), rows("docs/benchmarks.md", "Calls")
+    assert short
+    assert {name: figures - long[name] for name, figures in short.items()} == {name: set() for name in short}
+
+
 def row_names(page: str, heading: str) -> set[str]:
     """The names in backquotes in the first column of the tables under a heading."""
     text = (ROOT / "docs" / page).read_text()
