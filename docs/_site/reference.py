@@ -14,7 +14,9 @@ from typing import Any, is_typeddict
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import restify
 
 import aiosmrt
 
@@ -60,10 +62,33 @@ def _data_home(name: str, modules: list[str]) -> str:
     return modules[0]
 
 
-def _directive(thing: Any) -> str:
+def _entry(module: str, name: str) -> list[str]:
+    """The directive that describes a name, and its lines."""
+    thing = getattr(importlib.import_module(module), name)
     if inspect.isclass(thing):
-        return "autoexception" if issubclass(thing, BaseException) else "autoclass"
-    return "autofunction" if inspect.isroutine(thing) else "autodata"
+        is_error = issubclass(thing, BaseException)
+        lines = [f".. {'autoexception' if is_error else 'autoclass'}:: {module}.{name}", "   :members:"]
+        lines += ["   :show-inheritance:"] if is_error else []
+        lines += ["   :undoc-members:"] if is_typeddict(thing) else []
+        return lines
+    if inspect.ismodule(thing):
+        return [f".. automodule:: {module}.{name}", "   :members:"]
+    if inspect.isroutine(thing):
+        return [f".. autofunction:: {module}.{name}"]
+    if ("", name) in ModuleAnalyzer.for_module(module).find_attr_docs():
+        return [f".. autodata:: {module}.{name}", "   :no-value:"]
+    return [f".. py:data:: {name}", f"   :module: {module}", *_facts(thing)]
+
+
+def _facts(thing: Any) -> list[str]:
+    """What there is to say of a value, whose docstring is its type's."""
+    kind = type(thing)
+    if kind in (str, int, float):
+        return [f"   :value: {thing!r}"]
+    if kind.__module__.startswith("aiosmrt"):
+        paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0].replace("\n", " ")
+        return ["", f"   ``{thing!r}``. {paragraph}"]
+    return ["", f"   Stands for {restify(thing, 'smart')}."]
 
 
 def _summary(namespace: ModuleType, name: str) -> str:
@@ -92,18 +117,7 @@ class PublicModule(SphinxDirective):
             ]
             lines += [""]
         for name in here:
-            thing = getattr(namespace, name)
-            directive = _directive(thing)
-            lines += [f".. {directive}:: {module}.{name}"]
-            if inspect.isclass(thing):
-                lines += ["   :members:"]
-                if issubclass(thing, BaseException):
-                    lines += ["   :show-inheritance:"]
-                if is_typeddict(thing):
-                    lines += ["   :undoc-members:"]
-            elif directive == "autodata":
-                lines += ["   :no-value:"]
-            lines += [""]
+            lines += [*_entry(module, name), ""]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=False)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from aiohttp import web
@@ -70,6 +73,15 @@ def test_a_class_is_described_with_its_methods_and_arguments(site: Path) -> None
     text = re.sub(r"<[^>]+>", "", page)
     assert "seconds for a new connection, TLS included" in text
     assert "EndpointName: str," in text
+
+
+def test_values_are_described_as_values(site: Path) -> None:
+    pages = "".join(page.read_text() for page in (site / "api").glob("*.html"))
+    text = html.unescape(re.sub(r"<[^>]+>", "", pages)).replace("\u2019", "'")
+    for kind in (int, str, tuple, types.UnionType, type(Annotated[int, ""])):
+        assert (kind.__doc__ or "").strip().splitlines()[0] not in text
+    assert "OFF_LOOP_BYTES = " in text
+    assert "throttling(" in text
 
 
 def test_faults_of_a_page_fail_the_build(tmp_path: Path) -> None:
