@@ -6,7 +6,6 @@ import html
 import importlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import types
@@ -18,7 +17,7 @@ from typing import Annotated
 import pytest
 from aiohttp import web
 
-from tests.integrations.browser import NAMES, browsing
+from tests.integrations.browser import browsing, installed_browser
 from tests.typing.test_public_surface import PUBLIC_MODULES
 
 ROOT = Path(__file__).parents[2]
@@ -101,14 +100,7 @@ def test_faults_of_a_page_fail_the_build(tmp_path: Path) -> None:
 
 @pytest.fixture
 def chromium() -> str:
-    """The path of a browser. Without one, skip, or fail if the whole suite is required."""
-    for name in NAMES:
-        if (found := shutil.which(name)) is not None:
-            return found
-    reason = "Chromium is not installed: .ci/browser does that on Debian"
-    if os.environ.get("AIOSMRT_REQUIRE_CONFORMANCE") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return installed_browser()
 
 
 async def no_icon(request: web.Request) -> web.Response:

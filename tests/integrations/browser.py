@@ -6,12 +6,15 @@ import asyncio
 import base64
 import itertools
 import json
+import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.support.command_line import environment, started
 
@@ -33,6 +36,17 @@ _WHEN_TRUE = """new Promise(resolve => {
   observer.observe(document, {subtree: true, childList: true, characterData: true, attributes: true});
   look();
 })"""
+
+
+def installed_browser() -> str:
+    """The path of a browser. Without one, skip, or fail if the whole suite is required."""
+    for name in NAMES:
+        if (found := shutil.which(name)) is not None:
+            return found
+    reason = "Chromium is not installed: .ci/browser does that on Debian"
+    if os.environ.get("AIOSMRT_REQUIRE_CONFORMANCE") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 class Browser:

@@ -1,9 +1,7 @@
 """The chat of examples/chat.py, with and without a browser."""
 
 import json
-import os
 import re
-import shutil
 import struct
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiosmrt.local import LocalRuntime, faults
-from tests.integrations.browser import NAMES, Page, browsing
+from tests.integrations.browser import Page, browsing, installed_browser
 from tests.integrations.models import GatedModel
 from tests.integrations.serving import request
 from tests.support.command_line import environment, started
@@ -28,14 +26,7 @@ def token(text: str) -> bytes:
 
 @pytest.fixture
 def chromium() -> str:
-    """The path of a browser. Without one, skip, or fail if the whole suite is required."""
-    for name in NAMES:
-        if (found := shutil.which(name)) is not None:
-            return found
-    reason = "Chromium is not installed: .ci/browser does that on Debian"
-    if os.environ.get("AIOSMRT_REQUIRE_CONFORMANCE") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return installed_browser()
 
 
 @asynccontextmanager
