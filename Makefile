@@ -32,7 +32,7 @@ export AIOSMRT_TEST_OPENAI := $(CURDIR)/.venv-openai/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-models test-engines test-newest test-oldest lint types contract package bench soak clean
+.PHONY: help demo test test-models test-engines test-newest test-oldest lint types contract package docs bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -75,6 +75,9 @@ contract: .venv/.dev ## which room may import which
 
 package: ## sdist and wheel, tried outside this checkout: the README's first lines, and the demonstration
 	@.ci/package "$(PYTHON)"
+
+docs: .venv/.dev ## the documentation as a site, .cache/site/index.html; any warning fails
+	.venv/bin/python docs/_site/build.py
 
 bench: .venv/.dev ## calls, large bodies, streams and endpoints beside boto3, aiobotocore, bare aiohttp and asyncio alone
 	.venv/bin/python benchmarks/overhead.py

@@ -1,12 +1,12 @@
-"""The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client.
+"""The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client."""
 
-This module is its surface: arguments, results, views, facts. What a call does is in `aiosmrt._core.call`; what a client
-and its views share is in `aiosmrt._core.client_core`.
-"""
+# This module is the client's surface: arguments, results, views, facts. What a call does is in `aiosmrt._core.call`;
+# what a client and its views share is in `aiosmrt._core.client_core`.
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import platform
 import ssl
@@ -68,9 +68,10 @@ _METHODS = {operation.method: operation.name for operation in OPERATIONS}
 def _names_missing_parameters(operation: Operation) -> Operation:
     """Have the checks name a parameter that is missing, in place of Python's TypeError for the first one.
 
-    Type checkers see the signature as it is written.
+    Type checkers and `inspect.signature` see the signature as it is written.
     """
     function: Any = operation
+    function.__signature__ = inspect.signature(function)  # as it is written, for help() and editors
     function.__kwdefaults__ = {"EndpointName": None, "Body": None, **function.__kwdefaults__}
     return operation
 
@@ -596,9 +597,10 @@ class Client:
         known about the health of endpoints, unless it names its own ``max_concurrency``.
 
         Args:
-            connect_timeout, read_timeout, deadline, patience, wait_for_capacity, max_concurrency, max_waiting,
-                max_response_bytes, retry, sign, user_agent_extra, observers: as in the constructor; what is not given
+            connect_timeout, read_timeout, deadline, patience: as in the constructor, like all others; what is not given
                 stays as it is.
+            wait_for_capacity, max_concurrency, max_waiting, max_response_bytes: as in the constructor.
+            retry, sign, user_agent_extra, observers: as in the constructor.
 
         >>> client = Client("eu-central-1")
         >>> impatient = client.with_options(deadline=2.0, retry=RetryPolicy(max_attempts=1))

@@ -201,7 +201,7 @@ async def test_in_a_browser(tmp_path: Path) -> None:
         page = await browser.open("about:blank", width=1280, height=900)
         for domain in ("Network", "Log", "Runtime"):
             await page.command(f"{domain}.enable")
-        browser.events.clear()
+        page.listen()
         for url, endpoint in urls:
             looks = (("light", 1280), ("dark", 360), ("light", 768)) if endpoint == "churn" else (("dark", 1280),)
             for scheme, width in looks:
@@ -216,11 +216,11 @@ async def test_in_a_browser(tmp_path: Path) -> None:
                 assert look["drawn"] >= 10, where
                 assert endpoint in look["title"], where
                 assert look["foreign"] == 0, where
-        requested = {params["request"]["url"] for name, params in browser.events if name == "Network.requestWillBeSent"}
+        requested = {params["request"]["url"] for name, params in page.heard if name == "Network.requestWillBeSent"}
         assert requested == {url for url, _ in urls}
         said = [
             (name, params)
-            for name, params in browser.events
+            for name, params in page.heard
             if name in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
         ]
         assert said == []

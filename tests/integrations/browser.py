@@ -62,15 +62,15 @@ class Browser:
         self._numbers = itertools.count(1)
         # Responses by the number of their command, events by name and session.
         self._expected: dict[Any, asyncio.Future[dict[str, Any]]] = {}
-        # All events, as (name, parameters).
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        # All events of the sessions that are listened to, with their names.
+        self.heard: dict[str, list[tuple[str, dict[str, Any]]]] = {}
 
     async def read(self) -> None:
         """Deliver the browser's messages until it exits."""
         async for message in self._socket:
             said = json.loads(message.data)
-            if "method" in said:
-                self.events.append((said["method"], said["params"]))
+            if "method" in said and said.get("sessionId") in self.heard:
+                self.heard[said["sessionId"]].append((said["method"], said["params"]))
             waiting = self._expected.pop(said.get("id") or (said["method"], said.get("sessionId")), None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(said)
@@ -97,9 +97,7 @@ class Browser:
         target = (await self.command("Target.createTarget", url="about:blank"))["targetId"]
         session = (await self.command("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         page = Page(self, target, session)
-        await page.command(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        await page.resize(width=width, height=height)
         await page.command("Page.enable")
         await page.load(url)
         return page
@@ -116,11 +114,26 @@ class Page:
     async def command(self, method: str, **params: Any) -> dict[str, Any]:
         return await self._browser.command(method, session=self._session, **params)
 
+    async def resize(self, *, width: int, height: int) -> None:
+        """Set the size of the window, in CSS pixels."""
+        await self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+
     async def load(self, url: str) -> None:
         """Load another page in the tab."""
         loaded = self._browser.expect(("Page.loadEventFired", self._session))
         await self.command("Page.navigate", url=url)
         await loaded
+
+    def listen(self) -> None:
+        """Keep the events of this tab from now on; a domain of the protocol has to be enabled to send any."""
+        self._browser.heard[self._session] = []
+
+    @property
+    def heard(self) -> list[tuple[str, dict[str, Any]]]:
+        """The events since `listen`, with their names."""
+        return self._browser.heard[self._session]
 
     async def evaluate(self, expression: str) -> Any:
         """Evaluate a JavaScript expression, and await a promise."""
