@@ -20,7 +20,7 @@ TOKEN_GENERATOR := 'sagemaker-core>=2.27,<3'
 
 # What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
 ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/core tests/endpoint tests/transport tests/local/test_async_inference.py
-ON_EAGER_TASKS := tests/aws tests/client tests/endpoint
+ON_EAGER_TASKS := tests/client tests/endpoint
 ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
 	tests/local/test_runtime.py tests/local/test_streams.py tests/policy tests/soak tests/wire
 

@@ -554,7 +554,7 @@ class Client:
         """A bearer token for other HTTP clients, which call an endpoint's OpenAI route with it.
 
         It is made of the client's credentials, kept, and renewed ahead of its end and of theirs. Making it sends
-        nothing. Whoever has it may do whatever the client's identity may do at SageMaker, not at one endpoint alone.
+        nothing. With it, anyone may do whatever the client's identity may do at SageMaker, not at one endpoint alone.
 
         ::
 
@@ -893,7 +893,8 @@ class Client:
             call = self._new_call((CHAT_COMPLETIONS_STREAM if streams else CHAT_COMPLETIONS).name, params)
         finally:
             del params
-        return call.result(await call.run())
+        result: dict[str, Any] = call.result(await call.run())
+        return result
 
     def _for_job(self, patience: float | Unset | None) -> Self:
         """A view for many calls that belong together.

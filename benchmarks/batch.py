@@ -3,7 +3,7 @@
     python benchmarks/batch.py [--rows 1000000] [--peer-rows 20000] [--in-flight 64] [--rounds 1] [--json FILE]
                                [--profile FILE]
 
-Rows of 120 bytes of JSON in a file, an answer of 33 bytes to each. Every job is a process of its own on one core, the
+Rows of 120 bytes of JSON in a file, an answer of 33 bytes to each. Every job is a separate process on one core, the
 server another on another core:
 
 - calls: bare ``invoke_endpoint`` with the same bodies from memory, ``--in-flight`` workers; nothing is read or written;
@@ -164,7 +164,7 @@ def run_job(arguments: argparse.Namespace) -> None:
 
 
 def figures_of(name: str, folder: Path, url: str, arguments: argparse.Namespace, rows: int) -> Figures:
-    """Run one job in a process of its own."""
+    """Run one job in a separate process."""
     command = [sys.executable, str(Path(__file__)), "--job", name, "--folder", str(folder), "--url", url]
     command += ["--rows", str(rows), "--in-flight", str(arguments.in_flight)]
     if arguments.profile is not None and name == "score":

@@ -69,7 +69,7 @@ class BearerToken:
     """A bearer token that stays valid; made by `aiosmrt.Client.bearer_token`.
 
     Awaiting a call of it gives the token: it is what ``api_key=`` of `openai.AsyncOpenAI` takes. `httpx_auth` and
-    `aiohttp_middleware` put it into requests to the client's own host, and into no others: whoever has the token may
+    `aiohttp_middleware` put it into requests to the client's own host, and into no others: anyone with the token may
     do whatever the client's identity may do at SageMaker.
 
     Args:

@@ -27,7 +27,7 @@ __all__ = [
 
 Kind: TypeAlias = Literal["line", "step", "area", "bar"]
 
-# The drawing's coordinates, in units of their own.
+# The drawing's coordinates, in its own units.
 _SIZE = 1000.0
 _BRIEF = 1e-3
 

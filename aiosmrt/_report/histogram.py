@@ -52,9 +52,9 @@ class Histogram:
     def __init__(self) -> None:
         self._buckets: dict[int, int] = {}
         self._sum = 0.0
-        self.count = 0
-        self.minimum = math.inf
-        self.maximum = -math.inf
+        self.count: int = 0
+        self.minimum: float = math.inf
+        self.maximum: float = -math.inf
 
     def add(self, seconds: float) -> None:
         """Count a duration.

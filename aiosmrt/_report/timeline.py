@@ -37,7 +37,7 @@ class Slice:
 
     def __init__(self) -> None:
         self.done = 0
-        self.latency = Histogram()
+        self.latency: Histogram = Histogram()
         self.failures: Counter[str] = Counter()
         self.in_flight: int | None = None
         self.limit: int | None = None
@@ -88,8 +88,8 @@ class Timeline:
     def __init__(self, most: int = 240) -> None:
         self._most = most
         self._slices: list[Slice] = []
-        self.seconds = _FIRST_SECONDS
-        self.latency = Histogram()
+        self.seconds: float = _FIRST_SECONDS
+        self.latency: Histogram = Histogram()
         self.failures: Counter[str] = Counter()
 
     def succeeded(self, at: float, seconds: float) -> None:

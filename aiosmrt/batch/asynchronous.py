@@ -189,7 +189,7 @@ class JobsUnderWay:
             if not self._unsynced:
                 return
             self._unsynced = False
-            # Another descriptor: this one may be replaced meanwhile, and nobody should wait for the disk.
+            # Another descriptor: this one may be replaced at any time, and the loop must not wait for the disk.
             descriptor = os.dup(self._file)
         try:
             getattr(os, "fdatasync", os.fsync)(descriptor)
@@ -293,7 +293,7 @@ class QueuedScoring:
         numbers = [row.number for row in rows]
         attempts = 0
         if (job := under_way.job_of(numbers[0])) in self._earlier:
-            # Once: if it fails, its halves are jobs of their own.
+            # Once: if it fails, its halves are two jobs.
             self._earlier.discard(job)
             sent, handle = under_way.handle_of(job)
         else:

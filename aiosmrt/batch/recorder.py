@@ -40,7 +40,7 @@ class Recorder:
         self._clock = clock
         self._began = clock()
         self._rows: int | None = None
-        self.timeline = Timeline()
+        self.timeline: Timeline = Timeline()
 
     def __call__(self, event: Event) -> None:
         """Take note of a request."""

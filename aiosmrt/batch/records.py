@@ -80,8 +80,8 @@ class RecordSource(Source):
             batches = table_batches(source)
             first = next(batches, None)
             if first is not None:
-                self.schema = first.schema
-                self.columns = list(first.schema.names)
+                self.schema: Any = first.schema
+                self.columns: list[str] | None = list(first.schema.names)
                 if len(set(self.columns)) < len(self.columns):
                     raise BatchInputError("the table has two columns of the same name")
                 self._first = records_of(first)

@@ -31,7 +31,6 @@ from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt.batch.answers import ANY_ANSWER, codec_for
 from aiosmrt.batch.requests import Prepared, RequestMaker, Row, template_columns
-from aiosmrt.batch.source import Line
 from aiosmrt.client import Client
 from aiosmrt.config import UNSET, Unset, is_whole, shown
 from aiosmrt.endpoint import CallOptions, Endpoint
@@ -336,7 +335,7 @@ class Scorer:
         members = {name: value for name, value in settings["members"].items() if value is not None}
         return client.endpoint(
             settings["endpoint_name"],
-            serializer=Prepared(self._serializer.content_type),
+            serializer=Prepared(self._serializer.content_type, self._maker.body_of),
             deserializer=ANY_ANSWER,
             **cast("CallOptions", members),
         )
@@ -442,7 +441,7 @@ class _BodyMaker(RequestMaker):
         """Make a row, with an error in place of a body where that fails."""
         body, error = b"", None
         try:
-            body = self._body(_NO_LINE, record)
+            body = self._serializer.serialize(self._fit(self._value(record)))
         except AiosmrtError as failure:
             error = failure
         except Exception as failure:
@@ -454,9 +453,6 @@ class _BodyMaker(RequestMaker):
         if self._takes_bytes and isinstance(value, (bytes, bytearray, memoryview)):
             return bytes(value)
         return super()._fit(value)
-
-
-_NO_LINE: Final = Line(0, b"", "", 0)
 
 
 def _option_faults(options: object) -> list[str]:

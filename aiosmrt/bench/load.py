@@ -173,7 +173,7 @@ class LoadTest:
         self._plan = plan
         self._on_step = on_step
         self._random = random
-        self.report = LoadReport()
+        self.report: LoadReport = LoadReport()
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
         self._in_flight = 0

@@ -104,7 +104,7 @@ class Endpoint(Generic[In, Out]):
         self._options = options
         defaults = {"EndpointName": name, "ContentType": serializer.content_type, "Accept": deserializer.accept}
         self._params = merged(defaults, options)
-        # What all calls without options of their own have in common, from the first of them on.
+        # What all calls without options have in common, from the first of them on.
         self._head: Head | None = None
         # The client without its read timeout, for streams that have both time limits.
         self._patient: EndpointClient | None = None

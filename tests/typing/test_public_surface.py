@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 PUBLIC_MODULES = [
     "aiosmrt",
     "aiosmrt.batch",
+    "aiosmrt.bench",
     "aiosmrt.cli",
     "aiosmrt.client",
     "aiosmrt.config",
@@ -129,6 +130,6 @@ def test_every_public_name_has_a_known_type(tmp_path: Path) -> None:
         if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]
         for diagnostic in symbol["diagnostics"]
     ]
-    assert incomplete == []
+    assert incomplete == [], "\n".join(incomplete)
     assert report["completenessScore"] == 1
     assert done.returncode == 0, done.stdout + done.stderr

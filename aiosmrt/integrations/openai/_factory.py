@@ -66,7 +66,7 @@ def http_client(
     reader = RequestReader(
         route=route, models=models, default_model=default_model, container_model=container_model, paths=paths
     )
-    # Without a timeout of its own, so that the SDK passes on those of its users alone. Variables of the environment
+    # Without a timeout, so that the SDK passes on those of its users alone. Variables of the environment
     # would put a proxy in the place of the transport.
     return httpx2.AsyncClient(
         transport=ClientTransport(client, reader, route), base_url=BASE_URL, timeout=None, trust_env=False
