@@ -21,6 +21,7 @@ from aiosmrt._core.bearer import TOKEN_SECONDS, BearerToken, bearer_token_of
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.call import NO_WAITS, Call, deadline_exceeded
 from aiosmrt._core.client_core import ClientCore
+from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
 from aiosmrt._core.view import View
@@ -30,7 +31,6 @@ from aiosmrt._wire.sigv4.canonical import MAX_EXPIRES_IN
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset, shown
 from aiosmrt.errors import (
-    AiosmrtError,
     ApiVersionNotFoundError,
     OperationNotPageableError,
     ParamValidationError,
@@ -502,16 +502,12 @@ class Client:
             DeadlineExceededError: the call's deadline has passed.
         """
         deadline, clock = self._view.deadline, self._core.clock
-        timer = asyncio.timeout(None if deadline is None else began + deadline - clock())
         try:
-            async with timer:
-                return await work
-        except TimeoutError as late:
-            if isinstance(late, AiosmrtError) or not timer.expired():
-                raise
+            return await within(None if deadline is None else began + deadline - clock(), work)
+        except OverdueError:
+            pass
         finally:
-            # The timer knows this task, and with it an error that leaves it.
-            del timer, work
+            del work
         error = deadline_exceeded(deadline, Waited(body=clock() - began))
         error.operation, error.endpoint_name = operation_name, endpoint_name
         try:

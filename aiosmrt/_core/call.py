@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
 from aiosmrt._core.configure import trace_line
+from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.log import LOGGER, log_event, log_failure
 from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
@@ -276,16 +277,12 @@ class Call:
     async def _before_deadline(self, work: Coroutine[Any, Any, Any]) -> Any:
         if self._deadline is None:
             return await work
-        timer = asyncio.timeout(self._deadline - self._core.clock())
         try:
-            async with timer:
-                return await work
-        except TimeoutError as late:
-            if isinstance(late, AiosmrtError) or not timer.expired():
-                raise
+            return await within(self._deadline - self._core.clock(), work)
+        except OverdueError:
+            pass
         finally:
-            # The timer knows this task, and with it an error that leaves it; so does the TimeoutError's traceback.
-            del timer
+            del work
         cause, self._last_error = self._last_error, None
         raise self._deadline_exceeded() from cause
 

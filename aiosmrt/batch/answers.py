@@ -190,14 +190,7 @@ class Verbatim:
         return cls(deserializer) if deserializer in (ANY_ANSWER, JSON) else deserializer
 
     def deserialize(self, body: bytes, content_type: str, /) -> Any:
-        """Read an answer.
-
-        Args:
-            body: the response body.
-            content_type: its content type; empty if it is missing.
-
-        Raises:
-            DeserializationError: the body is not what its content type says.
+        """Read an answer, as `AnyAnswer.deserialize` does.
 
         >>> Verbatim(ANY_ANSWER).deserialize(b'{"score": 1.50}', "application/json").data
         b'{"score": 1.50}'

@@ -22,7 +22,7 @@ from aiosmrt._aws.s3 import ObjectFacts, ObjectStore, parse_s3_uri
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 
-__all__ = ["Bucket", "InputStoppedError", "ObjectFile", "is_s3", "spool_name"]
+__all__ = ["Bucket", "InputStoppedError", "ObjectFile", "is_s3", "result_while_wanted", "spool_name"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,27 @@ def is_s3(name: str) -> bool:
 
 class InputStoppedError(Exception):
     """The job was told to stop while its input, or S3, was waited for."""
+
+
+def result_while_wanted(future: Future[T], is_unwanted: Callable[[], bool]) -> T:
+    """Wait for a result of the event loop, in another thread.
+
+    Args:
+        future: the result.
+        is_unwanted: asked every now and then.
+
+    Raises:
+        InputStoppedError: it is no longer wanted.
+    """
+    while True:
+        try:
+            return future.result(_LOOK_EVERY)
+        except NotYetError:
+            if future.done():
+                raise  # what the loop's side raised
+            if is_unwanted():
+                future.cancel()
+                raise InputStoppedError from None
 
 
 class Bucket:
@@ -86,15 +107,7 @@ class Bucket:
             InputStoppedError: it is no longer wanted.
             ObjectStoreError: it failed.
         """
-        while True:
-            try:
-                return future.result(_LOOK_EVERY)
-            except NotYetError:
-                if future.done():
-                    raise  # the call's own
-                if self._is_unwanted():
-                    future.cancel()
-                    raise InputStoppedError from None
+        return result_while_wanted(future, self._is_unwanted)
 
     def find(self, name: str, wanted: Callable[[str], bool]) -> list[tuple[str, ObjectFacts]]:
         """The objects that a name stands for, with their URIs: one, those behind a prefix, or those of a pattern.

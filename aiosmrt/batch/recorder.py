@@ -8,16 +8,8 @@ from pathlib import Path, PurePath
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
+from aiosmrt._report import page as pages
 from aiosmrt._report.charts import Series, count_text, duration_text, linear_axis
-from aiosmrt._report.page import (
-    Fact,
-    distribution,
-    failures_over_time,
-    in_flight_over_time,
-    latency_over_time,
-    over_time,
-    page,
-)
 from aiosmrt._report.timeline import Timeline
 from aiosmrt._version import __version__
 from aiosmrt.batch.progress import Progress
@@ -78,17 +70,17 @@ class Recorder:
         if problem is None and not report.finished:
             problem = "Stopped; the same job resumes."
         facts = [
-            Fact("rows scored", f"{report.scored:,}"),
-            Fact("rows failed", f"{report.failed:,}", report.failed > 0),
-            *([Fact("done before", f"{report.resumed:,}")] if report.resumed else []),
-            Fact("rows/s", count_text(report.rows_per_second)),
-            Fact("time", duration_text(report.seconds)),
-            Fact("p50 of requests", duration_text(timeline.latency.percentile(50))),
-            Fact("p99 of requests", duration_text(timeline.latency.percentile(99))),
-            Fact("sent again", f"{report.retries:,}"),
+            pages.Fact("rows scored", f"{report.scored:,}"),
+            pages.Fact("rows failed", f"{report.failed:,}", report.failed > 0),
+            *([pages.Fact("done before", f"{report.resumed:,}")] if report.resumed else []),
+            pages.Fact("rows/s", count_text(report.rows_per_second)),
+            pages.Fact("time", duration_text(report.seconds)),
+            pages.Fact("p50 of requests", duration_text(timeline.latency.percentile(50))),
+            pages.Fact("p99 of requests", duration_text(timeline.latency.percentile(99))),
+            pages.Fact("sent again", f"{report.retries:,}"),
         ]
         rates = [part.rows / timeline.seconds for part in timeline.slices()]
-        throughput = over_time(
+        throughput = pages.over_time(
             "Throughput",
             "rows a second",
             timeline,
@@ -96,17 +88,17 @@ class Recorder:
             linear_axis(max(rates, default=0), count_text),
         )
         name = "answers" if report.output is None else PurePath(report.output).name
-        return page(
+        return pages.page(
             f"Batch job on {endpoint}",
             f"{name}: {report.rows:,} rows done, {report.failed:,} of them failed",
             problem,
             facts,
             [
                 throughput,
-                in_flight_over_time(timeline),
-                *latency_over_time(timeline),
-                distribution("Latency of requests", timeline.latency),
-                *failures_over_time(timeline),
+                pages.in_flight_over_time(timeline),
+                *pages.latency_over_time(timeline),
+                pages.distribution("Latency of requests", timeline.latency),
+                *pages.failures_over_time(timeline),
             ],
             f"Latency is that of successful requests, waits between them not included. aiosmrt {__version__}.",
         )

@@ -11,13 +11,12 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYetError
 from hashlib import sha256
 from itertools import chain, islice
 from typing import Any, Final
 
-from aiosmrt.batch.source import InputStoppedError, Line, Source
+from aiosmrt.batch.objects import result_while_wanted
+from aiosmrt.batch.source import Line, Source
 from aiosmrt.batch.tables import records_of, table_batches
 from aiosmrt.errors import BatchInputError
 from aiosmrt.serializers.frames import is_frame
@@ -144,21 +143,12 @@ class _Ahead:
         self._room = asyncio.Event()
 
     def __iter__(self) -> Iterator[Any]:
-        while records := self._wait(asyncio.run_coroutine_threadsafe(self._take(), self._loop)):
+        while records := result_while_wanted(
+            asyncio.run_coroutine_threadsafe(self._take(), self._loop), self._stopped.is_set
+        ):
             yield from records
             if not self._records:
                 yield _PAUSE
-
-    def _wait(self, future: Future[list[Any]]) -> list[Any]:
-        while True:
-            try:
-                return future.result(_LOOK_EVERY)
-            except NotYetError:
-                if future.done():
-                    raise  # the iterable's own
-                if self._stopped.is_set():
-                    future.cancel()
-                    raise InputStoppedError from None
 
     async def _take(self) -> list[Any]:
         """Records that are there, at least one; none at the end. Raises what the iterable raises."""

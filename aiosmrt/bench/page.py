@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from aiosmrt._report.charts import Series, count_text, duration_text, figure, linear_axis
 from aiosmrt._report.histogram import Histogram
@@ -62,34 +63,18 @@ def bench_page(
         if is_open:
             series.append(Series("asked for", 8, [step.load for step in steps], dashed=True))
         tooltips = [_step_text(step.load, unit, step.throughput, step.latency) for step in steps]
-        charts.append(
-            figure(
-                f"Answers by {'rate' if is_open else 'number of callers'}",
-                f"answers a second, by {unit}",
-                x_labels=labels,
-                axis=axis_of(series, count_text),
-                series=series,
-                tooltips=tooltips,
-                marks=marks,
-            )
-        )
+        by_load = partial(figure, x_labels=labels, tooltips=tooltips, marks=marks)
+        load = "rate" if is_open else "number of callers"
+        note = f"answers a second, by {unit}"
+        charts.append(by_load(f"Answers by {load}", note, axis=axis_of(series, count_text), series=series))
         series = [
             Series(f"p{percent}", colour, [step.latency.percentile(percent) for step in steps])
             for percent, colour in PERCENTS
         ]
         if slo is not None:
             series.append(Series("wanted", 8, [slo] * len(steps), dashed=True))
-        charts.append(
-            figure(
-                f"Latency by {'rate' if is_open else 'number of callers'}",
-                f"of successes, by {unit}",
-                x_labels=labels,
-                axis=axis_of(series, duration_text),
-                series=series,
-                tooltips=tooltips,
-                marks=marks,
-            )
-        )
+        note = f"of successes, by {unit}"
+        charts.append(by_load(f"Latency by {load}", note, axis=axis_of(series, duration_text), series=series))
         charts.append(_steps_table(report, unit, slo))
     measured = best.latency if best is not None else report.timeline.latency
     charts.append(distribution("Latency at the knee" if best is not None else "Latency", measured))

@@ -29,7 +29,15 @@ from typing import Any
 import click
 
 from aiosmrt._wire.operations import BY_NAME
-from aiosmrt.cli.options import GlobalOptions, global_options, version_line
+from aiosmrt.cli.options import (
+    GlobalOptions,
+    binary_format,
+    choice_option,
+    count_option,
+    make_command,
+    number_option,
+    version_line,
+)
 from aiosmrt.cli.outfile import Outfile
 from aiosmrt.cli.parameters import HELP, ParameterError, option_name, request_parameters
 
@@ -80,26 +88,20 @@ _OWN_OPTIONS: list[click.Parameter] = [
         callback=_numbers,
         help="Open model: steps with so many calls a second, whatever the service does.",
     ),
-    click.Option(
-        ["--arrivals"],
-        type=click.Choice(["poisson", "constant"]),
-        help="When calls come in the open model: at random, or evenly.  [default: poisson]",
+    choice_option(
+        "--arrivals",
+        ["poisson", "constant"],
+        "When calls come in the open model: at random, or evenly.  [default: poisson]",
     ),
-    click.Option(
-        ["--duration"], type=click.FloatRange(0.001), default=10.0, metavar="SECONDS", help="Of a step.  [default: 10]"
+    number_option("--duration", "SECONDS", "Of a step.  [default: 10]", least=0.001, default=10.0),
+    number_option(
+        "--warm-up", "SECONDS", "Before each step, under the same load, without counting.  [default: 2]", default=2.0
     ),
-    click.Option(
-        ["--warm-up"],
-        type=click.FloatRange(0),
-        default=2.0,
-        metavar="SECONDS",
-        help="Before each step, under the same load, without counting.  [default: 2]",
-    ),
-    click.Option(
-        ["--slo-ms"],
-        type=click.FloatRange(0, min_open=True),
-        metavar="MS",
-        help="Milliseconds within which an answer is good; goodput is the good answers a second.",
+    number_option(
+        "--slo-ms",
+        "MS",
+        "Milliseconds within which an answer is good; goodput is the good answers a second.",
+        exclusive=True,
     ),
     click.Option(["--stream"], is_flag=True, help="Call for response streams; also measure the times of their parts."),
     click.Option(
@@ -108,12 +110,8 @@ _OWN_OPTIONS: list[click.Parameter] = [
         help="Retry, wait and limit as the client does for applications.  [default: one request a call, sent at once]",
     ),
     click.Option(["--all-steps"], is_flag=True, help="Go on when the service is over-saturated."),
-    click.Option(
-        ["--max-in-flight"],
-        type=click.IntRange(1),
-        default=10_000,
-        metavar="N",
-        help="Calls in flight that end a step of the open model.  [default: 10000]",
+    count_option(
+        "--max-in-flight", "Calls in flight that end a step of the open model.  [default: 10000]", default=10_000
     ),
     click.Option(["--seed"], type=int, metavar="N", help="For arrivals that can be repeated.  [default: random]"),
     *(click.Option([option_name(member), member], metavar="VALUE", help=HELP[member]) for member in _MEMBERS),
@@ -156,18 +154,13 @@ def _run(**given: Any) -> None:
     context.exit(code)
 
 
-bench: click.Command = click.Command(
-    "bench",
-    params=[*_OWN_OPTIONS, *(option for option in global_options() if option.name not in _NOT_HERE)],
-    callback=_run,
-    short_help="Measure how many calls an endpoint takes, and how long they take then.",
-    help="""Measure how many calls an endpoint takes, and how long they take then.
+_HELP = """Measure how many calls an endpoint takes, and how long they take then.
 
-    By default, with steps of concurrency: so many callers, each of which calls again when it has its answer. With
-    --rate, calls come at that rate whatever the service does, and each latency counts from the time at which its call
-    was meant to begin. Stops when more load brings no more answers.
-    """,
-)
+By default, with steps of concurrency: so many callers, each of which calls again when it has its answer. With
+--rate, calls come at that rate whatever the service does, and each latency counts from the time at which its call
+was meant to begin. Stops when more load brings no more answers.
+"""
+bench: click.Command = make_command("bench", _run, _OWN_OPTIONS, _NOT_HERE, _HELP)
 
 
 def _bodies(options: GlobalOptions, given: dict[str, Any]) -> list[bytes]:
@@ -175,7 +168,7 @@ def _bodies(options: GlobalOptions, given: dict[str, Any]) -> list[bytes]:
         text: str = given["body"]
         if text.startswith("@"):
             text = f"fileb://{text[1:]}"
-        is_base64 = options.cli_binary_format == "base64"
+        is_base64 = binary_format(options) == "base64"
         body: bytes = request_parameters(BY_NAME["InvokeEndpoint"], {"Body": text}, text_is_base64=is_base64)["Body"]
         return [body]
     path = Path(given["bodies"])

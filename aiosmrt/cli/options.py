@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -113,6 +114,33 @@ def binary_format(options: GlobalOptions) -> str:
     return name
 
 
+def number_option(
+    flag: str, unit: str, text: str, *, least: float = 0, exclusive: bool = False, default: float | None = None
+) -> click.Option:
+    """Make an option that takes a number.
+
+    Args:
+        flag: its name.
+        unit: what is counted, as its placeholder.
+        text: its help.
+        least: the least number.
+        exclusive: whether it has to be larger.
+        default: its value where it is not given.
+    """
+    kind = click.FloatRange(least, min_open=exclusive)
+    return click.Option([flag], type=kind, metavar=unit, default=default, help=text)
+
+
+def count_option(flag: str, text: str, *, default: int | None = None) -> click.Option:
+    """Make an option that takes an integer >= 1; see `number_option`."""
+    return click.Option([flag], type=click.IntRange(1), metavar="N", default=default, help=text)
+
+
+def choice_option(flag: str, choices: Sequence[str], text: str, *, default: str | None = None) -> click.Option:
+    """Make an option that takes one of a few words; see `number_option`."""
+    return click.Option([flag], type=click.Choice(choices), default=default, help=text)
+
+
 def global_options() -> list[click.Parameter]:
     """Make the global options, named as in the AWS CLI."""
     return [
@@ -122,22 +150,12 @@ def global_options() -> list[click.Parameter]:
         click.Option(["--no-sign-request"], is_flag=True, help="Send requests without a signature."),
         click.Option(["--no-verify-ssl"], is_flag=True, help="Do not verify certificates."),
         click.Option(["--ca-bundle"], type=click.Path(), metavar="FILE", help="Certificate authorities to trust."),
-        click.Option(
-            ["--cli-read-timeout"],
-            type=click.FloatRange(0),
-            metavar="SECONDS",
-            help="Time limit for each read; 0 for none.  [default: 70]",
-        ),
-        click.Option(
-            ["--cli-connect-timeout"],
-            type=click.FloatRange(0),
-            metavar="SECONDS",
-            help="Time limit for connecting; 0 for none.  [default: 5]",
-        ),
-        click.Option(
-            ["--cli-binary-format"],
-            type=click.Choice(BINARY_FORMATS),
-            help="Whether text given for a body is base64.  [default: raw-in-base64-out]",
+        number_option("--cli-read-timeout", "SECONDS", "Time limit for each read; 0 for none.  [default: 70]"),
+        number_option("--cli-connect-timeout", "SECONDS", "Time limit for connecting; 0 for none.  [default: 5]"),
+        choice_option(
+            "--cli-binary-format",
+            BINARY_FORMATS,
+            "Whether text given for a body is base64.  [default: raw-in-base64-out]",
         ),
         click.Option(["--output"], type=click.Choice(FORMATS), help="Output format.  [default: json]"),
         click.Option(["--query"], metavar="JMESPATH", help="Expression that selects what is printed."),
@@ -145,6 +163,23 @@ def global_options() -> list[click.Parameter]:
         click.Option(["--color"], type=click.Choice(["on", "off", "auto"]), hidden=True, expose_value=False),
         *(click.Option([f"--{name}"], is_flag=True, hidden=True, expose_value=False) for name in _IGNORED),
     ]
+
+
+def make_command(
+    name: str, callback: Callable[..., None], own: Sequence[click.Parameter], without: Container[str], text: str
+) -> click.Command:
+    """Make a command with global options.
+
+    Args:
+        name: its name.
+        callback: runs it.
+        own: its own options and arguments.
+        without: the global options that it does not have, by the names of their parameters.
+        text: its help, whose first line is its summary.
+    """
+    shared = [option for option in global_options() if option.name not in without]
+    summary = text.partition("\n")[0]
+    return click.Command(name, params=[*own, *shared], callback=callback, short_help=summary, help=text)
 
 
 def version_line() -> str:

@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 
-from aiosmrt.cli.options import GlobalOptions, global_options
+from aiosmrt.cli.options import GlobalOptions, choice_option, count_option, make_command, number_option
 from aiosmrt.cli.parameters import HELP, option_name
 from aiosmrt.cli.progress import print_json, shown_progress
 from aiosmrt.errors import AiosmrtError, BatchStoppedError, ParamValidationError
@@ -123,11 +123,11 @@ _OWN_OPTIONS: list[click.Parameter] = [
         for name, member in _MEMBERS.items()
     ),
     click.Option(["--id-field"], metavar="NAME", help="Column whose value is repeated in the output as id."),
-    click.Option(
-        ["--join-source"],
-        type=click.Choice(["None", "Input"]),
+    choice_option(
+        "--join-source",
+        ["None", "Input"],
+        "Whether the output repeats the rows, with their predictions.  [default: None]",
         default="None",
-        help="Whether the output repeats the rows, with their predictions.  [default: None]",
     ),
     click.Option(
         ["--input-filter"], metavar="JSONPATH", help="Part of a row to send, such as '$.features' or '$[1:]'."
@@ -137,27 +137,18 @@ _OWN_OPTIONS: list[click.Parameter] = [
         metavar="JSONPATH",
         help="""Part of the value, or of the joined row, to write, such as "$['id','prediction']".""",
     ),
-    click.Option(
-        ["--rows-per-request"],
-        type=click.IntRange(1),
-        metavar="N",
-        help="Rows in a request, which are scored alone if it fails.  [default: 1]",
+    count_option("--rows-per-request", "Rows in a request, which are scored alone if it fails.  [default: 1]"),
+    choice_option("--split-type", ["None", "Line"], "None: a file is one row, sent as it is.  [default: Line]"),
+    choice_option(
+        "--batch-strategy",
+        ["SingleRecord", "MultiRecord"],
+        "MultiRecord: as many rows in a request as --rows-per-request and --max-payload-mb allow.",
     ),
-    click.Option(
-        ["--split-type"],
-        type=click.Choice(["None", "Line"]),
-        help="None: a file is one row, sent as it is.  [default: Line]",
-    ),
-    click.Option(
-        ["--batch-strategy"],
-        type=click.Choice(["SingleRecord", "MultiRecord"]),
-        help="MultiRecord: as many rows in a request as --rows-per-request and --max-payload-mb allow.",
-    ),
-    click.Option(
-        ["--max-payload-mb"],
-        type=click.FloatRange(0, min_open=True),
-        metavar="F",
-        help="Largest request body in MiB; larger rows fail.  [default: no limit; 6 for several rows]",
+    number_option(
+        "--max-payload-mb",
+        "F",
+        "Largest request body in MiB; larger rows fail.  [default: no limit; 6 for several rows]",
+        exclusive=True,
     ),
     click.Option(
         ["--asynchronous"],
@@ -175,12 +166,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
         callback=_max_concurrency,
         help="Calls in flight.  [default: 100]",
     ),
-    click.Option(
-        ["--max-wait"],
-        type=click.FloatRange(0),
-        metavar="SECONDS",
-        help="How long a row waits for a service that fails.  [default: 600]",
-    ),
+    number_option("--max-wait", "SECONDS", "How long a row waits for a service that fails.  [default: 600]"),
     click.Option(
         ["--max-failures"],
         metavar="N|P%",
@@ -195,7 +181,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
         metavar="FOLDER",
         help="Where answers and journal are kept before they go to S3.  [default: in ~/.local/state]",
     ),
-    click.Option(["--limit"], type=click.IntRange(1), metavar="N", help="Score the first N rows only."),
+    count_option("--limit", "Score the first N rows only."),
     click.Option(["--report"], type=click.Path(), metavar="FILE", help="Write a page with charts of the run to FILE."),
     click.Option(
         ["--json", "as_json"], is_flag=True, help="Print progress on standard output, as JSON, a line a second."
@@ -221,22 +207,19 @@ def _run(**given: Any) -> None:
     context.exit(code)
 
 
-score: click.Command = click.Command(
-    "score",
-    params=[*_OWN_OPTIONS, *(option for option in global_options() if option.name not in _NOT_HERE)],
-    callback=_run,
-    short_help="Score the rows of files; the answers go to a file.",
-    help="""Score the rows of files (JSON Lines, CSV, Parquet or text; gzip or zstd); the answers go to a file.
+_HELP = """Score the rows of files; the answers go to a file.
 
-    INPUT is a file, a folder, a pattern, an object or prefix in S3, or - for standard input. A row is the body of one
-    call. Answers are written as they come, and are in input order at the end; a Parquet file and an object in S3 appear
-    then. Rows that failed are listed in OUT.errors.jsonl.
+Files are JSON Lines, CSV, Parquet or text, as they are or compressed by gzip or zstd.
 
-    The same command resumes after any interruption, by means of OUT.journal: rows that are done are not sent again.
+INPUT is a file, a folder, a pattern, an object or prefix in S3, or - for standard input. A row is the body of one
+call. Answers are written as they come, and are in input order at the end; a Parquet file and an object in S3 appear
+then. Rows that failed are listed in OUT.errors.jsonl.
 
-    Exit status: 0 all rows are scored, 1 some failed, 3 stopped early, 130 interrupted, 252 invalid command, 255 other.
-    """,
-)
+The same command resumes after any interruption, by means of OUT.journal: rows that are done are not sent again.
+
+Exit status: 0 all rows are scored, 1 some failed, 3 stopped early, 130 interrupted, 252 invalid command, 255 other.
+"""
+score: click.Command = make_command("score", _run, _OWN_OPTIONS, _NOT_HERE, _HELP)
 
 
 async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
+from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.response_bodies import EventStream, StreamTiming
 from aiosmrt._wire.decoders.base import StreamDecoder
@@ -241,13 +242,10 @@ class PredictionStream:
 
     async def _within(self, due: float | None, work: Coroutine[Any, Any, R]) -> R:
         """Return the result of some work; at ``due``, close the stream and raise instead."""
-        timer = asyncio.timeout_at(due)
         try:
-            async with timer:
-                return await work
-        except TimeoutError as late:
-            if isinstance(late, AiosmrtError) or not timer.expired():
-                raise
+            return await within(None if due is None else due - asyncio.get_running_loop().time(), work)
+        except OverdueError:
+            pass
         if self._parts is not None:
             self.attempts = self._parts.attempts
         self.close()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -43,6 +43,15 @@ T = TypeVar("T")
 
 # For clients of a runtime that does not verify signatures.
 _ANY_CREDENTIALS = Credentials("AKIDEXAMPLE", "not-a-real-secret")
+
+# The environment variables for what a client is given as arguments.
+_VARIABLES: Final = {
+    "region_name": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "endpoint_url": ("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME",),
+    "aws_access_key_id": ("AWS_ACCESS_KEY_ID",),
+    "aws_secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
+    "aws_session_token": ("AWS_SESSION_TOKEN",),
+}
 
 
 class LocalRuntime:
@@ -237,15 +246,7 @@ class LocalRuntime:
         Raises:
             ClientStateError: it is not running.
         """
-        key = self._client_credentials
-        variables = {
-            "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": self.url,
-            "AWS_REGION": self._region,
-            "AWS_DEFAULT_REGION": self._region,
-            "AWS_ACCESS_KEY_ID": key.access_key,
-            "AWS_SECRET_ACCESS_KEY": key.secret_key,
-        }
-        return variables if key.token is None else {**variables, "AWS_SESSION_TOKEN": key.token}
+        return {name: value for setting, value in self.client_settings.items() for name in _VARIABLES[setting]}
 
     @property
     def requests(self) -> Sequence[RequestRecord]:
