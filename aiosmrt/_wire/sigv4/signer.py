@@ -17,6 +17,7 @@ Consecutive calls differ in little:
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from math import isnan
 from numbers import Real
@@ -42,6 +43,8 @@ from aiosmrt._wire.sigv4.canonical import (
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+    from aiosmrt._wire.sigv4.events import EventSigner
 
 __all__ = ["Credentials", "SignedRequest", "Signer"]
 
@@ -295,6 +298,18 @@ class Signer:
         whole = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in parameters)
         text = string_to_sign(date, scope, canonical_request(method, path, whole, signed, payload_sha256))
         return f"{whole}&X-Amz-Signature={signature(self._key(credentials, date[:8]), text)}"
+
+    def event_signer(self, credentials: Credentials, seed: str) -> "EventSigner":
+        """What signs the messages of a stream whose request was signed with these credentials.
+
+        Args:
+            credentials: the credentials that signed the request.
+            seed: the request's signature, in hexadecimal.
+        """
+        # loaded with the first bidirectional stream
+        from aiosmrt._wire.sigv4.events import EventSigner
+
+        return EventSigner(partial(self._key, credentials), self._region, self._service, seed)
 
     def _key(self, credentials: Credentials, day: str) -> bytes:
         key = self._keys.get((credentials.secret_key, day))
