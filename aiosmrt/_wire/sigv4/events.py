@@ -1,7 +1,7 @@
 """Signatures of the messages of an event stream, each of which covers the one before it.
 
-A request that sends an event stream is signed with `EVENTS_PAYLOAD` in place of its payload's hash. Its signature is the
-seed of a chain: a message is the payload of another, whose headers are ``:date`` and ``:chunk-signature``. What is
+A request that sends an event stream is signed with `EVENTS_PAYLOAD` in place of its payload's hash. Its signature is
+the seed of a chain: a message is the payload of another, whose headers are ``:date`` and ``:chunk-signature``. What is
 signed is ::
 
     AWS4-HMAC-SHA256-PAYLOAD
