@@ -1,5 +1,7 @@
 """The asyncio-native client for Amazon SageMaker Runtime."""
 
+from typing import TYPE_CHECKING, Any
+
 from aiosmrt._core.admission import LimiterStatistics
 from aiosmrt._core.response_bodies import EventStream, StreamingBody, StreamTiming
 from aiosmrt._policy.adaptive import AdaptiveLimit
@@ -45,9 +47,13 @@ from aiosmrt.errors import (
 )
 from aiosmrt.events import Event, Observer
 
+if TYPE_CHECKING:
+    from aiosmrt._core.duplex import BidirectionalStream
+
 __all__ = [
     "AdaptiveLimit",
     "AiosmrtError",
+    "BidirectionalStream",
     "Client",
     "ClientStateError",
     "ClientStatistics",
@@ -93,3 +99,12 @@ __all__ = [
     "Waited",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "BidirectionalStream":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # loaded with the first one
+    from aiosmrt._core.duplex import BidirectionalStream
+
+    return BidirectionalStream

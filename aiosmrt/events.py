@@ -31,6 +31,7 @@ __all__ = [
     "OutageWaited",
     "RetryScheduled",
     "StreamEnded",
+    "StreamExpiring",
     "WaitOutcome",
 ]
 
@@ -193,6 +194,20 @@ class StreamEnded(NamedTuple):
     error: str | None
 
 
+class StreamExpiring(NamedTuple):
+    """A bidirectional stream will end in about ``seconds``.
+
+    ``reason`` is ``"lifetime"``, the service's 30 minutes for a connection, or ``"credentials"``, which sign its
+    messages and expire.
+    """
+
+    operation: str
+    endpoint_name: str
+    invocation_id: str
+    reason: Literal["lifetime", "credentials"]
+    seconds: float
+
+
 class CredentialsRefreshed(NamedTuple):
     """Credentials were obtained; ``expires_at`` in seconds since the epoch, None when they do not expire."""
 
@@ -225,6 +240,7 @@ Event: TypeAlias = (
     | CallEnded
     | FirstPart
     | StreamEnded
+    | StreamExpiring
     | CredentialsRefreshed
     | CredentialsRefreshFailed
     | ClockSkewCorrected

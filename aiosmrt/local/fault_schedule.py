@@ -13,10 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from aiosmrt._wire.operations import BY_NAME
+from aiosmrt._wire.operations import BY_NAME, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM
 from aiosmrt.errors import ConfigurationError
 
 __all__ = ["Effect", "Fault", "FaultScript", "Faults", "Schedule", "Stage", "as_faults"]
+
+_OPERATIONS = (*BY_NAME, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM.name)
 
 Stage = Literal["clock", "answer", "body", "connection"]
 
@@ -47,8 +49,8 @@ class Schedule:
             raise ConfigurationError(f"every must be an integer >= 1; got {self.every}")
         if self.probability is not None and not 0 <= self.probability <= 1:
             raise ConfigurationError(f"probability must be a number from 0 to 1; got {self.probability}")
-        if self.operation is not None and self.operation not in BY_NAME:
-            raise ConfigurationError(f"operation must be one of {', '.join(BY_NAME)}; got {self.operation!r}")
+        if self.operation is not None and self.operation not in _OPERATIONS:
+            raise ConfigurationError(f"operation must be one of {', '.join(_OPERATIONS)}; got {self.operation!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def key_of(day: str) -> bytes:
 
 
 def signer() -> EventSigner:
-    return Signer(region="eu-central-1").event_signer(Credentials("AKIDEXAMPLE", SECRET), SEED)
+    return Signer(region="eu-central-1").event_signer(lambda: Credentials("AKIDEXAMPLE", SECRET), SEED)
 
 
 def verifier(seed: str = SEED) -> EventVerifier:

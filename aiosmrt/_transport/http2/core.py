@@ -154,7 +154,7 @@ class Core:
             if size <= 0:
                 break
             piece = data[sent : sent + size]
-            self._h2.send_data(stream.stream_id, piece)  # type: ignore[arg-type] # it takes any buffer
+            self._h2.send_data(stream.stream_id, piece)
             sent += len(piece)
         return sent
 

@@ -17,7 +17,6 @@ Consecutive calls differ in little:
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from math import isnan
 from numbers import Real
@@ -299,17 +298,17 @@ class Signer:
         text = string_to_sign(date, scope, canonical_request(method, path, whole, signed, payload_sha256))
         return f"{whole}&X-Amz-Signature={signature(self._key(credentials, date[:8]), text)}"
 
-    def event_signer(self, credentials: Credentials, seed: str) -> "EventSigner":
-        """What signs the messages of a stream whose request was signed with these credentials.
+    def event_signer(self, credentials: Callable[[], Credentials], seed: str) -> "EventSigner":
+        """What signs the messages of a stream.
 
         Args:
-            credentials: the credentials that signed the request.
+            credentials: returns the credentials to sign with; asked once a second.
             seed: the request's signature, in hexadecimal.
         """
         # loaded with the first bidirectional stream
         from aiosmrt._wire.sigv4.events import EventSigner
 
-        return EventSigner(partial(self._key, credentials), self._region, self._service, seed)
+        return EventSigner(lambda day: self._key(credentials(), day), self._region, self._service, seed)
 
     def _key(self, credentials: Credentials, day: str) -> bytes:
         key = self._keys.get((credentials.secret_key, day))
