@@ -3,7 +3,8 @@
 The call is an `aiosmrt._core.call.Call` like any other: slots, waits at an ill target, attempts and errors are the same
 code. What differs is below: an attempt opens a stream over HTTP/2 and then waits for its head, which may come only
 after the first message. So the attempts run in a task of their own while the caller sends. That task ends with the
-first part: up to there a failed attempt can be repeated, with what was sent so far sent again; from there on nothing is.
+first part: up to there a failed attempt can be repeated, with what was sent so far sent again; from there on nothing
+is.
 
 `Outbox` holds the messages between the caller and the streams of one or several attempts. It never waits. It sends what
 flow control takes at the moment, and goes on when its stream says that there is room.
@@ -534,13 +535,21 @@ class BidirectionalStream:
             return
         # What is still to be read may say why.
         link.take(self._take)
-        error = self._failure or link.failure()
+        error = self._failure or link.failure() or self._truncation()
         if error is None:
             raise ClientStateError("the service has ended the stream: nothing more can be sent")
         try:
             raise self._call.place(fresh_copy(error))
         finally:
             del error
+
+    def _truncation(self) -> EventStreamFormatError | None:
+        """The error of a stream that has ended inside a frame."""
+        try:
+            self._decoder.finish()
+        except EventStreamFormatError as error:
+            return error.with_traceback(None)
+        return None
 
     # The response
 
@@ -593,7 +602,7 @@ class BidirectionalStream:
         if self._link is not None:
             self._link.close()
         try:
-            await self._call.retry_stream(error, stream_started=True)
+            await self._call.retry_stream(self._call.place(error), stream_started=True)
         except AiosmrtError as failure:
             self._error = fresh_copy(failure)
             raise
