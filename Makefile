@@ -17,9 +17,13 @@ ON_EAGER_TASKS := tests/aws tests/client tests/endpoint
 ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
 	tests/local/test_runtime.py tests/local/test_streams.py tests/policy tests/soak tests/wire
 
+# AWS's client of bidirectional streams, which needs Python 3.12 or newer.
+AWS_HTTP2 := 'aws-sdk-sagemaker-runtime-http2>=0.12,<0.13' 'awscrt>=0.31,<0.40'
+
 JS := tests/conformance/js
 export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
 export AIOSMRT_TEST_MODELS := $(CURDIR)/.venv-models/bin/python
+export AIOSMRT_TEST_HTTP2 := $(CURDIR)/.venv-http2/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -74,7 +78,7 @@ soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in t
 	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
-	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-package .venv-bare .venv-wheel .cache dist .hypothesis .pytest_cache .mypy_cache \
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-http2 .venv-package .venv-bare .venv-wheel .cache dist .hypothesis .pytest_cache .mypy_cache \
 		.ruff_cache .import_linter_cache $(JS)/node_modules
 
 .venv/.demo: pyproject.toml
@@ -96,7 +100,7 @@ clean: ## remove what the other targets installed
 # Clients and model servers of other makers. Their tests skip, with a reason, what is not there; .ci/run insists on all
 # of them.
 .PHONY: peers
-peers: .venv-awscli/.installed .venv-models/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
+peers: .venv-awscli/.installed .venv-models/.installed .venv-http2/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
 
 .venv-awscli/.installed: Makefile
 	@.ci/environment .venv-awscli "$(PYTHON)" $(AWS_CLI)
@@ -105,6 +109,9 @@ peers: .venv-awscli/.installed .venv-models/.installed $(if $(shell command -v n
 .venv-models/.installed: Makefile
 	@.ci/environment .venv-models "$(PYTHON)" $(MODEL_SERVERS)
 	@touch $@
+
+.venv-http2/.installed: Makefile
+	@if [ -n "$(NEWEST)" ]; then .ci/environment .venv-http2 "$(NEWEST)" $(AWS_HTTP2) && touch $@; fi
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json
 	@cd $(JS) && npm ci --silent

@@ -30,6 +30,7 @@ from aiosmrt.errors import (
     DeserializationError,
     EventStreamFormatError,
     ModelError,
+    ModelStreamError,
     ParamValidationError,
     ServiceError,
     TransportError,
@@ -60,6 +61,10 @@ LIFETIME_SECONDS: Final = 30 * 60.0
 
 NOTICE_SECONDS: Final = 60.0
 """How long before its end a stream's observers are told."""
+
+# Codes of WebSocket's Close frame (RFC 6455, 7.4.1, and IANA's registry) that say nothing about what was sent: going
+# away, lost, an internal error, restarting, try again later, a bad gateway.
+_TRANSIENT_CLOSURES: Final = frozenset({"1001", "1006", "1011", "1012", "1013", "1014"})
 
 _DATA_TYPES: Final = ("UTF8", "BINARY")
 _COMPLETION_STATES: Final = ("PARTIAL", "COMPLETE")
@@ -339,6 +344,10 @@ class DuplexCall(Call):
         """The error for an ``exception`` or ``error`` message."""
         error = stream_error(headers, payload, self._codec.operation.name)
         error.request_id = self._request_id
+        code = error.error_code if isinstance(error, ModelStreamError) else None
+        if code is not None and code.isdecimal() and code not in _TRANSIENT_CLOSURES:
+            # The container has closed on purpose, and would again.
+            error.cause = "model"
         return error
 
 

@@ -129,6 +129,7 @@ class _WebSocket:
         self._ssl = True if parts.scheme == "https" else None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._early: list[Any] = []
         self._missed_pongs = 0
         self._is_dead = False
 
@@ -137,11 +138,13 @@ class _WebSocket:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port, ssl=self._ssl)
         self._protocol.send_request(self._protocol.connect())
         await self._flush()
-        while not self._protocol.events_received():
+        while not (events := self._protocol.events_received()):
             data = await self._reader.read(_READ_BYTES)
             if not data:
                 raise ConnectionResetError("the container closed the connection")
             self._protocol.receive_data(data)
+        # A frame may have come with the response.
+        self._early = events[1:]
         failed = self._protocol.handshake_exc
         if failed is not None:
             response = getattr(failed, "response", None)
@@ -193,7 +196,8 @@ class _WebSocket:
         is_text = False
         text = PartialText()
         while True:
-            for frame in self._protocol.events_received():
+            events, self._early = [*self._early, *self._protocol.events_received()], []
+            for frame in events:
                 if frame.opcode is opcode.PONG:
                     self._missed_pongs = 0
                 if frame.opcode not in (opcode.TEXT, opcode.BINARY, opcode.CONT):

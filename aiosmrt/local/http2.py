@@ -61,6 +61,7 @@ from aiosmrt.local.response_body import cut_connection
 __all__ = ["Http2Server"]
 
 LIFETIME_SECONDS: Final = 30 * 60.0
+_LINGER_SECONDS: Final = 1.0
 _CONNECTION_WINDOW_BYTES: Final = 2**24
 
 
@@ -274,6 +275,8 @@ class _Exchange:
         self.input_ended = False
         self._has_head = False
         self._verifier: EventVerifier | None = None
+        self._bad_input: _BadInputError | None = None
+        self._limit = asyncio.timeout(None)
         server = self._server
         path = self._pseudo.get(":path", "")
         headers = dict(fields)
@@ -298,8 +301,7 @@ class _Exchange:
                 await self._answer(stack)
             record.outcome = "answered"
             if not self.input_ended:
-                # The client need not send the rest of its request (RFC 9113, 8.1).
-                connection.h2.reset_stream(self._stream_id, ErrorCodes.NO_ERROR)
+                await self._linger()
         except _Cut:
             record.outcome = "cut"
         except ProtocolError:
@@ -309,6 +311,20 @@ class _Exchange:
             connection.exchanges.pop(self._stream_id, None)
             record.seconds = loop.time() - started
             self._server.log.add(record)
+
+    async def _linger(self) -> None:
+        """Wait a moment for the client to end its request, and then tell it that it need not (RFC 9113, 8.1).
+
+        awscrt drops what it has received when a reset comes, even after the end of the response.
+        """
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while not self.input_ended:
+                    self.arrived.clear()
+                    self.news.clear()
+                    await self.news.wait()
+        except TimeoutError:
+            self._connection.h2.reset_stream(self._stream_id, ErrorCodes.NO_ERROR)
 
     async def _answer(self, stack: AsyncExitStack) -> None:
         server, record = self._server, self._record
@@ -338,21 +354,30 @@ class _Exchange:
         variant_header = OPERATION.results[1].header or ""
         self._send_head(200, [("Content-Type", EVENT_STREAM), (variant_header, variant)], context)
         try:
-            async with asyncio.timeout(server.lifetime):
-                await self._send_parts(answers, effects.get("body"))
-        except TimeoutError:
-            record.error_code = "InternalStreamFailure"
-            await self._send(_failure("InternalStreamFailure", "The stream has reached the limit of 30 minutes."))
-        except StreamClosedByContainer as closed:
-            record.error_code = "ModelStreamError"
-            await self._send(_failure("ModelStreamError", closed.message, str(closed.code)))
-        except ContainerFailure as failure:
-            record.error_code = "ModelStreamError"
-            await self._send(_failure("ModelStreamError", failure.message, "StreamBroken"))
-        except _BadInputError as error:
-            record.error_code = "InputValidationError"
-            await self._send(_failure("InputValidationError", str(error)))
+            async with self._limit:
+                self._limit.reschedule(asyncio.get_running_loop().time() + server.lifetime)
+                if self._bad_input is None:
+                    await self._send_parts(answers, effects.get("body"))
+        except (TimeoutError, ContainerFailure) as error:
+            await self._send(self._last_message(error))
+        else:
+            if self._bad_input is not None:
+                await self._send(self._last_message(self._bad_input))
         await self._send(b"", end=True)
+
+    def _last_message(self, error: Exception) -> bytes:
+        """The message that ends a stream which has failed."""
+        record = self._record
+        if self._bad_input is not None:
+            # Whatever the model made of it.
+            record.error_code = "InputValidationError"
+            return _failure("InputValidationError", str(self._bad_input))
+        if isinstance(error, ContainerFailure):
+            record.error_code = "ModelStreamError"
+            code = str(error.code) if isinstance(error, StreamClosedByContainer) else "StreamBroken"
+            return _failure("ModelStreamError", error.message, code)
+        record.error_code = "InternalStreamFailure"
+        return _failure("InternalStreamFailure", "The stream has reached the limit of 30 minutes.")
 
     def _verify(self, path: str, query: str, context: CallContext) -> None:
         verifier = self._server.verifier
@@ -393,8 +418,18 @@ class _Exchange:
         """The caller's messages, verified, until it ends its input.
 
         Raises:
-            _BadInputError: what arrived is no event stream, or a signature is wrong.
+            _BadInputError: what arrived is no event stream, or a signature is wrong; the stream ends with that,
+                whatever the model does.
         """
+        try:
+            async for message in self._verified_messages():
+                yield message
+        except _BadInputError as error:
+            self._bad_input = error
+            self._limit.reschedule(0)
+            raise
+
+    async def _verified_messages(self) -> AsyncGenerator[StreamMessage, None]:
         outer, record = Decoder(), self._record
         ended = False
         text = PartialText()

@@ -249,6 +249,11 @@ class LocalRuntime:
         return f"http://{HOST}:{self.port}"
 
     @property
+    def has_http2(self) -> bool:
+        """Whether it has an HTTP/2 port."""
+        return self._http2 is not None
+
+    @property
     def http2_url(self) -> str:
         """The URL of its HTTP/2 port, for a client's ``http2_endpoint_url``.
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import trustme
 
-__all__ = ["client_context", "server_context"]
+__all__ = ["authority_pem", "client_context", "server_context"]
 
 
 @cache
@@ -44,3 +44,8 @@ def client_context(authority: str = "tests", *, protocol: str | None = None) -> 
     if protocol is not None:
         context.set_alpn_protocols([protocol])
     return context
+
+
+def authority_pem(authority: str = "tests") -> bytes:
+    """The certificate of an authority, for programs that read it from a file."""
+    return _authority(authority).cert_pem.bytes()
