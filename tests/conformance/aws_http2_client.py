@@ -50,11 +50,8 @@ async def converse(order: dict[str, Any]) -> dict[str, Any]:
     await stream.input_stream.close()
     async for event in events:
         value: Any = event.value
-        if hasattr(value, "bytes_"):
-            data = base64.b64encode(value.bytes_ or b"").decode()
-            parts.append([data, value.data_type, value.completion_state])
-        else:
-            parts.append([type(value).__name__, getattr(value, "error_code", None), value.message])
+        data = base64.b64encode(value.bytes_ or b"").decode()
+        parts.append([data, value.data_type, value.completion_state])
     return {"parts": parts, "variant": output.invoked_production_variant}
 
 
