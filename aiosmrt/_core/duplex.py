@@ -251,7 +251,7 @@ class DuplexCall(Call):
         signed = (("Content-Type", EVENT_STREAM), ("X-Amz-Content-Sha256", EVENTS_PAYLOAD), *head.headers)
         super().__init__(core, view, codec, head._replace(headers=signed, lasting=False), b"")
         self._pin_credentials = pin_credentials
-        self.outbox = Outbox(lambda: core.wall_clock() + core.clock_offset, max_resend_bytes)
+        self.outbox: Outbox = Outbox(lambda: core.wall_clock() + core.clock_offset, max_resend_bytes)
         # when the credentials expire that sign the current attempt's messages, seconds since 1970
         self.expires_at: float | None = None
 
@@ -267,8 +267,7 @@ class DuplexCall(Call):
     async def _open_stream(self, request: Request) -> AnyReply:
         """Open a stream, send on it what was sent before, and wait for its head."""
         pool = await self._core.http2_pool()
-        link: Link | None = None
-        while link is None:
+        while True:
             lease = await pool.acquire(request.connect_timeout)
             try:
                 fields, signer = await self._signed_fields(request)
@@ -276,6 +275,8 @@ class DuplexCall(Call):
             finally:
                 lease.release()
                 fields = []
+            if link is not None:
+                break
         try:
             self.outbox.attach(link, signer)
             await link.wait_for_head()
@@ -291,7 +292,7 @@ class DuplexCall(Call):
     async def _signed_fields(self, request: Request) -> tuple[list[tuple[str, str]], EventSigner | None]:
         core = self._core
         lines, credentials = await self._signed_headers()
-        pairs = [line.partition(": ")[::2] for line in lines.split("\r\n") if line]
+        pairs = [(name, value) for name, _, value in (line.partition(": ") for line in lines.split("\r\n")) if name]
         parts = core.http2_endpoint()
         fields = [
             (":method", "POST"),
@@ -361,22 +362,26 @@ class BidirectionalStream:
     A silent model is not an error: ``read_timeout`` does not apply. A service that has died is noticed within some 10
     seconds, by HTTP/2's PING. The client's ``deadline`` covers everything up to the response's head, which a model may
     send only after the first message.
+
+    Args:
+        call: the client's call.
     """
 
-    def __init__(self, call: DuplexCall) -> None:
-        self._call = call
-        self._outbox = call.outbox
+    # Any, because users meet this class, and the types of the call are not for them.
+    def __init__(self, call: Any) -> None:
+        self._call: DuplexCall = call
+        self._outbox: Outbox = call.outbox
         self._beginning: asyncio.Task[None] | None = None
         self._link: Link | None = None
-        self._decoder = Decoder()
+        self._decoder: Decoder = Decoder()
         self._ready: deque[BidirectionalStreamEvent] = deque()
         self._failure: AiosmrtError | None = None
         self._error: AiosmrtError | None = None
         self._response: dict[str, Any] | None = None
-        self._is_complete = False
-        self._is_closed = False
-        self._parts = 0
-        self._payload_bytes = 0
+        self._is_complete: bool = False
+        self._is_closed: bool = False
+        self._parts: int = 0
+        self._payload_bytes: int = 0
         self._timers: list[Any] = []
 
     def __repr__(self) -> str:

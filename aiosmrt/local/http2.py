@@ -211,7 +211,7 @@ class _Connection(asyncio.Protocol):
         elif isinstance(event, WindowUpdated):
             known.room.set()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self.server.connections.discard(self)
         for exchange in list(self.exchanges.values()):
             exchange.task.cancel()

@@ -494,7 +494,7 @@ class LocalRuntime:
     async def _listen(self, connections: web.Server) -> None:
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(connections, HOST, self._port, backlog=1024)
-        if self._http2 is not None:
+        if self._http2 is not None and self._http2_port is not None:
             self._http2_listener = await loop.create_server(
                 self._http2.protocol, HOST, self._http2_port, ssl=self._http2_context(), backlog=1024
             )

@@ -64,7 +64,7 @@ async def test_a_second_port_carries_bidirectional_streams(tmp_path: Path) -> No
         lines = [(await process.stdout.readline()).decode().strip() for _ in range(2)]
         assert lines[0] != lines[1]
         async with (
-            aiosmrt.Client(http2_endpoint_url=lines[1], **CLIENT_ARGUMENTS) as client,
+            Client(http2_endpoint_url=lines[1], **CLIENT_ARGUMENTS) as client,
             client.invoke_endpoint_with_bidirectional_stream(EndpointName="echo") as stream,
         ):
             await stream.send("x")

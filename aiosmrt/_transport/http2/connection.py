@@ -314,7 +314,7 @@ class Connection(asyncio.Protocol):
         self._wake(changed)
         self._on_change(self)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is open."""
         self._end(Failure("lost"))
 
