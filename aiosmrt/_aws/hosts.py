@@ -112,7 +112,7 @@ def http2_endpoint(endpoint: ResolvedEndpoint, http2_url: str | None) -> Resolve
         http2_url: a custom endpoint (https, or http for HTTP/2 without TLS). If None, the host of the others.
 
     Raises:
-        EndpointResolutionError: the URL is not valid, or the others' endpoint has a port of its own, which says nothing
+        EndpointResolutionError: the URL is not valid, or the others' endpoint names its port, which says nothing
             about that of HTTP/2.
 
     >>> http2_endpoint(resolve_endpoint("eu-central-1"), None).url

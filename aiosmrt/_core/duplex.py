@@ -2,7 +2,7 @@
 
 The call is an `aiosmrt._core.call.Call` like any other: slots, waits at an ill target, attempts and errors are the same
 code. What differs is below: an attempt opens a stream over HTTP/2 and then waits for its head, which may come only
-after the first message. So the attempts run in a task of their own while the caller sends. That task ends with the
+after the first message. So the attempts run in a separate task while the caller sends. That task ends with the
 first part: up to there a failed attempt can be repeated, with what was sent so far sent again; from there on nothing
 is.
 
@@ -454,7 +454,7 @@ class BidirectionalStream:
                     break
         except Exception as error:
             if not isinstance(error, AiosmrtError):
-                # A fault of this package: whoever waits gets it, and not silence.
+                # A fault of this package: the caller gets it, and not silence.
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": "a bidirectional stream failed", "exception": error}
                 )

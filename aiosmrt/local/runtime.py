@@ -271,7 +271,7 @@ class LocalRuntime:
         client's ``verify``.
 
         Raises:
-            ClientStateError: it is not running, or its HTTP/2 port has no certificate of its own.
+            ClientStateError: it is not running, or its HTTP/2 port has another certificate.
         """
         if self._http2_authority is None:
             raise ClientStateError("the local runtime has made no certificate: it is not running with http2_tls=True")

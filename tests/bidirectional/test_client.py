@@ -503,7 +503,7 @@ async def test_a_closed_client_ends_its_streams() -> None:
 
 
 async def _waiting(name: str, client: aiosmrt.Client, server: Http2Server) -> None:
-    """Wait at one of a stream's awaits, for ever."""
+    """Wait at one of a stream's awaits, without end."""
     async with conversation(client) as stream:
         if name == "next":
             await anext(stream)

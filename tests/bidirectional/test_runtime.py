@@ -46,7 +46,7 @@ def conversation(client: aiosmrt.Client, **arguments: Any) -> aiosmrt.Bidirectio
 
 
 class RawRequest:
-    """A signed request on a stream of its own."""
+    """A signed request on its own stream."""
 
     def __init__(
         self, pool: Http2Pool, authority: str, *, name: str = "host", credentials: Credentials = ACCEPTED

@@ -1,4 +1,4 @@
-"""AWS's client of bidirectional streams; runs in an environment of its own, which has no aiosmrt.
+"""AWS's client of bidirectional streams; runs in its own environment, which has no aiosmrt.
 
 Reads one JSON object from standard input: ``{"url", "region", "endpoint", "variant"?, "path"?, "query"?, "messages":
 [{"text" or "base64", "state"?}]}``. Credentials and authorities come from the environment. Prints a JSON object: the
