@@ -9,8 +9,8 @@ Messages of 640 bytes, 20 ms of 16 kHz audio, over TLS to a local runtime in ano
 - send-only: the model takes all of them and answers once.
 
 A client's figure is the CPU time of its process, connection and start of the stream left out. AWS's client
-(``aws-sdk-sagemaker-runtime-http2`` on awscrt) runs under the Python that AIOSMRT_TEST_HTTP2 names; `make peers` installs
-it. Without it, its column stays empty.
+(``aws-sdk-sagemaker-runtime-http2`` on awscrt) runs under the Python that AIOSMRT_TEST_HTTP2 names; `make peers`
+installs it. Without it, its column stays empty.
 """
 
 from __future__ import annotations

@@ -201,11 +201,13 @@ class Outbox:
             self._frame = self._frame[link.write(self._frame) :]
             if self._frame:
                 return False
-        self._frame = None
         if self._is_last_frame:
-            link.end_input()
-            self._end_sent = True
+            # Until there is room for the end, the empty rest of its frame stays, so that this comes here again.
+            if link.end_input():
+                self._frame = None
+                self._end_sent = True
             return False
+        self._frame = None
         self._next += 1
         if not self.can_resend:
             self.commit()

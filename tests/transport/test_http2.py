@@ -12,7 +12,7 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, PingReceived, StreamReset, WindowUpdated
+from h2.events import ConnectionTerminated, DataReceived, PingReceived, StreamReset, WindowUpdated
 from hyperframe.frame import GoAwayFrame
 from hypothesis import given
 from hypothesis import strategies as st
@@ -411,3 +411,26 @@ def _good() -> bytes:
 
 
 GOOD = _good()
+
+
+async def test_what_is_written_in_one_turn_of_the_loop_goes_out_in_one_frame() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        for _ in range(10):
+            assert link.write(memoryview(b"0123456789")) == 10
+        assert (await peer.event(DataReceived, stream_id=stream)).data == b"0123456789" * 10
+
+
+async def test_closing_drops_what_was_written_and_not_sent() -> None:
+    async with http2_server() as server:
+        async with pool_of(server) as pool:
+            link, other = await begin(pool), await begin(pool)
+            peer = await server.peer()
+            for one in (link, other):
+                await peer.request()
+                assert one.write(memoryview(b"unsent")) == 6
+            link.close()
+        assert (await peer.event(StreamReset)).error_code == ErrorCodes.CANCEL
+        await peer.event(ConnectionTerminated)

@@ -90,10 +90,9 @@ class Link:
             return 0
         return self._connection.write(self._stream, data)
 
-    def end_input(self) -> None:
-        """End the request."""
-        if not self._closed:
-            self._connection.end_input(self._stream)
+    def end_input(self) -> bool:
+        """End the request; return False if that has to wait for room."""
+        return self._closed or self._connection.end_input(self._stream)
 
     # The response
 
@@ -201,6 +200,7 @@ class Connection(asyncio.Protocol):
         self._links: dict[int, Link] = {}
         self._transport: asyncio.Transport | None = None
         self._is_full = False
+        self._flushes = False
         self._heard_at = 0.0
         self._pinged_at: float | None = None
         self._pings = 0
@@ -268,14 +268,17 @@ class Connection(asyncio.Protocol):
         """See `Link.write`."""
         if self._is_full or self.is_lost:
             return 0
-        sent = self._core.write(stream, data)
-        self._flush()
-        return sent
+        if not self._flushes:
+            # What is written in one turn of the loop is sent together.
+            self._flushes = True
+            self._loop.call_soon(self._flush)
+        return self._core.write(stream, data)
 
-    def end_input(self, stream: Stream) -> None:
+    def end_input(self, stream: Stream) -> bool:
         """See `Link.end_input`."""
-        self._core.end_input(stream)
+        ended = self._core.end_input(stream)
         self._flush()
+        return ended
 
     def take(self, stream: Stream) -> bytes:
         """What has arrived; the server may send as much again."""
@@ -329,6 +332,7 @@ class Connection(asyncio.Protocol):
             link.wake()
 
     def _flush(self) -> None:
+        self._flushes = False
         if (data := self._core.output()) and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 

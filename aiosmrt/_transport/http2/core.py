@@ -64,7 +64,17 @@ class Stream:
         failure: what has broken it, if anything.
     """
 
-    __slots__ = ("_received", "_unopened", "ended", "failure", "headers", "input_ended", "status", "stream_id")
+    __slots__ = (
+        "_pending",
+        "_received",
+        "_unopened",
+        "ended",
+        "failure",
+        "headers",
+        "input_ended",
+        "status",
+        "stream_id",
+    )
 
     def __init__(self, stream_id: int) -> None:
         self.stream_id = stream_id
@@ -73,6 +83,7 @@ class Stream:
         self.ended = False
         self.input_ended = False
         self.failure: Failure | None = None
+        self._pending = bytearray()
         self._received = bytearray()
         # bytes, padding included, for which the window has to be opened again
         self._unopened = 0
@@ -101,6 +112,9 @@ class Core:
         self._h2 = Connection(client_side=True, stream_window_bytes=STREAM_WINDOW_BYTES)
         self._streams: dict[int, Stream] = {}
         self._unopened = 0
+        # Of the streams that have something pending.
+        self._pending: dict[int, Stream] = {}
+        self._pending_bytes = 0
         # The server's GOAWAY, or a broken connection: no further streams.
         self.is_draining = False
         self.failure: Failure | None = None
@@ -123,6 +137,8 @@ class Core:
 
     def output(self) -> bytes:
         """What must be sent now; may be empty."""
+        if self._pending:
+            self._send_pending()
         return self._h2.data_to_send()
 
     # Requests
@@ -145,24 +161,59 @@ class Core:
         return stream
 
     def write(self, stream: Stream, data: memoryview) -> int:
-        """Send as much as flow control allows, and return how many bytes that is."""
+        """Take as much as flow control allows, and return how many bytes that is.
+
+        What is taken goes into DATA frames with the next `output`, so that small messages share one.
+        """
         if stream.is_over or stream.input_ended:
             return 0
-        sent = 0
-        while sent < len(data):
-            size = min(self._h2.local_flow_control_window(stream.stream_id), self._h2.max_outbound_frame_size)
-            if size <= 0:
-                break
-            piece = data[sent : sent + size]
-            self._h2.send_data(stream.stream_id, piece)
-            sent += len(piece)
-        return sent
+        room = min(
+            self._h2.local_flow_control_window(stream.stream_id) - len(stream._pending),
+            self._h2.outbound_flow_control_window - self._pending_bytes,
+        )
+        if room <= 0:
+            return 0
+        piece = data[:room]
+        stream._pending += piece
+        self._pending[stream.stream_id] = stream
+        self._pending_bytes += len(piece)
+        return len(piece)
 
-    def end_input(self, stream: Stream) -> None:
-        """End the request."""
+    def _send_pending(self) -> None:
+        for stream in list(self._pending.values()):
+            if stream.is_over:
+                self._drop_pending(stream)
+                continue
+            left = memoryview(stream._pending)
+            while left:
+                # The server may have made a window smaller since.
+                size = min(self._h2.local_flow_control_window(stream.stream_id), self._h2.max_outbound_frame_size)
+                if size <= 0:
+                    break
+                self._h2.send_data(stream.stream_id, bytes(left[:size]))
+                left = left[size:]
+            rest = bytes(left)
+            left.release()
+            self._drop_pending(stream)
+            if rest:
+                stream._pending += rest
+                self._pending[stream.stream_id] = stream
+                self._pending_bytes += len(rest)
+
+    def _drop_pending(self, stream: Stream) -> None:
+        self._pending_bytes -= len(stream._pending)
+        stream._pending = bytearray()
+        self._pending.pop(stream.stream_id, None)
+
+    def end_input(self, stream: Stream) -> bool:
+        """End the request; return False if something must be sent before, for which there is no room."""
         if not stream.input_ended and not stream.is_over:
+            self._send_pending()
+            if stream._pending:
+                return False
             self._h2.end_stream(stream.stream_id)
             stream.input_ended = True
+        return True
 
     def take(self, stream: Stream) -> bytes:
         """What has arrived and was not taken yet; the server may send as much again."""
@@ -177,10 +228,12 @@ class Core:
         """Forget a stream; if either direction is open, reset it."""
         stream._received.clear()
         if self._streams.pop(stream.stream_id, None) is None or self.failure is not None:
+            self._drop_pending(stream)
             return
         self._reset(stream)
 
     def _reset(self, stream: Stream) -> None:
+        self._drop_pending(stream)
         if stream.failure is None and not (stream.ended and stream.input_ended):
             self._h2.reset_stream(stream.stream_id, ErrorCodes.CANCEL)
 
