@@ -162,6 +162,7 @@ class _Connection(asyncio.Protocol):
         self.exchanges: dict[int, _Exchange] = {}
         self.number = 0
         self._is_full = False
+        self._unopened = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -196,7 +197,10 @@ class _Connection(asyncio.Protocol):
             return
         if isinstance(event, DataReceived) and event.flow_controlled_length:
             # The connection's window stays open; the stream's is opened when the model has taken what came.
-            self.h2.increment_flow_control_window(event.flow_controlled_length)
+            self._unopened += event.flow_controlled_length
+            if self._unopened > _CONNECTION_WINDOW_BYTES // 4:
+                self.h2.increment_flow_control_window(self._unopened)
+                self._unopened = 0
         known = self.exchanges.get(getattr(event, "stream_id", None) or 0)
         if known is None:
             return
@@ -432,6 +436,7 @@ class _Exchange:
     async def _verified_messages(self) -> AsyncGenerator[StreamMessage, None]:
         outer, record = Decoder(), self._record
         ended = False
+        unopened = 0
         text = PartialText()
         while True:
             while self.arrived:
@@ -444,9 +449,11 @@ class _Exchange:
                         raise _BadInputError("A message follows the last one.")
                     else:
                         yield _message(text, *message)
-                if length and not self.input_ended and not self._connection.is_lost:
-                    self._connection.h2.increment_flow_control_window(length, self._stream_id)
+                unopened += length
+                if unopened >= self._server.window_bytes / 4 and not (self.input_ended or self._connection.is_lost):
+                    self._connection.h2.increment_flow_control_window(unopened, self._stream_id)
                     self._connection.flush()
+                    unopened = 0
             if self.input_ended:
                 if outer.pending_bytes or (self._verifier is not None and not ended):
                     raise _BadInputError("The input ended without an empty message at its end.")
