@@ -10,10 +10,17 @@ OLDEST := 'aiobotocore==2.13.0' 'aiohttp==3.12.0'
 AWS_CLI := 'awscli>=1.38,<2'
 # Model servers bring web frameworks, scikit-learn and pandas, 350 MB of them, and bounds on what we use: alone as well.
 MODEL_SERVERS := 'mlflow-skinny>=3.10,<4' 'litserve>=0.2.19,<1' 'scikit-learn>=1.5,<2' 'skops>=0.13,<1' 'pandas>=2.2,<4'
+# Engines that score batches: 1.1 GB. Most of it is Spark, whose source is built into a wheel here.
+ENGINES := -e '.[ray,spark,dask,daft]'
+
+# Libraries on OpenAI's SDK. LiteLLM alone has 60 MB.
+OPENAI_CLIENTS := 'openai>=3.57,<4' 'langchain-openai>=1.7,<2' 'pydantic-ai-slim[openai]>=2.68,<3' 'litellm>=1.83,<2'
+# AWS's own generator of tokens, which needs none of what sagemaker-core asks for but botocore.
+TOKEN_GENERATOR := 'sagemaker-core>=2.27,<3'
 
 # What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
 ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/core tests/endpoint tests/transport tests/local/test_async_inference.py
-ON_EAGER_TASKS := tests/aws tests/client tests/endpoint
+ON_EAGER_TASKS := tests/client tests/endpoint
 ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
 	tests/local/test_runtime.py tests/local/test_streams.py tests/policy tests/soak tests/wire
 
@@ -24,22 +31,27 @@ JS := tests/conformance/js
 export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
 export AIOSMRT_TEST_MODELS := $(CURDIR)/.venv-models/bin/python
 export AIOSMRT_TEST_HTTP2 := $(CURDIR)/.venv-http2/bin/python
+export AIOSMRT_TEST_ENGINES := $(CURDIR)/.venv-engines/bin/python
+export AIOSMRT_TEST_OPENAI := $(CURDIR)/.venv-openai/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-models test-newest test-oldest lint types contract package bench soak clean
+.PHONY: help demo test test-models test-engines test-newest test-oldest lint types contract package docs bench soak clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker Runtime
 	@.venv/bin/aiosmrt demo
 
-test: .venv/.dev peers ## the tests
-	.venv/bin/python -m pytest $(PYTEST_FLAGS)
+test: .venv/.dev peers ## the tests, without those of test-engines
+	.venv/bin/python -m pytest --ignore=tests/engines $(PYTEST_FLAGS)
 
-test-models: .venv/.dev .venv-models/.installed ## the tests with MLflow's and LitServe's servers alone
+test-models: .venv/.dev .venv-models/.installed .venv-openai/.installed ## the tests with model servers and clients of other makers alone
 	.venv/bin/python -m pytest tests/models $(PYTEST_FLAGS)
+
+test-engines: .venv/.dev .venv-engines/.installed ## jobs on Ray, Spark, Dask and Daft; installs 1.1 GB, and Java on Debian
+	.venv/bin/python -m pytest tests/engines $(PYTEST_FLAGS)
 
 test-newest: ## the tests on the newest Python of this machine
 	@test -n "$(NEWEST)"
@@ -68,6 +80,9 @@ contract: .venv/.dev ## which room may import which
 package: ## sdist and wheel, tried outside this checkout: the README's first lines, and the demonstration
 	@.ci/package "$(PYTHON)"
 
+docs: .venv/.dev ## the documentation as a site, .cache/site/index.html; any warning fails
+	.venv/bin/python docs/_site/build.py
+
 bench: .venv/.dev ## calls, large bodies, streams and endpoints beside boto3, aiobotocore, bare aiohttp and asyncio alone
 	.venv/bin/python benchmarks/overhead.py
 	.venv/bin/python benchmarks/uploads.py
@@ -78,8 +93,8 @@ soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in t
 	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
-	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-http2 .venv-package .venv-bare .venv-wheel .cache dist .hypothesis .pytest_cache .mypy_cache \
-		.ruff_cache .import_linter_cache $(JS)/node_modules
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-http2 .venv-engines .venv-openai .venv-package .venv-bare .venv-wheel \
+		.cache dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache $(JS)/node_modules
 
 .venv/.demo: pyproject.toml
 	@.ci/environment .venv "$(PYTHON)" -e '.[demo]'
@@ -100,7 +115,7 @@ clean: ## remove what the other targets installed
 # Clients and model servers of other makers. Their tests skip, with a reason, what is not there; .ci/run insists on all
 # of them.
 .PHONY: peers
-peers: .venv-awscli/.installed .venv-models/.installed .venv-http2/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
+peers: .venv-awscli/.installed .venv-models/.installed .venv-openai/.installed .venv-http2/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
 
 .venv-awscli/.installed: Makefile
 	@.ci/environment .venv-awscli "$(PYTHON)" $(AWS_CLI)
@@ -112,6 +127,17 @@ peers: .venv-awscli/.installed .venv-models/.installed .venv-http2/.installed $(
 
 .venv-http2/.installed: Makefile
 	@if [ -n "$(NEWEST)" ]; then .ci/environment .venv-http2 "$(NEWEST)" $(AWS_HTTP2) && touch $@; fi
+
+# Compressing Spark's wheel, which is unpacked at once, would take a minute.
+.venv-engines/.installed: pyproject.toml Makefile .ci/stored-wheels.cfg
+	@.ci/java
+	@DIST_EXTRA_CONFIG=$(CURDIR)/.ci/stored-wheels.cfg .ci/environment .venv-engines "$(PYTHON)" $(ENGINES)
+	@touch $@
+
+.venv-openai/.installed: Makefile pyproject.toml
+	@.ci/environment .venv-openai "$(PYTHON)" -e '.[openai]' boto3 $(OPENAI_CLIENTS)
+	@.ci/environment .venv-openai "$(PYTHON)" --no-deps $(TOKEN_GENERATOR)
+	@touch $@
 
 $(JS)/node_modules/.installed: $(JS)/package-lock.json
 	@cd $(JS) && npm ci --silent

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from aiosmrt._core.admission import LimiterStatistics
+from aiosmrt._core.bearer import BearerToken
 from aiosmrt._core.response_bodies import EventStream, StreamingBody, StreamTiming
 from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._version import __version__
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptiveLimit",
     "AiosmrtError",
+    "BearerToken",
     "BidirectionalStream",
     "Client",
     "ClientStateError",

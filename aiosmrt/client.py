@@ -1,12 +1,12 @@
-"""The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client.
+"""The client: SageMaker Runtime's operations under AWS's names, shaped like aiobotocore's client."""
 
-This module is its surface: arguments, results, views, facts. What a call does is in `aiosmrt._core.call`; what a client
-and its views share is in `aiosmrt._core.client_core`.
-"""
+# This module is the client's surface: arguments, results, views, facts. What a call does is in `aiosmrt._core.call`;
+# what a client and its views share is in `aiosmrt._core.client_core`.
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import platform
 import ssl
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVa
 
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
+from aiosmrt._core.bearer import TOKEN_SECONDS, BearerToken, bearer_token_of
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.call import Call, deadline_exceeded
+from aiosmrt._core.call import NO_WAITS, Call, deadline_exceeded
 from aiosmrt._core.client_core import ClientCore
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
-from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._version import __version__
-from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS
+from aiosmrt._wire.operations import API_VERSION, BY_NAME, CHAT_COMPLETIONS, CHAT_COMPLETIONS_STREAM, OPERATIONS
 from aiosmrt._wire.sigv4.canonical import MAX_EXPIRES_IN
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.config import DEFAULT_PATIENCE, JOB_PATIENCE, UNSET, RetryPolicy, Unset, shown
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from aiosmrt._aws.providers import CredentialsFunction, FrozenCredentialsSource
     from aiosmrt._aws.s3 import ObjectStore
     from aiosmrt._core.duplex import BidirectionalStream
+    from aiosmrt._transport.base import Reply
     from aiosmrt._transport.factory import TransportName
+    from aiosmrt._wire.params import Head
     from aiosmrt.endpoint import CallOptions, Endpoint
     from aiosmrt.serializers import Deserializer, Serializer
     from aiosmrt.types import (
@@ -67,9 +69,10 @@ _METHODS = {operation.method: operation.name for operation in OPERATIONS}
 def _names_missing_parameters(operation: Operation) -> Operation:
     """Have the checks name a parameter that is missing, in place of Python's TypeError for the first one.
 
-    Type checkers see the signature as it is written.
+    Type checkers and `inspect.signature` see the signature as it is written.
     """
     function: Any = operation
+    function.__signature__ = inspect.signature(function)  # as it is written, for help() and editors
     function.__kwdefaults__ = {"EndpointName": None, "Body": None, **function.__kwdefaults__}
     return operation
 
@@ -319,7 +322,7 @@ class Client:
             TransportError: no response, or one that broke off.
             DeadlineExceededError: the ``deadline`` passed.
         """
-        codec = self._codec("InvokeEndpoint")
+        codec = self._core.codecs["InvokeEndpoint"]
         try:
             head = codec.heads.head(
                 (
@@ -344,7 +347,8 @@ class Client:
         finally:
             # error trackers report locals
             del Body, CustomAttributes, unknown
-        return cast("InvokeEndpointOutput", call.result(await call.run()))
+        result: InvokeEndpointOutput = call.result(await call.run())
+        return result
 
     @_names_missing_parameters
     async def invoke_endpoint_async(
@@ -372,7 +376,7 @@ class Client:
             ParamValidationError: before anything is sent; it names every fault.
             ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`.
         """
-        codec = self._codec("InvokeEndpointAsync")
+        codec = self._core.codecs["InvokeEndpointAsync"]
         try:
             head = codec.heads.head(
                 (
@@ -395,7 +399,8 @@ class Client:
         finally:
             # error trackers report locals
             del Body, CustomAttributes, unknown
-        return cast("InvokeEndpointAsyncOutput", call.result(await call.run()))
+        result: InvokeEndpointAsyncOutput = call.result(await call.run())
+        return result
 
     @_names_missing_parameters
     async def invoke_endpoint_with_response_stream(
@@ -424,7 +429,7 @@ class Client:
             ServiceError, TransportError, DeadlineExceededError: as in `invoke_endpoint`. The iteration
                 raises what fails after the response's head, see `aiosmrt.EventStream`.
         """
-        codec = self._codec("InvokeEndpointWithResponseStream")
+        codec = self._core.codecs["InvokeEndpointWithResponseStream"]
         try:
             head = codec.heads.head(
                 (
@@ -447,7 +452,8 @@ class Client:
         finally:
             # error trackers report locals
             del Body, CustomAttributes, unknown
-        return cast("InvokeEndpointWithResponseStreamOutput", call.result(await call.run()))
+        result: InvokeEndpointWithResponseStreamOutput = call.result(await call.run())
+        return result
 
     def invoke_endpoint_with_bidirectional_stream(
         self,
@@ -485,7 +491,7 @@ class Client:
         # loaded with the first one
         from aiosmrt._core.duplex import BidirectionalStream, DuplexCall, check_duplex
 
-        codec = self._codec("InvokeEndpointWithBidirectionalStream")
+        codec = self._core.codecs["InvokeEndpointWithBidirectionalStream"]
         try:
             check_duplex(unknown, max_resend_bytes=max_resend_bytes, pin_credentials=pin_credentials)
             head = codec.heads.head((EndpointName, TargetVariant, ModelInvocationPath, ModelQueryString), b"", unknown)
@@ -522,7 +528,8 @@ class Client:
             call = self._new_call(operation_name, _named(params))
         finally:
             del params
-        return call.result(await call.run())
+        result: dict[str, Any] = call.result(await call.run())
+        return result
 
     async def _request_since(self, began: float, operation_name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Do what `make_request` does, in a call that has begun before.
@@ -536,7 +543,8 @@ class Client:
             call = self._new_call(operation_name, params, began=began)
         finally:
             del params
-        return call.result(await call.run())
+        result: dict[str, Any] = call.result(await call.run())
+        return result
 
     def _now(self) -> float:
         """The time in seconds by the clock of deadlines."""
@@ -603,6 +611,29 @@ class Client:
             del Params
         return await call.presigned_url(HttpMethod or "POST", ExpiresIn)
 
+    def bearer_token(self, *, expires_in: int = TOKEN_SECONDS) -> BearerToken:
+        """A bearer token for other HTTP clients, which call an endpoint's OpenAI route with it.
+
+        It is made of the client's credentials, kept, and renewed ahead of its end and of theirs. Making it sends
+        nothing. With it, anyone may do whatever the client's identity may do at SageMaker, not at one endpoint alone.
+
+        ::
+
+            token = client.bearer_token()
+            url = f"{client.endpoint_url}/endpoints/llm/openai/v1"
+            llm = openai.AsyncOpenAI(base_url=url, api_key=token)
+
+        Args:
+            expires_in: seconds for which a token is valid, 1 to 43,200.
+
+        Raises:
+            ParamValidationError: ``expires_in`` is out of its range.
+
+        >>> Client("eu-central-1").bearer_token(expires_in=900)
+        <BearerToken expires_in=900>
+        """
+        return bearer_token_of(self._core, expires_in)
+
     # Views, endpoints, facts
 
     def with_options(
@@ -627,9 +658,10 @@ class Client:
         known about the health of endpoints, unless it names its own ``max_concurrency``.
 
         Args:
-            connect_timeout, read_timeout, deadline, patience, wait_for_capacity, max_concurrency, max_waiting,
-                max_response_bytes, retry, sign, user_agent_extra, observers: as in the constructor; what is not given
+            connect_timeout, read_timeout, deadline, patience: as in the constructor, like all others; what is not given
                 stays as it is.
+            wait_for_capacity, max_concurrency, max_waiting, max_response_bytes: as in the constructor.
+            retry, sign, user_agent_extra, observers: as in the constructor.
 
         >>> client = Client("eu-central-1")
         >>> impatient = client.with_options(deadline=2.0, retry=RetryPolicy(max_attempts=1))
@@ -828,7 +860,7 @@ class Client:
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None:
         """Raise as the operation would for faulty parameters, and send nothing."""
         try:
-            heads = self._codec(operation_name).heads
+            heads = self._core.codecs[operation_name].heads
             heads.head(heads.values(params), params.get("Body"), params)
         finally:
             # error trackers report locals
@@ -842,9 +874,6 @@ class Client:
     async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""
         return await self._core.object_store()
-
-    def _codec(self, operation_name: str) -> OperationCodec:
-        return self._core.codecs[operation_name]
 
     def _new_call(
         self,
@@ -861,7 +890,7 @@ class Client:
             body: the body, if ``params`` does not have it.
             began: when the call began, by the client's clock. Defaults to when it runs.
         """
-        codec = self._codec(operation_name)
+        codec = self._core.codecs[operation_name]
         given = params.get("Body") if body is None else body
         try:
             head = codec.heads.head(codec.heads.values(params), given, params)
@@ -871,15 +900,62 @@ class Client:
             del params, given, body
 
     async def _invoke(
-        self, params: Mapping[str, Any], body: Body | DeferredBody
+        self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
     ) -> tuple[InvokeEndpointOutput, Waited]:
-        """The result of InvokeEndpoint, and what the call has waited for."""
+        """The result of InvokeEndpoint, and what the call has waited for.
+
+        Args:
+            params: its parameters under AWS's names, without the body.
+            body: the body.
+            head: what `_head` returned for these parameters; only for a body of bytes.
+        """
         try:
-            call = self._new_call("InvokeEndpoint", params, body)
+            if head is None:
+                call = self._new_call("InvokeEndpoint", params, body)
+            else:
+                call = Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body)
         finally:
             del params, body
         result = call.result(await call.run())
         return cast("InvokeEndpointOutput", result), call.waited
+
+    async def _exchange_bytes(self, head: Head, body: bytes) -> tuple[Reply, int, float]:
+        """The reply to an InvokeEndpoint request, how many were sent, and the seconds of waiting outside them.
+
+        Args:
+            head: what `_head` returned.
+            body: the body.
+        """
+        try:
+            call = Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body)
+        finally:
+            del body
+        reply: Reply = await call.run()
+        self._core.counters.bytes_received += len(reply.body)
+        waited = call.waited
+        return reply, call.sent, waited.total_waiting if waited is not NO_WAITS else 0.0
+
+    def _head(self, params: Mapping[str, Any]) -> Head:
+        """The checked head of InvokeEndpoint requests with these parameters and any body of bytes."""
+        heads = self._core.codecs["InvokeEndpoint"].heads
+        try:
+            return heads.head(heads.values(params), b"", params)
+        finally:
+            del params
+
+    async def _chat_completions(self, params: Mapping[str, Any], *, streams: bool) -> dict[str, Any]:
+        """The result of a call of an endpoint's OpenAI route.
+
+        Args:
+            params: EndpointName, Body, ContentType and InferenceComponentName.
+            streams: whether the answer is a stream.
+        """
+        try:
+            call = self._new_call((CHAT_COMPLETIONS_STREAM if streams else CHAT_COMPLETIONS).name, params)
+        finally:
+            del params
+        result: dict[str, Any] = call.result(await call.run())
+        return result
 
     def _for_job(self, patience: float | Unset | None) -> Self:
         """A view for many calls that belong together.
@@ -893,6 +969,10 @@ class Client:
         if not changes and isinstance(view.patience, Unset) and view.retry.mode is None:
             changes = {"job_patience": JOB_PATIENCE}
         return self._with_view({**changes, "patience_until_reached": DEFAULT_PATIENCE})
+
+    def _observed_by(self, observer: Observer) -> Self:
+        """A view with an observer more."""
+        return self._with_view({"observers": (*self._view.observers, observer)})
 
 
 def _check_types(kind: type, **arguments: object) -> None:

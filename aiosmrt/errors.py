@@ -576,15 +576,15 @@ class SessionClosedError(AiosmrtError):
 
 
 class TooManyFailuresError(AiosmrtError):
-    """A map had more failed calls than its ``max_failures`` allows, and took no more items.
+    """A map had more failed items than its ``max_failures`` allows, and took no more.
 
     Args:
-        failures: how many calls failed.
-        calls: how many calls were made.
+        failures: how many items failed.
+        calls: how many items were called for.
     """
 
     def __init__(self, failures: int, calls: int) -> None:
-        super().__init__(f"{failures} of {calls} calls failed, which is more than max_failures allows")
+        super().__init__(f"{failures} of {calls} items failed, which is more than max_failures allows")
         self.failures = failures
         self.calls = calls
 

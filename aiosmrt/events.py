@@ -23,6 +23,7 @@ __all__ = [
     "CredentialsRefreshed",
     "Event",
     "FirstPart",
+    "GenerationEnded",
     "HeaderSource",
     "LimitMoved",
     "LimiterWaited",
@@ -208,6 +209,26 @@ class StreamExpiring(NamedTuple):
     seconds: float
 
 
+class GenerationEnded(NamedTuple):
+    """A call of an OpenAI client is over; `aiosmrt.integrations.openai` reports it, beside the events of the call.
+
+    ``kind`` is OpenTelemetry's name of the operation (``chat``, ``text_completion``, ``embeddings``) or OpenAI's path,
+    ``url`` the service's, ``model`` the name that the caller gave, ``response_model`` the one that the answer gives.
+    Tokens are None where the answer does not name them; ``duration`` is in seconds, up to the end of a stream.
+    ``error`` is the error's class name, ``CancelledError`` for a caller that has left, None on success.
+    """
+
+    kind: str
+    endpoint_name: str
+    url: str
+    model: str
+    response_model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    duration: float
+    error: str | None
+
+
 class CredentialsRefreshed(NamedTuple):
     """Credentials were obtained; ``expires_at`` in seconds since the epoch, None when they do not expire."""
 
@@ -239,6 +260,7 @@ Event: TypeAlias = (
     | RetryScheduled
     | CallEnded
     | FirstPart
+    | GenerationEnded
     | StreamEnded
     | StreamExpiring
     | CredentialsRefreshed

@@ -1,7 +1,7 @@
 """Which rule finds the number of calls that a service can take? A seeded simulation in virtual time.
 
     python benchmarks/limiter_simulation.py [--rules adaptive,aimd,...] [--services ...] [--variants 4] [--seed 1]
-                                            [--json FILE] [--plot FILE]
+                                            [--json FILE] [--plot FILE] [--bounds]
 
 Nothing is sent and no clock is read: a `Loop` is a heap of events, a `Station` a service with workers and a queue, a
 `SimulatedClient` calls that keep as many requests in flight as their rule allows. The client's other decisions (when a
@@ -30,6 +30,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -37,6 +38,7 @@ from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._policy.limit import ConcurrencyLimit, WorkingLimit
 from aiosmrt._policy.send_rate import SendRate
 from aiosmrt._policy.target_health import AdmissionState
+from aiosmrt.local.capacity import service_seconds
 
 WARM_UP: Final = 5.0
 SETTLED: Final = 10.0
@@ -209,20 +211,6 @@ def moved(service: Service, rand: random.Random) -> Service:
     )
 
 
-def service_time(service: Service, rand: random.Random) -> float:
-    """Seconds of one inference, alone on its server."""
-    mean = service.mean
-    if service.times == "exponential":
-        return rand.expovariate(1 / mean)
-    if service.times == "bimodal":
-        return mean * (0.4 if rand.random() < 0.8 else 3.4) * rand.lognormvariate(-0.005, 0.1)
-    if service.times == "pareto":
-        return mean * rand.paretovariate(2.5) * 0.6
-    if service.times == "floor":
-        return mean * (0.5 + rand.expovariate(2.0))
-    return mean * rand.lognormvariate(-(service.sigma**2) / 2, service.sigma)
-
-
 class Station:
     """The service at work: workers, a queue, and what it refuses."""
 
@@ -273,9 +261,10 @@ class Station:
 
     def _begin(self, reply: Callable[[bool], None]) -> None:
         self._busy += 1
-        seconds = service_time(self._service, self._rand)
-        if self._service.batch:
-            seconds *= 1 + self._busy / self._service.batch
+        service = self._service
+        seconds = service_seconds(service.times, service.mean, service.sigma, self._rand)
+        if service.batch:
+            seconds *= 1 + self._busy / service.batch
         self._loop.at(self._loop.now + seconds, self._end, reply)
 
     def _end(self, reply: Callable[[bool], None]) -> None:
@@ -422,6 +411,19 @@ class VectorArc(Aimd):
             self._set(self.limit * self._decrease)
         self._next = now + (self._mean or 0.0)
         self._sum, self._count, self._reached, self._refused = 0.0, 0, False, False
+
+
+class Ramp(Fixed):
+    """The best start of a rule that multiplies its number by at most ``factor`` in a round trip: it knows the end."""
+
+    def __init__(self, factor: float, end: int) -> None:
+        super().__init__(4)
+        self._exact, self._factor, self._end = 4.0, factor, end
+
+    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+        """Grow."""
+        self._exact = min(self._end, self._exact * self._factor ** (1 / self._exact))
+        self.limit = int(self._exact)
 
 
 class AwsAdaptive(Fixed):
@@ -732,45 +734,57 @@ def table(cells: dict[str, dict[str, list[Cell]]]) -> str:
     return "\n".join(lines)
 
 
+def bounds(seed: int) -> str:
+    """What no rule can do that sees only what a client sees, as tables in Markdown."""
+    lines = ["| factor | first 5 s | 10 s | 20 s | 60 s |", "|---|--:|--:|--:|--:|"]
+    service = Service("silent queue", ((0.0, 64),), _SILENT, seconds=60.0)
+    right = round(service.ideal(0.0))
+    knowing = simulate(service, lambda: Fixed(right), seed)
+    for factor in (1.3, 1.5, 2.0, 3.0, 4.0):
+        run = simulate(service, partial(Ramp, factor, right), seed)
+        shares = [f"{run.goodput(0.0, end) / knowing.goodput(0.0, end):.3f}" for end in (5.0, 10.0, 20.0, 60.0)]
+        lines.append(f"| {factor} | {' | '.join(shares)} |")
+    lines += ["", "| calls of the one client | refused of four's | refused at random | calls to tell | seconds |"]
+    lines.append("|---|--:|--:|--:|--:|")
+    shared = replace(
+        next(service for service in SERVICES if service.clients != (0.0,)), clients=4 * (0.0,), seconds=120.0
+    )
+    others, usual = 22, None
+    for calls in (22, 24, 26, 29, 33):
+        limits = iter([calls, others, others, others])
+        run = simulate(shared, lambda limits=limits: Fixed(next(limits)), seed)  # type: ignore[misc]
+        outcomes = [outcome for outcome in run.clients[0].outcomes if outcome.time >= WARM_UP]
+        share = sum(not outcome.success for outcome in outcomes) / len(outcomes)
+        if usual is None:
+            usual = share
+            lines.append(f"| {calls} | {share:.3f} | {usual:.3f} | | |")
+            continue
+        # Wald's bound on the mean number of observations, for one in twenty wrong decisions of either kind.
+        divergence = share * math.log(share / usual) + (1 - share) * math.log((1 - share) / (1 - usual))
+        needed = 0.9 * math.log(19) / divergence
+        seconds = needed * (shared.seconds - WARM_UP) / len(outcomes)
+        lines.append(f"| {calls} | {share:.3f} | {usual:.3f} | {needed:.0f} | {seconds:.1f} |")
+    return "\n".join(lines)
+
+
 def picture(service: Service, names: Sequence[str], seed: int) -> str:
     """The limits over time, beside what the service can take, as SVG."""
-    width, height, left, top = 760, 300, 44, 46
-    runs = {name: simulate(service, rules()[name], seed).clients[0].limits for name in names}
-    steps = [0.1 * number for number in range(int(10 * service.seconds))]
-    lines = {"what the service can take": [(time, service.ideal(time)) for time in steps]}
-    for name, limits in runs.items():
-        later = iter(limits)
+    # Beside this file where it is run, and not where tests import it.
+    from plot import Line, Panel, drawing
+
+    seconds = [0.1 * number for number in range(int(10 * service.seconds))]
+    lines = [Line("can take", [(second, service.ideal(second)) for second in seconds])]
+    for name in names:
+        later = iter(simulate(service, rules()[name], seed).clients[0].limits)
         time, limit = next(later)
         points = []
-        for step in steps:
-            while time < step and (following := next(later, None)) is not None:
+        for second in seconds:
+            while time < second and (following := next(later, None)) is not None:
                 time, limit = following
-            points.append((step, float(limit)))
-        lines[name] = points
-    most = 1.05 * max(value for points in lines.values() for _, value in points)
-    across, down = (width - left - 16) / service.seconds, (height - top - 30) / most
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-        '<title>Limits over time</title><rect width="100%" height="100%" fill="#fff"/>',
-        '<g font-family="sans-serif" font-size="12">',
-    ]
-    for value in range(0, int(most), 50):
-        y = height - 30 - down * value
-        parts.append(
-            f'<path d="M{left} {y:.1f}H{width - 16}" stroke="#ddd"/>'
-            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value}</text>'
-        )
-    parts += [
-        f'<text x="{left + across * second:.1f}" y="{height - 10}" text-anchor="middle">{second} s</text>'
-        for second in range(0, int(service.seconds) + 1, 5)
-    ]
-    for number, ((name, points), color) in enumerate(zip(lines.items(), ("#999", "#06c", "#c40"), strict=True)):
-        path = "L".join(f"{left + across * time:.1f} {height - 30 - down * value:.1f}" for time, value in points)
-        parts.append(
-            f'<path d="M{path}" fill="none" stroke="{color}" stroke-width="2"/>'
-            f'<text x="{left + 220 * number}" y="24" fill="{color}">{name}</text>'
-        )
-    return "\n".join([*parts, "</g></svg>\n"])
+            points.append((second, float(limit)))
+        lines.append(Line(name, points))
+    ticks = {float(second): f"{second} s" for second in range(0, int(service.seconds) + 1, 5)}
+    return drawing(f"The limit over time: {service.name}", "simulated", [Panel("calls in flight", lines, ticks, True)])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -782,7 +796,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="write a picture of one service's limits, and nothing else")
+    parser.add_argument("--bounds", action="store_true", help="print what no rule can do, and nothing else")
     options = parser.parse_args(arguments)
+    if options.bounds:
+        print(bounds(options.seed))
+        return
     groups = {"grid": SERVICES, "regular": REGULAR, "other": OTHER_TIMES, "random": RANDOM}
     everything = [*SERVICES, *REGULAR, *RANDOM, *OTHER_TIMES]
     named = options.services.split(";")

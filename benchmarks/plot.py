@@ -1,9 +1,9 @@
-"""Small SVGs of log-log curves, for light and dark backgrounds, without a plotting library."""
+"""Small SVGs of curves, log-log or linear, for light and dark backgrounds, without a plotting library."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -24,11 +24,25 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One diagram: its lines, and the labels of the x axis by value."""
+    """One diagram: its lines, the labels of the x axis by value, and whether both axes are linear, from 0 on."""
 
     title: str
     lines: Sequence[Line]
     ticks: dict[float, str]
+    is_linear: bool = False
+
+
+def scale(panel: Panel) -> tuple[Callable[[float], float], list[float]]:
+    """Return what places a value on the y axis, from 0 to 1, and the values to label there."""
+    most = max(y for line in panel.lines for _, y in line.points)
+    if panel.is_linear:
+        step = 10.0 ** math.floor(math.log10(most))
+        step *= next(factor for factor in (0.2, 0.5, 1.0, 2.0) if most / (step * factor) <= 6)
+        top = step * math.ceil(most / step)
+        return lambda value: value / top, [step * number for number in range(round(top / step) + 1)]
+    least = min(y for line in panel.lines for _, y in line.points)
+    low, high = math.floor(math.log10(least)), math.ceil(math.log10(most))
+    return lambda value: (math.log10(value) - low) / (high - low), [10.0**power for power in range(low, high + 1)]
 
 
 def drawing(title: str, note: str, panels: Sequence[Panel]) -> str:
@@ -41,28 +55,35 @@ def drawing(title: str, note: str, panels: Sequence[Panel]) -> str:
     ]
     for number, panel in enumerate(panels):
         left = LEFT + number * (width + BETWEEN)
-        first, last = math.log(min(panel.ticks)), math.log(max(panel.ticks))
-        values = [y for line in panel.lines for _, y in line.points]
-        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        along = float if panel.is_linear else math.log
+        first, last = along(min(panel.ticks)), along(max(panel.ticks))
+        up, labels = scale(panel)
 
-        def y_of(value: float, low: int = low, high: int = high) -> float:
-            return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(value)) / (high - low), 1)
+        def y_of(value: float, up: Callable[[float], float] = up) -> float:
+            return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - up(value)), 1)
 
-        def x_of(value: float, left: float = left, first: float = first, last: float = last) -> float:
-            return round(left + width * (math.log(value) - first) / (last - first), 1)
+        def x_of(
+            value: float,
+            along: Callable[[float], float] = along,
+            left: float = left,
+            first: float = first,
+            last: float = last,
+        ) -> float:
+            return round(left + width * (along(value) - first) / (last - first), 1)
 
         parts.append(f'<text x="{left:.1f}" y="{TOP - 12}">{escape(panel.title)}</text>')
-        for power in range(low, high + 1):
-            y = y_of(10.0**power)
+        for value in labels:
+            y = y_of(value)
             parts.append(f'<path class="grid" d="M{left:.1f} {y}h{width:.1f}"/>')
-            parts.append(f'<text x="{left - 6:.1f}" y="{y + 4}" text-anchor="end">{10.0**power:,.0f}</text>')
+            parts.append(f'<text x="{left - 6:.1f}" y="{y + 4}" text-anchor="end">{value:,.0f}</text>')
         for value, label in panel.ticks.items():
             parts.append(f'<path class="grid" d="M{x_of(value)} {TOP}V{HEIGHT - BOTTOM}"/>')
             parts.append(f'<text x="{x_of(value)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>')
         for line, colour in zip(panel.lines, COLOURS, strict=False):
             path = "L".join(f"{x_of(x)} {y_of(y)}" for x, y in line.points)
             parts.append(f'<path class="line" stroke="{colour}" d="M{path}"/>')
-            parts += [f'<circle cx="{x_of(x)}" cy="{y_of(y)}" r="3" fill="{colour}"/>' for x, y in line.points]
+            if not panel.is_linear:
+                parts += [f'<circle cx="{x_of(x)}" cy="{y_of(y)}" r="3" fill="{colour}"/>' for x, y in line.points]
     ends = [(y_of(line.points[-1][1]), line.name, colour) for line, colour in zip(panel.lines, COLOURS, strict=False)]
     free, x = float(TOP), WIDTH - RIGHT + 10
     for y, name, colour in sorted(ends):

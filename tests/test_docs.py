@@ -5,10 +5,12 @@ Before each block, ``client`` is a client of the runtime and ``runtime`` the run
 imported, ``config`` is one of aiobotocore's, and ``bucket`` the name of a bucket in a real S3.
 
 - A ``text`` block right behind a Python block is what that one prints (``...`` stands for anything).
-- A block with ``asyncio.run`` runs as a script, in its own thread.
+- A block that makes an event loop (``asyncio.run`` and the like) runs as a script, in its own thread.
+  One with a ``Scorer``, which blocks, runs in a thread too.
 - A block with test functions runs under pytest, in its own process.
 
-Links between pages lead somewhere, the files that the design pages name exist, and architecture.md names every module.
+Links between pages lead somewhere, also those with the repository's address; the files that the design pages name
+exist, architecture.md names every module, and the tables of settings and events name all of them.
 """
 
 from __future__ import annotations
@@ -16,21 +18,25 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import dataclasses
 import doctest
+import inspect
 import io
 import json
 import os
 import re
 import sys
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import aiobotocore.config
 import aiobotocore.session
 import pytest
 
 import aiosmrt
+import aiosmrt.events
 from aiosmrt.local import (
     AsyncInferenceConfig,
     ContainerFailure,
@@ -42,6 +48,7 @@ from aiosmrt.local import (
     ProductionVariant,
     faults,
 )
+from tests.support.openai_models import speaker
 from tests.support.plugin import plugin_options
 
 ROOT = Path(__file__).parent.parent
@@ -50,9 +57,12 @@ DESIGN = sorted((ROOT / "docs" / "design").rglob("*.md"))
 ALL_PAGES = [*PAGES, *DESIGN, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 REGION = "eu-central-1"
 
+REPOSITORY = "https://github.com/aiosmrt/aiosmrt/"
+
 _LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 _FILE = re.compile(r"`([\w.]+/[\w./]*\.(?:py|json|md))`")
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MAKES_A_LOOP = re.compile(r"asyncio\.(run|Runner|new_event_loop)\(")
 _CHECKER = doctest.OutputChecker()
 
 
@@ -123,7 +133,7 @@ async def runtime(
         async_inference=AsyncInferenceConfig(f"s3://{bucket}/out", f"s3://{bucket}/failed"),
     )
     async with LocalRuntime(
-        {"churn": churn, "llm": llm, "chat": chat, "documents": queued},
+        {"churn": churn, "llm": llm, "chat": chat, "documents": queued, "qwen": speaker},
         credentials=key,
         region=REGION,
         drain_timeout=1.0,
@@ -169,8 +179,10 @@ async def run_block(block: Block, page: Path, names: dict[str, Any], folder: Pat
     code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        if "asyncio.run(" in block.code:
+        if _MAKES_A_LOOP.search(block.code):
             await asyncio.to_thread(exec, code, {"__name__": "__main__"})
+        elif "Scorer(" in block.code:
+            await asyncio.to_thread(exec, code, names)
         else:
             pending = eval(code, names)
             if pending is not None:
@@ -210,14 +222,99 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def linked(page: Path) -> Iterator[tuple[str, Path | None, str]]:
+    """A page's links: the target, the file that it stands for if it is one of this repository, and the anchor."""
+    for target, anchor in _LINK.findall(_FENCE.sub("", page.read_text())):
+        if target.startswith(REPOSITORY):
+            yield target, ROOT / target.removeprefix(REPOSITORY).partition("/main/")[2], anchor
+        elif "://" not in target:
+            yield target, page.parent / target if target else page, anchor
+        else:
+            yield target, None, anchor
+
+
 @pytest.mark.parametrize("page", ALL_PAGES, ids=[str(page.relative_to(ROOT)) for page in ALL_PAGES])
 def test_links_lead_somewhere(page: Path) -> None:
-    for target, anchor in _LINK.findall(_FENCE.sub("", page.read_text())):
-        if "://" in target:
-            continue
-        path = page.parent / target if target else page
-        assert path.exists(), target
-        assert not anchor or anchor in anchors(path.read_text()), f"{target}#{anchor}"
+    for target, path, anchor in linked(page):
+        if path is not None:
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path.read_text()), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("name", ["README.md"])
+def test_links_hold_on_a_package_index(name: str) -> None:
+    relative = [target for target, _, _ in linked(ROOT / name) if "://" not in target]
+    assert relative == []
+    assert any(path for _, path, _ in linked(ROOT / name))
+
+
+def test_links_of_the_project_lead_somewhere() -> None:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"].values()
+    paths = [ROOT / found[1] for url in urls if (found := re.fullmatch(REPOSITORY + "(?:blob|tree)/main/(.+)", url))]
+    assert paths
+    assert [path for path in paths if not path.exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=[str(page.relative_to(ROOT)) for page in PAGES[1:]])
+def test_the_site_lists_the_page(page: Path) -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    toctrees = re.findall(r"^```{toctree}\n(?::[^\n]*\n)*\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)
+    listed = "".join(toctrees).split()
+    assert page.stem == "index" or page.stem in listed, (
+        f"add {page.stem} to a toctree in docs/index.md, so that the site has {page.name}"
+    )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_every_extra_is_named(page: str) -> None:
+    text = (ROOT / page).read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [extra for extra in extras if f"`{extra}`" not in text and f"aiosmrt[{extra}]" not in text] == []
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks_page() -> None:
+    def rows(page: str, section: str) -> dict[str, set[str]]:
+        text = (ROOT / page).read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "µs" in line]
+        return {name: set(figures) for name, *figures in cells if figures}
+
+    short, long = rows("README.md", "Measured"), rows("docs/benchmarks.md", "Calls")
+    assert short
+    assert {name: figures - long[name] for name, figures in short.items()} == {name: set() for name in short}
+
+
+def row_names(page: str, heading: str) -> set[str]:
+    """The names in backquotes in the first column of the tables under a heading."""
+    text = (ROOT / "docs" / page).read_text()
+    section = re.search(rf"^(#+) {re.escape(heading)}\n(.*?)(?=^#{{1,2}} |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section is not None, heading
+    cells = re.findall(r"^\| ([^|]*)\|", section[2], re.MULTILINE)
+    return {name.rstrip("=") for cell in cells for name in re.findall(r"`(\w+=?)`", cell)}
+
+
+def test_the_table_of_events_is_complete() -> None:
+    kinds = {kind.__name__: kind for kind in get_args(aiosmrt.events.Event)}
+    assert row_names("observability.md", "Observers") == set(kinds)
+    common = ("operation", "endpoint_name", "invocation_id")
+    for line in (ROOT / "docs" / "observability.md").read_text().splitlines():
+        if (found := re.match(r"\| `(\w+)` \|", line)) and (kind := kinds.get(found[1])):
+            fields = line.split("|")[3]
+            assert [name for name in kind._fields if name not in common and f"`{name}`" not in fields] == [], line
+
+
+def test_the_table_of_retry_settings_is_complete() -> None:
+    fields = {field.name for field in dataclasses.fields(aiosmrt.RetryPolicy)}
+    assert row_names("errors-and-retries.md", "The retry policy") & fields == fields
+
+
+def test_the_table_of_time_limits_is_complete() -> None:
+    limits = {
+        name
+        for name, parameter in inspect.signature(aiosmrt.Client).parameters.items()
+        if "float" in str(parameter.annotation)
+    }
+    assert limits
+    assert row_names("timeouts.md", "One call") == limits
 
 
 @pytest.mark.parametrize("page", DESIGN, ids=[page.name for page in DESIGN])

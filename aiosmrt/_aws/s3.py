@@ -1,4 +1,4 @@
-"""S3 for asynchronous inference: whole objects, by their URI.
+"""S3 for asynchronous inference and batch scoring: objects by their URI, whole or in parts.
 
 Theory of operation
 -------------------
@@ -18,8 +18,9 @@ the bucket, S3 answers 403 instead; they have to decide what it means.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, ObjectStoreError, ParamValidationError
@@ -27,10 +28,23 @@ from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, O
 if TYPE_CHECKING:
     from aiosmrt._aws.credentials import CredentialsCache
 
-__all__ = ["ObjectStore", "StoredObject", "parse_s3_uri"]
+__all__ = ["ObjectFacts", "ObjectStore", "StoredObject", "parse_s3_uri"]
+
+R = TypeVar("R")
 
 MAX_CONNECTIONS: Final = 50
 MAX_KEY_BYTES: Final = 1024  # S3's own limit
+
+# Bodies up to this size are sent in one request. S3 takes up to 10,000 parts, of 5 MiB or more
+# (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
+PART_BYTES: Final = 8 << 20
+_MOST_PARTS: Final = 9_000
+_PARTS_AT_ONCE: Final = 4
+
+# A part of an object whose transfer breaks off is fetched again; botocore repeats requests, but not the reading of
+# bodies.
+_READS: Final = 4
+_PAUSE_SECONDS: Final = 0.2
 
 # The second is aiobotocore's code for the response to a HEAD request, which lacks a body.
 _NOT_FOUND = ("NoSuchKey", "404")
@@ -58,6 +72,10 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+async def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
 class StoredObject(NamedTuple):
     """An object of S3.
 
@@ -74,6 +92,22 @@ class StoredObject(NamedTuple):
     def __repr__(self) -> str:
         # without the body, which is a payload
         return f"<StoredObject body_bytes={len(self.body)} content_type={self.content_type!r}>"
+
+
+class ObjectFacts(NamedTuple):
+    """What S3 knows of an object without its content.
+
+    Attributes:
+        key: its key.
+        size: bytes.
+        etag: changes with its content, as S3 quotes it.
+        metadata: what its writer said of it; empty from `ObjectStore.list_objects`.
+    """
+
+    key: str
+    size: int
+    etag: str
+    metadata: Mapping[str, str]
 
 
 class ObjectStore:
@@ -191,6 +225,134 @@ class ObjectStore:
         """
         await self._request("delete_object", uri)
 
+    async def facts(self, uri: str) -> ObjectFacts | None:
+        """What S3 knows of an object; None if it or its bucket does not exist.
+
+        Args:
+            uri: ``s3://bucket/key``.
+
+        Raises:
+            ObjectStoreError: As in ``get``.
+        """
+        bucket, key = parse_s3_uri(uri)
+        try:
+            found: Mapping[str, Any] = await self._call("head_object", uri, {"Bucket": bucket, "Key": key})
+        except ObjectStoreError as error:
+            if error.code in _NOT_FOUND:
+                return None
+            raise
+        return ObjectFacts(key, found["ContentLength"], found["ETag"], found.get("Metadata", {}))
+
+    async def list_objects(self, bucket: str, prefix: str) -> list[ObjectFacts]:
+        """The objects whose keys begin with a prefix, in the order of their keys.
+
+        Args:
+            bucket: the bucket.
+            prefix: what their keys begin with; may be empty.
+
+        Raises:
+            ObjectStoreError: As in ``get``.
+        """
+        found: list[ObjectFacts] = []
+        more: dict[str, str] = {}
+        while True:
+            page: Mapping[str, Any] = await self._call(
+                "list_objects_v2", f"s3://{bucket}/{prefix}", {"Bucket": bucket, "Prefix": prefix, **more}
+            )
+            found += [ObjectFacts(one["Key"], one["Size"], one["ETag"], {}) for one in page.get("Contents", ())]
+            if not page.get("IsTruncated"):
+                return found
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def get_range(self, uri: str, start: int, length: int, etag: str) -> bytes:
+        """Read a part of an object.
+
+        Args:
+            uri: ``s3://bucket/key``.
+            start: its first byte.
+            length: its bytes, at least one of which exists.
+            etag: what the object must be; ``PreconditionFailed`` is the code of the error if it is another.
+
+        Raises:
+            ObjectStoreError: As in ``get``.
+        """
+        bucket, key = parse_s3_uri(uri)
+        part = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{start + length - 1}", "IfMatch": etag}
+
+        async def read(answer: Mapping[str, Any]) -> bytes:
+            async with answer["Body"] as body:
+                content: bytes = await body.read()
+                return content
+
+        for left in reversed(range(_READS)):
+            try:
+                return await self._call("get_object", uri, part, read)
+            except ObjectStoreError as error:
+                if error.status is not None or not left:
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
+        raise AssertionError("unreachable")
+
+    async def put_parts(
+        self,
+        uri: str,
+        size: int,
+        read: Callable[[int, int], Awaitable[bytes]],
+        *,
+        metadata: Mapping[str, str],
+        content_type: str,
+    ) -> None:
+        """Write an object of any size, a few parts of which are held in memory. It appears when it is complete.
+
+        Args:
+            uri: ``s3://bucket/key``.
+            size: its bytes.
+            read: returns bytes, given the first one's position and their number.
+            metadata: facts to keep with the object.
+            content_type: its media type.
+
+        Raises:
+            ObjectStoreError: As in ``get``.
+        """
+        bucket, key = parse_s3_uri(uri)
+        place = {"Bucket": bucket, "Key": key}
+        about = {"Metadata": dict(metadata), "ContentType": content_type}
+        if size <= PART_BYTES:
+            await self._call("put_object", uri, {**place, **about, "Body": await read(0, size)})
+            return
+        length = max(PART_BYTES, -(-size // _MOST_PARTS))
+        upload: str = (await self._call("create_multipart_upload", uri, {**place, **about}))["UploadId"]
+        part_of = {**place, "UploadId": upload}
+        starts = list(enumerate(range(0, size, length), 1))
+        tags: dict[int, str] = {}
+
+        async def send() -> None:
+            while starts:
+                number, start = starts.pop(0)
+                body = await read(start, min(length, size - start))
+                sent: Mapping[str, str] = await self._call(
+                    "upload_part", uri, {**part_of, "PartNumber": number, "Body": body}
+                )
+                tags[number] = sent["ETag"]
+
+        try:
+            senders = [asyncio.ensure_future(send()) for _ in range(min(_PARTS_AT_ONCE, len(starts)))]
+            try:
+                await asyncio.gather(*senders)
+            finally:
+                for sender in senders:
+                    sender.cancel()
+                await asyncio.gather(*senders, return_exceptions=True)
+            parts = [{"PartNumber": number, "ETag": tag} for number, tag in sorted(tags.items())]
+            await self._call("complete_multipart_upload", uri, {**part_of, "MultipartUpload": {"Parts": parts}})
+        except BaseException as failure:
+            # S3 keeps, and charges for, the parts of an upload that is neither completed nor aborted.
+            try:
+                await self._call("abort_multipart_upload", uri, part_of)
+            except AiosmrtError as error:
+                failure.add_note(str(error))
+            raise
+
     async def close(self) -> None:
         """Close the connections; calls under way fail. May be called again."""
         self._closed = True
@@ -201,14 +363,35 @@ class ObjectStore:
     async def _request(self, operation: str, uri: str, **members: Any) -> tuple[bytes, str, float]:
         """Make a call and return the response's body, media type and time; empty and 0 where it lacks them."""
         bucket, key = parse_s3_uri(uri)
-        client = await self._opened()
-        try:
-            answer = await getattr(client, operation)(Bucket=bucket, Key=key, **members)
+
+        async def read(answer: Mapping[str, Any]) -> tuple[bytes, str, float]:
             modified_at = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
             if (body := answer.get("Body")) is None:
                 return b"", "", modified_at
             async with body:
                 return await body.read(), answer.get("ContentType", ""), modified_at
+
+        return await self._call(operation, uri, {"Bucket": bucket, "Key": key, **members}, read)
+
+    async def _call(
+        self,
+        operation: str,
+        uri: str,
+        members: Mapping[str, Any],
+        read: Callable[[Any], Awaitable[R]] = _as_it_is,
+    ) -> R:
+        """Make a call and return what ``read`` makes of the answer, or the answer itself.
+
+        Args:
+            operation: aiobotocore's name of it.
+            uri: what it is about, for errors.
+            members: the call's.
+            read: reads the answer, and its body if there is one.
+        """
+        client = await self._opened()
+        try:
+            answer = await getattr(client, operation)(**members)
+            return await read(answer)
         except AiosmrtError:  # from the credentials
             raise
         except Exception as error:

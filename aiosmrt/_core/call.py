@@ -26,13 +26,14 @@ steps of that in one coroutine, and everything else out of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
 from aiosmrt._core.configure import trace_line
-from aiosmrt._core.log import LOGGER, log_failure, observers_and_log
+from aiosmrt._core.log import LOGGER, log_event, log_failure
 from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.response_bodies import EventStream, StreamingBody
@@ -81,7 +82,7 @@ if TYPE_CHECKING:
     from aiosmrt._wire.params import Head
     from aiosmrt.types import Body
 
-__all__ = ["Call", "deadline_exceeded"]
+__all__ = ["NO_WAITS", "Call", "deadline_exceeded"]
 
 # A call that was throttled this often did not just have bad luck.
 _NO_ACCIDENT: Final = 6
@@ -97,6 +98,9 @@ _COUNTED_WAITS: Final = frozenset({"slot", "probe", "capacity", "back_off", "rat
 
 # The phases of a call that waits at its target.
 _IN_LINE: Final = frozenset({"slot", "probe", "capacity"})
+
+NO_WAITS: Final = Waited()
+"""Of a call that waited for nothing but the answers to its requests."""
 
 # What a transport returns: a whole reply for a plain call, an open one for a stream.
 AnyReply: TypeAlias = Reply | ReplyStream
@@ -167,7 +171,9 @@ class Call:
         self._head = head
         self._body: Any = body
         self._invocation_id = core.next_invocation_id()
-        self._observers = observers_and_log(view.observers)
+        self._observers = view.observers
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            self._observers = (*view.observers, log_event)
         self._deadline: float | None = None
         if began is not None:
             self._began = began
@@ -200,13 +206,13 @@ class Call:
             self._started = self._core.clock()
         return self._attempts(None) if view.deadline is None and not self._observers else self._observed()
 
-    def result(self, reply: Any) -> dict[str, Any]:
+    def result(self, reply: Any) -> Any:
         """The result dictionary for a reply, with an open stream under ``"Body"`` where the operation streams."""
         codec = self._codec
         body: object
         if codec.streams:
             self._request_id = reply.headers.get("x-amzn-requestid")
-            body = EventStream(self, reply)
+            body = EventStream(self, reply, plain=codec.openai)
         else:
             body = reply.body
             self._core.counters.bytes_received += len(reply.body)
@@ -236,6 +242,8 @@ class Call:
     @property
     def waited(self) -> Waited:
         """Seconds for which it has waited so far, by what for."""
+        if self._waits is None and not self._phase:
+            return NO_WAITS
         waits = {} if self._waits is None else dict(self._waits)
         if self._phase:
             waits[self._phase] = waits.get(self._phase, 0.0) + self._core.clock() - self._phase_began
@@ -325,7 +333,7 @@ class Call:
                 counters.calls += 1
                 if self._payload_hash is not None:
                     self._digest = self._payload_hash
-                elif view.sign:
+                elif view.sign and not codec.openai:
                     large = size > HASH_INLINE_BYTES
                     self._digest = await core.off_loop(body_digest, self._body) if large else body_digest(self._body)
             elif stream_started:
@@ -367,7 +375,11 @@ class Call:
                 if core.passes_trace:
                     headers += trace_line(template.head.headers)
                 if credentials is not None:
-                    headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
+                    headers += (
+                        core.bearer_line(credentials, now)
+                        if codec.openai
+                        else core.signer.sign_lines(credentials, now, template.signed, self._digest)
+                    )
                 counters.attempts += 1
                 counters.bytes_sent += size
                 self._is_outstanding = True
@@ -443,7 +455,11 @@ class Call:
         if core.passes_trace:
             headers += trace_line(template.head.headers)
         if credentials is not None:
-            headers += core.signer.sign_lines(credentials, now, template.signed, self._digest)
+            headers += (
+                core.bearer_line(credentials, now)
+                if self._codec.openai
+                else core.signer.sign_lines(credentials, now, template.signed, self._digest)
+            )
         return headers, credentials
 
     async def _watched(self, sending: Awaitable[AnyReply]) -> AnyReply:
@@ -737,7 +753,8 @@ class Call:
         core.reached = True
         core.counters.bytes_received += len(body)
         operation = self._codec.operation.name
-        error = refusal(status, headers, body, operation, self.sent)
+        openai = self._codec.openai
+        error = refusal(status, headers, body, operation, self.sent, openai=openai)
         received_at = core.wall_clock()
         offset = correct_offset(
             error.code,
@@ -749,11 +766,13 @@ class Call:
         )
         if offset is None:
             age = expired_on_the_way(error.code, self._sent_at, received_at)
-            return error if age is None else refusal(status, headers, body, operation, self.sent, skew=age)
+            if age is None:
+                return error
+            return refusal(status, headers, body, operation, self.sent, skew=age, openai=openai)
         if offset != core.clock_offset:
             core.clock_offset = offset
             report(self._view.observers, ClockSkewCorrected(offset))
-        return refusal(status, headers, body, operation, self.sent, skew=offset - self._signed_offset)
+        return refusal(status, headers, body, operation, self.sent, skew=offset - self._signed_offset, openai=openai)
 
     async def _wait_after(self, error: AiosmrtError, *, stream_started: bool) -> None:
         """Wait until the next attempt may be made; raise the error if it was the last one."""

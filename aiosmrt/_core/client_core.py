@@ -25,6 +25,7 @@ from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.hosts import ResolvedEndpoint, http2_endpoint
 from aiosmrt._aws.tls import http2_context
 from aiosmrt._core.admission import Admissions, CallLater, MaxConcurrency, Timer
+from aiosmrt._core.bearer import TOKEN_SECONDS, TokenCache
 from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure, is_in_lambda
 from aiosmrt._core.log import LOGGER, apply_environment
 from aiosmrt._core.template import OperationCodec
@@ -33,7 +34,7 @@ from aiosmrt._extras import installed
 from aiosmrt._policy.retry import invocation_id
 from aiosmrt._transport.factory import TransportName, check_transport, create_transport
 from aiosmrt._transport.pooled import PooledTransport
-from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM, OPERATIONS
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM, OPENAI_OPERATIONS, OPERATIONS
 from aiosmrt._wire.sigv4.signer import Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError, NoRegionError
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from aiosmrt._aws.s3 import ObjectStore
     from aiosmrt._transport.base import Transport
     from aiosmrt._transport.http2.pool import Http2Pool
+    from aiosmrt._wire.sigv4.signer import Credentials
 
 __all__ = ["ClientCore", "Counters"]
 
@@ -131,6 +133,7 @@ class ClientCore:
         self._object_store: ObjectStore | None = None
         self._http2_endpoint: ResolvedEndpoint | None = None
         self._http2_pool: Http2Pool | None = None
+        self._tokens: TokenCache | None = None
         self.closed = False
         self._prepared = False
         # The thread in which everything below is ready while the loop runs; 0 until then.
@@ -146,7 +149,7 @@ class ClientCore:
         self.passes_trace = False
         self.codecs = {
             operation.name: OperationCodec(operation)
-            for operation in (*OPERATIONS, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM)
+            for operation in (*OPERATIONS, *OPENAI_OPERATIONS, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM)
         }
         self.counters = Counters()
         # Whether the service has answered anything yet. What was never reached may not exist.
@@ -168,6 +171,18 @@ class ClientCore:
         self._sleepers: set[asyncio.Future[None]] = set()
         # those of the client and of its views
         self._admissions: WeakSet[Admissions] = WeakSet()
+
+    def bearer_line(self, credentials: Credentials, now: float) -> str:
+        """The header that authorizes a call of the OpenAI route, as a line of HTTP/1.1.
+
+        Args:
+            credentials: those to make the token of.
+            now: the service's time in seconds since 1970.
+        """
+        tokens = self._tokens
+        if tokens is None:
+            tokens = self._tokens = TokenCache(TOKEN_SECONDS)
+        return f"Authorization: Bearer {tokens.of(credentials, self.signer, now)}\r\n"
 
     def next_invocation_id(self) -> str:
         """A call's ``amz-sdk-invocation-id``."""

@@ -24,14 +24,13 @@ from aiosmrt.events import (
     Event,
     FirstPart,
     LimiterWaited,
-    Observer,
     StreamEnded,
 )
 
 if TYPE_CHECKING:
     from aiosmrt.errors import AiosmrtError
 
-__all__ = ["LOGGER", "apply_environment", "log_event", "log_failure", "observers_and_log"]
+__all__ = ["LOGGER", "apply_environment", "log_event", "log_failure"]
 
 LOGGER: Final = logging.getLogger("aiosmrt")
 # An application that has not set up logging gets no lines on standard error.
@@ -57,11 +56,6 @@ def apply_environment() -> None:
         return
     logging.basicConfig(format=_FORMAT, datefmt="%Y-%m-%d %H:%M:%S")
     LOGGER.setLevel(_LEVELS[name])
-
-
-def observers_and_log(observers: tuple[Observer, ...]) -> tuple[Observer, ...]:
-    """A call's observers, and the log if it takes single attempts."""
-    return (*observers, log_event) if LOGGER.isEnabledFor(logging.DEBUG) else observers
 
 
 def log_failure(operation: str, endpoint: str, attempt: int, error: AiosmrtError, outcome: str) -> None:

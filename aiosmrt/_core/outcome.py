@@ -16,6 +16,7 @@ from aiosmrt.errors import (
     EventStreamError,
     ModelStreamError,
     NoCapacityError,
+    ObjectStoreError,
     ServiceError,
     SSLError,
     ThrottlingError,
@@ -51,7 +52,14 @@ _CALLER_CODES: Final = frozenset(
 
 
 def refusal(
-    status: int, headers: dict[str, str], body: bytes, operation: str, attempts: int, *, skew: float | None = None
+    status: int,
+    headers: dict[str, str],
+    body: bytes,
+    operation: str,
+    attempts: int,
+    *,
+    skew: float | None = None,
+    openai: bool = False,
 ) -> ServiceError:
     """The error that a reply reports.
 
@@ -62,7 +70,10 @@ def refusal(
         operation: the API operation.
         attempts: how many requests were sent.
         skew: for a refused signature, by how many seconds its time was off the service's clock; None when unknown.
+        openai: whether the reply is one of the OpenAI route.
     """
+    if openai:
+        return _openai_refusal(status, headers, body, operation, attempts, skew)
     response = error_response(status, headers, body, attempts)
     code = response["Error"]["Code"]
     message = response["Error"]["Message"]
@@ -80,6 +91,34 @@ def refusal(
     else:
         cls = ServiceError if known is None else known.error_class
     return cls(response, operation, cause=cause, retry_after=parse_retry_after(headers.get("x-amz-retry-after")))
+
+
+def _openai_refusal(
+    status: int, headers: dict[str, str], body: bytes, operation: str, attempts: int, skew: float | None
+) -> ServiceError:
+    # needed by this route alone
+    from aiosmrt._wire.openai_route import openai_failure, retry_after_of, says_no_capacity
+
+    response = openai_failure(status, headers, body, attempts)
+    code, message = response["Error"]["Code"], response["Error"]["Message"]
+    cause = classify(status, code, skew=skew)
+    known = ERROR_CODES.get(code)
+    cls: type[ServiceError]
+    if says_no_capacity(status, message):
+        cls = NoCapacityError
+    elif status in (400, 404) and is_endpoint_not_found("ValidationError", message):
+        cls = EndpointNotFoundError
+    elif cause == "throttling":
+        cls = ThrottlingError
+    else:
+        cls = ServiceError if known is None else known.error_class
+    retry_after = parse_retry_after(headers.get("x-amz-retry-after"))
+    return cls(
+        response,
+        operation,
+        cause=cause,
+        retry_after=retry_after_of(headers) if retry_after is None else retry_after,
+    )
 
 
 def stream_error(headers: EventHeaders, payload: bytes, operation: str) -> ServiceError:
@@ -106,7 +145,7 @@ def concerns_every_call(error: BaseException) -> bool:
     """Tell whether calls to the same endpoint with the same client will all fail like this one.
 
     Refused credentials or signatures, an endpoint that does not exist, no credentials or region, a certificate that
-    does not verify, a closed client: no trait of what the call sent.
+    does not verify, a closed client, an S3 that refuses or fails: no trait of what the call sent.
 
     Args:
         error: what a call raised.
@@ -114,7 +153,7 @@ def concerns_every_call(error: BaseException) -> bool:
     >>> concerns_every_call(ClientStateError("the client is closed"))
     True
     """
-    if isinstance(error, (ClientStateError, ConfigurationError, EndpointNotFoundError, SSLError)):
+    if isinstance(error, (ClientStateError, ConfigurationError, EndpointNotFoundError, ObjectStoreError, SSLError)):
         return True
     if isinstance(error, ServiceError):
         return error.code in _CALLER_CODES or (error.cause == "none" and error.status in _REFUSES_THE_CALLER)

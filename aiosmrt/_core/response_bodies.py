@@ -28,6 +28,7 @@ from aiosmrt.errors import (
 
 if TYPE_CHECKING:
     from aiosmrt._wire.eventstream import Decoder, EventHeaders
+    from aiosmrt._wire.openai_route import PlainParts
     from aiosmrt.types import ResponseStreamEvent
 
 __all__ = ["EventStream", "StreamOwner", "StreamTiming", "StreamingBody"]
@@ -278,6 +279,8 @@ class EventStream:
     Args:
         owner: the call.
         stream: the response, whose head was received.
+        plain: whether the response is bytes without frames, of which each piece that arrives is a part. Defaults to
+            False.
     """
 
     __slots__ = (
@@ -295,16 +298,18 @@ class EventStream:
         "_owner",
         "_parts",
         "_payload_bytes",
+        "_plain",
         "_ready",
         "_receiving",
         "_stream",
     )
 
-    def __init__(self, owner: StreamOwner, stream: ReplyStream) -> None:
+    def __init__(self, owner: StreamOwner, stream: ReplyStream, *, plain: bool = False) -> None:
         self._owner = owner
         self._stream = stream
+        self._plain = plain
         self._loop = asyncio.get_running_loop()
-        self._decoder = _decoder()
+        self._decoder = _decoder(plain)
         self._ready: list[bytes] = []
         # Payloads as they arrive.
         self._arrived: list[bytes] = []
@@ -410,13 +415,13 @@ class EventStream:
                     self._stream = stream
                     if not self._open:
                         stream.close()
-                    self._decoder = _decoder()
+                    self._decoder = _decoder(self._plain)
                 except BaseException as error:
                     if not self._open and isinstance(error, AiosmrtError):
                         break  # closed by another task: an end, not a failure
                     self._cancelled = not isinstance(error, Exception)
                     self._close(complete=False)
-                    self._decoder = _decoder()
+                    self._decoder = _decoder(self._plain)
                     raise
                 finally:
                     del failure  # as in aiosmrt._core.call
@@ -506,8 +511,12 @@ def _close_forgotten(owner: StreamOwner, stream: ReplyStream, parts: int, payloa
     owner.finish_stream(parts, payload_bytes, complete=False)
 
 
-def _decoder() -> Decoder:
+def _decoder(plain: bool) -> Decoder | PlainParts:
     # Loaded with the first stream.
+    if plain:
+        from aiosmrt._wire.openai_route import PlainParts
+
+        return PlainParts()
     from aiosmrt._wire.eventstream import Decoder
 
     return Decoder()

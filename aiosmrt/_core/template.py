@@ -31,13 +31,15 @@ class OperationCodec:
         operation: the operation.
     """
 
-    __slots__ = ("has_payload", "heads", "operation", "reader", "streams")
+    __slots__ = ("has_payload", "heads", "openai", "operation", "reader", "streams")
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
         self.heads = HeadBuilder(operation)
         self.reader = ReplyReader(operation)
         self.streams = operation.streams
+        # whether it is authorized by a bearer token, and answered as OpenAI answers
+        self.openai = operation.openai
         # whether a result has a body to read, rather than members of a JSON document
         self.has_payload = operation.status == 200
 
@@ -70,7 +72,9 @@ class RequestTemplate:
         )
         self.first_lines = f"{self.lines}amz-sdk-request: {sdk_request(1, view.max_attempts)}\r\n"
         named = dict(head.headers)
-        self.target = target_of(head.endpoint_name, named.get(_COMPONENT_HEADER), named.get(_VARIANT_HEADER))
+        self.target = target_of(
+            head.endpoint_name, head.component or named.get(_COMPONENT_HEADER), named.get(_VARIANT_HEADER)
+        )
         self._max_response_bytes = view.max_response_bytes
         self._limits = (view.connect_timeout, view.read_timeout, view.retry.retry_stale_connections)
 

@@ -10,18 +10,21 @@ and in a server that batches, which more calls make productive. No threshold on 
   multiplies them, and leaves that spread alone. The rule compares the present spread (the mean difference between the
   logarithms of successive round trips) with the one when nothing waited. Where it is squeezed, the limit is cut in
   proportion; where it is not, the limit grows.
-- *Elasticity.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the
-  limit moves up and down in small steps, and the rule looks at what follows: in a queue, round trips change in
-  proportion to the number of calls, and the limit goes down; otherwise by less, and it goes up.
+- *Rate.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the rule
+  measures: calls in flight divided by their round trip are the rate at which calls complete (Little's law). While the
+  rate grows with their number the limit goes up, where it does not the limit goes back and stays, and tries a
+  little more from time to time. Round trips that become longer without more calls lower it at once, to what gives the
+  rate that is left; if fewer calls do not shorten them, the service itself has become slower, and it goes up again.
 - *Refusals.* A refusal takes one off the limit, and a round trip of successes adds a fraction of a call, more and more
   the longer nothing is refused. At a hard capacity there is no sawtooth, a drop is followed by exactly the
   excess, and clients that share a service tend to the same limit, because what they add and lose is the same. A
-  refusal that the number of calls does not explain, because as many got through lately, takes off a quarter.
+  refusal that the number of calls does not explain, because as many got through lately, takes off
+  little more than a quarter.
 - *Outages* are `aiosmrt._policy.target_health`'s; afterwards the largest limit of the last round trips before is
   approached by one for each success.
 - *Others in the queue.* Where cuts do not shorten the round trips, other clients fill the queue, and leaving it to them
-  does not shorten it. The rule is *blind* for a while then, and grows slowly whatever the spread. Refusals at ever
-  changing numbers of calls in flight show other clients too.
+  does not shorten it. The limit goes back to what it was before the cuts, and there are none for a while. Refusals at
+  ever changing numbers of calls in flight show other clients too.
 
 A limit that is not in use is not tested, and does not move. Round trips are looked at in batches, with functions that
 loop in C: that keeps the cost of a success at a fraction of a microsecond.
@@ -33,9 +36,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from math import exp, inf, log
+from math import ceil, exp, inf, log, sqrt
 from operator import sub
-from typing import Final
+from typing import Final, Literal
 
 from aiosmrt._policy.limit import FIRST_WINDOW, REMEMBERED, Reason, is_accident
 from aiosmrt.config import is_whole, shown
@@ -45,9 +48,10 @@ __all__ = ["AdaptiveLimit", "AdaptiveRule"]
 
 _INITIAL: Final = 4
 
-# Successes that are looked at together: half of a round trip's, within these bounds.
+# Successes that are looked at together: so much of a round trip's, within these bounds.
+_ROUND_TRIPS_OF_BATCH: Final = 0.7
 _SMALLEST_BATCH: Final = 8
-_LARGEST_BATCH: Final = 32
+_LARGEST_BATCH: Final = 64
 # The shortest round trip in seconds, for logarithms.
 _SHORTEST: Final = 1e-6
 # A limit of which less is in use is not being tested.
@@ -57,12 +61,16 @@ _TESTED: Final = 0.7
 _FAST: Final = 48
 _SLOW: Final = 128
 _LEVEL: Final = 32
+# The share of a batch of so many in each of the three.
+_SHARES: Final = tuple(
+    tuple(1 - (1 - 1 / reach) ** count for reach in (_FAST, _SLOW, _LEVEL)) for count in range(_LARGEST_BATCH + 1)
+)
 # Successes that tell spread and level without waiting at the start, and at most so many while the level stays.
 _FIRST: Final = 48
 _WAITLESS: Final = 128
 # Successes over which the spread without waiting follows a larger one.
 _CREEP: Final = 240
-_REGULAR_CREEP: Final = 2000
+_REGULAR_CREEP: Final = 4000
 # Successes over which the level without waiting follows a slightly higher one.
 _DRIFT: Final = 512
 
@@ -71,25 +79,28 @@ _DRIFT: Final = 512
 _SQUEEZED: Final = 0.92
 _SQUEEZED_BY_SPREAD: Final = 0.19
 
-# Changes of the limit (differences of logarithms; times the spread, where that is wide) that show whether there is a
-# queue, and the elasticities below which nothing waits.
-_NEAR: Final = 0.4
-_FAR: Final = 0.55
-_FAR_BY_SPREAD: Final = 1.35
-_CLEARLY_NO_QUEUE: Final = 0.55
-_NO_QUEUE: Final = 0.7
+# What the difference of two levels scatters by, in spreads; the elasticity below which nothing waits whatever was
+# measured; and the successes that the spread without waiting is known from.
+_DOUBT: Final = 0.6
+_LEAST_DOUBT: Final = 0.25
+_NO_QUEUE: Final = 0.8
+_KNOWN: Final = 64.0
+
+# What the spread exceeds that share by where growth is not held back.
+_FULL_PUSH: Final = 0.2
 
 # Growth: calls per success while nothing was ever refused, at first and later; calls per round trip otherwise, at most
 # and relative to a small limit; and the round trips after which that has doubled.
-_FIRST_GROWTH: Final = 0.15
+_FIRST_GROWTH: Final = 0.2
 _GROWTH: Final = 0.3
 _STEP: Final = 0.5
 _STEP_SHARE: Final = 0.15
+_LARGE: Final = 28.0
 _ROUND_TRIPS_TO_DOUBLE: Final = 6.0
 
 # What a refusal takes off that the number of calls does not explain. Nothing would have clients that share a service
 # refused all the time, one would make a few refusals at random costly.
-_ACCIDENT: Final = 0.25
+_ACCIDENT: Final = 0.27
 
 # By how much shorter round trips (the difference of logarithms; times the spread, where that is wide) show more
 # capacity than there was at the last refusal.
@@ -99,22 +110,38 @@ _SHORTER_BY_SPREAD: Final = 0.5
 # Round trips for which a finding about other clients holds.
 _SHARED_FOR: Final = 100.0
 _BLIND_FOR: Final = 300.0
+# Cuts that are put to the test together (the difference of logarithms), the share of it by which round trips must have
+# become shorter, and how much longer ones make the test void.
+_TRIAL: Final = 0.5
+_IN_VAIN: Final = 0.2
+_RISING: Final = 0.15
 _REVERSALS: Final = 0.2
 _FEWER: Final = 0.7
 _ROUND_TRIPS_TO_FORGET: Final = 50.0
 
-# Spreads below this have nothing to be squeezed. Steps by which the limit moves then, doubled as long as it goes on the
-# same way; the elasticity that shows a queue; and the round trips without a refusal before that.
+# Spreads below this have nothing to be squeezed, and need other means. The round trips without a refusal before that.
 _REGULAR: Final = 0.08
-_SMALLEST_MOVE: Final = 0.15
-_LARGE_MOVE: Final = 0.25
-_LARGEST_MOVE: Final = 0.5
-_SLOWER: Final = 0.35
-# Successes that measure a small and a large move, if they are a round trip's.
-_ENOUGH: Final = 40
-_FEW: Final = 16
-_QUEUE: Final = 0.9
 _UNREFUSED: Final = 16.0
+# Successes that make a measurement, if they are whole round trips; the elasticity of the round trip that shows a queue;
+# and how many times longer round trips are that show less capacity, in a batch and in a measurement.
+_ENOUGH: Final = 24
+_WAITS: Final = 0.93
+_GAIN: Final = 0.04
+_SLOWER: Final = 1.35
+_LONGER: Final = 1.1
+# Steps up: to find out whether there is room for more, where there is, and where round trips do not grow.
+_SMALL_STEP: Final = 0.08
+_LARGE_STEP: Final = 0.3
+_LARGEST_STEP: Final = 1.0
+# Round trips between such steps, how many more for each one that failed, and at most.
+_HOLD: Final = 4.0
+_HOLD_LONGER: Final = 2.0
+_LONGEST_HOLD: Final = 8.0
+# The share of the largest rate at which some calls may wait, if round trips are so much longer than the shortest.
+_FULL: Final = 0.985
+_NEAR: Final = 1.03
+_SMALLEST_BACK: Final = 0.025
+_LARGEST_BACK: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,16 +207,15 @@ class AdaptiveRule:
         "_anchor",
         "_base",
         "_blind",
+        "_climb",
         "_cut_at",
-        "_cut_from",
         "_direction",
-        "_elastic",
         "_exact",
-        "_failed_cuts",
         "_fast",
         "_former_peak",
         "_high",
-        "_lagging",
+        "_highest",
+        "_is_trial",
         "_last",
         "_last_refused_at",
         "_left",
@@ -204,11 +230,14 @@ class AdaptiveRule:
         "_reversals",
         "_round_trips",
         "_samples",
+        "_sent",
         "_shared",
+        "_since",
+        "_size",
         "_slow",
-        "_tested",
-        "_tested_from",
+        "_spread_since",
         "_times",
+        "_trial",
         "_until_cut",
         "limit",
         "maximum",
@@ -226,20 +255,20 @@ class AdaptiveRule:
         self.limit: int = initial
         self.reason: Reason | None = "start"
         self._exact = float(initial)
-        # The batch: round trips in seconds, how many are to come, and how many of them tested the limit.
+        # The batch: round trips in seconds, among how many calls each was sent, and how many are to come.
         self._times: list[float] = []
+        self._sent: list[int] = []
         self._left = 1
-        self._tested = 0
-        self._tested_from = 0.0
         # Averages of the spread and the level, and both without waiting.
         self._samples = 0
         self._last = 0.0
         self._fast = self._slow = self._ref = 0.0
         self._level = self._base = 0.0
         self._until_cut = 0
-        # The logarithm of the limit as it is behind the averages, and that and the level at an earlier time.
-        self._lagging = log(initial)
-        self._anchor = (self._lagging, 0.0)
+        # The logarithm of the number of calls, averaged as the level is; both, and the spread, since an earlier time.
+        self._size = 0.0
+        self._anchor = (0.0, 0.0)
+        self._spread_since, self._since = 0.0, 0
         # Refusals: whether there was any, the round trips since, and what tells of other clients.
         self._refused = False
         self._refused_level = 0.0
@@ -249,9 +278,11 @@ class AdaptiveRule:
         self._reversals = 0.0
         self._shared = 0.0
         self._high = float(initial)
-        # The level and the limit before the cut that is on trial, cuts without effect, round trips still to go blind.
-        self._cut_from: tuple[float, float] | None = None
-        self._failed_cuts = 0
+        # The level and the limit before the cuts that are on trial, the highest level since, and the round trips still
+        # to go without cuts.
+        self._trial = (0.0, 0.0)
+        self._is_trial = False
+        self._highest = 0.0
         self._blind = 0.0
         self._cut_at = -inf
         # The largest limits of this and the former stretch of round trips, and what is restored after an outage.
@@ -259,7 +290,7 @@ class AdaptiveRule:
         self._peak_left = 2.0
         self._restoring = 0
         self._recent: deque[int] = deque(maxlen=REMEMBERED)
-        self._elastic = _Elasticity()
+        self._climb = _Climb()
         self._set(self._exact)
 
     @property
@@ -275,10 +306,7 @@ class AdaptiveRule:
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
         """Take note of a success; see `ConcurrencyLimit.on_success`."""
         self._times.append(now - started_at)
-        if sent_among:
-            self._recent.append(sent_among)
-        if in_flight >= self._tested_from:
-            self._tested += 1
+        self._sent.append(sent_among or in_flight)
         self._left = left = self._left - 1
         if not left:
             self._look()
@@ -287,7 +315,7 @@ class AdaptiveRule:
         self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0, strict: bool = True
     ) -> None:
         """Lower the limit by one, less for an accident, unless calls that still hold their slots explain it."""
-        says_little = not strict and is_accident(self._recent, sent_among)
+        says_little = not strict and is_accident((*self._recent, *self._sent), sent_among)
         if sent_among:
             self._recent.append(-sent_among)
         if says_little:
@@ -310,14 +338,14 @@ class AdaptiveRule:
                 self._shared = _SHARED_FOR
         if in_flight <= self.limit + 1:
             self._round_trips = 0.0
-            self._elastic.reset()
+            self._climb.reset()
             self._move(self._exact - 1, "refusal")
 
     def on_timeout(self, started_at: float, now: float, in_flight: int) -> None:
         """Lower the limit by three tenths, once per round trip."""
         if started_at > self._cut_at:
             self._cut_at = now
-            self._elastic.reset()
+            self._climb.reset()
             self._move(0.7 * self._exact, "timeout")
 
     def on_answer(self, started_at: float, now: float, in_flight: int) -> None:
@@ -328,11 +356,11 @@ class AdaptiveRule:
         self._restoring = max(self._peak, self._former_peak, self.limit)
         self._shared = 0.0
         self._high = 0.0
-        self._elastic.reset()
+        self._climb.reset()
         self._forget_batch()
         self._move(max(self.minimum, min(FIRST_WINDOW, self._restoring)), "recovery")
 
-    def _move(self, exact: float, reason: Reason) -> None:
+    def _move(self, exact: float, reason: Reason | None) -> None:
         before = self.limit
         self._set(exact)
         if self.limit != before:
@@ -341,76 +369,88 @@ class AdaptiveRule:
     def _set(self, exact: float) -> None:
         self._exact = exact = min(max(exact, self.minimum), self.maximum)
         self.limit = limit = int(exact)
-        self._tested_from = _TESTED * limit
         if not self._times:
-            self._left = 1 if self._restoring else min(max(limit // 2, _SMALLEST_BATCH), _LARGEST_BATCH)
+            self._left = (
+                1 if self._restoring else min(max(int(limit * _ROUND_TRIPS_OF_BATCH), _SMALLEST_BATCH), _LARGEST_BATCH)
+            )
+            if self._ref < _REGULAR and self._climb.left:
+                self._left = min(self._left, self._climb.left)
 
     def _forget_batch(self) -> None:
+        self._recent.extend(self._sent)
         self._times.clear()
-        self._tested = 0
+        self._sent.clear()
 
     def _look(self) -> None:
         """Judge a batch of successes."""
-        count, tested = len(self._times), 2 * self._tested >= len(self._times)
-        mean = self._average(count)
-        self._forget_batch()
-        limit = self._exact
+        count, limit = len(self._times), self._exact
+        among = sum(self._sent) / count
+        self._average(count, among)
         trips = count / limit
         self._round_trips += trips
-        self._shared = max(0.0, self._shared - trips)
-        self._blind = max(0.0, self._blind - trips)
         self._until_cut -= count
         self._remember(trips)
+        exact, reason = limit, self.reason
         if self._restoring:
-            exact = limit + count
+            exact, reason = limit + count, "recovery"
             if exact >= self._restoring:
                 exact, self._restoring = max(limit, float(self._restoring)), 0
-            self._move(exact, "recovery")
-        elif tested:
-            self._decide(count, mean)
-        # so that the next batch is as long as it should be
-        self._set(self._exact)
+        elif among >= _TESTED * limit:
+            exact, reason = self._decide(count)
+        self._forget_batch()
+        self._move(exact, reason)
 
     def _remember(self, trips: float) -> None:
-        self._peak = max(self._peak, self.limit)
-        self._high = max(
-            self._exact, self._high - min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * (self._high - self._exact)
-        )
+        if self.limit > self._peak:
+            self._peak = self.limit
+        above = self._high - self._exact
+        if above > 0:
+            self._high -= min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * above
+        else:
+            self._high = self._exact
+        if self._shared > 0:
+            self._shared -= trips
+        if self._blind > 0:
+            self._blind -= trips
         self._peak_left -= trips
         if self._peak_left <= 0:
             self._former_peak, self._peak = self._peak, self.limit
             self._peak_left = 2.0
 
-    def _average(self, count: int) -> float:
-        """Take a batch into the averages.
-
-        Returns:
-            Its mean level.
-        """
-        times = self._times
-        if min(times) < _SHORTEST:
+    def _average(self, count: int, among: float) -> None:
+        """Take a batch of so many, sent among so many, into the averages."""
+        try:
+            logs = [*map(log, self._times)]
+        except ValueError:
             # A clock may stand still between two events.
-            times = [max(seconds, _SHORTEST) for seconds in times]
-        logs = [*map(log, times)]
-        if not self._samples:
-            self._last = logs[0]
-        spread = (abs(logs[0] - self._last) + sum(map(abs, map(sub, logs, logs[1:])))) / count
+            logs = [log(max(seconds, _SHORTEST)) for seconds in self._times]
         mean = sum(logs) / count
-        self._last = logs[-1]
+        logs.append(self._last if self._samples else logs[0])
+        self._last = logs[-2]
+        # From each to the next, and from the one before them to the first.
+        spread = (sum(map(abs, map(sub, logs, logs[1:-1]))) + abs(logs[0] - logs[-1])) / count
+        size = log(among)
         self._samples = samples = self._samples + count
-        if samples <= _FIRST or self._is_waitless(samples, mean):
+        if samples <= _WAITLESS and (samples <= _FIRST or self._is_waitless(samples)):
             share = count / samples
             self._fast += share * (spread - self._fast)
             self._slow = self._ref = self._fast
-            self._level += max(share, min(1.0, count / _LEVEL)) * (mean - self._level)
+            share_of_level = max(share, min(1.0, count / _LEVEL))
+            self._level += share_of_level * (mean - self._level)
+            self._size += share_of_level * (size - self._size)
             self._base += share * (mean - self._base)
-            self._lagging = log(self._exact)
-            self._anchor = (self._lagging, self._level)
-            return mean
-        self._fast += (1 - (1 - 1 / _FAST) ** count) * (spread - self._fast)
-        self._slow += (1 - (1 - 1 / _SLOW) ** count) * (spread - self._slow)
-        self._level += (1 - (1 - 1 / _LEVEL) ** count) * (mean - self._level)
-        self._compare(count)
+            self._mark()
+            return
+        of_fast, of_slow, share = _SHARES[count]
+        self._fast += of_fast * (spread - self._fast)
+        self._slow += of_slow * (spread - self._slow)
+        self._level += share * (mean - self._level)
+        self._size += share * (size - self._size)
+        self._spread_since += spread * count
+        self._since += count
+        if self._level > self._highest:
+            self._highest = self._level
+        self._compare()
         above = self._level - self._base
         if above < 0.1 * self._ref:
             self._base += (count / _SLOW if above < 0 else count / _DRIFT) * above
@@ -419,133 +459,243 @@ class AdaptiveRule:
             # A queue that comes and goes scatters regular round trips, too.
             reach = _CREEP if self._ref >= _REGULAR else _REGULAR_CREEP
             self._ref += count / reach * (self._slow - self._ref)
-        return mean
 
-    def _compare(self, count: int) -> None:
-        """Correct the spread without waiting where the limit grew and round trips show that no queue did."""
-        # Averages lag behind the limit by a round trip and their own reach.
-        self._lagging += min(1.0, count / (self._exact + _LEVEL)) * (log(self._exact) - self._lagging)
+    def _mark(self) -> None:
+        self._anchor = (self._size, self._level)
+        self._spread_since, self._since = 0.0, 0
+
+    def _compare(self) -> None:
+        """Correct the spread without waiting where more calls were sent and round trips show that no queue grew."""
         size, level = self._anchor
-        moved, risen = self._lagging - size, self._level - level
+        moved, risen = self._size - size, self._level - level
+        # What the averages scatter by.
+        doubt = _DOUBT * max(self._ref, _LEAST_DOUBT)
         if moved < 0:
-            self._anchor = (self._lagging, self._level)
-        elif moved >= max(_NEAR, _FAR_BY_SPREAD * self._ref):
-            is_far = moved >= _FAR
-            if -0.2 < risen < (_NO_QUEUE if is_far else _CLEARLY_NO_QUEUE) * moved:
-                self._ref += 0.7 * min(0.0, self._slow - self._ref)
-            elif not is_far:
+            self._mark()
+        elif moved > 1.4 * doubt:
+            if -0.2 < risen < min(moved - doubt, _NO_QUEUE * moved):
+                share = self._since / (self._since + _KNOWN)
+                self._ref += share * min(0.0, self._spread_since / self._since - self._ref)
+            elif moved < 3 * doubt:
                 return
-            self._anchor = (self._lagging, self._level)
+            self._mark()
 
-    def _is_waitless(self, samples: int, mean: float) -> bool:
+    def _is_waitless(self, samples: int) -> bool:
         return samples <= _WAITLESS and self._level - self._base < 0.05 + 0.2 * self._ref
 
-    def _decide(self, count: int, mean: float) -> None:
+    def _decide(self, count: int) -> tuple[float, Reason]:
         limit, ref = self._exact, self._ref
-        waitless = self._is_waitless(self._samples, mean)
+        waitless = self._is_waitless(self._samples)
         if not waitless and ref < _REGULAR and (not self._refused or self._round_trips > _UNREFUSED):
-            factor = self._elastic.judge(count, mean, limit)
-            if factor != 1.0:
-                self._move(limit * factor, "growth" if factor > 1 else "waiting")
-            return
+            wanted = self._climb.judge(self._times, self._sent, limit)
+            return wanted, "growth" if wanted > limit else "waiting"
         push = 1.0
         if not waitless and ref >= _REGULAR:
             ratio = min(1.0, self._fast / ref)
             theta = _SQUEEZED - _SQUEEZED_BY_SPREAD * ref
             if ratio < theta and (ratio < theta - 0.1 or self._slow < theta * ref):
-                if self._until_cut <= 0 and not self._blind and (not self._shared or ratio < 0.55):
-                    self._cut(max(0.5, (ratio / theta) ** 0.7))
-                    return
-                if not (self._shared or self._blind):
-                    return
-            push = min(max((ratio - theta) / 0.2, 0.0), 1.0)
-        self._grow(count, push)
+                if self._until_cut <= 0 and self._blind <= 0 and (self._shared <= 0 or ratio < 0.55):
+                    return self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting"
+                if self._shared <= 0 or self._blind > 0:
+                    return limit, "waiting"
+            push = min(max((ratio - theta) / _FULL_PUSH, 0.0), 1.0)
+        return self._grown(count, push), "growth"
 
-    def _cut(self, factor: float) -> None:
-        """Lower the limit because calls wait, after having looked at what the last such cut has done."""
-        if self._cut_from is not None:
-            level, size = self._cut_from
-            # Others fill the queue if the round trips did not follow.
-            if level - self._level < 0.2 * size:
-                self._failed_cuts += 1
-                if self._failed_cuts >= 2:
-                    self._failed_cuts, self._blind = 0, _BLIND_FOR
-            else:
-                self._failed_cuts = 0
-        size = -log(factor)
-        self._cut_from = (self._level, size) if factor <= 0.78 else None
+    def _cut(self, factor: float) -> float:
+        """Return the limit after a cut, or the one before a few of them, if round trips have not followed."""
+        level, limit = self._trial
+        if not self._is_trial or limit < self._exact or self._highest > level + _RISING:
+            # Where round trips became longer at the same time, the queue was only becoming visible.
+            self._trial, self._is_trial, self._highest = (self._level, self._exact), True, self._level
+        elif (size := log(limit / self._exact)) >= _TRIAL:
+            self._is_trial = False
+            if level - self._level < _IN_VAIN * size:
+                # It is not this client's calls that wait for each other.
+                self._blind = _BLIND_FOR
+                return limit
         self._until_cut = self.limit + _FAST
-        self._move(self._exact * factor, "waiting")
+        return self._exact * factor
 
-    def _grow(self, count: int, push: float) -> None:
+    def _grown(self, count: int, push: float) -> float:
         limit = self._exact
-        step = min(_STEP, _STEP_SHARE * limit)
+        step = min(_STEP * max(1.0, (limit / _LARGE) ** 0.8), _STEP_SHARE * limit)
         if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
             gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
         else:
             faster = 1 + (self._round_trips / _ROUND_TRIPS_TO_DOUBLE) ** 2
-            gain = min(_GROWTH * limit, step * faster) * push * count / limit
-        if self._shared or self._blind:
+            gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
+        if self._shared > 0:
             gain = max(gain, step * count / limit)
-        if gain:
-            self._move(limit + gain, "growth")
+        return limit + gain
 
     def __repr__(self) -> str:
         return f"<AdaptiveRule limit={self.limit} minimum={self.minimum} maximum={self.maximum} reason={self.reason}>"
 
 
-class _Elasticity:
-    """By how much round trips change where the number of calls does: steps up and down, for regular service times."""
+class _Climb:
+    """The search for the number at which calls begin to wait, where service times hardly vary.
 
-    __slots__ = ("_before", "_collected", "_move", "_skip", "_sum", "_up")
+    By Little's law, calls in flight divided by their mean round trip are the rate at which calls complete. While the
+    rate grows with their number, nothing waits; where it does not, all that was added waits. Means are arithmetic and
+    over whole round trips, because regular calls move in lockstep: of one call too many, a round trip takes twice as
+    long, all others as long as before.
+    """
+
+    __slots__ = (
+        "_back",
+        "_clear",
+        "_count",
+        "_failures",
+        "_full",
+        "_lowest",
+        "_mode",
+        "_sent",
+        "_skip",
+        "_slow",
+        "_step",
+        "_sum",
+        "_trips",
+        "_usual",
+        "left",
+    )
 
     def __init__(self) -> None:
-        self._up = True
-        self._move = _SMALLEST_MOVE
+        # The shortest round trip, and the largest rate at which calls complete.
+        self._lowest = inf
         self.reset()
 
     def reset(self) -> None:
         """Begin anew: the limit was moved by something else."""
-        # The logarithm of the limit and the level of the last measurement.
-        self._before: tuple[float, float] | None = None
-        self._skip = 0.0
-        self._collected = 0
-        self._sum = 0.0
+        # Calls in flight and their mean round trip where nothing is known to wait; no calls before a measurement.
+        self._usual = (0.0, 0.0)
+        # The same where calls may wait, and the rate there; 0 where that is not known.
+        self._slow = (1.0, 1.0)
+        self._full = 0.0
+        self._mode: Literal["up", "down", "hold"] = "up"
+        self._step = _LARGE_STEP
+        self._back = _SMALLEST_BACK
+        # The largest number at which clearly nothing waits.
+        self._clear = 0.0
+        self._failures = 0
+        self._trips = 0.0
+        self._begin(0.0)
 
-    def judge(self, count: int, mean: float, limit: float) -> float:
+    def _begin(self, skip: float) -> None:
+        """Begin a measurement, without so many calls that were sent before."""
+        self._skip = skip
+        self._count, self._sum, self._sent = 0, 0.0, 0
+        # Successes to the end of the measurement; 0 while it has not begun.
+        self.left = 0
+
+    def judge(self, times: list[float], sent: list[int], limit: float) -> float:
         """Take in a batch.
 
+        Args:
+            times: round trips in seconds.
+            sent: among how many calls each was sent.
+            limit: the limit.
+
         Returns:
-            What to multiply the limit by; 1.0 while measuring.
+            The limit that should be; the same while measuring.
         """
-        # Calls that were sent under the former limit say nothing about this one.
+        count, seconds, among = len(times), sum(times), sum(sent)
+        if self._usual[0] and (self._mode != "down" or among > 1.2 * limit * count):
+            wanted = self._at_the_rate_of(among / count, seconds / count, 2.0 if self._mode == "up" else _SLOWER)
+            if wanted < 0.8 * limit:
+                self._slow = (among / count, seconds / count)
+                self._mode = "down"
+                self._begin(max(self._skip, among / count))
+                return max(wanted, 0.25 * limit)
         if self._skip > 0:
             self._skip -= count
-            return 1.0
-        self._collected += count
-        self._sum += count * mean
-        if self._collected < max(_FEW if self._move > _LARGE_MOVE else _ENOUGH, limit):
-            return 1.0
-        level, size = self._sum / self._collected, log(limit)
-        if self._before is not None:
-            size_before, level_before = self._before
-            moved, risen = size - size_before, level - level_before
-            if (unexplained := risen - max(moved, 0.0)) > _SLOWER:
-                # The service has become slower. If that is a queue, so many fewer calls do as well.
-                self._before = (size, level)
-                self._up, self._move = False, _SMALLEST_MOVE
-                return self._moved_by(max(0.3, exp(-unexplained)), limit)
-            up = risen < _QUEUE * moved if moved > 0 else risen > _QUEUE * moved
-            if up != self._up:
-                # Too far: back, and on from there in small steps.
-                self._before = (size, level)
-                self._up, self._move = up, _SMALLEST_MOVE
-                return self._moved_by(min(max(exp(-moved), 0.6), 1 + _LARGE_MOVE), limit)
-            self._move = min(2 * self._move, _LARGEST_MOVE if risen < 0.5 * moved else _LARGE_MOVE)
-        self._before = (size, level)
-        return self._moved_by(1 + self._move if self._up else 1 / (1 + self._move), limit)
+            return limit
+        self._count += count
+        self._sum += seconds
+        self._sent += among
+        trips = max(ceil(_ENOUGH / int(limit)), 2 if self._mode == "up" and self._step < 0.1 else 1)
+        self.left = max(int(limit) * trips - self._count, 0)
+        if self.left:
+            return limit
+        number, seconds = self._sent / self._count, self._sum / self._count
+        self._trips += self._count / limit
+        self._lowest = min(self._lowest, seconds)
+        wanted = self._measured(number, seconds, limit)
+        self._begin(max(limit, wanted) if int(wanted) != int(limit) else 0.0)
+        return wanted
 
-    def _moved_by(self, factor: float, limit: float) -> float:
-        self._collected, self._sum = 0, 0.0
-        self._skip = limit * max(1.0, factor)
-        return factor
+    def _at_the_rate_of(self, number: float, seconds: float, times: float) -> float:
+        """The calls that complete as fast with the usual round trip, if they take so many times longer; else inf."""
+        size, usual = self._usual
+        # Even if all that was added waits, they should take no longer.
+        return number * usual / seconds if seconds > times * usual * max(1.0, number / size) else inf
+
+    def _measured(self, number: float, seconds: float, limit: float) -> float:
+        if not self._usual[0]:
+            self._usual, self._clear = (number, seconds), number
+            return self._up(limit)
+        if self._mode == "hold":
+            return self._held(number, seconds, limit)
+        size, usual = self._usual
+        moved, risen = log(number / size), log(seconds / usual)
+        if self._mode == "up":
+            if risen > _WAITS * moved or (moved > 0.1 and moved - risen < _GAIN):
+                # Too far, by what the rate did not grow.
+                self._full = number / seconds
+                self._failures += 1
+                self._mode, self._trips, self._back = "hold", 0.0, _SMALLEST_BACK
+                good = sqrt(size * self._clear)
+                return max(min(self._full * usual, limit) if good == size else good, min(good, limit))
+            was_clear, is_clear = self._clear == size, risen < 0.4 * moved
+            # A knee may lie within this step.
+            self._clear = size if was_clear and not is_clear else number
+            self._usual, self._full = (number, seconds), 0.0
+            self._failures = 0
+            self._step = _LARGEST_STEP if is_clear and self._step >= _LARGE_STEP else _LARGE_STEP
+            return self._up(limit)
+        return self._lowered(number, seconds, limit)
+
+    def _lowered(self, number: float, seconds: float, limit: float) -> float:
+        before, slow = self._slow
+        moved, risen = log(number / before), log(seconds / slow)
+        if seconds <= 1.08 * self._lowest:
+            pass
+        elif risen <= _WAITS * moved or seconds > _LONGER * slow:
+            # There is still a queue, or it is only becoming visible.
+            self._slow = (number, seconds)
+            return limit * max(0.25, self._usual[1] / seconds)
+        elif risen > 0.5 * moved:
+            # Fewer calls did not help: the service itself has become slower.
+            self._usual, self._lowest, self._step = (number, seconds), seconds, _LARGE_STEP
+            self._clear = number
+            return self._up(limit)
+        self._usual, self._full = (number, seconds), 0.0
+        self._mode, self._trips, self._failures = "hold", 0.0, 0
+        return limit
+
+    def _held(self, number: float, seconds: float, limit: float) -> float:
+        size, usual = self._usual
+        wanted = self._at_the_rate_of(number, seconds, _LONGER)
+        if wanted < limit:
+            self._slow = (number, seconds)
+            self._mode = "down"
+            return wanted
+        if usual > _LONGER * seconds:
+            self._failures = 0
+            self._trips = inf
+        # Not of another number of calls.
+        self._usual = (number, usual + (0.3 if size == number else 1.0) * (seconds - usual))
+        if number / seconds > _FULL * self._full > 0 and seconds > _NEAR * self._lowest:
+            # As fast as with more calls: some of these wait as well.
+            self._back = min(2 * self._back, _LARGEST_BACK)
+            return max(min(limit * (1 - self._back), limit - 1), 1.0)
+        if self._back > _SMALLEST_BACK:
+            before, self._back = limit / (1 - self._back), _SMALLEST_BACK
+            return max(min(self._full * seconds * (1.0 if seconds < _NEAR * self._lowest else 0.98), before), limit)
+        if self._trips >= min(_HOLD + _HOLD_LONGER * self._failures, _LONGEST_HOLD):
+            self._step, self._clear = _SMALL_STEP, number
+            return self._up(limit)
+        return limit
+
+    def _up(self, limit: float) -> float:
+        self._mode = "up"
+        return max(limit * (1 + self._step), limit + 1)

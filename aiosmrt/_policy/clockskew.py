@@ -182,7 +182,7 @@ def correct_offset(
 def expired_on_the_way(code: str, sent_at: float, received_at: float) -> float | None:
     """Decide whether a refused signature was right, but too old when it reached the service.
 
-    Making the connection may have taken long, or the machine was suspended meanwhile.
+    Making the connection may have taken long, or the machine was suspended while it was made.
 
     Args:
         code: the error's code.

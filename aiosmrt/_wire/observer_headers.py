@@ -42,7 +42,7 @@ def extend(head: Head, added: Mapping[str, str]) -> Head:
 
     >>> extend(Head("churn", "/endpoints/churn/invocations", (("Accept", "text/csv"),)), {"traceparent": "00-ab-cd-01"})
     Head(endpoint_name='churn', path='/endpoints/churn/invocations', \
-headers=(('Accept', 'text/csv'), ('traceparent', '00-ab-cd-01')), lasting=False)
+headers=(('Accept', 'text/csv'), ('traceparent', '00-ab-cd-01')), lasting=False, component=None)
     """
     if not added:
         return head

@@ -3,7 +3,7 @@
 Header names differ between operations (``Accept`` is sent as ``Accept`` by one and as ``X-Amzn-SageMaker-Accept`` by
 another), so they are data in this table and are composed nowhere else. The table restates the service model that
 botocore ships (``botocore/data/sagemaker-runtime/2017-05-13/service-2.json.gz``). A conformance test compares the two
-member by member and fails when a member is added.
+member by member and fails when a member is added. `OPENAI_OPERATIONS` are not in the model: those names are ours.
 """
 
 from typing import Final, Literal, NamedTuple
@@ -11,7 +11,10 @@ from typing import Final, Literal, NamedTuple
 __all__ = [
     "API_VERSION",
     "BY_NAME",
+    "CHAT_COMPLETIONS",
+    "CHAT_COMPLETIONS_STREAM",
     "INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM",
+    "OPENAI_OPERATIONS",
     "OPERATIONS",
     "REQUEST_TTL_SECONDS",
     "SERVICE_ID",
@@ -77,6 +80,7 @@ class Operation(NamedTuple):
         results: response members, in the model's order.
         errors: the error codes that the model lists.
         streams: whether the response is an event stream.
+        openai: whether it is the OpenAI route, see `aiosmrt._wire.openai_route`.
     """
 
     name: str
@@ -87,6 +91,7 @@ class Operation(NamedTuple):
     results: tuple[Member, ...]
     errors: tuple[str, ...]
     streams: bool = False
+    openai: bool = False
 
 
 _NAME = "^[a-zA-Z0-9](-*[a-zA-Z0-9])*"
@@ -279,3 +284,22 @@ INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM = Operation(
 
 OPERATIONS = (INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
+
+CHAT_COMPLETIONS = Operation(
+    name="OpenAIChatCompletions",
+    method="",
+    path_suffix="/openai/v1/chat/completions",
+    status=200,
+    members=(
+        _ENDPOINT_NAME,
+        _BODY,
+        _CONTENT_TYPE,
+        _INFERENCE_COMPONENT._replace(location="uri", header=None),
+    ),
+    results=(_BODY, _CONTENT_TYPE),
+    errors=(),
+    openai=True,
+)
+CHAT_COMPLETIONS_STREAM = CHAT_COMPLETIONS._replace(name="OpenAIChatCompletionsStream", streams=True)
+
+OPENAI_OPERATIONS = (CHAT_COMPLETIONS, CHAT_COMPLETIONS_STREAM)

@@ -41,12 +41,14 @@ class Head(NamedTuple):
         path: the request path, percent-encoded.
         headers: name and value of each header of the service model; they are signed.
         lasting: whether the same parameters yield this object again, so that it can be the key of a cache.
+        component: the inference component's name, if the path has it.
     """
 
     endpoint_name: str
     path: str
     headers: tuple[tuple[str, str], ...]
     lasting: bool = True
+    component: str | None = None
 
 
 def full_pattern(pattern: str) -> re.Pattern[str]:
@@ -163,16 +165,19 @@ class HeadBuilder:
             )
 
     def _build(self, key: Sequence[Any]) -> Head:
-        name = ""
+        name, component = "", None
         headers = []
         for member, value in zip(self.members, key, strict=True):
-            if member.location == "uri":
+            if member.location == "uri" and member.required:
                 name = _plain(value)
+            elif member.location == "uri":
+                component = None if value is None else _plain(value)
             elif value is not None and member.header is not None:
                 headers.append((member.header, _plain(value)))
-        # Names that match the pattern of EndpointName need no percent-encoding.
-        path = f"/endpoints/{name}{self.operation.path_suffix}"
-        return Head(name, path, tuple(headers))
+        # Names that match the patterns of EndpointName and InferenceComponentName need no percent-encoding.
+        within = "" if component is None else f"/inference-components/{component}"
+        path = f"/endpoints/{name}{within}{self.operation.path_suffix}"
+        return Head(name, path, tuple(headers), component=component)
 
     def _body_faults(self, values: tuple[Any, ...], body: object) -> list[str]:
         if body is None:

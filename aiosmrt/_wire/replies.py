@@ -14,7 +14,7 @@ from typing import Any
 from aiosmrt._wire.operations import Operation
 from aiosmrt.errors import ERROR_CODES
 
-__all__ = ["ReplyReader", "failure", "stream_failure"]
+__all__ = ["ReplyReader", "failure", "metadata_of", "stream_failure"]
 
 
 class ReplyReader:
@@ -42,7 +42,7 @@ class ReplyReader:
             body: the value of ``"Body"``; the bytes of a JSON document if the operation has no payload member.
             attempts: how many requests were sent.
         """
-        metadata = _metadata(status, headers)
+        metadata = metadata_of(status, headers)
         metadata["RetryAttempts"] = attempts - 1
         result: dict[str, Any] = {"ResponseMetadata": metadata}
         for name, header in self._headers:
@@ -58,7 +58,8 @@ class ReplyReader:
         return result
 
 
-def _metadata(status: int, headers: dict[str, str]) -> dict[str, Any]:
+def metadata_of(status: int, headers: dict[str, str]) -> dict[str, Any]:
+    """The ``ResponseMetadata`` of a response, without the number of attempts."""
     metadata: dict[str, Any] = {}
     if (request_id := headers.get("x-amzn-requestid")) is not None:
         metadata["RequestId"] = request_id
@@ -85,7 +86,7 @@ def failure(status: int, headers: dict[str, str], body: bytes, attempts: int) ->
     >>> failure(400, {"x-amzn-errortype": "ThrottlingException:http://x/"}, b'{"message":null}', 1)["Error"]
     {'Message': None, 'Code': 'ThrottlingException'}
     """
-    metadata = _metadata(status, headers)
+    metadata = metadata_of(status, headers)
     metadata["RetryAttempts"] = attempts - 1
     stripped = body.strip()
     if status >= 500 and (not stripped or stripped.startswith(b"<html>")):

@@ -2,12 +2,13 @@
 
 `score` is the job; the ``aiosmrt score`` command runs it from a shell. `source` reads rows, `requests` makes bodies of
 them, `sink` makes records of answers, `outputlog` keeps them, and `job` puts it all together. `answers` has the codecs
-for those who know content types only.
+for those who know content types only. `scorer` scores the record batches of other engines.
 """
 
 from aiosmrt.batch.answers import ANY_ANSWER, AnyAnswer, codec_for
-from aiosmrt.batch.job import Inputs, Progress, Report, score
+from aiosmrt.batch.job import Inputs, Progress, Records, Report, score
 from aiosmrt.batch.requests import JoinSource
+from aiosmrt.batch.scorer import OnError, OutputType, Scorer
 from aiosmrt.batch.sink import OutputFormat
 from aiosmrt.batch.source import InputFormat
 
@@ -17,9 +18,13 @@ __all__ = [
     "InputFormat",
     "Inputs",
     "JoinSource",
+    "OnError",
     "OutputFormat",
+    "OutputType",
     "Progress",
+    "Records",
     "Report",
+    "Scorer",
     "codec_for",
     "score",
 ]

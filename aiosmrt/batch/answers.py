@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
+from aiosmrt.endpoint import split_answer
 from aiosmrt.serializers import (
     CSV,
     JSON,
@@ -12,13 +16,15 @@ from aiosmrt.serializers import (
     TEXT,
     BytesCodec,
     CSVCodec,
+    Deserializer,
     JSONCodec,
     JSONLinesCodec,
     Serializer,
     TextCodec,
 )
+from aiosmrt.serializers.codec import encoding_of
 
-__all__ = ["ANY_ANSWER", "AnyAnswer", "codec_for"]
+__all__ = ["ANY_ANSWER", "AnyAnswer", "JSONText", "Verbatim", "codec_for"]
 
 _JSON: Final = re.compile(r"(application|text)/(x-)?json|[^/]+/.+\+json")
 _JSON_LINES: Final = re.compile(r"(application|text)/(x-)?(jsonlines|json-lines|jsonl|ndjson)")
@@ -34,6 +40,11 @@ _MAX_DIGITS: Final = 300
 
 def _media_type(header: str) -> str:
     return header.partition(";")[0].strip().lower()
+
+
+@lru_cache(maxsize=128)
+def _is_json(content_type: str) -> bool:
+    return _JSON.fullmatch(_media_type(content_type)) is not None
 
 
 def codec_for(content_type: str) -> Serializer[Any]:
@@ -85,18 +96,46 @@ class AnyAnswer:
         Raises:
             DeserializationError: the body is not what its content type says.
         """
-        media_type = _media_type(content_type)
-        if _JSON.fullmatch(media_type):
+        if _is_json(content_type):
             return JSON.deserialize(body, content_type)
+        media_type = _media_type(content_type)
         if _JSON_LINES.fullmatch(media_type):
             return JSON_LINES.deserialize(body, content_type)
         if _CSV.fullmatch(media_type):
-            rows = [[_number(field) for field in row] for row in CSV.deserialize(body, content_type)]
-            row = rows[0] if len(rows) == 1 else rows
+            rows = _csv_rows(body, content_type)
+            row: list[Any] = rows[0] if len(rows) == 1 else rows
             return row[0] if len(row) == 1 else row
         if _TEXT.fullmatch(media_type):
             return TEXT.deserialize(body, content_type)
         return body
+
+    def deserialize_rows(self, body: bytes, content_type: str, count: int, /) -> Sequence[Any]:
+        """Read the answer to several rows: JSON as `aiosmrt.endpoint.split_answer` does, everything else line by line.
+
+        A single line of CSV with as many fields as there are rows has a field for each.
+
+        Args:
+            body: the response body.
+            content_type: its content type; empty if it is missing.
+            count: the number of rows.
+
+        Raises:
+            DeserializationError: the body is not what its content type says, or has no values for rows.
+
+        >>> AnyAnswer().deserialize_rows(b"0.25,yes\n0.5,no", "text/csv", 2)
+        [[0.25, 'yes'], [0.5, 'no']]
+        """
+        media_type = _media_type(content_type)
+        if not _CSV.fullmatch(media_type):
+            return split_answer(self.deserialize(body, content_type), count)
+        rows = _csv_rows(body, content_type)
+        if len(rows) == 1 and len(rows[0]) == count > 1:
+            return rows[0]
+        return [row[0] if len(row) == 1 else row for row in rows]
+
+
+def _csv_rows(body: bytes, content_type: str) -> list[list[int | float | str]]:
+    return [[_number(field) for field in row] for row in CSV.deserialize(body, content_type)]
 
 
 def _number(field: str) -> int | float | str:
@@ -108,3 +147,68 @@ def _number(field: str) -> int | float | str:
 
 ANY_ANSWER: Final = AnyAnswer()
 """The only `AnyAnswer` that is needed: it does not take options."""
+
+
+class JSONText:
+    """An answer in JSON, on one line, as the model wrote it.
+
+    Args:
+        data: its bytes, in UTF-8.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data: bytes = data
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_parse: Final = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+class Verbatim:
+    """A deserializer for an output that repeats JSON: parses it to see whether it is JSON, and leaves it as it is.
+
+    That saves writing it again, and keeps numbers as they are. Everything else is left to the other deserializer: what
+    is not JSON, NaN, several lines, another charset.
+
+    Args:
+        deserializer: the other one.
+    """
+
+    accept = "*/*"
+
+    def __init__(self, deserializer: Deserializer[Any]) -> None:
+        self._deserialize = deserializer.deserialize
+
+    @classmethod
+    def of(cls, deserializer: Deserializer[Any]) -> Deserializer[Any]:
+        """The same deserializer, or one in front of it if it reads JSON as `json` does."""
+        return cls(deserializer) if deserializer in (ANY_ANSWER, JSON) else deserializer
+
+    def deserialize(self, body: bytes, content_type: str, /) -> Any:
+        """Read an answer.
+
+        Args:
+            body: the response body.
+            content_type: its content type; empty if it is missing.
+
+        Raises:
+            DeserializationError: the body is not what its content type says.
+
+        >>> Verbatim(ANY_ANSWER).deserialize(b'{"score": 1.50}', "application/json").data
+        b'{"score": 1.50}'
+        >>> Verbatim(ANY_ANSWER).deserialize(b"NaN", "application/json")
+        nan
+        """
+        if _is_json(content_type) and encoding_of(content_type) == "utf-8" and b"\n" not in body and b"\r" not in body:
+            try:
+                _parse(body.decode())
+            except (ValueError, RecursionError):
+                pass
+            else:
+                return JSONText(body.strip())
+        return self._deserialize(body, content_type)

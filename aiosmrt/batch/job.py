@@ -2,8 +2,8 @@
 
 ::
 
-    reader thread ── rows ──► Endpoint.map ── results ──► writer thread ──► OutputLog
-     (Source, RequestMaker)                                (Sink)
+    reader thread ── rows ──► Results (map) ── results ──► writer thread ──► OutputLog
+     (Source, RequestMaker)      Feed, RowCalls            (Sink)
 
 Both threads work on many rows at a time. At most one batch of rows is read ahead, and a bounded number of results waits
 to be written, so memory does not grow with the input.
@@ -17,84 +17,87 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from inspect import isawaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
+from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
-from aiosmrt.batch.outputlog import OutputLog, Record, companions
-from aiosmrt.batch.requests import TEXT_COLUMN, JoinSource, Prepared, RequestMaker, Row, template_columns
-from aiosmrt.batch.sink import OutputFormat, Sink, failure_record
-from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of
-from aiosmrt.config import UNSET, Unset, is_whole
-from aiosmrt.endpoint import Endpoint, Result
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
+from aiosmrt.batch.answers import Verbatim
+from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file
+from aiosmrt.batch.calls import RowCalls
+from aiosmrt.batch.destination import Deliver, Destination
+from aiosmrt.batch.feed import Feed
+from aiosmrt.batch.filters import Selection
+from aiosmrt.batch.objects import Bucket
+from aiosmrt.batch.outputlog import OutputLog, Record
+from aiosmrt.batch.progress import Pace, Progress, progress_of
+from aiosmrt.batch.recorder import Recorder, check_page, write_page
+from aiosmrt.batch.records import RecordSource, records_fault
+from aiosmrt.batch.requests import (
+    FILE_COLUMN,
+    TEXT_COLUMN,
+    JoinSource,
+    Prepared,
+    RequestMaker,
+    Row,
+    names_whole_row,
+    template_columns,
+)
+from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
+from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
+from aiosmrt.batch.tasks import uninterrupted
+from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
+from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
+from aiosmrt.endpoint.groups import GroupedResults
+from aiosmrt.endpoint.jobs import INLINE_BYTES
+from aiosmrt.endpoint.options import check_accepted, merged
 from aiosmrt.errors import (
     AiosmrtError,
     BatchInputError,
+    BatchOutputError,
     BatchStoppedError,
     ParamValidationError,
     SerializationError,
     TooManyFailuresError,
 )
+from aiosmrt.serializers.tables import SupportsArrowArray, SupportsArrowStream
 
-if TYPE_CHECKING:
-    from aiosmrt.client import Client
-
-__all__ = ["Inputs", "Progress", "Report", "score"]
+__all__ = ["Inputs", "Progress", "Records", "Report", "score"]
 
 T = TypeVar("T")
 
 StrPath: TypeAlias = str | os.PathLike[str]
 Inputs: TypeAlias = StrPath | Sequence[StrPath]
+Records: TypeAlias = Iterable[Any] | AsyncIterable[Any] | SupportsArrowStream | SupportsArrowArray
 
 # What the reader makes at a time.
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 1 << 20
 
+# The most that rows are grouped to where no size is given: the default of Batch Transform's MaxPayloadInMB.
+_GROUP_BYTES: Final = 6 << 20
+
 # Results that are gathered before they are written: so long, or so many.
 _GATHER_SECONDS: Final = 0.005
-_GATHER_RESULTS: Final = 64
+_GATHER_RESULTS: Final = 256
 
 # How often written records are made to survive a power failure, in seconds.
 _SYNC_SECONDS: Final = 1.0
+
+# How often the report page's charts get a value.
+_RECORD_SECONDS: Final = 1.0
 
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 # Members of a call that are only known by their hashes: they may be secret.
 _SECRET: Final = frozenset({"custom_attributes", "session_id"})
-
-
-class Progress(NamedTuple):
-    """How far a job is.
-
-    Args:
-        scored: rows whose answers are in the output, those of earlier runs among them.
-        failed: rows that failed.
-        resumed: rows that earlier runs had done.
-        seconds: since the job was started.
-        rows_per_second: rows done by this run, per second.
-        in_flight: calls in flight.
-        max_in_flight: how many may be now; fewer after throttling.
-        waiting_for: what calls wait for: ``"outage"``, ``"capacity"``; None while the endpoint is well.
-        retries: requests of this run's calls that were sent again.
-        fraction: the share of the input that was read, from 0 to 1; None for a stream.
-        remaining: estimated seconds to the end; None while that is not known.
-    """
-
-    scored: int
-    failed: int
-    resumed: int
-    seconds: float
-    rows_per_second: float
-    in_flight: int
-    max_in_flight: int
-    waiting_for: str | None
-    retries: int
-    fraction: float | None
-    remaining: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +112,8 @@ class Report:
         retries: requests of this run's calls that were sent again.
         seconds: how long this run took.
         finished: whether all rows are done, up to the limit; False if ``stop`` was set before.
-        output: the output file.
-        errors: the errors file, which exists if rows failed.
+        output: the output file, or its URI; None if it is a function.
+        errors: the errors file, or its URI; it exists if rows failed.
     """
 
     rows: int
@@ -120,8 +123,8 @@ class Report:
     retries: int
     seconds: float
     finished: bool
-    output: Path
-    errors: Path
+    output: Path | str | None
+    errors: Path | str
 
     @property
     def rows_per_second(self) -> float:
@@ -131,8 +134,8 @@ class Report:
 
 async def score(
     endpoint: Endpoint[Any, Any],
-    source: Inputs,
-    sink: StrPath,
+    source: Inputs | Records,
+    sink: StrPath | Deliver,
     *,
     input_format: InputFormat | None = None,
     output_format: OutputFormat | None = None,
@@ -141,16 +144,24 @@ async def score(
     template: Any = None,
     id_field: str | None = None,
     join_source: JoinSource = "None",
-    max_concurrency: int | None = None,
+    input_filter: str | None = None,
+    output_filter: str | None = None,
+    rows_per_request: int | None = 1,
+    max_payload_mb: float | None = None,
+    split: Callable[[Any, int], Sequence[Any]] | None = None,
+    asynchronous: bool = False,
+    max_concurrency: MaxConcurrency | None = None,
     patience: float | Unset | None = UNSET,
-    max_failures: int | float | None = None,
+    max_failures: int | float | str | None = None,
     retry_failed: bool = False,
     fresh: bool = False,
+    spool: StrPath | None = None,
     limit: int | None = None,
     stop: asyncio.Event | None = None,
     drain: float = 10.0,
     on_progress: Callable[[Progress], object] | None = None,
     progress_interval: float = 1.0,
+    report_page: StrPath | None = None,
 ) -> Report:
     """Score the rows of files, and write the answers to a file::
 
@@ -161,16 +172,25 @@ async def score(
     the same job again after any interruption: rows that are done are not sent again. A row may be sent twice (it was in
     flight when the job was killed), but never is it in the output twice.
 
-    A row is the body of one call. It fails by its own fault: it cannot be read, the model refuses it, or the service
-    does not answer it for ``patience`` seconds. An error that every row would meet fails no row but stops the job.
+    A row is the body of one call, or shares it with others (``rows_per_request``). It fails by its own fault: it cannot
+    be read, the model refuses it, or the service does not answer it for ``patience`` seconds. What the model refuses of
+    several rows is halved until the bad row is known; the others are scored. An error that every row would meet fails
+    no row but stops the job.
 
     Args:
         endpoint: where rows are sent; its serializer makes the bodies, its deserializer reads the answers.
-        source: a file, a folder, a pattern, ``-`` for standard input, or several of them. Files may be compressed with
-            gzip.
-        sink: the output file.
-        input_format: ``"jsonl"``, ``"csv"`` or ``"text"`` (a row a line). Defaults to what the suffixes say.
-        output_format: ``"jsonl"``, ``"csv"`` or ``"text"`` (the answers alone). Defaults to what the suffix says.
+        source: a file, a folder, a pattern, ``s3://bucket/key``, ``s3://bucket/prefix/``, ``-`` for standard input, or
+            several of them in a list; files may be compressed with gzip or zstd. Or rows from Python: a table (pandas,
+            polars, Arrow, whatever has ``__arrow_c_stream__`` or ``__dataframe__``), or an iterable of records, which
+            is advanced in a thread, or an asynchronous one.
+        sink: the output file, ``s3://bucket/key``, or a function that is called with lists of records, as JSON Lines
+            has them. It is called in a thread, and what it returns is awaited if it can be; only then are the rows
+            done. After an interruption it may get a row again.
+        input_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (a row a line), ``"openai-batch"``, or
+            ``"file"``: a file is a row, which is sent as it is and has one column, ``file``, its name. Defaults to what
+            the suffixes say.
+        output_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (the answers alone) or ``"openai-batch"``.
+            Defaults to what the suffix says.
         header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
         column: the column that is sent. If None, the template or the whole row.
         template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
@@ -178,70 +198,147 @@ async def score(
         id_field: a column whose value is repeated in the output as the row's id.
         join_source: ``"Input"``: a record of the output is the row with ``prediction`` added. ``"None"``: it is the
             row's index, its id and the value.
-        max_concurrency: calls in flight at the same time. Defaults to the client's.
+        input_filter: a JSONPath of what is sent of a row, in place of ``column`` and ``template``, such as
+            ``"$.features"`` or, for columns of CSV by their numbers, ``"$[1:]"``. Needs the extra ``batch``.
+        output_filter: a JSONPath of what is written: of the value, or of the joined row, whose last member or column
+            is ``prediction``: ``"$['id','prediction']"``, ``"$[0,-1]"``. Needs the extra ``batch``.
+        rows_per_request: the most rows of a call; the serializer's lines, or items of a list. If None, as many as
+            ``max_payload_mb`` allows. By default, the row is the body, and the answer is its value; otherwise the
+            answer must have a value for each row; see `aiosmrt.endpoint.split_answer`.
+        max_payload_mb: the largest body, in MiB; a larger row fails and is not sent. If None, any row is sent, and
+            several share up to 6 MiB.
+        split: returns the values of the rows, given the answer and the number of rows, if `split_answer` does not know
+            how.
+        asynchronous: whether the endpoint is an asynchronous one. Each request is then a job whose answer is awaited in
+            S3; ``SINK.jobs`` lists those under way, and a later run waits for them in place of sending their rows
+            again. Bodies over 128,000 bytes need the endpoint's ``upload_to``.
+        max_concurrency: calls in flight, or jobs under way, at the same time; or ``"adaptive"``, see `aiosmrt.Client`.
+            Defaults to the client's.
         patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
-        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1), that stop the job when
-            there are more. If None, no limit.
+        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1, or ``"5%"``), that
+            stop the job when there are more. If None, no limit.
         retry_failed: whether to score the rows again that failed in earlier runs.
         fresh: whether to start over, and overwrite what is there.
+        spool: the folder in which answers are kept until they are uploaded, with the journal. Defaults to one for each
+            URI in ``~/.local/state/aiosmrt/score``. Where the sink is a function, the folder of the journal; if None,
+            the job cannot be resumed.
         limit: the number of rows of the input that are scored, from its beginning. If None, all.
         stop: set it to end the job: no further rows are sent, those in flight have ``drain`` seconds.
         drain: seconds for calls in flight to end once ``stop`` is set.
         on_progress: called with the progress, on the event loop.
         progress_interval: seconds between these calls.
+        report_page: a file for a page of HTML with charts of the run, written when it ends, however it does.
 
     Returns:
         What the job came to; with ``finished=False`` if ``stop`` was set.
 
     Raises:
         ParamValidationError: an argument is out of range, or two do not fit together.
+        ConfigurationError: Parquet, zstd and tables need the extra ``batch``.
+        ObjectStoreError: S3 refuses a request, or fails.
         BatchInputError: the input does not exist, cannot be read, has no rows, or has changed.
         BatchOutputError: the output is in use, belongs to another job, was changed, or cannot be written.
         BatchStoppedError: more rows failed than ``max_failures`` allows, or every further row would.
     """
-    output = Path(sink)
-    names = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    inputs = [os.fspath(name) for name in names]
-    kind = output_format if output_format is not None else format_of(output.name)
     faults = []
-    if not inputs:
-        faults.append("source must name at least one file")
+    inputs: list[str] | None = None
+    if isinstance(source, (str, os.PathLike)):
+        inputs = [os.fspath(source)]
+    elif isinstance(source, (list, tuple)) and all(isinstance(name, (str, os.PathLike)) for name in source):
+        inputs = [os.fspath(name) for name in source]
+        if not inputs:
+            faults.append("source must name at least one file")
+    elif (fault := records_fault(source)) is not None:
+        faults.append(fault)
+    elif input_format is not None:
+        faults.append("input_format is for files; the source is none")
+    if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
+        faults.append(f"sink must be a path, a URI or a function; got {type(sink)}")
+    name_of_sink = os.fspath(sink) if isinstance(sink, (str, os.PathLike)) else ""
+    kind = output_format if output_format is not None else format_of(name_of_sink)
+    if callable(sink):
+        kind = kind or "jsonl"
+        if kind != "jsonl":
+            faults.append("output_format must be jsonl, or left out, for a function")
+    elif spool is not None and not name_of_sink.startswith("s3://"):
+        faults.append("spool is for output in S3 and for functions; a file has its journal beside it")
+    formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
-        ("input_format", input_format, ("jsonl", "csv", "text", None)),
-        ("output_format", output_format, ("jsonl", "csv", "text", None)),
+        ("input_format", input_format, (*formats[:-1], "file", None)),
+        ("output_format", output_format, formats),
+        ("asynchronous", asynchronous, (True, False)),
         ("join_source", join_source, ("None", "Input")),
     ):
         if value not in allowed:
             faults.append(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r:.80}")
-    if kind is None:
+    if kind is None and name_of_sink:
         faults.append(
-            f"output_format is needed: the suffix of {output.name!r:.80} stands for none of jsonl, csv and text"
+            f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} stands for none of jsonl, csv, "
+            "parquet and text"
         )
-    if output.suffix.lower() == ".gz":
+    if is_compressed(name_of_sink):
         faults.append("the output cannot be compressed: it is written at its end and resumed")
+    if input_format == "openai-batch" and rows_per_request != 1:
+        faults.append("openai-batch has a request a line; leave rows_per_request out")
+    ways = (column, template, id_field, input_filter)
+    if input_format == "openai-batch" and any(way is not None for way in ways):
+        faults.append("openai-batch says what is sent: leave column, template, id_field and input_filter out")
+    if kind == "openai-batch" and join_source == "Input":
+        faults.append("openai-batch repeats no input; leave join_source out")
+    if kind == "openai-batch" and input_format != "openai-batch" and id_field is None:
+        faults.append("openai-batch as the output needs it as the input, or an id_field")
+    sends_a_part = not (column is None and template is None and input_filter is None)
+    if input_format == "file" and (sends_a_part or rows_per_request != 1):
+        faults.append("a file is sent as it is: leave column, template, input_filter and rows_per_request out")
+    if "openai-batch" in (input_format, kind) and rows_per_request != 1:
+        faults.append("openai-batch has a request for each line; leave rows_per_request out")
     if column is not None and template is not None:
         faults.append("column and template exclude each other")
     if kind == "text" and (id_field is not None or join_source == "Input"):
-        faults.append("text has the answers alone; id_field and join_source need jsonl or csv")
+        faults.append("text has the answers alone; id_field and join_source need another format")
+    if input_filter is not None and (column is not None or template is not None):
+        faults.append("input_filter excludes column and template")
+    if not (rows_per_request is None or is_whole(rows_per_request, 1)):
+        faults.append(f"rows_per_request must be an integer >= 1 or None; got {rows_per_request!r:.80}")
+    if split is not None and rows_per_request == 1:
+        faults.append("split needs several rows_per_request")
+    if max_payload_mb is not None and not (is_seconds(max_payload_mb) and max_payload_mb > 0):
+        faults.append(f"max_payload_mb must be a number > 0 or None; got {max_payload_mb!r:.80}")
     if limit is not None and not is_whole(limit, 1):
         faults.append(f"limit must be an integer >= 1 or None; got {limit!r:.80}")
     for name, seconds in (("drain", drain), ("progress_interval", progress_interval)):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
             faults.append(f"{name} must be a non-negative number of seconds; got {seconds!r:.80}")
+    filters = {"input_filter": input_filter, "output_filter": output_filter}
+    selections: dict[str, Selection | None] = {}
+    for name, path in filters.items():
+        try:
+            selections[name] = None if path is None else Selection(path)
+        except ParamValidationError as error:
+            faults += [f"{name} {fault}" for fault in error.faults]
     if faults:
         raise ParamValidationError(faults)
+    if asynchronous:
+        check_accepted(INVOKE_ENDPOINT_ASYNC, merged({}, endpoint.options))
+    if max_concurrency is not None:
+        endpoint = _with_concurrency(endpoint, max_concurrency)
     # Makes no calls: checks the arguments that are those of `map`, and the endpoint's options.
-    endpoint.map((), concurrency=max_concurrency, patience=patience, max_failures=max_failures)
+    endpoint.map((), patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
-        output,
+        Destination(sink, str(kind), None if spool is None else Path(spool)),
         cast("OutputFormat", kind),
         column=column,
         template=template,
         id_field=id_field,
         join=join_source == "Input",
+        choose=selections["input_filter"],
+        keep=selections["output_filter"],
+        rows_per_request=rows_per_request,
+        max_bytes=None if max_payload_mb is None else int(max_payload_mb * (1 << 20)),
+        split=split,
+        asynchronous=asynchronous,
         header=header,
-        concurrency=max_concurrency,
         patience=patience,
         max_failures=max_failures,
         retry_failed=retry_failed,
@@ -251,8 +348,9 @@ async def score(
         drain=drain,
         on_progress=on_progress,
         progress_interval=progress_interval,
+        report_page=None if report_page is None else Path(report_page),
     )
-    return await job.run(inputs, input_format)
+    return await job.run(source if inputs is None else inputs, input_format)
 
 
 @dataclass(kw_only=True)
@@ -263,10 +361,15 @@ class _Settings:
     template: Any
     id_field: str | None
     join: bool
+    choose: Selection | None
+    keep: Selection | None
+    rows_per_request: int | None
+    max_bytes: int | None
+    split: Callable[[Any, int], Sequence[Any]] | None
+    asynchronous: bool
     header: bool
-    concurrency: int | None
     patience: float | Unset | None
-    max_failures: int | float | None
+    max_failures: int | float | str | None
     retry_failed: bool
     fresh: bool
     limit: int | None
@@ -274,15 +377,25 @@ class _Settings:
     drain: float
     on_progress: Callable[[Progress], object] | None
     progress_interval: float
+    report_page: Path | None
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether rows are handed on in groups."""
+        return self.several or self.asynchronous
+
+    @property
+    def several(self) -> bool:
+        """Whether rows share bodies."""
+        return self.rows_per_request != 1
 
 
 class _Job:
     """One run of a job."""
 
-    def __init__(self, endpoint: Endpoint[Any, Any], output: Path, kind: OutputFormat, **settings: Any) -> None:
+    def __init__(self, endpoint: Endpoint[Any, Any], output: Destination, kind: OutputFormat, **settings: Any) -> None:
         self._endpoint = endpoint
-        # An endpoint names what it needs of its client; this is more.
-        self._client = cast("Client", endpoint._client)
+        self._client = endpoint.client
         self._output = output
         self._kind: OutputFormat = kind
         self._settings = _Settings(**settings)
@@ -294,10 +407,14 @@ class _Job:
         self._started = time.monotonic()
         self._resumed = 0
         self._retries_before = self._all_retries()
-        self._throughput_from = self._started
+        self._pace: Pace
+        self._recorder: Recorder | None = None
         # Set when no further rows are wanted, for the loop and for threads.
         self._ending = asyncio.Event()
         self._unwanted = threading.Event()
+        # Set once all rows are done, and when the job is cancelled after that.
+        self._finishing = self._abandoned = False
+        self._bucket = Bucket(asyncio.get_running_loop(), endpoint.object_store, self._is_unwanted)
         # The first error that ends the job from within.
         self._error: BaseException | None = None
         # An error that every row would meet; map() ends with it.
@@ -305,8 +422,45 @@ class _Job:
         self._time_limit: asyncio.Timeout | None = None
         self._read_to_end = False
         self._rows_read = 0
+        # Rows of the input that wait for others.
+        self._group: list[Row] = []
+        self._group_bytes = 0
+        # Jobs of an asynchronous endpoint, and those rows of earlier ones that were read.
+        self._under_way: JobsUnderWay | None = None
+        self._queued: QueuedScoring | None = None
+        self._of_jobs: dict[int, list[Row]] = {}
 
-    async def run(self, inputs: list[str], input_format: InputFormat | None) -> Report:
+    async def run(self, inputs: Any, input_format: InputFormat | None) -> Report:
+        page = self._settings.report_page
+        if page is None:
+            return await self._run(inputs, input_format)
+        self._recorder = recorder = Recorder(time.monotonic)
+        self._client = self._client._observed_by(recorder)
+        try:
+            check_page(page)
+        except OSError as error:
+            raise BatchOutputError(f"cannot write {page}: {error.strerror or error}") from error
+        try:
+            report = await self._run(inputs, input_format)
+        except BaseException as error:
+            # Without a log, nothing has begun.
+            if self._opened_log is not None:
+                try:
+                    await self._write_page(page, self._report(finished=False), str(error) or type(error).__name__)
+                except BatchOutputError as late:
+                    error.add_note(str(late))
+            raise
+        await self._write_page(page, report, None)
+        return report
+
+    async def _write_page(self, path: Path, report: Report, problem: str | None) -> None:
+        text = cast("Recorder", self._recorder).page(self._endpoint.name, report, problem)
+        try:
+            await uninterrupted(asyncio.to_thread(write_page, path, text))
+        except OSError as error:
+            raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+    async def _run(self, inputs: Any, input_format: InputFormat | None) -> Report:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
@@ -316,65 +470,123 @@ class _Job:
                 return self._report(finished=False)
             self._resumed = self._done()
             if self._is_done():
+                self._finishing = True
+                if not await self._in_thread(self._output.is_made, self._log, self._bucket):
+                    await self._in_thread(self._make)
                 return self._report(finished=True)
-            self._throughput_from = time.monotonic()
+            self._pace = Pace(time.monotonic(), self._resumed)
             return await self._score()
         finally:
             self._unwanted.set()
             if watcher is not None:
                 watcher.cancel()
-                await _uninterrupted(asyncio.wait([watcher]))
-            await _uninterrupted(asyncio.to_thread(self._close))
+                await uninterrupted(asyncio.wait([watcher]))
+            await uninterrupted(asyncio.to_thread(self._close))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a thread; a job that is cancelled waits for it."""
-        return await _uninterrupted(asyncio.to_thread(function, *arguments), self._unwanted.set)
+        return await uninterrupted(asyncio.to_thread(function, *arguments), self._abandon)
+
+    def _abandon(self) -> None:
+        self._abandoned = True
+        self._unwanted.set()
+
+    def _is_unwanted(self) -> bool:
+        """Whether what S3 answers is of no use any more."""
+        return self._abandoned if self._finishing else self._unwanted.is_set()
 
     # In the reader's thread
 
-    def _open(self, inputs: list[str], input_format: InputFormat | None) -> None:
+    def _open(self, inputs: Any, input_format: InputFormat | None) -> None:
         settings = self._settings
-        self._opened_source = source = Source(
-            inputs,
-            input_format=input_format,
-            header=settings.header,
-            excluded=companions(self._output),
-            stopped=self._unwanted,
-        )
+        self._opened_source = source = self._new_source(inputs, input_format)
         if self._kind == "csv" and settings.join and not (source.input_format == "csv" and settings.header):
             raise ParamValidationError(
                 ["join_source='Input' writes CSV of CSV with a header only; use jsonl for the output"]
             )
-        if not self._output.absolute().parent.is_dir():
-            raise ParamValidationError([f"the folder of the output does not exist: {self._output.parent}"])
+        if source.input_format == "openai-batch" and (settings.several or settings.choose is not None):
+            raise ParamValidationError(["openai-batch says what is sent: leave rows_per_request and input_filter out"])
+        if source.input_format == "openai-batch" and settings.id_field is None:
+            settings.id_field = "custom_id"
+        noted = self._output.prepare(self._bucket, fresh=settings.fresh)
         self._maker = RequestMaker(
             source.input_format,
-            self._endpoint._serializer,
+            self._endpoint.serializer,
             columns=lambda: source.columns,
             column=settings.column,
             template=settings.template,
             id_field=settings.id_field,
             join=settings.join,
+            several=settings.several,
+            choose=settings.choose,
+            max_bytes=settings.max_bytes,
         )
         facts = source.prepare()
         self._check_columns()
-        self._sink = Sink(self._kind, columns=source.columns, has_ids=settings.id_field is not None, join=settings.join)
-        self._opened_log = OutputLog.open(
-            self._output,
-            {"input": facts, "settings": self._facts()},
-            preamble=self._sink.preamble,
-            fresh=settings.fresh,
+        if (wanted := self._wanted_columns()) is not None:
+            source.wanted = sorted(wanted)
+        self._sink = Sink(
+            self._kind,
+            columns=source.columns,
+            has_ids=settings.id_field is not None,
+            join=settings.join,
+            keep=settings.keep,
         )
+        about = {"input": facts, "settings": self._facts()}
+        self._opened_log = log = OutputLog.open(
+            self._output.files, about, preamble=self._sink.preamble, fresh=settings.fresh, noted=noted
+        )
+        self._output.check(log, self._bucket)
+        if settings.asynchronous:
+            self._under_way = JobsUnderWay(
+                jobs_file(self._output.files.out),
+                about,
+                fresh=settings.fresh,
+                is_done=lambda row: row in log.scored or (not settings.retry_failed and row in log.failed),
+            )
+
+    def _new_source(self, inputs: Any, input_format: InputFormat | None) -> Source:
+        if not (isinstance(inputs, list) and all(isinstance(name, str) for name in inputs)):
+            return RecordSource(inputs, loop=self._bucket.loop, stopped=self._unwanted)
+        return Source(
+            inputs,
+            input_format=input_format,
+            header=self._settings.header,
+            excluded=[*self._output.all(), jobs_file(self._output.files.out)],
+            stopped=self._unwanted,
+            bucket=self._bucket,
+        )
+
+    def _make(self) -> None:
+        """Make the output of the log, once all rows are done."""
+        source = self._source
+        names = source.columns or ()
+        schema = source.schema if self._settings.join else None
+        hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
+        # The row's own column of that name gives way.
+        hints.pop("prediction", None)
+        self._output.make(self._log, self._bucket, columns=self._sink.columns(names), hints=hints)
+
+    def _wanted_columns(self) -> set[str] | None:
+        """The columns that are sent or written, if the settings name them all."""
+        settings = self._settings
+        names_some = settings.column is not None or settings.template is not None
+        if settings.join or not names_some or names_whole_row(settings.template):
+            return None
+        return self._named_columns()
+
+    def _named_columns(self) -> set[str]:
+        settings = self._settings
+        named = template_columns(settings.template)
+        return named | {name for name in (settings.column, settings.id_field) if name is not None}
 
     def _check_columns(self) -> None:
         """Refuse columns that no row of the input has."""
-        settings, source = self._settings, self._source
-        known = [TEXT_COLUMN] if source.input_format == "text" else source.columns
+        source = self._source
+        known = {"text": [TEXT_COLUMN], "file": [FILE_COLUMN]}.get(source.input_format, source.columns)
         if known is None:
             return
-        named = template_columns(settings.template)
-        named |= {name for name in (settings.column, settings.id_field) if name is not None}
-        if missing := sorted(named.difference(known)):
+        if missing := sorted(self._named_columns().difference(known)):
             raise BatchInputError(
                 f"the input has no column {', '.join(map(repr, missing)):.80}; it has {', '.join(known):.200}"
             )
@@ -384,14 +596,14 @@ class _Job:
         settings, endpoint = self._settings, self._endpoint
         members = {
             name: sha256(str(value).encode()).hexdigest()[:16] if name in _SECRET else str(value)
-            for name, value in endpoint._options.items()
+            for name, value in endpoint.options.items()
             if value is not None
         }
-        return {
+        facts = {
             "endpoint": endpoint.name,
             "members": members,
-            "serializer": _ADDRESS.sub("", repr(endpoint._serializer)),
-            "deserializer": _ADDRESS.sub("", repr(endpoint._deserializer)),
+            "serializer": _ADDRESS.sub("", repr(endpoint.serializer)),
+            "deserializer": _ADDRESS.sub("", repr(endpoint.deserializer)),
             "input_format": self._source.input_format,
             "output_format": self._kind,
             "header": settings.header,
@@ -400,11 +612,24 @@ class _Job:
             "id_field": settings.id_field,
             "join_source": "Input" if settings.join else "None",
         }
+        # What earlier versions did not have is named where it is used, so that their jobs can be resumed.
+        if settings.several:
+            # How many does not matter: each answer is split into the values of its rows.
+            facts["rows_per_request"] = "several"
+        if settings.split is not None:
+            facts["split"] = _ADDRESS.sub("", repr(settings.split))
+        for name, selection in (("input_filter", settings.choose), ("output_filter", settings.keep)):
+            if selection is not None:
+                facts[name] = selection.path
+        return facts
 
-    def _lines(self) -> Iterator[Line]:
-        """The lines that are still to be scored."""
+    def _lines(self) -> Iterator[Line | None]:
+        """The lines that are still to be scored; None where the next one has to be waited for."""
         log, settings = self._log, self._settings
         for line in self._source.rows():
+            if line is None:
+                yield None
+                continue
             if settings.limit is not None and line.row >= settings.limit:
                 return
             self._rows_read = line.row + 1
@@ -413,17 +638,59 @@ class _Job:
             yield line
         self._read_to_end = not self._unwanted.is_set()
 
-    def _next_batch(self, lines: Iterator[Line]) -> list[Row]:
-        """Make as many rows as are handed to the loop at a time; none at the input's end."""
-        rows: list[Row] = []
+    def _next_batch(self, lines: Iterator[Line | None]) -> list[Any]:
+        """Make as many rows, or groups of rows, as are handed to the loop at a time; none at the input's end."""
+        batch: list[Any] = []
         size = 0
-        for line in lines:
+        for rows, line in enumerate(lines, 1):
+            if line is None:
+                if batch:
+                    return batch
+                continue
             row = self._maker.row(line)
-            rows.append(row)
+            batch += self._grouped(row) if self._settings.in_groups else [row]
             size += len(row.body)
-            if len(rows) >= _BATCH_ROWS or size >= _BATCH_BYTES:
-                break
-        return rows
+            if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
+                return batch
+        if self._group:
+            batch.append(self._group)
+            self._group = []
+        batch += self._of_jobs.values()
+        self._of_jobs.clear()
+        return batch
+
+    def _grouped(self, row: Row) -> Iterator[list[Row]]:
+        """The groups that are full with this row; the open one is kept for the next."""
+        settings, group = self._settings, self._group
+        if row.error is not None:
+            yield [row]
+            return
+        if self._under_way is not None and (job := self._under_way.job_of(row.number)) is not None:
+            # Of an earlier run: its rows stay together.
+            rows = self._of_jobs.setdefault(job, [])
+            rows.append(row)
+            if len(rows) == len(self._under_way.rows_of(job)):
+                yield self._of_jobs.pop(job)
+            return
+        # What is not serialized yet counts by an estimate.
+        size = len(row.body) + row.nbytes
+        self._group_bytes += size
+        if group and self._maker.size(self._group_bytes, len(group) + 1) > self._most_bytes():
+            yield group
+            self._group = group = []
+            self._group_bytes = size
+        group.append(row)
+        if len(group) == settings.rows_per_request:
+            yield group
+            self._group = []
+            self._group_bytes = 0
+
+    def _most_bytes(self) -> int:
+        """The size up to which rows share a body."""
+        if self._settings.max_bytes is not None:
+            return self._settings.max_bytes
+        inline = self._settings.asynchronous and self._endpoint.upload_to is None
+        return INLINE_BYTES if inline else _GROUP_BYTES
 
     # On the event loop
 
@@ -443,51 +710,27 @@ class _Job:
         wanted = rows if limit is None else min(rows, limit)
         return len(log.scored) + len(log.failed) >= wanted and not (self._settings.retry_failed and log.failed)
 
-    async def _rows(self) -> AsyncGenerator[Row, None]:
-        """Rows to be scored; the next batch is read ahead."""
-        lines = self._lines()
-        reading = self._start_reading(lines)
-        ending = asyncio.create_task(self._ending.wait())
-        try:
-            while True:
-                await asyncio.wait([reading, ending], return_when=asyncio.FIRST_COMPLETED)
-                if self._ending.is_set():
-                    return
-                rows = reading.result()
-                if not rows:
-                    return
-                reading = self._start_reading(lines)
-                for row in rows:
-                    if self._ending.is_set():
-                        return
-                    yield row
-        finally:
-            ending.cancel()
-            self._unwanted.set()
-            await _uninterrupted(asyncio.wait([reading, ending]))
-            if not reading.cancelled():
-                # An error of a batch that is no longer wanted concerns nothing.
-                reading.exception()
-
-    def _start_reading(self, lines: Iterator[Line]) -> asyncio.Task[list[Row]]:
-        return asyncio.create_task(asyncio.to_thread(self._next_batch, lines))
+    def _rows(self) -> Feed:
+        """Rows to be scored, or groups of them."""
+        return Feed(partial(self._next_batch, self._lines()), self._ending, self._unwanted.set)
 
     async def _score(self) -> Report:
         settings, endpoint = self._settings, self._endpoint
-        if settings.concurrency is not None and settings.concurrency != self._client.max_concurrency:
-            self._client = self._client.with_options(max_concurrency=settings.concurrency)
         prepared = Endpoint(
             self._client,
             endpoint.name,
-            serializer=Prepared(endpoint._serializer.content_type),
-            deserializer=endpoint._deserializer,
-            **endpoint._options,
+            serializer=Prepared(endpoint.serializer.content_type, self._maker.body_of),
+            deserializer=endpoint.deserializer,
+            upload_to=endpoint.upload_to,
+            **endpoint.options,
         )
         self._retries_before = self._all_retries()
         writer = _Writer(self._write, self._abort)
         helpers = [asyncio.create_task(writer.run()), asyncio.create_task(self._sync_regularly())]
-        if settings.on_progress is not None:
-            helpers.append(asyncio.create_task(self._tell(settings.on_progress)))
+        told = [] if settings.on_progress is None else [(settings.on_progress, settings.progress_interval)]
+        if self._recorder is not None:
+            told.append((self._recorder.see, _RECORD_SECONDS))
+        helpers += [asyncio.create_task(self._tell(*each)) for each in told]
         failure: BaseException | None = None
         try:
             await self._send(prepared, writer)
@@ -496,10 +739,10 @@ class _Job:
         except Exception as error:
             failure = error
         finally:
-            await _uninterrupted(writer.close())
+            await uninterrupted(writer.close())
             for task in helpers:
                 task.cancel()
-            await _uninterrupted(asyncio.wait(helpers))
+            await uninterrupted(asyncio.wait(helpers))
         failure = self._error or failure or self._error_of_all
         finished = failure is None and not self._ending.is_set()
         if finished:
@@ -507,20 +750,65 @@ class _Job:
         if failure is not None:
             await self._in_thread(self._sync_quietly, failure)
             if isinstance(failure, TooManyFailuresError) or (
-                isinstance(failure, AiosmrtError) and concerns_every_call(failure)
+                # Once all rows are done, nothing was stopped early.
+                not self._finishing and isinstance(failure, AiosmrtError) and concerns_every_call(failure)
             ):
                 raise BatchStoppedError(
                     f"stopped: {failure}; {self._done()} rows are done, and the same job resumes after them"
                 ) from failure
             raise failure
-        await self._in_thread(self._log.sync)
-        if settings.on_progress is not None:
-            settings.on_progress(self._progress())
+        await self._in_thread(self._sync)
+        for on_progress, _ in told:
+            on_progress(self._progress())
         return self._report(finished=finished)
 
-    async def _send(self, endpoint: Endpoint[Row, Any], writer: _Writer) -> None:
-        """Call the endpoint for all rows, and have the results written, until `_end` sets a limit."""
+    def _results(self, endpoint: Endpoint[Any, Any], rows: Feed) -> Results[Row, Any]:
+        """The calls for rows, or for groups of them."""
         settings = self._settings
+        if self._under_way is not None:
+            self._queued = QueuedScoring(
+                endpoint.for_job(settings.patience),
+                self._under_way,
+                several=settings.several,
+                split=settings.split,
+                patience=settings.patience,
+                options_for=_openai_options if self._source.input_format == "openai-batch" else None,
+            )
+            return GroupedResults(
+                self._queued,
+                rows,
+                size=None,
+                concurrency=self._client.max_concurrency,
+                ordered=False,
+                max_failures=settings.max_failures,
+            )
+        if not settings.several:
+            if self._source.input_format == "openai-batch":
+                return endpoint.map(
+                    rows,
+                    ordered=False,
+                    patience=settings.patience,
+                    max_failures=settings.max_failures,
+                    options_for=_openai_options,
+                )
+            reader = Verbatim.of(endpoint.deserializer) if self._sink.repeats_json else endpoint.deserializer
+            return Results(
+                RowCalls(endpoint.for_job(settings.patience), reader),
+                rows,
+                concurrency=endpoint.client.max_concurrency,
+                ordered=False,
+                max_failures=settings.max_failures,
+            )
+        return endpoint.map_groups(
+            rows,
+            split=settings.split,
+            ordered=False,
+            patience=settings.patience,
+            max_failures=settings.max_failures,
+        )
+
+    async def _send(self, endpoint: Endpoint[Any, Any], writer: _Writer) -> None:
+        """Call the endpoint for all rows, and have the results written, until `_end` sets a limit."""
         limit = asyncio.timeout(None)
         try:
             async with limit, aclosing(self._rows()) as rows:
@@ -528,16 +816,11 @@ class _Job:
                     return
                 self._time_limit = limit
                 try:
-                    async with endpoint.map(
-                        rows,
-                        concurrency=settings.concurrency,
-                        ordered=False,
-                        patience=settings.patience,
-                        max_failures=settings.max_failures,
-                    ) as results:
+                    async with self._results(endpoint, rows) as results:
                         async for result in results:
                             if result.error is None or not concerns_every_call(result.error):
-                                await writer.put(result)
+                                if not writer.add(result):
+                                    await writer.room()
                             else:
                                 # Not the row's fault: it stays open for the next run.
                                 self._error_of_all = result.error
@@ -548,16 +831,22 @@ class _Job:
             if not limit.expired():
                 raise
 
+    def _sync(self) -> None:
+        self._log.sync()
+        if self._under_way is not None:
+            self._under_way.sync()
+
     def _sync_quietly(self, failure: BaseException) -> None:
         """Sync before a failure is raised, which would otherwise hide that one."""
         try:
-            self._log.sync()
+            self._sync()
         except AiosmrtError as error:
             failure.add_note(str(error))
 
     async def _finish(self) -> Exception | None:
         """Check that all rows are done and put them in order; returns what is wrong."""
         log, limit = self._log, self._settings.limit
+        self._finishing = True
         try:
             if not self._rows_read:
                 raise BatchInputError("the input is empty: no rows were found")
@@ -568,6 +857,7 @@ class _Job:
                 )
             await self._in_thread(self._source.check_unchanged)
             await self._in_thread(log.finish, self._rows_read if self._read_to_end else None)
+            await self._in_thread(self._make)
         except AiosmrtError as error:
             return error
         return None
@@ -594,34 +884,56 @@ class _Job:
             await asyncio.sleep(_SYNC_SECONDS)
             try:
                 # Beside the writer: a disk may take long for it.
-                await _uninterrupted(asyncio.to_thread(self._log.sync))
+                await uninterrupted(asyncio.to_thread(self._sync))
             except AiosmrtError as error:
                 self._abort(error)
                 return
 
-    async def _tell(self, on_progress: Callable[[Progress], object]) -> None:
+    async def _tell(self, on_progress: Callable[[Progress], object], interval: float) -> None:
         try:
             while True:
                 on_progress(self._progress())
-                await asyncio.sleep(self._settings.progress_interval)
+                await asyncio.sleep(interval)
         except Exception as error:
             self._abort(error)
 
-    def _write(self, results: list[Result[Row, Any]]) -> None:
-        """Write results; runs in the writer's thread."""
+    async def _write(self, results: list[Result[Row, Any]]) -> None:
+        """Write results; those of a function only when it has taken them."""
+        if (deliver := self._output.deliver) is None:
+            await asyncio.to_thread(lambda: self._append(self._records_of(results)))
+            return
+        records = await asyncio.to_thread(self._records_of, results)
+        if scored := [json.loads(record.data) for record in records if not record.failed]:
+            taken = await asyncio.to_thread(deliver, scored)
+            if isawaitable(taken):
+                await taken
+        await asyncio.to_thread(self._append, records)
+
+    def _append(self, records: list[Record]) -> None:
+        self._log.append(records)
+        if self._under_way is not None:
+            failed = [record.row for record in records if record.failed]
+            self._under_way.end([record.row for record in records if not record.failed], failed)
+
+    def _records_of(self, results: list[Result[Row, Any]]) -> list[Record]:
         records = []
         for result in results:
             row = result.item
             error = result.error
             if error is None:
                 try:
-                    records.append(Record(row.number, failed=False, data=self._sink.record(row, result.value)))
+                    records.append(
+                        Record(row.number, failed=False, data=self._sink.record(row, result.value, result.request_id))
+                    )
                     continue
                 except SerializationError as fault:
                     error = fault
-            data = failure_record(row, error, result.attempts, result.waited)
+            if self._kind == "openai-batch":
+                data = openai_failure(row, error)
+            else:
+                data = failure_record(row, error, result.attempts, result.waited)
             records.append(Record(row.number, failed=True, data=data))
-        self._log.append(records)
+        return records
 
     # What others see
 
@@ -636,31 +948,26 @@ class _Job:
 
     def _progress(self) -> Progress:
         statistics = self._client.statistics()
-        state = statistics.endpoints.get(self._endpoint.name)
         log, source = self._log, self._source
-        now = time.monotonic()
-        rate = max(self._done() - self._resumed, 0) / max(now - self._throughput_from, 1e-9)
-        fraction = None
-        if source.bytes_in_all is not None:
-            fraction = min(source.bytes_read / source.bytes_in_all, 1.0) if source.bytes_in_all else 1.0
-        remaining = None
-        rows = log.rows_in_input or (self._rows_read / fraction if fraction and self._rows_read else None)
-        if rows is not None and rate:
-            rows = rows if self._settings.limit is None else min(rows, self._settings.limit)
-            remaining = max(rows - self._done(), 0) / rate
-        return Progress(
+        fraction = source.fraction
+        progress = progress_of(
+            self._pace,
+            time.monotonic(),
+            started=self._started,
             scored=len(log.scored),
             failed=len(log.failed),
             resumed=self._resumed,
-            seconds=now - self._started,
-            rows_per_second=rate,
-            in_flight=state.in_use if state is not None else 0,
-            max_in_flight=state.max_concurrency if state is not None else self._client.max_concurrency,
-            waiting_for=state.illness if state is not None else None,
+            limiter=statistics.endpoints.get(self._endpoint.name),
+            ceiling=self._client.max_concurrency,
             retries=self._retries(),
             fraction=fraction,
-            remaining=remaining,
+            rows_read=self._rows_read,
+            rows_in_input=self._rows_read if self._read_to_end else log.rows_in_input,
+            limit=self._settings.limit,
         )
+        if self._queued is None:
+            return progress
+        return progress._replace(in_flight=self._queued.in_flight, max_in_flight=self._client.max_concurrency)
 
     def _report(self, *, finished: bool) -> Report:
         log = self._opened_log
@@ -673,28 +980,49 @@ class _Job:
             retries=self._retries(),
             seconds=time.monotonic() - self._started,
             finished=finished,
-            output=self._output,
-            errors=self._output.with_name(f"{self._output.name}.errors.jsonl"),
+            output=self._output.shown,
+            errors=self._output.errors,
         )
 
     def _close(self) -> None:
         """Release the files."""
+        if self._under_way is not None:
+            self._under_way.close()
         if (log := self._opened_log) is not None:
             log.close()
         if self._opened_source is not None:
             self._opened_source.close()
+        self._output.close()
+
+
+def _openai_options(row: Row) -> CallOptions:
+    """The custom id of a line of OpenAI's Batch API as the inference id, if it can be one: 64 characters of ASCII."""
+    name = row.id
+    fits = isinstance(name, str) and 0 < len(name) <= 64 and name.isascii() and name.isprintable()
+    return {"inference_id": name} if fits else {}
+
+
+def _with_concurrency(endpoint: Endpoint[Any, Any], limit: MaxConcurrency) -> Endpoint[Any, Any]:
+    return Endpoint(
+        endpoint.client.with_options(max_concurrency=limit),
+        endpoint.name,
+        serializer=endpoint.serializer,
+        deserializer=endpoint.deserializer,
+        upload_to=endpoint.upload_to,
+        **endpoint.options,
+    )
 
 
 class _Writer:
     """Hands results to a function that writes them, many at a time.
 
     Args:
-        write: writes results; is called in a thread.
+        write: writes results.
         on_error: called with the error that `write` raised; nothing is written afterwards.
     """
 
     def __init__(
-        self, write: Callable[[list[Result[Row, Any]]], None], on_error: Callable[[BaseException], None]
+        self, write: Callable[[list[Result[Row, Any]]], Awaitable[None]], on_error: Callable[[BaseException], None]
     ) -> None:
         self._write = write
         self._on_error = on_error
@@ -706,15 +1034,21 @@ class _Writer:
         self._ended = asyncio.Event()
         self._broken = False
 
-    async def put(self, result: Result[Row, Any]) -> None:
-        """Have a result written; waits while many are."""
+    def add(self, result: Result[Row, Any]) -> bool:
+        """Have a result written; returns whether there is room for more of them."""
+        results = self._results
+        results.append(result)
+        if len(results) == 1:
+            self._any.set()
+        elif len(results) == _GATHER_RESULTS:
+            self._many.set()
+        return len(results) < 2 * _GATHER_RESULTS
+
+    async def room(self) -> None:
+        """Wait until there is room for more results."""
         while len(self._results) >= 2 * _GATHER_RESULTS and not self._broken:
             self._room.clear()
             await self._room.wait()
-        self._results.append(result)
-        self._any.set()
-        if len(self._results) >= _GATHER_RESULTS:
-            self._many.set()
 
     async def run(self) -> None:
         try:
@@ -730,7 +1064,7 @@ class _Writer:
                     self._any.clear()
                 self._room.set()
                 if results:
-                    await asyncio.to_thread(self._write, results)
+                    await self._write(results)
         except Exception as error:
             self._broken = True
             self._room.set()
@@ -744,26 +1078,3 @@ class _Writer:
         self._any.set()
         self._many.set()
         await self._ended.wait()
-
-
-async def _uninterrupted(work: Awaitable[T], on_cancel: Callable[[], object] | None = None) -> T:
-    """Finish something whatever happens; a cancellation is passed on afterwards.
-
-    Args:
-        work: what is finished.
-        on_cancel: called when a cancellation comes, so that the work ends early.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as again:
-            cancelled = again
-            if on_cancel is not None:
-                on_cancel()
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()

@@ -9,18 +9,39 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-from aiosmrt.batch.source import InputFormat, Line
+from aiosmrt.batch.filters import Selection
+from aiosmrt.batch.source import Line, RowFormat
 from aiosmrt.errors import AiosmrtError, ParamValidationError, SerializationError
-from aiosmrt.serializers import BytesCodec, CSVCodec, JSONCodec, JSONLinesCodec, Serializer, TextCodec
+from aiosmrt.serializers import (
+    BytesCodec,
+    CSVCodec,
+    JSONCodec,
+    JSONLinesCodec,
+    Serializer,
+    TextCodec,
+    estimated_size,
+)
 
-__all__ = ["JoinSource", "Prepared", "RequestMaker", "Row", "template_columns"]
+__all__ = ["JoinSource", "Prepared", "RequestMaker", "Row", "names_whole_row", "template_columns"]
 
 JoinSource: TypeAlias = Literal["None", "Input"]
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]+)\}")
 
+# A text that stands for the whole row.
+_WHOLE_ROW: Final = "{}"
+
+# Serializers that make a part of each row, so that a body of several rows is its parts and what is between them.
+_JOINABLE: Final = frozenset({JSONCodec, JSONLinesCodec, CSVCodec, TextCodec, BytesCodec})
+
+# Stands for the parts where a body is taken apart.
+_MARK: Final = "aiosmrt-rows-of-a-body"
+
 # The only column of text.
 TEXT_COLUMN: Final = "text"
+
+# The only column of files: their names.
+FILE_COLUMN: Final = "file"
 
 
 class Row:
@@ -30,21 +51,27 @@ class Row:
         number: its number in the input, from 0.
         id: the value of its ``id_field``; None without one.
         record: the parsed row; None where the output does not repeat it.
-        body: the request body.
+        body: the request body, or its part of a body that several rows share.
         error: the reason why it cannot be sent; None if it can.
+        value: what the serializer gets together with the values of other rows, if it cannot make a part of it.
     """
 
-    __slots__ = ("body", "error", "id", "number", "record")
+    __slots__ = ("body", "error", "id", "number", "record", "value")
 
-    # Serializing a row means fetching its body, not worth a thread: see `aiosmrt.serializers.weight`.
-    nbytes = 0
+    @property
+    def nbytes(self) -> int:
+        """How much there is to serialize, see `estimated_size`: nothing where the body was made before."""
+        return 0 if self.value is None else estimated_size(self.value)
 
-    def __init__(self, number: int, id: Any, record: Any, body: bytes, error: Exception | None) -> None:
+    def __init__(
+        self, number: int, id: Any, record: Any, body: bytes, error: Exception | None, value: Any = None
+    ) -> None:
         self.number: int = number
         self.id: Any = id
         self.record: Any = record
         self.body: bytes = body
         self.error: Exception | None = error
+        self.value: Any = value
 
 
 class Prepared:
@@ -52,16 +79,20 @@ class Prepared:
 
     Args:
         content_type: the content type of the bodies.
+        body_of: makes a body of several rows.
     """
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, body_of: Callable[[list[Row]], bytes]) -> None:
         self.content_type = content_type
+        self._body_of = body_of
 
-    def serialize(self, row: Row, /) -> bytes:
-        """Return the row's body, or raise the error of making it."""
-        if row.error is not None:
-            raise row.error
-        return row.body
+    def serialize(self, data: Row | list[Row], /) -> bytes:
+        """Return the body of a row or of several, or raise the error of making it."""
+        first = data[0] if isinstance(data, list) else data
+        # A row that has an error is never among others.
+        if first.error is not None:
+            raise first.error
+        return self._body_of(data) if isinstance(data, list) else data.body
 
 
 class _BadRowError(Exception):
@@ -79,11 +110,17 @@ class RequestMaker:
         template: JSON with ``{column}`` in its texts, which is the body. If None, the column or the whole row.
         id_field: the column that names rows in the output.
         join: whether the output repeats the row.
+        several: whether bodies are made of several rows.
+        choose: selects what is sent of a row, in place of column and template. If None, all of it.
+        max_bytes: the largest body. If None, no limit.
+
+    Raises:
+        ParamValidationError: the template is none, or has no place for several rows.
     """
 
     def __init__(
         self,
-        input_format: InputFormat,
+        input_format: RowFormat,
         serializer: Serializer[Any],
         *,
         columns: Callable[[], list[str] | None],
@@ -91,39 +128,78 @@ class RequestMaker:
         template: Any,
         id_field: str | None,
         join: bool,
+        several: bool = False,
+        choose: Selection | None = None,
+        max_bytes: int | None = None,
     ) -> None:
+        self._openai = input_format == "openai-batch"
+        if self._openai:
+            input_format, column, id_field = "jsonl", "body", "custom_id"
         self._format = input_format
         self._serializer = serializer
         self._columns = columns
         self._id_field = id_field
         self._join = join
         self._column = column
+        self._several = several
+        self._max_bytes = max_bytes
+        self._whole = column is None and template is None and choose is None
+        # What stands around the parts of several rows and between them; None if the serializer makes the whole body.
+        self._frame: tuple[bytes, bytes, bytes] | None = None
+        self._around: Callable[[list[Any]], Any] = list
+        self._by_lines = isinstance(serializer, (CSVCodec, TextCodec, BytesCodec))
+        if several:
+            if template is not None and not isinstance(serializer, (JSONLinesCodec, CSVCodec, TextCodec)):
+                self._around, template = _repeated(template)
+            if type(serializer) in _JOINABLE and _is_utf_8(serializer.content_type):
+                self._frame = (b"", b"\n", b"")
+                if isinstance(serializer, JSONCodec):
+                    before, _, behind = serializer.serialize(self._around([_MARK])).partition(b'"%s"' % _MARK.encode())
+                    self._frame = (before, b",", behind)
+        self._choose = choose
         self._fill = None if template is None else _filler(template)
-        self._whole = column is None and template is None
         # A line that is the body as it stands is sent without being read.
         as_it_stands = (JSONCodec, JSONLinesCodec, BytesCodec) if input_format == "jsonl" else (BytesCodec,)
         self._raw = (
             self._whole
-            and input_format != "csv"
+            and input_format in ("jsonl", "text")
             and type(serializer) in as_it_stands
             and "charset" not in serializer.content_type.lower()
         )
-        self._reads = not self._raw or id_field is not None or join
+        if input_format == "file":
+            # Not even its encoding is of interest.
+            self._raw = type(serializer) in _JOINABLE
+        # A line that is not JSON would spoil the bodies of others.
+        self._reads = not self._raw or id_field is not None or join or (several and input_format == "jsonl")
 
     def row(self, line: Line) -> Row:
         """Make a row, with an error in place of a body where that fails."""
         record: Any = None
         row_id: Any = None
         body = b""
+        value: Any = None
         error: Exception | None = None
         try:
             if self._reads:
                 record = self._read(line)
             if self._id_field is not None:
                 row_id = _field(record, self._id_field)
+            if self._openai:
+                _check_openai(record)
             if self._join:
                 _check_object(record)
-            body = self._body(line, record)
+            if self._raw:
+                body = line.data if isinstance(line.data, bytes) else b""
+            elif self._format == "file":
+                body = self._serializer.serialize(line.data)
+            elif self._several and self._frame is None:
+                value = self._value(record)
+            else:
+                body = self._serializer.serialize(part := self._fit(self._value(record)))
+                if self._several and self._by_lines and isinstance(part, (str, bytes)):
+                    _check_line(body)
+            if self._max_bytes is not None:
+                _check_size(self.size(len(body), 1), self._max_bytes)
         except _BadRowError as bad:
             error = SerializationError(f"row {line.row} ({line.file}, line {line.line}) {bad}")
         except AiosmrtError as failure:
@@ -131,12 +207,42 @@ class RequestMaker:
         except Exception as failure:
             # Raised by a serializer that is not ours; fails this row, as in `Endpoint.map`.
             error = failure
-        return Row(line.row, row_id, record if self._join and error is None else None, body, error)
+        return Row(line.row, row_id, record if self._join and error is None else None, body, error, value)
+
+    def size(self, parts: int, rows: int) -> int:
+        """The size of a body in bytes, as far as it is known before it is made.
+
+        Args:
+            parts: the size of its rows' parts, in bytes.
+            rows: the number of its rows.
+        """
+        if self._frame is None:
+            return parts
+        before, between, behind = self._frame
+        return len(before) + len(behind) + parts + len(between) * (rows - 1)
+
+    def body_of(self, rows: list[Row]) -> bytes:
+        """The body that several rows share.
+
+        Raises:
+            SerializationError: the serializer does not take them, or the body is too large.
+        """
+        if self._frame is not None:
+            before, between, behind = self._frame
+            return before + between.join([row.body for row in rows]) + behind
+        body = self._serializer.serialize(self._around([row.value for row in rows]))
+        if self._max_bytes is not None and len(body) > self._max_bytes:
+            raise SerializationError(f"the body has {len(body)} bytes; the limit is {self._max_bytes}")
+        return body
 
     def _read(self, line: Line) -> Any:
         data = line.data
-        if isinstance(data, list):
+        if self._format == "file":
+            return {FILE_COLUMN: line.file}
+        if self._format == "csv":
             return self._read_fields(data)
+        if self._format in ("parquet", "records"):
+            return data
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
@@ -164,21 +270,23 @@ class RequestMaker:
                 raise _BadRowError("is not UTF-8") from None
         return dict(zip(columns, fields, strict=True))
 
-    def _body(self, line: Line, record: Any) -> bytes:
-        if self._raw:
-            return line.data if isinstance(line.data, bytes) else b""
-        serialize = self._serializer.serialize
-        if not self._whole:
-            value = _field(record, self._column or "") if self._fill is None else self._fill(record)
-            return serialize(self._fit(value))
-        if self._format == "text":
-            return serialize(self._fit(record[TEXT_COLUMN]))
-        if self._format == "csv":
-            if isinstance(self._serializer, CSVCodec):
-                return serialize(list(record.values()))
-            if isinstance(self._serializer, (TextCodec, BytesCodec)):
-                return serialize(self._fit(csv_line(record.values())))
-        return serialize(self._fit(record))
+    def _value(self, record: Any) -> Any:
+        """What is sent of a row."""
+        if self._fill is not None:
+            return self._fill(record)
+        if self._column is not None:
+            return _field(record, self._column)
+        part = record
+        if self._choose is not None:
+            part = self._choose.of_fields(record) if self._format == "csv" else self._choose(record)
+        elif self._format == "text":
+            return record[TEXT_COLUMN]
+        if self._format in ("parquet", "records") and isinstance(part, dict) and isinstance(self._serializer, CSVCodec):
+            return list(part.values())
+        if self._format != "csv" or not isinstance(self._serializer, (CSVCodec, TextCodec, BytesCodec)):
+            return part
+        fields = list(part.values()) if isinstance(part, dict) else part if isinstance(part, list) else [part]
+        return fields if isinstance(self._serializer, CSVCodec) else csv_line(fields)
 
     def _fit(self, value: Any) -> Any:
         """A value as the serializer takes it."""
@@ -187,6 +295,8 @@ class RequestMaker:
             return [value]
         if isinstance(serializer, CSVCodec):
             return value if isinstance(value, (str, list, dict)) else [value]
+        if isinstance(serializer, BytesCodec) and isinstance(value, (bytes, bytearray, memoryview)):
+            return value
         if isinstance(serializer, (TextCodec, BytesCodec)):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             return text if isinstance(serializer, TextCodec) else text.encode()
@@ -199,6 +309,54 @@ def csv_line(fields: Any) -> str:
     # With this end of a line, csv quotes fields with either of its characters.
     csv.writer(written, lineterminator="\r\n").writerow(fields)
     return written.getvalue().removesuffix("\r\n")
+
+
+def _is_utf_8(content_type: str) -> bool:
+    text = content_type.lower()
+    return "charset" not in text or "utf-8" in text
+
+
+def _repeated(template: Any) -> tuple[Callable[[list[Any]], Any], Any]:
+    """Take a template apart, at the list whose only item is repeated for each row.
+
+    Returns:
+        a function that puts a list into the template, and the template of an item.
+
+    Raises:
+        ParamValidationError: it has none such list, several, or names columns elsewhere.
+    """
+    found: list[Any] = []
+
+    def look(part: Any) -> Callable[[list[Any]], Any]:
+        if isinstance(part, (list, tuple)):
+            if len(part) == 1 and _names_rows(part[0]):
+                found.append(part[0])
+                return lambda rows: rows
+            items = [look(item) for item in part]
+            return lambda rows: [item(rows) for item in items]
+        if isinstance(part, Mapping):
+            members = {name: look(value) for name, value in part.items()}
+            return lambda rows: {name: value(rows) for name, value in members.items()}
+        if _names_rows(part):
+            found.append(None)
+        return lambda rows: part
+
+    around = look(template)
+    if len(found) != 1 or found[0] is None:
+        fault = (
+            "with several rows a request, template needs one list with one item, which is repeated for each row, "
+            "such as {'inputs': ['{text}']} or [{'text': '{text}'}], and names columns in it alone"
+        )
+        raise ParamValidationError([fault])
+    return around, found[0]
+
+
+def _names_rows(template: Any) -> bool:
+    if isinstance(template, str):
+        return template == _WHOLE_ROW or _PLACEHOLDER.search(template) is not None
+    if isinstance(template, Mapping):
+        return any(map(_names_rows, template.values()))
+    return isinstance(template, (list, tuple)) and any(map(_names_rows, template))
 
 
 def template_columns(template: Any) -> set[str]:
@@ -216,6 +374,13 @@ def template_columns(template: Any) -> set[str]:
     return set()
 
 
+def names_whole_row(template: Any) -> bool:
+    """Whether a template has the whole row in it."""
+    if isinstance(template, Mapping):
+        return any(map(names_whole_row, template.values()))
+    return any(map(names_whole_row, template)) if isinstance(template, (list, tuple)) else template == _WHOLE_ROW
+
+
 def _filler(template: Any) -> Callable[[Any], Any]:
     """Make a function that fills a template from a record.
 
@@ -226,11 +391,13 @@ def _filler(template: Any) -> Callable[[Any], Any]:
         json.dumps(template)
     except (TypeError, ValueError):
         raise ParamValidationError(["template must be a JSON value"]) from None
-    if not template_columns(template):
+    if not _names_rows(template):
         raise ParamValidationError(["template must name a column, as in {'inputs': '{text}'}"])
 
     def fill(part: Any, record: Any) -> Any:
         if isinstance(part, str):
+            if part == _WHOLE_ROW:
+                return record
             if whole := _PLACEHOLDER.fullmatch(part):
                 return _field(record, whole[1])
             return _PLACEHOLDER.sub(lambda found: _as_text(_field(record, found[1])), part)
@@ -247,9 +414,31 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _check_line(body: bytes) -> None:
+    if b"\n" in body or not body:
+        raise _BadRowError("is not a single line, and so cannot share a body with other rows")
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise _BadRowError(f"makes a body of {size} bytes; the limit is {most}")
+
+
 def _check_object(record: Any) -> None:
     if not isinstance(record, dict):
         raise _BadRowError("is not a JSON object")
+
+
+def _check_openai(record: Any) -> None:
+    """Refuse what is not a line of OpenAI's Batch API
+    (https://platform.openai.com/docs/api-reference/batch/request-input).
+    """
+    _check_object(record)
+    for name, kind, what in (("custom_id", str, "text"), ("url", str, "text"), ("body", dict, "an object")):
+        if not isinstance(record.get(name), kind):
+            raise _BadRowError(f"is not a line of a batch: {name} must be {what}")
+    if record.get("method") != "POST":
+        raise _BadRowError("is not a line of a batch: method must be POST")
 
 
 def _field(record: Any, name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 __all__ = ["RowSet"]
 
 
@@ -60,6 +62,10 @@ class RowSet:
             first += whole << 3
         for row in range(first, end):
             self.add(row)
+
+    def digest(self) -> bytes:
+        """A hash of what is in the set."""
+        return sha256(self._bits.rstrip(b"\0")).digest()
 
     def discard(self, row: int) -> None:
         """Remove a row if it is there."""

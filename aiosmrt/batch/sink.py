@@ -7,12 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
+from aiosmrt.batch.answers import JSONText
+from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.requests import Row, csv_line
 from aiosmrt.errors import AiosmrtError, SerializationError, ServiceError
 
-__all__ = ["OutputFormat", "Sink", "failure_record"]
+__all__ = ["OutputFormat", "Sink", "failure_record", "openai_failure"]
 
-OutputFormat: TypeAlias = Literal["jsonl", "csv", "text"]
+OutputFormat: TypeAlias = Literal["jsonl", "csv", "text", "parquet", "openai-batch"]
 
 # How JSON Lines and CSV have a value that is not a number in JSON.
 _NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
@@ -36,6 +38,7 @@ def _plain(value: Any) -> Any:
 
 
 _STRICT: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+_WITH_NAN: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain)
 _LENIENT: Final = json.JSONEncoder(separators=(",", ":"), default=_plain)
 
 
@@ -72,35 +75,86 @@ class Sink:
         columns: the columns of the input, which CSV repeats with ``join``.
         has_ids: whether rows have ids.
         join: whether records repeat their rows.
+        keep: selects what is written of the value, or of the row with its prediction. If None, all of it.
     """
 
     def __init__(
-        self, output_format: OutputFormat, *, columns: Sequence[str] | None, has_ids: bool, join: bool
+        self,
+        output_format: OutputFormat,
+        *,
+        columns: Sequence[str] | None,
+        has_ids: bool,
+        join: bool,
+        keep: Selection | None = None,
     ) -> None:
         self._format = output_format
         self._has_ids = has_ids
         self._join = join
+        self._keep = keep
         names: list[str] = []
         if output_format == "csv":
-            names = [*(columns or ()), "prediction"] if join else ["index", *(["id"] if has_ids else []), "value"]
+            names = (
+                list(dict.fromkeys([*(columns or ()), "prediction"]))
+                if join
+                else ["index", *(["id"] if has_ids else []), "value"]
+            )
+            if join and keep is not None:
+                names = _fields(keep.of_fields({name: name for name in names}))
         self.preamble: bytes = f"{csv_line(names)}\n".encode() if names else b""
 
-    def record(self, row: Row, value: Any) -> bytes:
+    @property
+    def repeats_json(self) -> bool:
+        """Whether a record has the answer as it is, which may be a `JSONText` then."""
+        return self._format == "jsonl" and not self._join and self._keep is None
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """What the columns of Parquet begin with.
+
+        Args:
+            names: the columns of the input, where they are known.
+        """
+        if self._join:
+            return [*names, "prediction"] if names and self._keep is None else []
+        return ["index", *(["id"] if self._has_ids else []), "value"]
+
+    def record(self, row: Row, value: Any, request_id: str | None = None) -> bytes:
         """The record of a scored row, with its line end.
+
+        Args:
+            row: the row.
+            value: the answer.
+            request_id: the service's id of the call, which openai-batch has.
 
         Raises:
             SerializationError: the format does not have such a value.
         """
+        keep = self._keep
+        if keep is not None and not self._join:
+            value = keep(value)
         try:
             if self._format == "jsonl":
                 if self._join:
-                    return _encoded({**row.record, "prediction": value}) + b"\n"
+                    joined = {**row.record, "prediction": value}
+                    return _encoded(joined if keep is None else keep(joined)) + b"\n"
+                data = value.data if type(value) is JSONText else _encoded(value)
+                if self._has_ids:
+                    return b'{"index":%d,"id":%b,"value":%b}\n' % (row.number, _encoded(row.id), data)
+                return b'{"index":%d,"value":%b}\n' % (row.number, data)
+            if self._format == "parquet":
+                # Lines that become columns in the end, NaN among their numbers.
+                if self._join:
+                    joined = {**row.record, "prediction": value}
+                    kept = joined if keep is None else keep(joined)
+                    return _with_nan(kept if isinstance(kept, dict) else {"value": kept})
                 head = {"index": row.number, "id": row.id} if self._has_ids else {"index": row.number}
-                return _encoded({**head, "value": value}) + b"\n"
+                return _with_nan({**head, "value": value})
+            if self._format == "openai-batch":
+                return _encoded(openai_line(row, value, request_id)) + b"\n"
             if self._format == "csv":
                 text = _cell(value)
                 if self._join:
-                    fields = [*row.record.values(), text]
+                    joined = {**row.record, "prediction": text}
+                    fields = _fields(joined if keep is None else keep.of_fields(joined))
                 else:
                     fields = [row.number, *([_cell(row.id)] if self._has_ids else []), text]
                 return f"{csv_line(fields)}\n".encode(errors="backslashreplace")
@@ -108,6 +162,40 @@ class Sink:
         except (TypeError, ValueError, RecursionError):
             kind = type(value).__qualname__
         raise SerializationError(f"the answer, of type {kind}, cannot be written as {self._format}")
+
+
+def _with_nan(value: Any) -> bytes:
+    return _WITH_NAN.encode(value).encode(errors="backslashreplace") + b"\n"
+
+
+def openai_line(row: Row, body: Any, request_id: str | None) -> dict[str, Any]:
+    """The line of a scored row, as in the output of OpenAI's Batch API
+    (https://platform.openai.com/docs/api-reference/batch/request-output).
+    """
+    response = {"status_code": 200, "request_id": request_id or "", "body": body}
+    return {"id": _line_id(row), "custom_id": row.id, "response": response, "error": None}
+
+
+def _line_id(row: Row) -> str:
+    return f"batch_req_{row.number}"
+
+
+def openai_failure(row: Row, error: Exception) -> bytes:
+    """The line of a failed row, as in the error file of OpenAI's Batch API; it holds no payload."""
+    response = None
+    if isinstance(error, ServiceError) and (status := getattr(error, "status", None)) is not None:
+        response = {"status_code": status, "request_id": error.request_id or "", "body": None}
+    code = error.code if isinstance(error, ServiceError) else type(error).__name__
+    message = str(error) if isinstance(error, AiosmrtError) else ""
+    facts = {"id": _line_id(row), "custom_id": row.id, "response": response}
+    return _encoded({**facts, "error": {"code": code, "message": message}}) + b"\n"
+
+
+def _fields(selected: Any) -> list[Any]:
+    """What was selected of a row, as fields."""
+    if isinstance(selected, dict):
+        return list(selected.values())
+    return selected if isinstance(selected, list) else [selected]
 
 
 def failure_record(row: Row, error: Exception, attempts: int, waited: float) -> bytes:

@@ -16,16 +16,21 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, cast
 
+from aiosmrt._aws.s3 import ObjectFacts
+from aiosmrt._extras import installed
+from aiosmrt.batch.objects import Bucket, InputStoppedError, ObjectFile, is_s3
+from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
 from aiosmrt.errors import BatchInputError
 
 __all__ = ["InputFormat", "InputStoppedError", "Line", "Source", "format_of"]
 
-InputFormat: TypeAlias = Literal["jsonl", "csv", "text"]
+InputFormat: TypeAlias = Literal["jsonl", "csv", "text", "parquet", "openai-batch", "file"]
 
 STANDARD_INPUT: Final = "-"
 
@@ -36,12 +41,21 @@ _SUFFIXES: Final[dict[str, InputFormat]] = {
     ".csv": "csv",
     ".txt": "text",
     ".text": "text",
+    ".parquet": "parquet",
+    ".pq": "parquet",
 }
+
+_COMPRESSED: Final = (".gz", ".zst", ".zstd")
+
+# Or records, which come from Python.
+RowFormat: TypeAlias = InputFormat | Literal["records"]
 
 # What reading raises, of compressed files among others.
 _READ_ERRORS: Final = (OSError, EOFError, zlib.error)
 
 _GZIP: Final = b"\x1f\x8b"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_PARQUET: Final = b"PAR1"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 _UTF_8_MARK: Final = b"\xef\xbb\xbf"
 
@@ -49,18 +63,26 @@ _UTF_8_MARK: Final = b"\xef\xbb\xbf"
 _KNOWN_BY: Final = 1 << 16
 _BUFFER_BYTES: Final = 1 << 18
 
+# Rows of Parquet that are read at a time.
+_PARQUET_ROWS: Final = 1024
+
 # Seconds between two looks at whether a stream that sends nothing is still wanted.
 _LOOK_EVERY: Final = 0.1
 
 
 def format_of(name: str) -> InputFormat | None:
-    """The format that a file's suffix stands for, a ``.gz`` aside; None if it stands for none.
+    """The format that a file's suffix stands for, that of a compression aside; None if it stands for none.
 
-    >>> format_of("rows.jsonl.gz"), format_of("rows.parquet")
-    ('jsonl', None)
+    >>> format_of("rows.jsonl.gz"), format_of("rows.parquet"), format_of("rows.xml")
+    ('jsonl', 'parquet', None)
     """
     path = Path(name)
-    return _SUFFIXES.get((path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower())
+    return _SUFFIXES.get((path.with_suffix("") if is_compressed(name) else path).suffix.lower())
+
+
+def is_compressed(name: str) -> bool:
+    """Whether a file's suffix stands for a compression."""
+    return Path(name).suffix.lower() in _COMPRESSED
 
 
 class Line(NamedTuple):
@@ -68,19 +90,15 @@ class Line(NamedTuple):
 
     Args:
         row: its number over all files, from 0.
-        data: its bytes without the line's end; the fields of a row of CSV.
+        data: its bytes without the line's end; the fields of a row of CSV; the record of other rows.
         file: the file's name.
         line: the number of its last line in the file, from 1.
     """
 
     row: int
-    data: bytes | list[str]
+    data: Any
     file: str
     line: int
-
-
-class InputStoppedError(Exception):
-    """`Source.stopped` was set while a stream was waited for."""
 
 
 class _Stream(io.RawIOBase):
@@ -135,28 +153,33 @@ class _Input:
 
     Args:
         name: as the user knows it.
-        regular: whether it is a regular file, which can be read again.
+        regular: whether it is a regular file, or an object, which can be read again.
         size: bytes; 0 for a stream.
+        stored: what S3 knows of an object; None of a file.
     """
 
     name: str
     regular: bool
     size: int
+    stored: ObjectFacts | None = None
 
 
 class Source:
     """The input of a job.
 
     Args:
-        inputs: files, folders, patterns, or ``-`` for standard input.
+        inputs: files, folders, patterns, objects and prefixes in S3, or ``-`` for standard input.
         input_format: the format. If None, the files' suffixes decide.
         header: whether files of CSV begin with the names of their columns. If not, the names are ``0``, ``1``, ...
         excluded: files that folders and patterns leave out: the job's own output.
         stopped: set to end the reading, by another thread.
+        bucket: reads objects of S3. If None, they are refused.
 
     Attributes:
         input_format: the format.
-        columns: the columns of CSV, once `prepare` has run.
+        columns: the columns of CSV and Parquet, once `prepare` has run.
+        schema: the Arrow schema of Parquet and tables, once `prepare` has run; None of other formats.
+        wanted: the columns of Parquet that are read. If None, all.
         bytes_read: how much was read, compressed where the input is.
         bytes_in_all: the input's size; None where it is not known.
         stopped: as given.
@@ -169,18 +192,22 @@ class Source:
         self,
         inputs: Sequence[str],
         *,
-        input_format: InputFormat | None,
+        input_format: RowFormat | None,
         header: bool,
         excluded: Iterable[Path] = (),
         stopped: threading.Event | None = None,
+        bucket: Bucket | None = None,
     ) -> None:
         output = {os.path.realpath(path) for path in excluded}
         self._header = header
-        self._inputs = [found for name in inputs for found in _expanded(name, input_format, output)]
-        if not self._inputs:
-            raise BatchInputError("the input names no file")
-        self.input_format: InputFormat = input_format or _common_format(self._inputs)
+        self._bucket = bucket
+        self._inputs = [found for name in inputs for found in self._expanded(name, input_format, output)]
+        self.input_format: RowFormat = input_format or _common_format(self._inputs)
+        if self.input_format == "file" and (stream := next((one for one in self._inputs if not one.regular), None)):
+            raise BatchInputError(f"{stream.name} is a stream; the input format file needs files")
         self.columns: list[str] | None = None
+        self.schema: Any = None
+        self.wanted: list[str] | None = None
         self.bytes_read: int = 0
         regular = all(found.regular for found in self._inputs)
         self.bytes_in_all: int | None = sum(found.size for found in self._inputs) if regular else None
@@ -188,6 +215,21 @@ class Source:
         self._opened: dict[str, BinaryIO] = {}
         self._header_read: set[str] = set()
         self._before: dict[str, Any] = {}
+
+    def _expanded(self, name: str, input_format: RowFormat | None, excluded: set[str]) -> list[_Input]:
+        if not is_s3(name):
+            return _expanded(name, input_format, excluded)
+        if self._bucket is None:
+            raise BatchInputError(f"{name}: only local files can be read")
+        found = self._bucket.find(name, lambda key: input_format is not None or format_of(key) is not None)
+        return [_Input(uri, True, facts.size, facts) for uri, facts in found]
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of the input that was read; None where it is not known."""
+        if self.bytes_in_all is None:
+            return None
+        return min(self.bytes_read / self.bytes_in_all, 1.0) if self.bytes_in_all else 1.0
 
     def close(self) -> None:
         """Close what was opened."""
@@ -204,13 +246,13 @@ class Source:
             modification, and a hash of its first and last 64 KiB; for a stream a hash of its first line.
 
         Raises:
-            BatchInputError: a file cannot be read, or files of CSV have different columns.
+            BatchInputError: a file cannot be read, or files of CSV or Parquet have different columns.
         """
         facts = self._facts()
         self._before = facts
-        if self.input_format == "csv" and self._header:
+        if self.input_format == "parquet" or (self.input_format == "csv" and self._header):
             for found in self._inputs:
-                columns = self._columns_of(found)
+                columns = self._columns_of(found) if self.input_format == "csv" else self._schema_of(found)
                 if columns is None:
                     continue
                 if self.columns is not None and columns != self.columns:
@@ -234,7 +276,9 @@ class Source:
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {}
         for found in self._inputs:
-            if found.regular:
+            if found.stored is not None:
+                facts[found.name] = self._facts_of_object(found)
+            elif found.regular:
                 facts[found.name] = self._facts_of(found)
             elif found.name in self._before:
                 facts[found.name] = self._before[found.name]
@@ -260,6 +304,41 @@ class Source:
         except OSError as error:
             raise _unreadable(found.name, error) from error
         return {"size": status.st_size, "modified": status.st_mtime_ns, "hash": digest.hexdigest()[:16]}
+
+    def _facts_of_object(self, found: _Input) -> dict[str, Any]:
+        if found.name in self._before and self._bucket is not None:
+            # Asked for again, to see whether it has changed.
+            stored = self._bucket.facts(found.name)
+            return {} if stored is None else {"size": stored.size, "etag": stored.etag}
+        stored = found.stored
+        return {} if stored is None else {"size": stored.size, "etag": stored.etag}
+
+    def _schema_of(self, found: _Input) -> list[str]:
+        """The columns of a Parquet file."""
+        with self._parquet(found) as reader:
+            schema = reader.schema_arrow
+        if len(set(schema.names)) < len(schema.names):
+            raise BatchInputError(f"{found.name} has two columns of the same name")
+        if self.schema is None:
+            self.schema = schema
+        return list(schema.names)
+
+    @contextmanager
+    def _parquet(self, found: _Input) -> Iterator[Any]:
+        """An open Parquet file."""
+        if not found.regular:
+            raise BatchInputError(f"{found.name} is a stream; Parquet is read from files and objects")
+        # Around the bytes, because pyarrow takes a short read for the end.
+        file: Any = io.BufferedReader(self._raw(found, counted=False), _BUFFER_BYTES)
+        try:
+            try:
+                reader = parquet_reader(file)
+            except (OSError, ValueError) as error:
+                raise unreadable(found.name, error) from None
+            with reader:
+                yield reader
+        finally:
+            file.close()
 
     def _columns_of(self, found: _Input) -> list[str] | None:
         """The names in a file's first line, or None if the file is empty."""
@@ -289,21 +368,15 @@ class Source:
         """Open a file, decompress it, and skip a byte order mark."""
         if (waiting := self._opened.pop(found.name, None)) is not None:
             return waiting
-        raw: _Counted | _Stream
-        try:
-            if found.regular:
-                raw = _Counted(found.name, self)
-            elif found.name == STANDARD_INPUT:
-                raw = _Stream(0, self, owned=False)
-            else:
-                raw = _Stream(os.open(found.name, os.O_RDONLY), self, owned=True)
-        except OSError as error:
-            raise _unreadable(found.name, error) from error
+        raw = self._raw(found)
         file: io.BufferedReader[Any] = io.BufferedReader(raw, _BUFFER_BYTES)
         try:
-            start = file.peek(3)
+            start = file.peek(4)
             if start.startswith(_GZIP):
                 file = io.BufferedReader(_Gzip(file), _BUFFER_BYTES)
+                start = file.peek(3)
+            elif start.startswith(_ZSTD):
+                file = io.BufferedReader(_Zstd(file), _BUFFER_BYTES)
                 start = file.peek(3)
             if start.startswith(_UTF_8_MARK):
                 file.read(len(_UTF_8_MARK))
@@ -312,21 +385,58 @@ class Source:
             if isinstance(error, _READ_ERRORS):
                 raise _unreadable(found.name, error) from error
             raise
-        if start.startswith(_UTF_16):
+        if start.startswith((*_UTF_16, _PARQUET)):
             file.close()
-            raise BatchInputError(f"{found.name} is UTF-16; the input must be UTF-8")
+            what = "UTF-16" if start.startswith(_UTF_16) else "Parquet, not what its name or the input format says"
+            raise BatchInputError(f"{found.name} is {what}; the input must be UTF-8")
         return file
+
+    def _raw(self, found: _Input, *, counted: bool = True) -> io.RawIOBase:
+        """The bytes of an input.
+
+        Args:
+            found: the input.
+            counted: whether they count as read.
+        """
+        try:
+            if found.stored is not None and self._bucket is not None:
+                return ObjectFile(self._bucket, found.name, found.stored, self._count if counted else _uncounted)
+            if found.regular:
+                return _Counted(found.name, self) if counted else io.FileIO(found.name)
+            if found.name == STANDARD_INPUT:
+                return _Stream(0, self, owned=False)
+            return _Stream(os.open(found.name, os.O_RDONLY), self, owned=True)
+        except OSError as error:
+            raise _unreadable(found.name, error) from error
+
+    def _count(self, size: int) -> None:
+        self.bytes_read += size
 
     # Rows
 
-    def rows(self) -> Iterator[Line]:
-        """All rows, one after the other, until `stopped` is set.
+    def rows(self) -> Iterator[Line | None]:
+        """All rows, one after the other, until `stopped` is set; None where the next one has to be waited for.
 
         Raises:
             BatchInputError: a file cannot be read, is cut short, or is not CSV.
         """
         row = 0
         for found in self._inputs:
+            if self.input_format == "file":
+                if (content := self._whole(found)) is None:
+                    return
+                yield Line(row, content, found.name, 1)
+                row += 1
+                if self.stopped.is_set():
+                    return
+                continue
+            if self.input_format == "parquet":
+                for record in self._records(found):
+                    yield Line(row, record, found.name, row + 1)
+                    row += 1
+                    if self.stopped.is_set():
+                        return
+                continue
             file = self._open(found)
             try:
                 if self.input_format == "csv":
@@ -357,6 +467,31 @@ class Source:
             finally:
                 file.close()
 
+    def _whole(self, found: _Input) -> bytes | None:
+        """A file as it is; None if the reading was stopped."""
+        try:
+            with io.BufferedReader(self._raw(found), _BUFFER_BYTES) as file:
+                return file.read()
+        except InputStoppedError:
+            return None
+        except _READ_ERRORS as error:
+            raise _unreadable(found.name, error) from error
+
+    def _records(self, found: _Input) -> Iterator[dict[str, Any]]:
+        """The rows of a Parquet file; none where the reading was stopped."""
+        try:
+            with self._parquet(found) as reader:
+                before, rows, in_all = self.bytes_read, 0, max(reader.metadata.num_rows, 1)
+                try:
+                    for batch in reader.iter_batches(_PARQUET_ROWS, columns=self.wanted, use_threads=False):
+                        rows += batch.num_rows
+                        self.bytes_read = before + found.size * rows // in_all
+                        yield from records_of(batch)
+                except (OSError, ValueError) as error:
+                    raise unreadable(found.name, error) from None
+        except InputStoppedError:
+            self.stopped.set()
+
     def _parsed_csv(self, found: _Input, file: BinaryIO) -> Iterator[tuple[list[str], int]]:
         """Rows of CSV that have fields, and the numbers of their last lines; bytes that are not UTF-8 as surrogates."""
         reader = csv.reader((line.decode(errors="surrogateescape") for line in file), strict=True)
@@ -378,6 +513,38 @@ class _Gzip(gzip.GzipFile):
     def close(self) -> None:
         super().close()
         self._compressed.close()
+
+
+class _Zstd(io.RawIOBase):
+    """A compressed file, which is closed with what it is read from."""
+
+    def __init__(self, compressed: io.BufferedReader[Any]) -> None:
+        self._stream = installed("pyarrow", "batch").CompressedInputStream(compressed, "zstd")
+        self._compressed = compressed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            raise _DamagedError(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        self._compressed.close()
+        super().close()
+
+
+class _DamagedError(EOFError):
+    """Compressed data is damaged, or cut short."""
+
+
+def _uncounted(size: int) -> None:
+    pass
 
 
 class _Resumed(io.RawIOBase):
@@ -412,12 +579,10 @@ def _is_text(fields: list[str]) -> bool:
     return True
 
 
-def _expanded(name: str, input_format: InputFormat | None, excluded: set[str]) -> list[_Input]:
+def _expanded(name: str, input_format: RowFormat | None, excluded: set[str]) -> list[_Input]:
     """The files that an input stands for."""
     if name == STANDARD_INPUT:
         return [_Input(name, regular=False, size=0)]
-    if name.startswith("s3://"):
-        raise BatchInputError(f"{name}: only local files can be read")
     name = os.path.normpath(name)
     try:
         status = Path(name).stat()
@@ -461,13 +626,17 @@ def _common_format(inputs: list[_Input]) -> InputFormat:
     unknown = next((name for name, kind in formats.items() if kind is None), None)
     if unknown is not None:
         what = "standard input" if unknown == STANDARD_INPUT else f"{unknown}, whose suffix stands for none"
-        raise BatchInputError(f"an input format is needed for {what}; there are jsonl, csv and text")
+        raise BatchInputError(
+            f"an input format is needed for {what}; there are jsonl, csv, parquet, text and openai-batch"
+        )
     if len(kinds) > 1:
         raise BatchInputError(f"the input files have more than one format: {', '.join(sorted(map(str, kinds)))}")
     return cast("InputFormat", kinds.pop())
 
 
 def _unreadable(name: str, error: Exception) -> BatchInputError:
+    if isinstance(error, _DamagedError):
+        return BatchInputError(f"{name} is damaged, or cut short: {error}")
     if isinstance(error, EOFError):
         return BatchInputError(f"{name} is cut short: its compressed data does not end")
     if isinstance(error, (gzip.BadGzipFile, zlib.error)):

@@ -11,7 +11,7 @@ The exit codes are those of the AWS CLI, version 2 ("Command line return codes" 
 255   any other failure: no connection, a timeout, a file that cannot be written
 ====  =================================================================================================
 
-`score` has its own statuses: see `aiosmrt.cli.score`.
+`score` and `bench` have their own statuses: see `aiosmrt.cli.score` and `aiosmrt.cli.bench`.
 
 Version 1 of the AWS CLI uses only 2 and 255 where version 2 has these. 141 is the shell's code for a broken pipe
 (``aiosmrt … - | head``), which ends a command without a message.
@@ -27,6 +27,7 @@ import click
 from click.shell_completion import shell_complete
 
 from aiosmrt._wire.operations import OPERATIONS
+from aiosmrt.cli.bench import bench
 from aiosmrt.cli.commands import operation_command
 from aiosmrt.cli.demo import demo
 from aiosmrt.cli.options import global_options, version_line
@@ -71,6 +72,7 @@ for _operation in OPERATIONS:
     cli.add_command(_command)
     _sagemaker_runtime.add_command(_command)
 cli.add_command(score)
+cli.add_command(bench)
 cli.add_command(serve)
 cli.add_command(demo)
 

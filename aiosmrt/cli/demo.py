@@ -2,8 +2,9 @@
 
 A model container (`aiosmrt.cli.digits`) runs in a separate process behind a `LocalRuntime`, which throttles some of the
 requests. All of scikit-learn's 1,797 digits are classified: with one call per row, concurrently under the client's
-limiter; with a single call whose response is streamed; and as an asynchronous inference, with input and output in a
-real S3 server. Each prediction is compared with the true label, and a failed call ends the demo with an error.
+limiter; with a single call whose response is streamed; as an asynchronous inference, with input and output in a real S3
+server; and as a file, by ``aiosmrt score``, which is killed half way and resumes. Each prediction is compared with the
+true label, and a failed call ends the demo with an error.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,6 +40,8 @@ BUCKET = "demo"
 JOB_SECONDS = 60.0
 # Only used between the client and the runtime of the demo.
 ACCESS_KEY, SECRET_KEY = "AKIDEXAMPLE", "not-a-real-secret"
+# How many rows of the file are scored when the process is killed.
+KILLED_AFTER = 600
 # The probability that all attempts of a call are throttled is 0.02**8.
 MAX_ATTEMPTS = 8
 
@@ -69,6 +74,16 @@ class QueuedScores:
     seconds: float
 
 
+@dataclass(slots=True)
+class FileScores:
+    """The results of the file."""
+
+    labels: list[int]
+    killed_after: int
+    seconds: float
+    page: Path | None
+
+
 @click.command
 @click.option("--max-concurrency", type=click.IntRange(1), default=32, show_default=True, help="Calls in flight.")
 @click.option(
@@ -79,7 +94,10 @@ class QueuedScores:
     metavar="N",
     help="Throttle every N-th request; 0 for none.",
 )
-def demo(max_concurrency: int, throttle_every: int) -> None:
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), help="Keep the report page of the file's job."
+)
+def demo(max_concurrency: int, throttle_every: int, report: Path | None) -> None:
     """Classify 1,797 handwritten digits through a local SageMaker Runtime."""
     try:
         import rich  # noqa: F401
@@ -87,7 +105,7 @@ def demo(max_concurrency: int, throttle_every: int) -> None:
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed; run: pip install 'aiosmrt[demo]'") from None
     _isolate_environment()
-    asyncio.run(_demo(max_concurrency, throttle_every))
+    asyncio.run(_demo(max_concurrency, throttle_every, report))
 
 
 def _isolate_environment() -> None:
@@ -98,7 +116,7 @@ def _isolate_environment() -> None:
     os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
 
-async def _demo(max_concurrency: int, throttle_every: int) -> None:
+async def _demo(max_concurrency: int, throttle_every: int, page: Path | None) -> None:
     from rich.console import Console
 
     from aiosmrt.cli.digits import digits
@@ -167,10 +185,11 @@ async def _demo(max_concurrency: int, throttle_every: int) -> None:
             )
             streamed = await _stream(streaming, rows, console)
             queued = await _submit(queueing, rows, console)
-    for what, found in (("streamed", streamed.labels), ("asynchronous", queued.labels)):
+        filed = await _score_file(runtime.url, rows, page, console)
+    for what, found in (("streamed", streamed.labels), ("asynchronous", queued.labels), ("file's", filed.labels)):
         if found != scores.labels:
             raise AiosmrtError(f"the {what} labels differ from those of the single calls")
-    _report(console, scores, streamed, queued, [int(label) for label in expected])
+    _report(console, scores, streamed, queued, filed, [int(label) for label in expected])
 
 
 async def _score(client: Client, rows: list[str], latencies: list[float], console: Any) -> Scores:
@@ -229,7 +248,55 @@ async def _submit(endpoint: Endpoint[str, Any], rows: list[str], console: Any) -
     return QueuedScores(result["predictions"], job.handle.output_location, time.perf_counter() - began)
 
 
-def _report(console: Any, scores: Scores, streamed: StreamedScores, queued: QueuedScores, expected: list[int]) -> None:
+async def _score_file(url: str, rows: list[str], page: Path | None, console: Any) -> FileScores:
+    """Classify the rows of a file with the command line, in a process that is killed half way and started again."""
+    with tempfile.TemporaryDirectory(prefix="aiosmrt-demo-") as name, console.status("aiosmrt score"):
+        folder = Path(name)
+        source, out = folder / "digits.csv", folder / "labels.jsonl"
+        await asyncio.to_thread(source.write_text, "\n".join(rows))
+        arguments = [str(source), "--no-header", "--endpoint-name", ENDPOINT, "--output", str(out), "--quiet"]
+        arguments += ["--report", str(folder / "report.html" if page is None else page)]
+        secrets = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_DEFAULT_REGION": REGION}
+        env = {**os.environ, **secrets, "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": url}
+        command = (sys.executable, "-m", "aiosmrt.cli", "score", *arguments)
+
+        def lines() -> int:
+            return out.read_bytes().count(b"\n") if out.exists() else 0
+
+        began = time.perf_counter()
+        # Few calls at a time, to be killed half way.
+        process = await asyncio.create_subprocess_exec(*command, "--max-concurrency", "4", env=env)
+        try:
+            # How far another process is can only be seen in its file.
+            while (killed_after := await asyncio.to_thread(lines)) < KILLED_AFTER and process.returncode is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        process = await asyncio.create_subprocess_exec(*command, env=env)
+        try:
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        seconds = time.perf_counter() - began
+        if code:
+            raise AiosmrtError(f"aiosmrt score ended with status {code}")
+        records = [json.loads(line) for line in (await asyncio.to_thread(out.read_text)).splitlines()]
+    labels = [record["value"]["predictions"][0] for record in records]
+    return FileScores(labels, killed_after, seconds, page)
+
+
+def _report(
+    console: Any,
+    scores: Scores,
+    streamed: StreamedScores,
+    queued: QueuedScores,
+    filed: FileScores,
+    expected: list[int],
+) -> None:
     from rich.table import Table
 
     from aiosmrt.cli.digits import TRAINING_ROWS
@@ -262,6 +329,12 @@ def _report(console: Any, scores: Scores, streamed: StreamedScores, queued: Queu
     table.add_row(
         "asynchronous inference",
         f"{len(queued.labels):,} rows through S3\nresult after {1000 * queued.seconds:.0f} ms",
+    )
+    table.add_row(
+        "a file, by aiosmrt score",
+        f"{len(filed.labels):,} rows in {filed.seconds:.1f} s\n"
+        f"killed after {filed.killed_after:,}, resumed, none lost or twice"
+        + ("" if filed.page is None else f"\nreport: {filed.page}"),
     )
     console.print(table)
 

@@ -19,8 +19,7 @@ import json
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import click
 
 from aiosmrt.cli.options import GlobalOptions, global_options
 from aiosmrt.cli.parameters import HELP, option_name
+from aiosmrt.cli.progress import print_json, shown_progress
 from aiosmrt.errors import AiosmrtError, BatchStoppedError, ParamValidationError
 
 __all__ = ["score"]
@@ -41,29 +41,51 @@ _MEMBERS = {
     "target_variant": "TargetVariant",
     "target_model": "TargetModel",
     "target_container_hostname": "TargetContainerHostname",
+    "enable_explanations": "EnableExplanations",
 }
 
 # --output is this command's own, and the others are about a response that is printed.
 _NOT_HERE = frozenset({"output", "query", "cli_binary_format"})
 
-_FORMATS = click.Choice(["jsonl", "csv", "text"])
-_CONTENT_TYPES = {"jsonl": "application/json", "csv": "text/csv", "text": "text/plain"}
+_FORMATS = click.Choice(["jsonl", "csv", "parquet", "text", "openai-batch"])
+_CONTENT_TYPES = {
+    "csv": "text/csv",
+    "text": "text/plain",
+    "file": "application/octet-stream",
+}  # and JSON for all others
 
-_LINE_EVERY = 10.0
+# Options that are the arguments of a job.
+_ARGUMENTS = (
+    *("input_format", "output_format", "header", "column", "template", "id_field", "join_source"),
+    *(
+        "input_filter",
+        "output_filter",
+        "max_payload_mb",
+        "asynchronous",
+        "max_failures",
+        "retry_failed",
+        "fresh",
+        "spool",
+        "limit",
+    ),
+)
 
 
 def _max_failures(context: click.Context, parameter: click.Parameter, value: str | None) -> int | float | None:
-    if value is None:
-        return None
+    from aiosmrt.endpoint.fanout import failure_limit
+
     try:
-        if not value.endswith("%"):
-            if (count := int(value)) >= 0:
-                return count
-        elif 0 <= (share := float(value[:-1]) / 100) <= 1:
-            return share
-    except ValueError:
-        pass
-    raise click.BadParameter(f"must be an integer >= 0, or a percentage such as 5%; got {value!r:.80}")
+        return failure_limit(int(value) if value is not None and value.isascii() and value.isdigit() else value)
+    except (ParamValidationError, ValueError):
+        raise click.BadParameter(f"must be an integer >= 0, or a percentage such as 5%; got {value!r:.80}") from None
+
+
+def _max_concurrency(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "adaptive":
+        return value
+    if value.isascii() and value.isdigit() and len(value) < 10 and int(value):
+        return int(value)
+    raise click.BadParameter(f"must be an integer >= 1, or adaptive; got {value!r:.80}")
 
 
 def _template(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -78,7 +100,9 @@ def _template(context: click.Context, parameter: click.Parameter, value: str | N
 _OWN_OPTIONS: list[click.Parameter] = [
     click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True)),
     click.Option(["--endpoint-name"], required=True, metavar="NAME", help=HELP["EndpointName"]),
-    click.Option(["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File for the answers."),
+    click.Option(
+        ["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File or S3 object for the answers."
+    ),
     click.Option(["--input-format"], type=_FORMATS, help="Format of the input.  [default: by the suffix]"),
     click.Option(["--output-format"], type=_FORMATS, help="Format of the output.  [default: by the suffix]"),
     click.Option(
@@ -105,7 +129,52 @@ _OWN_OPTIONS: list[click.Parameter] = [
         default="None",
         help="Whether the output repeats the rows, with their predictions.  [default: None]",
     ),
-    click.Option(["--max-concurrency"], type=click.IntRange(1), metavar="N", help="Calls in flight.  [default: 100]"),
+    click.Option(
+        ["--input-filter"], metavar="JSONPATH", help="Part of a row to send, such as '$.features' or '$[1:]'."
+    ),
+    click.Option(
+        ["--output-filter"],
+        metavar="JSONPATH",
+        help="""Part of the value, or of the joined row, to write, such as "$['id','prediction']".""",
+    ),
+    click.Option(
+        ["--rows-per-request"],
+        type=click.IntRange(1),
+        metavar="N",
+        help="Rows in a request, which are scored alone if it fails.  [default: 1]",
+    ),
+    click.Option(
+        ["--split-type"],
+        type=click.Choice(["None", "Line"]),
+        help="None: a file is one row, sent as it is.  [default: Line]",
+    ),
+    click.Option(
+        ["--batch-strategy"],
+        type=click.Choice(["SingleRecord", "MultiRecord"]),
+        help="MultiRecord: as many rows in a request as --rows-per-request and --max-payload-mb allow.",
+    ),
+    click.Option(
+        ["--max-payload-mb"],
+        type=click.FloatRange(0, min_open=True),
+        metavar="F",
+        help="Largest request body in MiB; larger rows fail.  [default: no limit; 6 for several rows]",
+    ),
+    click.Option(
+        ["--asynchronous"],
+        is_flag=True,
+        help="The endpoint is asynchronous: answers are awaited in S3, and jobs resumed.",
+    ),
+    click.Option(
+        ["--upload-to"],
+        metavar="S3URI",
+        help="Where --asynchronous puts bodies over 128,000 bytes, such as s3://bucket/prefix.",
+    ),
+    click.Option(
+        ["--max-concurrency"],
+        metavar="N|adaptive",
+        callback=_max_concurrency,
+        help="Calls in flight.  [default: 100]",
+    ),
     click.Option(
         ["--max-wait"],
         type=click.FloatRange(0),
@@ -120,7 +189,14 @@ _OWN_OPTIONS: list[click.Parameter] = [
     ),
     click.Option(["--retry-failed"], is_flag=True, help="Score the rows again that failed before."),
     click.Option(["--fresh"], is_flag=True, help="Start over, and overwrite OUT."),
+    click.Option(
+        ["--spool"],
+        type=click.Path(file_okay=False),
+        metavar="FOLDER",
+        help="Where answers and journal are kept before they go to S3.  [default: in ~/.local/state]",
+    ),
     click.Option(["--limit"], type=click.IntRange(1), metavar="N", help="Score the first N rows only."),
+    click.Option(["--report"], type=click.Path(), metavar="FILE", help="Write a page with charts of the run to FILE."),
     click.Option(
         ["--json", "as_json"], is_flag=True, help="Print progress on standard output, as JSON, a line a second."
     ),
@@ -131,6 +207,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
 def _run(**given: Any) -> None:
     context = click.get_current_context()
     try:
+        given["input_format"] = _input_format(given)
         content_type = given["content_type"] or _default_content_type(given)
         code = asyncio.run(_score(GlobalOptions.of(context), content_type, given))
     except (ParamValidationError, BrokenPipeError):
@@ -149,10 +226,11 @@ score: click.Command = click.Command(
     params=[*_OWN_OPTIONS, *(option for option in global_options() if option.name not in _NOT_HERE)],
     callback=_run,
     short_help="Score the rows of files; the answers go to a file.",
-    help="""Score the rows of files (JSON Lines, CSV or text, also with gzip); the answers go to a file.
+    help="""Score the rows of files (JSON Lines, CSV, Parquet or text; gzip or zstd); the answers go to a file.
 
-    INPUT is a file, a folder, a pattern, or - for standard input. A row is the body of one call. Answers are written as
-    they come, and are in input order at the end. Rows that failed are listed in OUT.errors.jsonl.
+    INPUT is a file, a folder, a pattern, an object or prefix in S3, or - for standard input. A row is the body of one
+    call. Answers are written as they come, and are in input order at the end; a Parquet file and an object in S3 appear
+    then. Rows that failed are listed in OUT.errors.jsonl.
 
     The same command resumes after any interruption, by means of OUT.journal: rows that are done are not sent again.
 
@@ -167,17 +245,29 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
 
     stop = asyncio.Event()
     settings = {"max_concurrency": given["max_concurrency"]} if given["max_concurrency"] is not None else {}
-    own = ("input_format", "output_format", "header", "column", "template", "id_field", "join_source")
-    arguments: dict[str, Any] = {name: given[name] for name in (*own, "max_failures", "retry_failed", "fresh", "limit")}
+    arguments: dict[str, Any] = {name: given[name] for name in _ARGUMENTS}
+    arguments["rows_per_request"] = _rows_per_request(given)
+    arguments["report_page"] = given["report"]
     if given["max_wait"] is not None:
         arguments["patience"] = given["max_wait"]
     # None leaves the header out, and the model gives what it gives.
     members = {name: given[name] for name in _MEMBERS}
     async with options.client(**settings) as client:
         endpoint = client.endpoint(
-            given["endpoint_name"], serializer=codec_for(content_type), deserializer=ANY_ANSWER, **members
+            given["endpoint_name"],
+            serializer=codec_for(content_type),
+            deserializer=ANY_ANSWER,
+            upload_to=given["upload_to"],
+            **members,
         )
-        with _signals(stop), _shown(given) as (on_progress, every, say):
+        with (
+            _signals(stop),
+            shown_progress(as_json=given["as_json"], quiet=given["quiet"]) as (
+                on_progress,
+                every,
+                say,
+            ),
+        ):
             report = await run_job(
                 endpoint,
                 given["inputs"],
@@ -188,7 +278,7 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
                 **arguments,
             )
     if given["as_json"]:
-        _print_json({**_fields(report), "rows_per_second": round(report.rows_per_second, 1)})
+        print_json({**_fields(report), "rows_per_second": round(report.rows_per_second, 1)})
     if not report.finished:
         sys.stderr.write(f"stopped: {report.rows:,} rows are done; run the same command again to resume\n")
         return 130
@@ -197,11 +287,30 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
     return 1 if report.failed else 0
 
 
+def _input_format(given: dict[str, Any]) -> str | None:
+    format_given: str | None = given["input_format"]
+    if given["split_type"] != "None":
+        return format_given
+    if format_given is not None:
+        raise ParamValidationError(["--split-type None sends files as they are: leave --input-format out"])
+    return "file"
+
+
+def _rows_per_request(given: dict[str, Any]) -> int | None:
+    rows: int | None = given["rows_per_request"]
+    strategy = given["batch_strategy"]
+    if strategy == "SingleRecord" and rows is not None and rows > 1:
+        raise ParamValidationError(["--batch-strategy SingleRecord excludes --rows-per-request over 1"])
+    return 1 if rows is None and strategy != "MultiRecord" else rows
+
+
 def _default_content_type(given: dict[str, Any]) -> str:
     if given["template"] is not None:
         return "application/json"
     kind = given["input_format"] or next(_formats(given["inputs"]), "jsonl")
-    return "text/plain" if kind == "csv" and given["column"] is not None else _CONTENT_TYPES[kind]
+    return (
+        "text/plain" if kind == "csv" and given["column"] is not None else _CONTENT_TYPES.get(kind, "application/json")
+    )
 
 
 def _formats(inputs: Sequence[str]) -> Iterator[str]:
@@ -255,71 +364,3 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _print_json(record: dict[str, Any]) -> None:
-    sys.stdout.write(f"{json.dumps(record)}\n")
-    sys.stdout.flush()
-
-
-Shown = tuple[Callable[[Any], None] | None, float, Callable[[str], None]]
-
-
-@contextmanager
-def _shown(given: dict[str, Any]) -> Iterator[Shown]:
-    """How progress is shown: a function for it, the seconds between its calls, and a function for the last line."""
-
-    def say(line: str) -> None:
-        sys.stderr.write(f"{line}\n")
-
-    def nothing(line: str) -> None:
-        pass
-
-    last = nothing if given["quiet"] or given["as_json"] else say
-    if given["as_json"]:
-        yield (lambda progress: _print_json(_rounded(progress._asdict()))), 1.0, last
-    elif given["quiet"]:
-        yield None, 1.0, last
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-
-        # `transient`: the last line takes its place.
-        with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
-            yield (lambda progress: live.update(Text(_line(progress)), refresh=True)), 0.25, last
-    else:
-        # The first call comes when the job starts, the last when it ends; a line for either says nothing.
-        due = time.monotonic() + _LINE_EVERY
-
-        def tell(progress: Any) -> None:
-            nonlocal due
-            if time.monotonic() >= due:
-                due = time.monotonic() + _LINE_EVERY
-                say(_line(progress))
-
-        yield tell, 1.0, last
-
-
-def _rounded(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in record.items()}
-
-
-def _line(progress: Any) -> str:
-    """A job's progress in words."""
-    share = f" ({progress.fraction:.0%} read)" if progress.fraction is not None else ""
-    parts = [
-        f"{progress.scored + progress.failed:,} rows{share}",
-        f"{progress.rows_per_second:,.0f}/s",
-        f"{progress.in_flight} of {progress.max_in_flight} in flight",
-    ]
-    if progress.waiting_for is not None:
-        parts.append(f"waiting: {progress.waiting_for}")
-    if progress.retries:
-        parts.append(f"{progress.retries:,} retries")
-    if progress.failed:
-        parts.append(f"{progress.failed:,} failed")
-    if progress.remaining is not None:
-        minutes, seconds = divmod(round(progress.remaining), 60)
-        parts.append(f"{minutes}:{seconds:02} left")
-    return " · ".join(parts)

@@ -6,6 +6,7 @@ deserializer or a stream's view after it.
 
 from aiosmrt.endpoint.endpoint import Endpoint
 from aiosmrt.endpoint.fanout import Result, Results
+from aiosmrt.endpoint.groups import split_answer
 from aiosmrt.endpoint.inference import Inference
 from aiosmrt.endpoint.jobs import Job, JobHandle
 from aiosmrt.endpoint.options import CallOptions
@@ -25,4 +26,5 @@ __all__ = [
     "Session",
     "View",
     "batches",
+    "split_answer",
 ]

@@ -14,28 +14,32 @@ length, exceeds `OFF_LOOP_BYTES`.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack, overload
 
+from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.frames import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
-from aiosmrt.config import UNSET, Unset, shown
+from aiosmrt.config import UNSET, Unset, is_whole, shown
 from aiosmrt.endpoint.bodies import in_thread, serialized
 from aiosmrt.endpoint.fanout import Answer, Results
+from aiosmrt.endpoint.groups import GroupedResults, GroupScoring
 from aiosmrt.endpoint.inference import Inference, inference_of
 from aiosmrt.endpoint.jobs import Job, JobHandle, check_handle, check_upload_to, submit
 from aiosmrt.endpoint.options import CallOptions, check_accepted, merged
 from aiosmrt.endpoint.protocols import EndpointClient
 from aiosmrt.endpoint.sessions import Session
-from aiosmrt.endpoint.streaming import PredictionStream
+from aiosmrt.endpoint.streaming import PredictionStream, TimeoutsCount
 from aiosmrt.errors import AiosmrtError, DeserializationError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
 from aiosmrt.serializers.codec import is_general
 from aiosmrt.serializers.frames import batches
 
 if TYPE_CHECKING:
+    from aiosmrt._wire.params import Head
     from aiosmrt.types import InvokeEndpointOutput
 
 __all__ = ["Endpoint"]
@@ -43,6 +47,7 @@ __all__ = ["Endpoint"]
 In = TypeVar("In")
 Out = TypeVar("Out")
 R = TypeVar("R")
+T = TypeVar("T")
 
 # An S3 URI to check the other parameters with, before there is an object.
 _ANY_LOCATION = "s3://bucket/key"
@@ -58,6 +63,7 @@ class Endpoint(Generic[In, Out]):
     __slots__ = (
         "_client",
         "_deserializer",
+        "_head",
         "_options",
         "_params",
         "_patient",
@@ -98,11 +104,47 @@ class Endpoint(Generic[In, Out]):
         self._options = options
         defaults = {"EndpointName": name, "ContentType": serializer.content_type, "Accept": deserializer.accept}
         self._params = merged(defaults, options)
+        # What all calls without options have in common, from the first of them on.
+        self._head: Head | None = None
         # The client without its read timeout, for streams that have both time limits.
         self._patient: EndpointClient | None = None
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self._serializer!r} -> {self._deserializer!r}>"
+
+    @property
+    def client(self) -> EndpointClient:
+        """The client, or view of one, that makes the calls."""
+        return self._client
+
+    @property
+    def serializer(self) -> Serializer[In]:
+        """What makes request bodies."""
+        return self._serializer
+
+    @property
+    def deserializer(self) -> Deserializer[Out]:
+        """What reads response bodies."""
+        return self._deserializer
+
+    @property
+    def upload_to(self) -> str | None:
+        """The S3 URI under which `submit` puts large bodies; None if there is none."""
+        return self._upload_to
+
+    @property
+    def options(self) -> CallOptions:
+        """The members of all calls, as they were given; a copy."""
+        return {**self._options}
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The parameters that all calls have in common, under AWS's names."""
+        return MappingProxyType(self._params)
+
+    async def object_store(self) -> ObjectStore:
+        """S3 with the client's credentials, for what belongs to the endpoint's calls: their input and output."""
+        return await self._client._object_store()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -135,6 +177,21 @@ class Endpoint(Generic[In, Out]):
             deserializer=self._deserializer,
             upload_to=self._upload_to if isinstance(upload_to, Unset) else upload_to,
             **members,
+        )
+
+    def for_job(self, patience: float | Unset | None = UNSET) -> Endpoint[In, Out]:
+        """Return the same endpoint, with the patience that the calls of a `map` have.
+
+        Args:
+            patience: as for `map`.
+        """
+        return Endpoint(
+            self._client._for_job(patience),
+            self.name,
+            serializer=self._serializer,
+            deserializer=self._deserializer,
+            upload_to=self._upload_to,
+            **self._options,
         )
 
     # One call
@@ -210,7 +267,11 @@ class Endpoint(Generic[In, Out]):
         on_response: Callable[[InvokeEndpointOutput], None] | None = None,
     ) -> tuple[R, InvokeEndpointOutput, Waited]:
         """Call the model; return the answer's value, the response, and how long the call waited."""
-        params = merged(self._params, options) if options else self._params
+        params, head = self._params, None
+        if options:
+            params = merged(params, options)
+        elif (head := self._head) is None:
+            self._head = head = self._client._head(params)
         # (De)serialization is written out: a coroutine for each would be a tenth of this method's cost.
         body: bytes | DeferredBody
         if estimated_size(data) <= OFF_LOOP_BYTES and not self._client._has_deadline:
@@ -222,7 +283,9 @@ class Endpoint(Generic[In, Out]):
         else:
             # Made within the call's deadline, in a thread if it is large.
             body = DeferredBody(partial(serialized, self._serializer, data, INVOKE_ENDPOINT.name, self.name))
-        response, waited = await self._client._invoke(params, body)
+        if type(body) is not bytes:
+            head = None
+        response, waited = await self._client._invoke(params, body, head)
         if on_response is not None:
             on_response(response)
         answer = await response["Body"].read()
@@ -260,6 +323,7 @@ class Endpoint(Generic[In, Out]):
         *,
         first_part_timeout: float | None = None,
         part_timeout: float | None = None,
+        timeouts_count: TimeoutsCount = "parts",
         **options: Unpack[CallOptions],
     ) -> PredictionStream:
         """Get the answer part by part::
@@ -274,6 +338,8 @@ class Endpoint(Generic[In, Out]):
                 Defaults to the client's ``read_timeout``.
             part_timeout: seconds between two parts. Defaults to the client's ``read_timeout``. If both limits are
                 given, the ``read_timeout`` does not apply; if one is, it still does.
+            timeouts_count: ``"values"`` has both limits count what a view gives, such as events or lines, in place of
+                parts: comments that keep a connection alive then do not count.
             options: see `CallOptions`; ``accept`` defaults to the deserializer's.
 
         Raises:
@@ -298,22 +364,56 @@ class Endpoint(Generic[In, Out]):
                 params,
                 first_part_timeout,
                 part_timeout,
+                timeouts_count,
             )
         except BaseException as error:
             del data, options, params
             clear_locals(error)
             raise
 
+    @overload
     def map(
         self,
         items: Iterable[In] | AsyncIterable[In],
         *,
+        batch_size: None = None,
         concurrency: int | None = None,
         ordered: bool = True,
         patience: float | Unset | None = UNSET,
-        max_failures: int | float | None = None,
+        max_failures: int | float | str | None = None,
+        options_for: Callable[[In], CallOptions] | None = None,
         **options: Unpack[CallOptions],
-    ) -> Results[In, Out]:
+    ) -> Results[In, Out]: ...
+
+    @overload
+    def map(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        batch_size: int,
+        combine: Callable[[list[T]], In] | None = None,
+        split: Callable[[Out, int], Sequence[Any]] | None = None,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        patience: float | Unset | None = UNSET,
+        max_failures: int | float | str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Results[T, Any]: ...
+
+    def map(
+        self,
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        batch_size: int | None = None,
+        combine: Callable[[list[Any]], In] | None = None,
+        split: Callable[[Out, int], Sequence[Any]] | None = None,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        patience: float | Unset | None = UNSET,
+        max_failures: int | float | str | None = None,
+        options_for: Callable[[Any], CallOptions] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Results[Any, Any]:
         """Call the endpoint for each of many items::
 
             async with endpoint.map(rows) as results:
@@ -323,42 +423,132 @@ class Endpoint(Generic[In, Out]):
         Items are taken as calls can be made, so there may be more than fit into memory: at most twice ``concurrency``
         are held, each until its result is taken. So a slow reader slows the calls down. A failed call ends the map only
         if all calls would fail like it: refused credentials, an unknown endpoint, a service that was never reached.
-        Leaving the block, in whatever way, cancels the calls in flight.
+        Leaving the block, in whatever way, cancels the calls in flight; `Results.stop` and `Results.drain` end a map
+        and finish them.
+
+        With ``batch_size``, a call is made for several items, and its answer is split into their values. If the model
+        refuses the call, the answer has a wrong number of values, or the body is too large, both halves of the items
+        are called, and so on: the others get their values, and the bad ones their errors. For k bad items among n,
+        that takes at most 1 + 2 k log2 n calls. After throttling or an outage the call is sent again as it was.
 
         Args:
             items: an iterable or an asynchronous iterable, iterated on the event loop. An asynchronous one is iterated
                 in a separate task, so that a time limit or a task group around its ``yield`` never cancels a call; a
                 generator that is not read to its end is the caller's to close. Tables, mappings, text and bytes are
                 refused: their iteration gives columns, keys, characters and numbers; `map_rows` takes tables.
+            batch_size: items in a call; the last one may have fewer. If None, an item is the data of a call.
+            combine: makes the data of a call of a list of items, such as ``lambda items: {"instances": items}``; with
+                ``batch_size`` only. Defaults to the list itself.
+            split: returns a sequence of values, one for each item, given the answer and the number of items; with
+                ``batch_size`` only. Defaults to `aiosmrt.endpoint.split_answer`.
             concurrency: most calls in flight. Defaults to the client's ``max_concurrency``.
             ordered: whether results come in the order of the items, or as they arrive.
             patience: seconds after its first failure for which a call waits and is sent again; see `aiosmrt.Client`.
                 Defaults to the client's if the client was given one, otherwise to 600. At most 20 until the service has
                 been reached once.
-            max_failures: how many calls (an integer), or which share of the calls made (a float), may fail; one more
-                ends the map. A share counts from the 20th call and at the end. If None, no limit.
+            max_failures: how many items (an integer), or which share of those called for (a float, or text such as
+                ``"5%"``), may fail; one more ends the map. A share counts from the 20th item and at the end. If None,
+                no limit.
+            options_for: returns the options of one item's call, such as ``{"inference_id": item["id"]}``, besides those
+                of all; without ``batch_size`` only.
             options: see `CallOptions`; the same for all items.
 
         Raises:
-            ParamValidationError: ``concurrency``, ``max_failures`` or an option is out of range, or ``items`` cannot be
-                iterated.
+            ParamValidationError: ``batch_size``, ``concurrency``, ``max_failures`` or an option is out of range, or
+                ``items`` cannot be iterated.
 
             Iterating raises what iterating over ``items`` raises, an error that concerns all calls, and
             `TooManyFailuresError`; earlier results come first. Cancelling a call's task from outside raises
             `ClientStateError`.
         """
+        if batch_size is None and not (combine is None and split is None):
+            raise ParamValidationError(["combine and split need a batch_size"])
+        if not (batch_size is None or is_whole(batch_size, 1)):
+            raise ParamValidationError([f"batch_size must be an integer >= 1 or None; got {shown(batch_size)}"])
+        if batch_size is not None and options_for is not None:
+            raise ParamValidationError(["options_for is for calls with one item; leave batch_size out"])
+        try:
+            return self._mapped(
+                items,
+                options_for=options_for,
+                group=None if batch_size is None else (batch_size, combine, split),
+                concurrency=concurrency,
+                ordered=ordered,
+                patience=patience,
+                max_failures=max_failures,
+                options=options,
+            )
+        except BaseException as error:
+            del items, options
+            clear_locals(error)
+            raise
+
+    def map_groups(
+        self,
+        groups: Iterable[list[T]] | AsyncIterable[list[T]],
+        *,
+        combine: Callable[[list[T]], In] | None = None,
+        split: Callable[[Out, int], Sequence[Any]] | None = None,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        patience: float | Unset | None = UNSET,
+        max_failures: int | float | str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Results[T, Any]:
+        """Call the endpoint for groups of items that the caller has made, by length for example; a result is an item's.
+
+        Args:
+            groups: lists of items, none of them empty; each is a call, as `map` makes it with ``batch_size``.
+            combine, split, concurrency, ordered, patience, max_failures, options: as for `map`. At most twice
+                ``concurrency`` groups are held.
+
+        Raises:
+            ParamValidationError: as for `map`.
+        """
+        try:
+            return self._mapped(
+                groups,
+                group=(None, combine, split),
+                concurrency=concurrency,
+                ordered=ordered,
+                patience=patience,
+                max_failures=max_failures,
+                options=options,
+            )
+        except BaseException as error:
+            del groups, options
+            clear_locals(error)
+            raise
+
+    def _mapped(
+        self,
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        group: tuple[int | None, Callable[[list[Any]], In] | None, Callable[[Out, int], Sequence[Any]] | None] | None,
+        concurrency: int | None,
+        ordered: bool,
+        patience: float | Unset | None,
+        max_failures: int | float | str | None,
+        options: CallOptions,
+        options_for: Callable[[Any], CallOptions] | None = None,
+    ) -> Results[Any, Any]:
         try:
             # An invalid option would fail every call.
             self._client._check(INVOKE_ENDPOINT.name, {**merged(self._params, options), "Body": b""})
-            job = Endpoint(
-                self._client._for_job(patience),
-                self.name,
-                serializer=self._serializer,
-                deserializer=self._deserializer,
-                **self._options,
-            )
+            job = self.for_job(patience)
             limit = self._client.max_concurrency if concurrency is None else concurrency
-            return Results(_Scoring(job, options), items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+            if group is None:
+                call = _Scoring(job, options, options_for)
+                return Results(call, items, concurrency=limit, ordered=ordered, max_failures=max_failures)
+            size, combine, split = group
+            return GroupedResults(
+                GroupScoring(job, options, combine, split),
+                items,
+                size=size,
+                concurrency=limit,
+                ordered=ordered,
+                max_failures=max_failures,
+            )
         except BaseException as error:
             del items, options
             clear_locals(error)
@@ -372,7 +562,7 @@ class Endpoint(Generic[In, Out]):
         concurrency: int | None = None,
         ordered: bool = True,
         patience: float | Unset | None = UNSET,
-        max_failures: int | float | None = None,
+        max_failures: int | float | str | None = None,
         **options: Unpack[CallOptions],
     ) -> Results[In, Out]:
         """Call the endpoint for the rows of a table; the items of the results are slices of it::
@@ -515,20 +705,28 @@ class _Scoring(Generic[In, Out]):
     Args:
         endpoint: makes the call.
         options: the map's.
+        options_for: returns an item's own. If None, it has none.
     """
 
-    __slots__ = ("_endpoint", "_options")
+    __slots__ = ("_endpoint", "_options", "_options_for")
 
-    def __init__(self, endpoint: Endpoint[In, Out], options: CallOptions) -> None:
+    def __init__(
+        self, endpoint: Endpoint[In, Out], options: CallOptions, options_for: Callable[[In], CallOptions] | None
+    ) -> None:
         self._endpoint = endpoint
         self._options = options
+        self._options_for = options_for
 
     async def __call__(self, item: In) -> Answer[Out]:
         endpoint = self._endpoint
+        options: CallOptions = self._options
         try:
-            value, response, waited = await endpoint._exchange(item, self._options, endpoint._deserializer.deserialize)
+            if self._options_for is not None:
+                options = {**options, **self._options_for(item)}
+            value, response, waited = await endpoint._exchange(item, options, endpoint._deserializer.deserialize)
         except BaseException as error:
-            del item
+            del item, options
             clear_locals(error)
             raise
-        return Answer(value, response["ResponseMetadata"]["RetryAttempts"] + 1, waited.total_waiting)
+        facts = response["ResponseMetadata"]
+        return Answer(value, facts["RetryAttempts"] + 1, waited.total_waiting, facts.get("RequestId"))

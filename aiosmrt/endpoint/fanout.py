@@ -15,6 +15,9 @@ and waits for them.
 from __future__ import annotations
 
 import asyncio
+import re
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -26,15 +29,15 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
-from aiosmrt.config import is_whole, shown
+from aiosmrt.config import is_seconds, is_whole, shown
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, TooManyFailuresError
 from aiosmrt.serializers.frames import is_frame, iterates_over_columns
 from aiosmrt.serializers.objects import type_name
 
-__all__ = ["Answer", "Result", "Results"]
+__all__ = ["Answer", "Buffered", "Result", "Results", "failure_limit"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -42,8 +45,44 @@ Out = TypeVar("Out")
 # A share of failures is meaningful from this many calls.
 _CALLS_FOR_A_SHARE = 20
 
+# Neither a sign, nor an exponent, nor the underscores that Python's numbers may have.
+_PERCENTAGE: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?%", re.ASCII)
+
 # Items held for each call in flight: while one is called, another's result waits for the reader.
 _HELD_PER_CALL = 2
+
+_CUT_OFF: Final = "the call was still in flight when drain() ended"
+
+
+def failure_limit(most: int | float | str | None) -> int | float | None:
+    """Read the limit on a map's failures: a number is an int, a share a float; if None, there is no limit.
+
+    Args:
+        most: an integer, a float from 0 to 1, text such as ``"2.5%"``, or None.
+
+    Raises:
+        ParamValidationError: it is something else.
+
+    >>> failure_limit("2.5%"), failure_limit(10)
+    (0.025, 10)
+    """
+    found: Any = most
+    if isinstance(most, str) and _PERCENTAGE.fullmatch(most):
+        found = float(most[:-1]) / 100
+    if found is None or (isinstance(found, float) and 0 <= found <= 1) or is_whole(found, 0):
+        limit: int | float | None = found
+        return limit
+    raise ParamValidationError(
+        [f"max_failures must be an integer >= 0, a float from 0 to 1, a percentage as text, or None; got {shown(most)}"]
+    )
+
+
+class Buffered(AsyncIterator[In], ABC):
+    """Asynchronous items of which some are there already: a worker takes those itself, at a fraction of the cost."""
+
+    @abstractmethod
+    def take_ready(self) -> In | None:
+        """The next item, if it is there; None stands for none."""
 
 
 class Answer(NamedTuple, Generic[Out]):
@@ -53,11 +92,13 @@ class Answer(NamedTuple, Generic[Out]):
         value: the model's answer.
         attempts: how many requests were sent.
         waited: seconds for which the call waited outside its attempts.
+        request_id: the service's id of the call, if it sent one.
     """
 
     value: Out
     attempts: int
     waited: float
+    request_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +112,7 @@ class Result(Generic[In, Out]):
         error: the failure; None after a success.
         attempts: how many requests were sent.
         waited: seconds for which the call waited for a slot, for the service, and between attempts.
+        request_id: the service's id of the call that was answered; None after a failure, whose error has it.
 
     >>> Result(0, "1,2,3", 0.75, None).unwrap()
     0.75
@@ -82,6 +124,7 @@ class Result(Generic[In, Out]):
     error: Exception | None
     attempts: int = 0
     waited: float = 0.0
+    request_id: str | None = None
 
     def unwrap(self) -> Out:
         """Return the value, or raise the error."""
@@ -90,15 +133,59 @@ class Result(Generic[In, Out]):
         return cast("Out", self.value)
 
 
+class _Room:
+    """Places for items; a semaphore that takes no coroutine while there are some.
+
+    Args:
+        places: how many there are.
+    """
+
+    __slots__ = ("_free", "_waiting")
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def try_acquire(self) -> bool:
+        """Take a place if there is one."""
+        if self._free > 0:
+            self._free -= 1
+            return True
+        return False
+
+    async def acquire(self) -> None:
+        """Wait for a place, in order."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Return a place, to the first that waits."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
+
+
 class Results(Generic[In, Out]):
     """The results of `Endpoint.map`, which documents them: an asynchronous context manager and iterator.
+
+    Each item that was taken has one result. `stop` and `drain` end the map early, without losing one.
 
     Args:
         call: makes one call.
         items: the items to call with.
         concurrency: most calls in flight.
         ordered: whether results come in the order of the items.
-        max_failures: how many calls, or which share of them, may fail; one more ends the map. Defaults to no limit.
+        max_failures: how many items, or which share of them, may fail; one more ends the map; see `failure_limit`.
+            Defaults to no limit.
     """
 
     def __init__(
@@ -108,17 +195,18 @@ class Results(Generic[In, Out]):
         *,
         concurrency: int,
         ordered: bool,
-        max_failures: int | float | None = None,
+        max_failures: int | float | str | None = None,
     ) -> None:
         faults = []
         if not is_whole(concurrency, 1):
             faults.append(f"concurrency must be an integer >= 1; got {shown(concurrency)}")
-        is_share = isinstance(max_failures, float) and 0 <= max_failures <= 1
-        if not (max_failures is None or is_share or is_whole(max_failures, 0)):
-            faults.append(
-                f"max_failures must be an integer >= 0, a float from 0 to 1, or None; got {shown(max_failures)}"
-            )
-        self._source: Iterator[In] | None = None
+        most: int | float | None = None
+        try:
+            most = failure_limit(max_failures)
+        except ParamValidationError as error:
+            faults += error.faults
+        # What is taken are items here, and lists of them in `GroupedResults`.
+        self._source: Iterator[Any] | None = None
         self._asynchronous: AsyncIterator[In] | None = None
         if (mistake := _mistaken_items(items)) is not None:
             faults.append(mistake)
@@ -131,20 +219,21 @@ class Results(Generic[In, Out]):
             faults.append(f"items must be an iterable or an asynchronous iterable; got {type(items)}")
         if faults:
             raise ParamValidationError(faults)
+        self._buffered = items if isinstance(items, Buffered) else None
         self._call = call
         self._concurrency = concurrency
         self._ordered = ordered
-        self._max_failures = max_failures
+        self._max_failures = most
         self._failures = 0
         self._calls = 0
         self._entered = False
-        self._held = asyncio.Semaphore(_HELD_PER_CALL * concurrency)
+        self._held = _Room(_HELD_PER_CALL * concurrency)
         self._workers: set[asyncio.Task[None]] = set()
         # How many workers there are or will be in a moment.
         self._at_work = 0
         # Requests of workers for asynchronous items, the items for them, and the task that gets them.
         self._wanted = asyncio.Semaphore(0)
-        self._given: asyncio.Queue[In] = asyncio.Queue()
+        self._given: asyncio.Queue[Any] = asyncio.Queue()
         self._feeder: asyncio.Task[None] | None = None
         # Items taken, results read, and results not yet read by their index.
         self._taken = 0
@@ -155,8 +244,13 @@ class Results(Generic[In, Out]):
         self._failure: BaseException | None = None
         # what ended a worker, whose item has no result
         self._broken: BaseException | None = None
+        # whether given items are lost, because the worker that asked for them was cancelled
+        self._forsaken = False
         self._reader: asyncio.Future[None] | None = None
         self._left = False
+        # whether `drain` has cancelled the calls in flight, and those who wait in it
+        self._cut = False
+        self._drains: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Results taken={self._taken} read={self._read} calls={self._at_work}>"
@@ -175,6 +269,7 @@ class Results(Generic[In, Out]):
     async def __aexit__(self, *exc_info: object) -> None:
         self._left = self._ended = True
         self._wake_reader()
+        self._wake_drains()
         tasks = [*self._workers] if self._feeder is None else [*self._workers, self._feeder]
         for task in tasks:
             task.cancel()
@@ -186,7 +281,7 @@ class Results(Generic[In, Out]):
             except asyncio.CancelledError as again:
                 cancelled = again
         self._ready.clear()
-        self._failure = self._source = self._asynchronous = None
+        self._failure = self._source = self._asynchronous = self._buffered = None
         if cancelled is not None:
             raise cancelled
 
@@ -208,9 +303,9 @@ class Results(Generic[In, Out]):
                 index = self._read if self._ordered else next(iter(ready))
                 if (result := ready.pop(index, None)) is not None:
                     self._read += 1
-                    self._held.release()
+                    self._release(result.index)
                     return result
-            if self._ended and self._read == self._taken:
+            if self._ended and self._read == self._taken and (self._given.empty() or self._forsaken):
                 failure, self._failure = self._failure, None
                 if failure is None and self._too_many_failures(whole=True):
                     self._max_failures = None
@@ -228,6 +323,78 @@ class Results(Generic[In, Out]):
                 await self._reader
             finally:
                 self._reader = None
+
+    # Ending early
+
+    def stop(self) -> None:
+        """Take no more items. Calls in flight are finished; their results come as before, and then the map ends.
+
+        May be called by any task of the map's event loop, and more than once. An item that an asynchronous iterable is
+        about to give is not called.
+        """
+        if not self._ended:
+            self._hand_over()
+            self._end(None)
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Take no more items, and wait until the calls in flight are finished; their results come afterwards.
+
+        Args:
+            timeout: seconds to wait. Calls that take longer are cancelled, and the results of their items have a
+                `ClientStateError`. If None, no limit.
+
+        Raises:
+            ParamValidationError: ``timeout`` is not a number of seconds.
+            ClientStateError: the map was not entered.
+        """
+        if timeout is not None and not is_seconds(timeout):
+            raise ParamValidationError([f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"])
+        if not self._entered:
+            raise ClientStateError("results can be drained only inside their `async with` block")
+        self.stop()
+        timer = asyncio.timeout(timeout)
+        try:
+            async with timer:
+                await self._all_finished()
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            self._cut_off()
+            await self._all_finished()
+
+    def _is_finished(self) -> bool:
+        """Whether all items that were taken have a result."""
+        return self._left or (self._taken == self._read + len(self._ready) and (self._given.empty() or self._forsaken))
+
+    async def _all_finished(self) -> None:
+        while not self._is_finished():
+            finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drains.add(finished)
+            try:
+                await finished
+            finally:
+                self._drains.discard(finished)
+
+    def _wake_drains(self) -> None:
+        if self._drains and self._is_finished():
+            for waiting in self._drains:
+                if not waiting.done():
+                    waiting.set_result(None)
+
+    def _cut_off(self) -> None:
+        """Cancel the calls in flight."""
+        self._cut = True
+        for worker in self._workers:
+            worker.cancel()
+        # Workers that were about to have them are cancelled.
+        while not self._given.empty():
+            item = self._given.get_nowait()
+            self._fail(self._count(item), item, ClientStateError(_CUT_OFF))
+
+    def _hand_over(self) -> None:
+        """Have workers take items that are held back until there are more of them."""
+
+    # Inside
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -267,39 +434,77 @@ class Results(Generic[In, Out]):
 
     async def _work(self) -> None:
         while not self._ended and (taken := await self._take()) is not None:
-            index, item = taken
             if self._at_work < self._concurrency:
                 self._start_next_worker()
-            value: Out | None = None
-            attempts, waited = 0, 0.0
-            failure: Exception | None = None
-            try:
-                value, attempts, waited = await self._call(item)
-            except AiosmrtError as error:
-                if concerns_every_call(error):
-                    self._end(error)
-                failure = error
-                attempts, waited = error.attempts, error.waited.total_waiting
-            except Exception as error:
-                failure = error
-            except asyncio.CancelledError:
-                if self._left:
-                    raise
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    # The worker itself was cancelled: it must end, and the map with it.
-                    failure = ClientStateError("the call was cancelled from inside, or a map() worker from outside")
-                    self._end(failure)
-                else:
-                    failure = ClientStateError("the call was cancelled from inside")
-            self._calls += 1
-            self._failures += failure is not None
-            self._ready[index] = Result(index, item, value, failure, attempts, waited)
-            if failure is not None and self._too_many_failures(whole=False):
-                self._end(TooManyFailuresError(self._failures, self._calls))
+            await self._score(*taken)
             # Hold nothing of this item while waiting for the next one.
-            del taken, item, value, failure
-            self._wake_reader()
+            del taken
+
+    async def _score(self, index: int, item: In) -> None:
+        """Make the call for an item, and add its result."""
+        value: Out | None = None
+        attempts, waited = 0, 0.0
+        request_id: str | None = None
+        failure: Exception | None = None
+        try:
+            value, attempts, waited, request_id = await self._call(item)
+        except AiosmrtError as error:
+            if concerns_every_call(error):
+                self._end(error)
+            failure = error
+            attempts, waited = error.attempts, error.waited.total_waiting
+        except Exception as error:
+            failure = error
+        except asyncio.CancelledError:
+            if self._left:
+                raise
+            failure = self._cancellation()
+        self._add(Result(index, item, value, failure, attempts, waited, request_id))
+        # An error's traceback has this frame.
+        del item, value, failure
+
+    def _cancellation(self) -> ClientStateError:
+        """The error of a call that was cancelled, though the block was not left."""
+        if self._cut:
+            return ClientStateError(_CUT_OFF)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # The worker itself was cancelled: it must end, and the map with it.
+            failure = ClientStateError("the call was cancelled from inside, or a map() worker from outside")
+            self._end(failure)
+            return failure
+        return ClientStateError("the call was cancelled from inside")
+
+    def _add(self, result: Result[In, Out], *, called: bool = True) -> None:
+        """Add a result for the reader.
+
+        Args:
+            result: the result.
+            called: whether a call was made, which counts.
+        """
+        self._ready[result.index] = result
+        if called:
+            self._calls += 1
+            if result.error is not None:
+                self._failures += 1
+                if self._too_many_failures(whole=False):
+                    self._end(TooManyFailuresError(self._failures, self._calls))
+        self._wake_reader()
+        self._wake_drains()
+
+    def _count(self, item: Any) -> int:
+        """Count what was taken; returns its index."""
+        index = self._taken
+        self._taken += 1
+        return index
+
+    def _fail(self, index: int, item: Any, failure: Exception) -> None:
+        """Add an error as the result of what was taken."""
+        self._add(Result(index, item, None, failure))
+
+    def _release(self, index: int) -> None:
+        """Let another item be taken for one whose result was read."""
+        self._held.release()
 
     def _too_many_failures(self, *, whole: bool) -> bool:
         """Return whether more calls failed than allowed.
@@ -314,18 +519,22 @@ class Results(Generic[In, Out]):
             return (whole or self._calls >= _CALLS_FOR_A_SHARE) and self._failures > most * self._calls
         return self._failures > most
 
-    async def _take(self) -> tuple[int, In] | None:
+    async def _take(self) -> tuple[int, Any] | None:
         """Return the next item and its index, once it may be held; None if there are no more."""
-        await self._held.acquire()
+        if not self._held.try_acquire():
+            await self._held.acquire()
         if self._ended:
             return None
         if self._source is None:
+            if self._buffered is not None and (ready := self._buffered.take_ready()) is not None:
+                return self._count(ready), ready
             self._wanted.release()
             try:
                 item = await self._given.get()
             except asyncio.CancelledError:
                 # At once: the item that is lost here may have been the last one.
-                if not self._left:
+                if not (self._left or self._cut):
+                    self._forsaken = True
                     self._end(_cancelled("calls"))
                 raise
         else:
@@ -340,9 +549,11 @@ class Results(Generic[In, Out]):
             except Exception as error:
                 self._end(error)
                 return None
-        index = self._taken
-        self._taken += 1
-        return index, item
+        return self._count(item), item
+
+    async def _next(self, items: AsyncIterator[In]) -> Any:
+        """What a worker asked for: the next item."""
+        return await anext(items)
 
     async def _feed(self, items: AsyncIterator[In]) -> None:
         """Advance asynchronous items by one whenever a worker asks."""
@@ -364,7 +575,7 @@ class Results(Generic[In, Out]):
             if self._ended:
                 continue
             try:
-                item = await anext(items)
+                item = await self._next(items)
             except StopAsyncIteration:
                 return
             if not self._ended:
@@ -379,6 +590,7 @@ class Results(Generic[In, Out]):
         self._feeder = None
         failure = _cancelled("items") if feeder.cancelled() else feeder.exception()
         if not self._left:
+            self._hand_over()
             self._end(failure)
 
 

@@ -13,8 +13,13 @@ from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
 from aiosmrt.config import Unset
 from aiosmrt.errors import Waited
+from aiosmrt.events import Observer
 
 if TYPE_CHECKING:
+    from aiosmrt._core.admission import MaxConcurrency
+    from aiosmrt._transport.base import Reply
+    from aiosmrt._wire.params import Head
+    from aiosmrt.client import ClientStatistics
     from aiosmrt.types import Body, InvokeEndpointOutput
 
 T = TypeVar("T")
@@ -62,14 +67,25 @@ class EndpointClient(StorageClient, Protocol):
         deadline: float | Unset | None = ...,
         patience: float | Unset | None = ...,
         wait_for_capacity: float | Unset | None = ...,
+        max_concurrency: MaxConcurrency | Unset = ...,
     ) -> Self:
         """See `aiosmrt.Client.with_options`."""
         ...
 
+    def statistics(self) -> ClientStatistics:
+        """See `aiosmrt.Client.statistics`."""
+        ...
+
     async def _invoke(
-        self, params: Mapping[str, Any], body: Body | DeferredBody
+        self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
     ) -> tuple[InvokeEndpointOutput, Waited]: ...
+
+    async def _exchange_bytes(self, head: Head, body: bytes) -> tuple[Reply, int, float]: ...
+
+    def _head(self, params: Mapping[str, Any]) -> Head: ...
 
     def _check(self, operation_name: str, params: Mapping[str, Any]) -> None: ...
 
     def _for_job(self, patience: float | Unset | None) -> Self: ...
+
+    def _observed_by(self, observer: Observer) -> Self: ...

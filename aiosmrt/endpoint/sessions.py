@@ -18,7 +18,7 @@ from aiosmrt._core.frames import clear_locals
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference
 from aiosmrt.endpoint.options import CallOptions
-from aiosmrt.endpoint.streaming import PredictionStream
+from aiosmrt.endpoint.streaming import PredictionStream, TimeoutsCount
 from aiosmrt.errors import ClientStateError, SessionClosedError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class SessionEndpoint(Protocol[In_contra, Out]):
         *,
         first_part_timeout: float | None = None,
         part_timeout: float | None = None,
+        timeouts_count: TimeoutsCount = "parts",
         **options: Unpack[CallOptions],
     ) -> PredictionStream:
         """See `aiosmrt.endpoint.Endpoint.stream`."""
@@ -174,6 +175,7 @@ class Session(Generic[In, Out]):
         *,
         first_part_timeout: float | None = None,
         part_timeout: float | None = None,
+        timeouts_count: TimeoutsCount = "parts",
         **options: Unpack[CallOptions],
     ) -> PredictionStream:
         """Get the answer part by part in this session, which must be open already; see `Endpoint.stream`.
@@ -185,7 +187,13 @@ class Session(Generic[In, Out]):
         if self.id is None:
             raise SessionClosedError("the session is not open yet, and a stream cannot open it; use open_with")
         members: CallOptions = {**options, "session_id": self.id}
-        return self._endpoint.stream(data, first_part_timeout=first_part_timeout, part_timeout=part_timeout, **members)
+        return self._endpoint.stream(
+            data,
+            first_part_timeout=first_part_timeout,
+            part_timeout=part_timeout,
+            timeouts_count=timeouts_count,
+            **members,
+        )
 
     async def _open(self, call: _Call[In, R], data: In, options: CallOptions) -> Inference[R]:
         members: CallOptions = {**options, "session_id": _NEW_SESSION}

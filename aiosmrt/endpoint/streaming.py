@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.frames import clear_locals
@@ -19,7 +19,7 @@ from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
 from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
-from aiosmrt.config import faulty_limits
+from aiosmrt.config import faulty_limits, shown
 from aiosmrt.endpoint.protocols import Requester
 from aiosmrt.errors import (
     AiosmrtError,
@@ -30,7 +30,9 @@ from aiosmrt.errors import (
 )
 from aiosmrt.serializers.codec import check_type
 
-__all__ = ["PredictionStream", "View"]
+__all__ = ["PredictionStream", "TimeoutsCount", "View"]
+
+TimeoutsCount: TypeAlias = Literal["parts", "values"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,9 +61,14 @@ class PredictionStream:
         params: dict[str, Any],
         first_part_timeout: float | None,
         part_timeout: float | None,
+        timeouts_count: TimeoutsCount = "parts",
     ) -> None:
-        if faults := faulty_limits(first_part_timeout=first_part_timeout, part_timeout=part_timeout):
+        faults = faulty_limits(first_part_timeout=first_part_timeout, part_timeout=part_timeout)
+        if timeouts_count not in ("parts", "values"):
+            faults.append(f"timeouts_count must be 'parts' or 'values'; got {shown(timeouts_count)}")
+        if faults:
             raise ParamValidationError(faults)
+        self._counts_values = timeouts_count == "values"
         self._client = client
         self._body = body
         self._params = params
@@ -207,17 +214,29 @@ class PredictionStream:
 
     # For a view
 
-    async def receive(self) -> list[Payload] | None:
-        """Return the parts that have arrived, at least one; none at the end, and None if the stream was closed."""
+    def has_begun(self) -> None:
+        """Take note of the first value."""
+        self._began = True
+
+    async def receive(self, waiting_since: float) -> list[Payload] | None:
+        """Return the parts that have arrived, at least one; none at the end, and None if the stream was closed.
+
+        Args:
+            waiting_since: when the reader began to wait for its next value, in the loop's time.
+        """
         parts = self._parts
         if parts is None:
             return None
         due = self._first_part_due
         if self._began:
             # Counted from when the reader waits: a slow reader is not a slow model.
-            due = None if self._part_timeout is None else asyncio.get_running_loop().time() + self._part_timeout
+            due = None
+            if self._part_timeout is not None:
+                since = waiting_since if self._counts_values else asyncio.get_running_loop().time()
+                due = since + self._part_timeout
         received = await (parts.receive() if due is None else self._within(due, parts.receive()))
-        self._began = True
+        if not self._counts_values:
+            self._began = True
         return None if self._parts is None else received
 
     async def _within(self, due: float | None, work: Coroutine[Any, Any, R]) -> R:
@@ -233,7 +252,8 @@ class PredictionStream:
             self.attempts = self._parts.attempts
         self.close()
         what, limit = ("next", self._part_timeout) if self._began else ("first", self._first_part_timeout)
-        raise self.located(StreamTimeoutError(f"the {what} part of the stream did not arrive within {limit} s"))
+        kind = "value" if self._counts_values else "part"
+        raise self.located(StreamTimeoutError(f"the {what} {kind} of the stream did not arrive within {limit} s"))
 
     def located(self, error: AiosmrtError) -> AiosmrtError:
         """Attach operation, endpoint, request id and attempt count to an error."""
@@ -301,6 +321,7 @@ class View(Generic[T]):
             # An end would look like the end of the answer.
             raise ClientStateError("a stream can be read only inside its `async with` block")
         decoder = self._decoder
+        began = asyncio.get_running_loop().time()
         self._reading = True
         try:
             while not self._over:
@@ -310,7 +331,7 @@ class View(Generic[T]):
                         raise self._stream.located(failure)
                     finally:
                         del failure
-                parts = await self._stream.receive()
+                parts = await self._stream.receive(began)
                 self._over = not parts
                 if parts is None:
                     break
@@ -320,6 +341,7 @@ class View(Generic[T]):
                     self._stream.located(error)
                     raise
                 if items:
+                    self._stream.has_begun()
                     # In reverse, as in EventStream.
                     self._items = list(reversed(items))
                     return True

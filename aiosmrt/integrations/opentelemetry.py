@@ -12,7 +12,9 @@ two disagree about ``rpc.method``, which is the bare operation here, as in AWS's
 ``rpc.system.name`` (RPC) are both set. ``rpc.response.status_code`` is omitted, because it is not yet defined for AWS.
 An attempt is an HTTP client span, and counts in ``http.client.request.duration``. ``gen_ai.*`` mostly describes
 payloads and is omitted, but for a stream's time to its first chunk: the metric
-``gen_ai.client.operation.time_to_first_chunk`` and the span's attribute ``gen_ai.response.time_to_first_chunk``.
+``gen_ai.client.operation.time_to_first_chunk`` and the span's attribute ``gen_ai.response.time_to_first_chunk``. Calls
+of OpenAI clients (`aiosmrt.integrations.openai`) count in ``gen_ai.client.operation.duration``, and in
+``gen_ai.client.token.usage`` where the answer names its tokens.
 Attributes without a convention are under ``aiosmrt.*``.
 
 ``error.type`` is the class that was raised, or AWS's code if that is just `ServiceError`; for an attempt, AWS's code. A
@@ -32,7 +34,7 @@ from urllib.parse import urlsplit
 
 from aiosmrt._policy.retry import classify
 from aiosmrt._version import __version__
-from aiosmrt._wire.operations import BY_NAME, INVOKE_ENDPOINT, SERVICE_ID
+from aiosmrt._wire.operations import INVOKE_ENDPOINT, OPENAI_OPERATIONS, OPERATIONS, SERVICE_ID
 from aiosmrt.errors import ParamValidationError
 from aiosmrt.events import (
     AttemptEnded,
@@ -42,6 +44,7 @@ from aiosmrt.events import (
     CapacityWaited,
     Event,
     FirstPart,
+    GenerationEnded,
     LimiterWaited,
     OutageWaited,
     RetryScheduled,
@@ -60,6 +63,8 @@ __all__ = ["OpenTelemetryObserver"]
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
+_STREAMING: Final = frozenset(one.name for one in (*OPERATIONS, *OPENAI_OPERATIONS) if one.streams)
+
 _SYSTEM: Final = "aws-api"
 # The conventions list no name for SageMaker; Bedrock's is aws.bedrock.
 _PROVIDER: Final = "aws.sagemaker"
@@ -71,6 +76,7 @@ _DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0,
 _OUTAGES: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0, 1800.0)
 _FIRST_PARTS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 _ATTEMPTS: Final = (0, 1, 2, 3, 4, 5, 10)
 
 # The exceptions that end a call from outside.
@@ -209,6 +215,18 @@ class OpenTelemetryObserver:
             "first chunk is received in the response stream.",
             _FIRST_PARTS,
         )
+        self._generation_duration = meter.create_histogram(
+            "gen_ai.client.operation.duration",
+            "s",
+            "GenAI operation duration.",
+            explicit_bucket_boundaries_advisory=_FIRST_PARTS,
+        )
+        self._tokens = meter.create_histogram(
+            "gen_ai.client.token.usage",
+            "{token}",
+            "Number of input and output tokens used.",
+            explicit_bucket_boundaries_advisory=_TOKENS,
+        )
         self._active = meter.create_up_down_counter(
             "aiosmrt.client.active_calls", "{call}", "Calls and streams in progress."
         )
@@ -226,6 +244,9 @@ class OpenTelemetryObserver:
         """Record an event."""
         if isinstance(event, CallStarted):
             self._begin(event)
+            return
+        if isinstance(event, GenerationEnded):
+            self._measure(event)
             return
         call = self._calls.get(getattr(event, "invocation_id", ""))
         if call is None:
@@ -257,7 +278,7 @@ class OpenTelemetryObserver:
                 self._retries.add(1, {**call.attributes, "aiosmrt.retry.cause": event.cause}, call.context)
             case CallEnded():
                 # A stream that has started ends with StreamEnded.
-                if event.error is not None or not BY_NAME[event.operation].streams:
+                if event.error is not None or event.operation not in _STREAMING:
                     # ServiceError is the class of all codes without their own class, so the code is more precise.
                     error = call.error if event.error == "ServiceError" else event.error
                     self._end(event.invocation_id, event.duration, _outcome(error))
@@ -271,6 +292,24 @@ class OpenTelemetryObserver:
                 )
                 abandoned = not event.complete and event.error is None
                 self._end(event.invocation_id, event.duration, _abandoned() if abandoned else _outcome(event.error))
+
+    def _measure(self, event: GenerationEnded) -> None:
+        """Record what OpenTelemetry's conventions for generative AI measure of a call."""
+        url = urlsplit(event.url)
+        attributes: dict[str, AttributeValue] = {
+            "gen_ai.operation.name": event.kind,
+            "gen_ai.provider.name": _PROVIDER,
+            "gen_ai.request.model": event.model,
+            "server.address": url.hostname or "",
+            "server.port": url.port or _DEFAULT_PORTS[url.scheme],
+            "aiosmrt.endpoint.name": event.endpoint_name,
+        }
+        if event.response_model is not None:
+            attributes["gen_ai.response.model"] = event.response_model
+        self._generation_duration.record(event.duration, {**attributes, **_outcome(event.error)})
+        for kind, count in (("input", event.input_tokens), ("output", event.output_tokens)):
+            if count is not None:
+                self._tokens.record(count, {**attributes, "gen_ai.token.type": kind})
 
     def request_headers(self, started: CallStarted, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Return the headers that propagate a call's context; see `aiosmrt.events.HeaderSource`."""

@@ -4,6 +4,7 @@ from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.local import faults
 from aiosmrt.local.asynchronous import JobRecord
 from aiosmrt.local.backends import ContainerFailure, Invocation, StreamMessage
+from aiosmrt.local.capacity import Capacity
 from aiosmrt.local.containers import ContainerError, ModelContainer
 from aiosmrt.local.objectserver import ObjectServer, ObjectServerError, ObjectServerGuest
 from aiosmrt.local.objectstorage import ObjectStorage
@@ -20,6 +21,7 @@ from aiosmrt.local.runtime import LocalRuntime
 
 __all__ = [
     "AsyncInferenceConfig",
+    "Capacity",
     "ContainerError",
     "ContainerFailure",
     "Credentials",

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from aiosmrt._wire.operations import SIGNING_NAME
+from aiosmrt._wire.sigv4.bearer import MAX_TOKEN_SECONDS, SIGNED_HOST, SIGNED_METHOD, SIGNED_PATH, signed_query_of
 from aiosmrt._wire.sigv4.canonical import (
+    EMPTY_SHA256,
     SignatureFormatError,
     amz_date,
     canonical_request,
@@ -129,6 +131,40 @@ class SignatureVerifier:
         credentials = self._credentials[claim.access_key]
         return EventVerifier(
             lambda day: self._signing_key(credentials, day), self._region, self._service, claim.signature
+        )
+
+    def verify_bearer(self, headers: Sequence[tuple[str, str]], now: float) -> Verified:
+        """Verify a request that has a bearer token.
+
+        What AWS answers to a faulty one is unknown; these are its answers to a faulty signature.
+
+        Args:
+            headers: every header received, in order.
+            now: the server's time in epoch seconds.
+
+        Raises:
+            ErrorReply: there is no token, or it is not valid.
+        """
+        given = [value.strip() for name, value in headers if name.lower() == "authorization"]
+        if not given:
+            raise ErrorReply(access_denied(403, "MissingAuthenticationTokenException", "Missing Authentication Token"))
+        scheme, _, token = given[0].partition(" ")
+        if len(given) > 1 or scheme.lower() != "bearer":
+            raise ErrorReply(_incomplete("This route requires exactly one bearer token in the Authorization header."))
+        try:
+            query = signed_query_of(token.strip())
+            valid_seconds = parse_presigned(query).expires_in
+        except SignatureFormatError as error:
+            raise ErrorReply(_incomplete(f"{error}.")) from error
+        if valid_seconds > MAX_TOKEN_SECONDS:
+            raise ErrorReply(_invalid(f"A bearer token is valid for at most {MAX_TOKEN_SECONDS} seconds."))
+        return self.verify(
+            method=SIGNED_METHOD,
+            path=SIGNED_PATH,
+            query=query,
+            headers=[("host", SIGNED_HOST)],
+            payload_sha256=EMPTY_SHA256,
+            now=now,
         )
 
     def _known(self, claim: _Claim, now: float) -> Credentials:

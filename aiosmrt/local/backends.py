@@ -72,6 +72,8 @@ class Invocation:
     Args:
         body: the request's payload.
         headers: the headers that SageMaker passes on to a container, and no others.
+        path: where the container is called: ``/invocations``, or ``/v1/chat/completions`` for calls of the OpenAI
+            route.
         content_type: the payload's media type. None if the caller sent none.
         accept: the requested media type. None if the caller sent none.
         endpoint: the endpoint's name.
@@ -95,6 +97,7 @@ class Invocation:
     headers: Mapping[str, str] = field(repr=False)
     endpoint: str
     variant: str
+    path: str = "/invocations"
     streaming: bool = False
     content_type: str | None = None
     accept: str | None = None
@@ -362,11 +365,11 @@ class UrlBackend:
 
     @asynccontextmanager
     async def open(self, invocation: Invocation) -> AsyncIterator[ContainerReply]:
-        """Post the invocation to ``/invocations``."""
+        """Post the invocation to the container."""
         url = await self._ready()
         try:
             response = await self._session().post(
-                f"{url}/invocations",
+                f"{url}{invocation.path}",
                 data=io.BytesIO(invocation.body),  # written in chunks, so that other requests make progress
                 headers=invocation.headers,
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),

@@ -19,6 +19,10 @@ The file is read strictly: a key that is unknown, missing or of the wrong type i
     [endpoints.churn]                   # one backend: url, handler ("module:function"), container or containers; also
     url = "http://127.0.0.1:8080"       # multi_model, model_timeout, session_seconds
 
+    [endpoints.churn.capacity]          # how many calls at once, and how long they take; see ``Capacity``
+    workers = [[0, 8], [15, 32]]        # from which second on; or one number
+    queue = 16                          # also seconds, sigma, times, batch, quota, burst, refused
+
     [endpoints.churn.async_inference]   # also max_concurrent_invocations_per_instance
     s3_output_path = "s3://results/churn"
     s3_failure_path = "s3://results/churn/failed"
@@ -68,6 +72,7 @@ from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import faults
 from aiosmrt.local.backends import BackendSource, base_url
+from aiosmrt.local.capacity import Capacity, Times
 from aiosmrt.local.containers import ModelContainer
 from aiosmrt.local.fault_schedule import Effect, Fault, Schedule
 from aiosmrt.local.objectstorage import ObjectStorage
@@ -280,6 +285,31 @@ def _async_inference(table: _Table) -> AsyncInferenceConfig:
         raise table.error("s3_output_path", str(error)) from error
 
 
+def _capacity(table: _Table) -> Capacity:
+    workers = table.need("workers", int | list)
+    if isinstance(workers, list):
+        for step in workers:
+            if not (isinstance(step, list) and len(step) == 2 and _fits(step[0], float) and _fits(step[1], int)):
+                raise table.error("workers", "must be an integer or steps such as [[0, 8], [15, 32]]")
+        workers = [(float(second), number) for second, number in workers]
+    kinds = {
+        "queue": int,
+        "seconds": float,
+        "sigma": float,
+        "times": Times,
+        "batch": float,
+        "quota": float,
+        "burst": float,
+        "refused": float,
+    }
+    others = {key: value for key, kind in kinds.items() if (value := table.take(key, kind)) is not None}
+    table.end()
+    try:
+        return Capacity(workers=workers, **others)
+    except ConfigurationError as error:
+        raise table.error("workers", str(error)) from error
+
+
 def _endpoint(table: _Table, folder: Path) -> EndpointConfiguration:
     variants = [_variant(one, folder) for one in table.tables("variants")]
     components = [_component(one, folder) for one in table.tables("inference_components")]
@@ -292,6 +322,8 @@ def _endpoint(table: _Table, folder: Path) -> EndpointConfiguration:
     }
     if (asynchronous := table.table("async_inference")) is not None:
         given["async_inference"] = _async_inference(asynchronous)
+    if (capacity := table.table("capacity")) is not None:
+        given["capacity"] = _capacity(capacity)
     table.end()
     return EndpointConfiguration(variants, components, **given)
 

@@ -26,9 +26,11 @@ __all__ = [
     "model_error",
     "model_not_ready",
     "model_timed_out",
+    "openai_answer",
     "synchronous_only",
     "target_model_required",
     "target_model_unsupported",
+    "throttled",
     "unknown_operation",
     "validation_error",
 ]
@@ -200,6 +202,15 @@ def container_not_found(context: CallContext, hostname: str) -> ErrorAnswer:
     )
 
 
+def throttled(retry_after: float | None = None) -> ErrorAnswer:
+    """Refuse a call for load: the type only in the header, a null message.
+
+    Args:
+        retry_after: the hint in seconds. If None, there is none.
+    """
+    return ErrorAnswer(400, "ThrottlingException", None, retry_after=retry_after, message_key="message")
+
+
 def model_not_ready() -> ErrorAnswer:
     """Reject a call to a container that does not yet answer its pings."""
     return ErrorAnswer(
@@ -265,6 +276,31 @@ def unknown_operation() -> ErrorAnswer:
 def body_too_large(max_body_bytes: int) -> ErrorAnswer:
     """Reject a request body over the service's limit, as AWS's front end does."""
     return ErrorAnswer(413, None, f"HTTP content length exceeded {max_body_bytes} bytes.")
+
+
+def openai_answer(answer: ErrorAnswer) -> ErrorAnswer:
+    """Report an error as the OpenAI route does, in OpenAI's envelope.
+
+    A container's error is the container's answer: its status, and its body where that is JSON. Statuses of the service
+    are those of its other operations; what it sends on this route is known for missing capacity alone.
+
+    >>> openai_answer(validation_error("no")).encoded()
+    b'{"error": {"message": "no", "type": "ValidationError", "param": null, "code": "ValidationError"}}'
+    """
+    if answer.body is not None:
+        return answer  # a proxy's
+    status, code, message = answer.status, answer.code or str(answer.status), answer.message or ""
+    if answer.code == "ModelError":
+        status = int(str(answer.members["OriginalStatusCode"])) or 502
+        message = str(answer.members["OriginalMessage"])
+        try:
+            json.loads(message)
+        except ValueError:
+            code = "model_error"
+        else:
+            return ErrorAnswer(status, None, body=message.encode())
+    document = {"error": {"message": message, "type": code, "param": None, "code": code}}
+    return ErrorAnswer(status, None, retry_after=answer.retry_after, body=json.dumps(document).encode())
 
 
 def access_denied(status: int, code: str, message: str) -> ErrorAnswer:

@@ -13,12 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from aiosmrt._wire.operations import BY_NAME, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM
+from aiosmrt._wire.operations import BY_NAME, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM, OPENAI_OPERATIONS
 from aiosmrt.errors import ConfigurationError
 
 __all__ = ["Effect", "Fault", "FaultScript", "Faults", "Schedule", "Stage", "as_faults"]
 
-_OPERATIONS = (*BY_NAME, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM.name)
 
 Stage = Literal["clock", "answer", "body", "connection"]
 
@@ -64,6 +63,13 @@ class Fault:
 
     effect: Effect
     schedule: Schedule
+
+
+_OPERATIONS = (
+    *BY_NAME,
+    INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM.name,
+    *(operation.name for operation in OPENAI_OPERATIONS),
+)
 
 
 class Effect:

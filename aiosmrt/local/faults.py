@@ -26,7 +26,7 @@ from typing import ClassVar, Literal
 from aiosmrt._wire.sigv4.canonical import amz_date
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.authentication import signature_expired
-from aiosmrt.local.error_responses import CallContext, ErrorAnswer, model_error, validation_error
+from aiosmrt.local.error_responses import CallContext, ErrorAnswer, model_error, throttled, validation_error
 from aiosmrt.local.error_responses import model_not_ready as not_ready
 from aiosmrt.local.fault_schedule import Effect, Fault, Schedule, Stage
 from aiosmrt.local.routing import NO_CAPACITY
@@ -324,8 +324,7 @@ class IdleClose(Effect):
 
 def throttling(retry_after: float | None = None) -> Replaced:
     """ThrottlingException: 400, the type only in the header, a null message; ``retry_after`` is in seconds."""
-    answer = ErrorAnswer(400, "ThrottlingException", None, retry_after=retry_after, message_key="message")
-    return Replaced(answer, "throttling")
+    return Replaced(throttled(retry_after), "throttling")
 
 
 def too_many_requests(retry_after: float | None = None) -> Replaced:

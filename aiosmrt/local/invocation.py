@@ -11,12 +11,13 @@ import asyncio
 import json
 import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt._wire.openai_route import CONTAINER_PATH
 from aiosmrt._wire.operations import Operation
 from aiosmrt.local.backends import (
     ContainerFailure,
@@ -27,6 +28,7 @@ from aiosmrt.local.backends import (
     single,
     whole_body,
 )
+from aiosmrt.local.capacity import Workers
 from aiosmrt.local.error_responses import (
     PRIMARY,
     CallContext,
@@ -88,6 +90,7 @@ class Invoker:
             to 60.
         stream_timeout: total seconds that a response stream may take. Defaults to 480.
         max_response_bytes: the largest response body of a container outside of streams. Defaults to 25 MiB.
+        changed: called when the number of calls that wait for a worker has changed. Defaults to no effect.
     """
 
     def __init__(
@@ -98,12 +101,23 @@ class Invoker:
         model_timeout: float = MODEL_TIMEOUT,
         stream_timeout: float = STREAM_TIMEOUT,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
+        changed: Callable[[], object] = lambda: None,
     ) -> None:
         self._endpoints = endpoints
+        self._workers = {
+            name: Workers(capacity, chance, changed=changed)
+            for name, endpoint in endpoints.items()
+            if (capacity := endpoint.configuration.capacity) is not None
+        }
         self._chance = chance
         self._model_timeout = model_timeout
         self._stream_timeout = stream_timeout
         self._max_response_bytes = max_response_bytes
+
+    @property
+    def queued(self) -> int:
+        """The number of calls that wait for a worker."""
+        return sum(workers.queued for workers in self._workers.values())
 
     def endpoint(self, context: CallContext) -> Endpoint:
         """Return the endpoint that a call names.
@@ -154,6 +168,8 @@ class Invoker:
             payload = b""
             try:
                 async with asyncio.timeout(model_timeout):
+                    if (workers := self._workers.get(context.endpoint)) is not None:
+                        await stack.enter_async_context(workers.serve())
                     reply = await stack.enter_async_context(route.backend.open(invocation))
                     if not operation.streams:
                         payload = await whole_body(reply.body, self._max_response_bytes, container)
@@ -162,7 +178,15 @@ class Invoker:
             except TimeoutError as error:
                 raise ErrorReply(model_error(context, 0, model_timed_out(container), container)) from error
             headers = self._reply_headers(operation, endpoint, invocation, route, reply, context)
-            if operation.streams:
+            if operation.openai:
+                content = [("Content-Type", reply.headers["content-type"])] if "content-type" in reply.headers else []
+                if operation.streams:
+                    yield Reply(
+                        content, await stack.enter_async_context(aclosing(_arriving(reply.body, stream_ends_at)))
+                    )
+                else:
+                    yield Reply(content, payload)
+            elif operation.streams:
                 messages = await stack.enter_async_context(
                     aclosing(_messages(reply.body, stream_ends_at, context, record, container))
                 )
@@ -271,7 +295,8 @@ class Invoker:
         self, operation: Operation, parameters: Mapping[str, str], body: bytes, route: Route, context: CallContext
     ) -> Invocation:
         headers = {header: parameters[name] for name, header in _FORWARDED.items() if name in parameters}
-        headers[_FORWARDED_API] = operation.name
+        if not operation.openai:
+            headers[_FORWARDED_API] = operation.name
         session_id = parameters.get("SessionId")
         new_session = session_id == NEW_SESSION
         if new_session and route.backend.makes_sessions:
@@ -281,6 +306,7 @@ class Invoker:
             headers=headers,
             endpoint=context.endpoint,
             variant=route.variant,
+            path=CONTAINER_PATH if operation.openai else "/invocations",
             streaming=operation.streams,
             content_type=parameters.get("ContentType"),
             accept=parameters.get("Accept"),
@@ -324,6 +350,24 @@ class Invoker:
             for member in operation.results
             if member.header is not None and (value := values.get(member.name)) is not None
         ]
+
+
+async def _arriving(body: bytes | AsyncIterator[bytes], ends_at: float) -> AsyncGenerator[bytes, None]:
+    """Yield a container's response as it arrives.
+
+    Raises:
+        ContainerFailure: the container failed, or its time is over.
+    """
+    parts = single(body) if isinstance(body, bytes) else body
+    while True:
+        try:
+            async with asyncio.timeout_at(ends_at):
+                part = await anext(parts, None)
+        except TimeoutError as error:
+            raise ContainerFailure(0, model_timed_out()) from error
+        if part is None:
+            return
+        yield part
 
 
 async def _messages(

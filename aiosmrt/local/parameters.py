@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from urllib.parse import unquote
 
-from aiosmrt._wire.operations import OPERATIONS, Member, Operation
+from aiosmrt._wire.operations import CHAT_COMPLETIONS, CHAT_COMPLETIONS_STREAM, OPERATIONS, Member, Operation
 from aiosmrt._wire.params import full_pattern
 from aiosmrt.local.error_responses import ErrorReply, unknown_operation, validation_error
 
-__all__ = ["read_parameters", "route_of"]
+__all__ = ["is_openai_path", "openai_route_of", "read_parameters", "route_of"]
+
+_OPENAI_PATH = re.compile(
+    rf"/endpoints/(?P<name>[^/]+)(?:/inference-components/(?P<component>[^/]+))?{re.escape(CHAT_COMPLETIONS.path_suffix)}"
+)
+_COMPONENT_HEADER = "x-amzn-sagemaker-inference-component"
 
 
 def route_of(method: str, path: str, operations: Sequence[Operation] = OPERATIONS) -> tuple[Operation, str]:
@@ -35,6 +41,58 @@ def route_of(method: str, path: str, operations: Sequence[Operation] = OPERATION
     if method != "POST" or start != "endpoints" or not name or operation is None or not path.startswith("/"):
         raise ErrorReply(unknown_operation())
     return operation, unquote(name)
+
+
+def is_openai_path(path: str) -> bool:
+    """Return whether a path is one of the OpenAI route.
+
+    >>> is_openai_path("/endpoints/llm/openai/v1/chat/completions"), is_openai_path("/endpoints/llm/invocations")
+    (True, False)
+    """
+    return _OPENAI_PATH.fullmatch(path) is not None
+
+
+def openai_route_of(
+    method: str, path: str, headers: Mapping[str, str], body: bytes
+) -> tuple[Operation, dict[str, str]]:
+    """Return the operation of a request to the OpenAI route, and its members except the body.
+
+    Args:
+        method: the HTTP method.
+        path: the path as on the request line, percent-encoded.
+        headers: the request's headers, with names in lower case.
+        body: the body, which says whether the answer is a stream.
+
+    Raises:
+        ErrorReply: another method, the header of an inference component, which this route has in its path, or an
+            invalid name.
+    """
+    match = _OPENAI_PATH.fullmatch(path)
+    if method != "POST" or match is None:
+        raise ErrorReply(unknown_operation())
+    if _COMPONENT_HEADER in headers:
+        raise ErrorReply(
+            validation_error("The OpenAI route takes the inference component from the path; its header is not allowed.")
+        )
+    given = {"EndpointName": match["name"], "InferenceComponentName": match["component"]}
+    values = {name: unquote(value) for name, value in given.items() if value is not None}
+    members = [member for member in CHAT_COMPLETIONS.members if member.name in values]
+    faults = [
+        _sentence(member, values[member.name], constraint)
+        for member in members
+        for constraint in _broken_constraints(member, values[member.name])
+    ]
+    if faults:
+        raise ErrorReply(validation_error("; ".join(faults)))
+    for name, header in (("ContentType", "content-type"), ("Accept", "accept")):
+        if header in headers:
+            values[name] = headers[header]
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None  # which the container refuses
+    streams = isinstance(document, dict) and document.get("stream") is True
+    return CHAT_COMPLETIONS_STREAM if streams else CHAT_COMPLETIONS, values
 
 
 def read_parameters(operation: Operation, endpoint: str, headers: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ import aiohttp
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.backends import BackendSource, Container, Route, as_backend
+from aiosmrt.local.capacity import Capacity
 from aiosmrt.local.error_responses import (
     CallContext,
     ErrorAnswer,
@@ -152,6 +153,8 @@ class EndpointConfiguration:
             Defaults to 1200.
         async_inference: makes it an asynchronous endpoint, which rejects synchronous and streaming calls as the service
             does. If None, it rejects asynchronous calls.
+        capacity: how many calls it carries out at once, how long they take, and what it refuses. If None, every call
+            goes to its backend at once. Waiting and working count towards ``model_timeout``.
     """
 
     variants: Sequence[ProductionVariant] = ()
@@ -160,6 +163,7 @@ class EndpointConfiguration:
     model_timeout: float | None = None
     session_seconds: float = 1200.0
     async_inference: AsyncInferenceConfig | None = None
+    capacity: Capacity | None = None
 
     def containers(self) -> list[Container]:
         """Return the containers to start, each once."""
@@ -263,6 +267,7 @@ class Endpoint:
             (bool(self.configuration.inference_components), "inference components"),
             (self.configuration.multi_model, "several models"),
             (several, "several containers"),
+            (self.configuration.capacity is not None, "a capacity"),
         ):
             if given:
                 raise ConfigurationError(f"endpoint {self.name} has {what} and cannot be asynchronous")

@@ -152,7 +152,9 @@ class LocalRuntime:
             model_timeout=model_timeout,
             stream_timeout=stream_timeout,
             max_response_bytes=max_response_bytes,
+            changed=self._progress.changed,
         )
+        self._invoker = invoker
         self._object_storage = object_storage
         self._jobs = AsyncInference(
             self._endpoints,
@@ -350,6 +352,10 @@ class LocalRuntime:
         """Wait until at least this many requests are being handled at once."""
         await self._until(lambda: self._in_flight >= count)
 
+    async def wait_for_queued(self, count: int) -> None:
+        """Wait until at least this many calls wait for a worker of an endpoint with a ``Capacity``."""
+        await self._until(lambda: self._invoker.queued >= count)
+
     async def wait_for_stalled(self, count: int) -> None:
         """Wait until a stall holds at least this many calls."""
         # A call whose client has just disconnected counts until the loop has run once.
@@ -398,7 +404,7 @@ class LocalRuntime:
         return closed
 
     def statistics(self) -> dict[str, Any]:
-        """Return counters: requests, in flight and stalled calls, connections, jobs, bytes, statuses and errors.
+        """Return counters: requests, calls in flight, stalled and queued, connections, jobs, bytes, statuses, errors.
 
         ``jobs`` are asynchronous inferences: how many are queued and running, and how many have ended with each
         outcome.
@@ -410,6 +416,7 @@ class LocalRuntime:
             "requests": self._log.total,
             "in_flight": self._in_flight,
             "stalled": self._server.stalled,
+            "queued": self._invoker.queued,
             "connections": 0 if self._web is None else len(self._web.connections),
             "connections_seen": self._server.connections_seen,
             "closes_to_come": self._server.closes_to_come,

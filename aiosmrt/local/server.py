@@ -28,8 +28,15 @@ from aiohttp.web_protocol import RequestHandler
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, Operation
 from aiosmrt.local.asynchronous import AsyncInference
 from aiosmrt.local.authentication import SignatureVerifier
-from aiosmrt.local.backends import single
-from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, access_denied, body_too_large
+from aiosmrt.local.backends import ContainerFailure, single
+from aiosmrt.local.error_responses import (
+    CallContext,
+    ErrorAnswer,
+    ErrorReply,
+    access_denied,
+    body_too_large,
+    openai_answer,
+)
 from aiosmrt.local.fault_schedule import Effect, FaultScript, Stage
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
@@ -42,7 +49,7 @@ from aiosmrt.local.faults import (
 )
 from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, Invoker, Reply
 from aiosmrt.local.origins import foreign_origin
-from aiosmrt.local.parameters import read_parameters, route_of
+from aiosmrt.local.parameters import is_openai_path, openai_route_of, read_parameters, route_of
 from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
 from aiosmrt.local.response_body import Cut, cut_connection, shaped
 
@@ -168,6 +175,13 @@ class RequestServer:
             if request.transport is not None:
                 cut_connection(request.transport, reset=cut.reset)
             return await _until_cancelled(loop)
+        except ContainerFailure:
+            # Of the OpenAI route, whose streams have no message for it: the response breaks off.
+            record.outcome = "cut"
+            record.error_code = "ContainerFailure"
+            if request.transport is not None:
+                cut_connection(request.transport, reset=False)
+            return await _until_cancelled(loop)
         except ConnectionResetError:  # the client disconnected while its response was being written
             return await _until_cancelled(loop)
         finally:
@@ -259,6 +273,7 @@ class _Exchange:
         self._request = request
         self._record = record
         self._effects: dict[Stage, Effect] = {}
+        self._openai = False
         self._context = self._context_of("", record.started_at)
 
     def _context_of(self, endpoint: str, now: float) -> CallContext:
@@ -272,20 +287,19 @@ class _Exchange:
             except ErrorReply as error:
                 return await self._send_error(error.answer)
             status = self._record_status(operation.status)
-            return await self._deliver(status, reply.headers, reply.body, streams=operation.streams)
+            framed = operation.streams and not operation.openai
+            return await self._deliver(status, reply.headers, reply.body, streams=framed)
 
     async def _reply(self, stack: AsyncExitStack) -> tuple[Reply, Operation]:
         server, request, record = self._server, self._request, self._record
         path, query, authority = _target(request)
+        if is_openai_path(path):
+            self._openai = True
+            return await self._openai_reply(stack, path, authority)
         operation, endpoint = route_of(request.method, path)
         record.operation, record.endpoint = operation.name, endpoint
         self._check_origin(authority)
-        self._effects = server.effects(endpoint, operation.name)
-        record.fault = tuple(effect.name for effect in self._effects.values())
-        now = record.started_at
-        if isinstance(skew := self._effects.get("clock"), SkewedClock):
-            now += skew.seconds
-        self._context = self._context_of(endpoint, now)
+        self._draw_effects(operation, endpoint)
         body = await self._read_body()
         await self._verify(path, query, body)
         await self._apply_answer_effect(after_model=False)
@@ -300,6 +314,38 @@ class _Exchange:
             )
         await self._apply_answer_effect(after_model=True)
         return reply, operation
+
+    async def _openai_reply(self, stack: AsyncExitStack, path: str, authority: str | None) -> tuple[Reply, Operation]:
+        """The same for the OpenAI route, whose body has to be read to know the operation."""
+        server, request, record = self._server, self._request, self._record
+        self._check_origin(authority)
+        body = await self._read_body()
+        headers = {name.lower(): value for name, value in reversed(list(request.headers.items()))}
+        operation, parameters = openai_route_of(request.method, path, headers, body)
+        record.operation, record.endpoint = operation.name, parameters["EndpointName"]
+        self._draw_effects(operation, parameters["EndpointName"])
+        if server._verifier is not None:
+            verified = server._verifier.verify_bearer(self._headers(), self._context.now)
+            record.access_key_id = verified.access_key
+        await self._apply_answer_effect(after_model=False)
+        self._note(parameters)
+        reply = await stack.enter_async_context(
+            server._invoker.invoke(operation, parameters, body, self._context, record)
+        )
+        await self._apply_answer_effect(after_model=True)
+        return reply, operation
+
+    def _draw_effects(self, operation: Operation, endpoint: str) -> None:
+        record = self._record
+        self._effects = self._server.effects(endpoint, operation.name)
+        record.fault = tuple(effect.name for effect in self._effects.values())
+        now = record.started_at
+        if isinstance(skew := self._effects.get("clock"), SkewedClock):
+            now += skew.seconds
+        self._context = self._context_of(endpoint, now)
+
+    def _headers(self) -> list[tuple[str, str]]:
+        return [(name.decode(), value.decode(errors="surrogateescape")) for name, value in self._request.raw_headers]
 
     def _note(self, parameters: Mapping[str, str]) -> None:
         record = self._record
@@ -350,9 +396,7 @@ class _Exchange:
             method=self._request.method,
             path=path,
             query=query,
-            headers=[
-                (name.decode(), value.decode(errors="surrogateescape")) for name, value in self._request.raw_headers
-            ],
+            headers=self._headers(),
             payload_sha256=payload_sha256,
             now=self._context.now,
         )
@@ -369,6 +413,8 @@ class _Exchange:
 
     async def _send_error(self, answer: ErrorAnswer) -> web.StreamResponse:
         self._record.error_code = (answer.code or str(answer.status)).partition(":")[0].rpartition("#")[2]
+        if self._openai:
+            answer = openai_answer(answer)
         return await self._deliver(
             self._record_status(answer.status), answer.headers(), answer.encoded(), streams=False
         )

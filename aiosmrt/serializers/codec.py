@@ -105,6 +105,11 @@ def encoding_of(header: str) -> str | None:
     return None if encoding in _NO_CHARSETS else encoding
 
 
+@lru_cache(_MAX_HEADERS)
+def _encoding_of_response(content_type: str, accept: str) -> str | None:
+    return encoding_of(content_type if _CHARSET.search(content_type) else accept)
+
+
 def is_general(content_type: str) -> bool:
     """Return whether a ``Content-Type`` is missing or says little: ``application/octet-stream`` or ``text/plain``."""
     found = _media_type(content_type)
@@ -160,7 +165,7 @@ class Codec:
         check_type(content_type, self.accept, self._kin)
 
     def _decode(self, body: bytes, content_type: str) -> str:
-        encoding = encoding_of(content_type if _CHARSET.search(content_type) else self.accept)
+        encoding = _encoding_of_response(content_type, self.accept)
         if encoding is None:
             raise DeserializationError("the response is in an unknown charset")
         try:

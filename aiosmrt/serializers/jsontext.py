@@ -25,6 +25,10 @@ _MAX_SEARCHED: Final = 100
 _ESCAPE: Final = "aiosmrt.json"
 
 
+# `json.loads` for text alone, without looking at its arguments at each call.
+_parse: Final = json.JSONDecoder().decode
+
+
 @dataclass(frozen=True, kw_only=True)
 class _JSONBased(Codec):
     """The options of JSON and JSON Lines, and the search for a fault."""
@@ -103,7 +107,7 @@ class _JSONBased(Codec):
 
     def _loads(self, text: str, line: int | None = None) -> Any:
         try:
-            return json.loads(text)
+            return _parse(text)
         except json.JSONDecodeError as error:
             fault = f"is not JSON at line {line or error.lineno}, column {error.colno}"
         except RecursionError:

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet
+
 from aiosmrt.local import LocalRuntime
 from tests.batch.conftest import Models, write_rows
 from tests.support.command_line import PROGRAM, environment, started
@@ -46,6 +48,9 @@ class Outcome(NamedTuple):
 
 
 def _indexes(out: Path) -> list[int]:
+    if out.suffix == ".parquet":
+        indexes: list[int] = pyarrow.parquet.read_table(out, columns=["index"])["index"].to_pylist()
+        return indexes
     text = out.read_text()
     assert text.endswith("\n")
     if out.suffix == ".csv":
@@ -109,7 +114,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
+    parser.add_argument("--format", choices=["jsonl", "csv", "parquet"], default="jsonl")
     given = parser.parse_args()
     models = Models()
     with tempfile.TemporaryDirectory() as folder:

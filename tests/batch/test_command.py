@@ -10,6 +10,7 @@ import pty
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ async def test_too_many_failures(command: Command, tmp_path: Path, models: Model
     models.refused = {f'{{"n": {number}}}'.encode() for number in range(100)}
     ended = await command("rows.jsonl", "--output", "out.jsonl", "--max-failures", most, "--max-concurrency", "2")
     assert (ended.code, ended.stdout) == (3, b"")
-    assert b"calls failed, which is more than max_failures allows" in ended.stderr
+    assert b"items failed, which is more than max_failures allows" in ended.stderr
     assert b"the same job resumes" in ended.stderr
     assert models.seen.total() < 100
 
@@ -86,7 +87,15 @@ async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path)
         (("rows.jsonl", "--output", "o.jsonl", "--template", "1"), 252, "template must name a column"),
         (("rows.jsonl", "--output", "o.jsonl", "--limit", "0"), 252, "0 is not in the range"),
         (("rows.jsonl", "--output", "o.jsonl", "--target-variant", "?"), 252, "TargetVariant"),
-        (("rows.jsonl", "--output", "o.parquet"), 252, "output_format is needed"),
+        (("rows.jsonl", "--output", "o.xml"), 252, "output_format is needed"),
+        (("rows.jsonl", "--output", "o.jsonl", "--spool", "s"), 252, "spool is for output in S3 and for functions"),
+        (
+            ("rows.jsonl", "--output", "o.jsonl", "--input-format", "parquet"),
+            255,
+            "rows.jsonl is damaged, or not Parquet",
+        ),
+        (("rows.jsonl", "--output", "mine.parquet"), 255, "mine.parquet exists without a journal"),
+        (("s3://b", "--output", "o.jsonl"), 252, "an S3 URI must be of the form s3://bucket/key"),
     ],
 )
 def test_one_line_says_what_is_wrong_and_nothing_is_written(
@@ -99,14 +108,15 @@ def test_one_line_says_what_is_wrong_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "rows.jsonl", 3)
-    (tmp_path / "mine.jsonl").write_text("mine")
+    for name in ("mine.jsonl", "mine.parquet"):
+        (tmp_path / name).write_text("mine")
     connection = ("--endpoint-url", "http://127.0.0.1:1", "--region", "eu-central-1")
     assert main(["score", "--endpoint-name", "double", *connection, *arguments]) == code
     printed = capsys.readouterr()
     assert problem in printed.err
     assert (printed.out, printed.err.count("\n")) == ("", 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "rows.jsonl"]
-    assert (tmp_path / "mine.jsonl").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "mine.parquet", "rows.jsonl"]
+    assert (tmp_path / "mine.jsonl").read_text() == (tmp_path / "mine.parquet").read_text() == "mine"
 
 
 async def test_json(command: Command, tmp_path: Path) -> None:
@@ -151,6 +161,8 @@ async def test_standard_input(command: Command, tmp_path: Path) -> None:
             "text/csv; label_size=0",
         ),
         ({"a.txt": "x\n"}, ("a.txt",), "text/plain"),
+        ({"a.png": "x\n"}, ("a.png", "--split-type", "None"), "application/octet-stream"),
+        ({"a.csv": "x\n1\n"}, ("a.csv", "--input-filter", "$[0]"), "text/csv"),
         ({"rows": "1\n"}, ("rows", "--input-format", "jsonl"), "application/json"),
     ],
 )
@@ -174,7 +186,12 @@ async def test_content_types(
 
 async def test_members_are_sent(command: Command, runtime: LocalRuntime, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 1)
-    members = {"--accept": "application/json", "--custom-attributes": "a=1", "--target-variant": "AllTraffic"}
+    members = {
+        "--accept": "application/json",
+        "--custom-attributes": "a=1",
+        "--target-variant": "AllTraffic",
+        "--enable-explanations": "`true`",
+    }
     flags = [part for option in members.items() for part in option]
     await command("rows.jsonl", "--output", "out.jsonl", *flags)
     (request,) = runtime.requests
@@ -214,15 +231,82 @@ async def test_progress_on_a_terminal(runtime: LocalRuntime, models: Models, tmp
     shown = (await asyncio.to_thread(read_all)).decode()
     os.close(ours)
     assert await process.wait() == 0
-    assert re.search(r"\d+ rows \(\d+% read\) · \d+/s · \d of 4 in flight", shown)
+    assert re.search(r"\d+ of (about )?60 rows \(\d+%\)", shown)
+    assert re.search(r"\d+/s · \d of 4 in flight", shown)
+    assert "━" in shown
     assert "60 rows scored in" in shown
 
 
-def test_a_line_of_progress() -> None:
-    from aiosmrt.batch import Progress
-    from aiosmrt.cli.score import _line
+# Progress fields that are not the usual ones, and the line of them.
+LINES: list[tuple[dict[str, object], list[str]]] = [
+    (
+        {},
+        [
+            "12,003 of about 48,000 rows (25%)",
+            "1,234/s",
+            "8 of 64 in flight",
+            "56 waiting: outage",
+            "17 retries",
+            "3 failed",
+            "1:35 left",
+        ],
+    ),
+    (
+        {"waiting_for": None, "retries": 0, "is_estimate": False, "remaining": 7300.4},
+        ["12,003 of 48,000 rows (25%)", "1,234/s", "8 of 64 in flight", "3 failed", "2:01:40 left"],
+    ),
+    (
+        {"waiting_for": None, "retries": 0, "rows": None, "failed": 0, "remaining": None},
+        ["12,000 rows", "1,234/s", "8 of 64 in flight"],
+    ),
+    (
+        {"waiting_for": None, "retries": 0, "rows": 12_004, "failed": 0, "remaining": 0.0},
+        ["12,000 of about 12,004 rows (99%)", "1,234/s", "8 of 64 in flight", "0:00 left"],
+    ),
+]
 
-    progress = Progress(12_000, 3, 0, 9.0, 1234.5, 8, 64, "outage", 17, 0.25, 95.4)
-    assert _line(progress) == (
-        "12,003 rows (25% read) · 1,234/s · 8 of 64 in flight · waiting: outage · 17 retries · 3 failed · 1:35 left"
+
+@pytest.mark.parametrize(("changes", "parts"), LINES)
+def test_a_line_of_progress(changes: dict[str, object], parts: list[str]) -> None:
+    from aiosmrt.batch import Progress
+    from aiosmrt.cli.progress import progress_line
+
+    progress = Progress(12_000, 3, 0, 9.0, 1234.5, 8, 64, "outage", 17, 0.25, 95.4, 56, 48_000, True)
+    assert progress_line(progress._replace(**changes)) == " · ".join(parts)
+
+
+async def test_options_of_several_rows(command: Command, runtime: LocalRuntime, models: Models, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,n\na,1\nb,2\nc,3\n")
+    flags = ("--rows-per-request", "2", "--input-filter", "$[1:]", "--join-source", "Input", "--max-failures", "5%")
+    flags += ("--output-filter", "$[0,-1]", "--max-concurrency", "adaptive", "--max-payload-mb", "0.5")
+    assert await command("rows.csv", "--output", "out.csv", "--quiet", *flags, endpoint="echo") == (0, b"", b"")
+    assert (tmp_path / "out.csv").read_text() == "id,prediction\na,1\nb,2\nc,3\n"
+    assert sorted(models.seen) == [b"1\n2", b"3"]
+    ended = await command(
+        "rows.csv", "--output", "all.csv", "--quiet", "--batch-strategy", "MultiRecord", "--fresh", endpoint="echo"
     )
+    assert ended == (0, b"", b"")
+    assert b"a,1\nb,2\nc,3" in models.seen
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--max-failures", "x"), b"must be an integer >= 0, or a percentage such as 5%"),
+        (("--max-failures", "101%"), b"must be an integer >= 0, or a percentage such as 5%"),
+        (("--max-concurrency", "0"), b"must be an integer >= 1, or adaptive"),
+        (("--rows-per-request", "2", "--batch-strategy", "SingleRecord"), b"excludes --rows-per-request over 1"),
+        (("--split-type", "None", "--input-format", "csv"), b"leave --input-format out"),
+        (("--input-filter", "x"), b"input_filter must be a JSONPath"),
+        (("--asynchronous", "--target-model", "a"), b"does not accept target_model"),
+    ],
+)
+def test_faulty_options_of_several_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any, flags: tuple[str, ...], problem: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("rows.jsonl"), 1)
+    connection = ("--endpoint-url", "http://127.0.0.1:1", "--region", "eu-central-1")
+    assert main(["score", "rows.jsonl", "--endpoint-name", "e", "--output", "o.jsonl", *connection, *flags]) == 252
+    assert problem in capsysbinary.readouterr().err
+    assert not Path("o.jsonl").exists()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiosmrt import Client
+from aiosmrt import Client, ParamValidationError
 from aiosmrt.batch import ANY_ANSWER, Report, codec_for, score
 from aiosmrt.errors import BatchInputError, BatchOutputError
 from aiosmrt.serializers import BYTES, JSON, NPY, Serializer
@@ -299,9 +299,8 @@ async def test_a_job_that_waits_for_a_pipe_can_be_ended(client: Client, tmp_path
         ({}, {"source": "none.jsonl"}, "none.jsonl does not exist"),
         ({}, {"source": "*.jsonl"}, r"no file matches \*.jsonl"),
         ({}, {"source": "."}, r"\. has no input files"),
-        ({}, {"source": "s3://bucket/key"}, "only local files can be read"),
         ({}, {"source": "-"}, "an input format is needed for standard input"),
-        ({"a.parquet": b"PAR1"}, {"source": "a.parquet"}, "an input format is needed for a.parquet"),
+        ({"a.xml": b"<x/>"}, {"source": "a.xml"}, "an input format is needed for a.xml"),
         ({"a.jsonl": b"1", "a.csv": b"x\n1"}, {"source": "."}, "more than one format: csv, jsonl"),
         ({"a.jsonl": b""}, {"source": "a.jsonl"}, "the input is empty"),
         ({"a.csv": b"a,b\n"}, {"source": "a.csv"}, "the input is empty"),
@@ -346,3 +345,52 @@ async def test_ragged_and_undecodable_rows_of_csv_fail_alone(client: Client, tmp
         f"row 3 ({rows}, line 5) is not UTF-8",
     ]
     assert report.failed == 3
+
+
+@pytest.mark.parametrize("serializer", ["application/octet-stream", "application/json", "text/csv", "image/png"])
+async def test_a_file_may_be_a_row(client: Client, tmp_path: Path, models: Models, serializer: str) -> None:
+    """Batch Transform's SplitType None; no byte is interpreted, whatever a file begins with."""
+    folder, out = tmp_path / "images", tmp_path / "out.jsonl"
+    folder.mkdir()
+    contents = [b"\xff\xfe\x00\n\r\n", gzip.compress(b"x"), b"", b"\xef\xbb\xbf1,2\n3,4\n"]
+    for number, content in enumerate(contents):
+        (folder / f"{number}.png").write_bytes(content)
+    report = await echoed(client, folder, out, serializer, input_format="file", id_field="file")
+    assert report.rows == 4
+    assert sorted(models.seen) == sorted(contents)
+    ids = [line["id"] for line in lines_of(out)]
+    assert set(ids) <= {str(folder / f"{number}.png") for number in range(4)}
+    await echoed(client, folder, tmp_path / "joined.jsonl", "text/plain", input_format="file", join_source="Input")
+    joined = lines_of(tmp_path / "joined.jsonl")
+    assert {"file": str(folder / "2.png"), "prediction": ""} in joined
+
+
+async def test_a_serializer_that_is_not_ours_gets_the_content_of_files(client: Client, tmp_path: Path) -> None:
+    class Backwards:
+        content_type = "text/plain"
+
+        def serialize(self, data: bytes, /) -> bytes:
+            return data[::-1]
+
+    (tmp_path / "a.bin").write_bytes(b"abc")
+    endpoint = client.endpoint("echo", serializer=Backwards(), deserializer=ANY_ANSWER)
+    await score(endpoint, tmp_path / "a.bin", tmp_path / "out.txt", input_format="file")
+    assert (tmp_path / "out.txt").read_text() == "cba\n"
+
+
+async def test_files_that_are_rows_have_no_columns(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"abc")
+    for arguments in (
+        {"column": "file"},
+        {"template": {"a": "{file}"}},
+        {"input_filter": "$"},
+        {"rows_per_request": 2},
+    ):
+        with pytest.raises(ParamValidationError, match="a file is sent as it is"):
+            await echoed(
+                client, tmp_path / "a.bin", tmp_path / "out.txt", "text/plain", input_format="file", **arguments
+            )
+    with pytest.raises(BatchInputError, match="no column 'name'; it has file"):
+        await echoed(client, tmp_path / "a.bin", tmp_path / "o.jsonl", "text/x", input_format="file", id_field="name")
+    with pytest.raises(BatchInputError, match="- is a stream"):
+        await echoed(client, "-", tmp_path / "out.txt", "text/plain", input_format="file")

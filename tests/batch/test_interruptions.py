@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.batch import score
+from aiosmrt.batch.outputlog import OutputLog, Record
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchOutputError
 from aiosmrt.local import LocalRuntime
@@ -42,7 +44,7 @@ def scored_or_failed(folder: Path, count: int, refused: set[int]) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 async def test_kills_lose_and_repeat_no_row(runtime: LocalRuntime, models: Models, tmp_path: Path, kind: str) -> None:
     outcome = await kill_until_done(runtime, models, tmp_path, kills=10, seed=7, kind=kind)
     assert (outcome.lost, outcome.twice, outcome.kills) == (0, 0, 10)
@@ -165,7 +167,8 @@ async def test_a_file_that_may_not_grow(
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl", "--quiet")
     process = await asyncio.create_subprocess_exec(
         *command,
-        env=environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url),
+        # Python would rename bytecode that was cut off at the limit over the cached one.
+        env=environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url, PYTHONDONTWRITEBYTECODE="1"),
         cwd=tmp_path,
         stderr=asyncio.subprocess.PIPE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
@@ -255,3 +258,73 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
     models.before = None
     await score_by_command(runtime, tmp_path, source)
     scored_or_failed(tmp_path, 30, set())
+
+
+def appended(log: OutputLog, drawn: random.Random, count: int) -> list[tuple[bool, int]]:
+    """Append records of rows in any order, some of them failed, some of those scored later, with syncs in between."""
+    rows = list(range(count))
+    drawn.shuffle(rows)
+    history: list[tuple[bool, int]] = []
+    while rows:
+        some = [(drawn.random() < 0.1, rows.pop()) for _ in range(min(drawn.randint(1, 20), len(rows)))]
+        failed = [row for was_failed, row in history if was_failed and row in log.failed]
+        if failed and drawn.random() < 0.3:
+            some.append((False, drawn.choice(failed)))
+        # Records of a call are in its order within each of the two files alone.
+        log.append([Record(row, failed=bad, data=b"%d\n" % row * drawn.randint(1, 40)) for bad, row in some])
+        history += some
+        if drawn.random() < 0.3:
+            log.sync()
+    return history
+
+
+def done(history: list[tuple[bool, int]]) -> tuple[set[int], set[int]]:
+    scored = {row for bad, row in history if not bad}
+    return scored, {row for bad, row in history if bad} - scored
+
+
+def found_in(log: OutputLog, count: int) -> tuple[set[int], set[int]]:
+    rows = range(count)
+    return {row for row in rows if row in log.scored}, {row for row in rows if row in log.failed}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_log_is_read_as_it_was_written(tmp_path: Path, seed: int) -> None:
+    drawn, out = random.Random(seed), tmp_path / "out"
+    log = OutputLog.open(out, {})
+    history = appended(log, drawn, 400)
+    for finished in (False, True):
+        if finished:
+            log.finish(400)
+        log.close()
+        log = OutputLog.open(out, {})
+        assert found_in(log, 400) == done(history)
+    assert log.rows_in_input == 400
+    log.close()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_byte_is_refused_or_costs_what_is_behind_it(tmp_path: Path, seed: int) -> None:
+    drawn, out = random.Random(seed), tmp_path / "out"
+    log = OutputLog.open(out, {})
+    history = appended(log, drawn, 300)
+    if seed % 3 == 0:
+        log.finish(300)
+        failed = done(history)[1]
+        history = [(row in failed, row) for row in range(300)]
+    log.close()
+    path = drawn.choice([out, out.with_name("out.errors.jsonl"), out.with_name("out.journal")])
+    data = bytearray(path.read_bytes())
+    data[drawn.randrange(len(data))] ^= 1 << drawn.randrange(8)
+    path.write_bytes(data)
+    refused = pytest.raises(BatchOutputError, match=r"changed by something else|is damaged|belongs to another job")
+    with suppress(BatchOutputError):
+        log = OutputLog.open(out, {})
+        try:
+            prefixes = (done(history[:length]) for length in range(len(history) + 1))
+            assert found_in(log, 300) in prefixes
+        finally:
+            log.close()
+        return
+    with refused:
+        OutputLog.open(out, {})

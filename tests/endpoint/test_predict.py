@@ -180,8 +180,8 @@ async def test_the_deadline_covers_the_making_of_a_body(serve: Serve):
 
 def test_none_drops_a_setting():
     client = Client("eu-central-1", deadline=1.0, wait_for_capacity=2.0)
-    plain = client.endpoint("churn", serializer=JSON, deserializer=JSON)
-    without = plain.with_options(deadline=None, wait_for_capacity=None)
+    plain = client.endpoint("churn", serializer=JSON, deserializer=JSON, upload_to="s3://bucket/in")
+    without = plain.with_options(deadline=None, wait_for_capacity=None, upload_to=None)
     at_once = client.endpoint("churn", serializer=JSON, deserializer=JSON, deadline=None, wait_for_capacity=None)
     for endpoint, limits in (
         (plain, (1.0, 2.0)),
@@ -190,6 +190,16 @@ def test_none_drops_a_setting():
         (at_once, (None, None)),
     ):
         assert limits_of(endpoint) == limits
+    assert (plain.with_options().upload_to, without.upload_to) == ("s3://bucket/in", None)
+
+
+async def test_an_endpoint_shows_what_it_was_made_of() -> None:
+    client = Client("eu-central-1")
+    endpoint = client.endpoint("churn", serializer=CSV, deserializer=JSON, target_variant="blue")
+    assert (endpoint.client, endpoint.serializer, endpoint.deserializer) == (client, CSV, JSON)
+    assert endpoint.options == {"target_variant": "blue"}
+    endpoint.options["target_variant"] = "green"
+    assert endpoint.options == {"target_variant": "blue"}
 
 
 async def test_large_bodies_are_coded_off_the_loop(serve: Serve):

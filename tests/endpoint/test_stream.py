@@ -19,10 +19,11 @@ from aiosmrt.errors import (
     StreamTimeoutError,
 )
 from aiosmrt.local import LocalRuntime, faults
-from aiosmrt.serializers import JSON
+from aiosmrt.serializers import JSON, TEXT
 from tests.support.clients import Serve
-from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.peers import CLIENT_ARGUMENTS, aiosmrt_client
 from tests.support.raw_server import LAST_CHUNK, RawServer, response
+from tests.support.runtime import local_runtime
 
 
 def saying(*parts: bytes | asyncio.Event) -> Callable[[Any], AsyncIterator[bytes]]:
@@ -422,3 +423,41 @@ async def test_all_parts_that_arrived_come_before_an_error():
                 with pytest.raises(ModelStreamError):
                     await anext(view)
             assert client.statistics().in_use == 0
+
+
+async def keeps_alive(invocation: Any) -> Any:
+    """A model that writes an event, and then comments until its caller has left."""
+    yield b"data: first\n\n"
+    while True:
+        yield b": keep-alive\n\n"
+        await asyncio.sleep(0.01)
+
+
+async def test_comments_are_no_values() -> None:
+    async with local_runtime({"words": keeps_alive}) as runtime, aiosmrt_client(runtime.url) as client:
+        endpoint = client.endpoint("words", serializer=TEXT, deserializer=TEXT)
+        async with endpoint.stream("x", part_timeout=0.2, timeouts_count="values") as stream:
+            events = stream.sse()
+            assert (await anext(events)).data == "first"
+            with pytest.raises(StreamTimeoutError, match=r"the next value of the stream did not arrive within 0\.2 s"):
+                await anext(events)
+        assert stream.timing.parts > 2
+
+
+async def test_first_value_is_late() -> None:
+    async def silent(invocation: Any) -> Any:
+        async for part in keeps_alive(invocation):
+            if part.startswith(b":"):
+                yield part
+
+    async with local_runtime({"words": silent}) as runtime, aiosmrt_client(runtime.url) as client:
+        endpoint = client.endpoint("words", serializer=TEXT, deserializer=TEXT)
+        async with endpoint.stream("x", first_part_timeout=0.2, timeouts_count="values") as stream:
+            with pytest.raises(StreamTimeoutError, match=r"the first value of the stream did not arrive within 0\.2 s"):
+                await anext(stream.sse())
+
+
+def test_timeouts_of_another_kind() -> None:
+    endpoint = Client("eu-central-1").endpoint("words", serializer=TEXT, deserializer=TEXT)
+    with pytest.raises(ParamValidationError, match="timeouts_count must be 'parts' or 'values'; got 'bytes'"):
+        endpoint.stream("x", timeouts_count="bytes")  # type: ignore[arg-type]

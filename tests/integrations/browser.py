@@ -6,16 +6,31 @@ import asyncio
 import base64
 import itertools
 import json
+import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.support.command_line import environment, started
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def installed_chromium() -> str:
+    """The path of a browser. Without one, skip, or fail if the whole suite is required."""
+    for name in NAMES:
+        if (found := shutil.which(name)) is not None:
+            return found
+    reason = "Chromium is not installed: .ci/browser does that on Debian"
+    if os.environ.get("AIOSMRT_REQUIRE_CONFORMANCE") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
 
 # A new profile, no window, no calls home; the sandbox does not work for root.
 FLAGS = (
@@ -47,11 +62,15 @@ class Browser:
         self._numbers = itertools.count(1)
         # Responses by the number of their command, events by name and session.
         self._expected: dict[Any, asyncio.Future[dict[str, Any]]] = {}
+        # All events of the sessions that are listened to, with their names.
+        self.heard: dict[str, list[tuple[str, dict[str, Any]]]] = {}
 
     async def read(self) -> None:
         """Deliver the browser's messages until it exits."""
         async for message in self._socket:
             said = json.loads(message.data)
+            if "method" in said and said.get("sessionId") in self.heard:
+                self.heard[said["sessionId"]].append((said["method"], said["params"]))
             waiting = self._expected.pop(said.get("id") or (said["method"], said.get("sessionId")), None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(said)
@@ -78,13 +97,9 @@ class Browser:
         target = (await self.command("Target.createTarget", url="about:blank"))["targetId"]
         session = (await self.command("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         page = Page(self, target, session)
-        await page.command(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        await page.resize(width=width, height=height)
         await page.command("Page.enable")
-        loaded = self.expect(("Page.loadEventFired", session))
-        await page.command("Page.navigate", url=url)
-        await loaded
+        await page.load(url)
         return page
 
 
@@ -98,6 +113,27 @@ class Page:
 
     async def command(self, method: str, **params: Any) -> dict[str, Any]:
         return await self._browser.command(method, session=self._session, **params)
+
+    async def resize(self, *, width: int, height: int) -> None:
+        """Set the size of the window, in CSS pixels."""
+        await self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+
+    async def load(self, url: str) -> None:
+        """Load another page in the tab."""
+        loaded = self._browser.expect(("Page.loadEventFired", self._session))
+        await self.command("Page.navigate", url=url)
+        await loaded
+
+    def listen(self) -> None:
+        """Keep the events of this tab from now on; a domain of the protocol has to be enabled to send any."""
+        self._browser.heard[self._session] = []
+
+    @property
+    def heard(self) -> list[tuple[str, dict[str, Any]]]:
+        """The events since `listen`, with their names."""
+        return self._browser.heard[self._session]
 
     async def evaluate(self, expression: str) -> Any:
         """Evaluate a JavaScript expression, and await a promise."""

@@ -1,9 +1,7 @@
 """The chat of examples/chat.py, with and without a browser."""
 
 import json
-import os
 import re
-import shutil
 import struct
 import sys
 from collections.abc import AsyncIterator
@@ -13,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from aiosmrt.local import LocalRuntime, faults
-from tests.integrations.browser import NAMES, Page, browsing
+from tests.integrations.browser import Page, browsing, installed_chromium
 from tests.integrations.models import GatedModel
 from tests.integrations.serving import request
 from tests.support.command_line import environment, started
+from tests.support.openai_models import speaker
 from tests.support.runtime import RawConnection, local_runtime
 
 CHAT = Path(__file__).parents[2] / "examples" / "chat.py"
+CHAT_OPENAI = CHAT.with_name("chat_openai.py")
 
 
 def token(text: str) -> bytes:
@@ -28,21 +28,14 @@ def token(text: str) -> bytes:
 
 @pytest.fixture
 def chromium() -> str:
-    """The path of a browser. Without one, skip, or fail if the whole suite is required."""
-    for name in NAMES:
-        if (found := shutil.which(name)) is not None:
-            return found
-    reason = "Chromium is not installed: .ci/browser does that on Debian"
-    if os.environ.get("AIOSMRT_REQUIRE_CONFORMANCE") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return installed_chromium()
 
 
 @asynccontextmanager
-async def chatting(folder: Path, **variables: str) -> AsyncIterator[str]:
+async def chatting(folder: Path, example: Path = CHAT, **variables: str) -> AsyncIterator[str]:
     """Run the example on a free port, and return its URL."""
     env = environment(folder, **variables)
-    async with started(sys.executable, "-W", "error", str(CHAT), "0", env=env) as process:
+    async with started(sys.executable, "-W", "error", str(example), "0", env=env) as process:
         assert process.stderr is not None
         said = ""
         while (found := re.search(r"running on (http://[\d.:]+)", said)) is None:
@@ -119,8 +112,9 @@ async def errors_are_shown(page: Page, model: GatedModel, runtime: LocalRuntime)
     runtime.clear_faults()
 
 
-async def test_example_includes_a_model(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as url:
+@pytest.mark.parametrize("example", [CHAT, CHAT_OPENAI], ids=["chat", "openai"])
+async def test_example_includes_a_model(tmp_path: Path, example: Path) -> None:
+    async with chatting(tmp_path, example) as url:
         async with RawConnection.to(url) as connection:
             answer = await connection.exchange(request("/answer", b'{"text": "My cat ignores me!"}'))
         assert answer.status == 200
@@ -133,3 +127,18 @@ async def test_example_includes_a_model(tmp_path: Path) -> None:
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         # The page loads nothing from other servers.
         assert re.findall(rb"https?:", page.body) == []
+
+
+async def test_openai_example_shows_the_kind_of_an_error(tmp_path: Path) -> None:
+    async with (
+        local_runtime({"llm": speaker}) as runtime,
+        chatting(tmp_path, CHAT_OPENAI, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url) as url,
+    ):
+        runtime.inject(
+            "llm", faults.Fault(faults.StreamFailure(after_parts=1, message="secret"), faults.Schedule(next=1))
+        )
+        async with RawConnection.to(url) as connection:
+            answer = await connection.exchange(request("/answer", b'{"text": "To be?"}'))
+        first, failed = answer.body.split(b"\n\n")[:2]
+        assert json.loads(first.removeprefix(b"data: ")) == {"token": {"text": "To "}}
+        assert failed == b'event: error\ndata: {"type": "APIError"}'

@@ -26,7 +26,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.semconv import attributes as stable_attributes
 from opentelemetry.semconv._incubating import attributes as incubating_attributes
-from opentelemetry.semconv._incubating.metrics.gen_ai_metrics import create_gen_ai_client_operation_time_to_first_chunk
+from opentelemetry.semconv._incubating.metrics.gen_ai_metrics import (
+    create_gen_ai_client_operation_duration,
+    create_gen_ai_client_operation_time_to_first_chunk,
+    create_gen_ai_client_token_usage,
+)
 from opentelemetry.semconv._incubating.metrics.http_metrics import create_http_client_request_duration
 from opentelemetry.semconv._incubating.metrics.rpc_metrics import create_rpc_client_call_duration
 from opentelemetry.semconv.schemas import Schemas
@@ -34,9 +38,12 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from aiosmrt import Client, RetryPolicy, errors
+from aiosmrt.events import GenerationEnded
 from aiosmrt.integrations import opentelemetry as integration
+from aiosmrt.integrations.openai import async_openai
 from aiosmrt.integrations.opentelemetry import OpenTelemetryObserver
 from aiosmrt.local import ContainerFailure, Invocation, LocalRuntime, faults
+from tests.support.openai_models import MESSAGES, speaker
 from tests.support.peers import CLIENT_ARGUMENTS, REGION, isolate_aws
 from tests.support.probes import shorten_probe_pauses
 from tests.support.recording_server import RecordingServer, respond
@@ -1024,3 +1031,72 @@ def test_clients_without_observers_do_no_extra_work() -> None:
         [sys.executable, "-c", UNWATCHED], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def generation(**changes: Any) -> GenerationEnded:
+    """What `aiosmrt.integrations.openai` reports."""
+    event = GenerationEnded("chat", "llm", "https://runtime.example", "qwen", "Qwen3", 3, 4, 1.5, None)
+    return event._replace(**changes)
+
+
+def test_generations_of_openai_clients(telemetry: Telemetry) -> None:
+    telemetry.observer()(generation())
+    common = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "aws.sagemaker",
+        "gen_ai.request.model": "qwen",
+        "gen_ai.response.model": "Qwen3",
+        "server.address": "runtime.example",
+        "server.port": 443,
+        "aiosmrt.endpoint.name": "llm",
+    }
+    duration = telemetry.point("gen_ai.client.operation.duration")
+    assert (dict(duration.attributes), duration.sum) == (common, 1.5)
+    tokens = {point.attributes["gen_ai.token.type"]: point for point in telemetry.points("gen_ai.client.token.usage")}
+    assert {kind: point.sum for kind, point in tokens.items()} == {"input": 3, "output": 4}
+    assert dict(tokens["input"].attributes) == {**common, "gen_ai.token.type": "input"}
+    assert set(tokens["input"].attributes) - {"aiosmrt.endpoint.name"} <= conventional_attributes()
+
+    reference = Telemetry()
+    meter = reference.meters.get_meter("reference")
+    create_gen_ai_client_token_usage(meter).record(1)
+    create_gen_ai_client_operation_duration(meter).record(1)
+    bounds = {
+        "gen_ai.client.token.usage": tuple(4**n for n in range(14)),
+        "gen_ai.client.operation.duration": tuple(0.01 * 2**n for n in range(14)),
+    }
+    for name, convention in reference.metrics().items():
+        ours = telemetry.metrics()[name]
+        assert (ours.unit, ours.description) == (convention.unit, convention.description)
+        assert ours.data.data_points[0].explicit_bounds == bounds.pop(name)
+    reference.close()
+    assert bounds == {}
+
+
+def test_generation_without_usage_has_no_tokens(telemetry: Telemetry) -> None:
+    observer = telemetry.observer()
+    observer(generation(input_tokens=None, output_tokens=None, response_model=None, error="ModelError"))
+    observer(generation(input_tokens=None, output_tokens=None, error="CancelledError"))
+    assert telemetry.points("gen_ai.client.token.usage") == []
+    outcomes = [dict(point.attributes) for point in telemetry.points("gen_ai.client.operation.duration")]
+    assert [one.get("error.type") for one in outcomes] == ["ModelError", None]
+    assert [one.get("aiosmrt.abandoned") for one in outcomes] == [None, True]
+    assert "gen_ai.response.model" not in outcomes[0]
+
+
+async def test_calls_of_the_openai_route_are_traced(telemetry: Telemetry) -> None:
+    async with (
+        local_runtime({"llm": speaker}) as runtime,
+        Client(endpoint_url=runtime.url, observers=[telemetry.observer()], **CLIENT_ARGUMENTS) as client,
+        async_openai(client, route="openai") as llm,
+    ):
+        await llm.chat.completions.create(model="llm", messages=MESSAGES)
+        async for _ in await llm.chat.completions.create(model="llm", messages=MESSAGES, stream=True):
+            pass
+    assert [len(telemetry.spans(f"SageMaker Runtime.OpenAIChatCompletions{kind}")) for kind in ("", "Stream")] == [1, 1]
+    assert {
+        point.attributes["gen_ai.token.type"]: point.count for point in telemetry.points("gen_ai.client.token.usage")
+    } == {
+        "input": 2,
+        "output": 2,
+    }

@@ -336,6 +336,7 @@ async def test_request_records() -> None:
         "requests": 3,
         "in_flight": 0,
         "stalled": 0,
+        "queued": 0,
         "connections": 0,
         "connections_seen": 2,
         "closes_to_come": 0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +16,17 @@ from aiosmrt._policy.adaptive import AdaptiveLimit, AdaptiveRule
 from aiosmrt._policy.limit import FIRST_WINDOW, ConcurrencyLimit
 from aiosmrt._policy.target_health import AdmissionState
 from aiosmrt.errors import ParamValidationError
-from benchmarks.limiter_simulation import RANDOM, REGULAR, SERVICES, AllKnowing, Cell, measure, simulate
+from benchmarks.limiter_simulation import (
+    RANDOM,
+    REGULAR,
+    SERVICES,
+    AllKnowing,
+    Cell,
+    Fixed,
+    Service,
+    measure,
+    simulate,
+)
 
 BY_NAME = {service.name: service for service in (*SERVICES, *REGULAR, *RANDOM)}
 
@@ -113,11 +125,11 @@ def test_a_refusal_that_slots_still_held_explain_changes_nothing() -> None:
     assert rule.limit == 8
 
 
-def test_a_refusal_that_the_number_of_calls_does_not_explain_takes_off_a_quarter() -> None:
+def test_a_refusal_that_the_number_of_calls_does_not_explain_takes_off_about_a_quarter() -> None:
     rule = AdaptiveLimit(initial=8, maximum=8).new()
     for _ in range(40):
         rule.on_success(0.0, 0.1, 8, sent_among=8)
-    for _ in range(4):
+    for _ in range(3):
         rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=False)
     assert rule.limit == 7
     rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=True)
@@ -203,6 +215,81 @@ def test_a_limit_of_which_half_is_in_use_never_grows(initial: int, round_trips: 
         assert rule.limit <= initial
 
 
+# Regular service times
+
+
+def in_turn(rule: AdaptiveRule, seconds: Callable[[int], float], number: int) -> list[int]:
+    """Let calls succeed in the order in which they are sent, as many in flight as the limit allows.
+
+    Args:
+        rule: the limit.
+        seconds: the round trip of a call that is sent among so many.
+        number: how many succeed.
+
+    Returns:
+        The limit after each.
+    """
+    under_way: deque[int] = deque()
+    limits = []
+    for _ in range(number):
+        while len(under_way) < rule.limit:
+            under_way.append(len(under_way) + 1)
+        among = under_way.popleft()
+        rule.on_success(0.0, seconds(among), len(under_way) + 1, sent_among=among)
+        limits.append(rule.limit)
+    return limits
+
+
+def regular(seed: int, seconds: Callable[[int], float]) -> Callable[[int], float]:
+    randomness = random.Random(seed)
+    return lambda among: seconds(among) * randomness.lognormvariate(0.0, 0.01)
+
+
+def queue_for(workers: int) -> Callable[[int], float]:
+    """Round trips where calls wait in turn for so many workers."""
+    return lambda among: 0.1 * max(1.0, among / workers)
+
+
+def test_regular_calls_are_sent_until_more_would_wait_and_hardly_more() -> None:
+    rule = AdaptiveLimit().new()
+    in_turn(rule, regular(1, queue_for(50)), 4_000)
+    later = in_turn(rule, regular(2, queue_for(50)), 8_000)
+    assert min(later) >= 46
+    assert sorted(later)[len(later) // 2] <= 52
+    assert max(later) <= 75
+
+
+def test_a_regular_server_that_batches_is_filled() -> None:
+    rule = AdaptiveLimit().new()
+    in_turn(rule, regular(1, lambda among: 0.1 * (1 + among / 20) * max(1.0, among / 100)), 6_000)
+    assert 70 <= rule.limit <= 150
+
+
+def test_less_capacity_is_followed_within_what_was_in_flight() -> None:
+    rule = AdaptiveLimit().new()
+    in_turn(rule, regular(1, queue_for(60)), 6_000)
+    in_turn(rule, regular(2, queue_for(10)), 250)
+    assert 8 <= rule.limit <= 14
+    assert rule.reason == "waiting"
+
+
+def test_more_capacity_is_found() -> None:
+    rule = AdaptiveLimit().new()
+    in_turn(rule, regular(1, queue_for(10)), 3_000)
+    assert rule.limit <= 16
+    in_turn(rule, regular(2, queue_for(80)), 2_500)
+    assert rule.limit >= 72
+
+
+def test_a_service_that_becomes_slower_by_itself_gets_its_calls_back() -> None:
+    rule = AdaptiveLimit(maximum=60).new()
+    in_turn(rule, regular(1, lambda among: 0.1), 4_000)
+    assert rule.limit == 60
+    limits = in_turn(rule, regular(2, lambda among: 0.4), 4_000)
+    assert min(limits) < 40, "it looks like a queue at first"
+    assert limits[-1] == 60
+
+
 # Closed loops
 
 
@@ -224,7 +311,7 @@ def test_a_steady_service_is_used_without_a_queue(name: str) -> None:
 
 def test_a_server_that_batches_is_filled() -> None:
     cell = figures("batching", seed=11)
-    assert cell.goodput >= 0.85
+    assert cell.goodput >= 0.95
     assert cell.p95 <= 1.5
 
 
@@ -249,11 +336,22 @@ def test_four_clients_that_start_one_after_the_other_come_to_the_same_limit() ->
 
 def test_a_few_refusals_at_random_do_not_make_a_service_slow() -> None:
     cell = figures("refused at random", seed=15)
-    assert cell.goodput >= 0.6
+    assert cell.goodput >= 0.75
 
 
 @pytest.mark.parametrize("name", [service.name for service in REGULAR])
 def test_service_times_that_hardly_vary_are_told_apart_too(name: str) -> None:
     cell = figures(name, seed=14)
-    assert cell.goodput >= 0.8
-    assert cell.p95 <= 2.5
+    assert cell.goodput >= 0.9
+    assert cell.p95 <= 2.0
+
+
+def test_a_client_keeps_a_part_of_a_queue_that_another_one_fills() -> None:
+    """Cuts do not shorten the round trips then: without looking at that, they would lead down to one call."""
+    service = Service("filled", ((0.0, 64),), math.inf, clients=(0.0, 10.0), seconds=40.0)
+    limits = iter([AdaptiveLimit().new(), Fixed(150)])
+    run = simulate(service, lambda: next(limits), seed=1)
+    served = [sum(outcome.success for outcome in client.outcomes if outcome.time >= 25.0) for client in run.clients]
+    assert served[0] >= 0.05 * sum(served)
+    # It does not fill the queue further, either.
+    assert max(limit for time, limit in run.clients[0].limits if time >= 25.0) <= 250

@@ -247,6 +247,7 @@ class InProcessContainer:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_get("/ping", self._ping)
         app.router.add_post("/invocations", self._invoke)
+        app.router.add_post("/v1/chat/completions", self._invoke)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)

@@ -212,6 +212,12 @@ async def fan_out(client: Client, rows: list[str], queue: AsyncIterator[str]) ->
             assert_type(result.unwrap(), list[float])
     async with endpoint.map(queue) as results:
         assert_type((await anext(results)).index, int)
+        results.stop()
+        await results.drain(timeout=10)
+    async with endpoint.map([1, 2], batch_size=2, combine=str, split=lambda scores, count: scores) as grouped:
+        assert_type((await anext(grouped)).item, int)
+    async with endpoint.map_groups([["a"], ["b"]], combine="".join, max_failures="5%") as grouped_texts:
+        assert_type((await anext(grouped_texts)).item, str)
 
 
 async def sessions_and_jobs(client: Client) -> None:

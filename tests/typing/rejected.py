@@ -133,6 +133,10 @@ async def items_of_another_type(client: Client) -> None:
     client.endpoint("text", serializer=TEXT, deserializer=TEXT).map([1, 2, 3])  # rejected
 
 
+async def items_that_are_combined_to_another_type(client: Client) -> None:
+    client.endpoint("text", serializer=TEXT, deserializer=TEXT).map([1, 2], batch_size=2, combine=len)  # rejected
+
+
 async def text_for_a_line_number(client: Client) -> None:
     async with client.endpoint("text", serializer=TEXT, deserializer=TEXT).stream("hello") as stream:
         async for line in stream.lines():

@@ -1,0 +1,336 @@
+"""Rows through an asynchronous endpoint: each request is a job, whose answer appears in S3.
+
+``OUT.jobs`` has a line for each job as soon as the service has accepted it, so that a later run waits for it in place
+of paying for another. A row belongs to the last job that has it. Lines that were torn by a kill are ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, cast
+from zlib import crc32
+
+from aiosmrt.batch.requests import Row
+from aiosmrt.batch.tasks import uninterrupted
+from aiosmrt.config import JOB_PATIENCE, Unset
+from aiosmrt.endpoint import CallOptions, Endpoint, JobHandle
+from aiosmrt.endpoint.fanout import Answer
+from aiosmrt.endpoint.groups import rows_reader
+from aiosmrt.errors import BatchOutputError, ObjectStoreError
+
+__all__ = ["JobsUnderWay", "QueuedScoring", "jobs_file"]
+
+# The file is rewritten without what has ended, once it is this large and four times what is left of it.
+_REWRITE_BYTES: Final = 4 << 20
+
+# S3's answers that may be others in a moment; None where there was none.
+_TRANSIENT: Final = frozenset({None, 429, 500, 502, 503, 504})
+_LONGEST_PAUSE: Final = 30.0
+
+
+def jobs_file(out: Path) -> Path:
+    """The file of an output's jobs under way."""
+    return out.with_name(f"{out.name}.jobs")
+
+
+class JobsUnderWay:
+    """The jobs that were accepted and whose rows are not done. Blocks; may be used by several threads.
+
+    Args:
+        path: the file.
+        key: what the jobs are about; a file with another key is started over.
+        fresh: whether to start over.
+        is_done: whether a row is done.
+
+    Raises:
+        BatchOutputError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, key: Any, *, fresh: bool, is_done: Callable[[int], bool]) -> None:
+        self._path = path
+        self._head = _line({"key": sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()})
+        self._lock = threading.Lock()
+        # For each row the number of its job, and for each job its rows that are not done, its line and its handle.
+        self._jobs: dict[int, int] = {}
+        self._rows: dict[int, set[int]] = {}
+        self._lines: dict[int, bytes] = {}
+        self._handles: dict[int, tuple[list[int], JobHandle]] = {}
+        self._number = 0
+        self._live = 0
+        self._unsynced = False
+        try:
+            lines = [] if fresh or not path.exists() else path.read_bytes().splitlines(keepends=True)
+            if lines and lines[0] == self._head:
+                self._read(lines[1:], is_done)
+            self._file = self._rewritten()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _read(self, lines: list[bytes], is_done: Callable[[int], bool]) -> None:
+        for line in lines:
+            if (record := _record(line)) is None:
+                continue
+            if "handle" in record:
+                self._add(record["rows"], JobHandle(*record["handle"]), line)
+            else:
+                self._end(record["rows"])
+        self._end([row for row in self._jobs if is_done(row)])
+
+    def _rewritten(self) -> int:
+        """Write what is under way to a new file, and return its descriptor."""
+        new = self._path.with_name(f"{self._path.name}.new")
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            _write(descriptor, b"".join([self._head, *self._lines.values()]))
+            os.fsync(descriptor)
+            new.replace(self._path)
+        except BaseException:
+            os.close(descriptor)
+            new.unlink(missing_ok=True)
+            raise
+        self._size = len(self._head) + self._live
+        return descriptor
+
+    def _add(self, rows: Sequence[int], handle: JobHandle, line: bytes) -> None:
+        self._end(rows)
+        self._number += 1
+        number = self._number
+        self._rows[number] = set(rows)
+        self._lines[number] = line
+        self._handles[number] = (list(rows), handle)
+        self._live += len(line)
+        for row in rows:
+            self._jobs[row] = number
+
+    def _end(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            if (number := self._jobs.pop(row, None)) is None:
+                continue
+            left = self._rows[number]
+            left.discard(row)
+            if not left:
+                self._live -= len(self._lines.pop(number))
+                del self._rows[number], self._handles[number]
+
+    def __len__(self) -> int:
+        """How many jobs are under way."""
+        return len(self._rows)
+
+    def jobs(self) -> set[int | None]:
+        """The numbers of the jobs that are under way."""
+        return {*self._rows}
+
+    def job_of(self, row: int) -> int | None:
+        """The number of a row's job; None if it has none."""
+        return self._jobs.get(row)
+
+    def rows_of(self, job: int) -> set[int]:
+        """The rows of a job that are not done."""
+        return self._rows[job]
+
+    def handle_of(self, job: int | None) -> tuple[list[int], JobHandle]:
+        """A job's rows, in the order of its body, and its handle."""
+        return self._handles[cast("int", job)]
+
+    def record(self, rows: Sequence[int], handle: JobHandle) -> None:
+        """Note a job that was accepted.
+
+        Raises:
+            BatchOutputError: the file cannot be written.
+        """
+        line = _line({"rows": list(rows), "handle": list(handle)})
+        with self._lock:
+            self._add(rows, handle, line)
+            self._append(line)
+
+    def end(self, scored: Sequence[int], failed: Sequence[int]) -> None:
+        """Note rows that are done.
+
+        Args:
+            scored: rows whose answers are in the output, which is enough.
+            failed: rows that failed; when they are scored again, it is by another job.
+
+        Raises:
+            BatchOutputError: the file cannot be written.
+        """
+        with self._lock:
+            self._end((*scored, *failed))
+            if failed:
+                self._append(_line({"rows": list(failed)}))
+            elif self._size > max(_REWRITE_BYTES, 4 * self._live):
+                self._append(b"")
+
+    def _append(self, line: bytes) -> None:
+        try:
+            if self._size > max(_REWRITE_BYTES, 4 * self._live):
+                old, self._file = self._file, self._rewritten()
+                os.close(old)
+            else:
+                _write(self._file, line)
+                self._size += len(line)
+                self._unsynced = True
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def sync(self) -> None:
+        """Have what was noted survive a power failure.
+
+        Raises:
+            BatchOutputError: the disk does not take it.
+        """
+        with self._lock:
+            if not self._unsynced:
+                return
+            self._unsynced = False
+            # Another descriptor: this one may be replaced at any time, and the loop must not wait for the disk.
+            descriptor = os.dup(self._file)
+        try:
+            getattr(os, "fdatasync", os.fsync)(descriptor)
+        except OSError as error:
+            raise self._refused(error) from error
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the file, and remove it if nothing is under way."""
+        os.close(self._file)
+        if not self._rows:
+            self._path.unlink(missing_ok=True)
+
+    def _refused(self, error: OSError) -> BatchOutputError:
+        return BatchOutputError(f"cannot write {self._path}: {error.strerror or error}")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (crc32(text), text)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it is torn."""
+    text = line[9:-1]
+    if line[-1:] != b"\n" or line[:9] != b"%08x " % crc32(text):
+        return None
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+class _RowsOf:
+    """A deserializer of the answer to so many rows."""
+
+    def __init__(self, accept: str, read: Callable[[int, bytes, str], Sequence[Any]], count: int) -> None:
+        self.accept = accept
+        self._read = read
+        self._count = count
+
+    def deserialize(self, body: bytes, content_type: str, /) -> Sequence[Any]:
+        return self._read(self._count, body, content_type)
+
+
+def _whole(deserializer: Any) -> Callable[[int, bytes, str], Sequence[Any]]:
+    def read(count: int, body: bytes, content_type: str) -> Sequence[Any]:
+        return (deserializer.deserialize(body, content_type),)
+
+    return read
+
+
+class QueuedScoring:
+    """One call for several rows, or for one, through an asynchronous endpoint.
+
+    Args:
+        endpoint: its serializer takes rows.
+        under_way: where jobs are noted; those that are in it are an earlier run's.
+        several: whether rows share bodies. If not, a row's value is the answer as it is.
+        split: as for `Endpoint.map`.
+        patience: seconds for which S3 may fail; left out, as long as for calls.
+        options_for: the members of a row's call, where it does not share it; None if there are none.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint[Any, Any],
+        under_way: JobsUnderWay,
+        *,
+        several: bool,
+        split: Callable[[Any, int], Sequence[Any]] | None,
+        patience: float | Unset | None,
+        options_for: Callable[[Any], CallOptions] | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._options_for = options_for
+        self._under_way = under_way
+        self._several = several
+        self._patience = JOB_PATIENCE if isinstance(patience, Unset) else math.inf if patience is None else patience
+        self._read = rows_reader(endpoint.deserializer, split) if several else _whole(endpoint.deserializer)
+        self._earlier = under_way.jobs()
+        # How many jobs are submitted or awaited.
+        self.in_flight: int = 0
+
+    async def __call__(self, rows: list[Row]) -> Answer[Sequence[Any]]:
+        self.in_flight += 1
+        try:
+            return await self._score(rows)
+        finally:
+            self.in_flight -= 1
+
+    async def _score(self, rows: list[Row]) -> Answer[Sequence[Any]]:
+        under_way, clock = self._under_way, asyncio.get_running_loop().time
+        if rows[0].error is not None:
+            raise rows[0].error
+        numbers = [row.number for row in rows]
+        attempts = 0
+        if (job := under_way.job_of(numbers[0])) in self._earlier:
+            # Once: if it fails, its halves are two jobs.
+            self._earlier.discard(job)
+            sent, handle = under_way.handle_of(job)
+        else:
+            attempts, sent = 1, numbers
+            options: CallOptions = {} if self._options_for is None else self._options_for(rows[0])
+            handle = (await self._endpoint.submit(rows if self._several else rows[0], **options)).handle
+            # What is accepted is paid for.
+            await uninterrupted(asyncio.to_thread(under_way.record, numbers, handle))
+        submitted = clock()
+        values = await self._answer(handle, len(sent))
+        if sent != numbers:
+            position = {row: at for at, row in enumerate(sent)}
+            values = [values[position[number]] for number in numbers]
+        return Answer(values, attempts, clock() - submitted, handle.inference_id)
+
+    async def _answer(self, handle: JobHandle, count: int) -> Sequence[Any]:
+        """Wait for a job's answer, through failures of S3."""
+        endpoint, clock = self._endpoint, asyncio.get_running_loop().time
+        reader = Endpoint(
+            endpoint.client,
+            endpoint.name,
+            serializer=endpoint.serializer,
+            deserializer=_RowsOf(endpoint.deserializer.accept, self._read, count),
+        )
+        job = reader.job(handle)
+        failing_since = began = clock()
+        pause = 1.0
+        while True:
+            try:
+                return await job.result()
+            except ObjectStoreError as error:
+                now = clock()
+                if now - began > 2 * _LONGEST_PAUSE:
+                    # It has been well in between.
+                    failing_since, pause = now, 1.0
+                if error.status not in _TRANSIENT or now + pause > failing_since + self._patience:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            began = clock()

@@ -1,0 +1,66 @@
+"""`RowCalls`: the call for one row, at the least cost.
+
+What `Endpoint.predict` does beyond sending bytes and reading an answer (making a body, options of a single call, the
+response as a dictionary) a row does not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from aiosmrt._core.frames import clear_locals
+from aiosmrt._wire.operations import INVOKE_ENDPOINT
+from aiosmrt.batch.requests import Row
+from aiosmrt.endpoint import Endpoint
+from aiosmrt.endpoint.bodies import in_thread
+from aiosmrt.endpoint.fanout import Answer
+from aiosmrt.errors import AiosmrtError
+from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer
+
+__all__ = ["RowCalls"]
+
+_OPERATION: Final = INVOKE_ENDPOINT.name
+
+
+class RowCalls:
+    """Calls an endpoint for one row at a time; what `aiosmrt.endpoint.Results` makes its calls with.
+
+    Args:
+        endpoint: where rows are sent.
+        deserializer: reads the answers.
+    """
+
+    __slots__ = ("_deserialize", "_endpoint_name", "_exchange", "_head")
+
+    def __init__(self, endpoint: Endpoint[Any, Any], deserializer: Deserializer[Any]) -> None:
+        client = endpoint.client
+        self._exchange = client._exchange_bytes
+        self._head = client._head(endpoint.params)
+        self._endpoint_name = endpoint.name
+        self._deserialize: Callable[[bytes, str], Any] = deserializer.deserialize
+
+    async def __call__(self, row: Row) -> Answer[Any]:
+        try:
+            if row.error is not None:
+                raise row.error  # noqa: TRY301 (as if it were the call's)
+            reply, attempts, waited = await self._exchange(self._head, row.body)
+            body, headers = reply.body, reply.headers
+            request_id = headers.get("x-amzn-requestid")
+            try:
+                content_type = headers.get("content-type", "")
+                if len(body) <= OFF_LOOP_BYTES:
+                    value = self._deserialize(body, content_type)
+                else:
+                    value = await in_thread(self._deserialize, body, content_type)
+            except AiosmrtError as error:
+                error.operation, error.endpoint_name = _OPERATION, self._endpoint_name
+                error.request_id = request_id
+                error.attempts = attempts
+                raise
+        except BaseException as error:
+            # error trackers report locals
+            row = reply = body = headers = None  # type: ignore[assignment]
+            clear_locals(error)
+            raise
+        return Answer(value, attempts, waited, request_id)

@@ -1,0 +1,138 @@
+"""`Recorder`: what happens in a job, over time, and the page that shows it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from secrets import token_hex
+from typing import TYPE_CHECKING
+
+from aiosmrt._report.charts import Series, count_text, duration_text, linear_axis
+from aiosmrt._report.page import (
+    Fact,
+    distribution,
+    failures_over_time,
+    in_flight_over_time,
+    latency_over_time,
+    over_time,
+    page,
+)
+from aiosmrt._report.timeline import Timeline
+from aiosmrt._version import __version__
+from aiosmrt.batch.progress import Progress
+from aiosmrt.events import AttemptEnded, Event
+
+if TYPE_CHECKING:
+    from aiosmrt.batch.job import Report
+
+__all__ = ["Recorder", "check_page", "write_page"]
+
+
+class Recorder:
+    """Takes note of a job's requests and progress; an observer of its client.
+
+    Args:
+        clock: the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._rows: int | None = None
+        self.timeline: Timeline = Timeline()
+
+    def __call__(self, event: Event) -> None:
+        """Take note of a request."""
+        if not isinstance(event, AttemptEnded):
+            return
+        at = self._clock() - self._began
+        if event.error is None:
+            self.timeline.succeeded(at, event.duration)
+        else:
+            self.timeline.failed(at, event.error)
+
+    def see(self, progress: Progress) -> None:
+        """Take note of a job's progress, best once a second."""
+        at = self._clock() - self._began
+        done = progress.scored + progress.failed
+        self.timeline.rows_done(at, max(done - (progress.resumed if self._rows is None else self._rows), 0))
+        self._rows = done
+        self.timeline.see(
+            at,
+            in_flight=progress.in_flight,
+            limit=progress.max_in_flight,
+            waiting=progress.waiting,
+            reason=progress.waiting_for,
+        )
+
+    def page(self, endpoint: str, report: Report, problem: str | None) -> str:
+        """The job's page, an HTML document.
+
+        Args:
+            endpoint: the endpoint's name.
+            report: what the job came to.
+            problem: why it did not finish; None if it did, or was stopped.
+        """
+        timeline = self.timeline
+        if problem is None and not report.finished:
+            problem = "Stopped; the same job resumes."
+        facts = [
+            Fact("rows scored", f"{report.scored:,}"),
+            Fact("rows failed", f"{report.failed:,}", report.failed > 0),
+            *([Fact("done before", f"{report.resumed:,}")] if report.resumed else []),
+            Fact("rows/s", count_text(report.rows_per_second)),
+            Fact("time", duration_text(report.seconds)),
+            Fact("p50 of requests", duration_text(timeline.latency.percentile(50))),
+            Fact("p99 of requests", duration_text(timeline.latency.percentile(99))),
+            Fact("sent again", f"{report.retries:,}"),
+        ]
+        rates = [part.rows / timeline.seconds for part in timeline.slices()]
+        throughput = over_time(
+            "Throughput",
+            "rows a second",
+            timeline,
+            [Series("rows", 2, rates, "area")],
+            linear_axis(max(rates, default=0), count_text),
+        )
+        name = "answers" if report.output is None else PurePath(report.output).name
+        return page(
+            f"Batch job on {endpoint}",
+            f"{name}: {report.rows:,} rows done, {report.failed:,} of them failed",
+            problem,
+            facts,
+            [
+                throughput,
+                in_flight_over_time(timeline),
+                *latency_over_time(timeline),
+                distribution("Latency of requests", timeline.latency),
+                *failures_over_time(timeline),
+            ],
+            f"Latency is that of successful requests, waits between them not included. aiosmrt {__version__}.",
+        )
+
+
+def check_page(path: Path) -> None:
+    """See whether a page can be written, and leave no trace.
+
+    Raises:
+        OSError: it cannot.
+    """
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}")
+    temporary.touch(exist_ok=False)
+    temporary.unlink()
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, in place of an older one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)  # noqa: PTH105 (both are there)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,286 @@
+"""Tables in and out: record batches as records of JSON values, and records as a Parquet file with types.
+
+pyarrow is imported when it is first needed. Everything here blocks; the job calls it in threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from aiosmrt._extras import installed
+from aiosmrt.errors import BatchInputError, BatchOutputError
+from aiosmrt.serializers.frames import is_pandas_frame
+
+__all__ = ["parquet_reader", "records_of", "table_batches", "write_parquet"]
+
+# Rows that are converted at a time, and rows of a row group.
+_ROWS: Final = 1024
+_GROUP_ROWS: Final = 1 << 15
+_GROUP_BYTES: Final = 8 << 20
+
+# Facts about the job in the metadata of a Parquet file.
+_FACTS: Final = b"aiosmrt.batch"
+
+
+def pyarrow(module: str = "pyarrow") -> Any:
+    """pyarrow, or one of its modules.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    return installed(module, "batch")
+
+
+# In
+
+
+def parquet_reader(file: Any) -> Any:
+    """Open a Parquet file so that its memory does not grow with it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not Parquet; pyarrow's ``ArrowInvalid`` is one.
+    """
+    # Reading ahead would fetch whole row groups of all columns.
+    return pyarrow("pyarrow.parquet").ParquetFile(file, pre_buffer=False)
+
+
+def table_batches(table: Any) -> Iterator[Any]:
+    """The record batches of a DataFrame, an Arrow table, or whatever has one of the interfaces for exchanging them."""
+    pa = pyarrow()
+    if is_pandas_frame(table):
+        for start in range(0, len(table), _ROWS):
+            yield from pa.Table.from_pandas(table.iloc[start : start + _ROWS], preserve_index=False).to_batches()
+        return
+    if hasattr(table, "__arrow_c_stream__"):
+        reader = pa.RecordBatchReader.from_stream(table)
+    elif hasattr(table, "__arrow_c_array__"):
+        reader = [pa.record_batch(table)]
+    else:
+        reader = pyarrow("pyarrow.interchange").from_dataframe(table).to_batches()
+    for batch in reader:
+        for start in range(0, batch.num_rows, _ROWS):
+            yield batch.slice(start, _ROWS)
+
+
+def records_of(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a record batch, with values as JSON has them; binary ones stay ``bytes``.
+
+    Times and dates become text as in ISO 8601, durations seconds, decimals and short floats the nearest float.
+    """
+    names = batch.schema.names
+    columns = [_values(column) for column in batch.columns]
+    if not columns:
+        return [{} for _ in range(batch.num_rows)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values(column: Any) -> list[Any]:
+    pa = pyarrow()
+    types = pa.types
+    kind = column.type
+    if types.is_float16(kind) or types.is_float32(kind):
+        # By way of text, as 0.1 is 0.10000000149011612 otherwise.
+        column = column.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
+    elif types.is_timestamp(kind) and kind.unit == "ns":
+        column = column.cast(pa.timestamp("us", kind.tz), safe=False)
+    elif types.is_duration(kind) and kind.unit == "ns":
+        column = column.cast(pa.duration("us"), safe=False)
+    elif types.is_time64(kind) and kind.unit == "ns":
+        column = column.cast(pa.time64("us"), safe=False)
+    values: list[Any] = column.to_pylist()
+    if types.is_nested(kind) or types.is_temporal(kind) or types.is_decimal(kind) or types.is_dictionary(kind):
+        return [_plain(value) for value in values]
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        if value and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in value):
+            return {name: _plain(part) for name, part in value}  # a map
+        return [_plain(part) for part in value]
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return float(value) if isinstance(value, Decimal) else value
+
+
+# Out
+
+
+class _Column:
+    """A column of the output, whose type is found out.
+
+    Values of different types become text with their JSON.
+
+    Args:
+        hint: the type that they had in the input, if they come from there.
+    """
+
+    def __init__(self, hint: Any) -> None:
+        self._hint = hint
+        self._type: Any = None
+        self._as_json = False
+
+    def look(self, values: list[Any]) -> None:
+        if self._as_json:
+            return
+        pa = pyarrow()
+        try:
+            if self._hint is not None:
+                _converted(values, self._hint)
+                return
+            found = pa.array(values).type
+            if self._type is None:
+                self._type = found
+            elif found != self._type:
+                schemas = [pa.schema([("", kind)]) for kind in (self._type, found)]
+                self._type = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        except _faults():
+            self._as_json = True
+
+    @property
+    def type(self) -> Any:
+        pa = pyarrow()
+        kind = self._type if self._hint is None else self._hint
+        if self._as_json or kind is None or pa.types.is_null(kind) or _has_no_place(kind):
+            return pa.string()
+        return kind
+
+    def array(self, values: list[Any]) -> Any:
+        pa = pyarrow()
+        if self._as_json or (self._hint is None and self._type is not None and _has_no_place(self._type)):
+            return pa.array([None if value is None else _as_json(value) for value in values], pa.string())
+        return _converted(values, self.type)
+
+
+def _as_json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _has_no_place(kind: Any) -> bool:
+    """Whether Parquet lacks a type: a structure without members."""
+    types = pyarrow().types
+    if types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_no_place(kind.field(number).type) for number in range(kind.num_fields))
+    return types.is_list(kind) and (types.is_null(kind.value_type) or _has_no_place(kind.value_type))
+
+
+def _converted(values: list[Any], kind: Any) -> Any:
+    """An array of a type, of values as `records_of` makes them."""
+    pa = pyarrow()
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _converted(values, kind.value_type).cast(kind)
+    if types.is_timestamp(kind) or types.is_date(kind) or types.is_time(kind):
+        parse: Any = datetime.fromisoformat if types.is_timestamp(kind) else date.fromisoformat
+        parse = time.fromisoformat if types.is_time(kind) else parse
+        return pa.array([None if value is None else parse(value) for value in values], kind)
+    if types.is_duration(kind):
+        return pa.array([None if value is None else timedelta(seconds=value) for value in values], kind)
+    if types.is_decimal(kind):
+        return pa.array(
+            [None if value is None else Decimal(str(value)) for value in values], pa.decimal128(38, 18)
+        ).cast(kind, safe=False)
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return pa.array([None if value is None else _as_bytes(value) for value in values], kind)
+    if types.is_floating(kind):
+        return pa.array([None if value is None else float(value) for value in values], kind)
+    return pa.array(values, kind)
+
+
+def _as_bytes(value: Any) -> bytes:
+    return base64.b64decode(value["base64"]) if isinstance(value, dict) else value.encode()
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    return (pyarrow().ArrowException, OverflowError, TypeError, ValueError, AttributeError, KeyError)
+
+
+def write_parquet(
+    records: Path, out: Path, *, columns: Iterable[str], hints: Mapping[str, Any], facts: Mapping[str, str]
+) -> None:
+    """Write records of JSON into a Parquet file, which appears when it is complete.
+
+    The records are read twice: for their types, and to be written. A part of them is in memory.
+
+    Args:
+        records: lines of JSON objects.
+        out: the Parquet file.
+        columns: what its columns begin with; further members of records follow.
+        hints: the types of columns that come from the input.
+        facts: kept in its metadata; see `parquet_facts`.
+
+    Raises:
+        BatchOutputError: it cannot be written.
+    """
+    pa, parquet = pyarrow(), pyarrow("pyarrow.parquet")
+    found = {name: _Column(hints.get(name)) for name in columns}
+    for some in _groups(records):
+        for record in some:
+            for name in record:
+                if name not in found:
+                    found[name] = _Column(hints.get(name))
+        for name, column in found.items():
+            column.look([record.get(name) for record in some])
+    schema = pa.schema([(name, column.type) for name, column in found.items()])
+    schema = schema.with_metadata({_FACTS: json.dumps(dict(facts)).encode()})
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        try:
+            with partial.open("wb") as file:
+                with parquet.ParquetWriter(file, schema) as writer:
+                    for some in _groups(records):
+                        arrays = [column.array([record.get(name) for record in some]) for name, column in found.items()]
+                        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(out)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise BatchOutputError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _groups(records: Path) -> Iterator[list[dict[str, Any]]]:
+    with records.open("rb") as file:
+        lines = iter(file)
+        while some := list(_up_to(lines, _GROUP_ROWS, _GROUP_BYTES)):
+            yield [json.loads(line) for line in some]
+
+
+def _up_to(lines: Iterator[bytes], most: int, size: int) -> Iterator[bytes]:
+    for line in islice(lines, most):
+        yield line
+        size -= len(line)
+        if size <= 0:
+            return
+
+
+def parquet_facts(path: Path) -> dict[str, str] | None:
+    """The facts in the metadata of a Parquet file; None if it lacks them."""
+    with suppress(OSError, ValueError):
+        metadata = pyarrow("pyarrow.parquet").read_schema(path).metadata or {}
+        if _FACTS in metadata:
+            facts: dict[str, str] = json.loads(metadata[_FACTS])
+            return facts
+    return None
+
+
+def unreadable(name: str, error: Exception) -> BatchInputError:
+    """The error for a Parquet file that is damaged, or none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return BatchInputError(f"{name} is damaged, or not Parquet: {lines[0]:.200}")

@@ -1,0 +1,34 @@
+"""Work that is finished whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+__all__ = ["uninterrupted"]
+
+T = TypeVar("T")
+
+
+async def uninterrupted(work: Awaitable[T], on_cancel: Callable[[], object] | None = None) -> T:
+    """Finish something whatever happens; a cancellation is passed on afterwards.
+
+    Args:
+        work: what is finished.
+        on_cancel: called when a cancellation comes, so that the work ends early.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as again:
+            cancelled = again
+            if on_cancel is not None:
+                on_cancel()
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    return task.result()

@@ -1,0 +1,370 @@
+"""Jobs through an asynchronous endpoint: answers out of a real S3, and none paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosmrt import Client, ParamValidationError
+from aiosmrt.batch import ANY_ANSWER, Report, score
+from aiosmrt.batch.asynchronous import JobsUnderWay, jobs_file
+from aiosmrt.endpoint import Endpoint, JobHandle
+from aiosmrt.errors import BatchStoppedError, ObjectStoreError
+from aiosmrt.local import (
+    AsyncInferenceConfig,
+    ContainerFailure,
+    EndpointConfiguration,
+    Invocation,
+    LocalRuntime,
+    ObjectServer,
+    ObjectStorage,
+    ProductionVariant,
+)
+from aiosmrt.serializers import JSON
+from tests.batch.conftest import doubled, lines_of, write_rows
+from tests.support.command_line import PROGRAM, environment, started
+from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.runtime import local_runtime
+from tests.support.seaweed import OWNER, s3_client
+
+
+class Model:
+    """Doubles the n of rows, alone or in lists, and refuses negative ones.
+
+    Attributes:
+        calls: what it was sent.
+        gate: lets answers go.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.arrived = asyncio.Condition()
+
+    async def __call__(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        body = json.loads(invocation.body)
+        self.calls.append(body)
+        async with self.arrived:
+            self.arrived.notify_all()
+        await self.gate.wait()
+        rows = body if isinstance(body, list) else [body]
+        if any(row["n"] < 0 for row in rows):
+            raise ContainerFailure(400, "negative")
+        values = [2 * row["n"] for row in rows]
+        answer = values if isinstance(body, list) else values[0]
+        return json.dumps(answer).encode(), {"Content-Type": "application/json"}
+
+    async def has(self, calls: int) -> None:
+        async with self.arrived:
+            await self.arrived.wait_for(lambda: len(self.calls) >= calls)
+
+    def rows(self) -> list[int]:
+        """The n of all rows that it was sent, as often as it was."""
+        return sorted(row["n"] for body in self.calls for row in (body if isinstance(body, list) else [body]))
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+@pytest.fixture
+async def runtime(
+    model: Model, object_server: ObjectServer, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[LocalRuntime]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", object_server.url)
+    # Short polls: the pauses have their own tests.
+    monkeypatch.setattr("aiosmrt.endpoint.jobs.next_pause", lambda pause: 0.02)
+    storage = ObjectStorage(endpoint_url=object_server.url, credentials=OWNER, buckets=[bucket], region="us-east-1")
+    config = AsyncInferenceConfig(
+        f"s3://{bucket}/out", f"s3://{bucket}/failed", max_concurrent_invocations_per_instance=100
+    )
+    endpoints = {"queued": EndpointConfiguration(variants=[ProductionVariant(model)], async_inference=config)}
+    async with local_runtime(endpoints, object_storage=storage) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(runtime: LocalRuntime) -> AsyncIterator[Client]:
+    async with Client(endpoint_url=runtime.url, max_concurrency=8, **CLIENT_ARGUMENTS) as client:
+        yield client
+
+
+@pytest.fixture
+def endpoint(client: Client) -> Endpoint[Any, Any]:
+    return client.endpoint("queued", serializer=JSON, deserializer=ANY_ANSWER)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+@pytest.mark.parametrize("rows_per_request", [1, 7])
+async def test_answers_come_out_of_s3(
+    endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path, rows_per_request: int
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    report = await score(endpoint, rows, out, asynchronous=True, rows_per_request=rows_per_request)
+    assert (report.scored, report.failed, report.finished) == (40, 0, True)
+    assert lines_of(out) == doubled(40)
+    assert model.rows() == list(range(40))
+    assert len(model.calls) == (40 if rows_per_request == 1 else 6)
+    assert not jobs_file(out).exists()
+
+
+async def test_bad_rows_fail_alone(endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"n": {-1 if n == 5 else n}}}\n' for n in range(16)) + "{\n")
+    report = await score(endpoint, rows, out, asynchronous=True, rows_per_request=16)
+    assert (report.scored, report.failed) == (15, 2)
+    assert lines_of(out) == [line for line in doubled(16) if line["index"] != 5]
+    failed, unread = lines_of(out.with_name("out.jsonl.errors.jsonl"))
+    assert (failed["index"], failed["error"]) == (5, "JobFailedError")
+    assert (unread["index"], unread["error"]) == (16, "SerializationError")
+    assert len(model.calls) == 1 + 2 * 4
+
+
+async def stopped(endpoint: Endpoint[Any, Any], model: Model, rows: Path, out: Path, jobs: int, **more: Any) -> Report:
+    """A job that is stopped while so many of its jobs are under way."""
+    model.gate.clear()
+    stop = asyncio.Event()
+    job = asyncio.create_task(score(endpoint, rows, out, asynchronous=True, stop=stop, drain=0.01, **more))
+    await model.has(jobs)
+    # A job is noted once its answer has been read, which may be after the model has got it.
+    while jobs_file(out).read_bytes().count(b"\n") < jobs + 1:
+        await asyncio.sleep(0.001)
+    stop.set()
+    report = await job
+    model.gate.set()
+    return report
+
+
+@pytest.mark.parametrize("rows_per_request", [1, 3])
+async def test_jobs_under_way_are_picked_up_and_not_paid_for_twice(
+    endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path, rows_per_request: int
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    report = await stopped(endpoint, model, rows, out, 8, rows_per_request=rows_per_request)
+    assert (report.finished, report.rows) == (False, 0)
+    assert len(model.calls) == 8
+    # With another number of rows for those that are new.
+    report = await score(endpoint, rows, out, asynchronous=True, rows_per_request=min(rows_per_request, 2))
+    assert lines_of(out) == doubled(40)
+    assert model.rows() == list(range(40))
+    assert not jobs_file(out).exists()
+
+
+async def test_a_job_whose_rows_are_partly_done_is_picked_up_for_the_others(
+    endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
+) -> None:
+    """As after a kill between two writes: the answer's values still go to their rows."""
+    rows = write_rows(tmp_path / "rows.jsonl", 12)
+    await stopped(endpoint, model, rows, out, 2, rows_per_request=6)
+    # Answers to some rows of both jobs are in the output.
+    noted = jobs_file(out).read_bytes()
+    await score(endpoint, rows, out, asynchronous=True, rows_per_request=6, limit=2)
+    assert lines_of(out) == doubled(2)
+    jobs_file(out).write_bytes(noted)
+    report = await score(endpoint, rows, out, asynchronous=True, rows_per_request=6)
+    assert report.resumed == 2
+    assert lines_of(out) == doubled(12)
+    assert len(model.calls) == 2
+
+
+async def test_failed_rows_are_sent_again_on_request(
+    endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"n": 1}\n{"n": -1}\n{"n": -2}\n')
+    await score(endpoint, rows, out, asynchronous=True)
+    assert len(model.calls) == 3
+    report = await score(endpoint, rows, out, asynchronous=True, retry_failed=True)
+    assert (report.scored, report.failed) == (1, 2)
+    assert len(model.calls) == 5
+    await score(endpoint, rows, out, asynchronous=True)
+    assert len(model.calls) == 5
+
+
+async def test_fresh_forgets_the_jobs_under_way(
+    endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 4)
+    await stopped(endpoint, model, rows, out, 4)
+    await score(endpoint, rows, out, asynchronous=True, fresh=True)
+    assert lines_of(out) == doubled(4)
+    assert model.rows() == sorted([*range(4), *range(4)])
+
+
+async def test_large_bodies_go_through_s3(
+    client: Client, model: Model, object_server: ObjectServer, bucket: str, tmp_path: Path, out: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"n": {n}, "pad": "{"x" * 50_000}"}}\n' for n in range(6)))
+    plain = client.endpoint("queued", serializer=JSON, deserializer=ANY_ANSWER)
+    await score(plain, rows, out, asynchronous=True, rows_per_request=None)
+    # Two rows fit into a request.
+    assert [len(body) for body in model.calls] == [2, 2, 2]
+    model.calls.clear()
+    uploading = client.endpoint("queued", serializer=JSON, deserializer=ANY_ANSWER, upload_to=f"s3://{bucket}/in")
+    await score(uploading, rows, out, asynchronous=True, rows_per_request=None, fresh=True)
+    assert [len(body) for body in model.calls] == [6]
+    assert lines_of(out) == doubled(6)
+    keys = s3_client(object_server.url).list_objects_v2(Bucket=bucket, Prefix="in/")["Contents"]
+    assert len(keys) == 1
+
+
+async def test_a_store_that_refuses_stops_the_job_and_fails_no_row(
+    endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    # Of another account: nothing there may be read.
+    monkeypatch.setattr("aiosmrt.endpoint.jobs._output_location", lambda response: "s3://no-such-bucket/key")
+    with pytest.raises(BatchStoppedError) as caught:
+        await score(endpoint, rows, out, asynchronous=True)
+    assert isinstance(caught.value.__cause__, ObjectStoreError)
+    assert not out.with_name("out.jsonl.errors.jsonl").exists()
+    assert len(model.calls) <= 9
+
+
+async def test_custom_ids_are_inference_ids(endpoint: Endpoint[Any, Any], tmp_path: Path, out: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"custom_id": "row-7", "method": "POST", "url": "/v1/x", "body": {"n": 4}}\n')
+    await score(endpoint, rows, out, asynchronous=True, input_format="openai-batch", output_format="openai-batch")
+    (line,) = lines_of(out)
+    assert line["custom_id"] == "row-7"
+    assert line["response"]["body"] == 8
+    assert line["response"]["request_id"] == "row-7"
+
+
+async def test_members_that_the_operation_does_not_accept(client: Client, tmp_path: Path, out: Path) -> None:
+    endpoint = client.endpoint("queued", serializer=JSON, deserializer=JSON, target_variant="blue")
+    with pytest.raises(ParamValidationError, match="does not accept target_variant"):
+        await score(endpoint, write_rows(tmp_path / "rows.jsonl", 1), out, asynchronous=True)
+    assert not out.exists()
+
+
+async def test_progress_counts_jobs(endpoint: Endpoint[Any, Any], tmp_path: Path, out: Path) -> None:
+    seen: list[int] = []
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    await score(
+        endpoint,
+        rows,
+        out,
+        asynchronous=True,
+        on_progress=lambda progress: seen.append(progress.in_flight),
+        progress_interval=0.005,
+    )
+    assert 0 < max(seen) <= 8
+
+
+@pytest.mark.timeout(300)
+async def test_a_command_that_is_killed_pays_for_no_job_twice(
+    runtime: LocalRuntime, model: Model, object_server: ObjectServer, tmp_path: Path, out: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 24)
+    command = (*PROGRAM, "score", str(rows), "--endpoint-name", "queued", "--output", "out.jsonl", "--asynchronous")
+    command += ("--max-concurrency", "4", "--rows-per-request", "2", "--quiet")
+    env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url, AWS_ENDPOINT_URL_S3=object_server.url)
+    model.gate.clear()
+    async with started(*command, env=env, cwd=tmp_path) as process:
+        # All four are under way and noted.
+        await model.has(4)
+        while not jobs_file(out).exists() or jobs_file(out).read_bytes().count(b'"handle"') < 4:
+            await asyncio.sleep(0.01)
+        process.kill()
+        await process.wait()
+    # They end while no process waits for them.
+    model.gate.set()
+    async with started(*command, env=env, cwd=tmp_path) as process:
+        assert await process.wait() == 0
+    assert lines_of(out) == doubled(24)
+    assert model.rows() == list(range(24))
+
+
+# The file
+
+
+HANDLE = JobHandle("queued", "42", "s3://bucket/out/42", None, None, 1.5, 2.5)
+
+
+def under_way(path: Path, done: set[int] | None = None, **more: Any) -> JobsUnderWay:
+    arguments: dict[str, Any] = {"fresh": False, "is_done": (done or set()).__contains__, **more}
+    return JobsUnderWay(path, {"about": 1}, **arguments)
+
+
+def jobs_in(path: Path, done: set[int] | None = None) -> dict[int, tuple[list[int], JobHandle]]:
+    jobs = under_way(path, done)
+    found = {row: jobs.handle_of(job) for row in range(20) if (job := jobs.job_of(row)) is not None}
+    jobs.close()
+    return found
+
+
+def test_the_last_job_of_a_row_counts(tmp_path: Path) -> None:
+    path = tmp_path / "jobs"
+    jobs = under_way(path)
+    jobs.record([0, 1, 2, 3], HANDLE)
+    jobs.record([0, 1], HANDLE._replace(inference_id="43"))
+    jobs.record([9], HANDLE)
+    jobs.end([], [9])
+    jobs.end([3], [])
+    jobs.sync()
+    jobs.close()
+    found = jobs_in(path, {3})
+    assert {row: (rows, handle.inference_id) for row, (rows, handle) in found.items()} == {
+        0: ([0, 1], "43"),
+        1: ([0, 1], "43"),
+        2: ([0, 1, 2, 3], "42"),
+    }
+    assert found[2][1] == HANDLE
+
+
+def test_torn_lines_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "jobs"
+    jobs = under_way(path)
+    jobs.record([0], HANDLE)
+    jobs.record([1], HANDLE)
+    jobs.close()
+    whole = path.read_bytes()
+    second = whole.rindex(b"\n", 0, len(whole) - 1) + 1
+    for end in range(second, len(whole)):
+        path.write_bytes(whole[:end])
+        assert set(jobs_in(path)) == {0}
+    path.write_bytes(whole)
+    assert set(jobs_in(path)) == {0, 1}
+
+
+def test_another_jobs_file_is_started_over(tmp_path: Path) -> None:
+    path = tmp_path / "jobs"
+    jobs = under_way(path)
+    jobs.record([0], HANDLE)
+    jobs.close()
+    other = JobsUnderWay(path, {"about": 2}, fresh=False, is_done=lambda row: False)
+    assert len(other) == 0
+    other.close()
+    assert not path.exists()
+
+
+def test_the_file_does_not_grow_with_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiosmrt.batch.asynchronous._REWRITE_BYTES", 4000)
+    path = tmp_path / "jobs"
+    jobs = under_way(path)
+    largest = 0
+    for row in range(500):
+        jobs.record([row], HANDLE)
+        if row >= 3:
+            jobs.end([row - 3], [])
+        largest = max(largest, path.stat().st_size)
+    jobs.sync()
+    jobs.close()
+    assert largest < 5000
+    assert list(tmp_path.iterdir()) == [path]
+    reopened = under_way(path, set(range(497)))
+    assert [row for row in range(500) if reopened.job_of(row) is not None] == [497, 498, 499]
+    reopened.close()

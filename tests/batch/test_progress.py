@@ -1,0 +1,165 @@
+"""How far a job is: what is shown, and the page that it writes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosmrt import Client, LimiterStatistics
+from aiosmrt.batch import ANY_ANSWER, Progress, score
+from aiosmrt.batch.progress import Pace, progress_of
+from aiosmrt.errors import BatchOutputError, BatchStoppedError
+from aiosmrt.local import LocalRuntime, faults
+from aiosmrt.serializers import JSON
+from tests.batch.conftest import Models, write_rows
+
+
+def progress(**changes: Any) -> Progress:
+    facts: dict[str, Any] = {
+        "started": 0.0,
+        "scored": 90,
+        "failed": 10,
+        "resumed": 0,
+        "limiter": None,
+        "ceiling": 8,
+        "retries": 0,
+        "fraction": None,
+        "rows_read": 0,
+        "rows_in_input": None,
+        "limit": None,
+    }
+    return progress_of(Pace(0.0, 0), 10.0, **(facts | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "is_estimate", "remaining"),
+    [
+        ({}, None, False, None),
+        ({"fraction": 0.25, "rows_read": 120}, 480, True, 38.0),
+        ({"fraction": 0.0}, None, False, None),
+        ({"rows_in_input": 400, "fraction": 1.0, "rows_read": 400}, 400, False, 30.0),
+        ({"rows_in_input": 400, "limit": 200}, 200, False, 10.0),
+        ({"rows_in_input": 400, "limit": 1000}, 400, False, 30.0),
+        ({"fraction": 0.25, "rows_read": 120, "limit": 300}, 300, True, 20.0),
+        ({"limit": 300}, 300, True, 20.0),
+        ({"rows_read": 300, "limit": 300}, 300, False, 20.0),
+        # An estimate is not less than what is done.
+        ({"fraction": 1.0, "rows_read": 50}, 100, True, 0.0),
+    ],
+)
+def test_rows_in_all(changes: dict[str, Any], rows: int | None, is_estimate: bool, remaining: float | None) -> None:
+    found = progress(**changes)
+    assert (found.rows, found.is_estimate, found.remaining) == (rows, is_estimate, remaining)
+
+
+@pytest.mark.parametrize(
+    ("limiter", "waiting_for", "waiting"),
+    [
+        (LimiterStatistics(8, 0, 8), None, 0),
+        # Calls in line while all slots are in use are no sign of trouble.
+        (LimiterStatistics(8, 3, 8), None, 3),
+        (LimiterStatistics(4, 4, 4), "throttling", 4),
+        (LimiterStatistics(4, 0, 4), None, 0),
+        (LimiterStatistics(1, 2, 8, held_back=5, illness="outage"), "outage", 7),
+        (LimiterStatistics(0, 0, 8, held_back=8, illness="capacity"), "capacity", 8),
+        # An adaptive limit is below its ceiling in the best of times.
+        (LimiterStatistics(4, 4, 4, reason="growth"), None, 4),
+        (LimiterStatistics(4, 4, 4, reason="refusal"), "throttling", 4),
+    ],
+)
+def test_what_calls_wait_for(limiter: LimiterStatistics, waiting_for: str | None, waiting: int) -> None:
+    found = progress(limiter=limiter)
+    assert (found.waiting_for, found.waiting) == (waiting_for, waiting)
+    assert (found.in_flight, found.max_in_flight) == (limiter.in_use, limiter.max_concurrency)
+
+
+@given(st.lists(st.floats(0.01, 60), min_size=1, max_size=100), st.floats(0, 1000))
+def test_a_steady_pace_is_seen_whenever_one_looks(gaps: list[float], rate: float) -> None:
+    pace, now = Pace(5.0, 100), 5.0
+    for gap in gaps:
+        now += gap
+        assert pace.at(now, round(100 + rate * (now - 5.0))) == pytest.approx(rate, abs=1 / gap + 1e-6)
+
+
+def test_an_old_pace_is_forgotten() -> None:
+    pace = Pace(0.0, 0)
+    for second in range(1, 101):
+        pace.at(float(second), 1000 * second)
+    for second in range(101, 140):
+        found = pace.at(float(second), 100_000)
+    assert found == 0.0
+
+
+async def test_progress_names_rows_waiting_and_the_reason(
+    client: Client, runtime: LocalRuntime, models: Models, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", 100)
+    runtime.inject("double", faults.ResetBeforeHeaders().next(12))
+    seen: list[Progress] = []
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    await score(
+        endpoint, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", on_progress=seen.append, progress_interval=0.01
+    )
+    assert any(progress.waiting_for == "outage" and progress.waiting > 0 for progress in seen)
+    last = seen[-1]
+    assert (last.scored, last.rows, last.is_estimate, last.remaining) == (100, 100, False, 0.0)
+    assert last.retries > 0
+
+
+async def test_a_page_is_written(client: Client, runtime: LocalRuntime, models: Models, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 60)
+    models.refused = {b'{"n": 7}'}
+    runtime.inject("double", faults.throttling().next(5))
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    page = tmp_path / "page.html"
+    page.write_text("an older one")
+    report = await score(endpoint, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", report_page=page)
+    assert (report.scored, report.failed) == (59, 1)
+    text = page.read_text()
+    for expected in ("Batch job on double", "60 rows done, 1 of them failed", "ModelError", "ThrottlingException"):
+        assert expected in text
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+async def test_a_page_says_why_the_job_stopped(client: Client, models: Models, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 60)
+    endpoint = client.endpoint("missing", serializer=JSON, deserializer=ANY_ANSWER)
+    with pytest.raises(BatchStoppedError):
+        await score(endpoint, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", report_page=tmp_path / "page.html")
+    assert "not found" in (tmp_path / "page.html").read_text()
+
+
+async def test_a_cancelled_job_writes_its_page(client: Client, models: Models, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 60)
+    called = asyncio.Event()
+
+    async def hold(body: bytes) -> None:
+        called.set()
+        await asyncio.sleep(3600)
+
+    models.before = hold
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    job = asyncio.create_task(
+        score(endpoint, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", report_page=tmp_path / "page.html")
+    )
+    await called.wait()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert "CancelledError" in (tmp_path / "page.html").read_text()
+
+
+async def test_a_page_that_cannot_be_written_costs_no_call(client: Client, models: Models, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 3)
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    with pytest.raises(BatchOutputError, match="cannot write"):
+        await score(
+            endpoint, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", report_page=tmp_path / "none" / "page.html"
+        )
+    assert models.seen.total() == 0
+    assert not (tmp_path / "out.jsonl").exists()
