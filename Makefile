@@ -126,7 +126,8 @@ peers: .venv-awscli/.installed .venv-models/.installed .venv-openai/.installed .
 	@touch $@
 
 .venv-http2/.installed: Makefile
-	@if [ -n "$(NEWEST)" ]; then .ci/environment .venv-http2 "$(NEWEST)" $(AWS_HTTP2) && touch $@; fi
+	@if "$(NEWEST)" -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then \
+		.ci/environment .venv-http2 "$(NEWEST)" $(AWS_HTTP2) && touch $@; fi
 
 # Compressing Spark's wheel, which is unpacked at once, would take a minute.
 .venv-engines/.installed: pyproject.toml Makefile .ci/stored-wheels.cfg
