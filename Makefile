@@ -18,21 +18,30 @@ OPENAI_CLIENTS := 'openai>=3.57,<4' 'langchain-openai>=1.7,<2' 'pydantic-ai-slim
 # AWS's own generator of tokens, which needs none of what sagemaker-core asks for but botocore.
 TOKEN_GENERATOR := 'sagemaker-core>=2.27,<3'
 
-# What another Python, or another aiohttp and aiobotocore, could break. The rest has run before on this machine's own.
-ON_AIOHTTP := tests/aws tests/cancellation tests/client tests/core tests/endpoint tests/transport tests/local/test_async_inference.py
+# What another aiohttp or aiobotocore could break, and what another Python could. Clients and endpoints run on the newest
+# Python with eager tasks, everything else there without. The rest has run before on this machine's own.
+ON_AIOHTTP := tests/cancellation tests/client tests/transport tests/aws/test_s3.py tests/endpoint/test_jobs.py \
+	tests/local/test_async_inference.py
 ON_EAGER_TASKS := tests/client tests/endpoint
-ON_PYTHON := $(ON_AIOHTTP) tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
-	tests/local/test_runtime.py tests/local/test_streams.py tests/policy tests/soak tests/wire
+ON_PYTHON := tests/aws tests/bidirectional tests/cancellation tests/core tests/transport tests/soak \
+	tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
+	tests/local/test_runtime.py tests/local/test_streams.py tests/wire/test_event_signing.py
+# What has its own lane in .ci/run.
+ON_FILES := tests/batch tests/bench tests/docs
+
+# AWS's client of bidirectional streams, which needs Python 3.12 or newer.
+AWS_HTTP2 := 'aws-sdk-sagemaker-runtime-http2>=0.12,<0.13' 'awscrt>=0.31,<0.40'
 
 JS := tests/conformance/js
 export AIOSMRT_TEST_AWS := $(CURDIR)/.venv-awscli/bin/aws
 export AIOSMRT_TEST_MODELS := $(CURDIR)/.venv-models/bin/python
+export AIOSMRT_TEST_HTTP2 := $(CURDIR)/.venv-http2/bin/python
 export AIOSMRT_TEST_ENGINES := $(CURDIR)/.venv-engines/bin/python
 export AIOSMRT_TEST_OPENAI := $(CURDIR)/.venv-openai/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-models test-engines test-newest test-oldest lint types contract package docs bench soak clean
+.PHONY: help demo test test-models test-engines test-batch test-newest test-oldest lint types contract package docs bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -48,6 +57,9 @@ test-models: .venv/.dev .venv-models/.installed .venv-openai/.installed ## the t
 
 test-engines: .venv/.dev .venv-engines/.installed ## jobs on Ray, Spark, Dask and Daft; installs 1.1 GB, and Java on Debian
 	.venv/bin/python -m pytest tests/engines $(PYTEST_FLAGS)
+
+test-batch: .venv/.dev peers ## batch jobs, load tests and the documentation's site alone
+	.venv/bin/python -m pytest $(ON_FILES) $(PYTEST_FLAGS)
 
 test-newest: ## the tests on the newest Python of this machine
 	@test -n "$(NEWEST)"
@@ -89,7 +101,7 @@ soak: .venv/.dev ## 200,000 calls, some of which go wrong, and nothing left in t
 	.venv/bin/python -X dev -m tests.soak.soak
 
 clean: ## remove what the other targets installed
-	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-engines .venv-openai .venv-package .venv-bare .venv-wheel \
+	rm -rf .venv .venv-newest .venv-oldest .venv-awscli .venv-models .venv-http2 .venv-engines .venv-openai .venv-package .venv-bare .venv-wheel \
 		.cache dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache $(JS)/node_modules
 
 .venv/.demo: pyproject.toml
@@ -111,7 +123,7 @@ clean: ## remove what the other targets installed
 # Clients and model servers of other makers. Their tests skip, with a reason, what is not there; .ci/run insists on all
 # of them.
 .PHONY: peers
-peers: .venv-awscli/.installed .venv-models/.installed .venv-openai/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
+peers: .venv-awscli/.installed .venv-models/.installed .venv-openai/.installed .venv-http2/.installed $(if $(shell command -v npm),$(JS)/node_modules/.installed)
 
 .venv-awscli/.installed: Makefile
 	@.ci/environment .venv-awscli "$(PYTHON)" $(AWS_CLI)
@@ -120,6 +132,10 @@ peers: .venv-awscli/.installed .venv-models/.installed .venv-openai/.installed $
 .venv-models/.installed: Makefile
 	@.ci/environment .venv-models "$(PYTHON)" $(MODEL_SERVERS)
 	@touch $@
+
+.venv-http2/.installed: Makefile
+	@if "$(NEWEST)" -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then \
+		.ci/environment .venv-http2 "$(NEWEST)" $(AWS_HTTP2) && touch $@; fi
 
 # Compressing Spark's wheel, which is unpacked at once, would take a minute.
 .venv-engines/.installed: pyproject.toml Makefile .ci/stored-wheels.cfg

@@ -1,5 +1,7 @@
 """The asyncio-native client for Amazon SageMaker Runtime."""
 
+from typing import TYPE_CHECKING, Any
+
 from aiosmrt._core.admission import LimiterStatistics
 from aiosmrt._core.bearer import BearerToken
 from aiosmrt._core.response_bodies import EventStream, StreamingBody, StreamTiming
@@ -46,10 +48,14 @@ from aiosmrt.errors import (
 )
 from aiosmrt.events import Event, Observer
 
+if TYPE_CHECKING:
+    from aiosmrt._core.duplex import BidirectionalStream
+
 __all__ = [
     "AdaptiveLimit",
     "AiosmrtError",
     "BearerToken",
+    "BidirectionalStream",
     "Client",
     "ClientStateError",
     "ClientStatistics",
@@ -95,3 +101,12 @@ __all__ = [
     "Waited",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "BidirectionalStream":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # loaded with the first one
+    from aiosmrt._core.duplex import BidirectionalStream
+
+    return BidirectionalStream

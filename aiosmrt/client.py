@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from aiosmrt._aws.providers import CredentialsFunction, FrozenCredentialsSource
     from aiosmrt._aws.s3 import ObjectStore
+    from aiosmrt._core.duplex import BidirectionalStream
     from aiosmrt._transport.base import Reply
     from aiosmrt._transport.factory import TransportName
     from aiosmrt._wire.params import Head
@@ -132,6 +133,9 @@ class Client:
         s3_endpoint_url: the URL of the S3 that holds the results of asynchronous inferences, such as an
             `aiosmrt.local.ObjectServer`'s. Defaults to ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL`` and the profile's,
             then the region's.
+        http2_endpoint_url: the URL of the service's HTTP/2 endpoint, which carries bidirectional streams; ``http``
+            means HTTP/2 without TLS. Defaults to ``AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME_HTTP2``, then the service's host
+            at port 8443.
         profile_name: profile of the AWS configuration files. Defaults to ``AWS_PROFILE``, then ``default``.
         aws_access_key_id: static credentials, with the two that follow. Defaults to the provider chain.
         aws_secret_access_key: the secret key of ``aws_access_key_id``.
@@ -190,6 +194,7 @@ class Client:
         *,
         endpoint_url: str | None = None,
         s3_endpoint_url: str | None = None,
+        http2_endpoint_url: str | None = None,
         profile_name: str | None = None,
         aws_access_key_id: str | None = None,
         aws_secret_access_key: str | None = None,
@@ -223,6 +228,7 @@ class Client:
             region_name=region_name,
             endpoint_url=endpoint_url,
             s3_endpoint_url=s3_endpoint_url,
+            http2_endpoint_url=http2_endpoint_url,
             profile_name=profile_name,
             aws_access_key_id=aws_access_key_id,
             aws_secret_access_key=aws_secret_access_key,
@@ -251,6 +257,7 @@ class Client:
                 observer=partial(report, checked_observers),
             ),
             s3_endpoint_url=s3_endpoint_url,
+            http2_endpoint_url=http2_endpoint_url,
             verify=verify,
             session=session,
             transport=transport,
@@ -447,6 +454,60 @@ class Client:
             del Body, CustomAttributes, unknown
         result: InvokeEndpointWithResponseStreamOutput = call.result(await call.run())
         return result
+
+    def invoke_endpoint_with_bidirectional_stream(
+        self,
+        *,
+        EndpointName: str,
+        TargetVariant: str | None = None,
+        ModelInvocationPath: str | None = None,
+        ModelQueryString: str | None = None,
+        max_resend_bytes: int = 2**20,
+        pin_credentials: bool = True,
+        **unknown: Never,
+    ) -> BidirectionalStream:
+        """Talk with the model: messages go in both directions at once, over HTTP/2.
+
+        Needs the extra ``http2``. Enter the result with ``async with``; see `aiosmrt.BidirectionalStream`.
+
+        Args:
+            EndpointName: the endpoint.
+            TargetVariant: the production variant. If None, the service chooses.
+            ModelInvocationPath: the path at the container, without a leading slash, up to 100 characters. If None,
+                ``invocations-bidirectional-stream``.
+            ModelQueryString: the query at the container, without ``?``, up to 2,048 characters.
+            max_resend_bytes: how much of what was sent is kept until the first part arrives. If an attempt fails before
+                that, what was sent so far is sent again; above this size the call is not repeated. Defaults to 1 MiB.
+            pin_credentials: whether all messages of a stream are signed with the credentials of its request. If False,
+                with those of the moment; whether AWS accepts that is not documented. Defaults to True.
+
+        Raises:
+            ParamValidationError: before anything is sent; it names every fault.
+
+        >>> client = Client("eu-central-1")
+        >>> client.invoke_endpoint_with_bidirectional_stream(EndpointName="speech")
+        <BidirectionalStream idle>
+        """
+        # loaded with the first one
+        from aiosmrt._core.duplex import BidirectionalStream, DuplexCall, check_duplex
+
+        codec = self._core.codecs["InvokeEndpointWithBidirectionalStream"]
+        try:
+            check_duplex(unknown, max_resend_bytes=max_resend_bytes, pin_credentials=pin_credentials)
+            head = codec.heads.head((EndpointName, TargetVariant, ModelInvocationPath, ModelQueryString), b"", unknown)
+            return BidirectionalStream(
+                DuplexCall(
+                    self._core,
+                    self._view,
+                    codec,
+                    head,
+                    max_resend_bytes=max_resend_bytes,
+                    pin_credentials=pin_credentials,
+                )
+            )
+        finally:
+            # error trackers report locals
+            del ModelQueryString, unknown
 
     async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an operation by AWS's name.

@@ -811,6 +811,7 @@ def _modelled(error_class: type[ServiceError], **members: type) -> ErrorCode:
 
 
 ERROR_CODES: Final[dict[str, ErrorCode]] = {
+    "InputValidationError": ErrorCode(ValidationError, "none"),
     "InternalDependencyException": _modelled(InternalDependencyException),
     "InternalFailure": _modelled(InternalFailure),
     "InternalStreamFailure": _modelled(InternalStreamFailure),
@@ -818,6 +819,7 @@ ERROR_CODES: Final[dict[str, ErrorCode]] = {
     "ModelNotReadyException": _modelled(ModelNotReadyException),
     "ModelStreamError": _modelled(ModelStreamError, ErrorCode=str),
     "ServiceUnavailable": _modelled(ServiceUnavailable),
+    "ServiceUnavailableError": ErrorCode(ServiceUnavailable, "transient"),
     "ValidationError": _modelled(ValidationError),
     **dict.fromkeys(THROTTLING_CODES, ErrorCode(ThrottlingError, "throttling")),
     **dict.fromkeys(_TRANSIENT_CODES, ErrorCode(ServiceError, "transient")),

@@ -32,6 +32,7 @@ __all__ = [
     "OutageWaited",
     "RetryScheduled",
     "StreamEnded",
+    "StreamExpiring",
     "WaitOutcome",
 ]
 
@@ -194,6 +195,20 @@ class StreamEnded(NamedTuple):
     error: str | None
 
 
+class StreamExpiring(NamedTuple):
+    """A bidirectional stream will end in about ``seconds``.
+
+    ``reason`` is ``"lifetime"``, the service's 30 minutes for a connection, or ``"credentials"``, which sign its
+    messages and expire.
+    """
+
+    operation: str
+    endpoint_name: str
+    invocation_id: str
+    reason: Literal["lifetime", "credentials"]
+    seconds: float
+
+
 class GenerationEnded(NamedTuple):
     """A call of an OpenAI client is over; `aiosmrt.integrations.openai` reports it, beside the events of the call.
 
@@ -247,6 +262,7 @@ Event: TypeAlias = (
     | FirstPart
     | GenerationEnded
     | StreamEnded
+    | StreamExpiring
     | CredentialsRefreshed
     | CredentialsRefreshFailed
     | ClockSkewCorrected

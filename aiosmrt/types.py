@@ -3,12 +3,14 @@
 Members that the service sends with every success are declared as present, as in boto3's stubs.
 """
 
-from typing import IO, TYPE_CHECKING, NotRequired, TypeAlias, TypedDict
+from typing import IO, TYPE_CHECKING, Literal, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from aiosmrt._core.response_bodies import EventStream, StreamingBody
 
 __all__ = [
+    "BidirectionalPayloadPart",
+    "BidirectionalStreamEvent",
     "Body",
     "InvokeEndpointAsyncOutput",
     "InvokeEndpointOutput",
@@ -62,6 +64,20 @@ class ResponseStreamEvent(TypedDict):
     """An event of a response stream."""
 
     PayloadPart: PayloadPart
+
+
+class BidirectionalPayloadPart(TypedDict):
+    """A part of a message from the model: one WebSocket frame of its container."""
+
+    Bytes: bytes
+    DataType: NotRequired[Literal["UTF8", "BINARY"]]
+    CompletionState: NotRequired[Literal["PARTIAL", "COMPLETE"]]
+
+
+class BidirectionalStreamEvent(TypedDict):
+    """An event of a bidirectional stream."""
+
+    PayloadPart: BidirectionalPayloadPart
 
 
 class InvokeEndpointWithResponseStreamOutput(TypedDict):

@@ -58,6 +58,7 @@ VIOLATIONS = {
     "local": ("local/authentication.py", "import aiosmrt.client"),
     "aiohttp": ("_core/admission.py", "import aiohttp"),
     "botocore": ("_core/admission.py", "import botocore.session"),
+    "http2": ("_core/admission.py", "import h2.connection"),
     "extras": ("_core/admission.py", "import click"),
     "integrations": ("_core/admission.py", "import fastapi"),
 }

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import botocore
@@ -22,7 +22,7 @@ from aiosmrt.errors import EndpointResolutionError
 if TYPE_CHECKING:
     from aiosmrt._aws.endpoint_rules import RuleEndpoint
 
-__all__ = ["ResolvedEndpoint", "partition_of", "resolve_endpoint"]
+__all__ = ["HTTP2_PORT", "ResolvedEndpoint", "http2_endpoint", "partition_of", "resolve_endpoint"]
 
 SERVICE_NAME = "sagemaker-runtime"
 
@@ -99,6 +99,34 @@ def resolve_endpoint(
             signing_region = scheme.get("signingRegion", region)
             return ResolvedEndpoint(url, host, signing_region, scheme.get("signingName", SIGNING_NAME))
     return ResolvedEndpoint(url, host, region)
+
+
+HTTP2_PORT: Final = 8443
+
+
+def http2_endpoint(endpoint: ResolvedEndpoint, http2_url: str | None) -> ResolvedEndpoint:
+    """Where bidirectional streams go: the service's host at port 8443, or a custom endpoint.
+
+    Args:
+        endpoint: where the other requests go.
+        http2_url: a custom endpoint (https, or http for HTTP/2 without TLS). If None, the host of the others.
+
+    Raises:
+        EndpointResolutionError: the URL is not valid, or the others' endpoint names its port, which says nothing
+            about that of HTTP/2.
+
+    >>> http2_endpoint(resolve_endpoint("eu-central-1"), None).url
+    'https://runtime.sagemaker.eu-central-1.amazonaws.com:8443'
+    """
+    if http2_url is None:
+        parts = urlsplit(endpoint.url)
+        if parts.port is not None:
+            raise EndpointResolutionError(
+                "http2_endpoint_url is needed for bidirectional streams, because endpoint_url names a port"
+            )
+        http2_url = f"https://{parts.netloc}:{HTTP2_PORT}{parts.path}"
+    url, host = _checked(http2_url)
+    return endpoint._replace(url=url, host=host)
 
 
 def partition_of(region: str | None) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import botocore
 
-__all__ = ["UnusableAuthoritiesError", "context_of_bundle", "default_verification"]
+__all__ = ["UnusableAuthoritiesError", "context_of_bundle", "default_verification", "http2_context"]
 
 # OpenSSL looks a certificate up by this name in a folder; the rest of the folder is ignored.
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.[0-9]+")
@@ -48,6 +48,29 @@ def context_of_bundle(path: str) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         raise UnusableAuthoritiesError(getattr(error, "strerror", None) or str(error)) from error
     raise UnusableAuthoritiesError("the folder contains no certificates under the names that `openssl rehash` makes")
+
+
+def http2_context(bundle_path: str | None, *, verify: bool) -> ssl.SSLContext:
+    """A context for HTTP/2, which a server chooses by ALPN; reads files.
+
+    Args:
+        bundle_path: a file or folder as for `context_of_bundle`. If None, the default authorities.
+        verify: whether to verify certificates at all.
+
+    Raises:
+        UnusableAuthoritiesError: as `context_of_bundle`.
+    """
+    if bundle_path is not None:
+        context = context_of_bundle(bundle_path)
+    else:
+        context = _lenient(
+            ssl.create_default_context(cafile=None if _has_system_authorities() else _bundled_authorities())
+        )
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def default_verification() -> bool | ssl.SSLContext:

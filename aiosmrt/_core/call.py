@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiosmrt._core.admission import Admission
@@ -42,8 +42,8 @@ from aiosmrt._core.template import RequestTemplate, template_of
 from aiosmrt._policy.clockskew import correct_offset, expired_on_the_way
 from aiosmrt._policy.retry import RetryState, StopReason, sdk_request
 from aiosmrt._policy.target_health import Illness, is_sign_of_life
-from aiosmrt._transport.base import Reply, ReplyStream
-from aiosmrt._wire.sigv4.signer import SignedRequest
+from aiosmrt._transport.base import Reply, ReplyStream, Request
+from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -133,6 +133,9 @@ class Call:
 
     # What few calls change is looked up on the class, so that the others need not set it.
 
+    # of a bidirectional stream: what stands in for the body's hash, and whether it goes to the HTTP/2 endpoint
+    _payload_hash: str | None = None
+    _over_http2 = False
     # requests that were throttled
     _refusals = 0
     _state: RetryState | None = None
@@ -325,7 +328,9 @@ class Call:
             size = len(self._body)
             if failure is None:
                 counters.calls += 1
-                if view.sign and not codec.openai:
+                if self._payload_hash is not None:
+                    self._digest = self._payload_hash
+                elif view.sign and not codec.openai:
                     large = size > HASH_INLINE_BYTES
                     self._digest = await core.off_loop(body_digest, self._body) if large else body_digest(self._body)
             elif stream_started:
@@ -335,13 +340,13 @@ class Call:
             head = self._head
             template = view.templates.get(id(head))
             if template is None or template.head is not head:
-                template = template_of(core, view, head)
+                template = template_of(core, view, head, over_http2=self._over_http2)
             del head
             admission = view.admissions.by_target.get(template.target)
             if admission is None:
                 admission = view.admissions.of(template.target)
             self._admission = admission
-            send = core.transport.send_streaming if codec.streams else core.transport.send
+            send = self._send_streaming if codec.streams else core.transport.send
             while True:
                 if failure is not None:
                     await self._wait_after(failure, stream_started=stream_started)
@@ -424,10 +429,19 @@ class Call:
         sdk = sdk_request(self.sent, self._view.max_attempts, expires_at)
         return f"{template.lines}amz-sdk-request: {sdk}\r\namz-sdk-invocation-id: {self._invocation_id}\r\n"
 
+    @property
+    def _send_streaming(self) -> Callable[[Request], Awaitable[AnyReply]]:
+        """What sends a request whose response is a stream."""
+        return self._core.transport.send_streaming
+
     async def _renew_headers(self) -> str:
         """The headers of the request under way, signed again; see `aiosmrt._transport.base.Request`."""
+        return (await self._signed_headers())[0]
+
+    async def _signed_headers(self) -> tuple[str, Credentials | None]:
+        """The headers of the request under way, signed now, and the credentials that signed them."""
         core, view = self._core, self._view
-        template = template_of(core, view, self._head)
+        template = template_of(core, view, self._head, over_http2=self._over_http2)
         credentials = None
         if view.sign:
             credentials = core.credentials.current() or await core.credentials.get()
@@ -443,7 +457,7 @@ class Call:
                 if self._codec.openai
                 else core.signer.sign_lines(credentials, now, template.signed, self._digest)
             )
-        return headers
+        return headers, credentials
 
     async def _watched(self, sending: Awaitable[AnyReply]) -> AnyReply:
         """Await a request's reply, and tell observers of the attempt."""
@@ -946,7 +960,8 @@ class Call:
 
     def _announce(self) -> None:
         """Tell observers that the call begins, and add the headers that they have for it."""
-        endpoint, head, observers = self._core.endpoint, self._head, self._observers
+        head, observers = self._head, self._observers
+        endpoint = self._core.http2_endpoint() if self._over_http2 else self._core.endpoint
         started = CallStarted(
             self._codec.operation.name,
             head.endpoint_name,

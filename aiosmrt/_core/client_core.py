@@ -15,23 +15,26 @@ import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import cache
+from functools import cache, partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from aiosmrt._aws.credentials import CredentialsCache
-from aiosmrt._aws.hosts import ResolvedEndpoint
+from aiosmrt._aws.hosts import ResolvedEndpoint, http2_endpoint
+from aiosmrt._aws.tls import http2_context
 from aiosmrt._core.admission import Admissions, CallLater, MaxConcurrency, Timer
 from aiosmrt._core.bearer import TOKEN_SECONDS, TokenCache
 from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure, is_in_lambda
 from aiosmrt._core.log import LOGGER, apply_environment
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
+from aiosmrt._extras import installed
 from aiosmrt._policy.retry import invocation_id
 from aiosmrt._transport.factory import TransportName, check_transport, create_transport
 from aiosmrt._transport.pooled import PooledTransport
-from aiosmrt._wire.operations import OPENAI_OPERATIONS, OPERATIONS
+from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM, OPENAI_OPERATIONS, OPERATIONS
 from aiosmrt._wire.sigv4.signer import Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError, NoRegionError
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
     from aiosmrt._aws.s3 import ObjectStore
     from aiosmrt._transport.base import Transport
+    from aiosmrt._transport.http2.pool import Http2Pool
     from aiosmrt._wire.sigv4.signer import Credentials
 
 __all__ = ["ClientCore", "Counters"]
@@ -94,6 +98,7 @@ class ClientCore:
         settings: the client's arguments for `aiosmrt._aws.settings.resolve_settings`.
         credentials: where credentials come from.
         s3_endpoint_url: as the client's argument.
+        http2_endpoint_url: as the client's argument.
         verify: as the client's argument.
         session: the caller's aiohttp session. If None, one is created when it is needed.
         transport: which transport carries the calls. Defaults to the fastest that can.
@@ -105,6 +110,7 @@ class ClientCore:
         settings: dict[str, Any],
         credentials: CredentialsCache,
         s3_endpoint_url: str | None = None,
+        http2_endpoint_url: str | None = None,
         verify: Verify,
         session: aiohttp.ClientSession | None,
         transport: TransportName | None = None,
@@ -114,6 +120,7 @@ class ClientCore:
         apply_environment()
         self._settings_arguments = settings
         self._s3_endpoint_url = s3_endpoint_url
+        self._http2_endpoint_url = http2_endpoint_url
         self._verify = verify
         self._session = session
         self._transport_name: TransportName | None = transport
@@ -124,6 +131,8 @@ class ClientCore:
         self._lock = asyncio.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._object_store: ObjectStore | None = None
+        self._http2_endpoint: ResolvedEndpoint | None = None
+        self._http2_pool: Http2Pool | None = None
         self._tokens: TokenCache | None = None
         self.closed = False
         self._prepared = False
@@ -138,7 +147,10 @@ class ClientCore:
         # the application's id as a part of the User-Agent header, a blank before it
         self.user_agent_app = ""
         self.passes_trace = False
-        self.codecs = {operation.name: OperationCodec(operation) for operation in (*OPERATIONS, *OPENAI_OPERATIONS)}
+        self.codecs = {
+            operation.name: OperationCodec(operation)
+            for operation in (*OPERATIONS, *OPENAI_OPERATIONS, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM)
+        }
         self.counters = Counters()
         # Whether the service has answered anything yet. What was never reached may not exist.
         self.reached = False
@@ -321,6 +333,8 @@ class ClientCore:
             stack.push_async_callback(self.credentials.close)
             if self._object_store is not None:
                 stack.push_async_callback(self._object_store.close)
+            if self._http2_pool is not None:
+                stack.push_async_callback(self._http2_pool.close)
             if self.ready_in:
                 self.ready_in = 0
                 await self.transport.close()
@@ -333,6 +347,52 @@ class ClientCore:
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "ready_in", 0):
             _warn("unclosed aiosmrt.Client: use `async with`, or `await client.close()`", ResourceWarning, source=self)
+
+    def http2_endpoint(self) -> ResolvedEndpoint:
+        """Where bidirectional streams go.
+
+        Raises:
+            ConfigurationError: neither the arguments nor the environment say.
+        """
+        if self._http2_endpoint is None:
+            self._http2_endpoint = http2_endpoint(
+                self.configuration().endpoint,
+                self._http2_endpoint_url or os.environ.get("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME_HTTP2") or None,
+            )
+        return self._http2_endpoint
+
+    async def http2_pool(self) -> Http2Pool:
+        """The connections for bidirectional streams; made on first need, closed with the client.
+
+        Raises:
+            ClientStateError: the client was closed.
+            ConfigurationError: the extra ``http2`` is not installed, a proxy is configured, or ``verify`` is an SSL
+                context.
+        """
+        if self._http2_pool is None:
+            installed("h2", "http2")
+            from aiosmrt._transport.http2.pool import Http2Pool
+
+            configuration = self.configuration()
+            if configuration.proxy is not None:
+                raise ConfigurationError("bidirectional streams do not go through proxies, and one is configured")
+            parts = urlsplit(self.http2_endpoint().url)
+            context = None
+            if parts.scheme == "https":
+                if isinstance(self._verify, ssl.SSLContext):
+                    raise ConfigurationError(
+                        "bidirectional streams cannot use an ssl.SSLContext, whose ALPN is that of HTTP/1.1: give "
+                        "`verify` the path of its authorities"
+                    )
+                bundle = configuration.ca_bundle
+                context = await self.off_loop(
+                    partial(http2_context, None if bundle is None else bundle.path, verify=self._verify is not False)
+                )
+            if self.closed:
+                raise ClientStateError("the client is closed")
+            if self._http2_pool is None:
+                self._http2_pool = Http2Pool(f"{parts.scheme}://{parts.netloc}", context=context)
+        return self._http2_pool
 
     async def object_store(self) -> ObjectStore:
         """Access to S3 in the same region, with the same credentials; made on first need, closed with the client.

@@ -51,14 +51,17 @@ class RequestTemplate:
         core: the client's core.
         view: the client's or view's settings.
         head: the checked request head.
+        over_http2: whether the request goes to the service's HTTP/2 endpoint. Defaults to False.
     """
 
     __slots__ = ("_limits", "_max_response_bytes", "first_lines", "head", "lines", "signed", "target")
 
-    def __init__(self, core: ClientCore, view: View, head: Head) -> None:
+    def __init__(self, core: ClientCore, view: View, head: Head, *, over_http2: bool = False) -> None:
         self.head = head
-        host = core.endpoint.host
-        self.signed = SignedRequest("POST", host, core.base_path + head.path, "", head.headers)
+        endpoint = core.http2_endpoint() if over_http2 else core.endpoint
+        host = endpoint.host
+        base_path = endpoint.path if over_http2 else core.base_path
+        self.signed = SignedRequest("POST", host, base_path + head.path, "", head.headers)
         self.lines = header_lines(
             [
                 ("Host", host),
@@ -89,7 +92,7 @@ class RequestTemplate:
         )
 
 
-def template_of(core: ClientCore, view: View, head: Head) -> RequestTemplate:
+def template_of(core: ClientCore, view: View, head: Head, *, over_http2: bool = False) -> RequestTemplate:
     """The template of a head, made on first use; kept where the head is."""
     kept = view.templates
     # By identity, which is faster than by value; the head is kept with it, so that its identity stays its own.
@@ -98,7 +101,7 @@ def template_of(core: ClientCore, view: View, head: Head) -> RequestTemplate:
         return known
     if not view.settled:
         core.settle(view)
-    template = RequestTemplate(core, view, head)
+    template = RequestTemplate(core, view, head, over_http2=over_http2)
     if head.lasting:
         if len(kept) >= MAX_HEADS:
             kept.clear()

@@ -1,4 +1,4 @@
-"""Parses the header block of an event-stream message.
+"""Parses and encodes the header block of an event-stream message.
 
 ::
 
@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from aiosmrt.errors import HeaderFormatError
 
-__all__ = ["EventHeaders", "HeaderValue", "parse_headers"]
+__all__ = ["EventHeaders", "HeaderValue", "encode_header", "encode_timestamp", "parse_headers"]
 
 _NAMED: Final = {
     ":message-type": "message_type",
@@ -101,6 +101,8 @@ _NUMBERS: Final[Mapping[int, struct.Struct]] = {
     8: struct.Struct(">q"),
 }
 _UUID_BYTES: Final = 16
+_MAX_NAME_BYTES: Final = 255
+_MAX_VALUE_BYTES: Final = 65_535
 
 
 def parse_headers(block: bytes) -> EventHeaders:
@@ -154,3 +156,42 @@ def _parse_value(block: bytes, position: int, kind: int) -> tuple[HeaderValue, i
             raise IndexError
         return block[position:end], end
     raise HeaderFormatError(f"a header has the unknown type {kind}")
+
+
+def encode_header(name: str, value: str | bytes) -> bytes:
+    """Encode a header whose value is text or bytes.
+
+    Args:
+        name: its name, up to 255 bytes.
+        value: its value, up to 65,535 bytes.
+
+    Raises:
+        HeaderFormatError: name or value is too long.
+
+    >>> parse_headers(encode_header("DataType", "UTF8"))["DataType"]
+    'UTF8'
+    """
+    kind, octets = (b"\x07", value.encode()) if isinstance(value, str) else (b"\x06", value)
+    if len(octets) > _MAX_VALUE_BYTES:
+        raise HeaderFormatError(f"a header's value must be at most {_MAX_VALUE_BYTES} bytes; got {len(octets)}")
+    return b"".join((_encode_name(name), kind, len(octets).to_bytes(2), octets))
+
+
+def encode_timestamp(name: str, milliseconds: int) -> bytes:
+    """Encode a header whose value is a time.
+
+    Args:
+        name: its name, up to 255 bytes.
+        milliseconds: since 1970.
+
+    >>> parse_headers(encode_timestamp(":date", 1440938160000))[":date"]
+    1440938160000
+    """
+    return _encode_name(name) + b"\x08" + milliseconds.to_bytes(8, signed=True)
+
+
+def _encode_name(name: str) -> bytes:
+    octets = name.encode()
+    if not 1 <= len(octets) <= _MAX_NAME_BYTES:
+        raise HeaderFormatError(f"a header's name must be 1 to {_MAX_NAME_BYTES} bytes; got {len(octets)}")
+    return bytes((len(octets),)) + octets

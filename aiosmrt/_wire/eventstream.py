@@ -29,7 +29,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any, Final, TypeAlias, TypeVar
 
-from aiosmrt._wire.eventheaders import EventHeaders, parse_headers
+from aiosmrt._wire.eventheaders import EventHeaders, encode_header, parse_headers
 from aiosmrt.errors import ChecksumMismatchError, EventStreamFormatError, FrameLengthError, TruncatedStreamError
 
 try:
@@ -45,6 +45,7 @@ __all__ = [
     "EventHeaders",
     "Message",
     "encode_exception",
+    "encode_frame",
     "encode_payload_part",
 ]
 
@@ -342,19 +343,32 @@ _PAYLOAD_PART: Final = (
 _EXCEPTION: Final = b"\x0d:content-type\x07\x00\x10application/json\x0d:message-type\x07\x00\x09exception"
 
 
-def encode_payload_part(payload: bytes | bytearray | memoryview) -> bytes:
-    """Encode a ``PayloadPart`` event, the only kind of event that SageMaker Runtime sends.
+def encode_payload_part(
+    payload: bytes | bytearray | memoryview, data_type: str | None = None, completion_state: str | None = None
+) -> bytes:
+    """Encode a ``PayloadPart`` event, the only kind of event that SageMaker Runtime takes and sends.
 
     Args:
         payload: the part's bytes, up to 24 MiB.
+        data_type: of a bidirectional stream, ``UTF8`` or ``BINARY``. If None, it is left out.
+        completion_state: of a bidirectional stream, ``PARTIAL`` or ``COMPLETE``. If None, it is left out.
 
     Raises:
         FrameLengthError: the payload exceeds the specification's limit.
 
     >>> len(encode_payload_part(b"x" * 64))
     169
+    >>> Decoder().feed(encode_payload_part(b"hello", "UTF8"))[0][0]["DataType"]
+    'UTF8'
     """
-    return _frame(_PAYLOAD_PART, payload)
+    if data_type is None and completion_state is None:
+        return encode_frame(_PAYLOAD_PART, payload)
+    block = _PAYLOAD_PART
+    if data_type is not None:
+        block += encode_header("DataType", data_type)
+    if completion_state is not None:
+        block += encode_header("CompletionState", completion_state)
+    return encode_frame(block, payload)
 
 
 def encode_exception(exception_type: str, payload: bytes | bytearray | memoryview) -> bytes:
@@ -372,10 +386,22 @@ def encode_exception(exception_type: str, payload: bytes | bytearray | memoryvie
     'ModelStreamError'
     """
     name = exception_type.encode()
-    return _frame(b"\x0f:exception-type\x07" + len(name).to_bytes(2) + name + _EXCEPTION, payload)
+    return encode_frame(b"\x0f:exception-type\x07" + len(name).to_bytes(2) + name + _EXCEPTION, payload)
 
 
-def _frame(header_block: bytes, payload: bytes | bytearray | memoryview) -> bytes:
+def encode_frame(header_block: bytes, payload: bytes | bytearray | memoryview) -> bytes:
+    """Encode a message.
+
+    Args:
+        header_block: the encoded headers, as `aiosmrt._wire.eventheaders.encode_header` makes them.
+        payload: its bytes, up to 24 MiB.
+
+    Raises:
+        FrameLengthError: the payload exceeds the specification's limit.
+
+    >>> encode_frame(b"", b"").hex()
+    '000000100000000005c248eb7d98c8ff'
+    """
     payload_bytes = payload.nbytes if isinstance(payload, memoryview) else len(payload)
     headers_bytes = len(header_block)
     if payload_bytes > MAX_PAYLOAD_BYTES:

@@ -13,6 +13,7 @@ __all__ = [
     "BY_NAME",
     "CHAT_COMPLETIONS",
     "CHAT_COMPLETIONS_STREAM",
+    "INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM",
     "OPENAI_OPERATIONS",
     "OPERATIONS",
     "REQUEST_TTL_SECONDS",
@@ -248,6 +249,38 @@ INVOKE_ENDPOINT_WITH_RESPONSE_STREAM = Operation(
     ),
     streams=True,
 )
+
+INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM = Operation(
+    name="InvokeEndpointWithBidirectionalStream",
+    method="invoke_endpoint_with_bidirectional_stream",
+    path_suffix="/invocations-bidirectional-stream",
+    status=200,
+    members=(
+        _ENDPOINT_NAME,
+        Member("Body", Rule("stream"), "payload", required=True),
+        _TARGET_VARIANT,
+        Member(
+            "ModelInvocationPath",
+            Rule(max=100, pattern=r"^[A-Za-z0-9\-._]+(?:/[A-Za-z0-9\-._]+)*$"),
+            header="X-Amzn-SageMaker-Model-Invocation-Path",
+        ),
+        Member("ModelQueryString", Rule(max=2048, sensitive=True), header="X-Amzn-SageMaker-Model-Query-String"),
+    ),
+    results=(
+        Member("Body", Rule("stream"), "payload", required=True),
+        _INVOKED_VARIANT,
+    ),
+    errors=(
+        "InputValidationError",
+        "InternalServerError",
+        "InternalStreamFailure",
+        "ModelError",
+        "ModelStreamError",
+        "ServiceUnavailableError",
+    ),
+    streams=True,
+)
+"""In the service model of AWS's ``sagemaker-runtime-http2``, which botocore does not have."""
 
 OPERATIONS = (INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

@@ -63,6 +63,12 @@ def _handlers(context: click.Context, parameter: click.Parameter, values: tuple[
     "predict-price. Modules are looked for in the current folder too. May be repeated.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), help="TCP port on 127.0.0.1; 0 for any free one.  [default: 0]")
+@click.option(
+    "--http2-port",
+    type=click.IntRange(0, 65535),
+    help="TCP port on 127.0.0.1 for bidirectional streams; 0 for any free one. Its URL is printed on a second line. "
+    "Needs the extra http2.  [default: none]",
+)
 @click.option("--region", metavar="NAME", help="AWS region of the runtime.")
 @click.option(
     "--verify-signatures/--no-verify-signatures", default=None, help="Whether to check signatures.  [default: yes]"
@@ -72,6 +78,7 @@ def serve(
     endpoints: dict[str, str],
     handlers: dict[str, str],
     port: int | None,
+    http2_port: int | None,
     region: str | None,
     verify_signatures: bool | None,
 ) -> None:
@@ -103,6 +110,7 @@ def serve(
                 sources,
                 config=config,
                 port=port,
+                http2_port=http2_port,
                 region=region or options.region,
                 verify_signatures=verify_signatures,
             )

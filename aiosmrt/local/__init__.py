@@ -3,7 +3,7 @@
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.local import faults
 from aiosmrt.local.asynchronous import JobRecord
-from aiosmrt.local.backends import ContainerFailure, Invocation
+from aiosmrt.local.backends import ContainerFailure, Invocation, StreamMessage
 from aiosmrt.local.capacity import Capacity
 from aiosmrt.local.containers import ContainerError, ModelContainer
 from aiosmrt.local.objectserver import ObjectServer, ObjectServerError, ObjectServerGuest
@@ -38,6 +38,7 @@ __all__ = [
     "ObjectStorage",
     "ProductionVariant",
     "RequestRecord",
+    "StreamMessage",
     "faults",
     "serve",
 ]

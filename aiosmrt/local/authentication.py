@@ -26,6 +26,7 @@ from aiosmrt._wire.sigv4.canonical import (
     signing_key,
     string_to_sign,
 )
+from aiosmrt._wire.sigv4.events import EventVerifier
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt._wire.sigv4.verify import Authorization, parse_authorization, parse_presigned
 from aiosmrt.local.error_responses import ErrorAnswer, ErrorReply, access_denied
@@ -120,6 +121,18 @@ class SignatureVerifier:
         self._check_signature(claim, credentials, method, path, headers, payload_sha256)
         return Verified(credentials.access_key, claim.presigned)
 
+    def event_verifier(self, authorization: str) -> EventVerifier:
+        """What verifies the messages of a request that was verified.
+
+        Args:
+            authorization: its ``Authorization`` header.
+        """
+        claim = parse_authorization(authorization)
+        credentials = self._credentials[claim.access_key]
+        return EventVerifier(
+            lambda day: self._signing_key(credentials, day), self._region, self._service, claim.signature
+        )
+
     def verify_bearer(self, headers: Sequence[tuple[str, str]], now: float) -> Verified:
         """Verify a request that has a bearer token.
 
@@ -197,7 +210,10 @@ class SignatureVerifier:
         authorization = claim.authorization
         required = ("host",) if claim.presigned else ("host", "x-amz-date")
         for name in required:
-            if name not in authorization.signed_headers:
+            if name not in authorization.signed_headers and not (
+                # HTTP/2's name for it, under which AWS's JavaScript client signs it
+                name == "host" and ":authority" in authorization.signed_headers
+            ):
                 shown = {"host": "Host", "x-amz-date": "X-Amz-Date"}[name]
                 raise ErrorReply(_invalid(f"'{shown}' must be a 'SignedHeader' in the AWS Authorization."))
         covered = [(name, value) for name, value in headers if name.lower() in authorization.signed_headers]

@@ -35,9 +35,11 @@ __all__ = [
     "HandlerResult",
     "Invocation",
     "Route",
+    "StreamMessage",
     "UrlBackend",
     "as_backend",
     "base_url",
+    "handler_errors",
     "single",
     "whole_body",
 ]
@@ -48,6 +50,19 @@ PING_TIMEOUT: Final = 2.0  # seconds, SageMaker's own limit for GET /ping
 MAX_ERROR_BYTES: Final = 64 * 1024  # more than enough of an error body for a message of 2,048 characters
 _UNSENDABLE: Final = re.compile("[\x00-\x1f\x7f]")
 CONTAINER_EXITED: Final = "An error occurred while handling request as the model process exited."
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMessage:
+    """A message of a bidirectional stream, or a part of one.
+
+    Args:
+        data: its payload: a str for text, bytes for binary data.
+        complete: whether the message ends here. Defaults to True.
+    """
+
+    data: bytes | str = field(repr=False)
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +88,9 @@ class Invocation:
         new_session: whether the caller asked for a new session.
         prefix_aware_id: the caller's hint for prefix-aware routing.
         enable_explanations: the caller's condition for explanations.
+        messages: of a bidirectional stream, what the caller sends, until it ends its input. None otherwise.
+        model_path: of a bidirectional stream, the path at the container. None if the caller named none.
+        model_query: of a bidirectional stream, the query at the container. None if the caller named none.
     """
 
     body: bytes = field(repr=False)
@@ -92,6 +110,9 @@ class Invocation:
     new_session: bool = False
     prefix_aware_id: str | None = None
     enable_explanations: str | None = None
+    messages: AsyncIterator[StreamMessage] | None = field(default=None, repr=False)
+    model_path: str | None = None
+    model_query: str | None = field(default=None, repr=False)
 
 
 class ContainerFailure(Exception):
@@ -142,6 +163,15 @@ class Backend(Protocol):
 
         Raises:
             ContainerFailure: the container failed, on entering or while the body is iterated.
+            ErrorReply: on entering: the container is not ready.
+        """
+        ...
+
+    def converse(self, invocation: Invocation) -> AbstractAsyncContextManager[AsyncIterator[StreamMessage]]:
+        """Have the backend answer a bidirectional stream.
+
+        Raises:
+            ContainerFailure: the container failed, on entering or while its messages are iterated.
             ErrorReply: on entering: the container is not ready.
         """
         ...
@@ -211,7 +241,7 @@ class CallableBackend:
     @asynccontextmanager
     async def open(self, invocation: Invocation) -> AsyncIterator[ContainerReply]:
         """Call the handler; a response in parts starts once its first part is available."""
-        with _handler_errors():
+        with handler_errors():
             result: object = self._handler(invocation)
             if inspect.isawaitable(result):
                 result = await result
@@ -220,7 +250,7 @@ class CallableBackend:
             yield ContainerReply(headers, body)
             return
         try:
-            with _handler_errors():
+            with handler_errors():
                 first = await anext(body, None)
             async with aclosing(_in_parts(first, body)) as parts:
                 yield ContainerReply(headers, parts)
@@ -228,6 +258,12 @@ class CallableBackend:
             close = getattr(body, "aclose", None)
             if close is not None:
                 await close()
+
+    def converse(self, invocation: Invocation) -> AbstractAsyncContextManager[AsyncIterator[StreamMessage]]:
+        """Call the handler, which must be an async generator function."""
+        from aiosmrt.local.conversation import call_handler
+
+        return call_handler(self._handler, invocation)
 
 
 def _unpack(result: object) -> tuple[bytes | AsyncIterator[bytes], dict[str, str]]:
@@ -256,14 +292,14 @@ def _as_bytes(value: object) -> bytes:
 async def _in_parts(first: object, rest: AsyncIterator[object]) -> AsyncGenerator[bytes, None]:
     if first is None:
         return
-    with _handler_errors():
+    with handler_errors():
         yield _as_bytes(first)
         async for part in rest:
             yield _as_bytes(part)
 
 
 @contextmanager
-def _handler_errors() -> Iterator[None]:
+def handler_errors() -> Iterator[None]:
     """Turn a handler's own exceptions into a container's 500, as a serving toolkit does."""
     try:
         yield
@@ -350,6 +386,14 @@ class UrlBackend:
                 yield ContainerReply(headers, parts)
         finally:
             response.close() if not response.content.at_eof() else response.release()
+
+    @asynccontextmanager
+    async def converse(self, invocation: Invocation) -> AsyncIterator[AsyncIterator[StreamMessage]]:
+        """Connect to the container's WebSocket."""
+        from aiosmrt.local.conversation import call_websocket
+
+        async with call_websocket(await self._ready(), invocation) as messages:
+            yield messages
 
 
 async def _arriving(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from aiosmrt._wire.operations import BY_NAME, OPENAI_OPERATIONS
+from aiosmrt._wire.operations import BY_NAME, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM, OPENAI_OPERATIONS
 from aiosmrt.errors import ConfigurationError
 
 __all__ = ["Effect", "Fault", "FaultScript", "Faults", "Schedule", "Stage", "as_faults"]
+
 
 Stage = Literal["clock", "answer", "body", "connection"]
 
@@ -64,7 +65,11 @@ class Fault:
     schedule: Schedule
 
 
-_OPERATIONS = (*BY_NAME, *(operation.name for operation in OPENAI_OPERATIONS))
+_OPERATIONS = (
+    *BY_NAME,
+    INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM.name,
+    *(operation.name for operation in OPENAI_OPERATIONS),
+)
 
 
 class Effect:

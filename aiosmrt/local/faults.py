@@ -10,6 +10,9 @@ most one effect applies at each, the first in the script whose schedule includes
   ``StallInBody``, ``Drip``, ``StreamFailure``);
 - ``connection``: the connection closes afterwards (``IdleClose``).
 
+Of these, ``Corrupt``, ``Drip`` and ``IdleClose`` do nothing to bidirectional streams, for which ``ResetStream`` and
+``GoAway`` are, at the stage of the body.
+
 Every call that names the endpoint counts, whether its signature is valid or not; each attempt of a retried call is a
 call. ``next`` counts the calls to which a fault applied, ``every`` counts all calls.
 """
@@ -36,11 +39,13 @@ __all__ = [
     "ErrorAnswer",
     "ErrorEffect",
     "Fault",
+    "GoAway",
     "IdleClose",
     "ModelFailure",
     "Replaced",
     "ResetAfterHeaders",
     "ResetBeforeHeaders",
+    "ResetStream",
     "Schedule",
     "SignatureExpired",
     "SkewedClock",
@@ -229,6 +234,37 @@ class StallInBody(BodyEffect):
     """
 
     seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetStream(Effect):
+    """A bidirectional stream is reset (RST_STREAM).
+
+    Args:
+        after_parts: parts that are sent first. Defaults to 0.
+        error_code: HTTP/2's name for the error. Defaults to ``INTERNAL_ERROR``.
+    """
+
+    after_parts: int = 0
+    error_code: Literal[
+        "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "REFUSED_STREAM", "CANCEL", "ENHANCE_YOUR_CALM"
+    ] = "INTERNAL_ERROR"
+    stage: ClassVar[Stage] = "body"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoAway(Effect):
+    """The connection of a bidirectional stream takes no further streams (GOAWAY).
+
+    Args:
+        after_parts: parts that are sent first. Defaults to 0.
+        graceful: whether the streams go on to their end; otherwise this one was not begun, and the connection is
+            closed. Defaults to True.
+    """
+
+    after_parts: int = 0
+    graceful: bool = True
+    stage: ClassVar[Stage] = "body"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,15 @@ from typing import Final
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt._wire.openai_route import CONTAINER_PATH
 from aiosmrt._wire.operations import Operation
-from aiosmrt.local.backends import ContainerFailure, ContainerReply, Invocation, Route, single, whole_body
+from aiosmrt.local.backends import (
+    ContainerFailure,
+    ContainerReply,
+    Invocation,
+    Route,
+    StreamMessage,
+    single,
+    whole_body,
+)
 from aiosmrt.local.capacity import Workers
 from aiosmrt.local.error_responses import (
     PRIMARY,
@@ -185,6 +193,44 @@ class Invoker:
                 yield Reply([("Content-Type", EVENT_STREAM), *headers], messages)
             else:
                 yield Reply(headers, payload)
+
+    @asynccontextmanager
+    async def converse(
+        self, parameters: Mapping[str, str], messages: AsyncIterator[StreamMessage], context: CallContext
+    ) -> AsyncIterator[tuple[AsyncIterator[StreamMessage], str]]:
+        """Have a model answer a bidirectional stream; yields its messages, and the variant's name.
+
+        Args:
+            parameters: the call's validated members.
+            messages: the caller's.
+            context: the facts of the call.
+
+        Raises:
+            ErrorReply: on entering: the call failed.
+            ContainerFailure: while the messages are iterated: the container failed.
+        """
+        endpoint = self.endpoint(context)
+        if endpoint.configuration.async_inference is not None:
+            raise ErrorReply(asynchronous_only(context, "InvokeEndpointWithBidirectionalStream"))
+        route = self.route(endpoint, parameters, context)
+        container = route.container or PRIMARY
+        invocation = Invocation(
+            body=b"",
+            headers={},
+            endpoint=context.endpoint,
+            variant=route.variant,
+            streaming=True,
+            inference_component=route.inference_component,
+            messages=messages,
+            model_path=parameters.get("ModelInvocationPath"),
+            model_query=parameters.get("ModelQueryString"),
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                answers = await stack.enter_async_context(route.backend.converse(invocation))
+            except ContainerFailure as failure:
+                raise ErrorReply(model_error(context, failure.status, failure.message, container)) from failure
+            yield answers, route.variant
 
     async def whole_response(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from urllib.parse import unquote
 
@@ -19,15 +19,14 @@ _OPENAI_PATH = re.compile(
 )
 _COMPONENT_HEADER = "x-amzn-sagemaker-inference-component"
 
-_BY_SUFFIX = {operation.path_suffix: operation for operation in OPERATIONS}
 
-
-def route_of(method: str, path: str) -> tuple[Operation, str]:
+def route_of(method: str, path: str, operations: Sequence[Operation] = OPERATIONS) -> tuple[Operation, str]:
     """Return the operation and the endpoint's name of a request line.
 
     Args:
         method: the HTTP method.
         path: the path as on the request line, percent-encoded.
+        operations: those that there are. Defaults to those over HTTP/1.1.
 
     Raises:
         ErrorReply: they match no operation.
@@ -38,7 +37,7 @@ def route_of(method: str, path: str) -> tuple[Operation, str]:
     """
     start, _, rest = path.removeprefix("/").partition("/")
     name, slash, suffix = rest.partition("/")
-    operation = _BY_SUFFIX.get(slash + suffix)
+    operation = next((one for one in operations if one.path_suffix == slash + suffix), None)
     if method != "POST" or start != "endpoints" or not name or operation is None or not path.startswith("/"):
         raise ErrorReply(unknown_operation())
     return operation, unquote(name)

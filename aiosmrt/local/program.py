@@ -22,6 +22,7 @@ async def serve(
     *,
     config: str | os.PathLike[str] | None = None,
     port: int | None = None,
+    http2_port: int | None = None,
     region: str | None = None,
     verify_signatures: bool | None = None,
     announce: Callable[[str], object] = lambda line: print(line, flush=True),
@@ -32,10 +33,13 @@ async def serve(
         endpoints: what serves each endpoint, in addition to those of ``config``, which must not have the same names.
         config: a TOML file. Defaults to none.
         port: the TCP port, 0 for a free one. Defaults to that of ``config``, then 0.
+        http2_port: the TCP port for bidirectional streams, 0 for a free one; needs the extra ``http2``. Defaults to
+            that of ``config``, then none.
         region: the region of the runtime. Defaults to that of ``config``, then ``AWS_REGION``, then
             ``AWS_DEFAULT_REGION``, then us-east-1.
         verify_signatures: whether signatures are verified. Defaults to that of ``config``, then True.
-        announce: called once with the URL, when requests are accepted. Defaults to printing it.
+        announce: called with the URL when requests are accepted, and with that of the HTTP/2 port if there is one.
+            Defaults to printing them.
 
     Raises:
         ConfigurationError: no endpoint, or an invalid configuration.
@@ -52,7 +56,7 @@ async def serve(
         raise ConfigurationError("no endpoint to serve; at least one is required")
     settings["endpoints"] = known
     settings.setdefault("region", os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1")
-    given = {"port": port, "region": region, "verify_signatures": verify_signatures}
+    given = {"port": port, "http2_port": http2_port, "region": region, "verify_signatures": verify_signatures}
     settings.update({name: value for name, value in given.items() if value is not None})
     runtime = LocalRuntime(**settings)
 
@@ -87,6 +91,8 @@ async def _run_until(stop: asyncio.Event, runtime: LocalRuntime, announce: Calla
         if starting.done():
             await starting
             announce(runtime.url)
+            if runtime.has_http2:
+                announce(runtime.http2_url)
             await stopping
     finally:
         starting.cancel()

@@ -11,20 +11,24 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import aiohttp
 from aiohttp import web
 
+from aiosmrt._extras import installed
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local.asynchronous import AsyncInference, JobRecord
 from aiosmrt.local.authentication import SignatureVerifier
 from aiosmrt.local.backends import Container
+from aiosmrt.local.certificate import self_signed
 from aiosmrt.local.fault_schedule import Effect, Fault, Faults, FaultScript, as_faults
 from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, MODEL_TIMEOUT, STREAM_TIMEOUT, Invoker
 from aiosmrt.local.loopthread import LoopThread
@@ -34,6 +38,9 @@ from aiosmrt.local.response_body import cut_connection
 from aiosmrt.local.routing import Endpoint, EndpointSource, as_configuration
 from aiosmrt.local.server import MAX_BODY_BYTES, RequestServer
 from aiosmrt.local.tasks import finish
+
+if TYPE_CHECKING:
+    from aiosmrt.local.http2 import Http2Server
 
 __all__ = ["LocalRuntime", "credentials_from_environment"]
 
@@ -71,6 +78,13 @@ class LocalRuntime:
         region: the region of the runtime, to which signatures must be scoped. Defaults to us-east-1.
         account_id: the account of the runtime, 12 digits. Defaults to 123456789012.
         port: the TCP port. Defaults to a free one.
+        http2_port: the TCP port for bidirectional streams over HTTP/2, which needs the extra ``http2``; 0 for a free
+            one. If None, there are none.
+        http2_tls: whether that port speaks TLS: False for HTTP/2 without TLS, with prior knowledge; True with a
+            certificate of the runtime's own (see `http2_authority`); or the ``ssl.SSLContext`` to use. Defaults to
+            False.
+        http2_window_bytes: how much a client may send on a stream before the model has taken it. Defaults to 65,535.
+        http2_max_streams: streams that a connection may have at once. Defaults to 100.
         object_storage: the S3 for asynchronous inference. Required if an endpoint is asynchronous.
         faults: scripted faults by endpoint name, under ``*`` for all; see ``aiosmrt.local.faults``. Defaults to none.
         model_timeout: seconds that a model has to answer, or to start a response stream. Defaults to 60.
@@ -104,6 +118,10 @@ class LocalRuntime:
         region: str = "us-east-1",
         account_id: str = "123456789012",
         port: int = 0,
+        http2_port: int | None = None,
+        http2_tls: bool | ssl.SSLContext = False,
+        http2_window_bytes: int = 65_535,
+        http2_max_streams: int = 100,
         object_storage: ObjectStorage | None = None,
         faults: Mapping[str, Faults] | None = None,
         model_timeout: float = MODEL_TIMEOUT,
@@ -170,6 +188,29 @@ class LocalRuntime:
             max_recorded_bytes=max_response_bytes,
             record_bodies=record_bodies,
         )
+        self._http2_port = http2_port
+        self._http2_tls = http2_tls
+        self._http2_authority: str | None = None
+        self._http2_listener: asyncio.Server | None = None
+        self._http2: Http2Server | None = None
+        if http2_port is not None:
+            installed("h2", "http2")
+            from aiosmrt.local.http2 import Http2Server
+
+            self._http2 = Http2Server(
+                invoker=invoker,
+                verifier=SignatureVerifier(accepted, region=region) if verify_signatures else None,
+                scripts=self._scripts,
+                log=self._log,
+                progress=self._progress,
+                region=region,
+                account_id=account_id,
+                clock=clock,
+                chance=self._chance,
+                stall=self._server.stall,
+                window_bytes=http2_window_bytes,
+                max_streams=http2_max_streams,
+            )
         self._session: aiohttp.ClientSession | None = None
         self._storage_access = AsyncExitStack()
         self._started_containers: list[Container] = []
@@ -219,6 +260,35 @@ class LocalRuntime:
         return f"http://{HOST}:{self.port}"
 
     @property
+    def has_http2(self) -> bool:
+        """Whether it has an HTTP/2 port."""
+        return self._http2 is not None
+
+    @property
+    def http2_url(self) -> str:
+        """The URL of its HTTP/2 port, for a client's ``http2_endpoint_url``.
+
+        Raises:
+            ClientStateError: it is not running, or has no such port.
+        """
+        if self._http2_listener is None or not self._http2_listener.sockets:
+            raise ClientStateError("the local runtime is not running, or has no http2_port")
+        scheme = "http" if self._http2_tls is False else "https"
+        return f"{scheme}://{HOST}:{self._http2_listener.sockets[0].getsockname()[1]}"
+
+    @property
+    def http2_authority(self) -> str:
+        """The certificate authority of its HTTP/2 port in PEM, with ``http2_tls=True``; write it to a file for a
+        client's ``verify``.
+
+        Raises:
+            ClientStateError: it is not running, or its HTTP/2 port has another certificate.
+        """
+        if self._http2_authority is None:
+            raise ClientStateError("the local runtime has made no certificate: it is not running with http2_tls=True")
+        return self._http2_authority
+
+    @property
     def region(self) -> str:
         """The region of the runtime."""
         return self._region
@@ -246,7 +316,10 @@ class LocalRuntime:
         Raises:
             ClientStateError: it is not running.
         """
-        return {name: value for setting, value in self.client_settings.items() for name in _VARIABLES[setting]}
+        found = {name: value for setting, value in self.client_settings.items() for name in _VARIABLES[setting]}
+        if self._http2_listener is not None:
+            found["AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME_HTTP2"] = self.http2_url
+        return found
 
     @property
     def requests(self) -> Sequence[RequestRecord]:
@@ -279,7 +352,7 @@ class LocalRuntime:
 
     async def wait_for_in_flight(self, count: int) -> None:
         """Wait until at least this many requests are being handled at once."""
-        await self._until(lambda: self._server.in_flight >= count)
+        await self._until(lambda: self._in_flight >= count)
 
     async def wait_for_queued(self, count: int) -> None:
         """Wait until at least this many calls wait for a worker of an endpoint with a ``Capacity``."""
@@ -343,7 +416,7 @@ class LocalRuntime:
     def _statistics(self) -> dict[str, Any]:
         return {
             "requests": self._log.total,
-            "in_flight": self._server.in_flight,
+            "in_flight": self._in_flight,
             "stalled": self._server.stalled,
             "queued": self._invoker.queued,
             "connections": 0 if self._web is None else len(self._web.connections),
@@ -357,6 +430,10 @@ class LocalRuntime:
             "by_error": dict(self._log.by_error),
             "by_endpoint": dict(self._log.by_endpoint),
         }
+
+    @property
+    def _in_flight(self) -> int:
+        return self._server.in_flight + (0 if self._http2 is None else self._http2.in_flight)
 
     def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the thread of the runtime's event loop."""
@@ -424,7 +501,28 @@ class LocalRuntime:
             raise
 
     async def _listen(self, connections: web.Server) -> None:
-        self._listener = await asyncio.get_running_loop().create_server(connections, HOST, self._port, backlog=1024)
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(connections, HOST, self._port, backlog=1024)
+        if self._http2 is not None and self._http2_port is not None:
+            self._http2_listener = await loop.create_server(
+                self._http2.protocol, HOST, self._http2_port, ssl=self._http2_context(), backlog=1024
+            )
+
+    def _http2_context(self) -> ssl.SSLContext | None:
+        if isinstance(self._http2_tls, ssl.SSLContext):
+            return self._http2_tls
+        if not self._http2_tls:
+            return None
+        self._http2_authority, key = self_signed("aiosmrt local runtime")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.set_alpn_protocols(["h2"])
+        # ssl loads certificates from files alone
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "certificate.pem")
+            path.touch(mode=0o600)
+            path.write_text(self._http2_authority + key)
+            context.load_cert_chain(path)
+        return context
 
     async def _start_containers(self) -> None:
         try:
@@ -452,20 +550,26 @@ class LocalRuntime:
 
     async def _end(self) -> None:
         connections = self._web
-        if self._listener is not None:
+        for listener in (self._listener, self._http2_listener):
+            if listener is None:
+                continue
             # A connection accepted in the loop iteration in which its listener is closed is never closed by asyncio
             # (3.11): stop accepting first. On event loops that accept in another way this has no effect.
-            for listening in self._listener.sockets:
+            for listening in listener.sockets:
                 asyncio.get_running_loop().remove_reader(listening.fileno())
             for _ in range(2):
                 await asyncio.sleep(0)
-            self._listener.close()
+            listener.close()
         self._server.cancel_timers()
         self._server.release_stalled()
         if connections is not None:
             self.close_idle_connections()
             connections.pre_shutdown()  # the others end with their response
+            if self._http2 is not None:
+                self._http2.say_goodbye()
             await self._drain()
+            if self._http2 is not None:
+                await self._http2.close()
             # Collected before their handlers end and drop them: closing alone waits for clients that read nothing.
             transports = [protocol.transport for protocol in connections.connections]
             await self._server.cancel_handlers()
@@ -477,6 +581,9 @@ class LocalRuntime:
         if self._listener is not None:
             await self._listener.wait_closed()
             self._listener = None
+        if self._http2_listener is not None:
+            await self._http2_listener.wait_closed()
+            self._http2_listener = None
         await self._jobs.close()
         await self._storage_access.aclose()
         if self._session is not None:
@@ -485,7 +592,7 @@ class LocalRuntime:
         await self._stop_containers()
 
     async def _drain(self) -> None:
-        idle = asyncio.ensure_future(self._progress.until(lambda: self._server.in_flight == 0))
+        idle = asyncio.ensure_future(self._progress.until(lambda: self._in_flight == 0))
         hurry = asyncio.ensure_future(self._hurry.wait())
         try:
             await asyncio.wait({idle, hurry}, timeout=self._drain_timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -54,6 +54,26 @@ async def test_a_python_function_serves_an_endpoint(tmp_path: Path) -> None:
     assert (process.returncode, stderr) == (0, b"")
 
 
+async def test_a_second_port_carries_bidirectional_streams(tmp_path: Path) -> None:
+    (tmp_path / "models.py").write_text(
+        "async def echo(invocation):\n    async for message in invocation.messages:\n        yield message\n"
+    )
+    command = ("serve", "--handler", "models:echo", "--http2-port", "0")
+    async with started(*PROGRAM, *command, env=environment(tmp_path), cwd=tmp_path) as process:
+        assert process.stdout is not None
+        lines = [(await process.stdout.readline()).decode().strip() for _ in range(2)]
+        assert lines[0] != lines[1]
+        async with (
+            Client(http2_endpoint_url=lines[1], **CLIENT_ARGUMENTS) as client,
+            client.invoke_endpoint_with_bidirectional_stream(EndpointName="echo") as stream,
+        ):
+            await stream.send("x")
+            assert (await anext(stream))["PayloadPart"]["Bytes"] == b"x"
+        process.terminate()
+        _, stderr = await process.communicate()
+    assert (process.returncode, stderr) == (0, b"")
+
+
 async def test_options_extend_the_file(tmp_path: Path) -> None:
     (tmp_path / "runtime.toml").write_text(f"[endpoints.started]\ncontainer = {{ command = {COMMAND!r} }}\n")
     async with ModelContainer(COMMAND) as container:

@@ -7,7 +7,7 @@ from functools import cache
 
 import trustme
 
-__all__ = ["client_context", "server_context"]
+__all__ = ["authority_pem", "client_context", "server_context"]
 
 
 @cache
@@ -16,21 +16,36 @@ def _authority(name: str) -> trustme.CA:
 
 
 @cache
-def server_context(*names: str, authority: str = "tests") -> ssl.SSLContext:
+def server_context(*names: str, authority: str = "tests", protocol: str | None = None) -> ssl.SSLContext:
     """What a server identifies itself with.
 
     Args:
         names: host names and addresses on the certificate; none for ``localhost`` and ``127.0.0.1``.
         authority: who signed it.
+        protocol: what it offers by ALPN, such as ``h2``. If None, nothing.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     _authority(authority).issue_cert(*(names or ("localhost", "127.0.0.1"))).configure_cert(context)
+    if protocol is not None:
+        context.set_alpn_protocols([protocol])
     return context
 
 
 @cache
-def client_context(authority: str = "tests") -> ssl.SSLContext:
-    """What a client checks certificates with: those of the authority hold, and those that the system knows."""
+def client_context(authority: str = "tests", *, protocol: str | None = None) -> ssl.SSLContext:
+    """What a client checks certificates with: those of the authority hold, and those that the system knows.
+
+    Args:
+        authority: the authority.
+        protocol: what it offers by ALPN, such as ``h2``. If None, nothing.
+    """
     context = ssl.create_default_context()
     _authority(authority).configure_trust(context)
+    if protocol is not None:
+        context.set_alpn_protocols([protocol])
     return context
+
+
+def authority_pem(authority: str = "tests") -> bytes:
+    """The certificate of an authority, for programs that read it from a file."""
+    return _authority(authority).cert_pem.bytes()

@@ -43,6 +43,8 @@ from aiosmrt._wire.sigv4.canonical import (
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+    from aiosmrt._wire.sigv4.events import EventSigner
+
 __all__ = ["Credentials", "SignedRequest", "Signer"]
 
 _SIGNING_HEADERS: Final = frozenset({"authorization", "date", "host", "x-amz-date", "x-amz-security-token"})
@@ -295,6 +297,18 @@ class Signer:
         whole = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in parameters)
         text = string_to_sign(date, scope, canonical_request(method, path, whole, signed, payload_sha256))
         return f"{whole}&X-Amz-Signature={signature(self._key(credentials, date[:8]), text)}"
+
+    def event_signer(self, credentials: Callable[[], Credentials], seed: str) -> "EventSigner":
+        """What signs the messages of a stream.
+
+        Args:
+            credentials: returns the credentials to sign with; asked once a second.
+            seed: the request's signature, in hexadecimal.
+        """
+        # loaded with the first bidirectional stream
+        from aiosmrt._wire.sigv4.events import EventSigner
+
+        return EventSigner(lambda day: self._key(credentials(), day), self._region, self._service, seed)
 
     def _key(self, credentials: Credentials, day: str) -> bytes:
         key = self._keys.get((credentials.secret_key, day))

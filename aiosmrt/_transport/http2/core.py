@@ -1,0 +1,336 @@
+"""The client's end of an HTTP/2 connection without I/O: bytes in, bytes out, and what each stream has come to.
+
+What arrives for a stream is kept until its reader takes it, and only then is its window opened again, so that a
+server which is faster than its reader takes at most `STREAM_WINDOW_BYTES` of memory here. The connection's own window
+is opened at once: a reader that is slow, or gone, must not hold up the other streams.
+
+A stream ends in one of two ways: the server ends it (END_STREAM), or something breaks. The second is never taken for
+the first: a reset, a GOAWAY that names an earlier stream, a lost connection and a violation of the protocol each become
+the stream's `Failure`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import NoAvailableStreamIDError, ProtocolError
+from hpack import HeaderTuple
+
+from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, Connection
+
+__all__ = ["CONNECTION_WINDOW_BYTES", "STREAM_WINDOW_BYTES", "Core", "Failure", "Stream"]
+
+STREAM_WINDOW_BYTES: Final = 2**18
+CONNECTION_WINDOW_BYTES: Final = 2**24
+
+Reason = Literal["reset", "refused", "lost", "malformed", "silent", "closed"]
+
+
+class Failure(NamedTuple):
+    """What has broken a stream.
+
+    Args:
+        reason: the server reset the stream; it did not begin with it (GOAWAY, REFUSED_STREAM); the connection was lost;
+            it broke the protocol; it was silent for too long; this side closed the connection.
+        code: HTTP/2's name for the error, if the server gave one.
+    """
+
+    reason: Reason
+    code: str = ""
+
+
+class Stream:
+    """A stream's state.
+
+    Attributes:
+        stream_id: its number; odd.
+        status: the response's status; None before its head.
+        headers: the response's headers; names in lower case, repeated ones joined by ``", "``.
+        ended: whether the server has ended it.
+        input_ended: whether this side has ended the request.
+        failure: what has broken it, if anything.
+    """
+
+    __slots__ = (
+        "_pending",
+        "_received",
+        "_unopened",
+        "ended",
+        "failure",
+        "headers",
+        "input_ended",
+        "status",
+        "stream_id",
+    )
+
+    def __init__(self, stream_id: int) -> None:
+        self.stream_id = stream_id
+        self.status: int | None = None
+        self.headers: dict[str, str] = {}
+        self.ended = False
+        self.input_ended = False
+        self.failure: Failure | None = None
+        self._pending = bytearray()
+        self._received = bytearray()
+        # bytes, padding included, for which the window has to be opened again
+        self._unopened = 0
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.stream_id} status={self.status} received_bytes={len(self._received)}>"
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes wait to be taken."""
+        return len(self._received)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can arrive."""
+        return self.ended or self.failure is not None
+
+
+class Core:
+    """The client's end of one connection.
+
+    After every call, `output` has what must be sent. Calls that report streams return those whose state has changed.
+    """
+
+    def __init__(self) -> None:
+        self._h2 = Connection(client_side=True, stream_window_bytes=STREAM_WINDOW_BYTES)
+        self._streams: dict[int, Stream] = {}
+        self._unopened = 0
+        # Of the streams that have something pending.
+        self._pending: dict[int, Stream] = {}
+        self._pending_bytes = 0
+        # The server's GOAWAY, or a broken connection: no further streams.
+        self.is_draining = False
+        self.failure: Failure | None = None
+        self.has_settings = False
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES)
+
+    def __repr__(self) -> str:
+        return f"<Core streams={len(self._streams)}{' draining' if self.is_draining else ''}>"
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that count towards the server's limit."""
+        return len(self._streams)
+
+    @property
+    def max_streams(self) -> int:
+        """The server's MAX_CONCURRENT_STREAMS."""
+        return self._h2.remote_settings.max_concurrent_streams
+
+    def output(self) -> bytes:
+        """What must be sent now; may be empty."""
+        if self._pending:
+            self._send_pending()
+        return self._h2.data_to_send()
+
+    # Requests
+
+    def open(self, headers: list[HeaderTuple]) -> Stream | None:
+        """Begin a request; None if this connection takes no more.
+
+        Args:
+            headers: the pseudo-header fields, then the others.
+        """
+        if self.is_draining or self.open_streams >= self.max_streams:
+            return None
+        try:
+            stream_id = self._h2.get_next_available_stream_id()
+        except NoAvailableStreamIDError:
+            self.is_draining = True
+            return None
+        self._h2.send_headers(stream_id, headers)
+        stream = self._streams[stream_id] = Stream(stream_id)
+        return stream
+
+    def write(self, stream: Stream, data: memoryview) -> int:
+        """Take as much as flow control allows, and return how many bytes that is.
+
+        What is taken goes into DATA frames with the next `output`, so that small messages share one.
+        """
+        if stream.is_over or stream.input_ended:
+            return 0
+        room = min(
+            self._h2.local_flow_control_window(stream.stream_id) - len(stream._pending),
+            self._h2.outbound_flow_control_window - self._pending_bytes,
+        )
+        if room <= 0:
+            return 0
+        piece = data[:room]
+        stream._pending += piece
+        self._pending[stream.stream_id] = stream
+        self._pending_bytes += len(piece)
+        return len(piece)
+
+    def _send_pending(self) -> None:
+        for stream in list(self._pending.values()):
+            if stream.is_over:
+                self._drop_pending(stream)
+                continue
+            left = memoryview(stream._pending)
+            while left:
+                # The server may have made a window smaller since.
+                size = min(self._h2.local_flow_control_window(stream.stream_id), self._h2.max_outbound_frame_size)
+                if size <= 0:
+                    break
+                self._h2.send_data(stream.stream_id, bytes(left[:size]))
+                left = left[size:]
+            rest = bytes(left)
+            left.release()
+            self._drop_pending(stream)
+            if rest:
+                stream._pending += rest
+                self._pending[stream.stream_id] = stream
+                self._pending_bytes += len(rest)
+
+    def _drop_pending(self, stream: Stream) -> None:
+        self._pending_bytes -= len(stream._pending)
+        stream._pending = bytearray()
+        self._pending.pop(stream.stream_id, None)
+
+    def end_input(self, stream: Stream) -> bool:
+        """End the request; return False if something must be sent before, for which there is no room."""
+        if not stream.input_ended and not stream.is_over:
+            self._send_pending()
+            if stream._pending:
+                return False
+            self._h2.end_stream(stream.stream_id)
+            stream.input_ended = True
+        return True
+
+    def take(self, stream: Stream) -> bytes:
+        """What has arrived and was not taken yet; the server may send as much again."""
+        data = bytes(stream._received)
+        stream._received.clear()
+        if stream._unopened >= STREAM_WINDOW_BYTES // 4 and not stream.is_over:
+            self._h2.increment_flow_control_window(stream._unopened, stream.stream_id)
+            stream._unopened = 0
+        return data
+
+    def close(self, stream: Stream) -> None:
+        """Forget a stream; if either direction is open, reset it."""
+        stream._received.clear()
+        if self._streams.pop(stream.stream_id, None) is None or self.failure is not None:
+            self._drop_pending(stream)
+            return
+        self._reset(stream)
+
+    def _reset(self, stream: Stream) -> None:
+        self._drop_pending(stream)
+        if stream.failure is None and not (stream.ended and stream.input_ended):
+            self._h2.reset_stream(stream.stream_id, ErrorCodes.CANCEL)
+
+    def ping(self, data: bytes) -> None:
+        """Ask the server for a sign of life; any byte is one."""
+        if self.failure is None:
+            self._h2.ping(data)
+
+    # What arrives
+
+    def feed(self, data: bytes) -> list[Stream]:
+        """Process bytes from the server."""
+        if self.failure is not None:
+            return []
+        changed: dict[int, Stream] = {}
+        try:
+            events = self._h2.receive_data(data)
+        except ProtocolError:
+            # Its GOAWAY is among the output now.
+            return self.fail(Failure("malformed"))
+        for event in events:
+            for stream in self._handle(event):
+                changed[stream.stream_id] = stream
+        if self._unopened > CONNECTION_WINDOW_BYTES // 4:
+            self._h2.increment_flow_control_window(self._unopened)
+            self._unopened = 0
+        return list(changed.values())
+
+    def _handle(self, event: Event) -> Iterable[Stream]:
+        if isinstance(event, RemoteSettingsChanged):
+            self.has_settings = True
+            return self._streams.values()
+        if isinstance(event, ConnectionTerminated):
+            return self._handle_goaway(event)
+        if isinstance(event, DataReceived):
+            self._unopened += event.flow_controlled_length
+        if isinstance(event, WindowUpdated) and not event.stream_id:
+            return self._streams.values()
+        stream = self._streams.get(getattr(event, "stream_id", None) or 0)
+        if stream is None:
+            return ()
+        if isinstance(event, ResponseReceived):
+            if not _take_head(stream, event.headers):
+                stream.failure = Failure("malformed")
+        elif isinstance(event, DataReceived):
+            stream._received += event.data
+            stream._unopened += event.flow_controlled_length
+        elif isinstance(event, StreamEnded):
+            stream.ended = True
+        elif isinstance(event, StreamReset):
+            # NO_ERROR after END_STREAM: the server needs no more of the request (RFC 9113, 8.1).
+            if stream.ended:
+                stream.input_ended = True
+            else:
+                refused = event.error_code == ErrorCodes.REFUSED_STREAM
+                stream.failure = Failure("refused" if refused else "reset", _name(event.error_code))
+        return (stream,)
+
+    def _handle_goaway(self, event: ConnectionTerminated) -> list[Stream]:
+        self.is_draining = True
+        last = event.last_stream_id or 0
+        refused = [stream for stream in self._streams.values() if stream.stream_id > last and not stream.is_over]
+        for stream in refused:
+            stream.failure = Failure("refused", _name(event.error_code))
+        return refused
+
+    def fail(self, failure: Failure) -> list[Stream]:
+        """Break what is open; returns the streams that this has broken."""
+        if self.failure is None:
+            self.failure = failure
+        self.is_draining = True
+        broken = [stream for stream in self._streams.values() if not stream.is_over]
+        for stream in broken:
+            stream.failure = failure
+        return broken
+
+    def goodbye(self) -> None:
+        """Tell the server that nothing follows."""
+        if self.failure is None:
+            for stream in self._streams.values():
+                self._reset(stream)
+            self._h2.close_connection()
+
+
+def _take_head(stream: Stream, headers: Iterable[tuple[bytes, bytes]] | None) -> bool:
+    """Take in the head of a response; return whether it has a status."""
+    for raw_name, raw_value in headers or ():
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name == ":status":
+            stream.status = int(value) if re.fullmatch("[1-9][0-9]{2}", value) else None
+        elif not name.startswith(":"):
+            stream.headers[name] = f"{stream.headers[name]}, {value}" if name in stream.headers else value
+    return stream.status is not None
+
+
+def _name(code: object) -> str:
+    try:
+        return ErrorCodes(code).name  # type: ignore[arg-type]
+    except ValueError:
+        return str(code)

@@ -1,0 +1,201 @@
+"""CPU per message of a bidirectional stream: aiosmrt beside AWS's client, on the same server in the same run.
+
+    python benchmarks/bidirectional.py [--messages 2000] [--rounds 3]
+
+Messages of 640 bytes, 20 ms of 16 kHz audio, over TLS to a local runtime in another process that echoes them:
+
+- ping-pong: the next message is sent when the last one has come back;
+- pipelined: one task sends, another receives;
+- send-only: the model takes all of them and answers once.
+
+A client's figure is the CPU time of its process, connection and start of the stream left out. AWS's client
+(``aws-sdk-sagemaker-runtime-http2`` on awscrt) runs under the Python that AIOSMRT_TEST_HTTP2 names; `make peers`
+installs it. Without it, its column stays empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+MESSAGE = bytes(640)
+MODES = ("ping-pong", "pipelined", "send-only")
+KEY = ("AKIDEXAMPLE", "not-a-real-secret")
+REGION = "eu-central-1"
+
+Send = Callable[[bytes], Awaitable[object]]
+Receive = Callable[[], Awaitable[object]]
+End = Callable[[], Awaitable[object]]
+
+
+async def measure(mode: str, messages: int, send: Send, receive: Receive, end: End) -> float:
+    """CPU seconds per message."""
+    await send(MESSAGE)
+    if mode != "send-only":
+        await receive()
+    began = time.process_time()
+    if mode == "ping-pong":
+        for _ in range(messages):
+            await send(MESSAGE)
+            await receive()
+    elif mode == "pipelined":
+
+        async def send_all() -> None:
+            for _ in range(messages):
+                await send(MESSAGE)
+
+        sending = asyncio.ensure_future(send_all())
+        for _ in range(messages):
+            await receive()
+        await sending
+    else:
+        for _ in range(messages):
+            await send(MESSAGE)
+        await end()
+        await receive()
+    return (time.process_time() - began) / messages
+
+
+async def measure_aiosmrt(url: str, authority: str, mode: str, messages: int) -> float:
+    import aiosmrt
+
+    async with (
+        aiosmrt.Client(
+            REGION,
+            aws_access_key_id=KEY[0],
+            aws_secret_access_key=KEY[1],
+            http2_endpoint_url=url,
+            verify=authority,
+        ) as client,
+        client.invoke_endpoint_with_bidirectional_stream(EndpointName=mode) as stream,
+    ):
+        return await measure(mode, messages, stream.send, stream.__anext__, stream.end_input)
+
+
+async def measure_aws(url: str, authority: str, mode: str, messages: int) -> float:
+    from aws_sdk_sagemaker_runtime_http2.client import AsyncSageMakerRuntimeHTTP2Client
+    from aws_sdk_sagemaker_runtime_http2.config import AsyncSageMakerRuntimeHTTP2Config
+    from aws_sdk_sagemaker_runtime_http2.models import (
+        InvokeEndpointWithBidirectionalStreamInput,
+        RequestPayloadPart,
+        RequestStreamEventPayloadPart,
+    )
+    from smithy_http.aio.crt import AWSCRTHTTPClient
+
+    config = await AsyncSageMakerRuntimeHTTP2Config.resolve(
+        endpoint_uri=url, region=REGION, transport=AWSCRTHTTPClient()
+    )
+    stream: Any = await AsyncSageMakerRuntimeHTTP2Client(config=config).invoke_endpoint_with_bidirectional_stream(
+        InvokeEndpointWithBidirectionalStreamInput(endpoint_name=mode)
+    )
+    events: Any = None
+
+    async def send(data: bytes) -> None:
+        part = RequestPayloadPart(bytes_=data)
+        await stream.input_stream.send(RequestStreamEventPayloadPart(value=part))
+
+    async def receive() -> None:
+        nonlocal events
+        if events is None:
+            events = (await stream.await_output())[1]
+        await events.receive()
+
+    return await measure(mode, messages, send, receive, stream.input_stream.close)
+
+
+async def serve(folder: Path) -> None:
+    """The server's process: prints its URL, and runs until its input ends."""
+    import ssl
+
+    import trustme
+
+    from aiosmrt.local import Credentials, LocalRuntime
+
+    async def echo(invocation: Any) -> Any:
+        async for message in invocation.messages:
+            yield message
+
+    async def sink(invocation: Any) -> Any:
+        async for _ in invocation.messages:
+            pass
+        yield "done"
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context.set_alpn_protocols(["h2"])
+    endpoints = {"ping-pong": echo, "pipelined": echo, "send-only": sink}
+    async with LocalRuntime(
+        endpoints, credentials=Credentials(*KEY), region=REGION, http2_port=0, http2_tls=context
+    ) as runtime:
+        print(runtime.http2_url, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+def run_client(python: str, client: str, url: str, authority: Path, mode: str, messages: int) -> float:
+    """CPU microseconds per message of a client in a new process."""
+    environment = os.environ | {
+        "SSL_CERT_FILE": str(authority),
+        "AWS_ACCESS_KEY_ID": KEY[0],
+        "AWS_SECRET_ACCESS_KEY": KEY[1],
+    }
+    command = [python, __file__, "--client", client, "--url", url, "--authority", str(authority)]
+    command += ["--mode", mode, "--messages", str(messages)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    return float(json.loads(done.stdout)) * 1e6
+
+
+def compare(messages: int, rounds: int) -> None:
+    aws = os.environ.get("AIOSMRT_TEST_HTTP2", "")
+    clients = {"aiosmrt": sys.executable} | ({"aws": aws} if Path(aws).is_file() else {})
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--serve", folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            assert server.stdin is not None
+            url = server.stdout.readline().strip()
+            print("| µs CPU per message | aiosmrt | AWS's client | ratio |\n|---|---|---|---|")
+            for mode in MODES:
+                figures: dict[str, list[float]] = {client: [] for client in clients}
+                for _ in range(rounds):
+                    for client, python in clients.items():
+                        authority = Path(folder, "authority.pem")
+                        figures[client].append(run_client(python, client, url, authority, mode, messages))
+                ours = statistics.median(figures["aiosmrt"])
+                theirs = statistics.median(figures["aws"]) if "aws" in figures else None
+                rest = " | |" if theirs is None else f"{theirs:.0f} | {theirs / ours:.1f} |"
+                print(f"| {mode} | {ours:.0f} | {rest}")
+            server.stdin.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--messages", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--client", choices=["aiosmrt", "aws"], help=argparse.SUPPRESS)
+    for name in ("--url", "--authority", "--mode"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve is not None:
+        asyncio.run(serve(arguments.serve))
+    elif arguments.client is not None:
+        run = measure_aiosmrt if arguments.client == "aiosmrt" else measure_aws
+        print(json.dumps(asyncio.run(run(arguments.url, arguments.authority, arguments.mode, arguments.messages))))
+    else:
+        compare(arguments.messages, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

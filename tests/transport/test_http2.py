@@ -1,0 +1,436 @@
+"""HTTP/2: flow control in both directions, what breaks a stream, limits, and what is left afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, DataReceived, PingReceived, StreamReset, WindowUpdated
+from hyperframe.frame import GoAwayFrame
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosmrt._transport.http2.connection import Link
+from aiosmrt._transport.http2.core import STREAM_WINDOW_BYTES, Core
+from aiosmrt._transport.http2.pool import Http2Pool
+from aiosmrt._wire.http2 import LAST_STREAM_ID, header_fields
+from aiosmrt.errors import (
+    ClientStateError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ResponseStreamingError,
+    SSLError,
+)
+from tests.support.http2_peer import Http2Server, http2_server
+from tests.support.tls import client_context, server_context
+from tests.support.virtual_time import VirtualTime
+
+HEADERS = [(":method", "POST"), (":path", "/x"), (":scheme", "http"), (":authority", "x")]
+
+
+@asynccontextmanager
+async def pool_of(
+    server: Http2Server, context: ssl.SSLContext | None = None, **arguments: Any
+) -> AsyncIterator[Http2Pool]:
+    pool = Http2Pool(server.origin, context=context, **arguments)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        assert pool.connections == 0
+
+
+async def begin(pool: Http2Pool, on_change: Callable[[], object] = lambda: None) -> Link:
+    link = (await pool.acquire(20.0)).open(HEADERS, on_change)
+    assert link is not None
+    return link
+
+
+async def everything(link: Link) -> bytes:
+    data = b""
+    while chunk := await link.read():
+        data += chunk
+    return data
+
+
+async def test_both_directions_at_once() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        assert link.write(memoryview(b"up")) == 2
+        assert await peer.data(stream, 2) == b"up"
+        peer.answer(stream, x_name="value")
+        await link.wait_for_head()
+        assert (link.status, link.headers) == (200, {"x-name": "value"})
+        for word in (b"one", b"two"):
+            peer.send(stream, word)
+            assert await link.read() == word
+            assert link.write(memoryview(word)) == len(word)
+            assert await peer.data(stream, len(word)) == word
+        link.end_input()
+        await peer.end(stream)
+        peer.send(stream, b"last", end=True)
+        assert await everything(link) == b"last"
+        link.close()
+        # The same connection serves the next one.
+        await begin(pool)
+        assert await peer.request() == 3
+        assert pool.connections == 1
+
+
+async def test_the_request_waits_for_the_servers_window() -> None:
+    changes = asyncio.Event()
+    async with http2_server(window=1000) as server, pool_of(server) as pool:
+        link = await begin(pool, changes.set)
+        peer = await server.peer()
+        stream = await peer.request()
+        data = memoryview(bytes(range(250)) * 20)
+        sent = link.write(data)
+        assert sent == 1000
+        assert link.write(data[sent:]) == 0
+        found = b""
+        while sent < len(data):
+            found += await peer.data(stream, 1000)
+            while not (step := link.write(data[sent:])):
+                changes.clear()
+                await changes.wait()
+            sent += step
+        found += await peer.data(stream, len(data) - len(found))
+        assert found == data
+
+
+async def test_a_fast_server_fills_one_window_and_no_more() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        slow, other = await begin(pool), await begin(pool)
+        peer = await server.peer()
+        first, second = await peer.request(), await peer.request()
+        peer.answer(first)
+        peer.answer(second)
+        total = 3 * STREAM_WINDOW_BYTES
+
+        async def fill() -> None:
+            left = total
+            while left:
+                room = min(peer.h2.local_flow_control_window(first), peer.h2.max_outbound_frame_size, left)
+                if room:
+                    peer.send(first, bytes(room))
+                    left -= room
+                else:
+                    await peer.event(WindowUpdated)
+            peer.h2.end_stream(first)
+            peer.flush()
+
+        filling = asyncio.create_task(fill())
+        await slow.wait_for_head()
+        # A message on the other stream comes through while this one is full: the connection's window is open.
+        while peer.h2.local_flow_control_window(first):
+            await asyncio.sleep(0)
+        peer.send(second, b"through")
+        assert await other.read() == b"through"
+        assert not filling.done()
+        received = bytearray()
+        while chunk := await slow.read():
+            assert len(chunk) <= STREAM_WINDOW_BYTES
+            received += chunk
+        assert len(received) == total
+        await filling
+
+
+BREAKS: dict[str, tuple[Callable[[Any, int], object], str]] = {
+    "reset": (lambda peer, stream: peer.h2.reset_stream(stream, ErrorCodes.INTERNAL_ERROR), "INTERNAL_ERROR"),
+    "cut": (lambda peer, stream: peer.abort(), "lost"),
+    "closed": (lambda peer, stream: peer.transport.close(), "lost"),
+    "goaway": (
+        lambda peer, stream: peer.write_raw(GoAwayFrame(0, last_stream_id=0, error_code=2).serialize()),
+        "begun",
+    ),
+    "malformed": (lambda peer, stream: peer.write_raw(b"\0\0\x01\x00\x00\0\0\0\0x"), "violated"),
+}
+
+
+@pytest.mark.parametrize("after_head", [False, True])
+@pytest.mark.parametrize("name", BREAKS)
+async def test_what_breaks_a_stream_is_an_error_and_never_its_end(name: str, after_head: bool) -> None:
+    act, text = BREAKS[name]
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        if after_head:
+            peer.answer(stream)
+            await link.wait_for_head()
+            peer.send(stream, b"before")
+            assert await link.read() == b"before"
+        act(peer, stream)
+        peer.flush()
+        with pytest.raises(ResponseStreamingError if after_head else ConnectionClosedError, match=text):
+            await (link.read() if after_head else link.wait_for_head())
+        assert link.is_over
+        assert link.write(memoryview(b"x")) == 0
+
+
+async def test_what_came_before_a_break_is_read_first() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        peer.answer(stream)
+        await link.wait_for_head()
+        peer.h2.send_data(stream, b"before")
+        peer.h2.reset_stream(stream, ErrorCodes.INTERNAL_ERROR)
+        peer.flush()
+        assert await link.read() == b"before"
+        with pytest.raises(ResponseStreamingError):
+            await link.read()
+
+
+async def test_an_end_before_the_head_is_an_error() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        peer.answer(stream, 204, end=True)
+        await link.wait_for_head()
+        assert await everything(link) == b""
+
+
+async def test_a_reset_without_error_after_the_end_is_an_end() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        peer.answer(stream)
+        peer.h2.send_data(stream, b"all", end_stream=True)
+        peer.h2.reset_stream(stream, ErrorCodes.NO_ERROR)
+        peer.flush()
+        await link.wait_for_head()
+        assert await everything(link) == b"all"
+        link.close()
+
+
+async def test_a_graceful_goaway_lets_streams_finish_and_takes_no_more() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        peer.answer(stream)
+        peer.write_raw(GoAwayFrame(0, last_stream_id=LAST_STREAM_ID).serialize())
+        peer.send(stream, b"one")
+        await link.wait_for_head()
+        assert await link.read() == b"one"
+        assert link.write(memoryview(b"up")) == 2
+        assert await peer.data(stream, 2) == b"up"
+        await begin(pool)
+        assert await (await server.peer(1)).request() == 1
+        peer.send(stream, b"two", end=True)
+        assert await everything(link) == b"two"
+        link.end_input()
+        link.close()
+        await peer.lost.wait()
+
+
+async def test_a_limit_of_streams_opens_another_connection() -> None:
+    async with http2_server(max_streams=2) as server, pool_of(server) as pool:
+        links = await asyncio.gather(*(begin(pool) for _ in range(7)))
+        assert len(links) == 7
+        assert pool.connections == 4
+        links[0].close()
+        await begin(pool)
+        assert pool.connections == 4
+
+
+async def test_a_server_that_allows_no_stream_is_an_error() -> None:
+    async with http2_server(max_streams=0) as server, pool_of(server) as pool:
+        with pytest.raises(EndpointConnectionError, match="allows no streams"):
+            await pool.acquire(20.0)
+
+
+async def test_leaving_early_resets_the_stream() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        link.close()
+        assert (await peer.event(StreamReset, stream_id=stream)).error_code == ErrorCodes.CANCEL
+        assert await link.read() == b""
+
+
+async def test_closing_fails_streams_and_says_goodbye() -> None:
+    async with http2_server() as server:
+        async with pool_of(server) as pool:
+            link = await begin(pool)
+            peer = await server.peer()
+            await peer.request()
+            waiting = asyncio.create_task(link.wait_for_head())
+            await asyncio.sleep(0)
+        await peer.event(ConnectionTerminated)
+        with pytest.raises(ClientStateError, match="closed during the call"):
+            await waiting
+        with pytest.raises(ClientStateError):
+            await pool.acquire(20.0)
+
+
+async def test_a_dead_peer_is_noticed(virtual_time: VirtualTime) -> None:
+    async with http2_server() as server, pool_of(server, ping_after=5.0, ping_limit=3.0) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        peer.answer(stream)
+        await link.wait_for_head()
+        # A peer that answers PINGs may be silent for as long as it likes. What it sends afterwards shows that its
+        # answer has arrived.
+        for _ in range(3):
+            await virtual_time.advance(5.0)
+            await peer.event(PingReceived)
+            peer.send(stream, b"x")
+            assert await link.read() == b"x"
+        waiting = asyncio.create_task(link.read())
+        peer.is_silent = True
+        await virtual_time.advance(5.0)
+        await virtual_time.advance(3.1)
+        with pytest.raises(ResponseStreamingError, match="dead"):
+            await waiting
+
+
+async def test_no_settings_in_time_is_a_connect_timeout() -> None:
+    async with http2_server(withholds_settings=True) as server, pool_of(server) as pool:
+        with pytest.raises(ConnectTimeoutError):
+            await pool.acquire(0.05)
+
+
+async def test_refused_connections_are_an_error_for_all_who_wait() -> None:
+    async with http2_server() as server:
+        origin = server.origin
+    pool = Http2Pool(origin, context=None)
+    outcomes = await asyncio.gather(*(pool.acquire(20.0) for _ in range(5)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {EndpointConnectionError}
+    assert len({id(outcome) for outcome in outcomes}) == 5
+    await pool.close()
+
+
+@pytest.mark.parametrize("waiters", [1, 3])
+async def test_cancelled_connecting_leaves_nothing(waiters: int) -> None:
+    async with http2_server(withholds_settings=True) as server, pool_of(server) as pool:
+        tasks = [asyncio.create_task(pool.acquire(None)) for _ in range(waiters)]
+        peer = await server.peer()
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert not peer.lost.is_set()
+        tasks[0].cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        await peer.lost.wait()
+        assert pool.connections == 0
+
+
+@pytest.mark.parametrize("wait", [Link.wait_for_head, Link.read])
+async def test_a_cancelled_wait_leaves_a_stream_that_can_be_closed(wait: Callable[[Link], Awaitable[object]]) -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        waiting = asyncio.ensure_future(wait(link))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        link.close()
+        await peer.event(StreamReset, stream_id=stream)
+
+
+async def test_tls_with_alpn() -> None:
+    async with (
+        http2_server(context=server_context(protocol="h2")) as server,
+        pool_of(server, context=client_context(protocol="h2")) as pool,
+    ):
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        peer.answer(stream, end=True)
+        await link.wait_for_head()
+        assert await everything(link) == b""
+
+
+async def test_an_unknown_authority_and_a_server_without_http2_fail_at_once() -> None:
+    async with (
+        http2_server(context=server_context(protocol="h2")) as server,
+        pool_of(server, context=client_context("others", protocol="h2")) as pool,
+    ):
+        with pytest.raises(SSLError, match="certificate"):
+            await pool.acquire(20.0)
+    async with http2_server(context=server_context()) as server, pool_of(server, context=client_context()) as pool:
+        with pytest.raises(SSLError, match="HTTP/2"):
+            await pool.acquire(20.0)
+
+
+@given(st.lists(st.binary(max_size=64), max_size=8))
+def test_no_bytes_of_a_server_raise(pieces: list[bytes]) -> None:
+    core = Core()
+    core.output()
+    for piece in pieces:
+        core.feed(piece)
+        core.output()
+
+
+@given(st.data())
+def test_no_damage_to_a_servers_bytes_raises(data: st.DataObject) -> None:
+    good = bytearray(GOOD)
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    core = Core()
+    stream = core.open(header_fields(HEADERS))
+    assert stream is not None
+    core.feed(bytes(good))
+    core.take(stream)
+    core.close(stream)
+    core.goodbye()
+    core.output()
+
+
+def _good() -> bytes:
+    core = Core()
+    core.open(header_fields(HEADERS))
+    server = H2Connection(H2Configuration(client_side=False))
+    server.initiate_connection()
+    server.receive_data(core.output())
+    server.send_headers(1, [(":status", "200"), ("x-name", "value")])
+    server.send_data(1, b"some data", end_stream=False)
+    server.ping(b"12345678")
+    server.send_data(1, b"", end_stream=True)
+    return bytes(server.data_to_send())
+
+
+GOOD = _good()
+
+
+async def test_what_is_written_in_one_turn_of_the_loop_goes_out_in_one_frame() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link = await begin(pool)
+        peer = await server.peer()
+        stream = await peer.request()
+        for _ in range(10):
+            assert link.write(memoryview(b"0123456789")) == 10
+        assert (await peer.event(DataReceived, stream_id=stream)).data == b"0123456789" * 10
+
+
+async def test_closing_drops_what_was_written_and_not_sent() -> None:
+    async with http2_server() as server:
+        async with pool_of(server) as pool:
+            link, other = await begin(pool), await begin(pool)
+            peer = await server.peer()
+            for one in (link, other):
+                await peer.request()
+                assert one.write(memoryview(b"unsent")) == 6
+            link.close()
+        assert (await peer.event(StreamReset)).error_code == ErrorCodes.CANCEL
+        await peer.event(ConnectionTerminated)
