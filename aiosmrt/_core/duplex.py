@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from aiosmrt._core.call import AnyReply, Call
 from aiosmrt._core.outcome import stream_error
+from aiosmrt._core.response_bodies import decoded
 from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.eventstream import Decoder, encode_payload_part
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD
@@ -642,10 +643,8 @@ class BidirectionalStream:
         """Decode what has arrived, up to the first failure."""
         if self._failure is not None:
             return
-        try:
-            messages = self._decoder.feed(data)
-        except EventStreamFormatError as error:
-            self._failure = error.with_traceback(None)
+        messages, self._failure = decoded(self._decoder, data)
+        if messages is None:
             return
         for headers, payload in messages:
             if headers.event_type == "PayloadPart":

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aiosmrt._wire.openai_route import PlainParts
     from aiosmrt.types import ResponseStreamEvent
 
-__all__ = ["EventStream", "StreamOwner", "StreamTiming", "StreamingBody"]
+__all__ = ["EventStream", "StreamOwner", "StreamTiming", "StreamingBody", "decoded"]
 
 _CHUNK_BYTES = 1024
 # Small enough that the values of a batch stay in the processor's cache: JSON is a third faster than in thousands.
@@ -444,11 +444,8 @@ class EventStream:
         """Decode what has arrived and keep the payloads up to the first failure."""
         if self._failure is not None:
             return
-        try:
-            messages = self._decoder.feed(data)
-        except EventStreamFormatError as error:
-            # Its frames hold what was received.
-            self._failure = error.with_traceback(None)
+        messages, self._failure = decoded(self._decoder, data)
+        if messages is None:
             return
         arrived = self._arrived
         for headers, payload in messages:
@@ -503,6 +500,17 @@ class EventStream:
                     self._loop.call_soon_threadsafe(
                         _close_forgotten, self._owner, self._stream, self._parts, self._payload_bytes
                     )
+
+
+def decoded(
+    decoder: Decoder | PlainParts, data: bytes | memoryview
+) -> tuple[list[tuple[EventHeaders, bytes]] | None, AiosmrtError | None]:
+    """The messages that are complete with ``data``; None and the reason where they are malformed."""
+    try:
+        return decoder.feed(data), None
+    except EventStreamFormatError as error:
+        # Its frames hold what was received.
+        return None, error.with_traceback(None)
 
 
 def _close_forgotten(owner: StreamOwner, stream: ReplyStream, parts: int, payload_bytes: int) -> None:

@@ -210,8 +210,8 @@ class ObjectFile(io.RawIOBase):
         self._facts = facts
         self._count = count
         self._position = 0
-        self._start = 0
-        self._part = b""
+        # the part that was fetched last, where it begins, and the one that is being fetched
+        self._part, self._start = b"", 0
         self._next: tuple[int, Future[bytes]] | None = None
 
     def readable(self) -> bool:

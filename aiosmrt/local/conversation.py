@@ -20,8 +20,10 @@ __all__ = ["PartialText", "StreamClosedByContainer", "call_handler", "call_webso
 
 PATH: Final = "invocations-bidirectional-stream"
 CONNECT_SECONDS: Final = 5.0
+# By the contract of containers: a ping a minute, and the end after five without an answer.
 PING_SECONDS: Final = 60.0
 MAX_MISSED_PONGS: Final = 5
+# Codes of RFC 6455, section 7.4.1.
 NORMAL_CLOSURE: Final = 1000
 _NOT_UTF8: Final = 1007
 _LOST: Final = 1006

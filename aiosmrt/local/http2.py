@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -35,11 +34,10 @@ from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM a
 from aiosmrt._wire.sigv4.canonical import SignatureFormatError
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD, EventVerifier
 from aiosmrt.errors import EventStreamFormatError
-from aiosmrt.local.authentication import SignatureVerifier
 from aiosmrt.local.backends import ContainerFailure, StreamMessage
 from aiosmrt.local.conversation import PartialText, StreamClosedByContainer
 from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, access_denied
-from aiosmrt.local.fault_schedule import Effect, FaultScript, Stage
+from aiosmrt.local.fault_schedule import Effect, Stage
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
     ErrorEffect,
@@ -53,10 +51,11 @@ from aiosmrt.local.faults import (
     StreamFailure,
     Truncate,
 )
-from aiosmrt.local.invocation import EVENT_STREAM, Invoker
+from aiosmrt.local.invocation import EVENT_STREAM
 from aiosmrt.local.parameters import read_parameters, route_of
-from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
+from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.response_body import cut_connection
+from aiosmrt.local.service import Service
 
 __all__ = ["Http2Server"]
 
@@ -69,15 +68,7 @@ class Http2Server:
     """Handles the bidirectional streams of a local runtime.
 
     Args:
-        invoker: serves the calls.
-        verifier: verifies signatures. If None, none are.
-        scripts: the faults of each endpoint by name; those under ``*`` apply to all.
-        log: receives the records.
-        progress: notified of changes.
-        region: the region of the runtime.
-        account_id: the account of the runtime.
-        clock: returns the time in epoch seconds.
-        chance: the source of random numbers.
+        service: what answers the calls.
         stall: waits for so many seconds, or until released.
         window_bytes: how much a client may send on a stream before the model has taken it.
         max_streams: streams that a connection may have at once.
@@ -86,30 +77,14 @@ class Http2Server:
 
     def __init__(
         self,
+        service: Service,
         *,
-        invoker: Invoker,
-        verifier: SignatureVerifier | None,
-        scripts: Mapping[str, FaultScript],
-        log: RequestLog,
-        progress: Progress,
-        region: str,
-        account_id: str,
-        clock: Callable[[], float],
-        chance: random.Random,
         stall: Callable[[float | None], Any],
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         max_streams: int = 100,
         lifetime: float = LIFETIME_SECONDS,
     ) -> None:
-        self.invoker = invoker
-        self.verifier = verifier
-        self.scripts = scripts
-        self.log = log
-        self.progress = progress
-        self.region = region
-        self.account_id = account_id
-        self.clock = clock
-        self.chance = chance
+        self.service = service
         self.stall = stall
         self.window_bytes = window_bytes
         self.max_streams = max_streams
@@ -142,14 +117,6 @@ class Http2Server:
             connection.abort()
         for _ in range(2):  # the end of a transport takes an iteration of the loop
             await asyncio.sleep(0)
-
-    def effects(self, endpoint: str) -> dict[Stage, Effect]:
-        """Draw the faults of a call."""
-        acting: dict[Stage, Effect] = {}
-        for name in (endpoint, "*"):
-            if name in self.scripts:
-                acting = self.scripts[name].effects(OPERATION.name) | acting
-        return acting
 
 
 class _Connection(asyncio.Protocol):
@@ -189,7 +156,7 @@ class _Connection(asyncio.Protocol):
             stream_id = event.stream_id or 0
             fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers or ()]
             self.exchanges[stream_id] = _Exchange(self, stream_id, fields)
-            self.server.progress.changed()
+            self.server.service.progress.changed()
             return
         if isinstance(event, RemoteSettingsChanged) or (isinstance(event, WindowUpdated) and not event.stream_id):
             for exchange in self.exchanges.values():
@@ -219,7 +186,7 @@ class _Connection(asyncio.Protocol):
         self.server.connections.discard(self)
         for exchange in list(self.exchanges.values()):
             exchange.task.cancel()
-        self.server.progress.changed()
+        self.server.service.progress.changed()
 
     def pause_writing(self) -> None:
         self._is_full = True
@@ -285,14 +252,14 @@ class _Exchange:
         path = self._pseudo.get(":path", "")
         headers = dict(fields)
         self._record = RequestRecord(
-            request_id=str(uuid.UUID(int=server.chance.getrandbits(128), version=4)),
+            request_id=str(uuid.UUID(int=server.service.chance.getrandbits(128), version=4)),
             method=self._pseudo.get(":method", ""),
             path=path.partition("?")[0],
             outcome="disconnected",
             invocation_id=headers.get("amz-sdk-invocation-id"),
             user_agent=headers.get("user-agent"),
             connection=connection.number,
-            started_at=server.clock(),
+            started_at=server.service.clock(),
         )
         self.task = asyncio.ensure_future(self._run())
 
@@ -314,7 +281,7 @@ class _Exchange:
             connection.flush()
             connection.exchanges.pop(self._stream_id, None)
             record.seconds = loop.time() - started
-            self._server.log.add(record)
+            self._server.service.log.add(record)
 
     async def _linger(self) -> None:
         """Wait a moment for the client to end its request, and then tell it that it need not (RFC 9113, 8.1).
@@ -334,22 +301,24 @@ class _Exchange:
         server, record = self._server, self._record
         path, _, query = self._pseudo.get(":path", "").partition("?")
         effects: dict[Stage, Effect] = {}
-        context = CallContext(server.region, server.account_id, "", record.started_at, record.request_id)
+        context = CallContext(
+            server.service.region, server.service.account_id, "", record.started_at, record.request_id
+        )
         try:
             operation, endpoint = route_of(record.method, path, (OPERATION,))
             record.operation, record.endpoint = operation.name, endpoint
-            effects = server.effects(endpoint)
+            effects = server.service.effects(endpoint, OPERATION.name)
             record.fault = tuple(effect.name for effect in effects.values())
             now = record.started_at
             if isinstance(skew := effects.get("clock"), SkewedClock):
                 now += skew.seconds
-            context = CallContext(server.region, server.account_id, endpoint, now, record.request_id)
+            context = CallContext(server.service.region, server.service.account_id, endpoint, now, record.request_id)
             self._verify(path, query, context)
             await self._act_before(effects.get("answer"), context)
             headers = {name: value for name, value in reversed(self._fields) if not name.startswith(":")}
             parameters = read_parameters(operation, endpoint, headers)
             answers, variant = await stack.enter_async_context(
-                server.invoker.converse(parameters, self._messages(), context)
+                server.service.invoker.converse(parameters, self._messages(), context)
             )
         except ErrorReply as error:
             await self._send_error(error.answer, context)
@@ -384,7 +353,7 @@ class _Exchange:
         return _failure("InternalStreamFailure", "The stream has reached the limit of 30 minutes.")
 
     def _verify(self, path: str, query: str, context: CallContext) -> None:
-        verifier = self._server.verifier
+        verifier = self._server.service.verifier
         if verifier is None:
             return
         headers = [(name, value) for name, value in self._fields if name == ":authority" or not name.startswith(":")]

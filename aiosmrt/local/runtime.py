@@ -37,6 +37,7 @@ from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
 from aiosmrt.local.response_body import cut_connection
 from aiosmrt.local.routing import Endpoint, EndpointSource, as_configuration
 from aiosmrt.local.server import MAX_BODY_BYTES, RequestServer
+from aiosmrt.local.service import Service
 from aiosmrt.local.tasks import finish
 
 if TYPE_CHECKING:
@@ -173,9 +174,8 @@ class LocalRuntime:
             clock=clock,
             chance=self._chance,
         )
-        self._server = RequestServer(
+        service = Service(
             invoker=invoker,
-            jobs=self._jobs,
             verifier=SignatureVerifier(accepted, region=region) if verify_signatures else None,
             scripts=self._scripts,
             log=self._log,
@@ -184,6 +184,10 @@ class LocalRuntime:
             account_id=account_id,
             clock=clock,
             chance=self._chance,
+        )
+        self._server = RequestServer(
+            service,
+            jobs=self._jobs,
             max_body_bytes=max_body_bytes,
             max_recorded_bytes=max_response_bytes,
             record_bodies=record_bodies,
@@ -198,15 +202,7 @@ class LocalRuntime:
             from aiosmrt.local.http2 import Http2Server
 
             self._http2 = Http2Server(
-                invoker=invoker,
-                verifier=SignatureVerifier(accepted, region=region) if verify_signatures else None,
-                scripts=self._scripts,
-                log=self._log,
-                progress=self._progress,
-                region=region,
-                account_id=account_id,
-                clock=clock,
-                chance=self._chance,
+                service,
                 stall=self._server.stall,
                 window_bytes=http2_window_bytes,
                 max_streams=http2_max_streams,

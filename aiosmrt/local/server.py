@@ -12,11 +12,10 @@ A handler is cancelled when its client disconnects, and with it the invocation.
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from email.utils import formatdate
 from hashlib import sha256
@@ -27,7 +26,6 @@ from aiohttp.web_protocol import RequestHandler
 
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, Operation
 from aiosmrt.local.asynchronous import AsyncInference
-from aiosmrt.local.authentication import SignatureVerifier
 from aiosmrt.local.backends import ContainerFailure, single
 from aiosmrt.local.error_responses import (
     CallContext,
@@ -37,7 +35,7 @@ from aiosmrt.local.error_responses import (
     body_too_large,
     openai_answer,
 )
-from aiosmrt.local.fault_schedule import Effect, FaultScript, Stage
+from aiosmrt.local.fault_schedule import Effect, Stage
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
     ErrorEffect,
@@ -47,11 +45,12 @@ from aiosmrt.local.faults import (
     Stall,
     Truncate,
 )
-from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, Invoker, Reply
+from aiosmrt.local.invocation import MAX_RESPONSE_BYTES, Reply
 from aiosmrt.local.origins import foreign_origin
 from aiosmrt.local.parameters import is_openai_path, openai_route_of, read_parameters, route_of
-from aiosmrt.local.requestlog import Progress, RequestLog, RequestRecord
+from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.response_body import Cut, cut_connection, shaped
+from aiosmrt.local.service import Service
 
 __all__ = ["MAX_BODY_BYTES", "RequestServer"]
 
@@ -68,16 +67,8 @@ class RequestServer:
     """Handles the requests of a local runtime.
 
     Args:
-        invoker: serves the calls.
+        service: what answers the calls.
         jobs: accepts asynchronous inferences.
-        verifier: verifies signatures. If None, every request is accepted that does not come from another origin.
-        scripts: the faults of each endpoint by name; those under ``*`` apply to all.
-        log: receives the records.
-        progress: notified of changes.
-        region: the region of the runtime.
-        account_id: the account of the runtime.
-        clock: returns the time in epoch seconds.
-        chance: the source of random numbers.
         max_body_bytes: the largest request body. Defaults to 25 MiB.
         max_recorded_bytes: how much of a response body is recorded. Defaults to 25 MiB.
         record_bodies: whether records contain headers and bodies. Defaults to False.
@@ -85,31 +76,15 @@ class RequestServer:
 
     def __init__(
         self,
+        service: Service,
         *,
-        invoker: Invoker,
         jobs: AsyncInference,
-        verifier: SignatureVerifier | None,
-        scripts: Mapping[str, FaultScript],
-        log: RequestLog,
-        progress: Progress,
-        region: str,
-        account_id: str,
-        clock: Callable[[], float],
-        chance: random.Random,
         max_body_bytes: int = MAX_BODY_BYTES,
         max_recorded_bytes: int = MAX_RESPONSE_BYTES,
         record_bodies: bool = False,
     ) -> None:
-        self._invoker = invoker
+        self.service = service
         self._jobs = jobs
-        self._verifier = verifier
-        self._scripts = scripts
-        self._log = log
-        self._progress = progress
-        self._region = region
-        self._account_id = account_id
-        self._clock = clock
-        self._chance = chance
         self._max_body_bytes = max_body_bytes
         self._max_recorded_bytes = max_recorded_bytes
         self._record_bodies = record_bodies
@@ -167,7 +142,7 @@ class RequestServer:
         started = loop.time()
         record = self._new_record(request)
         self._handlers[task] = request.protocol
-        self._progress.changed()
+        self.service.progress.changed()
         try:
             return await _Exchange(self, request, record).answer()
         except Cut as cut:
@@ -187,12 +162,12 @@ class RequestServer:
         finally:
             del self._handlers[task]
             record.seconds = loop.time() - started
-            self._log.add(record)
+            self.service.log.add(record)
 
     async def stall(self, seconds: float | None) -> None:
         """Wait for this many seconds, or until released."""
         self.stalled += 1
-        self._progress.changed()
+        self.service.progress.changed()
         try:
             async with asyncio.timeout(seconds):
                 await self._gate.wait()
@@ -213,14 +188,6 @@ class RequestServer:
         timer = asyncio.get_running_loop().call_later(seconds, close)
         self._timers.add(timer)
 
-    def effects(self, endpoint: str, operation: str) -> dict[Stage, Effect]:
-        """Draw the faults of a call."""
-        acting: dict[Stage, Effect] = {}
-        for name in (endpoint, "*"):
-            if name in self._scripts:
-                acting = self._scripts[name].effects(operation) | acting
-        return acting
-
     def _new_record(self, request: web.BaseRequest) -> RequestRecord:
         protocol = request.protocol
         if protocol not in self._connections:
@@ -231,7 +198,7 @@ class RequestServer:
             name: int(number) for name, number in _SDK_REQUEST.findall(request.headers.get("amz-sdk-request", ""))
         }
         record = RequestRecord(
-            request_id=str(uuid.UUID(int=self._chance.getrandbits(128), version=4)),
+            request_id=str(uuid.UUID(int=self.service.chance.getrandbits(128), version=4)),
             method=request.method,
             path=_target(request)[0],
             outcome="disconnected",
@@ -240,7 +207,7 @@ class RequestServer:
             invocation_id=request.headers.get("amz-sdk-invocation-id"),
             user_agent=request.headers.get("User-Agent"),
             connection=self._connections[protocol],
-            started_at=self._clock(),
+            started_at=self.service.clock(),
         )
         if self._record_bodies:
             record.headers = {
@@ -278,7 +245,7 @@ class _Exchange:
 
     def _context_of(self, endpoint: str, now: float) -> CallContext:
         server = self._server
-        return CallContext(server._region, server._account_id, endpoint, now, self._record.request_id)
+        return CallContext(server.service.region, server.service.account_id, endpoint, now, self._record.request_id)
 
     async def answer(self) -> web.StreamResponse:
         async with AsyncExitStack() as stack:
@@ -310,7 +277,7 @@ class _Exchange:
             reply = server._jobs.accept(parameters, body, self._context, record)
         else:
             reply = await stack.enter_async_context(
-                server._invoker.invoke(operation, parameters, body, self._context, record)
+                server.service.invoker.invoke(operation, parameters, body, self._context, record)
             )
         await self._apply_answer_effect(after_model=True)
         return reply, operation
@@ -324,20 +291,20 @@ class _Exchange:
         operation, parameters = openai_route_of(request.method, path, headers, body)
         record.operation, record.endpoint = operation.name, parameters["EndpointName"]
         self._draw_effects(operation, parameters["EndpointName"])
-        if server._verifier is not None:
-            verified = server._verifier.verify_bearer(self._headers(), self._context.now)
+        if server.service.verifier is not None:
+            verified = server.service.verifier.verify_bearer(self._headers(), self._context.now)
             record.access_key_id = verified.access_key
         await self._apply_answer_effect(after_model=False)
         self._note(parameters)
         reply = await stack.enter_async_context(
-            server._invoker.invoke(operation, parameters, body, self._context, record)
+            server.service.invoker.invoke(operation, parameters, body, self._context, record)
         )
         await self._apply_answer_effect(after_model=True)
         return reply, operation
 
     def _draw_effects(self, operation: Operation, endpoint: str) -> None:
         record = self._record
-        self._effects = self._server.effects(endpoint, operation.name)
+        self._effects = self._server.service.effects(endpoint, operation.name)
         record.fault = tuple(effect.name for effect in self._effects.values())
         now = record.started_at
         if isinstance(skew := self._effects.get("clock"), SkewedClock):
@@ -375,7 +342,7 @@ class _Exchange:
 
     def _check_origin(self, authority: str | None) -> None:
         """Reject requests of other origins if signatures are not verified."""
-        if self._server._verifier is not None:
+        if self._server.service.verifier is not None:
             return
         headers: dict[str, list[str]] = {}
         for name, value in self._request.headers.items():
@@ -385,7 +352,7 @@ class _Exchange:
             raise ErrorReply(access_denied(403, "AccessDeniedException", message))
 
     async def _verify(self, path: str, query: str, body: bytes) -> None:
-        verifier = self._server._verifier
+        verifier = self._server.service.verifier
         if verifier is None:
             return
         if len(body) > _HASH_IN_THREAD_BYTES:
