@@ -26,6 +26,8 @@ ON_EAGER_TASKS := tests/client tests/endpoint
 ON_PYTHON := tests/aws tests/bidirectional tests/cancellation tests/core tests/transport tests/soak \
 	tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
 	tests/local/test_runtime.py tests/local/test_streams.py tests/wire/test_event_signing.py
+# What most changes break first.
+ESSENTIAL := tests/wire tests/policy tests/core tests/client tests/testing tests/test_import_contract.py
 # What has its own lane in .ci/run.
 ON_FILES := tests/batch tests/bench tests/docs
 
@@ -41,7 +43,7 @@ export AIOSMRT_TEST_OPENAI := $(CURDIR)/.venv-openai/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-models test-engines test-batch test-newest test-oldest lint types contract package docs bench soak clean
+.PHONY: help demo test test-all test-models test-engines test-batch test-newest test-oldest lint types contract package docs bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -49,7 +51,10 @@ help: ## this list
 demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker Runtime
 	@.venv/bin/aiosmrt demo
 
-test: .venv/.dev peers ## the tests, without those of test-engines
+test: .venv/.dev ## the tests to run again and again: what wire, policies, core and client do, on two processes
+	.venv/bin/python -m pytest -n 2 --dist loadscope $(ESSENTIAL) $(PYTEST_FLAGS)
+
+test-all: .venv/.dev peers ## all tests but those of test-engines
 	.venv/bin/python -m pytest --ignore=tests/engines $(PYTEST_FLAGS)
 
 test-models: .venv/.dev .venv-models/.installed .venv-openai/.installed ## the tests with model servers and clients of other makers alone

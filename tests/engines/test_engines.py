@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
 RunJob = Callable[..., Outcome]
 
-# What the types make of the answers in conftest.py.
+# What the types make of the answers in tests/support/engines.py.
 TYPED = {"got_0": b"raw", "got_1": True, "got_2": [0.5, 1.0]}
 
 
