@@ -57,13 +57,13 @@ def answer_for(error: AiosmrtError, request: httpx2.Request) -> httpx2.Response:
         AiosmrtError: the error itself, if it is the program's: a closed client, no region, no credentials.
     """
     status, code, message = _facts(error, request)
+    if isinstance(error, ServiceError) and "OpenAI" in error.response:
+        return _response(status, {"error": error.response["OpenAI"]}, request, error)
     if isinstance(error, ModelError):
         original = error.original_message or ""
         if (document := envelope(original)) is not None:
             return _response(status, document, request, error)
         message = original or message
-    elif isinstance(error, ServiceError) and "OpenAI" in error.response:
-        return _response(status, {"error": error.response["OpenAI"]}, request, error)
     return _response(status, {"error": _error(code, message)}, request, error)
 
 
