@@ -51,7 +51,12 @@ async def client(runtime: LocalRuntime) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def llm(client: Client) -> AsyncIterator[openai.AsyncOpenAI]:
-    models: dict[str, Any] = {"llm": "llm", "gated": "gated", "adapter": ("shared", "adapter"), "asleep": ("shared", "asleep")}
+    models: dict[str, Any] = {
+        "llm": "llm",
+        "gated": "gated",
+        "adapter": ("shared", "adapter"),
+        "asleep": ("shared", "asleep"),
+    }
     async with async_openai(client, route="openai", models=models) as llm:
         yield llm
 
