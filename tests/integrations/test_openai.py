@@ -452,6 +452,8 @@ def test_events_pass_through_unchanged(pieces: list[bytes]) -> None:
         (faults.ModelFailure(429, "queue is full"), openai.RateLimitError, 429, "queue is full", {}),
         (
             faults.ModelFailure(400, '{"error": {"message": "too long", "type": "bad", "param": "p", "code": "c"}}'),
+        (faults.ModelFailure(200, "no JSON"), openai.InternalServerError, 502, "no JSON", {}),
+        (faults.ModelFailure(302, "moved"), openai.InternalServerError, 502, "moved", {}),
             openai.BadRequestError,
             400,
             "too long",

@@ -115,8 +115,9 @@ def _facts(error: AiosmrtError, request: httpx2.Request) -> tuple[int, str, str]
 
 def _status(error: ServiceError) -> int:
     if isinstance(error, ModelError):
-        # 0: it did not answer, or not in time
-        return error.original_status_code or _BAD_GATEWAY
+        # Below 400: it did not answer, or not in time (0), or with what is no answer.
+        original = error.original_status_code or 0
+        return original if original >= 400 else _BAD_GATEWAY
     if isinstance(error, (NoCapacityError, ModelNotReadyException)):
         return _UNAVAILABLE
     if isinstance(error, ThrottlingError):
