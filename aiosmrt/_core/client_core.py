@@ -250,6 +250,11 @@ class ClientCore:
         elif self._bound_to is not loop:
             raise ClientStateError("the client belongs to another event loop: make a client for each loop")
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare` has succeeded, on whichever thread."""
+        return self._prepared
+
     async def prepare(self) -> None:
         """Make everything ready for calls on the running loop.
 

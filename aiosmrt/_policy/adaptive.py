@@ -52,7 +52,7 @@ _INITIAL: Final = 4
 _ROUND_TRIPS_OF_BATCH: Final = 0.7
 _SMALLEST_BATCH: Final = 8
 _LARGEST_BATCH: Final = 64
-# The shortest round trip in seconds, for logarithms.
+# The shortest round trip in seconds, for logarithms and rates: a coarse clock reads 0.
 _SHORTEST: Final = 1e-6
 # A limit of which less is in use is not being tested.
 _TESTED: Final = 0.7
@@ -305,7 +305,7 @@ class AdaptiveRule:
 
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
         """Take note of a success; see `ConcurrencyLimit.on_success`."""
-        self._times.append(now - started_at)
+        self._times.append(max(now - started_at, _SHORTEST))
         self._sent.append(sent_among or in_flight)
         self._left = left = self._left - 1
         if not left:
@@ -423,7 +423,7 @@ class AdaptiveRule:
             logs = [*map(log, self._times)]
         except ValueError:
             # A clock may stand still between two events.
-            logs = [log(max(seconds, _SHORTEST)) for seconds in self._times]
+            logs = [log(seconds) for seconds in self._times]
         mean = sum(logs) / count
         logs.append(self._last if self._samples else logs[0])
         self._last = logs[-2]

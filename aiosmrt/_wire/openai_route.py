@@ -1,7 +1,8 @@
 """The OpenAI route of an endpoint: chat completions as a container answers them, authorized by a bearer token.
 
 ``POST /endpoints/{name}[/inference-components/{component}]/openai/v1/chat/completions``. It is not in AWS's service
-model. Answers are the container's, a stream is its bytes; errors are in OpenAI's envelope, ``{"error": {…}}``.
+model. Answers are the container's, a stream is its bytes. So are its errors, ``{"error": {…}}``. The service's own are
+known for missing capacity alone, which has OpenAI's envelope; those in AWS's form are read as on other routes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import re
 from typing import Any, Final
 
 from aiosmrt._wire.eventheaders import EventHeaders
-from aiosmrt._wire.replies import metadata_of
+from aiosmrt._wire.replies import failure, metadata_of
+from aiosmrt.errors import ERROR_CODES
 
 __all__ = [
     "CONTAINER_PATH",
@@ -28,45 +30,86 @@ MAX_MESSAGE_CHARACTERS: Final = 2048
 CONTAINER_PATH: Final = "/v1/chat/completions"
 """Where the service passes requests on to in a container."""
 
+# The last one is FastAPI's.
+_MESSAGES: Final = ("message", "Message", "detail")
+
 # "Inference Component X has no capacity …"; further on, a message may quote what a client sent.
 _NO_CAPACITY: Final = re.compile(r"[\w .:/-]{0,200}?\bhas no capacity\b", re.ASCII)
 
 
 def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: int) -> dict[str, Any]:
-    """The ``response`` dictionary of an error response, with OpenAI's error under ``"OpenAI"``.
+    """The ``response`` dictionary of an error response, with OpenAI's error, if it is one, under ``"OpenAI"``.
+
+    With AWS's error type, in ``x-amzn-errortype`` or ``__type``, the error is the service's. Without, one of 500 and
+    above whose body is OpenAI's or FastAPI's is the container's, and becomes a ``ModelError``. Others have the body's
+    ``code`` or ``type``, or else the status, for a code; a container may have written them too.
 
     Args:
         status: the HTTP status.
         headers: the response headers, names in lower case.
-        body: the response body: OpenAI's envelope, another document of a container, a proxy's page, or empty.
+        body: the response body: OpenAI's envelope, AWS's or another document, a proxy's page, or empty.
         attempts: how many requests were sent.
 
     >>> response = openai_failure(404, {}, b'{"error": {"message": "no such model", "code": 404, "type": "t"}}', 1)
     >>> response["Error"], response["OpenAI"]["type"]
     ({'Message': 'no such model', 'Code': 't'}, 't')
+    >>> openai_failure(400, {"x-amzn-errortype": "ThrottlingException:"}, b'{"message": null}', 1)["Error"]
+    {'Message': '', 'Code': 'ThrottlingException'}
+    >>> response = openai_failure(500, {}, b'{"error": {"message": "out of memory", "type": "ServiceUnavailable"}}', 1)
+    >>> response["Error"]["Code"], response["OriginalStatusCode"], response["OriginalMessage"]
+    ('ModelError', 500, 'out of memory')
     """
-    metadata = metadata_of(status, headers)
-    metadata["RetryAttempts"] = attempts - 1
     text = body.decode("utf-8", "replace")
     try:
         document: Any = json.loads(text)
     except (ValueError, RecursionError):
         document = None
-    error = document.get("error", document) if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        document = {}
+    error = document.get("error", document)
     if isinstance(error, str):
         error = {"message": error}
     if not isinstance(error, dict):
         error = {}
-    # "detail" is FastAPI's. As for AWS's own errors, a text without a message is the message, and a page is not.
-    message = next((error[key] for key in ("message", "Message", "detail") if isinstance(error.get(key), str)), None)
-    if message is None:
-        message = "" if text.lstrip().startswith("<") else text[:MAX_MESSAGE_CHARACTERS]
+    message = next((error[key] for key in _MESSAGES if isinstance(error.get(key), str)), None)
+    if "x-amzn-errortype" in headers or isinstance(document.get("__type"), str):
+        response = failure(status, headers, body, attempts)
+        if error is document or not error:
+            if not isinstance(response["Error"]["Message"], str):
+                response["Error"]["Message"] = ""
+            return response
+        response["Error"]["Message"] = message or ""
+    else:
+        if message is None:
+            # As for AWS's own errors, a text without a message is the message; a page, and a null, are not.
+            is_silent = text.lstrip().startswith("<") or any(key in error for key in _MESSAGES)
+            message = "" if is_silent else text[:MAX_MESSAGE_CHARACTERS]
+        metadata = metadata_of(status, headers)
+        metadata["RetryAttempts"] = attempts - 1
+        response = {"Error": {"Message": message, "Code": _code(status, error)}, "ResponseMetadata": metadata}
+        if status >= 500 and _is_containers(document):
+            response["Error"]["Code"] = "ModelError"
+            response["OriginalStatusCode"] = status
+            response["OriginalMessage"] = message[:MAX_MESSAGE_CHARACTERS]
+    code, message = response["Error"]["Code"], response["Error"]["Message"]
+    response["OpenAI"] = {**error, "message": message or f"the service answered {code} without a message"}
+    return response
+
+
+def _code(status: int, error: dict[str, Any]) -> str:
+    """The code in an error that may be a container's, which must not pass for a failure of the service."""
     code = next((error[key] for key in ("code", "type") if isinstance(error.get(key), str)), str(status))
-    return {
-        "Error": {"Message": message, "Code": code},
-        "ResponseMetadata": metadata,
-        "OpenAI": {**error, "message": message or f"the service answered {code} without a message"},
-    }
+    known = ERROR_CODES.get(code)
+    return str(status) if known is not None and known.cause in ("model", "transient") else code
+
+
+def _is_containers(document: dict[str, Any]) -> bool:
+    """Tell whether an error has the form of OpenAI's, vLLM's or FastAPI's.
+
+    >>> _is_containers({"object": "error", "message": "too long"}), _is_containers({"message": "Service Unavailable"})
+    (True, False)
+    """
+    return isinstance(document.get("error"), (dict, str)) or document.get("object") == "error" or "detail" in document
 
 
 def says_no_capacity(status: int, message: str) -> bool:

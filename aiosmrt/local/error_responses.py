@@ -281,8 +281,9 @@ def body_too_large(max_body_bytes: int) -> ErrorAnswer:
 def openai_answer(answer: ErrorAnswer) -> ErrorAnswer:
     """Report an error as the OpenAI route does, in OpenAI's envelope.
 
-    A container's error is the container's answer: its status, and its body where that is JSON. Statuses of the service
-    are those of its other operations; what it sends on this route is known for missing capacity alone.
+    A container's error is the container's answer: its status, and its body where that is JSON. Statuses and
+    ``x-amzn-errortype`` of the service are those of its other operations; what it sends on this route is known for
+    missing capacity alone.
 
     >>> openai_answer(validation_error("no")).encoded()
     b'{"error": {"message": "no", "type": "ValidationError", "param": null, "code": "ValidationError"}}'
@@ -290,17 +291,18 @@ def openai_answer(answer: ErrorAnswer) -> ErrorAnswer:
     if answer.body is not None:
         return answer  # a proxy's
     status, code, message = answer.status, answer.code or str(answer.status), answer.message or ""
+    error_type = answer.code
     if answer.code == "ModelError":
         status = int(str(answer.members["OriginalStatusCode"])) or 502
         message = str(answer.members["OriginalMessage"])
         try:
             json.loads(message)
         except ValueError:
-            code = "model_error"
+            code, error_type = "model_error", None
         else:
             return ErrorAnswer(status, None, body=message.encode())
     document = {"error": {"message": message, "type": code, "param": None, "code": code}}
-    return ErrorAnswer(status, None, retry_after=answer.retry_after, body=json.dumps(document).encode())
+    return ErrorAnswer(status, error_type, retry_after=answer.retry_after, body=json.dumps(document).encode())
 
 
 def access_denied(status: int, code: str, message: str) -> ErrorAnswer:

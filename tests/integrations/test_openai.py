@@ -7,9 +7,11 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,13 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy
+from aiosmrt.errors import NoRegionError
 from aiosmrt.events import GenerationEnded
 from aiosmrt.integrations.openai import Deployment, async_openai, http_client
 from aiosmrt.integrations.openai._streams import EventBytes, LineEvents
 from aiosmrt.local import ContainerFailure, EndpointConfiguration, InferenceComponent, Invocation, LocalRuntime, faults
 from tests.integrations.models import GatedModel
 from tests.support.openai_models import DONE, MESSAGES, WORDS, chunk, event, speaker
-from tests.support.peers import CLIENT_ARGUMENTS, aiosmrt_client
+from tests.support.peers import CLIENT_ARGUMENTS, aiosmrt_client, isolate_aws
 from tests.support.runtime import local_runtime
 
 PROMPT = "MARKprompt"
@@ -449,6 +452,8 @@ def test_events_pass_through_unchanged(pieces: list[bytes]) -> None:
         (faults.validation_failure("no such thing"), openai.BadRequestError, 400, "no such thing", {}),
         (faults.ModelFailure(500, "out of memory"), openai.InternalServerError, 500, "out of memory", {}),
         (faults.ModelFailure(0, "died"), openai.InternalServerError, 502, "died", {}),
+        (faults.ModelFailure(200, "no JSON"), openai.InternalServerError, 502, "no JSON", {}),
+        (faults.ModelFailure(302, "moved"), openai.InternalServerError, 502, "moved", {}),
         (faults.ModelFailure(429, "queue is full"), openai.RateLimitError, 429, "queue is full", {}),
         (
             faults.ModelFailure(400, '{"error": {"message": "too long", "type": "bad", "param": "p", "code": "c"}}'),
@@ -733,6 +738,43 @@ async def test_caller_that_leaves_is_reported() -> None:
             await anext(stream)
     (ended,) = [one for one in seen if isinstance(one, GenerationEnded)]
     assert (ended.error, ended.response_model, ended.output_tokens) == ("CancelledError", "qwen", None)
+
+
+async def test_observers_do_not_change_how_a_call_ends_that_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    isolate_aws(monkeypatch, tmp_path)
+    seen: list[Any] = []
+    async with Client(observers=[seen.append]) as client, async_openai(client, models={"m": "no name"}) as llm:
+        with pytest.raises(openai.BadRequestError, match="EndpointName"):
+            await llm.chat.completions.create(model="m", messages=MESSAGES)
+    assert [one for one in seen if isinstance(one, GenerationEnded)] == []
+
+
+async def test_caller_that_leaves_before_the_client_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, reading, release = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    threads: list[int] = []
+
+    def configure(*_: Any, **__: Any) -> None:
+        threads.append(threading.get_ident())
+        if threads[-1] != threading.main_thread().ident:
+            loop.call_soon_threadsafe(reading.set)
+            release.wait()
+        raise NoRegionError("no region")
+
+    monkeypatch.setattr("aiosmrt._core.client_core.configure", configure)
+    seen: list[Any] = []
+    async with Client(observers=[seen.append]) as client, async_openai(client) as llm:
+        calling = asyncio.ensure_future(llm.chat.completions.create(**ASK))
+        await reading.wait()
+        calling.cancel()
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+        finally:
+            release.set()
+    assert threading.main_thread().ident not in threads
+    assert [one for one in seen if isinstance(one, GenerationEnded)] == []
 
 
 async def test_containers_own_error_is_reported() -> None:

@@ -2,21 +2,27 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from email.utils import formatdate
 from typing import Any
 
 import openai
 import pytest
 
 from aiosmrt import Client, Credentials, RetryPolicy
+from aiosmrt.events import CallEnded
 from aiosmrt.integrations.openai import async_openai
 from aiosmrt.local import ContainerFailure, EndpointConfiguration, InferenceComponent, Invocation, LocalRuntime, faults
 from tests.integrations.models import GatedModel
-from tests.support.openai_models import MESSAGES, WORDS, event, speaker
+from tests.support.openai_models import MESSAGES, WORDS, completion, event, speaker
 from tests.support.peers import REGION, aiosmrt_client
+from tests.support.raw_server import RawServer, error_response, response
 from tests.support.runtime import local_runtime
 
 ASK: dict[str, Any] = {"model": "llm", "messages": MESSAGES}
+AT_ONCE = RetryPolicy(base_delay=0.0, throttling_base_delay=0.0)
+ANSWER = response(200, json.dumps(completion()).encode(), [("Content-Type", "application/json")])
 
 
 @pytest.fixture
@@ -45,7 +51,12 @@ async def client(runtime: LocalRuntime) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def llm(client: Client) -> AsyncIterator[openai.AsyncOpenAI]:
-    models = {"llm": "llm", "gated": "gated", "adapter": ("shared", "adapter"), "asleep": ("shared", "asleep")}
+    models: dict[str, Any] = {
+        "llm": "llm",
+        "gated": "gated",
+        "adapter": ("shared", "adapter"),
+        "asleep": ("shared", "asleep"),
+    }
     async with async_openai(client, route="openai", models=models) as llm:
         yield llm
 
@@ -73,7 +84,7 @@ async def test_component_is_in_the_path(llm: openai.AsyncOpenAI, runtime: LocalR
 
 async def test_components_have_slots_of_their_own(client: Client, runtime: LocalRuntime) -> None:
     runtime.inject("llm", faults.Stall())
-    models = {"llm": "llm", "adapter": ("shared", "adapter")}
+    models: dict[str, Any] = {"llm": "llm", "adapter": ("shared", "adapter")}
     async with async_openai(client.with_options(max_concurrency=1), route="openai", models=models) as llm:
         first = asyncio.ensure_future(llm.chat.completions.create(**ASK))
         await llm.chat.completions.create(model="adapter", messages=MESSAGES)
@@ -200,6 +211,115 @@ async def test_throttling_is_waited_out(client: Client, runtime: LocalRuntime) -
     async with async_openai(client.with_options(patience=60.0, retry=retry), route="openai") as llm:
         await llm.chat.completions.create(**ASK)
     assert [record.status for record in runtime.requests] == [429, 429, 200]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        error_response(400, "ThrottlingException", None),
+        error_response(429, "ModelNotReadyException"),
+        error_response(403, "InvalidSignatureException", None, [("Date", formatdate(time.time() + 3600, usegmt=True))]),
+        error_response(500, "InternalFailure", error={"message": "failed", "type": "t"}),
+        response(400, b'{"__type": "com.amazonaws#ThrottlingException", "message": null}'),
+    ],
+    ids=["throttling", "model_not_ready", "clock", "failure", "type_in_body"],
+)
+async def test_errors_in_awss_own_form_are_retried(refusal: bytes) -> None:
+    async with (
+        RawServer([[refusal]], otherwise=[ANSWER]) as server,
+        aiosmrt_client(server.url, patience=60.0, retry=AT_ONCE) as client,
+        async_openai(client, route="openai") as llm,
+    ):
+        answer = await llm.chat.completions.create(**ASK)
+        assert answer.choices[0].message.content == "To be, or not"
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error", "status", "message"),
+    [
+        (
+            error_response(400, "ThrottlingException", None),
+            openai.RateLimitError,
+            429,
+            "An error occurred (ThrottlingException)",
+        ),
+        (
+            error_response(424, "ModelError", "m", OriginalStatusCode=422, OriginalMessage='{"error": "too long"}'),
+            openai.UnprocessableEntityError,
+            422,
+            "too long",
+        ),
+        (
+            response(400, b'{"message": null}'),
+            openai.BadRequestError,
+            400,
+            "the service answered 400 without a message",
+        ),
+    ],
+    ids=["throttling", "model_error", "no_type"],
+)
+async def test_errors_in_awss_own_form_reach_the_sdk(
+    refusal: bytes, error: type[openai.APIStatusError], status: int, message: str
+) -> None:
+    async with (
+        RawServer(otherwise=[refusal]) as server,
+        aiosmrt_client(server.url, patience=0.0) as client,
+        async_openai(client, route="openai") as llm,
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            await llm.chat.completions.create(**ASK)
+        assert (type(caught.value), caught.value.status_code) == (error, status)
+        assert message in caught.value.message
+        assert "null" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"error": {"message": "out of memory", "type": "ServiceUnavailable", "code": "ThrottlingException"}}',
+        '{"object": "error", "message": "out of memory", "code": 500}',
+        '{"detail": "out of memory"}',
+        "out of memory",
+    ],
+)
+async def test_failing_container_is_not_asked_again(body: str) -> None:
+    calls = 0
+
+    async def poisoned(invocation: Invocation) -> bytes:
+        nonlocal calls
+        calls += 1
+        raise ContainerFailure(503, body)
+
+    seen: list[Any] = []
+    async with (
+        local_runtime({"llm": poisoned}) as runtime,
+        aiosmrt_client(runtime.url, patience=60.0, observers=[seen.append]) as client,
+        async_openai(client, route="openai") as llm,
+    ):
+        with pytest.raises(openai.InternalServerError, match="503 - out of memory"):
+            await llm.chat.completions.create(**ASK)
+        assert calls == 1
+        (ended,) = [one for one in seen if isinstance(one, CallEnded)]
+        assert ended.error == "ModelError"
+        again = RetryPolicy(base_delay=0.0, retry_model_statuses=frozenset({503}), max_attempts=3)
+        async with async_openai(client.with_options(retry=again), route="openai") as stubborn:
+            with pytest.raises(openai.InternalServerError, match="503 - out of memory"):
+                await stubborn.chat.completions.create(**ASK)
+        assert calls == 4
+
+
+async def test_container_cannot_pass_for_a_failing_service() -> None:
+    document = {"error": {"message": "no", "type": "ServiceUnavailable", "code": "ModelError"}}
+    async with (
+        RawServer(otherwise=[response(400, json.dumps(document).encode())]) as server,
+        aiosmrt_client(server.url, patience=60.0) as client,
+        async_openai(client, route="openai") as llm,
+    ):
+        with pytest.raises(openai.BadRequestError, match="no") as caught:
+            await llm.chat.completions.create(**ASK)
+        assert caught.value.body == document["error"]
+        assert len(server.requests) == 1
 
 
 async def test_full_queue_of_the_container() -> None:

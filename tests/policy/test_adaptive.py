@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiosmrt._policy.adaptive import AdaptiveLimit, AdaptiveRule
@@ -204,6 +204,21 @@ def test_it_stays_within_its_bounds_whatever_it_is_told(
                 assert before - 1 <= rule.limit <= before
             if what == "on_answer":
                 assert rule.limit == before
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, -0.5, 1e-9, 0.015625]), st.integers(1, 300)), min_size=1, max_size=8),
+    st.floats(0.5, 1.0),
+)
+@example([(0.0, 300)], 1.0)
+@settings(max_examples=30, deadline=None)
+def test_round_trips_that_a_coarse_clock_does_not_see_fail_nothing(
+    stretches: list[tuple[float, int]], in_use: float
+) -> None:
+    rule = AdaptiveRule(initial=4, minimum=1, maximum=50)
+    for seconds, number in stretches:
+        succeed(rule, lambda: seconds, number, in_use=in_use)  # noqa: B023
+        assert 1 <= rule.limit <= 50
 
 
 @given(st.integers(4, 300), st.lists(st.floats(0, 1e4), min_size=1, max_size=400))

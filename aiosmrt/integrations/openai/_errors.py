@@ -57,13 +57,13 @@ def answer_for(error: AiosmrtError, request: httpx2.Request) -> httpx2.Response:
         AiosmrtError: the error itself, if it is the program's: a closed client, no region, no credentials.
     """
     status, code, message = _facts(error, request)
+    if isinstance(error, ServiceError) and "OpenAI" in error.response:
+        return _response(status, {"error": error.response["OpenAI"]}, request, error)
     if isinstance(error, ModelError):
         original = error.original_message or ""
         if (document := envelope(original)) is not None:
             return _response(status, document, request, error)
         message = original or message
-    elif isinstance(error, ServiceError) and "OpenAI" in error.response:
-        return _response(status, {"error": error.response["OpenAI"]}, request, error)
     return _response(status, {"error": _error(code, message)}, request, error)
 
 
@@ -115,8 +115,9 @@ def _facts(error: AiosmrtError, request: httpx2.Request) -> tuple[int, str, str]
 
 def _status(error: ServiceError) -> int:
     if isinstance(error, ModelError):
-        # 0: it did not answer, or not in time
-        return error.original_status_code or _BAD_GATEWAY
+        # Below 400: it did not answer, or not in time (0), or with what is no answer.
+        original = error.original_status_code or 0
+        return original if original >= 400 else _BAD_GATEWAY
     if isinstance(error, (NoCapacityError, ModelNotReadyException)):
         return _UNAVAILABLE
     if isinstance(error, ThrottlingError):

@@ -72,7 +72,7 @@ class Meter:
                 self._read(text)
 
     def ended(self, error: str | None) -> None:
-        """Tell observers, once.
+        """Tell observers, once; not of a call that ended before the client knew where to send it.
 
         Args:
             error: the class of the error that ended the call; None on success. ``"CancelledError"`` stands for a caller
@@ -86,10 +86,13 @@ class Meter:
         elif self._complete:
             error = None  # a client that has read the last event need not read on
         core = self._client._core
+        if not core.is_prepared:
+            # Nothing was sent, and to find the URL out now would block the loop or raise.
+            return
         event = GenerationEnded(
             self._kind,
             self._endpoint_name,
-            core.configuration().endpoint.url,
+            core.endpoint.url,
             self._model,
             self._response_model,
             self._input_tokens,
