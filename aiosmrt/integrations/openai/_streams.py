@@ -288,8 +288,8 @@ def _is_json(data: bytes) -> bool:
 class ServedStream(httpx2.AsyncByteStream):
     """The body of a streamed response.
 
-    Reading it raises `openai.OpenAIError`, also where the container wrote no events or broke off an answer. A reader that
-    is cancelled, `aclose` and an error close the connection.
+    Reading it raises `openai.OpenAIError`, also where the container wrote no events or broke off an answer. A reader
+    that is cancelled, `aclose` and an error close the connection.
 
     Args:
         parts: the parts of the response.
