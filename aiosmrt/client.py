@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn, Self, TypeVar, Unpack, cast
 
 from aiosmrt._aws.credentials import CredentialsCache
+from aiosmrt._aws.providers import provider_for
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
 from aiosmrt._core.bearer import TOKEN_SECONDS, BearerToken, bearer_token_of
 from aiosmrt._core.body import DeferredBody
@@ -248,12 +249,14 @@ class Client:
                 "sign": sign,
             },
             credentials=CredentialsCache(
-                access_key=aws_access_key_id,
-                secret_key=aws_secret_access_key,
-                session_token=aws_session_token,
-                credentials=credentials,
-                profile_name=profile_name,
-                region_name=region_name,
+                provider_for(
+                    access_key=aws_access_key_id,
+                    secret_key=aws_secret_access_key,
+                    session_token=aws_session_token,
+                    credentials=credentials,
+                    profile_name=profile_name,
+                    region_name=region_name,
+                ),
                 observer=partial(report, checked_observers),
             ),
             s3_endpoint_url=s3_endpoint_url,

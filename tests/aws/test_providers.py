@@ -40,7 +40,7 @@ BOTO_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientErro
 
 async def resolved(profile_name: str | None = None, region_name: str | None = None) -> oracle.Frozen:
     events: list[Any] = []
-    cache = CredentialsCache(profile_name=profile_name, region_name=region_name, observer=events.append)
+    cache = CredentialsCache(provider_for(profile_name=profile_name, region_name=region_name), observer=events.append)
     try:
         got = await cache.get()
     finally:
@@ -71,7 +71,7 @@ async def test_keys_as_arguments_take_precedence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDOTHER")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
     cache = CredentialsCache(
-        access_key="AKIDEXAMPLE", secret_key=SECRET, session_token="fake-token", profile_name="missing"
+        provider_for(access_key="AKIDEXAMPLE", secret_key=SECRET, session_token="fake-token", profile_name="missing")
     )
     assert await cache.get() == Credentials("AKIDEXAMPLE", SECRET, "fake-token")
 
@@ -88,7 +88,7 @@ async def test_keys_as_arguments_take_precedence(monkeypatch: pytest.MonkeyPatch
 )
 def test_one_key_without_the_other_is_refused(access_key: str | None, secret_key: str | None, missing: str) -> None:
     with pytest.raises(errors.PartialCredentialsError) as caught:
-        CredentialsCache(access_key=access_key, secret_key=secret_key)
+        CredentialsCache(provider_for(access_key=access_key, secret_key=secret_key))
     assert caught.value.kwargs == {"provider": "explicit", "cred_var": missing}
     theirs = botocore.exceptions.PartialCredentialsError(**caught.value.kwargs)
     assert isinstance(caught.value, type(theirs))
@@ -102,19 +102,19 @@ def test_a_token_alone_is_ignored_as_in_botocore() -> None:
 
 def test_keys_and_a_credentials_object_exclude_each_other() -> None:
     with pytest.raises(errors.ParamValidationError, match="cannot both be given"):
-        CredentialsCache(access_key="a", secret_key="b", credentials=Credentials("c", "d"))
+        CredentialsCache(provider_for(access_key="a", secret_key="b", credentials=Credentials("c", "d")))
 
 
 def test_an_argument_of_another_type_is_refused_and_not_quoted() -> None:
     with pytest.raises(errors.ParamValidationError, match="got tuple") as caught:
-        CredentialsCache(credentials=("AKIDEXAMPLE", SECRET))  # type: ignore[arg-type]
+        CredentialsCache(provider_for(credentials=("AKIDEXAMPLE", SECRET)))  # type: ignore[arg-type]
     assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", ["AKID\r\nX-Evil: 1", "AKID EXAMPLE", "AKIDÉ"])
 def test_keys_that_no_header_can_carry_are_refused_and_not_quoted(bad: str) -> None:
     with pytest.raises(errors.CredentialRetrievalError) as caught:
-        CredentialsCache(access_key=bad, secret_key=SECRET)
+        CredentialsCache(provider_for(access_key=bad, secret_key=SECRET))
     assert bad not in str(caught.value)
 
 
@@ -125,7 +125,7 @@ async def test_a_function_is_awaited() -> None:
     async def obtain() -> Credentials:
         return Credentials("AKIDEXAMPLE", SECRET)
 
-    cache = CredentialsCache(credentials=obtain)
+    cache = CredentialsCache(provider_for(credentials=obtain))
     assert (await cache.get()).access_key == "AKIDEXAMPLE"
 
 
@@ -133,7 +133,9 @@ async def test_a_function_may_return_what_botocore_returns() -> None:
     async def obtain() -> Any:
         return boto3.Session("AKIDEXAMPLE", SECRET, "fake-token").get_credentials().get_frozen_credentials()
 
-    assert await CredentialsCache(credentials=obtain).get() == Credentials("AKIDEXAMPLE", SECRET, "fake-token")
+    assert await CredentialsCache(provider_for(credentials=obtain)).get() == Credentials(
+        "AKIDEXAMPLE", SECRET, "fake-token"
+    )
 
 
 @pytest.mark.parametrize("answer", [None, 7, ("AKIDEXAMPLE", SECRET)])
@@ -142,7 +144,7 @@ async def test_a_function_that_returns_no_credentials_is_an_error(answer: object
         return answer
 
     with pytest.raises(errors.CredentialRetrievalError, match=type(answer).__name__) as caught:
-        await CredentialsCache(credentials=obtain).get()
+        await CredentialsCache(provider_for(credentials=obtain)).get()
     assert SECRET not in str(caught.value)
 
 
@@ -151,7 +153,7 @@ async def test_a_function_that_fails_is_the_cause_and_is_not_quoted() -> None:
         raise ValueError(SECRET)
 
     with pytest.raises(errors.CredentialRetrievalError) as caught:
-        await CredentialsCache(credentials=obtain).get()
+        await CredentialsCache(provider_for(credentials=obtain)).get()
     assert isinstance(caught.value.__cause__, ValueError)
     assert SECRET not in str(caught.value)
 
@@ -161,12 +163,12 @@ async def test_a_function_may_raise_our_errors() -> None:
         raise errors.NoCredentialsError("none today")
 
     with pytest.raises(errors.NoCredentialsError, match="none today"):
-        await CredentialsCache(credentials=obtain).get()
+        await CredentialsCache(provider_for(credentials=obtain)).get()
 
 
 async def test_boto3s_static_credentials_are_taken() -> None:
     given = boto3.Session("AKIDEXAMPLE", SECRET, "fake-token").get_credentials()
-    cache = CredentialsCache(credentials=given)
+    cache = CredentialsCache(provider_for(credentials=given))
     assert await cache.get() == Credentials("AKIDEXAMPLE", SECRET, "fake-token")
     await cache.close()
 
@@ -174,7 +176,7 @@ async def test_boto3s_static_credentials_are_taken() -> None:
 async def test_aiobotocores_static_credentials_are_taken() -> None:
     session = aiobotocore.session.get_session()
     session.set_credentials("AKIDEXAMPLE", SECRET, "fake-token")
-    cache = CredentialsCache(credentials=await session.get_credentials())
+    cache = CredentialsCache(provider_for(credentials=await session.get_credentials()))
     assert await cache.get() == Credentials("AKIDEXAMPLE", SECRET, "fake-token")
     await cache.close()
 
@@ -184,7 +186,7 @@ async def test_boto3s_refreshable_credentials_are_taken_with_their_expiry(
 ) -> None:
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{services.url}/container")
     given = boto3.Session().get_credentials()
-    cache = CredentialsCache(credentials=given)
+    cache = CredentialsCache(provider_for(credentials=given))
     got = await cache.get()
     assert (got.access_key, got.expires_at) == ("AKIDCONTAINER0", given._expiry_time.timestamp())
     await cache.close()
@@ -195,7 +197,7 @@ async def test_aiobotocores_refreshable_credentials_are_taken_with_their_expiry(
 ) -> None:
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{services.url}/container")
     given = await aiobotocore.session.get_session().get_credentials()
-    cache = CredentialsCache(credentials=given)
+    cache = CredentialsCache(provider_for(credentials=given))
     got = await cache.get()
     assert (got.access_key, got.expires_at) == ("AKIDCONTAINER0", given._expiry_time.timestamp())
     await cache.close()
@@ -207,7 +209,7 @@ async def test_a_given_object_without_keys_is_an_error() -> None:
             return None
 
     with pytest.raises(errors.CredentialRetrievalError, match="Empty"):
-        await CredentialsCache(credentials=Empty()).get()
+        await CredentialsCache(provider_for(credentials=Empty())).get()
 
 
 async def test_a_given_object_that_fails_is_translated() -> None:
@@ -218,7 +220,7 @@ async def test_a_given_object_that_fails_is_translated() -> None:
             raise botocore.exceptions.UnauthorizedSSOTokenError
 
     with pytest.raises(errors.CredentialRetrievalError, match="UnauthorizedSSOTokenError") as caught:
-        await CredentialsCache(credentials=Failing()).get()
+        await CredentialsCache(provider_for(credentials=Failing())).get()
     assert caught.value.kwargs["provider"] == "sso"
 
 
@@ -481,7 +483,7 @@ async def test_an_except_clause_for_botocores_error_catches_ours(theirs: Excepti
         def get_frozen_credentials(self) -> None:
             raise theirs
 
-    cache = CredentialsCache(credentials=Failing())
+    cache = CredentialsCache(provider_for(credentials=Failing()))
     with pytest.raises(type(theirs)) as caught:
         await cache.get()
     # The second time, it is remembered.
@@ -563,7 +565,7 @@ async def test_a_clients_own_exception_class_is_a_client_error() -> None:
             raise kind({"Error": {"Code": "ExpiredTokenException", "Message": "m"}}, "AssumeRole")
 
     with pytest.raises(botocore.exceptions.ClientError) as caught:
-        await CredentialsCache(credentials=Failing()).get()
+        await CredentialsCache(provider_for(credentials=Failing())).get()
     restored = pickle.loads(pickle.dumps(caught.value))
     assert restored.response["Error"]["Code"] == "ExpiredTokenException"
     assert isinstance(restored, errors.CredentialRetrievalError)
@@ -574,7 +576,7 @@ async def test_a_functions_botocore_error_is_caught_as_such() -> None:
         raise botocore.exceptions.UnauthorizedSSOTokenError
 
     with pytest.raises(botocore.exceptions.UnauthorizedSSOTokenError) as caught:
-        await CredentialsCache(credentials=obtain).get()
+        await CredentialsCache(provider_for(credentials=obtain)).get()
     assert isinstance(caught.value, errors.CredentialRetrievalError)
 
 
@@ -583,7 +585,7 @@ async def test_a_function_may_not_return_an_expiry_that_is_not_a_number() -> Non
         return Credentials("AKIDEXAMPLE", SECRET, None, float("nan"))
 
     with pytest.raises(errors.CredentialRetrievalError, match="ValueError"):
-        await CredentialsCache(credentials=obtain).get()
+        await CredentialsCache(provider_for(credentials=obtain)).get()
 
 
 async def test_no_credentials_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

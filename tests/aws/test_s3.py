@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosmrt._aws.credentials import CredentialsCache
+from aiosmrt._aws.providers import provider_for
 from aiosmrt._aws.s3 import ObjectStore, parse_s3_uri
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import (
@@ -35,7 +36,7 @@ each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment:
 
 @pytest.fixture
 async def credentials() -> AsyncIterator[CredentialsCache]:
-    cache = CredentialsCache(credentials=OWNER)
+    cache = CredentialsCache(provider_for(credentials=OWNER))
     yield cache
     await cache.close()
 
@@ -100,7 +101,9 @@ class TestFailures:
         assert await store.modified_at("s3://no-such-bucket/1") is None
 
     async def test_a_bucket_of_another_owner(self, object_server: ObjectServer, bucket: str) -> None:
-        store = ObjectStore(CredentialsCache(credentials=GUEST), region_name=REGION, endpoint_url=object_server.url)
+        store = ObjectStore(
+            CredentialsCache(provider_for(credentials=GUEST)), region_name=REGION, endpoint_url=object_server.url
+        )
         try:
             uri = f"s3://{bucket}/1"
             for work in (store.get(uri), store.put(uri, b""), store.delete(uri)):
@@ -114,7 +117,9 @@ class TestFailures:
 
     async def test_a_wrong_key_is_named_by_its_code_alone(self, object_server: ObjectServer, bucket: str) -> None:
         wrong = Credentials(OWNER.access_key, "another-fake-secret")
-        store = ObjectStore(CredentialsCache(credentials=wrong), region_name=REGION, endpoint_url=object_server.url)
+        store = ObjectStore(
+            CredentialsCache(provider_for(credentials=wrong)), region_name=REGION, endpoint_url=object_server.url
+        )
         error = await failure(store.put(f"s3://{bucket}/1", b"a payload"))
         assert (error.code, error.status) == ("SignatureDoesNotMatch", 403)
         assert "payload" not in str(error)
@@ -147,7 +152,7 @@ class TestFailures:
             await store.close()
 
     async def test_no_credentials(self, object_server: ObjectServer) -> None:
-        cache = CredentialsCache()
+        cache = CredentialsCache(provider_for())
         store = ObjectStore(cache, region_name=REGION, endpoint_url=object_server.url)
         with pytest.raises(NoCredentialsError):
             await store.get("s3://bucket/key")
@@ -204,7 +209,7 @@ class Changing:
 async def test_renewed_credentials_sign_the_next_request(object_server: ObjectServer, bucket: str) -> None:
     """First the owner's, who may read the bucket, then the guest's, who may not, then the owner's again."""
     source = Changing(OWNER, GUEST, OWNER)
-    cache = CredentialsCache(credentials=source, clock=lambda: source.now)
+    cache = CredentialsCache(provider_for(credentials=source), clock=lambda: source.now)
     store = ObjectStore(cache, region_name=REGION, endpoint_url=object_server.url)
     uri = f"s3://{bucket}/1"
     assert await store.get(uri) is None

@@ -19,8 +19,8 @@ from aiosmrt import Client, errors
 from aiosmrt.endpoint import Endpoint, Results, split_answer
 from aiosmrt.local import ContainerFailure, Invocation, LocalRuntime, faults
 from aiosmrt.serializers import CSV, JSON, JSON_LINES, NPY
-from tests.endpoint.conftest import Serve
 from tests.endpoint.test_map import asynchronously, each_kind_of_items, read_out, tasks_named
+from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
 from tests.transport.test_secrets import SECRET, leaks

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.engines.conftest import REFUSED, ROWS, TOTAL, Outcome
+from tests.support.engines import REFUSED, ROWS, TOTAL, Outcome
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
