@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy
+from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt.errors import NoRegionError
 from aiosmrt.events import GenerationEnded
 from aiosmrt.integrations.openai import Deployment, async_openai, http_client
@@ -292,7 +293,7 @@ async def test_stream(client: Client, runtime: LocalRuntime) -> None:
 
 
 @pytest.mark.parametrize("form", [event, lambda word: chunk(word) + b"\n"], ids=["events", "lines"])
-async def test_word_arrives_before_the_next_exists(form: Callable[[str], bytes]) -> None:
+async def test_word_arrives_before_the_next_exists(form: Callable[[str | None], bytes]) -> None:
     model = GatedModel()
     async with serving(model.speak) as (llm, runtime):
         model.say(b"\n", form("first"))
@@ -301,8 +302,8 @@ async def test_word_arrives_before_the_next_exists(form: Callable[[str], bytes])
             # An end of line in Unicode that JSON does not escape, and which is no end of a line of JSON.
             model.say(form("sec\u2028ond"))
             assert (await anext(stream)).choices[0].delta.content == "sec\u2028ond"
-            model.say(end=True)
-            assert await words_of(stream) == []
+            model.say(form(None).replace(b"null}]", b'"stop"}]'), end=True)
+            assert await words_of(stream) == [None]
         (record,) = await runtime.wait_for_requests(1)
         assert record.outcome == "answered"
 
@@ -358,6 +359,16 @@ async def fails_with(llm: openai.AsyncOpenAI, error: type[openai.APIError], word
     return caught.value
 
 
+async def test_error_document_of_several_lines() -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        yield b'{\n  "error": {\n'
+        yield b'    "message": "out of memory"\n  }\n}\n'
+
+    async with serving(model) as (llm, _):
+        error = await fails_with(llm, openai.APIError, [])
+        assert error.message == "out of memory"
+
+
 async def test_service_reports_a_failure_behind_half_an_event() -> None:
     model = GatedModel()
     async with serving(model.speak) as (llm, runtime):
@@ -380,6 +391,10 @@ async def test_connection_is_lost_in_a_stream() -> None:
         ([event("first"), b'data: {"error": {"message": "no blank line"}}'], "no blank line"),
         ([chunk("first") + b"\n", b'{"error": "out of memory", "code": 424}\n'], "out of memory"),
         ([chunk("first") + b"\n", b'{"error": {"message": "out of memory"}}'], "out of memory"),
+        ([event("first"), b'data: {"object": "error", "message": "out of memory"}\n\n'], "out of memory"),
+        ([event("first"), b'data: {"error": "out of ', b'memory", "error_type": "generation"}\n\n'], "out of memory"),
+        ([event("first"), b'event: error\ndata: {"message": "out of memory"}\n\n'], "out of memory"),
+        ([event("first"), b"event: error\ndata: out of memory\n\n"], "out of memory"),
     ],
 )
 async def test_container_reports_an_error_in_its_stream(parts: list[bytes], message: str) -> None:
@@ -405,12 +420,108 @@ async def test_stream_ends_inside_an_event(last: bytes) -> None:
         assert error.message == "the stream ended inside an event"
 
 
-async def test_empty_stream() -> None:
-    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
-        yield b""
+NOTHING = "the stream ended without an event"
+CUT = "the stream ended inside an event"
+NO_END = "the stream ended before its answer did: neither [DONE] nor a finish_reason came"
+OTHER = "the stream has a line that is neither a server-sent event nor JSON"
 
-    async with serving(model) as (llm, _):
-        assert await words_of(await llm.chat.completions.create(**ASK, stream=True)) == []
+
+@pytest.mark.parametrize("route", ["invocations", "openai"])
+@pytest.mark.parametrize(
+    ("parts", "words", "message", "reported"),
+    [
+        ([], [], NOTHING, "ResponseStreamingError"),
+        ([b"\n", b"\r\n \n"], [], NOTHING, "ResponseStreamingError"),
+        ([b": a comment\n\n"], [], NOTHING, "ResponseStreamingError"),
+        ([b"event: ping\n\nid: 7\n\n"], [], NOTHING, "ResponseStreamingError"),
+        ([b"MARK Internal Server Error"], [], OTHER, "DeserializationError"),
+        ([b"<html>\n\n<p>MARK</p>\n\n</html>\n"], [], OTHER, "DeserializationError"),
+        ([b'[{"error": "MARK"}]'], [], OTHER, "DeserializationError"),
+        ([event("a"), b"MARK Internal Server Error\n\n"], ["a"], OTHER, "DeserializationError"),
+        ([chunk("a") + b"\n", b"MARK Internal Server Error\n"], ["a"], OTHER, "DeserializationError"),
+        (
+            [event("a"), b"data: MARK Internal Server Error\n\n"],
+            ["a"],
+            "the stream has an event whose data is not JSON",
+            "DeserializationError",
+        ),
+        ([event("a")], ["a"], NO_END, "ResponseStreamingError"),
+        ([chunk("a")], ["a"], NO_END, "ResponseStreamingError"),
+        ([event('"finish_reason": "stop"')], ['"finish_reason": "stop"'], NO_END, "ResponseStreamingError"),
+        ([event("a").replace(b"null}", b'""}')], ["a"], NO_END, "ResponseStreamingError"),
+        ([event("a"), b"dat"], ["a"], CUT, "ResponseStreamingError"),
+        ([event("a"), b"data:"], ["a"], CUT, "ResponseStreamingError"),
+        ([event("a"), b"event: err"], ["a"], CUT, "ResponseStreamingError"),
+        ([event("a"), b"event: error\n"], ["a"], CUT, "ResponseStreamingError"),
+        ([event("a"), b'data: {"MARK":\n'], ["a"], CUT, "ResponseStreamingError"),
+        ([event("a"), b'data: {"MARK": 1}\ndata'], ["a"], CUT, "ResponseStreamingError"),
+        ([b'{\n  "MARK": ', b"1,\n"], [], CUT, "ResponseStreamingError"),
+    ],
+)
+async def test_stream_that_is_no_whole_answer(
+    route: Any, parts: list[bytes], words: list[str], message: str, reported: str
+) -> None:
+    async def streamed() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    async def model(invocation: Invocation) -> Any:
+        return streamed(), {"Content-Type": "text/event-stream"}
+
+    seen: list[Any] = []
+    async with (
+        local_runtime({"llm": model}) as runtime,
+        aiosmrt_client(runtime.url, patience=0.0, observers=[seen.append]) as client,
+        async_openai(client, route=route) as llm,
+    ):
+        error = await fails_with(llm, openai.APIConnectionError, words)
+        assert error.message == message
+        texts = [*own_locals(error), "".join(traceback.format_exception(error))]
+        assert [text for text in texts if "MARK" in text] == []
+        assert client.statistics().in_use == 0
+    assert [one.error for one in seen if isinstance(one, GenerationEnded)] == [reported]
+
+
+STOP = b'{"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "stop"}]}'
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [event("a"), event("b"), DONE],
+        [event("a"), event("b"), b"data: [DONE]"],
+        [event("a"), event("b"), DONE, b"dat"],
+        [event("a"), b"data: " + STOP],
+        [event("a"), b"data: ", STOP, b"\n: a comment"],
+        [chunk("a") + b"\n", STOP],
+        [b"\xef", b"\xbb\xbf" + event("a"), event("b"), DONE],
+        [b"id: 1\n", event("a"), b": ping\n\n", b"event: ping\n\n", event("b"), DONE],
+        [event("a").replace(b"\n", b"\r"), b"data: ", STOP, b"\r\r"],
+        [event("a").replace(b"\n", b"\r\n"), b"data: ", STOP, b"\r", b"\n\r", b"\n"],
+    ],
+)
+async def test_stream_that_is_a_whole_answer(parts: list[bytes]) -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    seen: list[Any] = []
+    async with serving(model, observers=[seen.append]) as (llm, _):
+        assert await words_of(await llm.chat.completions.create(**ASK, stream=True)) == ["a", "b"]
+    assert [one.error for one in seen if isinstance(one, GenerationEnded)] == [None]
+
+
+async def test_events_of_another_kind_may_end_anywhere() -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        yield b'event: response.completed\ndata: {"type": "response.completed"}\n\n'
+
+    async with (
+        local_runtime({"llm": model}) as runtime,
+        aiosmrt_client(runtime.url, patience=0.0) as client,
+        http_client(client, paths=["responses"]) as http,
+    ):
+        answer = await http.post("/responses", json={"model": "llm", "stream": True})
+    assert answer.content == b'event: response.completed\ndata: {"type": "response.completed"}\n\n'
 
 
 @given(st.lists(st.text(), max_size=5), st.lists(st.integers(0, 300), max_size=9), st.booleans())
@@ -422,18 +533,41 @@ def test_lines_become_the_same_events_wherever_they_are_cut(
     decoder = LineEvents()
     ends = sorted(min(cut, len(whole)) for cut in cuts)
     pieces = [whole[a:b] for a, b in zip([0, *ends], [*ends, len(whole)], strict=True)]
-    events = b"".join(decoder.feed(piece) for piece in pieces) + (decoder.finish() or b"")
+    events = b"".join(decoder.feed(piece) for piece in pieces) + decoder.finish()
     expected = b"".join(b"data: " + line + b"\n\n" for line in lines.split(b"\n") if line)
-    assert events == expected + DONE
+    assert events == (expected + DONE if texts else b"")
+    assert (decoder.fault is None) == bool(texts)
 
 
-@given(st.lists(st.sampled_from([b"data: {}", b"\n", b"\r\n", b"data:", b' {"a', b'": 1}', b": x", b"[DONE]"])))
-def test_events_pass_through_unchanged(pieces: list[bytes]) -> None:
+PIECES = [b'data: {"a": 1}\n\n', b'data: {"a":\ndata: 1}\n\n', b": x\n", b'event: e\nid: 1\ndata: {"b": 2}\n\n', b"\n"]
+
+
+@given(
+    st.lists(st.sampled_from(PIECES)),
+    st.lists(st.integers(0, 300), max_size=9),
+    st.sampled_from([b"\n", b"\r", b"\r\n"]),
+)
+def test_events_stay_the_same_wherever_they_are_cut(events: list[bytes], cuts: list[int], end: bytes) -> None:
+    whole = b"".join(events).replace(b"\n", end)
     decoder = EventBytes()
-    assert b"".join(decoder.feed(piece) for piece in pieces) == b"".join(pieces)
-    last_line = b"".join(pieces).rpartition(b"\n")[2].strip()
-    unfinished = last_line.startswith(b"data:") and last_line[5:].strip() not in (b"{}", b'{"a": 1}', b"[DONE]")
-    assert decoder.finish() == (None if unfinished else b"\n\n")
+    ends = sorted(min(cut, len(whole)) for cut in cuts)
+    pieces = [whole[a:b] for a, b in zip([0, *ends], [*ends, len(whole)], strict=True)]
+    passed = b"".join(decoder.feed(piece) for piece in pieces) + decoder.finish()
+    reader = SSEDecoder()
+    expected = [one.data for one in reader.feed(whole) + reader.finish()]
+    reader = SSEDecoder()
+    assert [one.data for one in reader.feed(passed) + reader.finish()] == expected
+    assert (decoder.fault is None) == bool(expected)
+
+
+@given(st.integers(0, 100))
+def test_every_cut_of_a_stream_is_seen(cut: int) -> None:
+    whole = event("first") + b"event: chunk\n" + event("second") + DONE
+    decoder = EventBytes()
+    decoder.feed(whole[: len(whole) - cut])
+    decoder.finish()
+    # all of [DONE] but the ends of its lines
+    assert (decoder.fault is None) == (cut <= 2)
 
 
 # Errors

@@ -1,18 +1,26 @@
 """Streams as an OpenAI client reads them: server-sent events, whatever the container writes.
 
-Server-sent events pass through as they are. JSON lines, which LMI writes, become an event each, and get the ``[DONE]``
+Server-sent events pass through, one by one. JSON lines, which LMI writes, become an event each, and get the ``[DONE]``
 at their end. Which of the two it is shows in the first byte: no event begins with a brace.
+
+The SDK takes whatever is not an event for silence, and the end of the bytes for that of the answer. So what a container
+writes instead of events, and an answer that breaks off, are found here. An answer has ended with ``[DONE]``, with a
+``finish_reason``, or with an error: containers that leave out ``[DONE]`` name the reason. Events without ``choices``,
+which are no chat's, may end anywhere between two.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final, Protocol
+import re
+from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import httpx2
 import openai
 
-from aiosmrt.errors import AiosmrtError, ResponseStreamingError
+from aiosmrt.errors import AiosmrtError, DeserializationError, ResponseStreamingError
 from aiosmrt.integrations.openai._errors import envelope, stream_failure
 from aiosmrt.integrations.openai._metering import Meter
 
@@ -22,100 +30,257 @@ if TYPE_CHECKING:
 __all__ = ["EventBytes", "LineEvents", "ServedStream"]
 
 _DONE: Final = b"data: [DONE]\n\n"
-_UNFINISHED: Final = "the stream ended inside an event"
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+# In text, the quotes would be escaped. Some servers write an empty reason before the last piece.
+_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 
 
-class Events(Protocol):
-    """Turns a stream's bytes into those of server-sent events."""
+class Fault(NamedTuple):
+    """Why a stream is not a whole answer: a message, and the class of our error that says so to observers."""
 
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes and return those to pass on, maybe none."""
-        ...
-
-    def finish(self) -> bytes | None:
-        """Return the last bytes; None if the stream ended inside an event."""
-        ...
+    message: str
+    error: type[AiosmrtError]
 
 
-class EventBytes:
-    """Server-sent events, passed on as they come.
+_NO_EVENT: Final = Fault("the stream ended without an event", ResponseStreamingError)
+_UNFINISHED: Final = Fault("the stream ended inside an event", ResponseStreamingError)
+_NO_END: Final = Fault(
+    "the stream ended before its answer did: neither [DONE] nor a finish_reason came", ResponseStreamingError
+)
+_NOT_EVENTS: Final = Fault("the stream has a line that is neither a server-sent event nor JSON", DeserializationError)
+_NOT_JSON: Final = Fault("the stream has an event whose data is not JSON", DeserializationError)
 
-    An event that is whole but for the blank line after it is completed, because model servers forget that line.
 
-    >>> events = EventBytes()
-    >>> events.feed(b'data: {"id"'), events.feed(b': 1}'), events.finish()
-    (b'data: {"id"', b': 1}', b'\\n\\n')
+class Events(ABC):
+    """Turns a stream's bytes into those of server-sent events.
+
+    Attributes:
+        fault: what is wrong behind the bytes that were returned; None if nothing is.
     """
 
-    __slots__ = ("_line",)
+    __slots__ = ("_answers", "_ended", "_rest", "_seen", "fault")
 
     def __init__(self) -> None:
-        # the last line, while its end is missing
-        self._line = b""
+        self.fault: Fault | None = None
+        # what is not whole yet
+        self._rest: list[bytes] = []
+        self._seen = False
+        # whether a piece of an answer was seen, and an answer's end
+        self._answers = False
+        self._ended = False
+
+    @abstractmethod
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes and return those to pass on, maybe none."""
+
+    @abstractmethod
+    def finish(self) -> bytes:
+        """Return the last bytes, maybe none."""
+
+    def _error(self, data: bytes) -> bytes | None:
+        """The event of an error, if the data of an event are one."""
+        if b'"error"' in data and (found := envelope(data)) is not None:
+            return self._error_event(found)
+        return None
+
+    def _error_event(self, document: dict[str, Any]) -> bytes:
+        self._seen = self._ended = True
+        return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+    def _note(self, data: bytes) -> None:
+        """Look at the data of an event that is passed on."""
+        self._seen = True
+        if not self._ended:
+            self._answers = self._answers or b'"choices"' in data
+            self._ended = _FINISH.search(data) is not None
+
+    def _close(self) -> None:
+        if self.fault is not None:
+            return
+        if not self._seen:
+            self.fault = _NO_EVENT
+        elif self._answers and not self._ended:
+            self.fault = _NO_END
+
+
+class EventBytes(Events):
+    """Server-sent events, each passed on when it is whole; their lines end with LF.
+
+    An event that is whole but for the blank line after it is completed, because model servers forget that line. Events
+    without data are left out, which the SDK would read as JSON, and so is what follows ``[DONE]``. An error becomes one
+    in OpenAI's form.
+
+    >>> events = EventBytes()
+    >>> events.feed(b'data: {"id"'), events.feed(b': 1}'), events.finish(), events.fault
+    (b'', b'', b'data: {"id": 1}\\n\\n', None)
+    """
+
+    __slots__ = ("_after_cr", "_done")
+
+    def __init__(self) -> None:
+        super().__init__()
+        # whether an LF would belong to the end of a line that was read
+        self._after_cr = False
+        self._done = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes and return them."""
-        end = data.rfind(b"\n") + 1
-        self._line = data[end:] if end else self._line + data
-        return data
+        """Take bytes and return the events that they complete."""
+        if self._after_cr and data:
+            data = data.removeprefix(b"\n")
+            self._after_cr = False
+        if b"\r" in data:
+            self._after_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if b"\n\n" not in data and not data.startswith(b"\n"):
+            self._rest.append(data)
+            return b""
+        data = b"".join([*self._rest, data])
+        end = data.rfind(b"\n\n") + 2
+        if end < 2:
+            self._rest = [data]
+            return b""
+        self._rest = [data[end:]]
+        passed: list[bytes] = []
+        for block in data[:end].split(b"\n\n"):
+            passed.append(self._event(block.strip(b"\n")))
+            if self.fault is not None:
+                break
+        return b"".join(passed)
 
-    def finish(self) -> bytes | None:
-        """Return the blank line that is missing; None if the stream ended inside an event."""
-        line = self._line.strip()
-        if line.startswith(b"data:"):
-            data = line[5:].strip()
-            if not (data == b"[DONE]" or _is_json(data)):
-                return None
-        return b"\n\n"
+    def finish(self) -> bytes:
+        """Return the last event, if only the blank line after it is missing."""
+        if self._done:
+            return b""
+        block = b"".join(self._rest)
+        self._rest.clear()
+        last = b""
+        if block.strip() and self.fault is None:
+            self.fault = _fault_of_last(block)
+            if self.fault is None:
+                last = self._event(block.strip(b"\n"))
+        self._close()
+        return last
+
+    def _event(self, block: bytes) -> bytes:
+        if self._done or not block:
+            return b""
+        if block.startswith(b"data:") and b"\n" not in block:
+            kind, data = b"", block[5:].strip()
+        else:
+            fields = [line.partition(b":")[::2] for line in block.split(b"\n") if not line.isspace()]
+            names = {name for name, _ in fields}
+            if not names <= {b"data", b"event", b"id", b"retry", b""}:
+                self.fault = _NOT_EVENTS
+                return b""
+            if names == {b""}:
+                # No blank line: after an event with an id, the SDK takes that for another event.
+                return block + b"\n"
+            kind = next((value.strip() for name, value in reversed(fields) if name == b"event"), b"")
+            data = b"\n".join([value for name, value in fields if name == b"data"]).strip()
+        if not data:
+            return b""
+        if data.startswith(b"[DONE]"):
+            self._done = self._seen = self._ended = True
+            return _DONE
+        if (error := self._error(data)) is not None:
+            return error
+        if kind == b"error":
+            message = data.decode(errors="replace")
+            return self._error_event(envelope(data) or {"error": {"message": message, "type": None, "code": None}})
+        if not (data.startswith(b"{") and data.endswith(b"}")) and not _is_json(data):
+            self.fault = _NOT_JSON
+            return b""
+        self._note(data)
+        return block + b"\n\n"
 
 
-class LineEvents:
+def _fault_of_last(block: bytes) -> Fault | None:
+    """What is wrong with the lines behind the last blank one."""
+    lines = block.split(b"\n")
+    last = lines[-1].strip()
+    if last and not last.startswith((b"data:", b":")):
+        begins = any(field.startswith(last) or last.startswith(field) for field in _FIELDS)
+        return _UNFINISHED if begins else _NOT_EVENTS
+    if all(not line.strip() or line.startswith(b":") for line in lines):
+        return None
+    data = b"\n".join([line[5:] for line in lines if line.startswith(b"data:")]).strip()
+    if data == b"[DONE]" or _is_json(data):
+        return None
+    # A whole line that is no field is the fault of the event, which tells so.
+    whole = [line for line in lines[:-1] if line.strip()]
+    return _UNFINISHED if all(line.startswith(_FIELDS) for line in whole) else _NOT_EVENTS
+
+
+class LineEvents(Events):
     """JSON lines, each of them an event.
 
-    A line that names an error as a string gets it as an object with a message, which OpenAI clients expect.
+    A line that names an error as a string gets it as an object with a message, which OpenAI clients expect. A first
+    line that is not JSON begins a document of several lines, which is one event.
 
     >>> events = LineEvents()
     >>> events.feed(b'{"id": 1}\\n{"id"'), events.feed(b': 2}'), events.finish()
     (b'data: {"id": 1}\\n\\n', b'', b'data: {"id": 2}\\n\\ndata: [DONE]\\n\\n')
     """
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_one",)
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []
+        super().__init__()
+        # whether the stream is one document
+        self._one = False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes and return the events of the lines that they complete."""
-        if b"\n" not in data:
+        if self._one or b"\n" not in data:
             self._rest.append(data)
             return b""
         # at LF alone: other ends of lines, such as U+2028, may stand in a JSON string
-        lines = b"".join([*self._rest, data]).split(b"\n")
+        whole = b"".join([*self._rest, data])
+        lines = whole.split(b"\n")
         self._rest = [lines.pop()]
-        return b"".join([_event(line) for line in lines])
+        if not self._seen:
+            first = next((line for line in lines if line.strip()), b"{}")
+            if not _is_json(first):
+                self._one = True
+                self._rest = [whole]
+                return b""
+        passed: list[bytes] = []
+        for line in lines:
+            passed.append(self._event(line.strip()))
+            if self.fault is not None:
+                break
+        return b"".join(passed)
 
-    def finish(self) -> bytes | None:
-        """Return the event of a last line without an end, and the end of the events; None if it is not whole."""
+    def finish(self) -> bytes:
+        """Return the event of a last line without an end, and the end of the events."""
+        last = b""
         line = b"".join(self._rest).strip()
-        if line and not _is_json(line):
-            return None
-        return _event(line) + _DONE
+        self._rest.clear()
+        if line and self.fault is None:
+            if not _is_json(line):
+                self.fault = _UNFINISHED
+            else:
+                # strings hold no ends of lines
+                last = self._event(line.replace(b"\r", b" ").replace(b"\n", b" "))
+        self._close()
+        return last if self.fault is not None else last + _DONE
 
-
-def _event(line: bytes) -> bytes:
-    line = line.strip()
-    if not line:
-        return b""
-    # In text, the quotes would be escaped.
-    if b'"error"' in line and (found := envelope(line)) is not None:
-        line = json.dumps(found).encode()
-    return b"data: " + line + b"\n\n"
+    def _event(self, line: bytes) -> bytes:
+        if not line:
+            return b""
+        if (error := self._error(line)) is not None:
+            return error
+        if not (line.startswith(b"{") and line.endswith(b"}")):
+            self.fault = _NOT_EVENTS
+            return b""
+        self._note(line)
+        return b"data: " + line + b"\n\n"
 
 
 def _is_json(data: bytes) -> bool:
     try:
         json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -123,7 +288,8 @@ def _is_json(data: bytes) -> bool:
 class ServedStream(httpx2.AsyncByteStream):
     """The body of a streamed response.
 
-    Reading it raises `openai.OpenAIError`. A reader that is cancelled, `aclose` and an error close the connection.
+    Reading it raises `openai.OpenAIError`, also where the container wrote no events or broke off an answer. A reader
+    that is cancelled, `aclose` and an error close the connection.
 
     Args:
         parts: the parts of the response.
@@ -136,6 +302,9 @@ class ServedStream(httpx2.AsyncByteStream):
         self._meter = meter
         self._request = request
         self._events: Events | None = None
+        # what came before the first byte that tells events from lines
+        self._begin = b""
+        self._fault: Fault | None = None
         self._over = False
 
     def __repr__(self) -> str:
@@ -146,16 +315,17 @@ class ServedStream(httpx2.AsyncByteStream):
 
     async def __anext__(self) -> bytes:
         data = b""
-        while not data and not self._over:
-            data = self._passed_on(b"".join(await self._receive()))
-        meter = self._meter
-        if meter is not None:
-            if data:
-                meter.streamed(data)
+        while not data:
+            if self._fault is not None:
+                self._break_off(self._fault)
             if self._over:
-                meter.ended(None)
-        if not data:
-            raise StopAsyncIteration
+                raise StopAsyncIteration
+            data = self._passed_on(b"".join(await self._receive()))
+            if self._meter is not None:
+                if data:
+                    self._meter.streamed(data)
+                if self._over and self._fault is None:
+                    self._meter.ended(None)
         return data
 
     async def _receive(self) -> list[bytes]:
@@ -172,28 +342,39 @@ class ServedStream(httpx2.AsyncByteStream):
             del failure
 
     def _passed_on(self, data: bytes) -> bytes:
+        """What to pass on for some bytes; none are the end."""
         events = self._events
         if not data:
             self._over = True
             if events is None:
+                self._fault = _NOT_EVENTS if self._begin else _NO_EVENT
                 return b""
-            last = events.finish()
-            if last is None:
-                del data, events
-                if self._meter is not None:
-                    self._meter.ended(ResponseStreamingError.__name__)
-                raise openai.APIConnectionError(message=_UNFINISHED, request=self._request)
-            return last
-        if events is None:
-            begin = data.lstrip()[:1]
-            if not begin:
-                return b""
-            events = self._events = LineEvents() if begin == b"{" else EventBytes()
-        return events.feed(data)
+            passed = events.finish()
+        else:
+            if events is None:
+                data = (self._begin + data).lstrip()
+                if BOM_UTF8.startswith(data):
+                    self._begin = data
+                    return b""
+                self._begin = b""
+                data = data.removeprefix(BOM_UTF8)
+                events = self._events = LineEvents() if data.lstrip()[:1] == b"{" else EventBytes()
+            passed = events.feed(data)
+        self._fault = events.fault
+        return passed
+
+    def _break_off(self, fault: Fault) -> NoReturn:
+        self._over = True
+        self._fault = None
+        self._parts.close()
+        if self._meter is not None:
+            self._meter.ended(fault.error.__name__)
+        raise openai.APIConnectionError(message=fault.message, request=self._request)
 
     async def aclose(self) -> None:
         """Close the connection, unless the stream was read to its end."""
         self._over = True
+        self._fault = None
         self._parts.close()
         if self._meter is not None:
             self._meter.ended("CancelledError")
