@@ -13,14 +13,15 @@ from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
+from uuid import UUID
 
 from aiosmrt._extras import installed
-from aiosmrt.errors import BatchInputError, BatchOutputError
+from aiosmrt.errors import BatchInputError, BatchOutputError, SerializationError
 from aiosmrt.serializers.frames import is_pandas_frame
 
-__all__ = ["parquet_reader", "records_of", "table_batches", "write_parquet"]
+__all__ = ["json_value", "parquet_reader", "plain_object", "records_of", "table_batches", "write_parquet"]
 
 # Rows that are converted at a time, and rows of a row group.
 _ROWS: Final = 1024
@@ -110,11 +111,55 @@ def _plain(value: Any) -> Any:
         if value and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in value):
             return {name: _plain(part) for name, part in value}  # a map
         return [_plain(part) for part in value]
-    if isinstance(value, (datetime, date, time)):
+    return plain_object(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
+
+
+def plain_object(value: Any) -> Any:
+    """What JSON has for an object that `json` does not know.
+
+    Raises:
+        TypeError: there is nothing.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
-    return float(value) if isinstance(value, Decimal) else value
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, (UUID, PurePath)):
+        return str(value)
+    if callable(tolist := getattr(value, "tolist", None)):
+        return tolist()
+    raise TypeError(f"JSON has nothing for {type(value).__qualname__}")
+
+
+_OBJECTS: Final = json.JSONEncoder(default=plain_object)
+
+
+def json_value(value: Any, what: str = "it") -> Any:
+    """A value of Python's as JSON has it, NaN and the infinities as they are.
+
+    Args:
+        value: the value.
+        what: the value, for the error.
+
+    Raises:
+        SerializationError: it has parts that JSON lacks, or cannot be written as JSON.
+
+    >>> json_value({"at": date(2024, 2, 29), "price": Decimal("12.5")})
+    {'at': '2024-02-29', 'price': 12.5}
+    """
+    try:
+        return json.loads(_OBJECTS.encode(value))
+    except Exception as error:
+        # Objects that are not ours raise what they like; the message may quote the value.
+        kind = type(error).__name__
+    raise SerializationError(f"{what} cannot be written as JSON ({kind})")
 
 
 # Out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 from aiosmrt import Client, ParamValidationError
 from aiosmrt.batch import ANY_ANSWER, Report, codec_for, score
+from aiosmrt.batch.requests import Row
+from aiosmrt.batch.sink import failure_record, openai_failure
 from aiosmrt.errors import BatchInputError, BatchOutputError
 from aiosmrt.serializers import BYTES, JSON, NPY, Serializer
 from tests.batch.conftest import Models, doubled, lines_of, write_rows
@@ -188,6 +191,17 @@ async def test_bytes_arrays_and_objects(client: Client, tmp_path: Path) -> None:
     (error,) = lines_of(tmp_path / "b.jsonl.errors.jsonl")
     assert error["message"] == "the answer, of type object, cannot be written as jsonl"
     assert report.failed == 1
+
+
+@pytest.mark.parametrize("depth", [0, 100_000])
+def test_a_row_whose_id_cannot_be_written_can_still_fail(depth: int) -> None:
+    name: Any = object()
+    for _ in range(depth):
+        name = [name]
+    row = Row(3, name, None, b"", None)
+    listed = json.loads(failure_record(row, ParamValidationError(["no"]), 1, 0.0))
+    assert (listed["index"], listed["id"], listed["error"]) == (3, None, "ParamValidationError")
+    assert json.loads(openai_failure(row, ParamValidationError(["no"])))["custom_id"] is None
 
 
 async def test_any_serializer_makes_bodies(client: Client, tmp_path: Path, models: Models) -> None:

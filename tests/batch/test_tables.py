@@ -8,6 +8,7 @@ import decimal
 import json
 import math
 import tracemalloc
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,77 @@ def typed(rows: int) -> pa.Table:
             "kind": pa.array(["a", "b"] * (rows // 2)).dictionary_encode(),
         }
     )
+
+
+# Records of Python
+
+
+OBJECTS = {
+    "id": uuid.UUID(int=7),
+    "price": decimal.Decimal("12.5"),
+    "at": datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.UTC),
+    "shape": (2, 3),
+}
+PLAIN = {
+    "id": "00000000-0000-0000-0000-000000000007",
+    "price": 12.5,
+    "at": "2024-02-29T12:00:00+00:00",
+    "shape": [2, 3],
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+async def test_objects_of_records_are_repeated_as_json_has_them(
+    double: Endpoint[Any, Any], tmp_path: Path, suffix: str
+) -> None:
+    records = [{"n": number, "rest": OBJECTS} for number in range(2)]
+    out = tmp_path / f"out.{suffix}"
+    report = await score(double, records, out, column=None, template={"n": "{n}"}, join_source="Input")
+    assert (report.scored, report.failed) == (2, 0)
+    written = pq.read_table(out).to_pylist() if suffix == "parquet" else lines_of(out)
+    assert written == [{"n": number, "rest": PLAIN, "prediction": 2 * number} for number in range(2)]
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+async def test_an_id_may_be_an_object_with_a_json_value(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path, name: str
+) -> None:
+    models.refused.add(b'{"n":1}')
+    records = [{"n": number, "key": OBJECTS[name]} for number in range(2)]
+    report = await score(double, records, tmp_path / "out.jsonl", template={"n": "{n}"}, id_field="key")
+    assert (report.scored, report.failed) == (1, 1)
+    assert lines_of(tmp_path / "out.jsonl")[0]["id"] == PLAIN[name]
+    assert lines_of(tmp_path / "out.jsonl.errors.jsonl")[0]["id"] == PLAIN[name]
+
+
+@pytest.mark.parametrize("arguments", [{"id_field": "key"}, {"join_source": "Input"}])
+async def test_a_row_that_could_not_be_written_is_not_sent(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path, arguments: Any
+) -> None:
+    records = [{"n": 0, "key": "a"}, {"n": 1, "key": object()}, {"n": 2, "key": "c"}]
+    report = await score(double, records, tmp_path / "out.jsonl", template={"n": "{n}"}, **arguments)
+    assert (report.scored, report.failed) == (2, 1)
+    assert models.seen.total() == 2
+    (error,) = lines_of(tmp_path / "out.jsonl.errors.jsonl")
+    assert (error["index"], error["attempts"]) == (1, 0)
+    assert "cannot be written as JSON (TypeError)" in error["message"]
+
+
+async def test_an_answer_that_raises_when_it_is_written_fails_its_row_alone(client: Client, tmp_path: Path) -> None:
+    class Broken:
+        def tolist(self) -> object:
+            raise LookupError("secret")
+
+    class Reader:
+        accept = "*/*"
+
+        def deserialize(self, body: bytes, content_type: str, /) -> object:
+            return Broken() if body == b"1" else 0
+
+    endpoint = client.endpoint("echo", serializer=JSON, deserializer=Reader())
+    report = await score(endpoint, [0, 1, 2], tmp_path / "out.jsonl")
+    assert (report.scored, report.failed) == (2, 1)
+    assert "secret" not in (tmp_path / "out.jsonl.errors.jsonl").read_text()
 
 
 # Parquet in
