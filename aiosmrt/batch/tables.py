@@ -205,14 +205,32 @@ class _Column:
         return kind
 
     def array(self, values: list[Any]) -> Any:
+        """Values as what is written.
+
+        Raises:
+            _MisfitError: the column has just become text.
+        """
         pa = pyarrow()
         if self._as_json or (self._hint is None and self._type is not None and _has_no_place(self._type)):
             return pa.array([None if value is None else _as_json(value) for value in values], pa.string())
-        return _converted(values, self.type)
+        try:
+            return _converted(values, self.type)
+        except _faults():
+            self._as_json = True
+        raise _MisfitError
+
+
+class _MisfitError(Exception):
+    """Values did not fit the type that suits the others of their column, which is text from then on."""
 
 
 def _as_json(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _encodable(text: str) -> str:
+    """A text with its lone surrogates escaped, as in JSON."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _has_no_place(kind: Any) -> bool:
@@ -251,7 +269,15 @@ def _as_bytes(value: Any) -> bytes:
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    return (pyarrow().ArrowException, OverflowError, TypeError, ValueError, AttributeError, KeyError)
+    return (
+        pyarrow().ArrowException,
+        OverflowError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+    )
 
 
 def write_parquet(
@@ -271,7 +297,32 @@ def write_parquet(
     Raises:
         BatchOutputError: it cannot be written.
     """
-    pa, parquet = pyarrow(), pyarrow("pyarrow.parquet")
+    pyarrow("pyarrow.parquet")
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        try:
+            found = _look(records, columns, hints)
+            while True:
+                # A group may not fit a type that a later one widened: numbers of 64 bits, among floats. Their column
+                # is text in the next attempt, so there is an end.
+                with suppress(_MisfitError):
+                    _write(records, partial, found, facts)
+                    break
+            partial.replace(out)
+            return
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise BatchOutputError(f"cannot write {out}: {error.strerror or error}") from error
+    except _faults() as error:
+        # The message may quote a value.
+        kind = type(error).__name__
+    raise BatchOutputError(f"cannot write {out}: the records do not fit into Parquet ({kind})")
+
+
+def _look(records: Path, columns: Iterable[str], hints: Mapping[str, Any]) -> dict[str, _Column]:
+    """The columns of records, whose types are found out."""
     found = {name: _Column(hints.get(name)) for name in columns}
     for some in _groups(records):
         for record in some:
@@ -280,24 +331,25 @@ def write_parquet(
                     found[name] = _Column(hints.get(name))
         for name, column in found.items():
             column.look([record.get(name) for record in some])
-    schema = pa.schema([(name, column.type) for name, column in found.items()])
+    return found
+
+
+def _write(records: Path, out: Path, found: Mapping[str, _Column], facts: Mapping[str, str]) -> None:
+    """Write records into a Parquet file.
+
+    Raises:
+        _MisfitError: a column has just become text.
+    """
+    pa, parquet = pyarrow(), pyarrow("pyarrow.parquet")
+    schema = pa.schema([(_encodable(name), column.type) for name, column in found.items()])
     schema = schema.with_metadata({_FACTS: json.dumps(dict(facts)).encode()})
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        try:
-            with partial.open("wb") as file:
-                with parquet.ParquetWriter(file, schema) as writer:
-                    for some in _groups(records):
-                        arrays = [column.array([record.get(name) for record in some]) for name, column in found.items()]
-                        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(out)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise BatchOutputError(f"cannot write {out}: {error.strerror or error}") from error
+    with out.open("wb") as file:
+        with parquet.ParquetWriter(file, schema) as writer:
+            for some in _groups(records):
+                arrays = [column.array([record.get(name) for record in some]) for name, column in found.items()]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _groups(records: Path) -> Iterator[list[dict[str, Any]]]:

@@ -21,6 +21,7 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.batch import ANY_ANSWER, Report, score
+from aiosmrt.batch.tables import write_parquet
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, ParamValidationError
 from aiosmrt.local import ContainerFailure, Invocation
@@ -62,6 +63,58 @@ def typed(rows: int) -> pa.Table:
             "kind": pa.array(["a", "b"] * (rows // 2)).dictionary_encode(),
         }
     )
+
+
+# Parquet out of values that fit no type
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        (r'"\ud83d"', r"\ud83d"),
+        (r'{"a": "\ud83d"}', r'{"a":"\ud83d"}'),
+        (r'{"\ud83d": 1}', r'{"\ud83d":1}'),
+        ("[1152921504606846977, 0.5]", "[1152921504606846977,0.5]"),
+    ],
+)
+async def test_an_answer_that_no_type_of_parquet_has_is_text(
+    client: Client, tmp_path: Path, answer: str, read: str
+) -> None:
+    rows, out = tmp_path / "rows.txt", tmp_path / "out.parquet"
+    rows.write_text(f"{answer}\n")
+    endpoint = client.endpoint("echo", serializer=BYTES, deserializer=JSON)
+    await score(endpoint, rows, out)
+    assert pq.read_table(out).column("value").to_pylist() == [read]
+
+
+async def test_ids_and_names_with_lone_surrogates_reach_parquet(double: Endpoint[Any, Any], tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.parquet"
+    rows.write_text(r'{"n": 1, "id": "\ud83d", "\ud83d": 2}' + "\n")
+    await score(double, rows, out, id_field="id")
+    assert pq.read_table(out).to_pylist() == [{"index": 0, "id": r"\ud83d", "value": 2}]
+    await score(double, rows, out, join_source="Input", fresh=True)
+    assert pq.read_table(out).to_pylist() == [{"n": 1, "id": r"\ud83d", r"\ud83d": 2, "prediction": 2}]
+
+
+@pytest.mark.parametrize("shape", ['{{"a":{}}}', "[{}]"])
+def test_values_that_do_not_fit_a_type_that_was_widened_behind_them_are_text(tmp_path: Path, shape: str) -> None:
+    large, small = shape.format(2**60 + 1), shape.format(0.5)
+    # More than a group of rows, so that the type is widened by another one.
+    records = tmp_path / "records.jsonl"
+    records.write_text(f'{{"value":{large}}}\n' * 33_000 + f'{{"value":{small}}}\n' * 33_000)
+    out = tmp_path / "out.parquet"
+    write_parquet(records, out, columns=["value"], hints={}, facts={})
+    values = pq.read_table(out).column("value").to_pylist()
+    assert (len(values), values[0], values[-1]) == (66_000, large, small)
+
+
+def test_what_parquet_cannot_have_is_an_error_of_the_output(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "out.parquet"
+    records.write_text('{"secret\n')
+    with pytest.raises(BatchOutputError, match="do not fit into Parquet") as caught:
+        write_parquet(records, out, columns=["value"], hints={}, facts={})
+    assert "secret" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
 
 
 # Records of Python
