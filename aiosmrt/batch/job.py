@@ -50,6 +50,7 @@ from aiosmrt.batch.requests import (
     names_whole_row,
     template_columns,
 )
+from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
 from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
 from aiosmrt.batch.tasks import uninterrupted
@@ -107,8 +108,9 @@ class Report:
     Attributes:
         rows: rows that are done, scored or failed, earlier runs' among them.
         scored: rows whose answers are in the output.
-        failed: rows that failed; their errors are in the errors file.
-        resumed: rows that earlier runs had done.
+        failed: rows that failed; their errors are in the errors file. With ``retry_failed``, rows that this run did not
+            come to again are neither failed nor done.
+        resumed: rows that earlier runs had done; with ``retry_failed``, those that they scored.
         retries: requests of this run's calls that were sent again.
         seconds: how long this run took.
         finished: whether all rows are done, up to the limit; False if ``stop`` was set before.
@@ -278,8 +280,6 @@ async def score(
         )
     if is_compressed(name_of_sink):
         faults.append("the output cannot be compressed: it is written at its end and resumed")
-    if input_format == "openai-batch" and rows_per_request != 1:
-        faults.append("openai-batch has a request a line; leave rows_per_request out")
     ways = (column, template, id_field, input_filter)
     if input_format == "openai-batch" and any(way is not None for way in ways):
         faults.append("openai-batch says what is sent: leave column, template, id_field and input_filter out")
@@ -425,6 +425,8 @@ class _Job:
         # Rows of the input that wait for others.
         self._group: list[Row] = []
         self._group_bytes = 0
+        # Rows that failed in earlier runs, and are still to be scored again.
+        self._to_retry = RowSet()
         # Jobs of an asynchronous endpoint, and those rows of earlier ones that were read.
         self._under_way: JobsUnderWay | None = None
         self._queued: QueuedScoring | None = None
@@ -468,6 +470,8 @@ class _Job:
                 await self._in_thread(self._open, inputs, input_format)
             except InputStoppedError:
                 return self._report(finished=False)
+            if self._settings.retry_failed:
+                self._to_retry = self._log.failed.copy(self._settings.limit)
             self._resumed = self._done()
             if self._is_done():
                 self._finishing = True
@@ -911,6 +915,9 @@ class _Job:
 
     def _append(self, records: list[Record]) -> None:
         self._log.append(records)
+        if self._to_retry:
+            for record in records:
+                self._to_retry.discard(record.row)
         if self._under_way is not None:
             failed = [record.row for record in records if record.failed]
             self._under_way.end([record.row for record in records if not record.failed], failed)
@@ -938,7 +945,11 @@ class _Job:
     # What others see
 
     def _done(self) -> int:
-        return len(self._log.scored) + len(self._log.failed)
+        return len(self._log.scored) + self._failed()
+
+    def _failed(self) -> int:
+        """Rows that failed, and are not to be scored again by this run."""
+        return len(self._log.failed) - len(self._to_retry)
 
     def _all_retries(self) -> int:
         return sum(self._client.statistics().retries.values())
@@ -955,7 +966,7 @@ class _Job:
             time.monotonic(),
             started=self._started,
             scored=len(log.scored),
-            failed=len(log.failed),
+            failed=self._failed(),
             resumed=self._resumed,
             limiter=statistics.endpoints.get(self._endpoint.name),
             ceiling=self._client.max_concurrency,
@@ -971,7 +982,7 @@ class _Job:
 
     def _report(self, *, finished: bool) -> Report:
         log = self._opened_log
-        scored, failed = (0, 0) if log is None else (len(log.scored), len(log.failed))
+        scored, failed = (0, 0) if log is None else (len(log.scored), self._failed())
         return Report(
             rows=scored + failed,
             scored=scored,
