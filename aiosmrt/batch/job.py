@@ -56,6 +56,7 @@ from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, f
 from aiosmrt.batch.tasks import uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
+from aiosmrt.endpoint.fanout import CALLS_FOR_A_SHARE, failure_limit
 from aiosmrt.endpoint.groups import GroupedResults
 from aiosmrt.endpoint.jobs import INLINE_BYTES
 from aiosmrt.endpoint.options import check_accepted, merged
@@ -217,8 +218,8 @@ async def score(
         max_concurrency: calls in flight, or jobs under way, at the same time; or ``"adaptive"``, see `aiosmrt.Client`.
             Defaults to the client's.
         patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
-        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1, or ``"5%"``), that
-            stop the job when there are more. If None, no limit.
+        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1, or ``"5%"``, once
+            20 were called for), that stop the job when there are more. If None, no limit.
         retry_failed: whether to score the rows again that failed in earlier runs.
         fresh: whether to start over, and overwrite what is there.
         spool: the folder in which answers are kept until they are uploaded, with the journal. Defaults to one for each
@@ -422,6 +423,10 @@ class _Job:
         self._time_limit: asyncio.Timeout | None = None
         self._read_to_end = False
         self._rows_read = 0
+        # Whether all rows that are to be scored were taken from the input, how many they are, and how
+        # many of them are done.
+        self._all_taken = False
+        self._rows_taken = self._rows_ended = 0
         # Rows of the input that wait for others.
         self._group: list[Row] = []
         self._group_bytes = 0
@@ -639,6 +644,7 @@ class _Job:
             self._rows_read = line.row + 1
             if line.row in log.scored or (not settings.retry_failed and line.row in log.failed):
                 continue
+            self._rows_taken += 1
             yield line
         self._read_to_end = not self._unwanted.is_set()
 
@@ -656,6 +662,7 @@ class _Job:
             size += len(row.body)
             if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
                 return batch
+        self._all_taken = not self._unwanted.is_set()
         if self._group:
             batch.append(self._group)
             self._group = []
@@ -747,6 +754,8 @@ class _Job:
             for task in helpers:
                 task.cancel()
             await uninterrupted(asyncio.wait(helpers))
+        if isinstance(failure, TooManyFailuresError) and self._is_in_vain(failure):
+            failure = None
         failure = self._error or failure or self._error_of_all
         finished = failure is None and not self._ending.is_set()
         if finished:
@@ -765,6 +774,13 @@ class _Job:
         for on_progress, _ in told:
             on_progress(self._progress())
         return self._report(finished=finished)
+
+    def _is_in_vain(self, failure: TooManyFailuresError) -> bool:
+        """Whether too many failures stop nothing: all rows are done, or a share of too few calls was looked at."""
+        is_share = isinstance(failure_limit(self._settings.max_failures), float)
+        return (self._all_taken and self._rows_taken == self._rows_ended) or (
+            is_share and failure.calls < CALLS_FOR_A_SHARE
+        )
 
     def _results(self, endpoint: Endpoint[Any, Any], rows: Feed) -> Results[Row, Any]:
         """The calls for rows, or for groups of them."""
@@ -915,6 +931,7 @@ class _Job:
 
     def _append(self, records: list[Record]) -> None:
         self._log.append(records)
+        self._rows_ended += len(records)
         if self._to_retry:
             for record in records:
                 self._to_retry.discard(record.row)
