@@ -111,6 +111,23 @@ async def test_text_is_sent_line_by_line(client: Client, tmp_path: Path, models:
     ]
 
 
+async def test_fields_of_csv_may_be_longer_than_python_reads_by_default(
+    client: Client, models: Models, tmp_path: Path
+) -> None:
+    rows, text = tmp_path / "rows.csv", "ab" * 100_000
+    rows.write_text(f'id,text\n1,{text}\n2,"{text}\n"\n')
+    before = csv.field_size_limit(131_072)
+    try:
+        report = await echoed(client, rows, tmp_path / "out.jsonl", "text/plain", column="text")
+        assert (report.scored, set(models.seen)) == (2, {text.encode(), f"{text}\n".encode()})
+        # A higher limit of the program's own stays.
+        csv.field_size_limit(1 << 30)
+        await echoed(client, rows, tmp_path / "again.jsonl", "text/plain", column="text")
+        assert csv.field_size_limit() == 1 << 30
+    finally:
+        csv.field_size_limit(before)
+
+
 async def test_csv_without_a_header(client: Client, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text("5,6\n7,8\n")
