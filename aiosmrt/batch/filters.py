@@ -43,6 +43,7 @@ class Selection:
             self._query = jsonpath.JSONPathEnvironment(strict=True).compile(path)
         except jsonpath.JSONPathError as error:
             raise ParamValidationError([f"must be a JSONPath, such as $.features; {error.args[0]}"]) from None
+        self._fault: type[Exception] = jsonpath.JSONPathError
         self.path: str = path
         self.by_position: bool = _BY_POSITION.match(path) is not None
         self._to_one_place: bool = self._query.singular_query()
@@ -56,7 +57,11 @@ class Selection:
         Raises:
             SerializationError: there is none.
         """
-        matches = list(self._query.finditer(record))
+        try:
+            matches = list(self._query.finditer(record))
+        except (self._fault, RecursionError):
+            # Most often of a value that is nested too deeply; the message may quote it.
+            raise SerializationError(f"the JSONPath {self.path:.80} cannot be applied to it") from None
         if not matches:
             raise SerializationError(f"there is nothing at {self.path:.80}")
         if self._to_one_place:

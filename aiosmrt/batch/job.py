@@ -50,11 +50,13 @@ from aiosmrt.batch.requests import (
     names_whole_row,
     template_columns,
 )
+from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
 from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
 from aiosmrt.batch.tasks import uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
+from aiosmrt.endpoint.fanout import CALLS_FOR_A_SHARE, failure_limit
 from aiosmrt.endpoint.groups import GroupedResults
 from aiosmrt.endpoint.jobs import INLINE_BYTES
 from aiosmrt.endpoint.options import check_accepted, merged
@@ -107,8 +109,9 @@ class Report:
     Attributes:
         rows: rows that are done, scored or failed, earlier runs' among them.
         scored: rows whose answers are in the output.
-        failed: rows that failed; their errors are in the errors file.
-        resumed: rows that earlier runs had done.
+        failed: rows that failed; their errors are in the errors file. With ``retry_failed``, rows that this run did not
+            come to again are neither failed nor done.
+        resumed: rows that earlier runs had done; with ``retry_failed``, those that they scored.
         retries: requests of this run's calls that were sent again.
         seconds: how long this run took.
         finished: whether all rows are done, up to the limit; False if ``stop`` was set before.
@@ -215,8 +218,8 @@ async def score(
         max_concurrency: calls in flight, or jobs under way, at the same time; or ``"adaptive"``, see `aiosmrt.Client`.
             Defaults to the client's.
         patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
-        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1, or ``"5%"``), that
-            stop the job when there are more. If None, no limit.
+        max_failures: failed rows of this run (an integer), or their share (a float from 0 to 1, or ``"5%"``, once
+            20 were called for), that stop the job when there are more. If None, no limit.
         retry_failed: whether to score the rows again that failed in earlier runs.
         fresh: whether to start over, and overwrite what is there.
         spool: the folder in which answers are kept until they are uploaded, with the journal. Defaults to one for each
@@ -278,8 +281,6 @@ async def score(
         )
     if is_compressed(name_of_sink):
         faults.append("the output cannot be compressed: it is written at its end and resumed")
-    if input_format == "openai-batch" and rows_per_request != 1:
-        faults.append("openai-batch has a request a line; leave rows_per_request out")
     ways = (column, template, id_field, input_filter)
     if input_format == "openai-batch" and any(way is not None for way in ways):
         faults.append("openai-batch says what is sent: leave column, template, id_field and input_filter out")
@@ -422,9 +423,15 @@ class _Job:
         self._time_limit: asyncio.Timeout | None = None
         self._read_to_end = False
         self._rows_read = 0
+        # Whether all rows that are to be scored were taken from the input, how many they are, and how
+        # many of them are done.
+        self._all_taken = False
+        self._rows_taken = self._rows_ended = 0
         # Rows of the input that wait for others.
         self._group: list[Row] = []
         self._group_bytes = 0
+        # Rows that failed in earlier runs, and are still to be scored again.
+        self._to_retry = RowSet()
         # Jobs of an asynchronous endpoint, and those rows of earlier ones that were read.
         self._under_way: JobsUnderWay | None = None
         self._queued: QueuedScoring | None = None
@@ -468,6 +475,8 @@ class _Job:
                 await self._in_thread(self._open, inputs, input_format)
             except InputStoppedError:
                 return self._report(finished=False)
+            if self._settings.retry_failed:
+                self._to_retry = self._log.failed.copy(self._settings.limit)
             self._resumed = self._done()
             if self._is_done():
                 self._finishing = True
@@ -635,6 +644,7 @@ class _Job:
             self._rows_read = line.row + 1
             if line.row in log.scored or (not settings.retry_failed and line.row in log.failed):
                 continue
+            self._rows_taken += 1
             yield line
         self._read_to_end = not self._unwanted.is_set()
 
@@ -652,6 +662,7 @@ class _Job:
             size += len(row.body)
             if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
                 return batch
+        self._all_taken = not self._unwanted.is_set()
         if self._group:
             batch.append(self._group)
             self._group = []
@@ -743,6 +754,8 @@ class _Job:
             for task in helpers:
                 task.cancel()
             await uninterrupted(asyncio.wait(helpers))
+        if isinstance(failure, TooManyFailuresError) and self._is_in_vain(failure):
+            failure = None
         failure = self._error or failure or self._error_of_all
         finished = failure is None and not self._ending.is_set()
         if finished:
@@ -761,6 +774,13 @@ class _Job:
         for on_progress, _ in told:
             on_progress(self._progress())
         return self._report(finished=finished)
+
+    def _is_in_vain(self, failure: TooManyFailuresError) -> bool:
+        """Whether too many failures stop nothing: all rows are done, or a share of too few calls was looked at."""
+        is_share = isinstance(failure_limit(self._settings.max_failures), float)
+        return (self._all_taken and self._rows_taken == self._rows_ended) or (
+            is_share and failure.calls < CALLS_FOR_A_SHARE
+        )
 
     def _results(self, endpoint: Endpoint[Any, Any], rows: Feed) -> Results[Row, Any]:
         """The calls for rows, or for groups of them."""
@@ -911,6 +931,10 @@ class _Job:
 
     def _append(self, records: list[Record]) -> None:
         self._log.append(records)
+        self._rows_ended += len(records)
+        if self._to_retry:
+            for record in records:
+                self._to_retry.discard(record.row)
         if self._under_way is not None:
             failed = [record.row for record in records if record.failed]
             self._under_way.end([record.row for record in records if not record.failed], failed)
@@ -938,7 +962,11 @@ class _Job:
     # What others see
 
     def _done(self) -> int:
-        return len(self._log.scored) + len(self._log.failed)
+        return len(self._log.scored) + self._failed()
+
+    def _failed(self) -> int:
+        """Rows that failed, and are not to be scored again by this run."""
+        return len(self._log.failed) - len(self._to_retry)
 
     def _all_retries(self) -> int:
         return sum(self._client.statistics().retries.values())
@@ -955,7 +983,7 @@ class _Job:
             time.monotonic(),
             started=self._started,
             scored=len(log.scored),
-            failed=len(log.failed),
+            failed=self._failed(),
             resumed=self._resumed,
             limiter=statistics.endpoints.get(self._endpoint.name),
             ceiling=self._client.max_concurrency,
@@ -971,7 +999,7 @@ class _Job:
 
     def _report(self, *, finished: bool) -> Report:
         log = self._opened_log
-        scored, failed = (0, 0) if log is None else (len(log.scored), len(log.failed))
+        scored, failed = (0, 0) if log is None else (len(log.scored), self._failed())
         return Report(
             rows=scored + failed,
             scored=scored,

@@ -64,7 +64,8 @@ def result_while_wanted(future: Future[T], is_unwanted: Callable[[], bool]) -> T
             return future.result(_LOOK_EVERY)
         except NotYetError:
             if future.done():
-                raise  # what the loop's side raised
+                # It ended just now, or the error is its own.
+                return future.result()
             if is_unwanted():
                 future.cancel()
                 raise InputStoppedError from None

@@ -20,8 +20,8 @@ class Progress(NamedTuple):
 
     Args:
         scored: rows whose answers are in the output, those of earlier runs among them.
-        failed: rows that failed.
-        resumed: rows that earlier runs had done.
+        failed: rows that failed, without those that are to be scored again.
+        resumed: rows that earlier runs had done; those that are to be scored again are not among them.
         seconds: since the job was started.
         rows_per_second: rows done per second, over the last 30 s.
         in_flight: calls in flight.

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.source import Line, RowFormat
+from aiosmrt.batch.tables import json_value
 from aiosmrt.errors import AiosmrtError, ParamValidationError, SerializationError
 from aiosmrt.serializers import (
     BytesCodec,
@@ -176,6 +177,7 @@ class RequestMaker:
         """Make a row, with an error in place of a body where that fails."""
         record: Any = None
         row_id: Any = None
+        joined: Any = None
         body = b""
         value: Any = None
         error: Exception | None = None
@@ -183,11 +185,12 @@ class RequestMaker:
             if self._reads:
                 record = self._read(line)
             if self._id_field is not None:
-                row_id = _field(record, self._id_field)
+                row_id = self._as_written(_field(record, self._id_field), "its id")
             if self._openai:
                 _check_openai(record)
             if self._join:
                 _check_object(record)
+                joined = self._as_written(record, "it")
             if self._raw:
                 body = line.data if isinstance(line.data, bytes) else b""
             elif self._format == "file":
@@ -207,7 +210,11 @@ class RequestMaker:
         except Exception as failure:
             # Raised by a serializer that is not ours; fails this row, as in `Endpoint.map`.
             error = failure
-        return Row(line.row, row_id, record if self._join and error is None else None, body, error, value)
+        return Row(line.row, row_id, joined if error is None else None, body, error, value)
+
+    def _as_written(self, value: Any, what: str) -> Any:
+        """What the output repeats of a row, as a JSON value: a row that cannot be written is not sent either."""
+        return json_value(value, what) if self._format in ("parquet", "records") else value
 
     def size(self, parts: int, rows: int) -> int:
         """The size of a body in bytes, as far as it is known before it is made.

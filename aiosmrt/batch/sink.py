@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 from aiosmrt.batch.answers import JSONText
 from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.requests import Row, csv_line
+from aiosmrt.batch.tables import plain_object
 from aiosmrt.errors import AiosmrtError, SerializationError, ServiceError
 
 __all__ = ["OutputFormat", "Sink", "failure_record", "openai_failure"]
@@ -23,23 +24,9 @@ _NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
 _ESCAPED: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has for objects that `json` does not know."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        import base64
-
-        try:
-            return bytes(value).decode()
-        except UnicodeDecodeError:
-            return {"base64": base64.b64encode(value).decode()}
-    if callable(tolist := getattr(value, "tolist", None)):
-        return tolist()
-    raise TypeError(f"an answer of type {type(value).__qualname__} cannot be written")
-
-
-_STRICT: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
-_WITH_NAN: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain)
-_LENIENT: Final = json.JSONEncoder(separators=(",", ":"), default=_plain)
+_STRICT: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=plain_object)
+_WITH_NAN: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=plain_object)
+_LENIENT: Final = json.JSONEncoder(separators=(",", ":"), default=plain_object)
 
 
 def _encoded(value: Any) -> bytes:
@@ -129,9 +116,9 @@ class Sink:
             SerializationError: the format does not have such a value.
         """
         keep = self._keep
-        if keep is not None and not self._join:
-            value = keep(value)
         try:
+            if keep is not None and not self._join:
+                value = keep(value)
             if self._format == "jsonl":
                 if self._join:
                     joined = {**row.record, "prediction": value}
@@ -159,7 +146,10 @@ class Sink:
                     fields = [row.number, *([_cell(row.id)] if self._has_ids else []), text]
                 return f"{csv_line(fields)}\n".encode(errors="backslashreplace")
             return f"{_cell(value).translate(_ESCAPED)}\n".encode(errors="backslashreplace")
-        except (TypeError, ValueError, RecursionError):
+        except SerializationError:
+            raise
+        except Exception:
+            # Objects that are not ours, and the JSON of them, raise what they like; it may quote the answer.
             kind = type(value).__qualname__
         raise SerializationError(f"the answer, of type {kind}, cannot be written as {self._format}")
 
@@ -188,7 +178,15 @@ def openai_failure(row: Row, error: Exception) -> bytes:
     code = error.code if isinstance(error, ServiceError) else type(error).__name__
     message = str(error) if isinstance(error, AiosmrtError) else ""
     facts = {"id": _line_id(row), "custom_id": row.id, "response": response}
-    return _encoded({**facts, "error": {"code": code, "message": message}}) + b"\n"
+    return _failure({**facts, "error": {"code": code, "message": message}}, "custom_id")
+
+
+def _failure(facts: dict[str, Any], id_member: str) -> bytes:
+    """The line of a failure: one whose id cannot be written has none, for a row must be able to fail."""
+    try:
+        return _encoded(facts) + b"\n"
+    except (TypeError, ValueError, RecursionError):
+        return _encoded({**facts, id_member: None}) + b"\n"
 
 
 def _fields(selected: Any) -> list[Any]:
@@ -220,7 +218,7 @@ def failure_record(row: Row, error: Exception, attempts: int, waited: float) -> 
         "request_id": error.request_id if isinstance(error, AiosmrtError) else None,
         "waited": round(waited, 3),
     }
-    return _encoded(facts) + b"\n"
+    return _failure(facts, "id")
 
 
 def _cell(value: Any) -> str:
@@ -230,6 +228,6 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, (bytes, bytearray, memoryview)):
-        value = _plain(value)
+        value = plain_object(value)
         return value if isinstance(value, str) else _encoded(value).decode()
     return _encoded(value).decode()

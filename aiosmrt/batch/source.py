@@ -30,6 +30,9 @@ from aiosmrt.errors import BatchInputError
 
 __all__ = ["InputFormat", "InputStoppedError", "Line", "Source", "format_of"]
 
+# The longest field of CSV.
+_CSV_FIELD_CHARACTERS: Final = 1 << 27
+
 InputFormat: TypeAlias = Literal["jsonl", "csv", "text", "parquet", "openai-batch", "file"]
 
 STANDARD_INPUT: Final = "-"
@@ -494,6 +497,9 @@ class Source:
 
     def _parsed_csv(self, found: _Input, file: BinaryIO) -> Iterator[tuple[list[str], int]]:
         """Rows of CSV that have fields, and the numbers of their last lines; bytes that are not UTF-8 as surrogates."""
+        # A setting of the whole process, which is only ever raised: by default, fields end at 131,072 characters, and
+        # bodies are larger. A limit remains, as a quote that is never closed makes one field of the rest of the file.
+        csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_CHARACTERS))
         reader = csv.reader((line.decode(errors="surrogateescape") for line in file), strict=True)
         try:
             for fields in reader:

@@ -13,14 +13,15 @@ from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
+from uuid import UUID
 
 from aiosmrt._extras import installed
-from aiosmrt.errors import BatchInputError, BatchOutputError
+from aiosmrt.errors import BatchInputError, BatchOutputError, SerializationError
 from aiosmrt.serializers.frames import is_pandas_frame
 
-__all__ = ["parquet_reader", "records_of", "table_batches", "write_parquet"]
+__all__ = ["json_value", "parquet_reader", "plain_object", "records_of", "table_batches", "write_parquet"]
 
 # Rows that are converted at a time, and rows of a row group.
 _ROWS: Final = 1024
@@ -110,11 +111,55 @@ def _plain(value: Any) -> Any:
         if value and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in value):
             return {name: _plain(part) for name, part in value}  # a map
         return [_plain(part) for part in value]
-    if isinstance(value, (datetime, date, time)):
+    return plain_object(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
+
+
+def plain_object(value: Any) -> Any:
+    """What JSON has for an object that `json` does not know.
+
+    Raises:
+        TypeError: there is nothing.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
-    return float(value) if isinstance(value, Decimal) else value
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, (UUID, PurePath)):
+        return str(value)
+    if callable(tolist := getattr(value, "tolist", None)):
+        return tolist()
+    raise TypeError(f"JSON has nothing for {type(value).__qualname__}")
+
+
+_OBJECTS: Final = json.JSONEncoder(default=plain_object)
+
+
+def json_value(value: Any, what: str = "it") -> Any:
+    """A value of Python's as JSON has it, NaN and the infinities as they are.
+
+    Args:
+        value: the value.
+        what: the value, for the error.
+
+    Raises:
+        SerializationError: it has parts that JSON lacks, or cannot be written as JSON.
+
+    >>> json_value({"at": date(2024, 2, 29), "price": Decimal("12.5")})
+    {'at': '2024-02-29', 'price': 12.5}
+    """
+    try:
+        return json.loads(_OBJECTS.encode(value))
+    except Exception as error:
+        # Objects that are not ours raise what they like; the message may quote the value.
+        kind = type(error).__name__
+    raise SerializationError(f"{what} cannot be written as JSON ({kind})")
 
 
 # Out
@@ -160,14 +205,32 @@ class _Column:
         return kind
 
     def array(self, values: list[Any]) -> Any:
+        """Values as what is written.
+
+        Raises:
+            _MisfitError: the column has just become text.
+        """
         pa = pyarrow()
         if self._as_json or (self._hint is None and self._type is not None and _has_no_place(self._type)):
             return pa.array([None if value is None else _as_json(value) for value in values], pa.string())
-        return _converted(values, self.type)
+        try:
+            return _converted(values, self.type)
+        except _faults():
+            self._as_json = True
+        raise _MisfitError
+
+
+class _MisfitError(Exception):
+    """Values did not fit the type that suits the others of their column, which is text from then on."""
 
 
 def _as_json(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _encodable(text: str) -> str:
+    """A text with its lone surrogates escaped, as in JSON."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _has_no_place(kind: Any) -> bool:
@@ -206,7 +269,15 @@ def _as_bytes(value: Any) -> bytes:
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    return (pyarrow().ArrowException, OverflowError, TypeError, ValueError, AttributeError, KeyError)
+    return (
+        pyarrow().ArrowException,
+        OverflowError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+    )
 
 
 def write_parquet(
@@ -226,7 +297,32 @@ def write_parquet(
     Raises:
         BatchOutputError: it cannot be written.
     """
-    pa, parquet = pyarrow(), pyarrow("pyarrow.parquet")
+    pyarrow("pyarrow.parquet")
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        try:
+            found = _look(records, columns, hints)
+            while True:
+                # A group may not fit a type that a later one widened: numbers of 64 bits, among floats. Their column
+                # is text in the next attempt, so there is an end.
+                with suppress(_MisfitError):
+                    _write(records, partial, found, facts)
+                    break
+            partial.replace(out)
+            return
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise BatchOutputError(f"cannot write {out}: {error.strerror or error}") from error
+    except _faults() as error:
+        # The message may quote a value.
+        kind = type(error).__name__
+    raise BatchOutputError(f"cannot write {out}: the records do not fit into Parquet ({kind})")
+
+
+def _look(records: Path, columns: Iterable[str], hints: Mapping[str, Any]) -> dict[str, _Column]:
+    """The columns of records, whose types are found out."""
     found = {name: _Column(hints.get(name)) for name in columns}
     for some in _groups(records):
         for record in some:
@@ -235,24 +331,25 @@ def write_parquet(
                     found[name] = _Column(hints.get(name))
         for name, column in found.items():
             column.look([record.get(name) for record in some])
-    schema = pa.schema([(name, column.type) for name, column in found.items()])
+    return found
+
+
+def _write(records: Path, out: Path, found: Mapping[str, _Column], facts: Mapping[str, str]) -> None:
+    """Write records into a Parquet file.
+
+    Raises:
+        _MisfitError: a column has just become text.
+    """
+    pa, parquet = pyarrow(), pyarrow("pyarrow.parquet")
+    schema = pa.schema([(_encodable(name), column.type) for name, column in found.items()])
     schema = schema.with_metadata({_FACTS: json.dumps(dict(facts)).encode()})
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        try:
-            with partial.open("wb") as file:
-                with parquet.ParquetWriter(file, schema) as writer:
-                    for some in _groups(records):
-                        arrays = [column.array([record.get(name) for record in some]) for name, column in found.items()]
-                        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(out)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise BatchOutputError(f"cannot write {out}: {error.strerror or error}") from error
+    with out.open("wb") as file:
+        with parquet.ParquetWriter(file, schema) as writer:
+            for some in _groups(records):
+                arrays = [column.array([record.get(name) for record in some]) for name, column in found.items()]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _groups(records: Path) -> Iterator[list[dict[str, Any]]]:

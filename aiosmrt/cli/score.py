@@ -19,6 +19,7 @@ import json
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 import click
 
 from aiosmrt.cli.options import GlobalOptions, choice_option, count_option, make_command, number_option
-from aiosmrt.cli.parameters import HELP, option_name
+from aiosmrt.cli.parameters import HELP, ParameterError, option_name
 from aiosmrt.cli.progress import print_json, shown_progress
 from aiosmrt.errors import AiosmrtError, BatchStoppedError, ParamValidationError
 
@@ -204,6 +205,13 @@ def _run(**given: Any) -> None:
         code = _fail(255, error)
     except asyncio.CancelledError:
         code = 130
+    except (click.ClickException, click.exceptions.Exit, click.Abort, ParameterError):
+        raise
+    except Exception as error:
+        # Python's own status for it would be 1: all rows are done. The message may quote a row.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        code = _fail(255, RuntimeError(f"unexpected {type(error).__name__} at {place}"))
     context.exit(code)
 
 

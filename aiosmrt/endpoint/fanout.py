@@ -43,7 +43,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 # A share of failures is meaningful from this many calls.
-_CALLS_FOR_A_SHARE = 20
+CALLS_FOR_A_SHARE: Final = 20
 
 # Neither a sign, nor an exponent, nor the underscores that Python's numbers may have.
 _PERCENTAGE: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?%", re.ASCII)
@@ -516,7 +516,7 @@ class Results(Generic[In, Out]):
         if most is None:
             return False
         if isinstance(most, float):
-            return (whole or self._calls >= _CALLS_FOR_A_SHARE) and self._failures > most * self._calls
+            return (whole or self._calls >= CALLS_FOR_A_SHARE) and self._failures > most * self._calls
         return self._failures > most
 
     async def _take(self) -> tuple[int, Any] | None:

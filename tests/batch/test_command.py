@@ -119,6 +119,20 @@ def test_one_line_says_what_is_wrong_and_nothing_is_written(
     assert (tmp_path / "mine.jsonl").read_text() == (tmp_path / "mine.parquet").read_text() == "mine"
 
 
+def test_an_error_that_nobody_foresaw_is_not_the_status_of_failed_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*arguments: Any, **settings: Any) -> None:
+        raise KeyError("secret")
+
+    monkeypatch.setattr("aiosmrt.batch.score", fail)
+    rows, out = write_rows(tmp_path / "rows.jsonl", 3), tmp_path / "out.jsonl"
+    connection = ("--endpoint-url", "http://127.0.0.1:1", "--region", "eu-central-1")
+    assert main(["score", "--endpoint-name", "double", *connection, str(rows), "--output", str(out)]) == 255
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"aiosmrt: error: unexpected KeyError at test_command\.py, line \d+\n", printed.err)
+
+
 async def test_json(command: Command, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 50)
     ended = await command("rows.jsonl", "--output", "out.jsonl", "--json")

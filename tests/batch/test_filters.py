@@ -189,6 +189,17 @@ async def test_a_row_without_the_part_fails_alone(client: Client, models: Models
     assert json.dumps(errors).count("there is nothing at $.a.b") == 2
 
 
+async def test_an_answer_too_deep_for_the_filter_fails_its_row_alone(client: Client, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text('{"x": 1}\n' + "[" * 150 + "]" * 150 + "\n" + '{"x": 3}\n')
+    report = await echoed(client, rows, out, "application/json", output_filter="$..x")
+    assert (report.scored, report.failed, report.finished) == (2, 1, True)
+    (error,) = lines_of(tmp_path / "out.jsonl.errors.jsonl")
+    assert (error["index"], error["error"]) == (1, "SerializationError")
+    report = await echoed(client, rows, out, "application/json", input_filter="$..x", fresh=True)
+    assert (report.scored, report.failed) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

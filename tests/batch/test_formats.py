@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 from aiosmrt import Client, ParamValidationError
 from aiosmrt.batch import ANY_ANSWER, Report, codec_for, score
+from aiosmrt.batch.requests import Row
+from aiosmrt.batch.sink import failure_record, openai_failure
 from aiosmrt.errors import BatchInputError, BatchOutputError
 from aiosmrt.serializers import BYTES, JSON, NPY, Serializer
 from tests.batch.conftest import Models, doubled, lines_of, write_rows
@@ -108,6 +111,23 @@ async def test_text_is_sent_line_by_line(client: Client, tmp_path: Path, models:
     ]
 
 
+async def test_fields_of_csv_may_be_longer_than_python_reads_by_default(
+    client: Client, models: Models, tmp_path: Path
+) -> None:
+    rows, text = tmp_path / "rows.csv", "ab" * 100_000
+    rows.write_text(f'id,text\n1,{text}\n2,"{text}\n"\n')
+    before = csv.field_size_limit(131_072)
+    try:
+        report = await echoed(client, rows, tmp_path / "out.jsonl", "text/plain", column="text")
+        assert (report.scored, set(models.seen)) == (2, {text.encode(), f"{text}\n".encode()})
+        # A higher limit of the program's own stays.
+        csv.field_size_limit(1 << 30)
+        await echoed(client, rows, tmp_path / "again.jsonl", "text/plain", column="text")
+        assert csv.field_size_limit() == 1 << 30
+    finally:
+        csv.field_size_limit(before)
+
+
 async def test_csv_without_a_header(client: Client, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text("5,6\n7,8\n")
@@ -188,6 +208,17 @@ async def test_bytes_arrays_and_objects(client: Client, tmp_path: Path) -> None:
     (error,) = lines_of(tmp_path / "b.jsonl.errors.jsonl")
     assert error["message"] == "the answer, of type object, cannot be written as jsonl"
     assert report.failed == 1
+
+
+@pytest.mark.parametrize("depth", [0, 100_000])
+def test_a_row_whose_id_cannot_be_written_can_still_fail(depth: int) -> None:
+    name: Any = object()
+    for _ in range(depth):
+        name = [name]
+    row = Row(3, name, None, b"", None)
+    listed = json.loads(failure_record(row, ParamValidationError(["no"]), 1, 0.0))
+    assert (listed["index"], listed["id"], listed["error"]) == (3, None, "ParamValidationError")
+    assert json.loads(openai_failure(row, ParamValidationError(["no"])))["custom_id"] is None
 
 
 async def test_any_serializer_makes_bodies(client: Client, tmp_path: Path, models: Models) -> None:

@@ -111,6 +111,29 @@ async def test_progress_names_rows_waiting_and_the_reason(
     assert last.retries > 0
 
 
+async def test_rows_that_are_scored_again_are_not_done_yet(
+    client: Client, runtime: LocalRuntime, models: Models, tmp_path: Path
+) -> None:
+    rows, out = write_rows(tmp_path / "rows.jsonl", 40), tmp_path / "out.jsonl"
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    models.refused = {f'{{"n": {number}}}'.encode() for number in range(30)}
+    await score(endpoint, rows, out)
+    models.refused = {b'{"n": 7}', b'{"n": 20}'}
+    seen: list[Progress] = []
+    report = await score(endpoint, rows, out, retry_failed=True, limit=12, on_progress=seen.append)
+    # Failures behind the limit stay as they are.
+    assert (seen[0].scored, seen[0].failed, seen[0].resumed) == (10, 18, 28)
+    assert (seen[-1].scored, seen[-1].failed) == (21, 19)
+    assert (report.rows, report.scored, report.failed, report.resumed) == (40, 21, 19, 28)
+    report = await score(endpoint, rows, out, retry_failed=True, on_progress=seen.append)
+    assert (report.rows, report.scored, report.failed, report.resumed) == (40, 38, 2, 21)
+    assert report.rows_per_second > 0
+    stop = asyncio.Event()
+    stop.set()
+    report = await score(endpoint, rows, out, retry_failed=True, stop=stop)
+    assert (report.rows, report.failed, report.resumed, report.finished) == (38, 0, 38, False)
+
+
 async def test_a_page_is_written(client: Client, runtime: LocalRuntime, models: Models, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 60)
     models.refused = {b'{"n": 7}'}

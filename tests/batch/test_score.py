@@ -232,6 +232,34 @@ async def test_too_many_failures_stop_the_job(
     assert (report.scored, report.failed, report.resumed) == (100, 100, done)
 
 
+@pytest.mark.parametrize("most", [0.1, "10%", 18, 0])
+async def test_failures_of_a_job_whose_rows_are_all_done_stop_nothing(
+    endpoint: Endpoint[Any, Any], out: Path, models: Models, tmp_path: Path, most: float | str
+) -> None:
+    rows = write_rows(tmp_path / "few.jsonl", 19)
+    failing = 1 if most == 0 else 19
+    models.refused = {f'{{"n": {n}}}'.encode() for n in range(19 - failing, 19)}
+    report = await score(endpoint, rows, out, max_failures=most, max_concurrency=1)
+    assert (report.scored, report.failed, report.finished) == (19 - failing, failing, True)
+    assert lines_of(out) == doubled(19 - failing)
+    assert [line["index"] for line in errors_of(out)] == list(range(19 - failing, 19))
+
+
+async def test_too_many_failures_of_few_rows_stop_the_job(
+    endpoint: Endpoint[Any, Any], out: Path, models: Models, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "few.jsonl", 19)
+    models.refused = {b'{"n": 3}'}
+    with pytest.raises(BatchStoppedError, match=r"1 of 4 items failed.*; 4 rows are done"):
+        await score(endpoint, rows, out, max_failures=0, max_concurrency=1)
+    models.refused = {b'{"n": 0}', b'{"n": 3}'}
+    report = await score(endpoint, rows, out, fresh=True)
+    assert (report.scored, report.failed) == (17, 2)
+    # Rows that are done behind the limit do not stand for the one in front of it that is not.
+    with pytest.raises(BatchStoppedError, match="1 of 1 items failed"):
+        await score(endpoint, rows, out, max_failures=0, max_concurrency=1, retry_failed=True, limit=5)
+
+
 async def test_throttling_makes_the_job_wait(
     runtime: LocalRuntime, endpoint: Endpoint[Any, Any], rows: Path, out: Path
 ) -> None:

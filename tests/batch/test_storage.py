@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +296,22 @@ async def test_from_a_shell(
     # The answers and the journal are under the user's state folder.
     (journal,) = (tmp_path / ".local/state/aiosmrt/score").glob("*/out.parquet.journal")
     assert journal.stat().st_size
+
+
+@pytest.mark.parametrize("error", [None, TimeoutError("of the loop's side")])
+def test_what_ends_just_after_it_was_waited_for_is_its_result(error: Exception | None) -> None:
+    class Late(Future[int]):
+        def result(self, timeout: float | None = None) -> int:
+            if self.done():
+                return super().result(timeout)
+            if error is None:
+                self.set_result(7)
+            else:
+                self.set_exception(error)
+            raise FutureTimeoutError
+
+    if error is None:
+        assert objects.result_while_wanted(Late(), lambda: False) == 7
+    else:
+        with pytest.raises(TimeoutError, match="of the loop's side"):
+            objects.result_while_wanted(Late(), lambda: False)

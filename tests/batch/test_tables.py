@@ -8,6 +8,7 @@ import decimal
 import json
 import math
 import tracemalloc
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.batch import ANY_ANSWER, Report, score
+from aiosmrt.batch.tables import write_parquet
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, ParamValidationError
 from aiosmrt.local import ContainerFailure, Invocation
@@ -61,6 +63,129 @@ def typed(rows: int) -> pa.Table:
             "kind": pa.array(["a", "b"] * (rows // 2)).dictionary_encode(),
         }
     )
+
+
+# Parquet out of values that fit no type
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        (r'"\ud83d"', r"\ud83d"),
+        (r'{"a": "\ud83d"}', r'{"a":"\ud83d"}'),
+        (r'{"\ud83d": 1}', r'{"\ud83d":1}'),
+        ("[1152921504606846977, 0.5]", "[1152921504606846977,0.5]"),
+    ],
+)
+async def test_an_answer_that_no_type_of_parquet_has_is_text(
+    client: Client, tmp_path: Path, answer: str, read: str
+) -> None:
+    rows, out = tmp_path / "rows.txt", tmp_path / "out.parquet"
+    rows.write_text(f"{answer}\n")
+    endpoint = client.endpoint("echo", serializer=BYTES, deserializer=JSON)
+    await score(endpoint, rows, out)
+    assert pq.read_table(out).column("value").to_pylist() == [read]
+
+
+async def test_ids_and_names_with_lone_surrogates_reach_parquet(double: Endpoint[Any, Any], tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.parquet"
+    rows.write_text(r'{"n": 1, "id": "\ud83d", "\ud83d": 2}' + "\n")
+    await score(double, rows, out, id_field="id")
+    assert pq.read_table(out).to_pylist() == [{"index": 0, "id": r"\ud83d", "value": 2}]
+    await score(double, rows, out, join_source="Input", fresh=True)
+    assert pq.read_table(out).to_pylist() == [{"n": 1, "id": r"\ud83d", r"\ud83d": 2, "prediction": 2}]
+
+
+@pytest.mark.parametrize("shape", ['{{"a":{}}}', "[{}]"])
+def test_values_that_do_not_fit_a_type_that_was_widened_behind_them_are_text(tmp_path: Path, shape: str) -> None:
+    large, small = shape.format(2**60 + 1), shape.format(0.5)
+    # More than a group of rows, so that the type is widened by another one.
+    records = tmp_path / "records.jsonl"
+    records.write_text(f'{{"value":{large}}}\n' * 33_000 + f'{{"value":{small}}}\n' * 33_000)
+    out = tmp_path / "out.parquet"
+    write_parquet(records, out, columns=["value"], hints={}, facts={})
+    values = pq.read_table(out).column("value").to_pylist()
+    assert (len(values), values[0], values[-1]) == (66_000, large, small)
+
+
+def test_what_parquet_cannot_have_is_an_error_of_the_output(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "out.parquet"
+    records.write_text('{"secret\n')
+    with pytest.raises(BatchOutputError, match="do not fit into Parquet") as caught:
+        write_parquet(records, out, columns=["value"], hints={}, facts={})
+    assert "secret" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+# Records of Python
+
+
+OBJECTS = {
+    "id": uuid.UUID(int=7),
+    "price": decimal.Decimal("12.5"),
+    "at": datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.UTC),
+    "shape": (2, 3),
+}
+PLAIN = {
+    "id": "00000000-0000-0000-0000-000000000007",
+    "price": 12.5,
+    "at": "2024-02-29T12:00:00+00:00",
+    "shape": [2, 3],
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+async def test_objects_of_records_are_repeated_as_json_has_them(
+    double: Endpoint[Any, Any], tmp_path: Path, suffix: str
+) -> None:
+    records = [{"n": number, "rest": OBJECTS} for number in range(2)]
+    out = tmp_path / f"out.{suffix}"
+    report = await score(double, records, out, column=None, template={"n": "{n}"}, join_source="Input")
+    assert (report.scored, report.failed) == (2, 0)
+    written = pq.read_table(out).to_pylist() if suffix == "parquet" else lines_of(out)
+    assert written == [{"n": number, "rest": PLAIN, "prediction": 2 * number} for number in range(2)]
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+async def test_an_id_may_be_an_object_with_a_json_value(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path, name: str
+) -> None:
+    models.refused.add(b'{"n":1}')
+    records = [{"n": number, "key": OBJECTS[name]} for number in range(2)]
+    report = await score(double, records, tmp_path / "out.jsonl", template={"n": "{n}"}, id_field="key")
+    assert (report.scored, report.failed) == (1, 1)
+    assert lines_of(tmp_path / "out.jsonl")[0]["id"] == PLAIN[name]
+    assert lines_of(tmp_path / "out.jsonl.errors.jsonl")[0]["id"] == PLAIN[name]
+
+
+@pytest.mark.parametrize("arguments", [{"id_field": "key"}, {"join_source": "Input"}])
+async def test_a_row_that_could_not_be_written_is_not_sent(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path, arguments: Any
+) -> None:
+    records = [{"n": 0, "key": "a"}, {"n": 1, "key": object()}, {"n": 2, "key": "c"}]
+    report = await score(double, records, tmp_path / "out.jsonl", template={"n": "{n}"}, **arguments)
+    assert (report.scored, report.failed) == (2, 1)
+    assert models.seen.total() == 2
+    (error,) = lines_of(tmp_path / "out.jsonl.errors.jsonl")
+    assert (error["index"], error["attempts"]) == (1, 0)
+    assert "cannot be written as JSON (TypeError)" in error["message"]
+
+
+async def test_an_answer_that_raises_when_it_is_written_fails_its_row_alone(client: Client, tmp_path: Path) -> None:
+    class Broken:
+        def tolist(self) -> object:
+            raise LookupError("secret")
+
+    class Reader:
+        accept = "*/*"
+
+        def deserialize(self, body: bytes, content_type: str, /) -> object:
+            return Broken() if body == b"1" else 0
+
+    endpoint = client.endpoint("echo", serializer=JSON, deserializer=Reader())
+    report = await score(endpoint, [0, 1, 2], tmp_path / "out.jsonl")
+    assert (report.scored, report.failed) == (2, 1)
+    assert "secret" not in (tmp_path / "out.jsonl.errors.jsonl").read_text()
 
 
 # Parquet in
