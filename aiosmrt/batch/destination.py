@@ -90,12 +90,12 @@ class Destination:
         self.files: LogFiles = LogFiles.beside(out, ".rows.jsonl" if kind == "parquet" else "")
         self.errors: Path | str = self.files.errors if self._uri is None else f"{self._uri}.errors.jsonl"
 
-    def all(self) -> list[Path]:
-        """All local files that the job may write."""
+    def all(self) -> list[Path | str]:
+        """All local files that the job may write, and the URIs of its objects."""
         made = (
             [] if self._parquet is None else [self._parquet, self._parquet.with_name(f"{self._parquet.name}.partial")]
         )
-        return [*self.files.all(), *made]
+        return [*self.files.all(), *made, *([] if self._uri is None else [self._uri, self.errors])]
 
     def prepare(self, bucket: Bucket, *, fresh: bool) -> dict[str, str]:
         """Make sure that the output can be written and is not something else's.

@@ -548,11 +548,12 @@ class _Job:
     def _new_source(self, inputs: Any, input_format: InputFormat | None) -> Source:
         if not (isinstance(inputs, list) and all(isinstance(name, str) for name in inputs)):
             return RecordSource(inputs, loop=self._bucket.loop, stopped=self._unwanted)
+        page = self._settings.report_page
         return Source(
             inputs,
             input_format=input_format,
             header=self._settings.header,
-            excluded=[*self._output.all(), jobs_file(self._output.files.out)],
+            excluded=[*self._output.all(), jobs_file(self._output.files.out), *([] if page is None else [page])],
             stopped=self._unwanted,
             bucket=self._bucket,
         )

@@ -171,7 +171,8 @@ class Source:
         inputs: files, folders, patterns, objects and prefixes in S3, or ``-`` for standard input.
         input_format: the format. If None, the files' suffixes decide.
         header: whether files of CSV begin with the names of their columns. If not, the names are ``0``, ``1``, ...
-        excluded: files that folders and patterns leave out: the job's own output.
+        excluded: files and URIs that folders, prefixes and patterns leave out, and that no input may name: the job's
+            own output.
         stopped: set to end the reading, by another thread.
         bucket: reads objects of S3. If None, they are refused.
 
@@ -185,7 +186,7 @@ class Source:
         stopped: as given.
 
     Raises:
-        BatchInputError: an input does not exist, or its format is not known.
+        BatchInputError: an input does not exist or is the job's own output, or its format is not known.
     """
 
     def __init__(
@@ -194,11 +195,11 @@ class Source:
         *,
         input_format: RowFormat | None,
         header: bool,
-        excluded: Iterable[Path] = (),
+        excluded: Iterable[Path | str] = (),
         stopped: threading.Event | None = None,
         bucket: Bucket | None = None,
     ) -> None:
-        output = {os.path.realpath(path) for path in excluded}
+        output = {name if is_s3(name) else os.path.realpath(name) for name in map(os.fspath, excluded)}
         self._header = header
         self._bucket = bucket
         self._inputs = [found for name in inputs for found in self._expanded(name, input_format, output)]
@@ -221,7 +222,7 @@ class Source:
             return _expanded(name, input_format, excluded)
         if self._bucket is None:
             raise BatchInputError(f"{name}: only local files can be read")
-        found = self._bucket.find(name, lambda key: input_format is not None or format_of(key) is not None)
+        found = self._bucket.find(name, lambda key: input_format is not None or format_of(key) is not None, excluded)
         return [_Input(uri, True, facts.size, facts) for uri, facts in found]
 
     @property

@@ -272,6 +272,25 @@ async def test_an_object_of_others_is_not_overwritten(
     assert await storage.get("out.jsonl") == b"mine again"
 
 
+async def test_the_output_is_never_input(
+    endpoint: Endpoint[Any, Any], models: Models, storage: Storage, tmp_path: Path
+) -> None:
+    source = await storage.put("in/a.jsonl", rows(0, 10))
+    for errors in ("", ".errors.jsonl"):
+        with pytest.raises(BatchInputError, match="both input and output"):
+            await score(endpoint, f"{source}{errors}", source, spool=tmp_path / "refused", fresh=True)
+    assert (await storage.get("in/a.jsonl"), models.seen.total()) == (rows(0, 10), 0)
+    models.refused = {b'{"n": 7}'}
+    for name in ("in/", "in/*.jsonl"):
+        uri, spool = storage.uri("in/scores.jsonl"), tmp_path / "spool"
+        await score(endpoint, storage.uri(name), uri, spool=spool, fresh=True)
+        assert await storage.keys() == ["in/a.jsonl", "in/scores.jsonl", "in/scores.jsonl.errors.jsonl"]
+        report = await score(endpoint, storage.uri(name), uri, spool=spool)
+        assert (report.rows, report.resumed, report.failed) == (10, 10, 1)
+        again = await score(endpoint, storage.uri(name), uri, spool=spool, fresh=True)
+        assert (again.rows, again.resumed, again.failed) == (10, 0, 1)
+
+
 async def test_from_a_shell(
     runtime: LocalRuntime, object_server: ObjectServer, storage: Storage, tmp_path: Path
 ) -> None:
