@@ -58,6 +58,7 @@ from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
 from aiosmrt.endpoint.groups import GroupedResults
 from aiosmrt.endpoint.jobs import INLINE_BYTES
 from aiosmrt.endpoint.options import check_accepted, merged
+from aiosmrt.endpoint.protocols import EndpointClient
 from aiosmrt.errors import (
     AiosmrtError,
     BatchInputError,
@@ -67,6 +68,7 @@ from aiosmrt.errors import (
     SerializationError,
     TooManyFailuresError,
 )
+from aiosmrt.serializers import Serializer
 from aiosmrt.serializers.tables import SupportsArrowArray, SupportsArrowStream
 
 __all__ = ["Inputs", "Progress", "Records", "Report", "score"]
@@ -139,6 +141,7 @@ async def score(
     *,
     input_format: InputFormat | None = None,
     output_format: OutputFormat | None = None,
+    serializer_for: Callable[[str], Serializer[Any]] | None = None,
     header: bool = True,
     column: str | None = None,
     template: Any = None,
@@ -191,6 +194,8 @@ async def score(
             the suffixes say.
         output_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (the answers alone) or ``"openai-batch"``.
             Defaults to what the suffix says.
+        serializer_for: returns the serializer, given the input's format (``"records"`` for rows from Python), once the
+            files are known. If None, the endpoint's.
         header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
         column: the column that is sent. If None, the template or the whole row.
         template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
@@ -321,13 +326,14 @@ async def score(
     if asynchronous:
         check_accepted(INVOKE_ENDPOINT_ASYNC, merged({}, endpoint.options))
     if max_concurrency is not None:
-        endpoint = _with_concurrency(endpoint, max_concurrency)
+        endpoint = _copied(endpoint, client=endpoint.client.with_options(max_concurrency=max_concurrency))
     # Makes no calls: checks the arguments that are those of `map`, and the endpoint's options.
     endpoint.map((), patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
         Destination(sink, str(kind), None if spool is None else Path(spool)),
         cast("OutputFormat", kind),
+        serializer_for=serializer_for,
         column=column,
         template=template,
         id_field=id_field,
@@ -357,6 +363,7 @@ async def score(
 class _Settings:
     """What does not change while a job runs; see `score`."""
 
+    serializer_for: Callable[[str], Serializer[Any]] | None
     column: str | None
     template: Any
     id_field: str | None
@@ -500,6 +507,8 @@ class _Job:
     def _open(self, inputs: Any, input_format: InputFormat | None) -> None:
         settings = self._settings
         self._opened_source = source = self._new_source(inputs, input_format)
+        if settings.serializer_for is not None:
+            self._endpoint = _copied(self._endpoint, serializer=settings.serializer_for(source.input_format))
         if self._kind == "csv" and settings.join and not (source.input_format == "csv" and settings.header):
             raise ParamValidationError(
                 ["join_source='Input' writes CSV of CSV with a header only; use jsonl for the output"]
@@ -717,13 +726,10 @@ class _Job:
 
     async def _score(self) -> Report:
         settings, endpoint = self._settings, self._endpoint
-        prepared = Endpoint(
-            self._client,
-            endpoint.name,
+        prepared = _copied(
+            endpoint,
+            client=self._client,
             serializer=Prepared(endpoint.serializer.content_type, self._maker.body_of),
-            deserializer=endpoint.deserializer,
-            upload_to=endpoint.upload_to,
-            **endpoint.options,
         )
         self._retries_before = self._all_retries()
         writer = _Writer(self._write, self._abort)
@@ -1003,11 +1009,14 @@ def _openai_options(row: Row) -> CallOptions:
     return {"inference_id": name} if fits else {}
 
 
-def _with_concurrency(endpoint: Endpoint[Any, Any], limit: MaxConcurrency) -> Endpoint[Any, Any]:
+def _copied(
+    endpoint: Endpoint[Any, Any], *, client: EndpointClient | None = None, serializer: Serializer[Any] | None = None
+) -> Endpoint[Any, Any]:
+    """An endpoint with another client, or another serializer."""
     return Endpoint(
-        endpoint.client.with_options(max_concurrency=limit),
+        endpoint.client if client is None else client,
         endpoint.name,
-        serializer=endpoint.serializer,
+        serializer=endpoint.serializer if serializer is None else serializer,
         deserializer=endpoint.deserializer,
         upload_to=endpoint.upload_to,
         **endpoint.options,

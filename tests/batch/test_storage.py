@@ -15,11 +15,11 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt._aws import s3 as object_store
-from aiosmrt.batch import objects, score
+from aiosmrt.batch import codec_for, objects, score
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 from aiosmrt.local import LocalRuntime, ObjectServer
-from aiosmrt.serializers import JSON
+from aiosmrt.serializers import BYTES, JSON
 from tests.batch.conftest import Models, doubled, lines_of
 from tests.support.command_line import PROGRAM, environment, run
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
@@ -289,6 +289,18 @@ async def test_the_output_is_never_input(
         assert (report.rows, report.resumed, report.failed) == (10, 10, 1)
         again = await score(endpoint, storage.uri(name), uri, spool=spool, fresh=True)
         assert (again.rows, again.resumed, again.failed) == (10, 0, 1)
+
+
+async def test_the_serializer_goes_by_the_format_of_what_is_found(
+    endpoint: Endpoint[Any, Any], models: Models, storage: Storage, tmp_path: Path
+) -> None:
+    await storage.put("in/a.csv", b"n\n1\n")
+    codecs = {"csv": codec_for("text/csv"), "records": JSON}
+    echo = Endpoint(endpoint.client, "echo", serializer=BYTES, deserializer=BYTES)
+    for number, source in enumerate((storage.uri("in/"), [{"n": 1}])):
+        out = tmp_path / f"{number}.txt"
+        await score(echo, source, out, serializer_for=codecs.__getitem__)
+    assert set(models.seen) == {b"1", b'{"n":1}'}
 
 
 async def test_from_a_shell(
