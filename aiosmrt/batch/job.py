@@ -225,8 +225,9 @@ async def score(
         retry_failed: whether to score the rows again that failed in earlier runs.
         fresh: whether to start over, and overwrite what is there.
         spool: the folder in which answers are kept until they are uploaded, with the journal. Defaults to one for each
-            URI in ``~/.local/state/aiosmrt/score``. Where the sink is a function, the folder of the journal; if None,
-            the job cannot be resumed.
+            URI in ``~/.local/state/aiosmrt/score``. Where the sink is a function, the folder of the journal and of the
+            errors; if None, the job cannot be resumed, and the errors are in a temporary folder that stays if rows
+            failed.
         limit: the number of rows of the input that are scored, from its beginning. If None, all.
         stop: set it to end the job: no further rows are sent, those in flight have ``drain`` seconds.
         drain: seconds for calls in flight to end once ``stop`` is set.
@@ -483,6 +484,10 @@ class _Job:
                 return self._report(finished=True)
             self._pace = Pace(time.monotonic(), self._resumed)
             return await self._score()
+        except Exception as error:
+            if self._output.keeps_errors:
+                error.add_note(f"rows that failed are listed in {self._output.errors}")
+            raise
         finally:
             self._unwanted.set()
             if watcher is not None:

@@ -7,6 +7,7 @@ import datetime
 import decimal
 import json
 import math
+import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 from aiosmrt import Client
 from aiosmrt.batch import ANY_ANSWER, Report, score
 from aiosmrt.endpoint import Endpoint
-from aiosmrt.errors import BatchInputError, BatchOutputError, ParamValidationError
+from aiosmrt.errors import BatchInputError, BatchOutputError, BatchStoppedError, ParamValidationError
 from aiosmrt.local import ContainerFailure, Invocation
 from aiosmrt.serializers import BYTES, JSON
 from tests.batch.conftest import Models, doubled, lines_of
@@ -509,6 +510,22 @@ async def test_rows_that_a_function_did_not_take_are_given_to_it_again(
     report: Report = await score(double, list(records(500)), got.extend, spool=tmp_path)
     assert report.resumed == taken
     assert sorted(got, key=lambda record: record["index"]) == doubled(500)
+
+
+async def test_the_reasons_of_failed_rows_outlive_a_job_that_calls_a_function(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    await score(double, records(3), print)
+    assert list(tmp_path.iterdir()) == []
+    models.refused = {b'{"n":1}'}
+    report = await score(double, records(3), print)
+    assert [error["index"] for error in lines_of(Path(report.errors))] == [1]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [report.errors]
+    with pytest.raises(BatchStoppedError) as caught:
+        await score(double, records(3), print, max_failures=0)
+    (note,) = caught.value.__notes__
+    assert [error["index"] for error in lines_of(Path(note.removeprefix("rows that failed are listed in ")))] == [1]
 
 
 # OpenAI's batch lines
