@@ -187,8 +187,8 @@ async def score(
             polars, Arrow, whatever has ``__arrow_c_stream__`` or ``__dataframe__``), or an iterable of records, which
             is advanced in a thread, or an asynchronous one.
         sink: the output file, ``s3://bucket/key``, or a function that is called with lists of records, as JSON Lines
-            has them. It is called in a thread, and what it returns is awaited if it can be; only then are the rows
-            done. After an interruption it may get a row again.
+            has them. It is called in a thread, and what it returns is awaited if it can be, and cancelled with the job;
+            only then are the rows done. After an interruption it may get a row again.
         input_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (a row a line), ``"openai-batch"``, or
             ``"file"``: a file is a row, which is sent as it is and has one column, ``file``, its name. Defaults to what
             the suffixes say.
@@ -420,6 +420,9 @@ class _Job:
         # Set when no further rows are wanted, for the loop and for threads.
         self._ending = asyncio.Event()
         self._unwanted = threading.Event()
+        # What the function returned that takes records, and whether the job was cancelled.
+        self._delivery: asyncio.Future[Any] | None = None
+        self._delivery_stopped = False
         # Set once all rows are done, and when the job is cancelled after that.
         self._finishing = self._abandoned = False
         self._bucket = Bucket(asyncio.get_running_loop(), endpoint.object_store, self._is_unwanted)
@@ -750,8 +753,11 @@ class _Job:
             pass
         except Exception as error:
             failure = error
+        except asyncio.CancelledError:
+            self._stop_delivery()
+            raise
         finally:
-            await uninterrupted(writer.close())
+            await uninterrupted(writer.close(), self._stop_delivery)
             for task in helpers:
                 task.cancel()
             await uninterrupted(asyncio.wait(helpers))
@@ -915,11 +921,35 @@ class _Job:
             await asyncio.to_thread(lambda: self._append(self._records_of(results)))
             return
         records = await asyncio.to_thread(self._records_of, results)
-        if scored := [json.loads(record.data) for record in records if not record.failed]:
-            taken = await asyncio.to_thread(deliver, scored)
-            if isawaitable(taken):
-                await taken
+        scored = [json.loads(record.data) for record in records if not record.failed]
+        if scored and not await self._delivered(deliver, scored):
+            # The job was cancelled: these rows stay open.
+            records = [record for record in records if record.failed]
         await asyncio.to_thread(self._append, records)
+
+    async def _delivered(self, deliver: Deliver, scored: list[dict[str, Any]]) -> bool:
+        """Have the function take records; returns whether it did, before the job was cancelled."""
+        if self._delivery_stopped:
+            return False
+        taken = await asyncio.to_thread(deliver, scored)
+        if not isawaitable(taken):
+            return True
+        self._delivery = delivery = asyncio.ensure_future(taken)
+        if self._delivery_stopped:
+            delivery.cancel()
+        await asyncio.wait([delivery])
+        if not delivery.cancelled():
+            delivery.result()
+            return True
+        if not self._delivery_stopped:
+            raise BatchOutputError("what the sink returned was cancelled, so it did not take its records")
+        return False
+
+    def _stop_delivery(self) -> None:
+        """Give the function no further records, and do not wait for it any longer."""
+        self._delivery_stopped = True
+        if self._delivery is not None:
+            self._delivery.cancel()
 
     def _append(self, records: list[Record]) -> None:
         self._log.append(records)

@@ -16,7 +16,7 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -113,13 +113,20 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not select.select([self._descriptor], [], [], _LOOK_EVERY)[0]:
+        while (data := self._read(len(buffer))) is None:
             if self._source.stopped.is_set():
                 raise InputStoppedError
-        data = os.read(self._descriptor, len(buffer))
         buffer[: len(data)] = data
         self._source.bytes_read += len(data)
         return len(data)
+
+    def _read(self, size: int) -> bytes | None:
+        """What is there; None if nothing has come yet."""
+        if select.select([self._descriptor], [], [], _LOOK_EVERY)[0]:
+            # Another reader of the same pipe may have been first.
+            with suppress(BlockingIOError):
+                return os.read(self._descriptor, size)
+        return None
 
     def close(self) -> None:
         if self._owned and not self.closed:
@@ -406,7 +413,8 @@ class Source:
                 return _Counted(found.name, self) if counted else io.FileIO(found.name)
             if found.name == STANDARD_INPUT:
                 return _Stream(0, self, owned=False)
-            return _Stream(os.open(found.name, os.O_RDONLY), self, owned=True)
+            # Otherwise, opening a FIFO waits for its writer, and nothing can end that.
+            return _Stream(os.open(found.name, os.O_RDONLY | os.O_NONBLOCK), self, owned=True)
         except OSError as error:
             raise _unreadable(found.name, error) from error
 

@@ -512,6 +512,44 @@ async def test_rows_that_a_function_did_not_take_are_given_to_it_again(
     assert sorted(got, key=lambda record: record["index"]) == doubled(500)
 
 
+@pytest.mark.parametrize("stopped_before", [False, True])
+async def test_cancelling_does_not_wait_for_a_function_and_its_rows_stay_open(
+    double: Endpoint[Any, Any], tmp_path: Path, stopped_before: bool
+) -> None:
+    taking, stop, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    got: list[dict[str, Any]] = []
+
+    async def take(some: list[dict[str, Any]]) -> None:
+        taking.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    job = asyncio.create_task(score(double, list(records(500)), take, spool=tmp_path, stop=stop, drain=0))
+    await taking.wait()
+    if stopped_before:
+        stop.set()
+        # The job ends its calls and then waits for the function.
+        for _ in range(1000):
+            await asyncio.sleep(0)
+    job.cancel()
+    await asyncio.wait([job], timeout=60)
+    assert job.cancelled()
+    assert ended.is_set()
+    report = await score(double, list(records(500)), got.extend, spool=tmp_path)
+    assert report.resumed == 0
+    assert sorted(got, key=lambda record: record["index"]) == doubled(500)
+
+
+async def test_a_function_that_cancels_itself_ends_the_job(double: Endpoint[Any, Any], tmp_path: Path) -> None:
+    async def take(some: list[dict[str, Any]]) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(BatchOutputError, match="what the sink returned was cancelled"):
+        await asyncio.wait_for(score(double, list(records(2000)), take, spool=tmp_path), 60)
+
+
 async def test_the_reasons_of_failed_rows_outlive_a_job_that_calls_a_function(
     double: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
