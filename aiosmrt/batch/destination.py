@@ -17,6 +17,7 @@ All of this blocks; the job calls it in threads.
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -51,7 +52,7 @@ class Destination:
         sink: a path, a URI of S3, or a function that takes records.
         kind: the format of the output.
         spool: the folder of the log of what goes to S3 or to a function. If None, one in the user's state folder for
-            S3, and one that does not outlive the job for a function.
+            S3, and a temporary one for a function, of which nothing but the errors outlives the job.
 
     Attributes:
         files: the log.
@@ -66,16 +67,16 @@ class Destination:
         self._kind = kind
         self._uri: str | None = None
         self._parquet: Path | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._is_temporary = callable(sink) and spool is None
         self._folder: Path | None = None
         self.deliver: Deliver | None = None
         self.shown: Path | str | None = None
         if callable(sink):
             self.deliver = sink
-            if spool is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="aiosmrt-")
-            self._folder = Path(self._temporary.name) if self._temporary is not None else spool
-            out = (self._folder or Path()) / "records.jsonl"
+            # Made when the job begins; until then, nothing has to be removed.
+            temporary = Path(tempfile.gettempdir()) / f"aiosmrt-{secrets.token_hex(8)}"
+            self._folder = temporary if spool is None else spool
+            out = self._folder / "records.jsonl"
         elif isinstance(sink, str) and is_s3(sink):
             self._uri = self.shown = sink
             folder, name = spool_name(sink)
@@ -90,12 +91,12 @@ class Destination:
         self.files: LogFiles = LogFiles.beside(out, ".rows.jsonl" if kind == "parquet" else "")
         self.errors: Path | str = self.files.errors if self._uri is None else f"{self._uri}.errors.jsonl"
 
-    def all(self) -> list[Path]:
-        """All local files that the job may write."""
+    def all(self) -> list[Path | str]:
+        """All local files that the job may write, and the URIs of its objects."""
         made = (
             [] if self._parquet is None else [self._parquet, self._parquet.with_name(f"{self._parquet.name}.partial")]
         )
-        return [*self.files.all(), *made]
+        return [*self.files.all(), *made, *([] if self._uri is None else [self._uri, self.errors])]
 
     def prepare(self, bucket: Bucket, *, fresh: bool) -> dict[str, str]:
         """Make sure that the output can be written and is not something else's.
@@ -111,7 +112,10 @@ class Destination:
             pyarrow("pyarrow.parquet")
         if self._folder is not None:
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                if self._is_temporary:
+                    self._folder.mkdir(mode=0o700)
+                else:
+                    self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise BatchOutputError(f"cannot make the folder {self._folder}: {error.strerror or error}") from error
         elif not self.files.out.absolute().parent.is_dir():
@@ -127,6 +131,12 @@ class Destination:
                 "choose another output, or start over with fresh (--fresh)"
             )
         return {_REPLACES: found[0]}
+
+    @property
+    def keeps_errors(self) -> bool:
+        """Whether rows failed whose errors are in a temporary folder, where nobody would look for them."""
+        errors = self.files.errors
+        return self._is_temporary and errors.exists() and errors.stat().st_size > 0
 
     def check(self, log: OutputLog, bucket: Bucket) -> None:
         """Make sure that what is there was made by the job, or may be replaced.
@@ -191,9 +201,15 @@ class Destination:
         return None
 
     def close(self) -> None:
-        """Remove what does not outlive the job."""
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        """Remove what does not outlive the job: a temporary folder, but for the errors of rows that failed."""
+        if not self._is_temporary or self._folder is None or not self._folder.exists():
+            return
+        kept = [self.files.errors] if self.keeps_errors else []
+        for path in self._folder.iterdir():
+            if path not in kept:
+                path.unlink()
+        if not kept:
+            self._folder.rmdir()
 
 
 def _facts(log: OutputLog) -> dict[str, str]:

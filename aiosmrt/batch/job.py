@@ -60,6 +60,7 @@ from aiosmrt.endpoint.fanout import CALLS_FOR_A_SHARE, failure_limit
 from aiosmrt.endpoint.groups import GroupedResults
 from aiosmrt.endpoint.jobs import INLINE_BYTES
 from aiosmrt.endpoint.options import check_accepted, merged
+from aiosmrt.endpoint.protocols import EndpointClient
 from aiosmrt.errors import (
     AiosmrtError,
     BatchInputError,
@@ -69,6 +70,7 @@ from aiosmrt.errors import (
     SerializationError,
     TooManyFailuresError,
 )
+from aiosmrt.serializers import Serializer
 from aiosmrt.serializers.tables import SupportsArrowArray, SupportsArrowStream
 
 __all__ = ["Inputs", "Progress", "Records", "Report", "score"]
@@ -142,6 +144,7 @@ async def score(
     *,
     input_format: InputFormat | None = None,
     output_format: OutputFormat | None = None,
+    serializer_for: Callable[[str], Serializer[Any]] | None = None,
     header: bool = True,
     column: str | None = None,
     template: Any = None,
@@ -187,13 +190,15 @@ async def score(
             polars, Arrow, whatever has ``__arrow_c_stream__`` or ``__dataframe__``), or an iterable of records, which
             is advanced in a thread, or an asynchronous one.
         sink: the output file, ``s3://bucket/key``, or a function that is called with lists of records, as JSON Lines
-            has them. It is called in a thread, and what it returns is awaited if it can be; only then are the rows
-            done. After an interruption it may get a row again.
+            has them. It is called in a thread, and what it returns is awaited if it can be, and cancelled with the job;
+            only then are the rows done. After an interruption it may get a row again.
         input_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (a row a line), ``"openai-batch"``, or
             ``"file"``: a file is a row, which is sent as it is and has one column, ``file``, its name. Defaults to what
             the suffixes say.
         output_format: ``"jsonl"``, ``"csv"``, ``"parquet"``, ``"text"`` (the answers alone) or ``"openai-batch"``.
             Defaults to what the suffix says.
+        serializer_for: returns the serializer, given the input's format (``"records"`` for rows from Python), once the
+            files are known. If None, the endpoint's.
         header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
         column: the column that is sent. If None, the template or the whole row.
         template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
@@ -223,8 +228,9 @@ async def score(
         retry_failed: whether to score the rows again that failed in earlier runs.
         fresh: whether to start over, and overwrite what is there.
         spool: the folder in which answers are kept until they are uploaded, with the journal. Defaults to one for each
-            URI in ``~/.local/state/aiosmrt/score``. Where the sink is a function, the folder of the journal; if None,
-            the job cannot be resumed.
+            URI in ``~/.local/state/aiosmrt/score``. Where the sink is a function, the folder of the journal and of the
+            errors; if None, the job cannot be resumed, and the errors are in a temporary folder that stays if rows
+            failed.
         limit: the number of rows of the input that are scored, from its beginning. If None, all.
         stop: set it to end the job: no further rows are sent, those in flight have ``drain`` seconds.
         drain: seconds for calls in flight to end once ``stop`` is set.
@@ -322,13 +328,14 @@ async def score(
     if asynchronous:
         check_accepted(INVOKE_ENDPOINT_ASYNC, merged({}, endpoint.options))
     if max_concurrency is not None:
-        endpoint = _with_concurrency(endpoint, max_concurrency)
+        endpoint = _copied(endpoint, client=endpoint.client.with_options(max_concurrency=max_concurrency))
     # Makes no calls: checks the arguments that are those of `map`, and the endpoint's options.
     endpoint.map((), patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
         Destination(sink, str(kind), None if spool is None else Path(spool)),
         cast("OutputFormat", kind),
+        serializer_for=serializer_for,
         column=column,
         template=template,
         id_field=id_field,
@@ -358,6 +365,7 @@ async def score(
 class _Settings:
     """What does not change while a job runs; see `score`."""
 
+    serializer_for: Callable[[str], Serializer[Any]] | None
     column: str | None
     template: Any
     id_field: str | None
@@ -413,6 +421,9 @@ class _Job:
         # Set when no further rows are wanted, for the loop and for threads.
         self._ending = asyncio.Event()
         self._unwanted = threading.Event()
+        # What the function returned that takes records, and whether the job was cancelled.
+        self._delivery: asyncio.Future[Any] | None = None
+        self._delivery_stopped = False
         # Set once all rows are done, and when the job is cancelled after that.
         self._finishing = self._abandoned = False
         self._bucket = Bucket(asyncio.get_running_loop(), endpoint.object_store, self._is_unwanted)
@@ -485,6 +496,10 @@ class _Job:
                 return self._report(finished=True)
             self._pace = Pace(time.monotonic(), self._resumed)
             return await self._score()
+        except Exception as error:
+            if self._output.keeps_errors:
+                error.add_note(f"rows that failed are listed in {self._output.errors}")
+            raise
         finally:
             self._unwanted.set()
             if watcher is not None:
@@ -509,6 +524,8 @@ class _Job:
     def _open(self, inputs: Any, input_format: InputFormat | None) -> None:
         settings = self._settings
         self._opened_source = source = self._new_source(inputs, input_format)
+        if settings.serializer_for is not None:
+            self._endpoint = _copied(self._endpoint, serializer=settings.serializer_for(source.input_format))
         if self._kind == "csv" and settings.join and not (source.input_format == "csv" and settings.header):
             raise ParamValidationError(
                 ["join_source='Input' writes CSV of CSV with a header only; use jsonl for the output"]
@@ -557,11 +574,12 @@ class _Job:
     def _new_source(self, inputs: Any, input_format: InputFormat | None) -> Source:
         if not (isinstance(inputs, list) and all(isinstance(name, str) for name in inputs)):
             return RecordSource(inputs, loop=self._bucket.loop, stopped=self._unwanted)
+        page = self._settings.report_page
         return Source(
             inputs,
             input_format=input_format,
             header=self._settings.header,
-            excluded=[*self._output.all(), jobs_file(self._output.files.out)],
+            excluded=[*self._output.all(), jobs_file(self._output.files.out), *([] if page is None else [page])],
             stopped=self._unwanted,
             bucket=self._bucket,
         )
@@ -727,13 +745,10 @@ class _Job:
 
     async def _score(self) -> Report:
         settings, endpoint = self._settings, self._endpoint
-        prepared = Endpoint(
-            self._client,
-            endpoint.name,
+        prepared = _copied(
+            endpoint,
+            client=self._client,
             serializer=Prepared(endpoint.serializer.content_type, self._maker.body_of),
-            deserializer=endpoint.deserializer,
-            upload_to=endpoint.upload_to,
-            **endpoint.options,
         )
         self._retries_before = self._all_retries()
         writer = _Writer(self._write, self._abort)
@@ -749,8 +764,11 @@ class _Job:
             pass
         except Exception as error:
             failure = error
+        except asyncio.CancelledError:
+            self._stop_delivery()
+            raise
         finally:
-            await uninterrupted(writer.close())
+            await uninterrupted(writer.close(), self._stop_delivery)
             for task in helpers:
                 task.cancel()
             await uninterrupted(asyncio.wait(helpers))
@@ -923,11 +941,35 @@ class _Job:
             await asyncio.to_thread(lambda: self._append(self._records_of(results)))
             return
         records = await asyncio.to_thread(self._records_of, results)
-        if scored := [json.loads(record.data) for record in records if not record.failed]:
-            taken = await asyncio.to_thread(deliver, scored)
-            if isawaitable(taken):
-                await taken
+        scored = [json.loads(record.data) for record in records if not record.failed]
+        if scored and not await self._delivered(deliver, scored):
+            # The job was cancelled: these rows stay open.
+            records = [record for record in records if record.failed]
         await asyncio.to_thread(self._append, records)
+
+    async def _delivered(self, deliver: Deliver, scored: list[dict[str, Any]]) -> bool:
+        """Have the function take records; returns whether it did, before the job was cancelled."""
+        if self._delivery_stopped:
+            return False
+        taken = await asyncio.to_thread(deliver, scored)
+        if not isawaitable(taken):
+            return True
+        self._delivery = delivery = asyncio.ensure_future(taken)
+        if self._delivery_stopped:
+            delivery.cancel()
+        await asyncio.wait([delivery])
+        if not delivery.cancelled():
+            delivery.result()
+            return True
+        if not self._delivery_stopped:
+            raise BatchOutputError("what the sink returned was cancelled, so it did not take its records")
+        return False
+
+    def _stop_delivery(self) -> None:
+        """Give the function no further records, and do not wait for it any longer."""
+        self._delivery_stopped = True
+        if self._delivery is not None:
+            self._delivery.cancel()
 
     def _append(self, records: list[Record]) -> None:
         self._log.append(records)
@@ -1030,11 +1072,14 @@ def _openai_options(row: Row) -> CallOptions:
     return {"inference_id": name} if fits else {}
 
 
-def _with_concurrency(endpoint: Endpoint[Any, Any], limit: MaxConcurrency) -> Endpoint[Any, Any]:
+def _copied(
+    endpoint: Endpoint[Any, Any], *, client: EndpointClient | None = None, serializer: Serializer[Any] | None = None
+) -> Endpoint[Any, Any]:
+    """An endpoint with another client, or another serializer."""
     return Endpoint(
-        endpoint.client.with_options(max_concurrency=limit),
+        endpoint.client if client is None else client,
         endpoint.name,
-        serializer=endpoint.serializer,
+        serializer=endpoint.serializer if serializer is None else serializer,
         deserializer=endpoint.deserializer,
         upload_to=endpoint.upload_to,
         **endpoint.options,

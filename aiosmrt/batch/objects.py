@@ -11,7 +11,7 @@ import asyncio
 import fnmatch
 import io
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYetError
 from hashlib import sha256
@@ -110,21 +110,26 @@ class Bucket:
         """
         return result_while_wanted(future, self._is_unwanted)
 
-    def find(self, name: str, wanted: Callable[[str], bool]) -> list[tuple[str, ObjectFacts]]:
+    def find(
+        self, name: str, wanted: Callable[[str], bool], excluded: Container[str] = ()
+    ) -> list[tuple[str, ObjectFacts]]:
         """The objects that a name stands for, with their URIs: one, those behind a prefix, or those of a pattern.
 
         Args:
             name: ``s3://bucket/key``, ``s3://bucket/prefix/``, or a URI with ``*``, ``?`` or ``[`` in it, of which
                 ``*`` also stands for slashes.
             wanted: whether an object behind a prefix is, given its key.
+            excluded: URIs that prefixes and patterns leave out.
 
         Raises:
-            BatchInputError: no object matches.
+            BatchInputError: no object matches, or the name is that of an excluded one.
             ParamValidationError: the name is not a URI of S3.
         """
         bucket, key = split_s3_uri(name) or ("", "")
         if not bucket:
             raise ParamValidationError([f"an S3 URI must be of the form s3://bucket/key; got {name!r:.200}"])
+        if name in excluded:
+            raise BatchInputError(f"{name} is both input and output")
         if _MAGIC.isdisjoint(key):
             if key and not key.endswith("/"):
                 if (facts := self.wait(self.start(lambda store: store.facts(name)))) is not None:
@@ -136,9 +141,10 @@ class Bucket:
             literal = key[: min(key.index(sign) for sign in _MAGIC if sign in key)]
             found = [one for one in self._listed(bucket, literal) if fnmatch.fnmatchcase(one.key, key)]
             found = [one for one in found if self._is_shown(one.key[len(literal) :])]
-        if not found:
+        objects = [(uri, one) for one in found if (uri := f"s3://{bucket}/{one.key}") not in excluded]
+        if not objects:
             raise BatchInputError(f"no object of S3 matches {name}")
-        return [(f"s3://{bucket}/{one.key}", one) for one in found]
+        return objects
 
     def _listed(self, bucket: str, prefix: str) -> list[ObjectFacts]:
         found = self.wait(self.start(lambda store: store.list_objects(bucket, prefix)))

@@ -16,7 +16,7 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -116,13 +116,20 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not select.select([self._descriptor], [], [], _LOOK_EVERY)[0]:
+        while (data := self._read(len(buffer))) is None:
             if self._source.stopped.is_set():
                 raise InputStoppedError
-        data = os.read(self._descriptor, len(buffer))
         buffer[: len(data)] = data
         self._source.bytes_read += len(data)
         return len(data)
+
+    def _read(self, size: int) -> bytes | None:
+        """What is there; None if nothing has come yet."""
+        if select.select([self._descriptor], [], [], _LOOK_EVERY)[0]:
+            # Another reader of the same pipe may have been first.
+            with suppress(BlockingIOError):
+                return os.read(self._descriptor, size)
+        return None
 
     def close(self) -> None:
         if self._owned and not self.closed:
@@ -174,7 +181,8 @@ class Source:
         inputs: files, folders, patterns, objects and prefixes in S3, or ``-`` for standard input.
         input_format: the format. If None, the files' suffixes decide.
         header: whether files of CSV begin with the names of their columns. If not, the names are ``0``, ``1``, ...
-        excluded: files that folders and patterns leave out: the job's own output.
+        excluded: files and URIs that folders, prefixes and patterns leave out, and that no input may name: the job's
+            own output.
         stopped: set to end the reading, by another thread.
         bucket: reads objects of S3. If None, they are refused.
 
@@ -188,7 +196,7 @@ class Source:
         stopped: as given.
 
     Raises:
-        BatchInputError: an input does not exist, or its format is not known.
+        BatchInputError: an input does not exist or is the job's own output, or its format is not known.
     """
 
     def __init__(
@@ -197,11 +205,11 @@ class Source:
         *,
         input_format: RowFormat | None,
         header: bool,
-        excluded: Iterable[Path] = (),
+        excluded: Iterable[Path | str] = (),
         stopped: threading.Event | None = None,
         bucket: Bucket | None = None,
     ) -> None:
-        output = {os.path.realpath(path) for path in excluded}
+        output = {name if is_s3(name) else os.path.realpath(name) for name in map(os.fspath, excluded)}
         self._header = header
         self._bucket = bucket
         self._inputs = [found for name in inputs for found in self._expanded(name, input_format, output)]
@@ -224,7 +232,7 @@ class Source:
             return _expanded(name, input_format, excluded)
         if self._bucket is None:
             raise BatchInputError(f"{name}: only local files can be read")
-        found = self._bucket.find(name, lambda key: input_format is not None or format_of(key) is not None)
+        found = self._bucket.find(name, lambda key: input_format is not None or format_of(key) is not None, excluded)
         return [_Input(uri, True, facts.size, facts) for uri, facts in found]
 
     @property
@@ -408,7 +416,8 @@ class Source:
                 return _Counted(found.name, self) if counted else io.FileIO(found.name)
             if found.name == STANDARD_INPUT:
                 return _Stream(0, self, owned=False)
-            return _Stream(os.open(found.name, os.O_RDONLY), self, owned=True)
+            # Otherwise, opening a FIFO waits for its writer, and nothing can end that.
+            return _Stream(os.open(found.name, os.O_RDONLY | os.O_NONBLOCK), self, owned=True)
         except OSError as error:
             raise _unreadable(found.name, error) from error
 

@@ -20,9 +20,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -195,8 +194,7 @@ def _run(**given: Any) -> None:
     context = click.get_current_context()
     try:
         given["input_format"] = _input_format(given)
-        content_type = given["content_type"] or _default_content_type(given)
-        code = asyncio.run(_score(GlobalOptions.of(context), content_type, given))
+        code = asyncio.run(_score(GlobalOptions.of(context), given))
     except (ParamValidationError, BrokenPipeError):
         raise  # as for all commands
     except BatchStoppedError as error:
@@ -230,9 +228,10 @@ Exit status: 0 all rows are scored, 1 some failed, 3 stopped early, 130 interrup
 score: click.Command = make_command("score", _run, _OWN_OPTIONS, _NOT_HERE, _HELP)
 
 
-async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any]) -> int:
+async def _score(options: GlobalOptions, given: dict[str, Any]) -> int:
     from aiosmrt.batch import ANY_ANSWER, codec_for
     from aiosmrt.batch import score as run_job
+    from aiosmrt.serializers import JSON
 
     stop = asyncio.Event()
     settings = {"max_concurrency": given["max_concurrency"]} if given["max_concurrency"] is not None else {}
@@ -246,7 +245,7 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
     async with options.client(**settings) as client:
         endpoint = client.endpoint(
             given["endpoint_name"],
-            serializer=codec_for(content_type),
+            serializer=JSON,
             deserializer=ANY_ANSWER,
             upload_to=given["upload_to"],
             **members,
@@ -263,6 +262,7 @@ async def _score(options: GlobalOptions, content_type: str, given: dict[str, Any
                 endpoint,
                 given["inputs"],
                 given["out"],
+                serializer_for=lambda kind: codec_for(given["content_type"] or _default_content_type(kind, given)),
                 stop=stop,
                 on_progress=on_progress,
                 progress_interval=every,
@@ -295,24 +295,12 @@ def _rows_per_request(given: dict[str, Any]) -> int | None:
     return 1 if rows is None and strategy != "MultiRecord" else rows
 
 
-def _default_content_type(given: dict[str, Any]) -> str:
+def _default_content_type(input_format: str, given: dict[str, Any]) -> str:
     if given["template"] is not None:
         return "application/json"
-    kind = given["input_format"] or next(_formats(given["inputs"]), "jsonl")
-    return (
-        "text/plain" if kind == "csv" and given["column"] is not None else _CONTENT_TYPES.get(kind, "application/json")
-    )
-
-
-def _formats(inputs: Sequence[str]) -> Iterator[str]:
-    """The formats that the suffixes of files stand for."""
-    from aiosmrt.batch.source import format_of
-
-    for name in inputs:
-        path = Path(name)
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if (kind := format_of(file.name)) is not None:
-                yield kind
+    if input_format == "csv" and given["column"] is not None:
+        return "text/plain"
+    return _CONTENT_TYPES.get(input_format, "application/json")
 
 
 def _fields(report: Any) -> dict[str, Any]:

@@ -23,6 +23,9 @@ import aiosmrt
 # Packages whose modules are public one by one.
 NAMESPACES = ("aiosmrt.integrations",)
 
+# Described in docs/engines.md: they import engines, which are not installed where the site is built.
+ENGINES = frozenset(f"aiosmrt.integrations.{engine}" for engine in ("daft", "dask", "ray", "spark"))
+
 
 def _modules_without_underscore(package: ModuleType) -> list[str]:
     found = pkgutil.iter_modules(package.__path__)
@@ -36,7 +39,7 @@ def public_modules() -> tuple[str, ...]:
     for namespace in NAMESPACES:
         names.remove(namespace)
         names += _modules_without_underscore(importlib.import_module(namespace))
-    return tuple(names)
+    return tuple(name for name in names if name not in ENGINES)
 
 
 @cache

@@ -168,6 +168,8 @@ async def test_standard_input(command: Command, tmp_path: Path) -> None:
         ({"a.csv": "x\n1\n"}, ("a.csv", "--column", "x"), "text/plain"),
         ({"a.csv": "x\n1\n"}, (".",), "text/csv"),
         ({"a.csv": "x\n1\n"}, ("*.csv",), "text/csv"),
+        ({"a.csv": "x\n1\n"}, ("a*",), "text/csv"),
+        ({"a.csv": "x\n1\n", ".a.jsonl": "1\n", "out.jsonl": ""}, (".", "--fresh"), "text/csv"),
         ({"a.csv": "x\n1\n"}, ("a.csv", "--template", '{"q": "{x}"}'), "application/json"),
         (
             {"a.csv": "1\n"},
@@ -196,6 +198,13 @@ async def test_content_types(
     assert request.headers is not None
     assert request.headers["content-type"] == content_type
     assert "x-amzn-sagemaker-accept" not in request.headers
+
+
+async def test_a_job_beside_its_input_stays_the_same(command: Command, models: Models, tmp_path: Path) -> None:
+    (tmp_path / "z.csv").write_text("x\n1\n")
+    for _ in range(2):
+        assert await command(".", "--output", "out.jsonl", "--quiet", endpoint="echo") == (0, b"", b"")
+    assert models.seen.total() == 1
 
 
 async def test_members_are_sent(command: Command, runtime: LocalRuntime, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,60 @@ async def test_a_cancelled_job_keeps_what_it_has(
     report = await score(endpoint, rows, out)
     assert report.resumed == kept
     assert lines_of(out) == doubled(200)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+async def test_a_pipe_that_nobody_writes_to_does_not_hold_a_job(
+    endpoint: Endpoint[Any, Any], tmp_path: Path, how: str
+) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    out, stop = tmp_path / "out.jsonl", asyncio.Event()
+    job = asyncio.create_task(score(endpoint, pipe, out, stop=stop))
+    is_open = await opened_here(pipe)
+    if how == "cancelled":
+        job.cancel()
+    else:
+        stop.set()
+    done, _ = await asyncio.wait([job], timeout=30)
+    if not done:
+        # For its thread to end.
+        pipe.open("wb").close()
+    assert (is_open, bool(done)) == (True, True)
+    assert job.cancelled() if how == "cancelled" else not job.result().finished
+    assert not is_open_here(pipe)
+
+
+async def test_a_pipe_waits_for_its_writer(endpoint: Endpoint[Any, Any], tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    job = asyncio.create_task(score(endpoint, pipe, tmp_path / "out.jsonl"))
+    await opened_here(pipe)
+    with await asyncio.to_thread(pipe.open, "w") as writer:
+        writer.write('{"n": 0}\n')
+        writer.flush()
+        writer.write('{"n": 1}\n')
+    await job
+    assert lines_of(tmp_path / "out.jsonl") == doubled(2)
+
+
+def is_open_here(path: Path) -> bool:
+    """Whether this process has a file open."""
+    for link in Path("/proc/self/fd").iterdir():
+        # Other threads close theirs meanwhile.
+        with suppress(FileNotFoundError):
+            if link.readlink() == path:
+                return True
+    return False
+
+
+async def opened_here(path: Path) -> bool:
+    """Wait until this process has a file open, for 30 seconds at most; returns whether it has."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(30):
+            while not is_open_here(path):
+                await asyncio.sleep(0.01)
+    return is_open_here(path)
 
 
 async def test_failed_rows_are_listed_and_retried_on_request(

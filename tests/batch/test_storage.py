@@ -17,11 +17,11 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt._aws import s3 as object_store
-from aiosmrt.batch import objects, score
+from aiosmrt.batch import codec_for, objects, score
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 from aiosmrt.local import LocalRuntime, ObjectServer
-from aiosmrt.serializers import JSON
+from aiosmrt.serializers import BYTES, JSON
 from tests.batch.conftest import Models, doubled, lines_of
 from tests.support.command_line import PROGRAM, environment, run
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
@@ -272,6 +272,37 @@ async def test_an_object_of_others_is_not_overwritten(
     with pytest.raises(BatchOutputError, match="written by something else since the job began"):
         await score(endpoint, [{"n": 1}], uri, spool=tmp_path)
     assert await storage.get("out.jsonl") == b"mine again"
+
+
+async def test_the_output_is_never_input(
+    endpoint: Endpoint[Any, Any], models: Models, storage: Storage, tmp_path: Path
+) -> None:
+    source = await storage.put("in/a.jsonl", rows(0, 10))
+    for errors in ("", ".errors.jsonl"):
+        with pytest.raises(BatchInputError, match="both input and output"):
+            await score(endpoint, f"{source}{errors}", source, spool=tmp_path / "refused", fresh=True)
+    assert (await storage.get("in/a.jsonl"), models.seen.total()) == (rows(0, 10), 0)
+    models.refused = {b'{"n": 7}'}
+    for name in ("in/", "in/*.jsonl"):
+        uri, spool = storage.uri("in/scores.jsonl"), tmp_path / "spool"
+        await score(endpoint, storage.uri(name), uri, spool=spool, fresh=True)
+        assert await storage.keys() == ["in/a.jsonl", "in/scores.jsonl", "in/scores.jsonl.errors.jsonl"]
+        report = await score(endpoint, storage.uri(name), uri, spool=spool)
+        assert (report.rows, report.resumed, report.failed) == (10, 10, 1)
+        again = await score(endpoint, storage.uri(name), uri, spool=spool, fresh=True)
+        assert (again.rows, again.resumed, again.failed) == (10, 0, 1)
+
+
+async def test_the_serializer_goes_by_the_format_of_what_is_found(
+    endpoint: Endpoint[Any, Any], models: Models, storage: Storage, tmp_path: Path
+) -> None:
+    await storage.put("in/a.csv", b"n\n1\n")
+    codecs = {"csv": codec_for("text/csv"), "records": JSON}
+    echo = Endpoint(endpoint.client, "echo", serializer=BYTES, deserializer=BYTES)
+    for number, source in enumerate((storage.uri("in/"), [{"n": 1}])):
+        out = tmp_path / f"{number}.txt"
+        await score(echo, source, out, serializer_for=codecs.__getitem__)
+    assert set(models.seen) == {b"1", b'{"n":1}'}
 
 
 async def test_from_a_shell(

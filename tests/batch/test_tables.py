@@ -7,6 +7,7 @@ import datetime
 import decimal
 import json
 import math
+import tempfile
 import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +24,7 @@ from aiosmrt import Client
 from aiosmrt.batch import ANY_ANSWER, Report, score
 from aiosmrt.batch.tables import write_parquet
 from aiosmrt.endpoint import Endpoint
-from aiosmrt.errors import BatchInputError, BatchOutputError, ParamValidationError
+from aiosmrt.errors import BatchInputError, BatchOutputError, BatchStoppedError, ParamValidationError
 from aiosmrt.local import ContainerFailure, Invocation
 from aiosmrt.serializers import BYTES, JSON
 from tests.batch.conftest import Models, doubled, lines_of
@@ -634,6 +635,60 @@ async def test_rows_that_a_function_did_not_take_are_given_to_it_again(
     report: Report = await score(double, list(records(500)), got.extend, spool=tmp_path)
     assert report.resumed == taken
     assert sorted(got, key=lambda record: record["index"]) == doubled(500)
+
+
+@pytest.mark.parametrize("stopped_before", [False, True])
+async def test_cancelling_does_not_wait_for_a_function_and_its_rows_stay_open(
+    double: Endpoint[Any, Any], tmp_path: Path, stopped_before: bool
+) -> None:
+    taking, stop, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    got: list[dict[str, Any]] = []
+
+    async def take(some: list[dict[str, Any]]) -> None:
+        taking.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    job = asyncio.create_task(score(double, list(records(500)), take, spool=tmp_path, stop=stop, drain=0))
+    await taking.wait()
+    if stopped_before:
+        stop.set()
+        # The job ends its calls and then waits for the function.
+        for _ in range(1000):
+            await asyncio.sleep(0)
+    job.cancel()
+    await asyncio.wait([job], timeout=60)
+    assert job.cancelled()
+    assert ended.is_set()
+    report = await score(double, list(records(500)), got.extend, spool=tmp_path)
+    assert report.resumed == 0
+    assert sorted(got, key=lambda record: record["index"]) == doubled(500)
+
+
+async def test_a_function_that_cancels_itself_ends_the_job(double: Endpoint[Any, Any], tmp_path: Path) -> None:
+    async def take(some: list[dict[str, Any]]) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(BatchOutputError, match="what the sink returned was cancelled"):
+        await asyncio.wait_for(score(double, list(records(2000)), take, spool=tmp_path), 60)
+
+
+async def test_the_reasons_of_failed_rows_outlive_a_job_that_calls_a_function(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    await score(double, records(3), print)
+    assert list(tmp_path.iterdir()) == []
+    models.refused = {b'{"n":1}'}
+    report = await score(double, records(3), print)
+    assert [error["index"] for error in lines_of(Path(report.errors))] == [1]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [report.errors]
+    with pytest.raises(BatchStoppedError) as caught:
+        await score(double, records(3), print, max_failures=0)
+    (note,) = caught.value.__notes__
+    assert [error["index"] for error in lines_of(Path(note.removeprefix("rows that failed are listed in ")))] == [1]
 
 
 # OpenAI's batch lines

@@ -211,7 +211,7 @@ async def test_many_calls_at_once_with_eager_tasks(given: Callable[..., Any], su
             while most < 2000:
                 await asyncio.sleep(0)
         under_way -= 1
-        return Answer(item * item, 1, 0.0)
+        return Answer(item * item, 1, 0.0, None)
 
     loop = asyncio.get_running_loop()
     loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
