@@ -122,7 +122,7 @@ class AnyAnswer:
         Raises:
             DeserializationError: the body is not what its content type says, or has no values for rows.
 
-        >>> AnyAnswer().deserialize_rows(b"0.25,yes\n0.5,no", "text/csv", 2)
+        >>> AnyAnswer().deserialize_rows(b"0.25,yes\\n0.5,no", "text/csv", 2)
         [[0.25, 'yes'], [0.5, 'no']]
         """
         media_type = _media_type(content_type)

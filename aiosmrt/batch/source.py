@@ -209,7 +209,7 @@ class Source:
         stopped: threading.Event | None = None,
         bucket: Bucket | None = None,
     ) -> None:
-        output = {name if is_s3(name) else os.path.realpath(name) for name in map(os.fspath, excluded)}
+        output = {name if is_s3(name) else os.path.realpath(name) for name in (os.fspath(one) for one in excluded)}
         self._header = header
         self._bucket = bucket
         self._inputs = [found for name in inputs for found in self._expanded(name, input_format, output)]

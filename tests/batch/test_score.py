@@ -181,7 +181,7 @@ async def test_a_pipe_waits_for_its_writer(endpoint: Endpoint[Any, Any], tmp_pat
 def is_open_here(path: Path) -> bool:
     """Whether this process has a file open."""
     for link in Path("/proc/self/fd").iterdir():
-        # Other threads close theirs meanwhile.
+        # Other threads close theirs in between.
         with suppress(FileNotFoundError):
             if link.readlink() == path:
                 return True
