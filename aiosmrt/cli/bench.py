@@ -35,6 +35,7 @@ from aiosmrt.cli.options import (
     choice_option,
     count_option,
     make_command,
+    max_concurrency_option,
     number_option,
     version_line,
 )
@@ -109,6 +110,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
         is_flag=True,
         help="Retry, wait and limit as the client does for applications.  [default: one request a call, sent at once]",
     ),
+    max_concurrency_option("With --as-client, the client's limit of calls in flight.  [default: 100]"),
     click.Option(["--all-steps"], is_flag=True, help="Go on when the service is over-saturated."),
     count_option(
         "--max-in-flight", "Calls in flight that end a step of the open model.  [default: 10000]", default=10_000
@@ -132,6 +134,8 @@ def _run(**given: Any) -> None:
         raise click.UsageError("--concurrency and --rate exclude each other", context)
     if (given["body"] is None) == (given["bodies"] is None):
         raise click.UsageError("exactly one of --body and --bodies is required", context)
+    if given["max_concurrency"] is not None and not given["as_client"]:
+        raise click.UsageError("--max-concurrency needs --as-client", context)
     if given["rate"] is None and given["arrivals"] is not None:
         raise click.UsageError("--arrivals needs --rate", context)
     operation = BY_NAME["InvokeEndpointWithResponseStream" if given["stream"] else "InvokeEndpoint"]
@@ -213,7 +217,9 @@ async def _bench(
     say(table.head)
     seed = given["seed"] if given["seed"] is not None else random.SystemRandom().randrange(1 << 32)
     code = 0
-    async with options.client(max_concurrency=plan.concurrency) as client:
+    # A load test sends every call at once, unless the client's own limit is part of what it tests.
+    limit = given["max_concurrency"] if given["as_client"] else plan.concurrency
+    async with options.client(**({} if limit is None else {"max_concurrency": limit})) as client:
         test = LoadTest(
             sender(client if given["as_client"] else unaided(client, plan), params, stream=given["stream"]),
             bodies,

@@ -18,7 +18,17 @@ from aiosmrt.client import Client
 from aiosmrt.errors import InvalidConfigError
 from aiosmrt.events import Event
 
-__all__ = ["GlobalOptions", "global_options", "version_line"]
+__all__ = [
+    "GlobalOptions",
+    "binary_format",
+    "choice_option",
+    "count_option",
+    "global_options",
+    "make_command",
+    "max_concurrency_option",
+    "number_option",
+    "version_line",
+]
 
 # What text given for a blob is. Version 2 of the AWS CLI defaults to the first, version 1 to the second.
 BINARY_FORMATS = ("base64", "raw-in-base64-out")
@@ -134,6 +144,19 @@ def number_option(
 def count_option(flag: str, text: str, *, default: int | None = None) -> click.Option:
     """Make an option that takes an integer >= 1; see `number_option`."""
     return click.Option([flag], type=click.IntRange(1), metavar="N", default=default, help=text)
+
+
+def max_concurrency_option(text: str) -> click.Option:
+    """Make the option ``--max-concurrency``, which takes an integer >= 1 or ``adaptive``."""
+    return click.Option(["--max-concurrency"], metavar="N|adaptive", callback=_max_concurrency, help=text)
+
+
+def _max_concurrency(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "adaptive":
+        return value
+    if value.isascii() and value.isdigit() and len(value) < 10 and int(value):
+        return int(value)
+    raise click.BadParameter(f"must be an integer >= 1, or adaptive; got {value!r:.80}")
 
 
 def choice_option(flag: str, choices: Sequence[str], text: str, *, default: str | None = None) -> click.Option:

@@ -27,7 +27,14 @@ from typing import Any
 
 import click
 
-from aiosmrt.cli.options import GlobalOptions, choice_option, count_option, make_command, number_option
+from aiosmrt.cli.options import (
+    GlobalOptions,
+    choice_option,
+    count_option,
+    make_command,
+    max_concurrency_option,
+    number_option,
+)
 from aiosmrt.cli.parameters import HELP, ParameterError, option_name
 from aiosmrt.cli.progress import print_json, shown_progress
 from aiosmrt.errors import AiosmrtError, BatchStoppedError, ParamValidationError
@@ -79,14 +86,6 @@ def _max_failures(context: click.Context, parameter: click.Parameter, value: str
         return failure_limit(int(value) if value is not None and value.isascii() and value.isdigit() else value)
     except (ParamValidationError, ValueError):
         raise click.BadParameter(f"must be an integer >= 0, or a percentage such as 5%; got {value!r:.80}") from None
-
-
-def _max_concurrency(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
-    if value is None or value == "adaptive":
-        return value
-    if value.isascii() and value.isdigit() and len(value) < 10 and int(value):
-        return int(value)
-    raise click.BadParameter(f"must be an integer >= 1, or adaptive; got {value!r:.80}")
 
 
 def _template(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -161,12 +160,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
         metavar="S3URI",
         help="Where --asynchronous puts bodies over 128,000 bytes, such as s3://bucket/prefix.",
     ),
-    click.Option(
-        ["--max-concurrency"],
-        metavar="N|adaptive",
-        callback=_max_concurrency,
-        help="Calls in flight.  [default: 100]",
-    ),
+    max_concurrency_option("Calls in flight.  [default: 100]"),
     number_option("--max-wait", "SECONDS", "How long a row waits for a service that fails.  [default: 600]"),
     click.Option(
         ["--max-failures"],

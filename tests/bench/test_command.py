@@ -35,10 +35,14 @@ class Models:
 
     def __init__(self) -> None:
         self.bodies: set[bytes] = set()
+        self.in_flight = self.peak = 0
 
     async def answer(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
         self.bodies.add(invocation.body)
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
         await asyncio.sleep(0.005)
+        self.in_flight -= 1
         return b"{}", {"Content-Type": "application/json"}
 
     async def words(self, invocation: Invocation) -> AsyncIterator[bytes]:
@@ -116,6 +120,13 @@ async def test_failures_are_not_hidden(command: Command, runtime: LocalRuntime) 
     assert "ThrottlingError" in ended.stdout.decode().splitlines()[-1]
 
 
+async def test_as_a_client_its_own_limit_holds(command: Command, models: Models) -> None:
+    """Eight callers share two slots of the client."""
+    ended = await command("--body", "1", "--concurrency", "8", "--as-client", "--max-concurrency", "2")
+    assert ended.code == 0, ended.stderr
+    assert models.peak == 2
+
+
 async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path) -> None:
     ended = await command("--body", "{}", "--quiet", "--json", "figures.json", endpoint="missing")
     assert (ended.code, ended.stdout, ended.stderr.count(b"\n")) == (254, b"", 1)
@@ -148,6 +159,7 @@ async def test_an_interrupted_test_keeps_what_was_measured(runtime: LocalRuntime
         (("--body", "{}", "--bodies", "rows.jsonl"), 252, "exactly one of --body and --bodies is required"),
         (("--body", "{}", "--rate", "1", "--concurrency", "1"), 252, "exclude each other"),
         (("--body", "{}", "--arrivals", "poisson"), 252, "--arrivals needs --rate"),
+        (("--body", "{}", "--max-concurrency", "2"), 252, "--max-concurrency needs --as-client"),
         (("--body", "{}", "--concurrency", "2,1"), 252, "in ascending order"),
         (("--body", "{}", "--concurrency", "1.5"), 252, "must be whole numbers"),
         (("--body", "{}", "--concurrency", "0"), 252, "must be a number > 0"),
