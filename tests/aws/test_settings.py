@@ -409,9 +409,10 @@ def test_without_files_nothing_of_botocore_but_its_errors_is_loaded(tmp_path: Pa
         "from aiosmrt._aws.settings import resolve_settings\n"
         "from aiosmrt._aws.hosts import resolve_endpoint\n"
         "from aiosmrt._aws.credentials import CredentialsCache\n"
+        "from aiosmrt._aws.providers import provider_for\n"
         "settings = resolve_settings()\n"
         "assert resolve_endpoint(settings.region_name).host == 'runtime.sagemaker.eu-west-1.amazonaws.com'\n"
-        "assert asyncio.run(CredentialsCache().get()).access_key == 'AKIDEXAMPLE'\n"
+        "assert asyncio.run(CredentialsCache(provider_for()).get()).access_key == 'AKIDEXAMPLE'\n"
         "print(*sorted(name for name in sys.modules if 'botocore' in name or name == 'urllib3'))\n"
     )
     environ = {

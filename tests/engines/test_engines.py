@@ -50,8 +50,9 @@ def ray_outcome(run_job: RunJob) -> Outcome:
 def test_ray_loses_nothing_when_a_worker_is_killed(ray_outcome: Outcome) -> None:
     check_scored(ray_outcome)
     assert ray_outcome.killed is not None
-    # The batches of the actor that died: one in its hands, and those of a block that was not finished.
-    assert 1 <= ray_outcome.repeated <= ROWS // 2
+    # At most the batches of the actor that died: one in its hands, if it had one, and those of a block that was not
+    # finished.
+    assert ray_outcome.repeated <= ROWS // 2
 
 
 def test_ray_resumes_with_the_rows_that_are_missing(ray_outcome: Outcome) -> None:
@@ -67,7 +68,7 @@ def test_spark_loses_nothing_when_a_worker_is_killed(run_job: RunJob) -> None:
     check_types(outcome)
     assert outcome.killed is not None
     # A task's partition.
-    assert 1 <= outcome.repeated <= ROWS // 2
+    assert outcome.repeated <= ROWS // 2
 
 
 def test_dask_loses_nothing_when_a_worker_is_killed(run_job: RunJob) -> None:
@@ -76,7 +77,7 @@ def test_dask_loses_nothing_when_a_worker_is_killed(run_job: RunJob) -> None:
     check_types(outcome)
     assert outcome.killed is not None
     # The partitions of a worker, those that it had scored among them: they were in its memory.
-    assert 1 <= outcome.repeated <= ROWS
+    assert outcome.repeated <= ROWS
 
 
 def test_daft_scores_in_threads(run_job: RunJob) -> None:
