@@ -30,6 +30,7 @@ ON_PYTHON := tests/aws tests/bidirectional tests/cancellation tests/core tests/t
 ESSENTIAL := tests/wire tests/policy tests/core tests/client tests/testing tests/test_import_contract.py
 # What has its own lane in .ci/run.
 ON_FILES := tests/batch tests/bench tests/docs
+ON_PROGRAMS := tests/cli tests/conformance tests/packaging tests/test_docs.py
 
 # AWS's client of bidirectional streams, which needs Python 3.12 or newer.
 AWS_HTTP2 := 'aws-sdk-sagemaker-runtime-http2>=0.12,<0.13' 'awscrt>=0.31,<0.40'
@@ -43,7 +44,7 @@ export AIOSMRT_TEST_OPENAI := $(CURDIR)/.venv-openai/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-models test-engines test-batch test-newest test-oldest lint types contract package docs bench soak clean
+.PHONY: help demo test test-all test-models test-engines test-batch test-programs test-rest test-newest test-oldest lint types contract package docs bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -65,6 +66,13 @@ test-engines: .venv/.dev .venv-engines/.installed ## jobs on Ray, Spark, Dask an
 
 test-batch: .venv/.dev peers ## batch jobs, load tests and the documentation's site alone
 	.venv/bin/python -m pytest $(ON_FILES) $(PYTEST_FLAGS)
+
+test-programs: .venv/.dev peers ## the command line, other makers' clients and the pages' snippets alone
+	.venv/bin/python -m pytest $(ON_PROGRAMS) $(PYTEST_FLAGS)
+
+# What .ci/run leaves to its other lanes.
+test-rest: .venv/.dev peers ## all tests but those of the targets above
+	.venv/bin/python -m pytest $(addprefix --ignore=,tests/engines tests/models $(ESSENTIAL) $(ON_FILES) $(ON_PROGRAMS)) $(PYTEST_FLAGS)
 
 test-newest: ## the tests on the newest Python of this machine
 	@test -n "$(NEWEST)"
