@@ -120,7 +120,8 @@ async def test_an_outage_is_announced_and_ended(
     information = lines(caplog, logging.INFO)
     assert [line for line in information if line.startswith("churn: outage is over after ")]
     waits = [line for line in information if line.startswith("InvokeEndpoint churn: waited ")]
-    assert len(waits) == 2
+    # One for each probe, unless it was due at once.
+    assert 1 <= len(waits) <= 2
     assert all(line.endswith(" s for its target to recover, outcome: probe") for line in waits)
 
 
