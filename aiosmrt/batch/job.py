@@ -938,10 +938,10 @@ class _Job:
     async def _write(self, results: list[Result[Row, Any]]) -> None:
         """Write results; those of a function only when it has taken them."""
         if (deliver := self._output.deliver) is None:
-            await asyncio.to_thread(lambda: self._append(self._records_of(results)))
+            await asyncio.to_thread(lambda: self._append(self._records_of(results, [])))
             return
-        records = await asyncio.to_thread(self._records_of, results)
-        scored = [json.loads(record.data) for record in records if not record.failed]
+        scored: list[dict[str, Any]] = []
+        records = await asyncio.to_thread(self._records_of, results, scored)
         if scored and not await self._delivered(deliver, scored):
             # The job was cancelled: these rows stay open.
             records = [record for record in records if record.failed]
@@ -981,19 +981,28 @@ class _Job:
             failed = [record.row for record in records if record.failed]
             self._under_way.end([record.row for record in records if not record.failed], failed)
 
-    def _records_of(self, results: list[Result[Row, Any]]) -> list[Record]:
+    def _records_of(self, results: list[Result[Row, Any]], scored: list[dict[str, Any]]) -> list[Record]:
+        """The records of results.
+
+        Args:
+            results: the outcomes of rows.
+            scored: gets the records of successes as values, where a function takes them.
+        """
         records = []
         for result in results:
             row = result.item
             error = result.error
             if error is None:
                 try:
-                    records.append(
-                        Record(row.number, failed=False, data=self._sink.record(row, result.value, result.request_id))
-                    )
+                    data = self._sink.record(row, result.value, result.request_id)
+                    if self._output.deliver is not None:
+                        scored.append(json.loads(data))
+                    records.append(Record(row.number, failed=False, data=data))
                     continue
                 except SerializationError as fault:
                     error = fault
+                except RecursionError:
+                    error = SerializationError("the answer cannot be read: it is nested too deeply")
             if self._kind == "openai-batch":
                 data = openai_failure(row, error)
             else:

@@ -21,6 +21,7 @@ import os
 import pickle
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -558,7 +559,7 @@ _CONVERTERS: Final[dict[OutputType, Callable[[Any], Any]]] = {
 # Batches
 
 
-class _Table:
+class _Table(ABC):
     """A batch of one kind; the base has what all kinds share.
 
     Args:
@@ -575,7 +576,7 @@ class _Table:
         """Recognize a batch.
 
         Raises:
-            ParamValidationError: it is none.
+            ParamValidationError: it is of another type.
         """
         if is_pandas_frame(batch):
             return _PandasTable(batch, batch.columns)
@@ -606,13 +607,13 @@ class _Table:
         if faults:
             raise ParamValidationError(faults)
 
+    @abstractmethod
     def records(self, columns: Sequence[str] | None) -> list[dict[str, Any]]:
         """The rows with these columns, or all; a missing value is None."""
-        raise NotImplementedError
 
+    @abstractmethod
     def with_columns(self, columns: Mapping[str, list[Any]], types: Mapping[str, OutputType]) -> Any:
         """The batch with columns added."""
-        raise NotImplementedError
 
 
 class _ArrowTable(_Table):

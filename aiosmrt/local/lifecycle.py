@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Self
 
 __all__ = ["Startable"]
 
 
-class Startable:
+class Startable(ABC):
     """Runs from `start` to `stop`, or as long as an ``async with`` block."""
 
+    @abstractmethod
     async def start(self) -> None:
         """Start it, and return when it is ready."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def stop(self) -> None:
         """Stop it, and return when it has ended."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         await self.start()

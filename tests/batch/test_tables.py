@@ -7,6 +7,7 @@ import datetime
 import decimal
 import json
 import math
+import sys
 import tempfile
 import tracemalloc
 import uuid
@@ -170,6 +171,23 @@ async def test_a_row_that_could_not_be_written_is_not_sent(
     (error,) = lines_of(tmp_path / "out.jsonl.errors.jsonl")
     assert (error["index"], error["attempts"]) == (1, 0)
     assert "cannot be written as JSON (TypeError)" in error["message"]
+
+
+async def test_answers_nested_as_deep_as_python_reads_fail_at_most_their_rows() -> None:
+    """Wherever an answer is read, some depth is the first that is too deep there."""
+    depths = range(sys.getrecursionlimit() - 80, sys.getrecursionlimit() + 20)
+
+    async def nested(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        depth = int(invocation.body)
+        return b"[" * depth + b"]" * depth, {"Content-Type": "application/json"}
+
+    async with local_runtime({"nested": nested}) as runtime, Client(**runtime.client_settings) as caller:
+        taken: list[dict[str, Any]] = []
+        endpoint = caller.endpoint("nested", serializer=JSON, deserializer=JSON)
+        report = await score(endpoint, [{"depth": depth} for depth in depths], taken.extend, column="depth")
+    assert report.scored + report.failed == len(depths)
+    assert len(taken) == report.scored
+    assert 0 < report.failed < len(depths)
 
 
 async def test_an_answer_that_raises_when_it_is_written_fails_its_row_alone(client: Client, tmp_path: Path) -> None:
