@@ -26,15 +26,15 @@ steps of that in one coroutine, and everything else out of it.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
 from aiosmrt._core.configure import trace_line
 from aiosmrt._core.deadline import OverdueError, within
-from aiosmrt._core.log import LOGGER, log_event, log_failure
+from aiosmrt._core.log import LOGGER, log_event, log_failure, logs_debug
 from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.response_bodies import EventStream, StreamingBody
@@ -119,6 +119,53 @@ def deadline_exceeded(deadline: float | None, waited: Waited) -> AiosmrtError:
     return error
 
 
+class _History:
+    """What a call remembers of which the first attempt was not the whole, or that streams.
+
+    Attributes:
+        state: what decides about retries, from the first failure on.
+        refusals: requests that were throttled.
+        last_error: the last failure, for the error at the deadline.
+        waits: what was waited for, in seconds by reason.
+        capacity_since: since when the wait for capacity lasts that is under way; None if there is none.
+        capacity_left: the seconds that such waits have left. None if there was none yet.
+        outage_since: since when it waits for its target to recover, itself refused or not.
+        finished: whether the call's stream is over.
+        pausing: a stream's back-off, while that lasts.
+        stream_error: the class of the stream's error.
+    """
+
+    __slots__ = (
+        "capacity_left",
+        "capacity_since",
+        "finished",
+        "last_error",
+        "outage_since",
+        "pausing",
+        "refusals",
+        "state",
+        "stream_error",
+        "waits",
+    )
+
+    def __init__(self) -> None:
+        self.state: RetryState | None = None
+        self.refusals = 0
+        self.last_error: AiosmrtError | None = None
+        self.waits: dict[str, float] | None = None
+        self.capacity_since: float | None = None
+        self.capacity_left: float | None = None
+        self.outage_since: float | None = None
+        self.finished = False
+        self.pausing: asyncio.Timeout | None = None
+        self.stream_error: str | None = None
+
+
+# Of a call to which nothing has happened yet. Many calls wait at the same time: the less memory each needs, the more of
+# it stays in the processor's cache.
+_NO_HISTORY: Final = _History()
+
+
 class Call:
     """A call under way.
 
@@ -131,31 +178,42 @@ class Call:
         began: when the call began, by the core's clock. Defaults to when it runs.
     """
 
-    # What few calls change is looked up on the class, so that the others need not set it.
-
-    # of a bidirectional stream: what stands in for the body's hash, and whether it goes to the HTTP/2 endpoint
-    _payload_hash: str | None = None
+    # whether it goes to the HTTP/2 endpoint
     _over_http2 = False
-    # requests that were throttled
-    _refusals = 0
-    _state: RetryState | None = None
-    _last_error: AiosmrtError | None = None
-    # what was waited for
-    _waits: dict[str, float] | None = None
-    # the wait for capacity that is under way, and the time that such waits have left
-    _capacity_since: float | None = None
-    _capacity_left: float | None = None
-    # since when it waits for its target to recover, itself refused or not
-    _outage_since: float | None = None
-    # when it began, if there is a deadline or an observer, and of a stream
-    _started = 0.0
-    _began: float | None = None
-    # of a stream: whether it is over, its error's class, its request id
-    _finished = False
-    # its back-off, while that lasts
-    _pausing: asyncio.Timeout | None = None
-    _stream_error: str | None = None
-    _request_id: str | None = None
+
+    __slots__ = (
+        "_admission",
+        "_body",
+        "_codec",
+        "_core",
+        "_deadline",
+        "_digest",
+        "_head",
+        "_history",
+        "_holds_slot",
+        "_invocation_id",
+        "_is_outstanding",
+        "_observers",
+        "_phase",
+        "_phase_began",
+        "_probes",
+        "_ready",
+        "_request_id",
+        "_sent_among",
+        "_sent_at",
+        "_signed_offset",
+        "_started",
+        "_view",
+        "sent",
+    )
+
+    # From the first attempt on: its target's admission, and of the last attempt its begin on both clocks, the offset
+    # that was signed with, and how many requests were outstanding.
+    _admission: Admission
+    _phase_began: float
+    _sent_at: float
+    _signed_offset: float
+    _sent_among: int
 
     def __init__(
         self,
@@ -171,13 +229,16 @@ class Call:
         self._codec = codec
         self._head = head
         self._body: Any = body
-        self._invocation_id = core.next_invocation_id()
-        self._observers = view.observers
-        if LOGGER.isEnabledFor(logging.DEBUG):
-            self._observers = (*view.observers, log_event)
+        self._invocation_id = next(core.invocation_ids)
+        self._observers = (*view.observers, log_event) if logs_debug() else view.observers
         self._deadline: float | None = None
-        if began is not None:
-            self._began = began
+        # when it began, if there is a deadline or an observer, and of a stream
+        self._started = began
+        # the body's hash, as soon as it is known
+        self._digest = ""
+        self._history = _NO_HISTORY
+        # of a stream
+        self._request_id: str | None = None
         # whether configuration and body are there
         self._ready = False
         self._holds_slot = False
@@ -189,21 +250,13 @@ class Call:
         self.sent = 0
         # what is waited for now
         self._phase = ""
-        # From the first attempt on: its target's admission, the body's hash, and of the last attempt its begin on both
-        # clocks, the offset that was signed with, and how many requests were outstanding.
-        self._admission: Admission
-        self._digest: str
-        self._phase_began: float
-        self._sent_at: float
-        self._signed_offset: float
-        self._sent_among: int
 
     # The call as a whole
 
     def run(self) -> Coroutine[Any, Any, Any]:
         """Make the call, and return the reply of the attempt that succeeded."""
         view = self._view
-        if self._codec.streams:
+        if self._codec.streams and self._started is None:
             self._started = self._core.clock()
         return self._attempts(None) if view.deadline is None and not self._observers else self._observed()
 
@@ -243,27 +296,34 @@ class Call:
     @property
     def waited(self) -> Waited:
         """Seconds for which it has waited so far, by what for."""
-        if self._waits is None and not self._phase:
+        if self._history.waits is None and not self._phase:
             return NO_WAITS
-        waits = {} if self._waits is None else dict(self._waits)
+        waits = {} if self._history.waits is None else dict(self._history.waits)
         if self._phase:
             waits[self._phase] = waits.get(self._phase, 0.0) + self._core.clock() - self._phase_began
         return Waited(**waits)
 
+    def _own_history(self) -> _History:
+        """Its history, to write to."""
+        if self._history is _NO_HISTORY:
+            self._history = _History()
+        return self._history
+
     async def _observed(self) -> Any:
         """`_attempts` within the deadline, between a `CallStarted` and a `CallEnded`."""
         core, view = self._core, self._view
-        self._started = core.clock() if self._began is None else self._began
+        started = core.clock() if self._started is None else self._started
+        self._started = started
         if view.deadline is not None:
-            self._deadline = self._started + view.deadline
+            self._deadline = started + view.deadline
         try:
             reply = await self._before_deadline(self._announced())
         except BaseException as raised:
             if self._ready:
-                self._emit(CallEnded, self.sent, core.clock() - self._started, type(raised).__name__)
+                self._emit(CallEnded, self.sent, core.clock() - started, type(raised).__name__)
             raise
         try:
-            self._emit(CallEnded, self.sent, core.clock() - self._started, None)
+            self._emit(CallEnded, self.sent, core.clock() - started, None)
         except BaseException:
             _close(reply)
             del reply
@@ -286,7 +346,7 @@ class Call:
             pass
         finally:
             del work
-        cause, self._last_error = self._last_error, None
+        cause, self._own_history().last_error = self._history.last_error, None
         raise self._deadline_exceeded() from cause
 
     def _deadline_exceeded(self) -> AiosmrtError:
@@ -328,11 +388,11 @@ class Call:
             size = len(self._body)
             if failure is None:
                 counters.calls += 1
-                if self._payload_hash is not None:
-                    self._digest = self._payload_hash
-                elif view.sign and not codec.openai:
-                    large = size > HASH_INLINE_BYTES
-                    self._digest = await core.off_loop(body_digest, self._body) if large else body_digest(self._body)
+                if view.sign and not (self._digest or codec.openai):
+                    if size > HASH_INLINE_BYTES:
+                        self._digest = await core.off_loop(body_digest, self._body)
+                    else:
+                        self._digest = sha256(self._body).hexdigest()
             elif stream_started:
                 counters.count_failure(failure)
             else:
@@ -359,24 +419,24 @@ class Call:
                 credentials = None
                 if view.sign:
                     credentials = core.credentials.current() or await core.credentials.get()
-                if failure is not None and self._finished:
+                if failure is not None and self._history.finished:
                     raise failure  # noqa: TRY301 (it has ended the stream, which was closed since)
                 self.sent = attempt = self.sent + 1
                 self._sent_at = now = core.wall_clock()
                 self._signed_offset = core.clock_offset
                 now += self._signed_offset
-                if attempt == 1 and self._deadline is None:
-                    headers = f"{template.first_lines}amz-sdk-invocation-id: {self._invocation_id}\r\n"
-                else:
-                    headers = self._later_headers(template, now)
-                if core.passes_trace:
-                    headers += trace_line(template.head.headers)
-                if credentials is not None:
-                    headers += (
-                        core.bearer_line(credentials, now)
-                        if codec.openai
-                        else core.signer.sign_lines(credentials, now, template.signed, self._digest)
+                if (
+                    attempt == 1
+                    and credentials is not None
+                    and self._deadline is None
+                    and not (codec.openai or core.passes_trace)
+                ):
+                    headers = (
+                        f"{template.first_lines}amz-sdk-invocation-id: {self._invocation_id}\r\n"
+                        f"{core.signer.sign_lines(credentials, now, template.signed, self._digest)}"
                     )
+                else:
+                    headers = self._headers(template, credentials, now)
                 counters.attempts += 1
                 counters.bytes_sent += size
                 self._is_outstanding = True
@@ -418,16 +478,25 @@ class Call:
         finally:
             del failure
 
-    def _later_headers(self, template: RequestTemplate, now: float) -> str:
-        """The headers of a request that is not the first, or has to be over by a deadline; the signature is missing.
+    def _headers(self, template: RequestTemplate, credentials: Credentials | None, now: float) -> str:
+        """The headers of the request under way.
 
         Args:
             template: the request's.
+            credentials: what signs it; None if nothing does.
             now: the service's time in seconds since 1970.
         """
-        expires_at = None if self._deadline is None else now + self._deadline - self._core.clock()
+        core = self._core
+        expires_at = None if self._deadline is None else now + self._deadline - core.clock()
         sdk = sdk_request(self.sent, self._view.max_attempts, expires_at)
-        return f"{template.lines}amz-sdk-request: {sdk}\r\namz-sdk-invocation-id: {self._invocation_id}\r\n"
+        lines = f"{template.lines}amz-sdk-request: {sdk}\r\namz-sdk-invocation-id: {self._invocation_id}\r\n"
+        if core.passes_trace:
+            lines += trace_line(template.head.headers)
+        if credentials is None:
+            return lines
+        if self._codec.openai:
+            return lines + core.bearer_line(credentials, now)
+        return lines + core.signer.sign_lines(credentials, now, template.signed, self._digest)
 
     @property
     def _send_streaming(self) -> Callable[[Request], Awaitable[AnyReply]]:
@@ -448,16 +517,7 @@ class Call:
         self._sent_at = now = core.wall_clock()
         self._signed_offset = core.clock_offset
         now += self._signed_offset
-        headers = self._later_headers(template, now)
-        if core.passes_trace:
-            headers += trace_line(template.head.headers)
-        if credentials is not None:
-            headers += (
-                core.bearer_line(credentials, now)
-                if self._codec.openai
-                else core.signer.sign_lines(credentials, now, template.signed, self._digest)
-            )
-        return headers, credentials
+        return self._headers(template, credentials, now), credentials
 
     async def _watched(self, sending: Awaitable[AnyReply]) -> AnyReply:
         """Await a request's reply, and tell observers of the attempt."""
@@ -524,8 +584,8 @@ class Call:
             self._probes = granted and admission.is_prober(self)
             outcome = "probe" if self._probes else "recovered" if granted else "timeout"
         except asyncio.CancelledError:
-            if self._deadline is not None and self._last_error is None and admission.failure is not None:
-                self._last_error = self._failure_of_target()
+            if self._deadline is not None and self._history.last_error is None and admission.failure is not None:
+                self._own_history().last_error = self._failure_of_target()
             raise
         finally:
             self._phase = ""
@@ -545,20 +605,20 @@ class Call:
                     self._emit(LimiterWaited, slot)
         if granted:
             if not self._probes:
-                self._outage_since = None
+                self._own_history().outage_since = None
                 self._end_capacity_wait("capacity")
             elif (illness := admission.illness) is not None:
                 # It may have waited for a while behind another prober.
                 now = core.clock()
                 since = now - (admission.seconds_ill(now)[illness] - ill_before[illness])
-                if illness == "outage" and self._outage_since is None:
-                    self._outage_since = since
-                elif illness == "capacity" and self._capacity_since is None:
-                    self._capacity_since = since
+                if illness == "outage" and self._history.outage_since is None:
+                    self._own_history().outage_since = since
+                elif illness == "capacity" and self._history.capacity_since is None:
+                    self._own_history().capacity_since = since
             if isinstance(failure, NoCapacityError):
                 self._count_retry("no_capacity")
             return
-        if failure is None and admission.failure is None and not self._finished:
+        if failure is None and admission.failure is None and not self._history.finished:
             # The target has recovered since the call's time was up, so there is nothing to raise.
             await self._admitted(None)
             return
@@ -585,15 +645,17 @@ class Call:
                 finally:
                     del failure
             raise self._placed(TooManyWaitingError(view.max_waiting))
-        if admission.illness == "capacity" and view.wait_for_capacity is not None and self._capacity_since is None:
-            self._capacity_since = now
+        if admission.illness == "capacity" and view.wait_for_capacity is not None:
+            history = self._own_history()
+            if history.capacity_since is None:
+                history.capacity_since = now
         self._phase = {None: "slot", "outage": "probe", "capacity": "capacity"}[admission.illness]
         self._phase_began = now
 
     def _time_is_up(self, failure: AiosmrtError | None) -> None:
         """Raise what kept a call waiting until its time was up."""
         try:
-            if self._finished and failure is not None:
+            if self._history.finished and failure is not None:
                 raise failure
             if failure is None:
                 failure = self._failure_of_target()
@@ -622,14 +684,15 @@ class Call:
     def waits_until(self, illness: Illness, since: float) -> float | None:
         """When it stops waiting; see `aiosmrt._core.admission.Caller`."""
         if illness == "capacity":
-            began = since if self._capacity_since is None else self._capacity_since
-            left = self._view.wait_for_capacity if self._capacity_left is None else self._capacity_left
+            history = self._history
+            began = since if history.capacity_since is None else history.capacity_since
+            left = self._view.wait_for_capacity if history.capacity_left is None else history.capacity_left
             return None if left is None else began + left
         patience = self._patience()
         if patience is None:
             return None
-        failed_at = None if self._state is None else self._state.failed_at
-        return patience + min(bound for bound in (since, failed_at, self._outage_since) if bound is not None)
+        failed_at = None if self._history.state is None else self._history.state.failed_at
+        return patience + min(bound for bound in (since, failed_at, self._history.outage_since) if bound is not None)
 
     def _patience(self) -> float | None:
         """Seconds for which it is repeated after its first failure; if None, until its deadline."""
@@ -645,13 +708,14 @@ class Call:
         )
 
     def _end_capacity_wait(self, outcome: WaitOutcome) -> None:
-        since = self._capacity_since
+        history = self._history
+        since = history.capacity_since
         if since is None:
             return
-        self._capacity_since = None
+        history.capacity_since = None
         duration = self._core.clock() - since
-        left = self._view.wait_for_capacity if self._capacity_left is None else self._capacity_left
-        self._capacity_left = None if left is None else left - duration
+        left = self._view.wait_for_capacity if history.capacity_left is None else history.capacity_left
+        history.capacity_left = None if left is None else left - duration
         if self._core.closed:
             outcome = "abandoned"
         self._emit(CapacityWaited, duration, outcome)
@@ -673,7 +737,8 @@ class Call:
         view = self._view
         if view.sign:
             self._core.confirmed_clock_offset = self._signed_offset
-        self._last_error = None
+        if self._history.last_error is not None:
+            self._history.last_error = None
         before = self._admission.state.limit
         if view.is_patient:
             self._admission.on_success(self, self._phase_began, self._sent_among)
@@ -686,8 +751,8 @@ class Call:
 
     def _succeeded_by_mode(self) -> None:
         quota = self._view.quota
-        if self._state is not None:
-            self._state.on_success()
+        if self._history.state is not None:
+            self._history.state.on_success()
         elif self._view.rules.mode != "legacy":
             quota.bucket.on_success()
         if quota.send_rate is not None:
@@ -711,15 +776,15 @@ class Call:
         core.counters.count_failure(error)
         if error.throttling:
             core.counters.throttles += 1
-            self._refusals += 1
+            self._own_history().refusals += 1
         self._placed(error)
         if not self._holds_slot:
             return  # it failed before it was sent: no credentials, a closed client
         # not if it was let in since it was sent
         self._probes = self._probes and self._admission.is_prober(self)
         waits_for_capacity = isinstance(error, NoCapacityError) and view.wait_for_capacity is not None
-        if waits_for_capacity and self._capacity_since is None:
-            self._capacity_since = now
+        if waits_for_capacity and self._history.capacity_since is None:
+            self._own_history().capacity_since = now
         keeps_slot = not (view.is_patient or waits_for_capacity)
         before = self._admission.state.limit
         if not keeps_slot or self._probes:
@@ -729,7 +794,7 @@ class Call:
                 self._sent_among,
                 error,
                 waits_for_capacity=waits_for_capacity,
-                strict=self._refusals >= _NO_ACCIDENT,
+                strict=self._history.refusals >= _NO_ACCIDENT,
                 repeated=self.sent > _SAYS_MORE,
             )
             keeps_slot = keeps_slot or (may_keep and error.cause in _KEEPS_SLOT)
@@ -774,21 +839,21 @@ class Call:
     async def _wait_after(self, error: AiosmrtError, *, stream_started: bool) -> None:
         """Wait until the next attempt may be made; raise the error if it was the last one."""
         core, view, admission = self._core, self._view, self._admission
-        if isinstance(error, NoCapacityError) and self._capacity_since is not None:
+        if isinstance(error, NoCapacityError) and self._history.capacity_since is not None:
             if self._deadline is not None:
-                self._last_error = error
+                self._own_history().last_error = error
             self._log_failure(error, "waits for capacity")
             return
-        state = self._state
+        state = self._history.state
         if state is None:
-            state = self._state = RetryState(
+            state = self._own_history().state = RetryState(
                 view.rules,
                 max_attempts=view.max_attempts,
                 bucket=None if view.rules.mode in (None, "legacy") else view.quota.bucket,
                 deadline=self._deadline,
             )
             # A call that waited before it was sent has less patience left.
-            state.failed_at = self._outage_since
+            state.failed_at = self._history.outage_since
         illness = admission.illness
         if illness is None:
             # It needs a slot and all are taken, so it waits in line.
@@ -811,14 +876,14 @@ class Call:
                 raise self._ended(error, decision)
             finally:
                 del error
-        self._last_error = error
+        self._own_history().last_error = error
         self._count_retry(error.cause)
         self._emit(RetryScheduled, self.sent, error.cause, decision)
         self._log_failure(error, "waits for its target" if at_target else f"retry in {decision:.3f} s")
         if not at_target:
             await self._pause("back_off", decision)
             _check_open(core)
-            if self._finished:
+            if self._history.finished:
                 try:
                     raise error
                 finally:
@@ -843,15 +908,16 @@ class Call:
 
     async def _until_closed(self, sleeping: Awaitable[None]) -> None:
         """Sleep, but not beyond the moment at which another task closes the stream."""
-        self._pausing = asyncio.timeout(None)
+        history = self._own_history()
+        history.pausing = pausing = asyncio.timeout(None)
         try:
-            async with self._pausing:
+            async with pausing:
                 await sleeping
         except TimeoutError:
-            if not self._finished:
+            if not history.finished:
                 raise
         finally:
-            del self._pausing
+            history.pausing = None
 
     def _ended(self, error: AiosmrtError, reason: StopReason | None = None) -> AiosmrtError:
         """An error that no attempt follows, with what the call has waited for; to be raised.
@@ -860,13 +926,14 @@ class Call:
             error: the error.
             reason: why no attempt follows; None where the line is full.
         """
-        self._last_error = None
+        self._own_history().last_error = None
         error.waited = self.waited
         if reason == "max_attempts" and isinstance(error, ServiceError):
             error.note_max_attempts()
         elif reason == "patience" and error.waited.total_waiting:
             error.note_waited()
-        if self.sent > 1 or (self._waits is not None and not _COUNTED_WAITS.isdisjoint(self._waits)):
+        waits = self._history.waits
+        if self.sent > 1 or (waits is not None and not _COUNTED_WAITS.isdisjoint(waits)):
             self._log_failure(error, f"gives up; waited {error.waited}")
         return error
 
@@ -883,9 +950,9 @@ class Call:
     def _account(self, reason: str, seconds: float) -> None:
         """Count what was waited for."""
         if seconds:
-            waits = self._waits
+            waits = self._history.waits
             if waits is None:
-                waits = self._waits = {}
+                waits = self._own_history().waits = {}
             waits[reason] = waits.get(reason, 0.0) + seconds
             if reason in _COUNTED_WAITS:
                 self._core.counters.count_wait(reason, seconds)
@@ -926,7 +993,7 @@ class Call:
         try:
             stream: ReplyStream = await self._before_deadline(self._attempts(error, stream_started=stream_started))
         except AiosmrtError as failure:
-            self._stream_error = type(failure).__name__
+            self._own_history().stream_error = type(failure).__name__
             raise
         finally:
             del error
@@ -934,19 +1001,19 @@ class Call:
 
     def finish_stream(self, parts: int, payload_bytes: int, *, complete: bool) -> None:
         """Return the call's slot when its stream is over."""
-        self._finished = True
-        if self._pausing is not None:
-            self._pausing.reschedule(0)
+        self._own_history().finished = True
+        if self._history.pausing is not None:
+            self._history.pausing.reschedule(0)
         if self._phase in _IN_LINE:
             self._admission.dismiss(self)
         self._let_go()
         self._core.counters.bytes_received += payload_bytes
         if self._observers:
-            self._emit(StreamEnded, parts, payload_bytes, self.elapsed(), complete, self._stream_error)
+            self._emit(StreamEnded, parts, payload_bytes, self.elapsed(), complete, self._history.stream_error)
 
     def elapsed(self) -> float:
         """Seconds since the call of a stream began."""
-        return self._core.clock() - self._started
+        return 0.0 if self._started is None else self._core.clock() - self._started
 
     def first_part(self, seconds: float) -> None:
         """Tell observers that a stream's first part is there.

@@ -31,7 +31,7 @@ from aiosmrt._core.log import LOGGER, apply_environment
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._extras import installed
-from aiosmrt._policy.retry import invocation_id
+from aiosmrt._policy.retry import invocation_ids
 from aiosmrt._transport.factory import TransportName, check_transport, create_transport
 from aiosmrt._transport.pooled import PooledTransport
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM, OPENAI_OPERATIONS, OPERATIONS
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["ClientCore", "Counters"]
 
 T = TypeVar("T")
-
-
-_TWO_DIGITS = tuple(f"{number:02x}" for number in range(256))
 
 
 class Counters:
@@ -160,11 +157,8 @@ class ClientCore:
         self.wall_clock: Callable[[], float] = time.time
         self.clock: Callable[[], float] = time.monotonic
         self.random: Callable[[], float] = random.random
-        # Invocation ids are version 4 UUIDs that differ in their last 12 digits, which are counted, the last two of
-        # them in a table: forming one from random bits each time takes six times as long.
-        self._invocation_ids = invocation_id(random.getrandbits(128))[:24]
-        self._invocations = random.getrandbits(39) << 8
-        self._invocations_of_256 = f"{self._invocation_ids}{self._invocations >> 8:010x}"
+        # of each call, its ``amz-sdk-invocation-id``
+        self.invocation_ids = invocation_ids(random.getrandbits(128))
         self.create_transport: Callable[[Configuration], Awaitable[Transport]] = self._create_transport
         self.call_later: CallLater = self._call_later
         self.sleep: Callable[[float], Awaitable[None]] = self._sleep
@@ -183,14 +177,6 @@ class ClientCore:
         if tokens is None:
             tokens = self._tokens = TokenCache(TOKEN_SECONDS)
         return f"Authorization: Bearer {tokens.of(credentials, self.signer, now)}\r\n"
-
-    def next_invocation_id(self) -> str:
-        """A call's ``amz-sdk-invocation-id``."""
-        self._invocations = number = self._invocations + 1
-        low = number & 255
-        if not low:
-            self._invocations_of_256 = f"{self._invocation_ids}{number >> 8:010x}"
-        return self._invocations_of_256 + _TWO_DIGITS[low]
 
     def new_admissions(self, max_concurrency: MaxConcurrency) -> Admissions:
         """Admissions for the client or one of its views, which end with the client.

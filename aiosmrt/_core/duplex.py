@@ -238,7 +238,6 @@ class DuplexCall(Call):
         pin_credentials: as there.
     """
 
-    _payload_hash = EVENTS_PAYLOAD
     _over_http2 = True
 
     def __init__(
@@ -253,6 +252,7 @@ class DuplexCall(Call):
     ) -> None:
         signed = (("Content-Type", EVENT_STREAM), ("X-Amz-Content-Sha256", EVENTS_PAYLOAD), *head.headers)
         super().__init__(core, view, codec, head._replace(headers=signed, lasting=False), b"")
+        self._digest = EVENTS_PAYLOAD
         self._pin_credentials = pin_credentials
         self.outbox: Outbox = Outbox(lambda: core.wall_clock() + core.clock_offset, max_resend_bytes)
         # when the credentials expire that sign the current attempt's messages, seconds since 1970

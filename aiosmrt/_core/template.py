@@ -54,7 +54,18 @@ class RequestTemplate:
         over_http2: whether the request goes to the service's HTTP/2 endpoint. Defaults to False.
     """
 
-    __slots__ = ("_limits", "_max_response_bytes", "first_lines", "head", "lines", "signed", "target")
+    __slots__ = (
+        "_connect_timeout",
+        "_max_response_bytes",
+        "_read_timeout",
+        "_resend",
+        "_target",
+        "first_lines",
+        "head",
+        "lines",
+        "signed",
+        "target",
+    )
 
     def __init__(self, core: ClientCore, view: View, head: Head, *, over_http2: bool = False) -> None:
         self.head = head
@@ -71,12 +82,15 @@ class RequestTemplate:
             ]
         )
         self.first_lines = f"{self.lines}amz-sdk-request: {sdk_request(1, view.max_attempts)}\r\n"
+        self._target = self.signed.path
         named = dict(head.headers)
         self.target = target_of(
             head.endpoint_name, head.component or named.get(_COMPONENT_HEADER), named.get(_VARIANT_HEADER)
         )
         self._max_response_bytes = view.max_response_bytes
-        self._limits = (view.connect_timeout, view.read_timeout, view.retry.retry_stale_connections)
+        self._connect_timeout = view.connect_timeout
+        self._read_timeout = view.read_timeout
+        self._resend = view.retry.retry_stale_connections
 
     def request(self, headers: str, body: bytes | memoryview, renew_headers: Callable[[], Awaitable[str]]) -> Request:
         """A request for this head.
@@ -88,7 +102,17 @@ class RequestTemplate:
         """
         # Request's own constructor is a function in Python, which takes twice as long.
         return tuple.__new__(
-            Request, (self.signed.path, headers, body, *self._limits, renew_headers, self._max_response_bytes)
+            Request,
+            (
+                self._target,
+                headers,
+                body,
+                self._connect_timeout,
+                self._read_timeout,
+                self._resend,
+                renew_headers,
+                self._max_response_bytes,
+            ),
         )
 
 

@@ -34,7 +34,9 @@ In all of them:
 Everything is a function of its arguments: the clock and the random numbers are the caller's.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import count
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from aiosmrt._policy.clockskew import MAX_SKEW, SIGNATURE_ERROR_CODES
@@ -388,6 +390,26 @@ def invocation_id(random_bits: int) -> str:
     # bytes.hex() is the fastest way from an integer to padded hexadecimal.
     text = (random_bits & _UUID_RANDOM | _UUID_VERSION_4).to_bytes(16, "big").hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def invocation_ids(random_bits: int) -> Iterator[str]:
+    """The ids of a client's calls, without end.
+
+    They differ in their last 12 digits, which are counted: forming each from random bits takes six times as long.
+
+    Args:
+        random_bits: 128 random bits, where they begin.
+
+    >>> ids = invocation_ids(0)
+    >>> next(ids), next(ids)
+    ('00000000-0000-4000-8000-000000000000', '00000000-0000-4000-8000-000000000001')
+    """
+    first = invocation_id(random_bits)
+    last_digits = [f"{number:02x}" for number in range(256)]
+    for block in count(int(first[24:34], 16)):
+        start = f"{first[:24]}{block % 16**10:010x}"
+        for digits in last_digits:
+            yield start + digits
 
 
 def sdk_request(attempt: int, max_attempts: int | None, expires_at: float | None = None) -> str:
