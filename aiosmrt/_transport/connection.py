@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from aiosmrt._transport.base import MAX_ERROR_BYTES, Reply
 from aiosmrt._transport.bodystream import BodyStream
@@ -110,6 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         "_body",
         "_buffered",
         "_chunks",
+        "_create_future",
         "_handler",
         "_head",
         "_interim_responses",
@@ -144,7 +147,10 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(
         self, owner: Owner, receiver: Receiver, lease: Lease, transport: asyncio.Transport, origin: str
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
+        self._create_future: Callable[[], asyncio.Future[Any]] = (
+            partial(asyncio.Future, loop=loop) if isinstance(loop, asyncio.BaseEventLoop) else loop.create_future
+        )
         self._owner = owner
         self._receiver = receiver
         self._lease = lease
@@ -213,7 +219,7 @@ class Connection(asyncio.BufferedProtocol):
         self._response_began = self._reprieved = False
         self._interim_responses = 0
         self._max_bytes = max_bytes
-        waiter: asyncio.Future[Response] = self._loop.create_future()
+        waiter: asyncio.Future[Response] = self._create_future()
         self._waiter = waiter
         self._read_timeout = read_timeout
         self.silent_until = now + read_timeout

@@ -23,6 +23,7 @@ import asyncio
 import inspect
 import math
 import ssl
+import time
 from collections.abc import Awaitable, Coroutine
 from functools import cache
 from typing import Any, NoReturn, cast
@@ -63,6 +64,9 @@ class PooledTransport:
         self.origin = origin
         self._verify = verify
         self._loop = asyncio.get_running_loop()
+        # asyncio's own loops wrap it in a function in Python
+        tells_monotonic_time = getattr(self._loop.time, "__func__", None) is asyncio.BaseEventLoop.time
+        self._time = time.monotonic if tells_monotonic_time else self._loop.time
         self._connector = aiohttp.TCPConnector(limit=0, socket_factory=create_socket)
         self._receiver = Receiver()
         # the request that the connector makes connections for
@@ -93,7 +97,7 @@ class PooledTransport:
         target, headers, body, connect_timeout, read_timeout, resend, renew_headers, max_bytes = request
         del request
         silence = math.inf if read_timeout is None else read_timeout
-        now = self._loop.time()
+        now = self._time()
         connection = self._pop_idle(now) if self._idle else None
         try:
             while True:
@@ -104,7 +108,7 @@ class PooledTransport:
                         if connection.closed:
                             connection = None
                             continue
-                    now = self._loop.time()
+                    now = self._time()
                 if now + silence < self._next_check:
                     self._schedule_check(now + silence)
                 waiter = connection.send(
@@ -258,7 +262,7 @@ class PooledTransport:
 
     def released(self, connection: Connection) -> None:
         """Pool a connection."""
-        self._idle[connection] = self._loop.time()
+        self._idle[connection] = self._time()
         if self._idle_timer is None:
             self._idle_timer = self._loop.call_later(IDLE_SECONDS, self._close_idle)
 
@@ -285,7 +289,7 @@ class PooledTransport:
         earliest expiry. If that request has ended or made progress by then, it is set to the next earliest expiry.
         """
         self._silence_timer = None
-        now = self._loop.time()
+        now = self._time()
         earliest = math.inf
         for connection in list(self._connections):
             if connection.silent_until <= now:
@@ -298,7 +302,7 @@ class PooledTransport:
     def _close_idle(self) -> None:
         """Close the connections that were idle for too long."""
         self._idle_timer = None
-        since = self._loop.time() - IDLE_SECONDS
+        since = self._time() - IDLE_SECONDS
         for connection in [connection for connection, idle_since in self._idle.items() if idle_since <= since]:
             connection.discard()
         if self._idle:

@@ -84,8 +84,7 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
             # As for AWS's own errors, a text without a message is the message; a page, and a null, are not.
             is_silent = text.lstrip().startswith("<") or any(key in error for key in _MESSAGES)
             message = "" if is_silent else text[:MAX_MESSAGE_CHARACTERS]
-        metadata = metadata_of(status, headers)
-        metadata["RetryAttempts"] = attempts - 1
+        metadata = metadata_of(status, headers, attempts)
         response = {"Error": {"Message": message, "Code": _code(status, error)}, "ResponseMetadata": metadata}
         if status >= 500 and _is_containers(document):
             response["Error"]["Code"] = "ModelError"

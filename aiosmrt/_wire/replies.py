@@ -42,9 +42,7 @@ class ReplyReader:
             body: the value of ``"Body"``; the bytes of a JSON document if the operation has no payload member.
             attempts: how many requests were sent.
         """
-        metadata = metadata_of(status, headers)
-        metadata["RetryAttempts"] = attempts - 1
-        result: dict[str, Any] = {"ResponseMetadata": metadata}
+        result: dict[str, Any] = {"ResponseMetadata": metadata_of(status, headers, attempts)}
         for name, header in self._headers:
             if header in headers:
                 result[name] = headers[header]
@@ -58,17 +56,21 @@ class ReplyReader:
         return result
 
 
-def metadata_of(status: int, headers: dict[str, str]) -> dict[str, Any]:
-    """The ``ResponseMetadata`` of a response, without the number of attempts."""
-    metadata: dict[str, Any] = {}
+def metadata_of(status: int, headers: dict[str, str], attempts: int) -> dict[str, Any]:
+    """The ``ResponseMetadata`` of a response.
+
+    Args:
+        status: the HTTP status.
+        headers: the response headers, names in lower case.
+        attempts: how many requests were sent.
+    """
+    retries = attempts - 1
     if (request_id := headers.get("x-amzn-requestid")) is not None:
-        metadata["RequestId"] = request_id
-    elif (request_id := headers.get("x-amz-request-id")) is not None:
-        metadata["RequestId"] = request_id
-        metadata["HostId"] = headers.get("x-amz-id-2", "")
-    metadata["HTTPStatusCode"] = status
-    metadata["HTTPHeaders"] = headers
-    return metadata
+        return {"RequestId": request_id, "HTTPStatusCode": status, "HTTPHeaders": headers, "RetryAttempts": retries}
+    rest = {"HTTPStatusCode": status, "HTTPHeaders": headers, "RetryAttempts": retries}
+    if (request_id := headers.get("x-amz-request-id")) is not None:
+        return {"RequestId": request_id, "HostId": headers.get("x-amz-id-2", ""), **rest}
+    return rest
 
 
 def failure(status: int, headers: dict[str, str], body: bytes, attempts: int) -> dict[str, Any]:
@@ -86,8 +88,7 @@ def failure(status: int, headers: dict[str, str], body: bytes, attempts: int) ->
     >>> failure(400, {"x-amzn-errortype": "ThrottlingException:http://x/"}, b'{"message":null}', 1)["Error"]
     {'Message': None, 'Code': 'ThrottlingException'}
     """
-    metadata = metadata_of(status, headers)
-    metadata["RetryAttempts"] = attempts - 1
+    metadata = metadata_of(status, headers, attempts)
     stripped = body.strip()
     if status >= 500 and (not stripped or stripped.startswith(b"<html>")):
         try:
