@@ -395,7 +395,7 @@ class AdaptiveRule:
             exact, reason = limit + count, "recovery"
             if exact >= self._restoring:
                 exact, self._restoring = max(limit, float(self._restoring)), 0
-        elif among >= _TESTED * limit:
+        elif among >= _TESTED * self.limit:
             exact, reason = self._decide(count)
         self._forget_batch()
         self._move(exact, reason)
@@ -496,7 +496,7 @@ class AdaptiveRule:
             if ratio < theta and (ratio < theta - 0.1 or self._slow < theta * ref):
                 if self._until_cut <= 0 and self._blind <= 0 and (self._shared <= 0 or ratio < 0.55):
                     return self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting"
-                if self._shared <= 0 or self._blind > 0:
+                if self._shared <= 0:
                     return limit, "waiting"
             push = min(max((ratio - theta) / _FULL_PUSH, 0.0), 1.0)
         return self._grown(count, push), "growth"
@@ -518,7 +518,7 @@ class AdaptiveRule:
 
     def _grown(self, count: int, push: float) -> float:
         limit = self._exact
-        step = min(_STEP * max(1.0, (limit / _LARGE) ** 0.8), _STEP_SHARE * limit)
+        step = min(_STEP if self._shared > 0 else _STEP * max(1.0, (limit / _LARGE) ** 0.8), _STEP_SHARE * limit)
         if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
             gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
         else:
