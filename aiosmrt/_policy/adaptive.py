@@ -85,6 +85,9 @@ _DOUBT: Final = 0.6
 _LEAST_DOUBT: Final = 0.25
 _NO_QUEUE: Final = 0.8
 _KNOWN: Final = 64.0
+# What a mean spread of one success scatters by, as a share, twice.
+_SCATTER: Final = 2.0
+_FREE: Final = 0.3
 
 # What the spread exceeds that share by where growth is not held back.
 _FULL_PUSH: Final = 0.2
@@ -117,7 +120,7 @@ _IN_VAIN: Final = 0.2
 _RISING: Final = 0.15
 _REVERSALS: Final = 0.2
 _FEWER: Final = 0.7
-_ROUND_TRIPS_TO_FORGET: Final = 50.0
+_ROUND_TRIPS_TO_FORGET: Final = 20.0
 
 # Spreads below this have nothing to be squeezed, and need other means. The round trips without a refusal before that.
 _REGULAR: Final = 0.08
@@ -213,6 +216,7 @@ class AdaptiveRule:
         "_exact",
         "_fast",
         "_former_peak",
+        "_free",
         "_high",
         "_highest",
         "_is_trial",
@@ -268,6 +272,7 @@ class AdaptiveRule:
         # The logarithm of the number of calls, averaged as the level is; both, and the spread, since an earlier time.
         self._size = 0.0
         self._anchor = (0.0, 0.0)
+        self._free = 0.0
         self._spread_since, self._since = 0.0, 0
         # Refusals: whether there was any, the round trips since, and what tells of other clients.
         self._refused = False
@@ -325,12 +330,15 @@ class AdaptiveRule:
             return
         self._refused = True
         self._refused_level = self._level
+        self._free = 0.0
         self._restoring = 0
-        direction = (in_flight > self._last_refused_at) - (in_flight < self._last_refused_at)
-        self._last_refused_at = in_flight
+        direction = 0
+        if abs(in_flight - self._last_refused_at) >= (2 if in_flight >= 8 else 1):
+            direction = 1 if in_flight > self._last_refused_at else -1
+            self._last_refused_at = in_flight
         if in_flight < max(2.0, _FEWER * self._high):
             # Not long ago it took more.
-            self._shared = _SHARED_FOR
+            self._shared = max(self._shared, 25.0)
         elif direction:
             self._reversals += 0.1 * ((direction == -self._direction) - self._reversals)
             self._direction = direction
@@ -474,8 +482,12 @@ class AdaptiveRule:
             self._mark()
         elif moved > 1.4 * doubt:
             if -0.2 < risen < min(moved - doubt, _NO_QUEUE * moved):
-                share = self._since / (self._since + _KNOWN)
-                self._ref += share * min(0.0, self._spread_since / self._since - self._ref)
+                spread = self._spread_since / self._since
+                # By more than both scatter, it is squeezed: the queue began within this growth.
+                if self._ref > spread > self._ref * (1 - _SCATTER * sqrt(1 / _WAITLESS + 1 / self._since)):
+                    self._ref += self._since / (self._since + _KNOWN) * (spread - self._ref)
+                if spread > self._ref * (1 - _SCATTER * sqrt(1 / _WAITLESS + 1 / self._since)):
+                    self._free = self._size + _FREE
             elif moved < 3 * doubt:
                 return
             self._mark()
@@ -498,7 +510,7 @@ class AdaptiveRule:
                     return self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting"
                 if self._shared <= 0:
                     return limit, "waiting"
-            push = min(max((ratio - theta) / _FULL_PUSH, 0.0), 1.0)
+            push = 1.0 if self._size < self._free else min(max((ratio - theta) / _FULL_PUSH, 0.0), 1.0)
         return self._grown(count, push), "growth"
 
     def _cut(self, factor: float) -> float:
@@ -513,6 +525,7 @@ class AdaptiveRule:
                 # It is not this client's calls that wait for each other.
                 self._blind = _BLIND_FOR
                 return limit
+        self._free = 0.0
         self._until_cut = self.limit + _FAST
         return self._exact * factor
 
