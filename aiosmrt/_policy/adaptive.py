@@ -85,9 +85,13 @@ _DOUBT: Final = 0.6
 _LEAST_DOUBT: Final = 0.25
 _NO_QUEUE: Final = 0.8
 _KNOWN: Final = 64.0
-# What a mean spread of one success scatters by, as a share, twice.
-_SCATTER: Final = 2.0
-_FREE: Final = 0.3
+# By how much less the spread may be in the meantime, in what a mean of so many scatters by, if it is chance: for growth
+# that nothing holds back, as far as this (the difference of logarithms); and to correct the one without waiting, if
+# round trips rose by less than this share of the growth.
+_CHANCE: Final = 2.0
+_FREELY: Final = 0.3
+_LITTLE_CHANCE: Final = 1.7
+_CLEARLY_NO_QUEUE: Final = 0.65
 
 # What the spread exceeds that share by where growth is not held back.
 _FULL_PUSH: Final = 0.2
@@ -120,7 +124,9 @@ _IN_VAIN: Final = 0.2
 _RISING: Final = 0.15
 _REVERSALS: Final = 0.2
 _FEWER: Final = 0.7
-_ROUND_TRIPS_TO_FORGET: Final = 20.0
+# Round trips in which a limit that falls so far shows less capacity, and not others.
+_SUDDEN: Final = 10.0
+_ROUND_TRIPS_TO_FORGET: Final = 50.0
 
 # Spreads below this have nothing to be squeezed, and need other means. The round trips without a refusal before that.
 _REGULAR: Final = 0.08
@@ -209,6 +215,7 @@ class AdaptiveRule:
     __slots__ = (
         "_anchor",
         "_base",
+        "_below",
         "_blind",
         "_climb",
         "_cut_at",
@@ -272,6 +279,7 @@ class AdaptiveRule:
         # The logarithm of the number of calls, averaged as the level is; both, and the spread, since an earlier time.
         self._size = 0.0
         self._anchor = (0.0, 0.0)
+        # The logarithm of the number up to which round trips have shown that nothing waits.
         self._free = 0.0
         self._spread_since, self._since = 0.0, 0
         # Refusals: whether there was any, the round trips since, and what tells of other clients.
@@ -282,7 +290,9 @@ class AdaptiveRule:
         self._direction = 0
         self._reversals = 0.0
         self._shared = 0.0
+        # The largest limit lately, slowly forgotten, and the round trips since.
         self._high = float(initial)
+        self._below = 0.0
         # The level and the limit before the cuts that are on trial, the highest level since, and the round trips still
         # to go without cuts.
         self._trial = (0.0, 0.0)
@@ -333,12 +343,16 @@ class AdaptiveRule:
         self._free = 0.0
         self._restoring = 0
         direction = 0
+        # At a hard capacity, one more or less is refused in turn.
         if abs(in_flight - self._last_refused_at) >= (2 if in_flight >= 8 else 1):
             direction = 1 if in_flight > self._last_refused_at else -1
             self._last_refused_at = in_flight
         if in_flight < max(2.0, _FEWER * self._high):
-            # Not long ago it took more.
-            self._shared = max(self._shared, 25.0)
+            # Not long ago it took more: others have their share, unless it is capacity that was lost at a stroke.
+            if self._below < _SUDDEN:
+                self._high = in_flight / _FEWER
+            else:
+                self._shared = _SHARED_FOR
         elif direction:
             self._reversals += 0.1 * ((direction == -self._direction) - self._reversals)
             self._direction = direction
@@ -414,8 +428,10 @@ class AdaptiveRule:
         above = self._high - self._exact
         if above > 0:
             self._high -= min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * above
+            self._below += trips
         else:
             self._high = self._exact
+            self._below = 0.0
         if self._shared > 0:
             self._shared -= trips
         if self._blind > 0:
@@ -483,11 +499,12 @@ class AdaptiveRule:
         elif moved > 1.4 * doubt:
             if -0.2 < risen < min(moved - doubt, _NO_QUEUE * moved):
                 spread = self._spread_since / self._since
-                # By more than both scatter, it is squeezed: the queue began within this growth.
-                if self._ref > spread > self._ref * (1 - _SCATTER * sqrt(1 / _WAITLESS + 1 / self._since)):
+                less, scatter = self._ref - spread, self._ref * sqrt(1 / _WAITLESS + 1 / self._since)
+                # Even less is squeezed: a queue began within this growth.
+                if less < _CHANCE * scatter:
+                    self._free = self._size + _FREELY
+                if 0 < less < _LITTLE_CHANCE * scatter and risen < _CLEARLY_NO_QUEUE * moved:
                     self._ref += self._since / (self._since + _KNOWN) * (spread - self._ref)
-                if spread > self._ref * (1 - _SCATTER * sqrt(1 / _WAITLESS + 1 / self._since)):
-                    self._free = self._size + _FREE
             elif moved < 3 * doubt:
                 return
             self._mark()
