@@ -51,6 +51,7 @@ _INITIAL: Final = 4
 # Successes that are looked at together: so much of a round trip's, within these bounds.
 _ROUND_TRIPS_OF_BATCH: Final = 0.7
 _SMALLEST_BATCH: Final = 8
+_SMALL_BATCH: Final = 24
 _LARGEST_BATCH: Final = 64
 # The shortest round trip in seconds, for logarithms and rates: a coarse clock reads 0.
 _SHORTEST: Final = 1e-6
@@ -320,7 +321,7 @@ class AdaptiveRule:
 
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
         """Take note of a success; see `ConcurrencyLimit.on_success`."""
-        self._times.append(max(now - started_at, _SHORTEST))
+        self._times.append(now - started_at)
         self._sent.append(sent_among or in_flight)
         self._left = left = self._left - 1
         if not left:
@@ -389,23 +390,38 @@ class AdaptiveRule:
             self.reason = reason
 
     def _set(self, exact: float) -> None:
-        self._exact = exact = min(max(exact, self.minimum), self.maximum)
+        if exact < self.minimum:
+            exact = float(self.minimum)
+        elif exact > self.maximum:
+            exact = float(self.maximum)
+        self._exact = exact
         self.limit = limit = int(exact)
-        if not self._times:
-            self._left = (
-                1 if self._restoring else min(max(int(limit * _ROUND_TRIPS_OF_BATCH), _SMALLEST_BATCH), _LARGEST_BATCH)
-            )
-            if self._ref < _REGULAR and self._climb.left:
-                self._left = min(self._left, self._climb.left)
+        if self._times:
+            return
+        if self._restoring:
+            self._left = 1
+            return
+        left = int(limit * _ROUND_TRIPS_OF_BATCH)
+        least = _SMALL_BATCH if self._samples > _WAITLESS else _SMALLEST_BATCH
+        if left < least:
+            left = least
+        elif left > _LARGEST_BATCH:
+            left = _LARGEST_BATCH
+        if self._ref < _REGULAR and 0 < self._climb.left < left:
+            left = self._climb.left
+        self._left = left
 
     def _forget_batch(self) -> None:
         self._recent.extend(self._sent)
-        self._times.clear()
-        self._sent.clear()
+        self._times, self._sent = [], []
 
     def _look(self) -> None:
         """Judge a batch of successes."""
-        count, limit = len(self._times), self._exact
+        times, limit = self._times, self._exact
+        count = len(times)
+        if min(times) < _SHORTEST:
+            # A clock may stand still between two events.
+            times[:] = [max(seconds, _SHORTEST) for seconds in times]
         among = sum(self._sent) / count
         self._average(count, among)
         trips = count / limit
@@ -443,11 +459,7 @@ class AdaptiveRule:
 
     def _average(self, count: int, among: float) -> None:
         """Take a batch of so many, sent among so many, into the averages."""
-        try:
-            logs = [*map(log, self._times)]
-        except ValueError:
-            # A clock may stand still between two events.
-            logs = [log(seconds) for seconds in self._times]
+        logs = [*map(log, self._times)]
         mean = sum(logs) / count
         logs.append(self._last if self._samples else logs[0])
         self._last = logs[-2]
@@ -455,7 +467,7 @@ class AdaptiveRule:
         spread = (sum(map(abs, map(sub, logs, logs[1:-1]))) + abs(logs[0] - logs[-1])) / count
         size = log(among)
         self._samples = samples = self._samples + count
-        if samples <= _WAITLESS and (samples <= _FIRST or self._is_waitless(samples)):
+        if samples <= _WAITLESS and (samples <= _FIRST or self._is_waitless()):
             share = count / samples
             self._fast += share * (spread - self._fast)
             self._slow = self._ref = self._fast
@@ -509,25 +521,28 @@ class AdaptiveRule:
                 return
             self._mark()
 
-    def _is_waitless(self, samples: int) -> bool:
-        return samples <= _WAITLESS and self._level - self._base < 0.05 + 0.2 * self._ref
+    def _is_waitless(self) -> bool:
+        return self._samples <= _WAITLESS and self._level - self._base < 0.05 + 0.2 * self._ref
 
     def _decide(self, count: int) -> tuple[float, Reason]:
         limit, ref = self._exact, self._ref
-        waitless = self._is_waitless(self._samples)
+        waitless = self._is_waitless()
         if not waitless and ref < _REGULAR and (not self._refused or self._round_trips > _UNREFUSED):
             wanted = self._climb.judge(self._times, self._sent, limit)
             return wanted, "growth" if wanted > limit else "waiting"
         push = 1.0
         if not waitless and ref >= _REGULAR:
-            ratio = min(1.0, self._fast / ref)
+            ratio = self._fast / ref
+            if ratio > 1.0:
+                ratio = 1.0
             theta = _SQUEEZED - _SQUEEZED_BY_SPREAD * ref
             if ratio < theta and (ratio < theta - 0.1 or self._slow < theta * ref):
                 if self._until_cut <= 0 and self._blind <= 0 and (self._shared <= 0 or ratio < 0.55):
                     return self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting"
                 if self._shared <= 0:
                     return limit, "waiting"
-            push = 1.0 if self._size < self._free else min(max((ratio - theta) / _FULL_PUSH, 0.0), 1.0)
+            if self._size >= self._free and ratio < theta + _FULL_PUSH:
+                push = (ratio - theta) / _FULL_PUSH if ratio > theta else 0.0
         return self._grown(count, push), "growth"
 
     def _cut(self, factor: float) -> float:
@@ -547,14 +562,16 @@ class AdaptiveRule:
         return self._exact * factor
 
     def _grown(self, count: int, push: float) -> float:
-        limit = self._exact
-        step = min(_STEP if self._shared > 0 else _STEP * max(1.0, (limit / _LARGE) ** 0.8), _STEP_SHARE * limit)
+        limit, shared = self._exact, self._shared > 0
+        step = _STEP if shared or limit <= _LARGE else _STEP * (limit / _LARGE) ** 0.8
+        if step > _STEP_SHARE * limit:
+            step = _STEP_SHARE * limit
         if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
             gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
         else:
             faster = 1 + (self._round_trips / _ROUND_TRIPS_TO_DOUBLE) ** 2
             gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
-        if self._shared > 0:
+        if shared:
             gain = max(gain, step * count / limit)
         return limit + gain
 
