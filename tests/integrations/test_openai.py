@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,7 @@ from aiosmrt.integrations.openai import Deployment, async_openai, http_client
 from aiosmrt.integrations.openai._streams import EventBytes, LineEvents
 from aiosmrt.local import ContainerFailure, EndpointConfiguration, InferenceComponent, Invocation, LocalRuntime, faults
 from tests.integrations.models import GatedModel
-from tests.support.openai_models import DONE, MESSAGES, WORDS, chunk, event, speaker
+from tests.support.openai_models import DONE, MESSAGES, WORDS, chunk, completion, event, speaker
 from tests.support.peers import CLIENT_ARGUMENTS, aiosmrt_client, isolate_aws
 from tests.support.runtime import local_runtime
 
@@ -511,6 +512,18 @@ async def test_stream_that_is_a_whole_answer(parts: list[bytes]) -> None:
     assert [one.error for one in seen if isinstance(one, GenerationEnded)] == [None]
 
 
+@pytest.mark.parametrize("form", [b"data: %b\n\n", b"data:%b\r\n\r\n", b"%b\n"], ids=["plain", "other", "lines"])
+async def test_malformed_utf8_costs_its_character_alone(form: bytes) -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        spoiled = form % chunk("c\u00f4t\u00e9?").replace(b"?", b"\xe9")
+        yield spoiled[:-9]
+        yield spoiled[-9:]
+        yield form % STOP
+
+    async with serving(model) as (llm, _):
+        assert await words_of(await llm.chat.completions.create(**ASK, stream=True)) == ["c\u00f4t\u00e9\ufffd", "b"]
+
+
 async def test_events_of_another_kind_may_end_anywhere() -> None:
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         yield b'event: response.completed\ndata: {"type": "response.completed"}\n\n'
@@ -539,7 +552,15 @@ def test_lines_become_the_same_events_wherever_they_are_cut(
     assert (decoder.fault is None) == bool(texts)
 
 
-PIECES = [b'data: {"a": 1}\n\n', b'data: {"a":\ndata: 1}\n\n', b": x\n", b'event: e\nid: 1\ndata: {"b": 2}\n\n', b"\n"]
+PIECES = [
+    b'data: {"a": 1}\n\n',
+    b'data: {"error": null}\n\n',
+    b'data: {"a": "\xc3\xa9\xe2"}\n\n',
+    b'data: {"a":\ndata: 1}\n\n',
+    b": x\n",
+    b'event: e\nid: 1\ndata: {"b": 2}\n\n',
+    b"\n",
+]
 
 
 @given(
@@ -568,6 +589,90 @@ def test_every_cut_of_a_stream_is_seen(cut: int) -> None:
     decoder.finish()
     # all of [DONE] but the ends of its lines
     assert (decoder.fault is None) == (cut <= 2)
+
+
+# What the SDK makes of answers
+
+MISSING = object()
+VALUES = [MISSING, None, True, -1, 0.5, "", "1", "stop", [], {}, [None], {"more": 1}]
+
+
+def variations(value: Any) -> Iterator[Any]:
+    """Documents like this one, each with one other value, one less, or one more."""
+    if not isinstance(value, (dict, list)):
+        return
+    for key in [*value, "more"] if isinstance(value, dict) else range(len(value)):
+        others = chain(VALUES, variations(value[key])) if isinstance(value, list) or key in value else VALUES
+        for other in others:
+            document: Any = value.copy()
+            if other is not MISSING:
+                document[key] = other
+            elif isinstance(value, list) or key in value:
+                del document[key]
+            yield document
+
+
+LOGPROBS = {"content": [{"token": "a", "logprob": -1, "bytes": [97], "top_logprobs": []}], "refusal": None}
+CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+PIECE = {
+    **json.loads(chunk("a")),
+    "choices": [
+        {
+            "index": 0,
+            "delta": {"role": "assistant", "content": "a", "reasoning_content": "r", "tool_calls": [CALL]},
+            "finish_reason": None,
+            "logprobs": LOGPROBS,
+        }
+    ],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+}
+ANSWERS: list[tuple[Any, dict[str, Any]]] = [
+    (openai.types.chat.ChatCompletionChunk, PIECE),
+    (openai.types.chat.ChatCompletion, completion(None, tool_calls=[CALL], annotations=[])),
+    (
+        openai.types.Completion,
+        {"id": "c", "choices": [{"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"}]},
+    ),
+    (
+        openai.types.CreateEmbeddingResponse,
+        {"object": "list", "model": "m", "data": [{"object": "embedding", "index": 0, "embedding": [0.25, 1]}]},
+    ),
+]
+
+
+OURS = async_openai(Client("eu-central-1"))
+THEIRS = openai.AsyncOpenAI(api_key="k")
+
+
+def described(value: Any) -> Any:
+    """A value with its type and, of a model, the declared members that were given, and all members; floats as text."""
+    if isinstance(value, openai.BaseModel):
+        # Of other members, the SDK notes some as given.
+        fields_set = value.model_fields_set & type(value).model_fields.keys()
+        return type(value), fields_set, {name: described(one) for name, one in value}, value.__pydantic_private__
+    if isinstance(value, dict):
+        return {name: described(one) for name, one in value.items()}
+    return [described(one) for one in value] if isinstance(value, list) else (type(value), repr(value))
+
+
+@pytest.mark.parametrize(("kind", "whole"), ANSWERS)
+def test_objects_are_those_of_the_sdk(kind: Any, whole: dict[str, Any]) -> None:
+    def made(client: Any, data: Any) -> Any:
+        try:
+            return described(client._process_response_data(data=data, cast_to=kind, response=httpx2.Response(200)))
+        except Exception as error:
+            return type(error)
+
+    for data in [whole, None, [], "text", *variations(whole)]:
+        assert made(OURS, data) == made(THEIRS, data)
+
+
+async def test_objects_are_made_by_the_validator(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai._base_client.construct_type", None)
+    async with async_openai(client) as llm:
+        assert (await llm.chat.completions.create(**ASK)).choices[0].message.content == "To be, or not"
+        async with llm.with_options(timeout=60.0) as other:
+            assert (await other.embeddings.create(model="llm", input="x", encoding_format="float")).data
 
 
 # Errors

@@ -108,7 +108,8 @@ class EventBytes(Events):
 
     An event that is whole but for the blank line after it is completed, because model servers forget that line. Events
     without data are left out, which the SDK would read as JSON, and so is what follows ``[DONE]``. An error becomes one
-    in OpenAI's form.
+    in OpenAI's form. Malformed UTF-8 becomes U+FFFD, as in any stream of events: the SDK would fail with a
+    ``UnicodeDecodeError``.
 
     >>> events = EventBytes()
     >>> events.feed(b'data: {"id"'), events.feed(b': 1}'), events.finish(), events.fault
@@ -125,6 +126,10 @@ class EventBytes(Events):
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes and return the events that they complete."""
+        if not (self._rest or self._after_cr or self._done) and self._are_plain(data):
+            data = _in_utf8(data)
+            self._note(data)
+            return data
         if self._after_cr and data:
             data = data.removeprefix(b"\n")
             self._after_cr = False
@@ -139,9 +144,9 @@ class EventBytes(Events):
         if end < 2:
             self._rest = [data]
             return b""
-        self._rest = [data[end:]]
+        self._rest = [data[end:]] if end < len(data) else []
         passed: list[bytes] = []
-        for block in data[:end].split(b"\n\n"):
+        for block in _in_utf8(data[:end]).split(b"\n\n"):
             passed.append(self._event(block.strip(b"\n")))
             if self.fault is not None:
                 break
@@ -151,7 +156,7 @@ class EventBytes(Events):
         """Return the last event, if only the blank line after it is missing."""
         if self._done:
             return b""
-        block = b"".join(self._rest)
+        block = _in_utf8(b"".join(self._rest))
         self._rest.clear()
         last = b""
         if block.strip() and self.fault is None:
@@ -160,6 +165,13 @@ class EventBytes(Events):
                 last = self._event(block.strip(b"\n"))
         self._close()
         return last
+
+    def _are_plain(self, data: bytes) -> bool:
+        """Tell whether bytes are whole events that pass as they are: one line of a JSON object each, and no error."""
+        if not (data.startswith(b"data: {") and data.endswith(b"}\n\n")) or b'"error"' in data or b"\r" in data:
+            return False
+        more = data.count(b"}\n\ndata: {")
+        return data.count(b"\n") == 2 * more + 2
 
     def _event(self, block: bytes) -> bytes:
         if self._done or not block:
@@ -215,7 +227,7 @@ class LineEvents(Events):
     """JSON lines, each of them an event.
 
     A line that names an error as a string gets it as an object with a message, which OpenAI clients expect. A first
-    line that is not JSON begins a document of several lines, which is one event.
+    line that is not JSON begins a document of several lines, which is one event. Malformed UTF-8 becomes U+FFFD.
 
     >>> events = LineEvents()
     >>> events.feed(b'{"id": 1}\\n{"id"'), events.feed(b': 2}'), events.finish()
@@ -236,8 +248,9 @@ class LineEvents(Events):
             return b""
         # at LF alone: other ends of lines, such as U+2028, may stand in a JSON string
         whole = b"".join([*self._rest, data])
-        lines = whole.split(b"\n")
-        self._rest = [lines.pop()]
+        end = whole.rfind(b"\n") + 1
+        lines = _in_utf8(whole[:end]).split(b"\n")
+        self._rest = [whole[end:]]
         if not self._seen:
             first = next((line for line in lines if line.strip()), b"{}")
             if not _is_json(first):
@@ -254,7 +267,7 @@ class LineEvents(Events):
     def finish(self) -> bytes:
         """Return the event of a last line without an end, and the end of the events."""
         last = b""
-        line = b"".join(self._rest).strip()
+        line = _in_utf8(b"".join(self._rest)).strip()
         self._rest.clear()
         if line and self.fault is None:
             if not _is_json(line):
@@ -275,6 +288,11 @@ class LineEvents(Events):
             return b""
         self._note(line)
         return b"data: " + line + b"\n\n"
+
+
+def _in_utf8(data: bytes) -> bytes:
+    """Whole lines, with U+FFFD for what is no UTF-8."""
+    return data if data.isascii() else data.decode(errors="replace").encode()
 
 
 def _is_json(data: bytes) -> bool:
