@@ -5,6 +5,8 @@
 
 The same chat completion by:
 
+- asyncio: a connection that sends a request made beforehand, and a task that waits for each piece: what is spent on
+  sockets and the event loop by any client;
 - sdk: OpenAI's SDK on a transport that has the answers in memory: what the SDK costs by itself;
 - sdk-quick: the same with the objects made as `async_openai` makes them: what it would cost if calls were free;
 - httpx: the SDK with its own HTTP client, directly at the server, unsigned;
@@ -40,7 +42,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 import openai
-from harness import WHO, median_ratio, seconds_and_cpu, take_turns
+from harness import WHO, FloorProtocol, median_ratio, seconds_and_cpu, take_turns
 from reporting import cores, environment, print_table, stay_on, write_json
 
 import aiosmrt
@@ -161,6 +163,57 @@ def by_sdk(llm: openai.AsyncOpenAI) -> Ask:
     return ask
 
 
+class Pieces(FloorProtocol):
+    """A connection that wakes a waiting task for each piece of a response."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = bytearray(2**16)
+        self.received = 0
+        self.last = b""
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received += nbytes
+        self.last = bytes(self.buffer[max(0, nbytes - 5) : nbytes])
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def piece(self) -> None:
+        self.waiter = asyncio.get_running_loop().create_future()
+        await self.waiter
+
+
+@asynccontextmanager
+async def asyncios(url: str) -> AsyncIterator[Ask]:
+    loop = asyncio.get_running_loop()
+    host, _, port = url.partition("://")[2].partition(":")
+    idle: list[Pieces] = []
+
+    async def ask(tokens: int | None) -> int:
+        pieces = idle.pop() if idle else (await loop.create_connection(Pieces, host, int(port)))[1]
+        pieces.received = 0
+        asked = {"messages": MESSAGES, "model": "m"} | (
+            {} if tokens is None else {"max_tokens": tokens, "stream": True}
+        )
+        body = json.dumps(asked).encode()
+        path = "invocations" if tokens is None else "invocations-response-stream"
+        pieces.transport.write(
+            b"POST /endpoints/m/%b HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)) + body
+        )
+        while pieces.received < len(ANSWER) if tokens is None else not pieces.last.endswith(b"0\r\n\r\n"):
+            await pieces.piece()
+        pieces.last = b""
+        idle.append(pieces)
+        return 1 if tokens is None else tokens
+
+    yield ask
+    for pieces in idle:
+        pieces.transport.close()
+
+
 @asynccontextmanager
 async def httpxs(url: str) -> AsyncIterator[Ask]:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused") as llm:
@@ -232,6 +285,7 @@ async def litellms(url: str) -> AsyncIterator[Ask]:
 
 
 CLIENTS: dict[str, Callable[[str], Any]] = {
+    "asyncio": asyncios,
     "sdk": on_stub(openai.AsyncOpenAI),
     "sdk-quick": on_stub(QuickAsyncOpenAI),
     "httpx": httpxs,

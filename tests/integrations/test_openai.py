@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt.errors import NoRegionError
 from aiosmrt.events import GenerationEnded
 from aiosmrt.integrations.openai import Deployment, async_openai, http_client
+from aiosmrt.integrations.openai._answers import QuickEvent
 from aiosmrt.integrations.openai._streams import EventBytes, LineEvents
 from aiosmrt.local import ContainerFailure, EndpointConfiguration, InferenceComponent, Invocation, LocalRuntime, faults
 from tests.integrations.models import GatedModel
@@ -425,6 +427,9 @@ NOTHING = "the stream ended without an event"
 CUT = "the stream ended inside an event"
 NO_END = "the stream ended before its answer did: neither [DONE] nor a finish_reason came"
 OTHER = "the stream has a line that is neither a server-sent event nor JSON"
+NO_OBJECT = "the stream has an event whose data is not a JSON object"
+AT_ONCE = "the container answered at once instead of by a stream"
+STOP = b'{"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "stop"}]}'
 
 
 @pytest.mark.parametrize("route", ["invocations", "openai"])
@@ -443,8 +448,32 @@ OTHER = "the stream has a line that is neither a server-sent event nor JSON"
         (
             [event("a"), b"data: MARK Internal Server Error\n\n"],
             ["a"],
-            "the stream has an event whose data is not JSON",
+            NO_OBJECT,
             "DeserializationError",
+        ),
+        ([event("a"), b'data: {"MARK": }\n\n'], ["a"], NO_OBJECT, "DeserializationError"),
+        ([event("a") + event("b") + b'data: {"MARK": }\n\n'], ["a", "b"], NO_OBJECT, "DeserializationError"),
+        ([event("a"), b'data: "MARK"\n\n'], ["a"], NO_OBJECT, "DeserializationError"),
+        (
+            [event("a"), b'data: {"MARK": %b}\n\n' % (b"[" * 9999 + b"]" * 9999)],
+            ["a"],
+            NO_OBJECT,
+            "DeserializationError",
+        ),
+        ([chunk("a") + b"\n", b'{"MARK": }\n'], ["a"], OTHER, "DeserializationError"),
+        ([json.dumps(completion("MARK"), indent=1).encode()], [], AT_ONCE, "DeserializationError"),
+        (
+            [event("a") + b"data: %b\n\n" % json.dumps(completion("MARK")).encode()],
+            ["a"],
+            AT_ONCE,
+            "DeserializationError",
+        ),
+        # only one of two choices has ended
+        (
+            [event("a") + event("b").replace(b'x": 0', b'x": 1'), b"data: " + STOP],
+            ["a", "b", "b"],
+            NO_END,
+            "ResponseStreamingError",
         ),
         ([event("a")], ["a"], NO_END, "ResponseStreamingError"),
         ([chunk("a")], ["a"], NO_END, "ResponseStreamingError"),
@@ -483,9 +512,6 @@ async def test_stream_that_is_no_whole_answer(
     assert [one.error for one in seen if isinstance(one, GenerationEnded)] == [reported]
 
 
-STOP = b'{"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "stop"}]}'
-
-
 @pytest.mark.parametrize(
     "parts",
     [
@@ -495,6 +521,9 @@ STOP = b'{"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "
         [event("a"), b"data: " + STOP],
         [event("a"), b"data: ", STOP, b"\n: a comment"],
         [chunk("a") + b"\n", STOP],
+        [chunk("a") + b"\n", chunk("b") + b"\n", b"[DONE]\n"],
+        [chunk("a") + b"\n", chunk("b") + b"\ndata: [DONE]"],
+        [event("a").replace(b"null}", b'"stop"}'), b"data: " + STOP.replace(b'x": 0', b'x": 1')],
         [b"\xef", b"\xbb\xbf" + event("a"), event("b"), DONE],
         [b"id: 1\n", event("a"), b": ping\n\n", b"event: ping\n\n", event("b"), DONE],
         [event("a").replace(b"\n", b"\r"), b"data: ", STOP, b"\r\r"],
@@ -593,6 +622,64 @@ def test_every_cut_of_a_stream_is_seen(cut: int) -> None:
 
 # What the SDK makes of answers
 
+
+@pytest.mark.parametrize("route", ["invocations", "openai"])
+@pytest.mark.parametrize(
+    ("body", "message", "reported"),
+    [
+        (b"", "the answer is not a JSON object", "DeserializationError"),
+        (b"MARK", "the answer is not a JSON object", "DeserializationError"),
+        (b'["MARK"]', "the answer is not a JSON object", "DeserializationError"),
+        (b'{"MARK": "\xff"}', "the answer is not a JSON object", "DeserializationError"),
+        (b'{"error": {"message": "out of memory"}}', "out of memory", "ModelStreamError"),
+        (b'{"error": "out of memory", "code": 424}', "out of memory", "ModelStreamError"),
+    ],
+)
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+async def test_success_without_an_answer(
+    route: Any, body: bytes, message: str, reported: str, content_type: str
+) -> None:
+    async def model(invocation: Invocation) -> Any:
+        return body, {"Content-Type": content_type}
+
+    seen: list[Any] = []
+    async with (
+        local_runtime({"llm": model}) as runtime,
+        aiosmrt_client(runtime.url, patience=0.0, observers=[seen.append]) as client,
+        async_openai(client, route=route) as llm,
+    ):
+        kind = openai.APIConnectionError if reported == "DeserializationError" else openai.APIError
+        with pytest.raises(openai.APIError) as caught:
+            await llm.chat.completions.create(**ASK)
+    assert (type(caught.value), caught.value.message) == (kind, message)
+    texts = [*own_locals(caught.value), "".join(traceback.format_exception(caught.value))]
+    assert [text for text in texts if "MARK" in text] == []
+    assert [one.error for one in seen if isinstance(one, GenerationEnded)] == [reported]
+
+
+async def test_answer_of_another_path_is_the_containers_own() -> None:
+    async def model(invocation: Invocation) -> Any:
+        return b"RIFF", {"Content-Type": "audio/wav"}
+
+    async with (
+        local_runtime({"llm": model}) as runtime,
+        aiosmrt_client(runtime.url) as client,
+        async_openai(client, paths=["audio/speech"]) as llm,
+    ):
+        assert (await llm.audio.speech.create(model="llm", input="To be?", voice="alloy")).content == b"RIFF"
+
+
+async def test_raw_response(client: Client, runtime: LocalRuntime) -> None:
+    async with async_openai(client) as llm:
+        raw = await llm.chat.completions.with_raw_response.create(**ASK)
+        assert raw.headers["content-length"] == str(len(raw.content))
+        assert (raw.parse().choices[0].message.content, raw.elapsed > timedelta(0)) == ("To be, or not", True)
+        runtime.inject("llm", faults.throttling())
+        with pytest.raises(openai.RateLimitError) as caught:
+            await llm.chat.completions.with_raw_response.create(**ASK)
+        assert caught.value.response.elapsed > timedelta(0)
+
+
 MISSING = object()
 VALUES = [MISSING, None, True, -1, 0.5, "", "1", "stop", [], {}, [None], {"more": 1}]
 
@@ -665,6 +752,40 @@ def test_objects_are_those_of_the_sdk(kind: Any, whole: dict[str, Any]) -> None:
 
     for data in [whole, None, [], "text", *variations(whole)]:
         assert made(OURS, data) == made(THEIRS, data)
+
+
+@given(
+    st.lists(st.sampled_from([*PIECES, b"data:  a\n\n", b"data:b\n\n", b"data: \n\n", b"data: a\rdata: b\n\n", DONE])),
+    st.lists(st.integers(0, 300), max_size=9),
+    st.sampled_from([b"\n", b"\r", b"\r\n"]),
+)
+async def test_events_are_those_of_the_sdk(events: list[bytes], cuts: list[int], end: bytes) -> None:
+    whole = b"".join(events).replace(b"\xe2", b"").replace(b"\n", end)
+    ends = sorted(min(cut, len(whole)) for cut in cuts)
+    pieces = [whole[a:b] for a, b in zip([0, *ends], [*ends, len(whole)], strict=True)]
+    if end == b"\n" and not cuts:
+        pieces = [one.replace(b"\xe2", b"") for one in events]
+
+    async def read(client: Any) -> list[Any]:
+        async def arriving() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        return [(one.event, one.data) async for one in client._make_sse_decoder().aiter_bytes(arriving())]
+
+    assert await read(OURS) == await read(THEIRS)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": "\\ud83d", "b": NaN}', '{"a": 1000000000000000000000000000000}', "[" * 300 + "]" * 300, '"\u00e9"']
+)
+async def test_json_of_events_is_that_of_python(text: str) -> None:
+    async def arriving() -> AsyncIterator[bytes]:
+        yield f"data: {text}\n\n".encode()
+
+    (one,) = [one async for one in OURS._make_sse_decoder().aiter_bytes(arriving())]
+    assert isinstance(one, QuickEvent)
+    assert repr(one.json()) == repr(json.loads(text))
 
 
 async def test_objects_are_made_by_the_validator(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,11 @@ _CHAT: Final = "chat/completions"
 _EMBEDDINGS: Final = "embeddings"
 
 # Headers that a caller may give, such as by the SDK's `extra_headers`: all of AWS's but for those that a body has.
+_OF_SAGEMAKER: Final = b"x-amzn-sagemaker-"
 _MEMBERS: Final = {
     member.header.lower(): member.name
     for member in INVOKE_ENDPOINT.members
-    if member.header is not None and member.header.lower().startswith("x-amzn-sagemaker-")
+    if member.header is not None and member.header.lower().startswith(_OF_SAGEMAKER.decode())
 }
 
 
@@ -159,10 +160,11 @@ class RequestReader:
         params = {"EndpointName": endpoint, "Body": _encoded(body), "ContentType": "application/json"}
         if component is not None:
             params["InferenceComponentName"] = component
-        for name, value in request.headers.items():
-            member = _MEMBERS.get(name)
-            if member is not None:
-                params[member] = value
+        if any(name.lower().startswith(_OF_SAGEMAKER) for name, _ in request.headers.raw):
+            for name, value in request.headers.items():
+                member = _MEMBERS.get(name)
+                if member is not None:
+                    params[member] = value
         return Generation(path, model, streams, params)
 
     def _path(self, request: httpx2.Request) -> str:
