@@ -144,6 +144,13 @@ async def test_text_that_utf8_cannot_express(client: Client, runtime: LocalRunti
     assert received(runtime)["messages"][0]["content"] == "\ud83d"
 
 
+@pytest.mark.parametrize("value", ["\u00e9\u2028", 1e-7, 1e22, -0.0, 10**30, json.loads("[" * 300 + "]" * 300)])
+async def test_body_stays_the_same(client: Client, runtime: LocalRuntime, value: Any) -> None:
+    async with async_openai(client) as llm:
+        await llm.chat.completions.create(**ASK, extra_body={"given": value})
+    assert repr(received(runtime)["given"]) == repr(value)
+
+
 async def test_large_body(client: Client, runtime: LocalRuntime) -> None:
     long = "x" * 2_000_000
     async with async_openai(client) as llm:
@@ -1155,6 +1162,7 @@ async def test_containers_own_error_is_reported() -> None:
         "_wire.sigv4.bearer",
         "integrations.openai._errors",
         "integrations.openai._factory",
+        "integrations.openai._json",
         "integrations.openai._metering",
         "integrations.openai._streams",
         "local.error_responses",

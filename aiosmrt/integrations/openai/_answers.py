@@ -7,13 +7,13 @@ types. Events that are one line of data each, which most model servers write, ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
 from pydantic import ValidationError
-from pydantic_core import from_json
+
+from aiosmrt.integrations.openai._json import loads
 
 __all__ = ["QuickAsyncOpenAI", "QuickEvents"]
 
@@ -54,10 +54,7 @@ class QuickEvent:
 
     def json(self) -> Any:
         """The value in the data."""
-        try:
-            return from_json(self.data)
-        except ValueError:  # also of half a surrogate pair, which Python's parser knows
-            return json.loads(self.data)
+        return loads(self.data)
 
 
 class QuickEvents:

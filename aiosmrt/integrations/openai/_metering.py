@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from aiosmrt._core.observe import emit
@@ -10,6 +9,7 @@ from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt.client import Client
 from aiosmrt.errors import DeserializationError, ModelStreamError
 from aiosmrt.events import GenerationEnded
+from aiosmrt.integrations.openai._json import loads
 from aiosmrt.integrations.openai._requests import Generation
 
 __all__ = ["Meter", "meter_of"]
@@ -106,7 +106,7 @@ class Meter:
     def _read(self, text: bytes | str) -> bool:
         """Read a JSON object; return whether it is one."""
         try:
-            document: Any = json.loads(text)
+            document: Any = loads(text)
         except (ValueError, RecursionError):
             return False
         finally:

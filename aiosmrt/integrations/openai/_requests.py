@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -11,6 +10,7 @@ import httpx2
 from aiosmrt._wire.operations import INVOKE_ENDPOINT
 from aiosmrt.config import UNSET, Unset, shown
 from aiosmrt.errors import ParamValidationError
+from aiosmrt.integrations.openai._json import dumps, loads
 
 __all__ = ["PATHS", "Deployment", "Generation", "Models", "Refusal", "RequestReader", "Route"]
 
@@ -141,7 +141,7 @@ class RequestReader:
         """
         path = self._path(request)
         try:
-            body: Any = json.loads(content)
+            body: Any = loads(content)
         except (ValueError, RecursionError):
             body = None
         del content
@@ -157,7 +157,7 @@ class RequestReader:
         endpoint, component, container_model = self._deployment(model)
         if container_model is not None:
             body["model"] = container_model
-        params = {"EndpointName": endpoint, "Body": _encoded(body), "ContentType": "application/json"}
+        params = {"EndpointName": endpoint, "Body": dumps(body), "ContentType": "application/json"}
         if component is not None:
             params["InferenceComponentName"] = component
         if any(name.lower().startswith(_OF_SAGEMAKER) for name, _ in request.headers.raw):
@@ -206,10 +206,3 @@ def _deployments(models: Models, faults: list[str]) -> dict[str, Deployment]:
             f"for {shown(name)}"
         )
     return found
-
-
-def _encoded(body: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape and UTF-8 cannot express
-        return json.dumps(body, separators=(",", ":")).encode()

@@ -12,6 +12,7 @@ import openai
 from aiosmrt.client import Client
 from aiosmrt.errors import AiosmrtError
 from aiosmrt.integrations.openai._errors import answer_for, envelope_of, refusal_answer
+from aiosmrt.integrations.openai._json import loads
 from aiosmrt.integrations.openai._metering import Meter, meter_of
 from aiosmrt.integrations.openai._requests import PATHS, Generation, Refusal, RequestReader, Route
 from aiosmrt.integrations.openai._streams import ServedStream
@@ -132,7 +133,7 @@ class Answer(httpx2.Response):
             openai.APIError: it is an error, although the container reported success.
         """
         try:
-            document: Any = super().json(**arguments)
+            document: Any = super().json(**arguments) if arguments else loads(self.content)
         except (ValueError, RecursionError):
             document = None
         finally:
