@@ -220,6 +220,14 @@ async def test_other_paths_of_a_container(client: Client, runtime: LocalRuntime)
             openai.BadRequestError,
             "TargetModel",
         ),
+        (
+            {},
+            lambda llm: llm.chat.completions.create(
+                **ASK, extra_headers={"X-Amzn-SageMaker-Target-Varient": "blue", "X-Other": "fine"}
+            ),
+            openai.BadRequestError,
+            "'x-amzn-sagemaker-target-varient' is no header of a call; known are x-amzn-sagemaker-",
+        ),
     ],
 )
 async def test_bad_request_is_not_sent(
