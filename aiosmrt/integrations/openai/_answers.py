@@ -19,7 +19,7 @@ __all__ = ["QuickAsyncOpenAI", "QuickEvents"]
 
 
 class QuickAsyncOpenAI(openai.AsyncOpenAI):
-    """OpenAI's client; what is not as declared, as in some containers' answers, it reads in its own lenient way."""
+    """OpenAI's client; an answer that is not as declared, as with some containers, it reads in its own lenient way."""
 
     # Hooks of the SDK's own. If their arguments change, what they get goes on unchanged.
 

@@ -167,7 +167,7 @@ class RequestReader:
                     params[member] = value
                 elif name.encode().startswith(_OF_SAGEMAKER):
                     known = ", ".join(sorted(_MEMBERS))
-                    raise Refusal(400, "unknown_header", f"{shown(name)} is no header of a call; known are {known}")
+                    raise Refusal(400, "unknown_header", f"no call has a header {shown(name)}; known are {known}")
         return Generation(path, model, streams, params)
 
     def _path(self, request: httpx2.Request) -> str:

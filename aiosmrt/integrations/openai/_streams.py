@@ -84,7 +84,7 @@ class Events(ABC):
         Args:
             data: its data.
             event: the event.
-            fault: what is wrong if the data are no JSON object.
+            fault: what is wrong if the data are not a JSON object.
         """
         document = _object(data)
         if document is None:
@@ -99,7 +99,7 @@ class Events(ABC):
         return b"data: " + json.dumps(document).encode() + b"\n\n"
 
     def _note(self, document: dict[str, Any]) -> bool:
-        """Look at the data of an event, and tell whether it may be passed on."""
+        """Look at the data of an event, and return whether it may be passed on."""
         self._seen = True
         choices = document.get("choices")
         if choices is None:
@@ -331,7 +331,7 @@ def _is_end(line: bytes) -> bool:
 
 
 def _in_utf8(data: bytes) -> bytes:
-    """Whole lines, with U+FFFD for what is no UTF-8."""
+    """Whole lines, with U+FFFD for malformed UTF-8."""
     return data if data.isascii() else data.decode(errors="replace").encode()
 
 
@@ -344,7 +344,7 @@ def _is_json(data: bytes) -> bool:
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in some text; None if it is none, or nested too deeply for OpenAI's clients."""
+    """The JSON object in some text; None for any other text, and for one that is nested too deeply to be parsed."""
     try:
         document = loads(data)
     except (ValueError, RecursionError):

@@ -123,7 +123,7 @@ def _shorter(one: float | None, other: float | None) -> float | None:
 
 
 class Answer(httpx2.Response):
-    """A whole answer of OpenAI's schema, whose `json` raises the SDK's errors if it is none."""
+    """A whole answer of OpenAI's schema, whose `json` raises the SDK's errors for a malformed one."""
 
     def json(self, **arguments: Any) -> Any:
         """The answer.
@@ -152,7 +152,7 @@ async def _response(
     answer: Any, generation: Generation, request: httpx2.Request, meter: Meter | None
 ) -> httpx2.Response:
     streams, of_openai = generation.streams, generation.path in PATHS
-    # The SDK would return text for an answer that does not say it is JSON.
+    # For any other content type, the SDK would return a malformed answer as text.
     content_type = "application/json" if of_openai else answer.get("ContentType") or "application/json"
     headers = {"content-type": "text/event-stream" if streams else content_type}
     request_id = answer["ResponseMetadata"].get("RequestId")
