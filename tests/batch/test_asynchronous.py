@@ -26,10 +26,10 @@ from aiosmrt.local import (
     ProductionVariant,
 )
 from aiosmrt.serializers import JSON
-from tests.batch.conftest import doubled, lines_of, write_rows
 from tests.support.command_line import PROGRAM, environment, started
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
+from tests.support.scoring import doubled, lines_of, write_rows
 from tests.support.seaweed import OWNER, s3_client
 
 

@@ -22,7 +22,7 @@ from aiosmrt.batch.requests import Row
 from aiosmrt.endpoint.fanout import Answer, Result, Results
 from aiosmrt.errors import AiosmrtError, DeserializationError
 from aiosmrt.serializers import CSV, JSON, TEXT, JSONCodec
-from tests.batch.conftest import Models, lines_of
+from tests.support.scoring import Models, lines_of
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -16,8 +16,8 @@ import pytest
 
 from aiosmrt.cli import main
 from aiosmrt.local import LocalRuntime
-from tests.batch.conftest import Models, doubled, lines_of, write_rows
 from tests.support.command_line import PROGRAM, Ended, environment, run
+from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 Command = Callable[..., Awaitable[Ended]]
 

@@ -19,7 +19,7 @@ from aiosmrt.batch.requests import Row
 from aiosmrt.batch.sink import failure_record, openai_failure
 from aiosmrt.errors import BatchInputError, BatchOutputError
 from aiosmrt.serializers import BYTES, JSON, NPY, Serializer
-from tests.batch.conftest import Models, doubled, lines_of, write_rows
+from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 
 async def echoed(client: Client, source: Any, sink: Path, content_type: str, **arguments: Any) -> Report:

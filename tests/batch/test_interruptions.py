@@ -24,9 +24,9 @@ from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchOutputError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.serializers import JSON
-from tests.batch.conftest import Models, doubled, lines_of, write_rows
 from tests.batch.kill_loop import KILLS_IN_FLIGHT, kill_until_done
 from tests.support.command_line import PROGRAM, environment, started
+from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 FILES = ("out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.journal")
 

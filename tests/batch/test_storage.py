@@ -22,9 +22,9 @@ from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 from aiosmrt.local import LocalRuntime, ObjectServer
 from aiosmrt.serializers import BYTES, JSON
-from tests.batch.conftest import Models, doubled, lines_of
 from tests.support.command_line import PROGRAM, environment, run
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
+from tests.support.scoring import Models, doubled, lines_of
 
 
 class Storage:

@@ -28,9 +28,9 @@ from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, BatchStoppedError, ParamValidationError
 from aiosmrt.local import ContainerFailure, Invocation
 from aiosmrt.serializers import BYTES, JSON
-from tests.batch.conftest import Models, doubled, lines_of
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
+from tests.support.scoring import Models, doubled, lines_of
 
 ROWS = 1100
 
