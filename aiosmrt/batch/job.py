@@ -52,8 +52,8 @@ from aiosmrt.batch.requests import (
 )
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
-from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
-from aiosmrt.batch.tasks import uninterrupted
+from aiosmrt.batch.source import InputFormat, Line, Source, format_of, is_compressed
+from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
 from aiosmrt.endpoint.fanout import CALLS_FOR_A_SHARE, failure_limit
@@ -116,7 +116,7 @@ class Report:
         resumed: rows that earlier runs had done; with ``retry_failed``, those that they scored.
         retries: requests of this run's calls that were sent again.
         seconds: how long this run took.
-        finished: whether all rows are done, up to the limit; False if ``stop`` was set before.
+        finished: whether all rows are done, up to the limit, and the output is made; False if ``stop`` was set before.
         output: the output file, or its URI; None if it is a function.
         errors: the errors file, or its URI; it exists if rows failed.
     """
@@ -424,7 +424,7 @@ class _Job:
         # What the function returned that takes records, and whether the job was cancelled.
         self._delivery: asyncio.Future[Any] | None = None
         self._delivery_stopped = False
-        # Set once all rows are done, and when the job is cancelled after that.
+        # Set once all rows are done, and when the job must not go on even then.
         self._finishing = self._abandoned = False
         self._bucket = Bucket(asyncio.get_running_loop(), endpoint.object_store, self._is_unwanted)
         # The first error that ends the job from within.
@@ -482,10 +482,7 @@ class _Job:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
-            try:
-                await self._in_thread(self._open, inputs, input_format)
-            except InputStoppedError:
-                return self._report(finished=False)
+            await self._in_thread(self._open, inputs, input_format)
             if self._settings.retry_failed:
                 self._to_retry = self._log.failed.copy(self._settings.limit)
             self._resumed = self._done()
@@ -496,6 +493,8 @@ class _Job:
                 return self._report(finished=True)
             self._pace = Pace(time.monotonic(), self._resumed)
             return await self._score()
+        except JobStoppedError:
+            return self._report(finished=False)
         except Exception as error:
             if self._output.keeps_errors:
                 error.add_note(f"rows that failed are listed in {self._output.errors}")
@@ -516,7 +515,7 @@ class _Job:
         self._unwanted.set()
 
     def _is_unwanted(self) -> bool:
-        """Whether what S3 answers is of no use any more."""
+        """Whether what a thread waits for, or makes, is of no use any more."""
         return self._abandoned if self._finishing else self._unwanted.is_set()
 
     # In the reader's thread
@@ -592,7 +591,9 @@ class _Job:
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
         # The row's own column of that name gives way.
         hints.pop("prediction", None)
-        self._output.make(self._log, self._bucket, columns=self._sink.columns(names), hints=hints)
+        self._output.make(
+            self._log, self._bucket, columns=self._sink.columns(names), hints=hints, is_unwanted=self._is_unwanted
+        )
 
     def _wanted_columns(self) -> set[str] | None:
         """The columns that are sent or written, if the settings name them all."""
@@ -760,7 +761,7 @@ class _Job:
         failure: BaseException | None = None
         try:
             await self._send(prepared, writer)
-        except InputStoppedError:
+        except JobStoppedError:
             pass
         except Exception as error:
             failure = error
@@ -894,7 +895,8 @@ class _Job:
                     "it was cut short"
                 )
             await self._in_thread(self._source.check_unchanged)
-            await self._in_thread(log.finish, self._rows_read if self._read_to_end else None)
+            rows = self._rows_read if self._read_to_end else None
+            await self._in_thread(partial(log.finish, rows, is_unwanted=self._is_unwanted))
             await self._in_thread(self._make)
         except AiosmrtError as error:
             return error
@@ -916,6 +918,9 @@ class _Job:
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._end(self._settings.drain)
+        # What is made of the answers in the end has no longer than calls in flight have.
+        await asyncio.sleep(self._settings.drain)
+        self._abandon()
 
     async def _sync_regularly(self) -> None:
         while True:

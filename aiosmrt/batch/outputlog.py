@@ -36,7 +36,7 @@ import sys
 import tempfile
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -44,6 +44,7 @@ from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 from aiosmrt.batch.rowset import RowSet
+from aiosmrt.batch.tasks import check_wanted
 from aiosmrt.errors import BatchOutputError
 
 __all__ = ["LogFiles", "OutputLog", "Record"]
@@ -574,13 +575,15 @@ class OutputLog:
 
     # The end
 
-    def finish(self, rows_in_input: int | None) -> None:
+    def finish(self, rows_in_input: int | None, *, is_unwanted: Callable[[], bool] = lambda: False) -> None:
         """Put the records in input order.
 
         Args:
             rows_in_input: how many rows the input has, all of which have a record; None if it has more.
+            is_unwanted: asked every now and then.
 
         Raises:
+            JobStoppedError: it is no longer wanted; the output is complete, but not sorted.
             BatchOutputError: the sorted copies cannot be written; the output is complete, but not sorted.
         """
         if self._ordered:
@@ -590,9 +593,9 @@ class OutputLog:
             self.sync()
             return
         self.sync()
-        self._sort(rows_in_input)
+        self._sort(rows_in_input, is_unwanted)
 
-    def _sort(self, rows_in_input: int | None) -> None:
+    def _sort(self, rows_in_input: int | None, is_unwanted: Callable[[], bool]) -> None:
         copies: dict[str, _File] = {}
         try:
             for name, file in (("out", self._out), ("errors", self._errors), ("journal", self._journal)):
@@ -600,7 +603,7 @@ class OutputLog:
                 copy.cut(0)
                 os.fchmod(copy.descriptor, stat.S_IMODE(os.fstat(file.descriptor).st_mode))
             _lock(copies["journal"].descriptor, self._out_path)
-            entries = self._write_sorted(copies, rows_in_input)
+            entries = self._write_sorted(copies, rows_in_input, is_unwanted)
             for copy in copies.values():
                 copy.sync()
             commit = self._journal.path.with_name(f"{self._journal.path.name}.commit")
@@ -628,7 +631,9 @@ class OutputLog:
         self._ordered = True
         self.rows_in_input = rows_in_input
 
-    def _write_sorted(self, copies: dict[str, _File], rows_in_input: int | None) -> int:
+    def _write_sorted(
+        self, copies: dict[str, _File], rows_in_input: int | None, is_unwanted: Callable[[], bool]
+    ) -> int:
         """Write the sorted copies; returns the number of entries of the journal's."""
         writers = {_SCORED: copies["out"], _FAILED: copies["errors"]}
         copies["out"].write(self._preamble)
@@ -643,6 +648,7 @@ class OutputLog:
             with mmap.mmap(file.fileno(), self.rows * _PLACE.size) as places:
                 ends = {_SCORED: len(self._preamble), _FAILED: 0}
                 for some in self._read_entries():
+                    check_wanted(is_unwanted)
                     for word, length, checksum in some:
                         if (kind := word >> 62) in ends:
                             at = (word & _ROW) * _PLACE.size
@@ -666,6 +672,7 @@ class OutputLog:
                     lines.append(_packed(kind, row, length, checksum))
                     held += length
                     if held > _READ_BYTES or len(lines) > _ENTRIES:
+                        check_wanted(is_unwanted)
                         entries += _write_marked(writers, copies["journal"], data, lines, entries)
                         held = 0
         entries += _write_marked(writers, copies["journal"], data, lines, entries)

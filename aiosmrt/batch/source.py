@@ -24,11 +24,12 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, cast
 
 from aiosmrt._aws.s3 import ObjectFacts
 from aiosmrt._extras import installed
-from aiosmrt.batch.objects import Bucket, InputStoppedError, ObjectFile, is_s3
+from aiosmrt.batch.objects import Bucket, ObjectFile, is_s3
 from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
+from aiosmrt.batch.tasks import JobStoppedError
 from aiosmrt.errors import BatchInputError
 
-__all__ = ["InputFormat", "InputStoppedError", "Line", "Source", "format_of"]
+__all__ = ["InputFormat", "Line", "Source", "format_of"]
 
 # The longest field of CSV.
 _CSV_FIELD_CHARACTERS: Final = 1 << 27
@@ -118,7 +119,7 @@ class _Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while (data := self._read(len(buffer))) is None:
             if self._source.stopped.is_set():
-                raise InputStoppedError
+                raise JobStoppedError
         buffer[: len(data)] = data
         self._source.bytes_read += len(data)
         return len(data)
@@ -472,7 +473,7 @@ class Source:
                         row += 1
                         if self.stopped.is_set():
                             return
-            except InputStoppedError:
+            except JobStoppedError:
                 return
             except _READ_ERRORS as error:
                 raise _unreadable(found.name, error) from error
@@ -484,7 +485,7 @@ class Source:
         try:
             with io.BufferedReader(self._raw(found), _BUFFER_BYTES) as file:
                 return file.read()
-        except InputStoppedError:
+        except JobStoppedError:
             return None
         except _READ_ERRORS as error:
             raise _unreadable(found.name, error) from error
@@ -501,7 +502,7 @@ class Source:
                         yield from records_of(batch)
                 except (OSError, ValueError) as error:
                     raise unreadable(found.name, error) from None
-        except InputStoppedError:
+        except JobStoppedError:
             self.stopped.set()
 
     def _parsed_csv(self, found: _Input, file: BinaryIO) -> Iterator[tuple[list[str], int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from aiosmrt._extras import installed
+from aiosmrt.batch.tasks import check_wanted
 from aiosmrt.errors import BatchInputError, BatchOutputError, SerializationError
 from aiosmrt.serializers.frames import is_pandas_frame
 
@@ -281,7 +282,13 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 def write_parquet(
-    records: Path, out: Path, *, columns: Iterable[str], hints: Mapping[str, Any], facts: Mapping[str, str]
+    records: Path,
+    out: Path,
+    *,
+    columns: Iterable[str],
+    hints: Mapping[str, Any],
+    facts: Mapping[str, str],
+    is_unwanted: Callable[[], bool] = lambda: False,
 ) -> None:
     """Write records of JSON into a Parquet file, which appears when it is complete.
 
@@ -293,20 +300,28 @@ def write_parquet(
         columns: what its columns begin with; further members of records follow.
         hints: the types of columns that come from the input.
         facts: kept in its metadata; see `parquet_facts`.
+        is_unwanted: asked every now and then.
 
     Raises:
         BatchOutputError: it cannot be written.
+        JobStoppedError: it is no longer wanted.
     """
+
+    def groups() -> Iterator[list[dict[str, Any]]]:
+        for some in _groups(records):
+            check_wanted(is_unwanted)
+            yield some
+
     pyarrow("pyarrow.parquet")
     partial = out.with_name(f"{out.name}.partial")
     try:
         try:
-            found = _look(records, columns, hints)
+            found = _look(groups(), columns, hints)
             while True:
                 # A group may not fit a type that a later one widened: numbers of 64 bits, among floats. Their column
                 # is text in the next attempt, so there is an end.
                 with suppress(_MisfitError):
-                    _write(records, partial, found, facts)
+                    _write(groups(), partial, found, facts)
                     break
             partial.replace(out)
             return
@@ -321,10 +336,12 @@ def write_parquet(
     raise BatchOutputError(f"cannot write {out}: the records do not fit into Parquet ({kind})")
 
 
-def _look(records: Path, columns: Iterable[str], hints: Mapping[str, Any]) -> dict[str, _Column]:
-    """The columns of records, whose types are found out."""
+def _look(
+    groups: Iterable[list[dict[str, Any]]], columns: Iterable[str], hints: Mapping[str, Any]
+) -> dict[str, _Column]:
+    """The columns of groups of records, whose types are found out."""
     found = {name: _Column(hints.get(name)) for name in columns}
-    for some in _groups(records):
+    for some in groups:
         for record in some:
             for name in record:
                 if name not in found:
@@ -334,8 +351,10 @@ def _look(records: Path, columns: Iterable[str], hints: Mapping[str, Any]) -> di
     return found
 
 
-def _write(records: Path, out: Path, found: Mapping[str, _Column], facts: Mapping[str, str]) -> None:
-    """Write records into a Parquet file.
+def _write(
+    groups: Iterable[list[dict[str, Any]]], out: Path, found: Mapping[str, _Column], facts: Mapping[str, str]
+) -> None:
+    """Write groups of records into a Parquet file.
 
     Raises:
         _MisfitError: a column has just become text.
@@ -345,7 +364,7 @@ def _write(records: Path, out: Path, found: Mapping[str, _Column], facts: Mappin
     schema = schema.with_metadata({_FACTS: json.dumps(dict(facts)).encode()})
     with out.open("wb") as file:
         with parquet.ParquetWriter(file, schema) as writer:
-            for some in _groups(records):
+            for some in groups:
                 arrays = [column.array([record.get(name) for record in some]) for name, column in found.items()]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
         file.flush()
