@@ -733,12 +733,17 @@ class _Job:
         return cast("OutputLog", self._opened_log)
 
     def _is_done(self) -> bool:
+        """Whether an earlier run has done it all, up to the limit, and has put it in order."""
         log, limit = self._log, self._settings.limit
-        rows = log.rows_in_input
-        if rows is None:
+        if self._to_retry:
             return False
-        wanted = rows if limit is None else min(rows, limit)
-        return len(log.scored) + len(log.failed) >= wanted and not (self._settings.retry_failed and log.failed)
+        if (rows := log.rows_in_input) is not None:
+            return len(log.scored) + len(log.failed) >= (rows if limit is None else min(rows, limit))
+        return (
+            limit is not None
+            and log.is_ordered
+            and len(log.scored.copy(before=limit)) + len(log.failed.copy(before=limit)) == limit
+        )
 
     def _rows(self) -> Feed:
         """Rows to be scored, or groups of them."""

@@ -207,6 +207,7 @@ class OutputLog:
         failed: rows that failed, and were not scored since.
         rows_in_input: how many rows the input has; None until a run has reached its end.
         noted: what was noted when the job began.
+        is_ordered: whether the records are in input order as they are.
     """
 
     def __init__(self, files: LogFiles, journal: _File) -> None:
@@ -223,8 +224,7 @@ class OutputLog:
         self._preamble = b""
         self._entries = 0
         self._synced = 0
-        # Whether the records are in input order as they are.
-        self._ordered = True
+        self.is_ordered: bool = True
         self._last = {_SCORED: -1, _FAILED: -1}
         self._journal_lock = threading.Lock()
         # Checksums of the entries since the last mark and of their scored records. If None, they are not known.
@@ -502,16 +502,16 @@ class OutputLog:
     def _note(self, kind: int, row: int) -> None:
         last = self._last
         if row < last[kind]:
-            self._ordered = False
+            self.is_ordered = False
         else:
             last[kind] = row
         if kind == _SCORED:
             self.scored.add(row)
             if self.failed and row in self.failed:
                 self.failed.discard(row)
-                self._ordered = False
+                self.is_ordered = False
         elif not self.failed.add(row):
-            self._ordered = False
+            self.is_ordered = False
 
     # Writing
 
@@ -586,7 +586,7 @@ class OutputLog:
             JobStoppedError: it is no longer wanted; the output is complete, but not sorted.
             BatchOutputError: the sorted copies cannot be written; the output is complete, but not sorted.
         """
-        if self._ordered:
+        if self.is_ordered:
             if rows_in_input is not None and self.rows_in_input is None:
                 self._add([_packed(_FINISHED, rows_in_input)])
                 self.rows_in_input = rows_in_input
@@ -628,7 +628,7 @@ class OutputLog:
             self._out, self._errors, self._journal = copies["out"], copies["errors"], copies["journal"]
         self._entries, self._synced = entries, entries
         self._since_mark = None
-        self._ordered = True
+        self.is_ordered = True
         self.rows_in_input = rows_in_input
 
     def _write_sorted(

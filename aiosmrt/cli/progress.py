@@ -12,7 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Shown", "print_json", "progress_line", "shown_progress"]
+__all__ = ["Shown", "print_json", "progress_line", "rows_text", "shown_progress"]
 
 _LINE_EVERY = 10.0
 _JSON_EVERY = 1.0
@@ -155,6 +155,11 @@ def progress_line(progress: Any) -> str:
     return " · ".join(parts)
 
 
+def rows_text(count: int) -> str:
+    """So many rows, in words."""
+    return f"{count:,} {'row' if count == 1 else 'rows'}"
+
+
 def _bar(progress: Any) -> Any:
     """A job's progress on two lines of a terminal: a bar, and words."""
     from rich.console import Group
@@ -176,10 +181,10 @@ def _bar(progress: Any) -> Any:
 def _rows(progress: Any) -> str:
     done = progress.scored + progress.failed
     if not progress.rows:
-        return f"{done:,} rows"
+        return rows_text(done)
     # 100 % is for the end.
     share = min(done / progress.rows, 0.99) if done < progress.rows else 1.0
-    return f"{done:,} of {'about ' if progress.is_estimate else ''}{progress.rows:,} rows ({share:.0%})"
+    return f"{done:,} of {'about ' if progress.is_estimate else ''}{rows_text(progress.rows)} ({share:.0%})"
 
 
 def _details(progress: Any) -> list[str]:

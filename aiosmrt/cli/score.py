@@ -33,7 +33,7 @@ from aiosmrt.cli.options import (
     number_option,
 )
 from aiosmrt.cli.parameters import HELP, ParameterError, option_name
-from aiosmrt.cli.progress import print_json, shown_progress
+from aiosmrt.cli.progress import print_json, rows_text, shown_progress
 from aiosmrt.errors import AiosmrtError, BatchStoppedError, ParamValidationError
 
 __all__ = ["score"]
@@ -264,11 +264,15 @@ async def _score(options: GlobalOptions, given: dict[str, Any], interrupts: Inte
         print_json({**_fields(report), "rows_per_second": round(report.rows_per_second, 1)})
     if not report.finished:
         # Told to stop before it has looked, it does not know of earlier runs.
-        done = f": {report.rows:,} rows are done" if report.rows else ""
+        done = f": {rows_text(report.rows)} done" if report.rows else ""
         sys.stderr.write(f"stopped{done}; run the same command again to resume\n")
         return INTERRUPTED
     failures = f"; {report.failed:,} failed, see {report.errors}" if report.failed else ""
-    shown.say(f"{report.scored:,} rows scored in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s){failures}")
+    if report.resumed == report.rows:
+        shown.say(f"nothing left to do: {rows_text(report.scored)} scored before{failures}")
+    else:
+        rate = f"{report.rows_per_second:,.0f}/s"
+        shown.say(f"{rows_text(report.scored)} scored in {report.seconds:.1f} s ({rate}){failures}")
     return 1 if report.failed else 0
 
 

@@ -47,6 +47,9 @@ async def test_failed_rows(command: Command, tmp_path: Path, models: Models) -> 
     ended = await command("rows.jsonl", "--output", "out.jsonl")
     assert ended.code == 1
     assert ended.stderr.decode().endswith("; 1 failed, see out.jsonl.errors.jsonl\n")
+    ended = await command("rows.jsonl", "--output", "out.jsonl")
+    assert ended.code == 1
+    assert ended.stderr == b"nothing left to do: 49 rows scored before; 1 failed, see out.jsonl.errors.jsonl\n"
     assert (await command("rows.jsonl", "--output", "out.jsonl", "--quiet")) == (1, b"", b"")
     assert models.seen.total() == 50
     models.refused = set()

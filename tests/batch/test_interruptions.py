@@ -87,11 +87,13 @@ async def test_any_torn_end_is_mended(
         scored_or_failed(folder, 40, {3, 20, 21})
 
 
+@pytest.mark.parametrize("rows", [40, 50])
 @pytest.mark.parametrize("after", range(6))
 async def test_putting_in_order_may_be_interrupted_anywhere(
-    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, rows: int
 ) -> None:
-    source = write_rows(tmp_path / "rows.jsonl", 40)
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    limit = 40 if rows > 40 else None
     models.refused = {b'{"n": 3}', b'{"n": 20}'}
 
     async def backwards(body: bytes) -> None:
@@ -112,13 +114,13 @@ async def test_putting_in_order_may_be_interrupted_anywhere(
         patched.setattr(Path, "replace", interrupted)
         if after < 4:
             with pytest.raises(BatchOutputError, match="Input/output error"):
-                await score(endpoint, source, tmp_path / "out.jsonl")
+                await score(endpoint, source, tmp_path / "out.jsonl", limit=limit)
         else:
-            await score(endpoint, source, tmp_path / "out.jsonl")
+            await score(endpoint, source, tmp_path / "out.jsonl", limit=limit)
     # The output is whole at any moment; only its order may be open.
     whole = lines_of(tmp_path / "out.jsonl")
     assert sorted(whole, key=lambda line: line["index"]) == [d for d in doubled(40) if d["index"] not in (3, 20)]
-    report = await score(endpoint, source, tmp_path / "out.jsonl")
+    report = await score(endpoint, source, tmp_path / "out.jsonl", limit=limit)
     assert report.finished
     assert models.seen.total() == 40
     scored_or_failed(tmp_path, 40, {3, 20})

@@ -432,6 +432,32 @@ async def test_a_parquet_file_appears_when_all_rows_are_done(
     assert out.stat().st_mtime_ns == made
 
 
+async def test_a_finished_job_makes_no_file_again_and_a_larger_limit_does(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path
+) -> None:
+    rows, out = written(tmp_path / "rows.parquet", pa.table({"n": range(50)})), tmp_path / "out.parquet"
+    models.refused = {b'{"n":4}', b'{"n":21}'}
+    made, done = 0, 0
+    for limit, scored, failed in (
+        (20, 19, 1),
+        (20, 19, 1),
+        (13, 19, 1),
+        (43, 41, 2),
+        (44, 42, 2),
+        (None, 48, 2),
+        (50, 48, 2),
+    ):
+        report = await score(double, rows, out, limit=limit)
+        assert (report.scored, report.failed, report.resumed, report.finished) == (scored, failed, done, True)
+        made, before = out.stat().st_mtime_ns, made
+        assert (made == before) == (report.rows == done)
+        done = report.rows
+    # Nothing is left to try again among the first four.
+    await score(double, rows, out, limit=4, retry_failed=True)
+    assert out.stat().st_mtime_ns == made
+    assert models.seen.total() == 50
+
+
 async def test_a_retried_row_is_in_the_parquet_file(double: Endpoint[Any, Any], models: Models, tmp_path: Path) -> None:
     rows, out = written(tmp_path / "rows.parquet", pa.table({"n": range(9)})), tmp_path / "out.parquet"
     models.refused = {b'{"n":4}'}
