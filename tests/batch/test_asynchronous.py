@@ -24,6 +24,7 @@ from aiosmrt.local import (
     ObjectServer,
     ObjectStorage,
     ProductionVariant,
+    faults,
 )
 from aiosmrt.serializers import JSON
 from tests.support.command_line import PROGRAM, environment, started
@@ -286,6 +287,32 @@ async def test_a_command_that_is_killed_pays_for_no_job_twice(
         assert await process.wait() == 0
     assert lines_of(out) == doubled(24)
     assert model.rows() == list(range(24))
+
+
+@pytest.mark.timeout(300)
+async def test_what_was_accepted_unheard_is_sent_again_and_its_rows_are_there_once(
+    runtime: LocalRuntime, model: Model, object_server: ObjectServer, tmp_path: Path, out: Path
+) -> None:
+    """The acceptance of two jobs of four does not reach the process that is killed."""
+    rows = write_rows(tmp_path / "rows.jsonl", 24)
+    command = (*PROGRAM, "score", str(rows), "--endpoint-name", "queued", "--output", "out.jsonl", "--asynchronous")
+    command += ("--max-concurrency", "4", "--rows-per-request", "2", "--quiet")
+    env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url, AWS_ENDPOINT_URL_S3=object_server.url)
+    model.gate.clear()
+    runtime.inject("queued", faults.StallInBody().next(2))
+    async with started(*command, env=env, cwd=tmp_path) as process:
+        await model.has(4)
+        while not jobs_file(out).exists() or jobs_file(out).read_bytes().count(b'"handle"') < 2:
+            await asyncio.sleep(0.01)
+        process.kill()
+        await process.wait()
+    runtime.release_stalled()
+    model.gate.set()
+    async with started(*command, env=env, cwd=tmp_path) as process:
+        assert await process.wait() == 0
+    assert lines_of(out) == doubled(24)
+    assert len(model.calls) == 12 + 2
+    assert set(model.rows()) == set(range(24))
 
 
 # The file
