@@ -52,7 +52,7 @@ from aiosmrt.batch.requests import (
 )
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
-from aiosmrt.batch.source import InputFormat, Line, Source, format_of, is_compressed
+from aiosmrt.batch.source import FileSet, InputFormat, Line, Source, format_of, is_compressed
 from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
@@ -261,6 +261,8 @@ async def score(
         faults.append(fault)
     elif input_format is not None:
         faults.append("input_format is for files; the source is none")
+    if inputs is not None and "" in inputs:
+        faults.append("source has an empty name")
     if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
         faults.append(f"sink must be a path, a URI or a function; got {type(sink)}")
     name_of_sink = os.fspath(sink) if isinstance(sink, (str, os.PathLike)) else ""
@@ -271,6 +273,10 @@ async def score(
             faults.append("output_format must be jsonl, or left out, for a function")
     elif spool is not None and not name_of_sink.startswith("s3://"):
         faults.append("spool is for output in S3 and for functions; a file has its journal beside it")
+    # A folder's name ends with a separator, or is that of the current one or of its parent.
+    is_file = name_of_sink.startswith("s3://") or os.path.split(name_of_sink)[1] not in ("", ".", "..")
+    if isinstance(sink, (str, os.PathLike)) and not is_file:
+        faults.append(f"the output must be a file; got {name_of_sink!r:.80}")
     formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
         ("input_format", input_format, (*formats[:-1], "file", None)),
@@ -280,7 +286,7 @@ async def score(
     ):
         if value not in allowed:
             faults.append(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r:.80}")
-    if kind is None and name_of_sink:
+    if kind is None and is_file:
         faults.append(
             f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} stands for none of jsonl, csv, "
             "parquet and text"
@@ -325,6 +331,9 @@ async def score(
             faults += [f"{name} {fault}" for fault in error.faults]
     if faults:
         raise ParamValidationError(faults)
+    output = Destination(sink, str(kind), None if spool is None else Path(spool))
+    if report_page is not None and os.fspath(report_page) in FileSet(_written(output)):
+        raise ParamValidationError([f"report_page is a file of the output: {report_page!s:.200}"])
     if asynchronous:
         check_accepted(INVOKE_ENDPOINT_ASYNC, merged({}, endpoint.options))
     if max_concurrency is not None:
@@ -333,7 +342,7 @@ async def score(
     endpoint.map((), patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
-        Destination(sink, str(kind), None if spool is None else Path(spool)),
+        output,
         cast("OutputFormat", kind),
         serializer_for=serializer_for,
         column=column,
@@ -578,7 +587,7 @@ class _Job:
             inputs,
             input_format=input_format,
             header=self._settings.header,
-            excluded=[*self._output.all(), jobs_file(self._output.files.out), *([] if page is None else [page])],
+            excluded=[*_written(self._output), *([] if page is None else [page])],
             stopped=self._unwanted,
             bucket=self._bucket,
         )
@@ -1089,6 +1098,11 @@ def _openai_options(row: Row) -> CallOptions:
     name = row.id
     fits = isinstance(name, str) and 0 < len(name) <= 64 and name.isascii() and name.isprintable()
     return {"inference_id": name} if fits else {}
+
+
+def _written(output: Destination) -> list[Path | str]:
+    """The files and objects that a job may write."""
+    return [*output.all(), jobs_file(output.files.out)]
 
 
 def _copied(

@@ -257,10 +257,13 @@ class OutputLog:
         """
         files = LogFiles.beside(files) if isinstance(files, Path) else files
         try:
+            for path in (files.out, files.errors):
+                if path.exists() and not path.is_file():
+                    raise BatchOutputError(f"the output must be a regular file; {path} is not")
             files = files.resolved()
             journal, created = _locked_journal(files)
         except OSError as error:
-            raise _refused(files.out, error) from error
+            raise _refused(Path(error.filename or files.out), error) from error
         log = cls(files, journal)
         try:
             log._start(dict(facts), preamble, fresh, dict(noted or {}))
@@ -274,10 +277,7 @@ class OutputLog:
     def _start(self, facts: dict[str, Any], preamble: bytes, fresh: bool, noted: dict[str, str]) -> None:
         for path in (self._out_path, self._errors_path):
             with suppress(FileNotFoundError):
-                status = path.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise BatchOutputError(f"the output must be a regular file; {path} is not")
-                if not self._journal.size and status.st_size and not fresh:
+                if not self._journal.size and path.stat().st_size and not fresh:
                     raise BatchOutputError(
                         f"{path} exists without a journal, so no job can resume it; "
                         "choose another output, or start over with fresh (--fresh)"

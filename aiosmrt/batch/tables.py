@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, Final
@@ -77,7 +77,8 @@ def table_batches(table: Any) -> Iterator[Any]:
 def records_of(batch: Any) -> list[dict[str, Any]]:
     """The rows of a record batch, with values as JSON has them; binary ones stay ``bytes``.
 
-    Times and dates become text as in ISO 8601, durations seconds, decimals and short floats the nearest float.
+    Times and dates become text as in ISO 8601, durations seconds, short floats the nearest float, and so do decimals;
+    those without places become whole numbers.
     """
     names = batch.schema.names
     columns = [_values(column) for column in batch.columns]
@@ -101,18 +102,33 @@ def _values(column: Any) -> list[Any]:
         column = column.cast(pa.time64("us"), safe=False)
     values: list[Any] = column.to_pylist()
     if types.is_nested(kind) or types.is_temporal(kind) or types.is_decimal(kind) or types.is_dictionary(kind):
-        return [_plain(value) for value in values]
+        plain = _plainer(kind)
+        return [None if value is None else plain(value) for value in values]
     return values
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        if value and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in value):
-            return {name: _plain(part) for name, part in value}  # a map
-        return [_plain(part) for part in value]
-    return plain_object(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
+def _plainer(kind: Any) -> Callable[[Any], Any]:
+    """A function that makes JSON values of a type's values, None aside."""
+    types = pyarrow().types
+    if types.is_dictionary(kind):
+        return _plainer(kind.value_type)
+    if types.is_struct(kind):
+        members = {(field := kind.field(number)).name: _plainer(field.type) for number in range(kind.num_fields)}
+        return lambda value: {
+            name: None if (part := value[name]) is None else plain(part) for name, plain in members.items()
+        }
+    if types.is_map(kind):
+        key, item = _plainer(kind.key_type), _plainer(kind.item_type)
+        if types.is_string(kind.key_type) or types.is_large_string(kind.key_type):
+            return lambda value: {name: None if part is None else item(part) for name, part in value}
+        return lambda value: [[key(name), None if part is None else item(part)] for name, part in value]
+    if types.is_nested(kind):
+        item = _plainer(kind.value_type)
+        return lambda value: [None if part is None else item(part) for part in value]
+    if types.is_decimal(kind):
+        # Whole numbers of any length, such as identifiers, keep all their digits.
+        return float if kind.scale > 0 else int
+    return lambda value: plain_object(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
 
 
 def plain_object(value: Any) -> Any:
@@ -131,7 +147,8 @@ def plain_object(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Decimal):
-        return float(value)
+        # Whole numbers of any length, such as identifiers, keep all their digits.
+        return int(value) if value.is_finite() and value.as_tuple().exponent == 0 else float(value)
     if isinstance(value, (UUID, PurePath)):
         return str(value)
     if callable(tolist := getattr(value, "tolist", None)):
@@ -255,9 +272,11 @@ def _converted(values: list[Any], kind: Any) -> Any:
     if types.is_duration(kind):
         return pa.array([None if value is None else timedelta(seconds=value) for value in values], kind)
     if types.is_decimal(kind):
+        # As many digits as Parquet has at most.
+        exact, unit = Context(prec=76), Decimal(1).scaleb(-kind.scale)
         return pa.array(
-            [None if value is None else Decimal(str(value)) for value in values], pa.decimal128(38, 18)
-        ).cast(kind, safe=False)
+            [None if value is None else exact.quantize(Decimal(str(value)), unit) for value in values], kind
+        )
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return pa.array([None if value is None else _as_bytes(value) for value in values], kind)
     if types.is_floating(kind):

@@ -95,7 +95,9 @@ def _template(context: click.Context, parameter: click.Parameter, value: str | N
 
 
 _OWN_OPTIONS: list[click.Parameter] = [
-    click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True)),
+    click.Argument(
+        ["inputs"], nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True, readable=False)
+    ),
     click.Option(["--endpoint-name"], required=True, metavar="NAME", help=HELP["EndpointName"]),
     click.Option(
         ["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File or S3 object for the answers."

@@ -200,7 +200,7 @@ async def test_a_journal_that_cannot_be_written_is_reported_before_anything_is_s
 ) -> None:
     source = write_rows(tmp_path / "rows.jsonl", 4)
     (tmp_path / "out.jsonl.journal").mkdir()
-    with pytest.raises(BatchOutputError, match=r"cannot write .*out\.jsonl: Is a directory"):
+    with pytest.raises(BatchOutputError, match=r"cannot write .*out\.jsonl\.journal: Is a directory"):
         await score(endpoint, source, tmp_path / "out.jsonl")
     assert not models.seen
     assert not (tmp_path / "out.jsonl").exists()
