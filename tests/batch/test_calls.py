@@ -172,6 +172,34 @@ async def test_items_that_are_there_are_taken_without_waiting() -> None:
     await feed.aclose()
 
 
+@pytest.mark.parametrize("error", [None, ValueError("torn")])
+async def test_a_batch_that_is_made_is_there(error: Exception | None) -> None:
+    maker = Maker([3, 2])
+    maker.let()
+
+    def make() -> list[int]:
+        if not (batch := maker()) and error is not None:
+            raise error
+        return batch
+
+    feed = Feed(make, asyncio.Event(), maker.let)
+    found: list[int] = []
+    while len(found) < 5:
+        if (item := feed.take_ready()) is None:
+            # The thread makes the next batch.
+            await asyncio.sleep(0.001)
+        else:
+            found.append(item)
+    assert found == list(range(5))
+    while maker.made < 3:
+        await asyncio.sleep(0.001)
+    # What it ended with is not lost.
+    assert feed.take_ready() is None
+    with pytest.raises(StopAsyncIteration if error is None else ValueError):
+        await anext(feed)
+    await feed.aclose()
+
+
 async def test_a_feed_ends_while_it_waits() -> None:
     feed, ending = opened(Maker([3]))
     waiting = asyncio.create_task(anext(feed, None))
