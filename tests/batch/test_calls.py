@@ -81,6 +81,12 @@ def test_what_is_not_written_as_it_came(body: bytes, content_type: str) -> None:
     assert not isinstance(read(body, content_type), JSONText)
 
 
+def test_space_around_json_is_left_out() -> None:
+    found = read(b' {"a": 1.50}\r\n', "application/json")
+    assert isinstance(found, JSONText)
+    assert found.data == b'{"a": 1.50}'
+
+
 def test_which_deserializers_read_json_as_it_is() -> None:
     assert isinstance(Verbatim.of(ANY_ANSWER), Verbatim)
     assert isinstance(Verbatim.of(JSON), Verbatim)

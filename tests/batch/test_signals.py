@@ -36,11 +36,11 @@ def full_pipe() -> Iterator[tuple[BinaryIO, int]]:
 
 
 class HangingStore:
-    """An S3 that has no objects, and does not answer those who want to write some.
+    """An S3 without objects, which does not answer requests to write one.
 
     Attributes:
         url: where it is.
-        asked: set once somebody waits.
+        asked: set once a client waits.
     """
 
     def __init__(self) -> None:
