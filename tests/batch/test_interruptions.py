@@ -228,7 +228,7 @@ async def test_a_signal_stops_the_command_and_it_resumes(
     assert (process.returncode, stdout) == (130, b"")
     first, second = stderr.decode().splitlines()
     assert first.startswith("stopping: ")
-    assert second.endswith("rows are done; run the same command again to resume")
+    assert second.endswith("rows done; run the same command again to resume")
     await score_by_command(runtime, tmp_path, source)
     scored_or_failed(tmp_path, 300, set())
     # Those in flight were waited for.
