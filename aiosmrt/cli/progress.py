@@ -136,7 +136,7 @@ def shown_progress(*, as_json: bool, quiet: bool) -> Iterator[Shown]:
 
         # Closed first: nothing is printed behind the bar's end.
         printer = open_until_the_end.enter_context(_printer())
-        # Of its own: who does not read progress may read this.
+        # Its own printer: a reader that pauses on progress may still read this.
         notices = open_until_the_end.enter_context(_printer())
         yield Shown(on_progress, every, lambda line: notices.put(partial(_say, line)), say)
 
