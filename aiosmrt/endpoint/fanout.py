@@ -433,7 +433,7 @@ class Results(Generic[In, Out]):
             self._wake_reader()
 
     async def _work(self) -> None:
-        while not self._ended and (taken := await self._take()) is not None:
+        while not self._ended and (taken := self._take_at_hand() or await self._take()) is not None:
             if self._at_work < self._concurrency:
                 self._start_next_worker()
             await self._score(*taken)
@@ -490,7 +490,8 @@ class Results(Generic[In, Out]):
                 if self._too_many_failures(whole=False):
                     self._end(TooManyFailuresError(self._failures, self._calls))
         self._wake_reader()
-        self._wake_drains()
+        if self._drains:
+            self._wake_drains()
 
     def _count(self, item: Any) -> int:
         """Count what was taken; returns its index."""
@@ -518,6 +519,15 @@ class Results(Generic[In, Out]):
         if isinstance(most, float):
             return (whole or self._calls >= CALLS_FOR_A_SHARE) and self._failures > most * self._calls
         return self._failures > most
+
+    def _take_at_hand(self) -> tuple[int, Any] | None:
+        """The next item and its index, if it may be held and is there: without a coroutine, which costs as much."""
+        if self._buffered is None or not self._held.try_acquire():
+            return None
+        if (ready := self._buffered.take_ready()) is None:
+            self._held.release()
+            return None
+        return self._count(ready), ready
 
     async def _take(self) -> tuple[int, Any] | None:
         """Return the next item and its index, once it may be held; None if there are no more."""
