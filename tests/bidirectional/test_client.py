@@ -168,6 +168,53 @@ async def test_messages_are_joined_by_their_states() -> None:
                 [message async for message in stream.messages()]
 
 
+async def test_a_cancelled_wait_for_a_message_loses_nothing() -> None:
+    go = asyncio.Event()
+
+    async def model(invocation: Invocation) -> AsyncIterator[StreamMessage]:
+        yield StreamMessage("one ", complete=False)
+        await go.wait()
+        yield StreamMessage("message")
+
+    async with serving(model) as (_, client), conversation(client) as stream:
+        await stream.response()
+        messages = stream.messages()
+        waiting = asyncio.ensure_future(anext(messages))
+        while "parts=1" not in repr(stream):
+            await asyncio.sleep(0)
+        await _settled()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        go.set()
+        assert await anext(messages) == "one message"
+        assert [message async for message in messages] == []
+
+
+async def test_the_next_message_can_be_read_after_one_that_cannot() -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[StreamMessage]:
+        yield StreamMessage(bytes(6), complete=False)
+        yield StreamMessage(bytes(6), complete=False)
+        yield StreamMessage(bytes(6))
+        yield StreamMessage("short")
+        yield StreamMessage("cut", complete=False)
+
+    async with serving(model) as (_, client), conversation(client) as stream:
+        messages = stream.messages(max_message_bytes=10)
+        with pytest.raises(DeserializationError, match="max_message_bytes of 10"):
+            await anext(messages)
+        assert await anext(messages) == "short"
+        for _ in range(2):  # the error does not turn into an end
+            with pytest.raises(TruncatedStreamError, match="inside a message"):
+                await anext(messages)
+
+
+async def test_a_message_may_not_be_limited_to_nothing() -> None:
+    async with client_of("http://127.0.0.1:1") as client:
+        with pytest.raises(ParamValidationError, match="max_message_bytes must be an integer >= 1; got 0"):
+            conversation(client).messages(max_message_bytes=0)
+
+
 # Parameters
 
 

@@ -10,7 +10,7 @@ import aiohttp
 
 import aiosmrt
 from aiosmrt import Client, Credentials, EventStream, RetryPolicy, StreamingBody
-from aiosmrt.endpoint import Inference, Job, PredictionStream
+from aiosmrt.endpoint import DuplexStream, Inference, Job, PredictionStream
 from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
 from aiosmrt.types import InvokeEndpointOutput, ResponseMetadata
 
@@ -200,6 +200,16 @@ async def streams(client: Client) -> None:
     async with endpoint.stream({"inputs": "hello"}) as stream:
         async for event in stream.sse():
             assert_type(event.data, str)
+
+
+async def both_directions(client: Client, frames: AsyncIterator[bytes]) -> None:
+    endpoint = client.endpoint("speech", serializer=BYTES, deserializer=Scores())
+    async with endpoint.duplex(model_query_string="a=b", target_variant="blue", data_type="BINARY") as stream:
+        assert_type(stream, DuplexStream[bytes | bytearray | memoryview, list[float]])
+        await stream.send_all(frames, end_input=False)
+        await stream.send({"type": "Finalize"}, serializer=JSON)
+        async for value in stream:
+            assert_type(value, list[float])
 
 
 async def fan_out(client: Client, rows: list[str], queue: AsyncIterator[str]) -> None:
