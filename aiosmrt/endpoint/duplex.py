@@ -62,7 +62,7 @@ class DuplexStream(Generic[In, Out]):
         self._serializer = serializer
         self._deserializer = deserializer
         self._content_type = content_type
-        self._data_type = data_type
+        self._data_type: DataType | None = data_type
         self._max_message_bytes = max_message_bytes
         # A message whose value has not been returned yet: a wait that is cancelled loses nothing.
         self._unread: Message | None = None
@@ -126,8 +126,7 @@ class DuplexStream(Generic[In, Out]):
             content_type = self._content_type
             if serializer is not None:
                 codec, content_type = _checked(serializer), serializer.content_type
-            data_type: DataType = "UTF8" if is_text(content_type) else "BINARY"
-            data_type = self._data_type or data_type
+            data_type: DataType = self._data_type or ("UTF8" if is_text(content_type) else "BINARY")
             self._stream.check_can_send()
             body = await serialized(codec, data, OPERATION.name, self._endpoint_name)
             if data_type == "UTF8":
