@@ -253,6 +253,8 @@ class DuplexCall(Call):
         super().__init__(core, view, codec, head._replace(headers=signed, lasting=False), b"")
         self._pin_credentials = pin_credentials
         self.outbox: Outbox = Outbox(lambda: core.wall_clock() + core.clock_offset, max_resend_bytes)
+        # when the current attempt's stream was opened, by the client's clock
+        self.opened_at: float = 0.0
         # when the credentials expire that sign the current attempt's messages, seconds since 1970
         self.expires_at: float | None = None
 
@@ -278,6 +280,7 @@ class DuplexCall(Call):
                 fields = []
             if link is not None:
                 break
+        self.opened_at = self._core.clock()
         try:
             self.outbox.attach(link, signer)
             await link.wait_for_head()
@@ -471,12 +474,17 @@ class BidirectionalStream:
         core = self._call.core
         for timer in self._timers:
             timer.cancel()
-        self._timers = [core.call_later(LIFETIME_SECONDS - NOTICE_SECONDS, self._expires, "lifetime", NOTICE_SECONDS)]
+        self._timers.clear()
+        # The head may have come long after the beginning, because it may come with the model's first part.
+        self._give_notice("lifetime", self._call.opened_at + LIFETIME_SECONDS - core.clock())
         if self._call.expires_at is not None:
-            left = self._call.expires_at - core.wall_clock() - core.clock_offset
-            notice = min(NOTICE_SECONDS, left)
-            self._timers.append(core.call_later(left - notice, self._expires, "credentials", notice))
+            self._give_notice("credentials", self._call.expires_at - core.wall_clock() - core.clock_offset)
         self._outbox.wake()
+
+    def _give_notice(self, reason: Literal["lifetime", "credentials"], left: float) -> None:
+        """Tell observers a minute before a time that is so many seconds away, or at once if it is nearer."""
+        notice = max(0.0, min(NOTICE_SECONDS, left))
+        self._timers.append(self._call.core.call_later(max(0.0, left - notice), self._expires, reason, notice))
 
     def _expires(self, reason: Literal["lifetime", "credentials"], seconds: float) -> None:
         self._call.notify(StreamExpiring, reason, seconds)

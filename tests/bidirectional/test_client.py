@@ -138,6 +138,37 @@ async def test_send_waits_for_a_model_that_does_not_read() -> None:
     assert taken == [10_000] * 20
 
 
+async def test_send_waits_for_a_full_socket_where_no_window_limits_it() -> None:
+    """A caller that awaits nothing but `send` must not fill the memory."""
+    async with (
+        http2_server(window=2**31 - 1) as server,
+        client_of(server.origin) as client,
+        conversation(client) as stream,
+    ):
+        peer = await server.peer()
+        await peer.request()
+        peer.h2.increment_flow_control_window(2**31 - 2**16)
+        peer.flush()
+        assert peer.transport is not None
+        await _settled()
+        peer.transport.pause_reading()  # type: ignore[attr-defined]
+        sent = 0
+
+        async def send_all() -> None:
+            nonlocal sent
+            for _ in range(1000):
+                await stream.send(bytes(100_000))
+                sent += 1
+
+        sending = asyncio.create_task(send_all())
+        await _settled()
+        # What both sockets hold, and no more.
+        assert 0 < sent < 300
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+
+
 async def test_messages_are_joined_by_their_states() -> None:
     parts: list[StreamMessage] = [
         StreamMessage("caf", complete=False),
