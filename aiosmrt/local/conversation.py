@@ -108,6 +108,8 @@ async def call_websocket(
         async with aclosing(socket.frames()) as frames:
             yield frames
     finally:
+        # First of all, because the caller may be cancelled in any of the waits below.
+        socket.abort()
         sending.cancel()
         pinging.cancel()
         await asyncio.wait({sending, pinging})
@@ -229,10 +231,15 @@ class _WebSocket:
         except ConnectionError:
             return b""
 
-    async def close(self) -> None:
-        """Close the connection."""
+    def abort(self) -> None:
+        """End the connection at once."""
         if self._writer is not None:
             self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """End the connection, and wait until it is closed."""
+        self.abort()
+        if self._writer is not None:
             with suppress(ConnectionError):
                 await self._writer.wait_closed()
 
