@@ -149,7 +149,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-converse = make_command(
+converse: click.Command = make_command(
     "converse",
     _run,
     _OWN_OPTIONS,

@@ -163,10 +163,10 @@ class _WebSocket:
         with suppress(ConnectionError):  # the reader sees it too
             await self._writer.drain()
 
-    async def send_all(self, messages: AsyncIterator[StreamMessage] | None) -> None:
+    async def send_all(self, messages: AsyncIterator[StreamMessage]) -> None:
         """Send the caller's messages, then a Close frame."""
         goes_on = False
-        async for message in messages or _none():
+        async for message in messages:
             is_text = isinstance(message.data, str)
             data = message.data.encode() if isinstance(message.data, str) else message.data
             if goes_on:
@@ -272,8 +272,3 @@ class PartialText:
                 raise
             self._left = data[error.start :]
             return data[: error.start].decode()
-
-
-async def _none() -> AsyncGenerator[StreamMessage, None]:
-    return
-    yield

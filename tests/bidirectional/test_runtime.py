@@ -28,7 +28,6 @@ NOW = 1_440_938_160.0
 
 
 async def echo(invocation: Invocation) -> AsyncIterator[StreamMessage]:
-    assert invocation.messages is not None
     async for message in invocation.messages:
         yield message
 

@@ -31,7 +31,6 @@ KEY = (CLIENT_ARGUMENTS["aws_access_key_id"], CLIENT_ARGUMENTS["aws_secret_acces
 
 
 async def echo(invocation: Invocation) -> AsyncIterator[StreamMessage]:
-    assert invocation.messages is not None
     async for message in invocation.messages:
         yield message
 
@@ -128,7 +127,7 @@ async def test_a_dead_service_is_noticed_by_reader_and_sender(virtual_time: Virt
             peer.answer(number)
             peer.send(number, encode_payload_part(b"one"))
             await anext(stream)
-            waiting = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+            waiting = asyncio.create_task(anext(stream))
             # as long as it answers, it may be silent
             for _ in range(3):
                 await pass_seconds(virtual_time, 5)
@@ -182,7 +181,7 @@ async def test_a_container_that_misses_five_pongs_is_given_up(answers_pings: boo
         virtual_time.drive(client)
         async with conversation(client) as stream:
             await anext(stream)
-            waiting = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+            waiting = asyncio.create_task(anext(stream))
             await pass_seconds(virtual_time, 5 * 60)
             assert not waiting.done()
             await pass_seconds(virtual_time, 61)

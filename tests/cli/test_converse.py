@@ -25,14 +25,12 @@ COMMAND = ("converse", "--endpoint-name")
 
 
 async def echo(invocation: Invocation) -> AsyncIterator[StreamMessage]:
-    assert invocation.messages is not None
     async for message in invocation.messages:
         yield message
 
 
 async def described(invocation: Invocation) -> AsyncIterator[str]:
     """A model that says what it got."""
-    assert invocation.messages is not None
     async for message in invocation.messages:
         text = isinstance(message.data, str)
         yield f"{'text' if text else 'binary'} {len(message.data)}"

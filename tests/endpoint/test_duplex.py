@@ -29,7 +29,6 @@ from tests.support.tracebacks import shown_locals
 
 
 async def echo(invocation: Invocation) -> AsyncIterator[StreamMessage]:
-    assert invocation.messages is not None
     async for message in invocation.messages:
         yield message
 
@@ -97,7 +96,6 @@ async def test_a_message_is_text_or_binary_by_its_content_type(
     seen: list[str | bytes] = []
 
     async def model(invocation: Invocation) -> AsyncIterator[str]:
-        assert invocation.messages is not None
         async for message in invocation.messages:
             seen.append(message.data)
             yield "heard"
