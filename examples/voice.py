@@ -100,7 +100,7 @@ async def relay(socket: WebSocket, stream: DuplexStream[Any, Any]) -> None:
             try:
                 await (stream.send(data) if data else stream.end_input())
             except ClientStateError:
-                return  # the stream has ended, and its reader says how
+                return  # the stream has ended; its reader gets the error, if there is one
 
     await socket.accept()
     is_gone, code, reason = False, 1000, ""

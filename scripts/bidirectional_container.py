@@ -53,7 +53,7 @@ async def answer(socket: ServerConnection) -> None:
 
 
 def route(socket: ServerConnection, request: Request) -> Response | None:
-    """Answer what is no WebSocket."""
+    """Answer pings, and refuse what must be refused."""
     if request.path == "/ping":
         return socket.respond(200, "")
     return socket.respond(404, "refused") if request.path.startswith("/probe/refuse") else None

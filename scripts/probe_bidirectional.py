@@ -61,7 +61,7 @@ COST = (
 
 
 class UnansweredError(Exception):
-    """The question cannot be answered here; the text says why."""
+    """The question cannot be answered here; the text is the reason."""
 
 
 # What happens on a stream
@@ -361,7 +361,7 @@ class Setup:
 
     @asynccontextmanager
     async def stream(self, name: str, **changes: Any) -> AsyncIterator[Stream]:
-        """A stream on a connection of its own."""
+        """A stream on its own connection."""
         async with self.wire(name) as wire:
             yield await wire.call(**changes)
 
@@ -686,7 +686,7 @@ class Answer:
         name: the probe.
         question: what it asks.
         answered: whether there is an answer.
-        answer: the answer, or why there is none.
+        answer: the answer, or the reason why it is missing.
         seconds: how long it took.
     """
 

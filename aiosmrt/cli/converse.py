@@ -35,7 +35,7 @@ _READ_BYTES: Final = 2**16
 # What the kernel takes whole of a pipe that is writable; no such promise on Windows.
 _SURE_BYTES: Final = getattr(select, "PIPE_BUF", 0)
 
-# A body is not given as text here, and a silent model is no error.
+# A body is not given as text here, and read timeouts do not apply.
 _NOT_HERE: Final = frozenset({"cli_binary_format", "cli_read_timeout"})
 
 _MEMBERS: Final = tuple(member.name for member in OPERATION.members if member.location != "payload")

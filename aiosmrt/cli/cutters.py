@@ -112,7 +112,7 @@ class Lines:
         for line in lines:
             yield self._message(line.removesuffix(b"\r"))
             self._before += len(line) + 1
-        # An end that is half read is no part of the line.
+        # A CR may be the first half of the line's end.
         self._check_size(len(rest) - 1)
 
     def finish(self) -> Iterator[bytes | str]:

@@ -115,8 +115,8 @@ class DuplexStream(Generic[In, Out]):
         Raises:
             SerializationError: the serializer cannot express the data, or makes text that is not UTF-8; nothing was
                 sent, and the stream goes on.
-            ParamValidationError: ``serializer`` is none, or the message exceeds 16 MiB; nothing was sent, and the
-                stream goes on.
+            ParamValidationError: ``serializer`` has no ``serialize()``, or the message exceeds 16 MiB; nothing was
+                sent, and the stream goes on.
             ServiceError, TransportError: what the stream has failed with.
             ClientStateError: the input was ended, the service has ended the stream, or the block was left.
         """
@@ -166,7 +166,7 @@ class DuplexStream(Generic[In, Out]):
             end_input: whether to end the input after the last. Defaults to True.
 
         Raises:
-            ParamValidationError: ``items`` is no iterable of objects.
+            ParamValidationError: ``items`` cannot be iterated, or into something else than objects.
             AiosmrtError: as `send`. What iterating over ``items`` raises is passed on; the input is not ended then.
         """
         fault = mistaken_items(items, "pass batches(frame, rows)")

@@ -66,7 +66,7 @@ class StreamMessage:
 
 
 class _NoMessages:
-    """What the caller of a call that is no bidirectional stream sends."""
+    """The messages of any call but a bidirectional stream."""
 
     def __aiter__(self) -> Self:
         return self
@@ -101,7 +101,7 @@ class Invocation:
         new_session: whether the caller asked for a new session.
         prefix_aware_id: the caller's hint for prefix-aware routing.
         enable_explanations: the caller's condition for explanations.
-        messages: of a bidirectional stream, what the caller sends, until it ends its input. Otherwise there are none.
+        messages: of a bidirectional stream, what the caller sends, until it ends its input; empty for other calls.
         model_path: of a bidirectional stream, the path at the container. None if the caller named none.
         model_query: of a bidirectional stream, the query at the container. None if the caller named none.
     """
