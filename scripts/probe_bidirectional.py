@@ -51,6 +51,8 @@ ANSWER_SECONDS: Final = 20.0
 PROBE_SECONDS: Final = 180.0
 # How long something is waited for that may not come at all, seconds.
 SILENCE_SECONDS: Final = 5.0
+# Within what time two streams end together, seconds.
+TOGETHER_SECONDS: Final = 5.0
 # How long after the end of the input the container speaks, seconds.
 LATE_SECONDS: Final = 3.0
 
@@ -640,7 +642,7 @@ async def _lifetime(setup: Setup) -> str:
             second = asyncio.create_task(_until_over(setup, wire))
             one = await first
             # If the limit is the connection's, both end at the same time.
-            await asyncio.wait({second}, timeout=SILENCE_SECONDS)
+            await asyncio.wait({second}, timeout=TOGETHER_SECONDS)
             other = await second if second.done() else "goes on: the limit counts for streams"
             return f"the stream {one}; another one of the same connection, begun after {second_at:.1f} s, {other}"
         finally:

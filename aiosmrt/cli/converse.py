@@ -1,6 +1,6 @@
 """``aiosmrt converse``: standard input to a model, and the model to standard output, both at once.
 
-Reading and writing block, and a terminal or a pipe may block for ever, so both are done in daemon threads: the loop
+Reading and writing block, and a terminal or a pipe may block without end, so both are done in daemon threads: the loop
 goes on answering the service, Ctrl-C ends the command at once, and so does a service that ends the stream while
 standard input is open.
 """
