@@ -139,11 +139,14 @@ async def test_each_side_arrives_at_once_and_text_keeps_its_characters(runtime: 
     assert record.parts == 2
 
 
-async def test_the_models_end_is_the_end_while_input_is_open(runtime: LocalRuntime, tmp_path: Path) -> None:
-    async with started(*PROGRAM, *COMMAND, "greeting", env=of_runtime(runtime, tmp_path)) as process:
-        assert process.stdout is not None
-        assert await process.wait() == 0
-        assert await process.stdout.read() == b"hello"
+async def test_the_models_end_is_the_end_while_input_is_open(cli: Cli) -> None:
+    reading, writing = os.pipe()
+    try:
+        ended = await cli(*COMMAND, "greeting", "--output", "off", stdin=Path(f"/dev/fd/{reading}"))
+    finally:
+        os.close(writing)
+        os.close(reading)
+    assert ended == (0, b"hello", b"")
 
 
 async def test_interrupt_is_a_clean_end(runtime: LocalRuntime, tmp_path: Path) -> None:
