@@ -208,7 +208,7 @@ class Results(Generic[In, Out]):
         # What is taken are items here, and lists of them in `GroupedResults`.
         self._source: Iterator[Any] | None = None
         self._asynchronous: AsyncIterator[In] | None = None
-        if (mistake := _mistaken_items(items)) is not None:
+        if (mistake := mistaken_items(items)) is not None:
             faults.append(mistake)
         try:
             if isinstance(items, AsyncIterable):
@@ -604,11 +604,16 @@ class Results(Generic[In, Out]):
             self._end(failure)
 
 
-def _mistaken_items(items: object) -> str | None:
-    """Say why to refuse an object that can be iterated, but hardly into what was meant."""
+def mistaken_items(items: object, for_frames: str = "use map_rows(frame), or map(batches(frame, rows))") -> str | None:
+    """Say why to refuse an object that can be iterated, but hardly into what was meant.
+
+    Args:
+        items: the object.
+        for_frames: what to do with a table.
+    """
     accepted = f"items must be an iterable of items; got a {type_name(items)}"
     if is_frame(items):
-        return f"{accepted}, which iterates over columns; use map_rows(frame), or map(batches(frame, rows))"
+        return f"{accepted}, which iterates over columns; {for_frames}"
     if iterates_over_columns(items):
         return f"{accepted}, which iterates over columns; pass its rows"
     if isinstance(items, Mapping):
