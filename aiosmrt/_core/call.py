@@ -26,8 +26,8 @@ steps of that in one coroutine, and everything else out of it.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiosmrt._core.admission import Admission
@@ -392,7 +392,7 @@ class Call:
                     if size > HASH_INLINE_BYTES:
                         self._digest = await core.off_loop(body_digest, self._body)
                     else:
-                        self._digest = sha256(self._body).hexdigest()
+                        self._digest = hashlib.sha256(self._body).hexdigest()
             elif stream_started:
                 counters.count_failure(failure)
             else:

@@ -33,7 +33,11 @@ def collector_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def calls_alive() -> list[object]:
     """The calls that exist now, of all clients."""
-    return [thing for thing in gc.get_objects() if type(thing).__module__ == "aiosmrt._core.call"]
+    return [
+        thing
+        for thing in gc.get_objects()
+        if (type(thing).__module__, type(thing).__name__) == ("aiosmrt._core.call", "Call")
+    ]
 
 
 async def invoke(client: Client) -> None:

@@ -208,9 +208,9 @@ async def test_a_connection_idle_for_long_is_not_used(
         for _ in range(2):
             await transport.send(request())
     else:
-        transport = make_transport()
         loop, now = asyncio.get_running_loop(), asyncio.get_running_loop().time()
         monkeypatch.setattr(loop, "time", lambda: now)
+        transport = make_transport()
         await transport.send(request())
         now += 50.0
         await transport.send(request())
