@@ -203,17 +203,23 @@ async def test_an_end_before_the_head_is_an_error() -> None:
         assert await everything(link) == b""
 
 
-async def test_a_reset_without_error_after_the_end_is_an_end() -> None:
+@pytest.mark.parametrize("code", ErrorCodes)
+async def test_a_reset_after_the_end_is_an_end_unless_its_code_is_a_failure(code: ErrorCodes) -> None:
     async with http2_server() as server, pool_of(server) as pool:
         link = await begin(pool)
         peer = await server.peer()
         stream = await peer.request()
         peer.answer(stream)
-        peer.h2.send_data(stream, b"all", end_stream=True)
-        peer.h2.reset_stream(stream, ErrorCodes.NO_ERROR)
-        peer.flush()
         await link.wait_for_head()
-        assert await everything(link) == b"all"
+        peer.h2.send_data(stream, b"all", end_stream=True)
+        peer.h2.reset_stream(stream, code)
+        peer.flush()
+        assert await link.read() == b"all"
+        if code in (ErrorCodes.NO_ERROR, ErrorCodes.CANCEL):
+            assert await everything(link) == b""
+        else:
+            with pytest.raises(ResponseStreamingError):
+                await link.read()
         link.close()
 
 

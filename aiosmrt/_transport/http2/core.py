@@ -36,6 +36,8 @@ __all__ = ["CONNECTION_WINDOW_BYTES", "STREAM_WINDOW_BYTES", "Core", "Failure", 
 STREAM_WINDOW_BYTES: Final = 2**18
 CONNECTION_WINDOW_BYTES: Final = 2**24
 
+_NO_FAILURE: Final = (ErrorCodes.NO_ERROR, ErrorCodes.CANCEL)
+
 Reason = Literal["reset", "refused", "lost", "malformed", "silent", "closed"]
 
 
@@ -284,8 +286,9 @@ class Core:
         elif isinstance(event, StreamEnded):
             stream.ended = True
         elif isinstance(event, StreamReset):
-            # NO_ERROR after END_STREAM: the server needs no more of the request (RFC 9113, 8.1).
-            if stream.ended:
+            # After END_STREAM the server needs no more of the request (RFC 9113, 8.1), unless the code says that it has
+            # failed: nghttp2 ends a stream before it resets it.
+            if stream.ended and event.error_code in _NO_FAILURE:
                 stream.input_ended = True
             else:
                 refused = event.error_code == ErrorCodes.REFUSED_STREAM
