@@ -260,6 +260,33 @@ async def test_a_server_that_allows_no_stream_is_an_error() -> None:
             await pool.acquire(20.0)
 
 
+@pytest.mark.parametrize(
+    ("answer", "closes", "text"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", False, "does not speak HTTP/2"),
+        (b"HTTP/1.1 400", True, "does not speak HTTP/2"),
+        (b"", True, "closed the connection"),
+    ],
+)
+async def test_a_server_of_another_protocol_is_an_error_at_once(answer: bytes, closes: bool, text: str) -> None:
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(24)
+        writer.write(answer)
+        if not closes:
+            await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        pool = Http2Pool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", context=None)
+        with pytest.raises(EndpointConnectionError, match=text):
+            await pool.acquire(None)
+        done.set()
+        await pool.close()
+
+
 async def test_leaving_early_resets_the_stream() -> None:
     async with http2_server() as server, pool_of(server) as pool:
         link = await begin(pool)

@@ -224,6 +224,11 @@ class Connection(asyncio.Protocol):
         """Whether it takes no more streams."""
         return self.is_lost or self._core.is_draining
 
+    @property
+    def failure(self) -> Failure | None:
+        """What has broken the connection."""
+        return self._core.failure
+
     def has_room(self) -> bool:
         """Whether it takes another stream, those that are reserved aside."""
         return not self.is_draining and self._core.open_streams + self.reserved < self._core.max_streams
