@@ -129,6 +129,7 @@ class _Connection(asyncio.Protocol):
         self.exchanges: dict[int, _Exchange] = {}
         self.number = 0
         self._is_full = False
+        self._flushes = False
         self._unopened = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -200,7 +201,14 @@ class _Connection(asyncio.Protocol):
     def is_lost(self) -> bool:
         return self not in self.server.connections
 
+    def flush_soon(self) -> None:
+        """Send, together with whatever else is written in this turn of the loop."""
+        if not self._flushes:
+            self._flushes = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
     def flush(self) -> None:
+        self._flushes = False
         data = self.h2.data_to_send()
         if data and self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
@@ -421,7 +429,7 @@ class _Exchange:
                 unopened += length
                 if unopened >= self._server.window_bytes / 4 and not (self.input_ended or self._connection.is_lost):
                     self._connection.h2.increment_flow_control_window(unopened, self._stream_id)
-                    self._connection.flush()
+                    self._connection.flush_soon()
                     unopened = 0
             if self.input_ended:
                 if outer.pending_bytes or (self._verifier is not None and not ended):
@@ -526,10 +534,10 @@ class _Exchange:
             connection.h2.send_data(stream_id, piece.tobytes())
             self._record.response_bytes += len(piece)
             left = left[size:]
-            connection.flush()
+            connection.flush_soon()
         if end:
             connection.h2.end_stream(stream_id)
-            connection.flush()
+            connection.flush_soon()
 
 
 class _BadInputError(Exception):

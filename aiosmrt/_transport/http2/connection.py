@@ -320,7 +320,8 @@ class Connection(asyncio.Protocol):
         if self._core.has_settings and not self._ready.done():
             self._ready.set_result(None)
         self._wake(changed)
-        self._on_change(self)
+        if self._core.is_draining:
+            self._on_change(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is open."""
