@@ -269,12 +269,13 @@ class _Exchange:
             connection=connection.number,
             started_at=server.service.clock(),
         )
+        self._started = asyncio.get_running_loop().time()
         self.task = asyncio.ensure_future(self._run())
+        # Not at the end of the coroutine: a reset that comes with the request cancels the task before its first step.
+        self.task.add_done_callback(self._ended)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        connection, record = self._connection, self._record
+        record = self._record
         try:
             async with AsyncExitStack() as stack:
                 await self._answer(stack)
@@ -285,11 +286,12 @@ class _Exchange:
             record.outcome = "cut"
         except ProtocolError:
             pass  # the client has reset the stream, or its connection is lost
-        finally:
-            connection.flush()
-            connection.exchanges.pop(self._stream_id, None)
-            record.seconds = loop.time() - started
-            self._server.service.log.add(record)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._connection.flush()
+        self._connection.exchanges.pop(self._stream_id, None)
+        self._record.seconds = asyncio.get_running_loop().time() - self._started
+        self._server.service.log.add(self._record)
 
     async def _linger(self) -> None:
         """Wait a moment for the client to end its request, and then tell it that it need not (RFC 9113, 8.1).
