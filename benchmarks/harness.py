@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import aiobotocore.config
-import aiobotocore.session
 import aiohttp
 import boto3
 from botocore.config import Config
@@ -72,6 +70,10 @@ def session_client(target: Target) -> aiosmrt.Client:
 
 
 def aiobotocore_client(target: Target) -> Any:
+    # here, because some environments with a benchmark lack it
+    import aiobotocore.config
+    import aiobotocore.session
+
     return aiobotocore.session.get_session().create_client(
         "sagemaker-runtime",
         **WHO,

@@ -5,15 +5,19 @@
 
 The same chat completion by:
 
-- httpx: OpenAI's SDK with its own HTTP client, directly at the server: what the SDK costs by itself, unsigned;
+- asyncio: a connection that sends a request made beforehand, and a task that waits for each piece: what is spent on
+  sockets and the event loop by any client;
+- sdk: OpenAI's SDK on a transport that has the answers in memory: what the SDK costs by itself;
+- sdk-quick: the same with the objects made as `async_openai` makes them: what it would cost if calls were free;
+- httpx: the SDK with its own HTTP client, directly at the server, unsigned;
 - invocations: the SDK on an aiosmrt.Client, by InvokeEndpoint and InvokeEndpointWithResponseStream, signed;
 - openai: the same by the endpoint's OpenAI route, with a bearer token;
 - litellm: LiteLLM's SageMaker provider (``sagemaker_chat/``), which signs as well.
 
 The server (``--serve``) runs on another core and has all its answers ready. ``call``: one call after the other.
 ``token``: 16 streams at once of one token about every 5 ms, each in its own write, as a model emits them: whole streams
-minus streams of one token, so that making the calls does not count. Figures are CPU time of this process; the ratio is
-to httpx, as the median of the rounds' ratios.
+minus streams of one token, so that making the calls does not count. Figures are CPU time of this process, its threads
+included; ratios are medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -36,12 +40,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx2
 import openai
-from harness import WHO, median_ratio, seconds_and_cpu, take_turns
+from harness import WHO, FloorProtocol, median_ratio, seconds_and_cpu, take_turns
 from reporting import cores, environment, print_table, stay_on, write_json
 
 import aiosmrt
 from aiosmrt.integrations.openai import async_openai
+from aiosmrt.integrations.openai._answers import QuickAsyncOpenAI
 
 STREAMS = 16
 PACE_SECONDS = 0.005
@@ -51,11 +57,10 @@ HEAD = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": 
 # The server
 
 
-def answer() -> bytes:
+def answer_body() -> bytes:
     choice = {"index": 0, "message": {"role": "assistant", "content": "word " * 50}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 8, "completion_tokens": 50, "total_tokens": 58}
-    body = json.dumps({**HEAD, "choices": [choice], "usage": usage}).encode()
-    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    return json.dumps({**HEAD, "choices": [choice], "usage": usage}).encode()
 
 
 def event(content: str | None) -> bytes:
@@ -83,7 +88,11 @@ def chunked(data: bytes) -> bytes:
     return b"%x\r\n" % len(data) + data + b"\r\n"
 
 
-ANSWER = answer()
+ANSWER_BODY = answer_body()
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+    len(ANSWER_BODY),
+    ANSWER_BODY,
+)
 # LiteLLM takes a model that repeats itself for broken.
 TOKENS = [event(f"word{number} ") for number in range(8)]
 LAST, DONE = event(None), b"data: [DONE]\n\n"
@@ -154,10 +163,86 @@ def by_sdk(llm: openai.AsyncOpenAI) -> Ask:
     return ask
 
 
+class Pieces(FloorProtocol):
+    """A connection that wakes a waiting task for each piece of a response."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = bytearray(2**16)
+        self.received = 0
+        self.last = b""
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received += nbytes
+        self.last = bytes(self.buffer[max(0, nbytes - 5) : nbytes])
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def piece(self) -> None:
+        self.waiter = asyncio.get_running_loop().create_future()
+        await self.waiter
+
+
+@asynccontextmanager
+async def asyncios(url: str) -> AsyncIterator[Ask]:
+    loop = asyncio.get_running_loop()
+    host, _, port = url.partition("://")[2].partition(":")
+    idle: list[Pieces] = []
+
+    async def ask(tokens: int | None) -> int:
+        pieces = idle.pop() if idle else (await loop.create_connection(Pieces, host, int(port)))[1]
+        pieces.received = 0
+        asked = {"messages": MESSAGES, "model": "m"} | (
+            {} if tokens is None else {"max_tokens": tokens, "stream": True}
+        )
+        body = json.dumps(asked).encode()
+        path = "invocations" if tokens is None else "invocations-response-stream"
+        pieces.transport.write(
+            b"POST /endpoints/m/%b HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)) + body
+        )
+        while pieces.received < len(ANSWER) if tokens is None else not pieces.last.endswith(b"0\r\n\r\n"):
+            await pieces.piece()
+        pieces.last = b""
+        idle.append(pieces)
+        return 1 if tokens is None else tokens
+
+    yield ask
+    for pieces in idle:
+        pieces.transport.close()
+
+
 @asynccontextmanager
 async def httpxs(url: str) -> AsyncIterator[Ask]:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused") as llm:
         yield by_sdk(llm)
+
+
+class Stub(httpx2.AsyncBaseTransport):
+    """Answers from memory: each token is a piece, as when it arrives by itself."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        tokens = re.search(rb'"max_tokens": *(\d+)', await request.aread())
+        if tokens is None:
+            return httpx2.Response(200, headers={"content-type": "application/json"}, content=ANSWER_BODY)
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=pieces(int(tokens[1])))
+
+
+async def pieces(tokens: int) -> AsyncIterator[bytes]:
+    for number in range(tokens):
+        yield TOKENS[number % len(TOKENS)]
+    yield LAST + DONE
+
+
+def on_stub(kind: type[openai.AsyncOpenAI]) -> Callable[[str], Any]:
+    @asynccontextmanager
+    async def opening(url: str) -> AsyncIterator[Ask]:
+        async with kind(api_key="unused", http_client=httpx2.AsyncClient(transport=Stub())) as llm:
+            yield by_sdk(llm)
+
+    return opening
 
 
 def on_aiosmrt(route: Any) -> Callable[[str], Any]:
@@ -200,6 +285,9 @@ async def litellms(url: str) -> AsyncIterator[Ask]:
 
 
 CLIENTS: dict[str, Callable[[str], Any]] = {
+    "asyncio": asyncios,
+    "sdk": on_stub(openai.AsyncOpenAI),
+    "sdk-quick": on_stub(QuickAsyncOpenAI),
     "httpx": httpxs,
     "invocations": on_aiosmrt("invocations"),
     "openai": on_aiosmrt("openai"),
@@ -266,15 +354,15 @@ def main() -> None:
         stay_on(available[0])
         results = asyncio.run(measure(url, names, rounds, arguments.quick))
     for shape, samples in results.items():
+
+        def ratio(one: str, other: str, samples: dict[str, list[float]] = samples) -> str:
+            return f"{median_ratio(samples[one], samples[other]):.2f}" if {one, other} <= set(names) else "-"
+
         rows = [
-            [
-                name,
-                f"{statistics.median(samples[name]):.0f}",
-                f"{median_ratio(samples[name], samples['httpx']):.2f}" if "httpx" in names else "-",
-            ]
+            [name, f"{statistics.median(samples[name]):.0f}", ratio(name, "httpx"), ratio("litellm", name)]
             for name in names
         ]
-        print_table(f"CPU per {shape}, µs", ["client", "µs", "of httpx"], rows)
+        print_table(f"CPU per {shape}, µs", ["client", "µs", "of httpx", "litellm by this"], rows)
     write_json(arguments.json, {"environment": environment(), "rounds": rounds, "microseconds": results})
 
 

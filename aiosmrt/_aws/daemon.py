@@ -18,11 +18,15 @@ __all__ = ["run_in_daemon_thread"]
 T = TypeVar("T")
 
 
-async def run_in_daemon_thread(function: Callable[[], T]) -> T:
+async def run_in_daemon_thread(function: Callable[[], T], name: str = "aiosmrt-credentials") -> T:
     """Call a function in a new thread.
 
     When cancelled, this ends at once. The function then runs to its end in the thread, and its result is dropped; the
     end of the program does not wait for it.
+
+    Args:
+        function: the work.
+        name: the thread's name.
 
     Raises:
         Exception: what the function raised.
@@ -55,7 +59,7 @@ async def run_in_daemon_thread(function: Callable[[], T]) -> T:
             return
         _call_soon(loop, fail, failure)
 
-    threading.Thread(target=work, name="aiosmrt-credentials", daemon=True).start()
+    threading.Thread(target=work, name=name, daemon=True).start()
     return await future
 
 

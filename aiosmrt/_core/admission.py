@@ -392,8 +392,14 @@ class Admission:
             started_at: when its request was sent, in seconds of the client's clock.
             sent_among: requests that were outstanding when it was sent, this one included.
         """
-        probe = self._probe_answered(caller)
         self._used_at = now = self._clockwork.clock()
+        if self.state.illness is None and caller is not self._prober:
+            # A success does not make a healthy target ill.
+            self.state.on_success(started_at, now, self.in_use, sent_among=sent_among)
+            if self.waiting:
+                self._attend()
+            return
+        probe = self._probe_answered(caller)
         before, ill_before = self.state.illness, self.seconds_ill(now)
         self.state.on_success(started_at, now, self.in_use, sent_among=sent_among, probe=probe)
         if self.state.illness is not None:

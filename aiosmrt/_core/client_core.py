@@ -133,6 +133,8 @@ class ClientCore:
         self._object_store: ObjectStore | None = None
         self._http2_endpoint: ResolvedEndpoint | None = None
         self._http2_pool: Http2Pool | None = None
+        # why there are no bidirectional streams, if there are none
+        self.http2_refusal: str | None = None
         self._tokens: TokenCache | None = None
         self.closed = False
         self._prepared = False
@@ -370,10 +372,12 @@ class ClientCore:
         """The connections for bidirectional streams; made on first need, closed with the client.
 
         Raises:
-            ClientStateError: the client was closed.
+            ClientStateError: the client was closed, or cannot have any.
             ConfigurationError: the extra ``http2`` is not installed, a proxy is configured, or ``verify`` is an SSL
                 context.
         """
+        if self.http2_refusal is not None:
+            raise ClientStateError(self.http2_refusal)
         if self._http2_pool is None:
             installed("h2", "http2")
             from aiosmrt._transport.http2.pool import Http2Pool

@@ -23,6 +23,7 @@ from aiosmrt._core.outcome import stream_error
 from aiosmrt._core.response_bodies import decoded
 from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.eventstream import Decoder, encode_payload_part
+from aiosmrt._wire.messages import MAX_PART_BYTES, DataType, Message, MessageJoiner
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD
 from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import (
@@ -53,9 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_PART_BYTES", "BidirectionalStream", "DuplexCall", "check_duplex"]
 
 EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
-
-MAX_PART_BYTES: Final = 16 * 1024 * 1024
-"""The largest payload of a message that the service takes."""
 
 LIFETIME_SECONDS: Final = 30 * 60.0
 """For how long the service keeps a connection."""
@@ -255,6 +253,8 @@ class DuplexCall(Call):
         super().__init__(core, view, codec, head._replace(headers=signed, lasting=False), b"")
         self._pin_credentials = pin_credentials
         self.outbox: Outbox = Outbox(lambda: core.wall_clock() + core.clock_offset, max_resend_bytes)
+        # when the current attempt's stream was opened, by the client's clock
+        self.opened_at: float = 0.0
         # when the credentials expire that sign the current attempt's messages, seconds since 1970
         self.expires_at: float | None = None
 
@@ -280,6 +280,7 @@ class DuplexCall(Call):
                 fields = []
             if link is not None:
                 break
+        self.opened_at = self._core.clock()
         try:
             self.outbox.attach(link, signer)
             await link.wait_for_head()
@@ -377,6 +378,7 @@ class BidirectionalStream:
         self._beginning: asyncio.Task[None] | None = None
         self._link: Link | None = None
         self._decoder: Decoder = Decoder()
+        self._joiner: MessageJoiner = MessageJoiner()
         self._ready: deque[BidirectionalStreamEvent] = deque()
         self._failure: AiosmrtError | None = None
         self._error: AiosmrtError | None = None
@@ -479,12 +481,17 @@ class BidirectionalStream:
         core = self._call.core
         for timer in self._timers:
             timer.cancel()
-        self._timers = [core.call_later(LIFETIME_SECONDS - NOTICE_SECONDS, self._expires, "lifetime", NOTICE_SECONDS)]
+        self._timers.clear()
+        # The head may have come long after the beginning, because it may come with the model's first part.
+        self._give_notice("lifetime", self._call.opened_at + LIFETIME_SECONDS - core.clock())
         if self._call.expires_at is not None:
-            left = self._call.expires_at - core.wall_clock() - core.clock_offset
-            notice = min(NOTICE_SECONDS, left)
-            self._timers.append(core.call_later(left - notice, self._expires, "credentials", notice))
+            self._give_notice("credentials", self._call.expires_at - core.wall_clock() - core.clock_offset)
         self._outbox.wake()
+
+    def _give_notice(self, reason: Literal["lifetime", "credentials"], left: float) -> None:
+        """Tell observers a minute before a time that is so many seconds away, or at once if it is nearer."""
+        notice = max(0.0, min(NOTICE_SECONDS, left))
+        self._timers.append(self._call.core.call_later(max(0.0, left - notice), self._expires, reason, notice))
 
     def _expires(self, reason: Literal["lifetime", "credentials"], seconds: float) -> None:
         self._call.notify(StreamExpiring, reason, seconds)
@@ -495,7 +502,7 @@ class BidirectionalStream:
         self,
         data: bytes | bytearray | memoryview | str,
         *,
-        DataType: Literal["UTF8", "BINARY"] | None = None,
+        DataType: DataType | None = None,
         CompletionState: Literal["PARTIAL", "COMPLETE"] | None = None,
     ) -> None:
         """Send a message, or a part of one; returns when HTTP/2's flow control has taken it.
@@ -520,9 +527,7 @@ class BidirectionalStream:
         finally:
             # error trackers report locals
             del data
-        if self._outbox.is_ended:
-            raise ClientStateError("the input of this stream was ended")
-        self._raise_if_over()
+        self.check_can_send()
         number = self._outbox.add(message)
         del message
         try:
@@ -532,6 +537,12 @@ class BidirectionalStream:
         except asyncio.CancelledError:
             self._outbox.take_back(number)
             raise
+
+    def check_can_send(self) -> None:
+        """Raise what `send` would raise, whatever its arguments."""
+        if self._outbox.is_ended:
+            raise ClientStateError("the input of this stream was ended")
+        self._raise_if_over()
 
     async def end_input(self) -> None:
         """Tell the model that nothing follows; parts may still come. May be called more than once.
@@ -670,48 +681,68 @@ class BidirectionalStream:
                 return
         self._failure = self._decoder.failure
 
-    async def messages(self, *, max_message_bytes: int = MAX_PART_BYTES) -> AsyncIterator[str | bytes]:
+    def messages(self, *, max_message_bytes: int = MAX_PART_BYTES) -> AsyncIterator[str | bytes]:
         """Iterate over whole messages: parts joined up to ``COMPLETE``, as str if they are UTF8, else as bytes.
+
+        Cancelling a wait loses nothing, and after a `DeserializationError` the next message can be read.
 
         Args:
             max_message_bytes: the largest message, bytes. Defaults to 16 MiB.
 
         Raises:
+            ParamValidationError: ``max_message_bytes`` is out of range.
             TruncatedStreamError: the stream ended inside a message.
             DeserializationError: a message exceeds ``max_message_bytes``, is said to be UTF8 and is not, or changes its
                 type half way.
             AiosmrtError: as ``anext``.
         """
-        parts: list[bytes] = []
-        kind: str | None = None
-        size = 0
-        async for event in self:
-            part = event["PayloadPart"]
-            of_part = part.get("DataType", "BINARY")
-            if parts and of_part != kind:
-                raise DeserializationError(f"a message begins as {kind} and goes on as {of_part}")
-            kind = of_part
-            parts.append(part["Bytes"])
-            size += len(part["Bytes"])
-            if size > max_message_bytes:
-                parts.clear()
-                raise DeserializationError(f"a message exceeds max_message_bytes of {max_message_bytes}")
-            if part.get("CompletionState") != "PARTIAL":
-                whole = b"".join(parts)
-                parts, size = [], 0
-                yield _text(whole) if kind == "UTF8" else whole
-        if parts:
-            raise TruncatedStreamError("the stream ended inside a message")
+        if not is_whole(max_message_bytes, 1):
+            raise ParamValidationError([f"max_message_bytes must be an integer >= 1; got {shown(max_message_bytes)}"])
+        return _Messages(self, max_message_bytes)
+
+    async def next_message(self, max_message_bytes: int) -> Message | None:
+        """The next whole message; None at the end. Otherwise as iterating over `messages`."""
+        try:
+            async for event in self:
+                message = self._joiner.add(event["PayloadPart"], max_message_bytes)
+                if message is not None:
+                    return message
+            self._joiner.finish()
+        except (DeserializationError, TruncatedStreamError) as error:
+            self.place(error)
+            raise
+        return None
+
+    def place(self, error: AiosmrtError) -> AiosmrtError:
+        """Attach operation, endpoint, request id and attempt count to an error about a message."""
+        if self._response is not None:
+            error.request_id = self._response["ResponseMetadata"].get("RequestId")
+        return self._call.place(error)
 
 
-def _text(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        pass
-    # Raised out here: the error above carries the message.
-    del data
-    raise DeserializationError("a message of type UTF8 is not valid UTF-8")
+class _Messages:
+    """Whole messages of a stream. Not a generator, which a cancelled wait or an error would end."""
+
+    def __init__(self, stream: BidirectionalStream, max_message_bytes: int) -> None:
+        self._stream = stream
+        self._max_message_bytes = max_message_bytes
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        message = await self._stream.next_message(self._max_message_bytes)
+        if message is None:
+            raise StopAsyncIteration
+        if message.data_type == "BINARY":
+            return message.data
+        try:
+            return message.data.decode()
+        except UnicodeDecodeError:
+            pass
+        # Raised out here: the error above carries the message.
+        del message
+        raise self._stream.place(DeserializationError("a message of type UTF8 is not valid UTF-8"))
 
 
 def _encoded(data: Any, data_type: Any, completion_state: Any) -> bytes:

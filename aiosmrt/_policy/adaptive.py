@@ -51,6 +51,7 @@ _INITIAL: Final = 4
 # Successes that are looked at together: so much of a round trip's, within these bounds.
 _ROUND_TRIPS_OF_BATCH: Final = 0.7
 _SMALLEST_BATCH: Final = 8
+_SMALL_BATCH: Final = 24
 _LARGEST_BATCH: Final = 64
 # The shortest round trip in seconds, for logarithms and rates: a coarse clock reads 0.
 _SHORTEST: Final = 1e-6
@@ -85,6 +86,13 @@ _DOUBT: Final = 0.6
 _LEAST_DOUBT: Final = 0.25
 _NO_QUEUE: Final = 0.8
 _KNOWN: Final = 64.0
+# By how much less the spread may be in the meantime, in what a mean of so many scatters by, if it is chance: for growth
+# that nothing holds back, as far as this (the difference of logarithms); and to correct the one without waiting, if
+# round trips rose by less than this share of the growth.
+_CHANCE: Final = 2.0
+_FREELY: Final = 0.3
+_LITTLE_CHANCE: Final = 1.7
+_CLEARLY_NO_QUEUE: Final = 0.65
 
 # What the spread exceeds that share by where growth is not held back.
 _FULL_PUSH: Final = 0.2
@@ -117,6 +125,8 @@ _IN_VAIN: Final = 0.2
 _RISING: Final = 0.15
 _REVERSALS: Final = 0.2
 _FEWER: Final = 0.7
+# Round trips in which a limit that falls so far shows less capacity, and not others.
+_SUDDEN: Final = 10.0
 _ROUND_TRIPS_TO_FORGET: Final = 50.0
 
 # Spreads below this have nothing to be squeezed, and need other means. The round trips without a refusal before that.
@@ -206,6 +216,7 @@ class AdaptiveRule:
     __slots__ = (
         "_anchor",
         "_base",
+        "_below",
         "_blind",
         "_climb",
         "_cut_at",
@@ -213,6 +224,7 @@ class AdaptiveRule:
         "_exact",
         "_fast",
         "_former_peak",
+        "_free",
         "_high",
         "_highest",
         "_is_trial",
@@ -268,6 +280,8 @@ class AdaptiveRule:
         # The logarithm of the number of calls, averaged as the level is; both, and the spread, since an earlier time.
         self._size = 0.0
         self._anchor = (0.0, 0.0)
+        # The logarithm of the number up to which round trips have shown that nothing waits.
+        self._free = 0.0
         self._spread_since, self._since = 0.0, 0
         # Refusals: whether there was any, the round trips since, and what tells of other clients.
         self._refused = False
@@ -277,7 +291,9 @@ class AdaptiveRule:
         self._direction = 0
         self._reversals = 0.0
         self._shared = 0.0
+        # The largest limit lately, slowly forgotten, and the round trips since.
         self._high = float(initial)
+        self._below = 0.0
         # The level and the limit before the cuts that are on trial, the highest level since, and the round trips still
         # to go without cuts.
         self._trial = (0.0, 0.0)
@@ -305,7 +321,7 @@ class AdaptiveRule:
 
     def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
         """Take note of a success; see `ConcurrencyLimit.on_success`."""
-        self._times.append(max(now - started_at, _SHORTEST))
+        self._times.append(now - started_at)
         self._sent.append(sent_among or in_flight)
         self._left = left = self._left - 1
         if not left:
@@ -325,12 +341,19 @@ class AdaptiveRule:
             return
         self._refused = True
         self._refused_level = self._level
+        self._free = 0.0
         self._restoring = 0
-        direction = (in_flight > self._last_refused_at) - (in_flight < self._last_refused_at)
-        self._last_refused_at = in_flight
+        direction = 0
+        # At a hard capacity, one more or less is refused in turn.
+        if abs(in_flight - self._last_refused_at) >= (2 if in_flight >= 8 else 1):
+            direction = 1 if in_flight > self._last_refused_at else -1
+            self._last_refused_at = in_flight
         if in_flight < max(2.0, _FEWER * self._high):
-            # Not long ago it took more.
-            self._shared = _SHARED_FOR
+            # Not long ago it took more: others have their share, unless it is capacity that was lost at a stroke.
+            if self._below < _SUDDEN:
+                self._high = in_flight / _FEWER
+            else:
+                self._shared = _SHARED_FOR
         elif direction:
             self._reversals += 0.1 * ((direction == -self._direction) - self._reversals)
             self._direction = direction
@@ -367,23 +390,38 @@ class AdaptiveRule:
             self.reason = reason
 
     def _set(self, exact: float) -> None:
-        self._exact = exact = min(max(exact, self.minimum), self.maximum)
+        if exact < self.minimum:
+            exact = float(self.minimum)
+        elif exact > self.maximum:
+            exact = float(self.maximum)
+        self._exact = exact
         self.limit = limit = int(exact)
-        if not self._times:
-            self._left = (
-                1 if self._restoring else min(max(int(limit * _ROUND_TRIPS_OF_BATCH), _SMALLEST_BATCH), _LARGEST_BATCH)
-            )
-            if self._ref < _REGULAR and self._climb.left:
-                self._left = min(self._left, self._climb.left)
+        if self._times:
+            return
+        if self._restoring:
+            self._left = 1
+            return
+        left = int(limit * _ROUND_TRIPS_OF_BATCH)
+        least = _SMALL_BATCH if self._samples > _WAITLESS else _SMALLEST_BATCH
+        if left < least:
+            left = least
+        elif left > _LARGEST_BATCH:
+            left = _LARGEST_BATCH
+        if self._ref < _REGULAR and 0 < self._climb.left < left:
+            left = self._climb.left
+        self._left = left
 
     def _forget_batch(self) -> None:
         self._recent.extend(self._sent)
-        self._times.clear()
-        self._sent.clear()
+        self._times, self._sent = [], []
 
     def _look(self) -> None:
         """Judge a batch of successes."""
-        count, limit = len(self._times), self._exact
+        times, limit = self._times, self._exact
+        count = len(times)
+        if min(times) < _SHORTEST:
+            # A clock may stand still between two events.
+            times[:] = [max(seconds, _SHORTEST) for seconds in times]
         among = sum(self._sent) / count
         self._average(count, among)
         trips = count / limit
@@ -395,7 +433,7 @@ class AdaptiveRule:
             exact, reason = limit + count, "recovery"
             if exact >= self._restoring:
                 exact, self._restoring = max(limit, float(self._restoring)), 0
-        elif among >= _TESTED * limit:
+        elif among >= _TESTED * self.limit:
             exact, reason = self._decide(count)
         self._forget_batch()
         self._move(exact, reason)
@@ -406,8 +444,10 @@ class AdaptiveRule:
         above = self._high - self._exact
         if above > 0:
             self._high -= min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * above
+            self._below += trips
         else:
             self._high = self._exact
+            self._below = 0.0
         if self._shared > 0:
             self._shared -= trips
         if self._blind > 0:
@@ -419,11 +459,7 @@ class AdaptiveRule:
 
     def _average(self, count: int, among: float) -> None:
         """Take a batch of so many, sent among so many, into the averages."""
-        try:
-            logs = [*map(log, self._times)]
-        except ValueError:
-            # A clock may stand still between two events.
-            logs = [log(seconds) for seconds in self._times]
+        logs = [*map(log, self._times)]
         mean = sum(logs) / count
         logs.append(self._last if self._samples else logs[0])
         self._last = logs[-2]
@@ -431,7 +467,7 @@ class AdaptiveRule:
         spread = (sum(map(abs, map(sub, logs, logs[1:-1]))) + abs(logs[0] - logs[-1])) / count
         size = log(among)
         self._samples = samples = self._samples + count
-        if samples <= _WAITLESS and (samples <= _FIRST or self._is_waitless(samples)):
+        if samples <= _WAITLESS and (samples <= _FIRST or self._is_waitless()):
             share = count / samples
             self._fast += share * (spread - self._fast)
             self._slow = self._ref = self._fast
@@ -474,31 +510,39 @@ class AdaptiveRule:
             self._mark()
         elif moved > 1.4 * doubt:
             if -0.2 < risen < min(moved - doubt, _NO_QUEUE * moved):
-                share = self._since / (self._since + _KNOWN)
-                self._ref += share * min(0.0, self._spread_since / self._since - self._ref)
+                spread = self._spread_since / self._since
+                less, scatter = self._ref - spread, self._ref * sqrt(1 / _WAITLESS + 1 / self._since)
+                # Even less is squeezed: a queue began within this growth.
+                if less < _CHANCE * scatter:
+                    self._free = self._size + _FREELY
+                if 0 < less < _LITTLE_CHANCE * scatter and risen < _CLEARLY_NO_QUEUE * moved:
+                    self._ref += self._since / (self._since + _KNOWN) * (spread - self._ref)
             elif moved < 3 * doubt:
                 return
             self._mark()
 
-    def _is_waitless(self, samples: int) -> bool:
-        return samples <= _WAITLESS and self._level - self._base < 0.05 + 0.2 * self._ref
+    def _is_waitless(self) -> bool:
+        return self._samples <= _WAITLESS and self._level - self._base < 0.05 + 0.2 * self._ref
 
     def _decide(self, count: int) -> tuple[float, Reason]:
         limit, ref = self._exact, self._ref
-        waitless = self._is_waitless(self._samples)
+        waitless = self._is_waitless()
         if not waitless and ref < _REGULAR and (not self._refused or self._round_trips > _UNREFUSED):
             wanted = self._climb.judge(self._times, self._sent, limit)
             return wanted, "growth" if wanted > limit else "waiting"
         push = 1.0
         if not waitless and ref >= _REGULAR:
-            ratio = min(1.0, self._fast / ref)
+            ratio = self._fast / ref
+            if ratio > 1.0:
+                ratio = 1.0
             theta = _SQUEEZED - _SQUEEZED_BY_SPREAD * ref
             if ratio < theta and (ratio < theta - 0.1 or self._slow < theta * ref):
                 if self._until_cut <= 0 and self._blind <= 0 and (self._shared <= 0 or ratio < 0.55):
                     return self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting"
-                if self._shared <= 0 or self._blind > 0:
+                if self._shared <= 0:
                     return limit, "waiting"
-            push = min(max((ratio - theta) / _FULL_PUSH, 0.0), 1.0)
+            if self._size >= self._free and ratio < theta + _FULL_PUSH:
+                push = (ratio - theta) / _FULL_PUSH if ratio > theta else 0.0
         return self._grown(count, push), "growth"
 
     def _cut(self, factor: float) -> float:
@@ -513,18 +557,21 @@ class AdaptiveRule:
                 # It is not this client's calls that wait for each other.
                 self._blind = _BLIND_FOR
                 return limit
+        self._free = 0.0
         self._until_cut = self.limit + _FAST
         return self._exact * factor
 
     def _grown(self, count: int, push: float) -> float:
-        limit = self._exact
-        step = min(_STEP * max(1.0, (limit / _LARGE) ** 0.8), _STEP_SHARE * limit)
+        limit, shared = self._exact, self._shared > 0
+        step = _STEP if shared or limit <= _LARGE else _STEP * (limit / _LARGE) ** 0.8
+        if step > _STEP_SHARE * limit:
+            step = _STEP_SHARE * limit
         if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
             gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
         else:
             faster = 1 + (self._round_trips / _ROUND_TRIPS_TO_DOUBLE) ** 2
             gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
-        if self._shared > 0:
+        if shared:
             gain = max(gain, step * count / limit)
         return limit + gain
 

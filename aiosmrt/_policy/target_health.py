@@ -260,6 +260,12 @@ class AdmissionState:
         self._streak = self._failures = 0
         self._slowest_refusal = 0.0
         self.bucket.on_success()
+        if self.illness is None and self.learns:
+            # Every call under an adaptive limit comes here; there is nothing else to settle.
+            limit = self._limit
+            limit.on_success(started_at, now, in_flight, sent_among=sent_among)
+            self.slots = limit.limit
+            return
         if self.illness is not None:
             # A call that was sent before the illness says nothing about its end.
             if not (probe or started_at > self._ill_since):

@@ -2,6 +2,9 @@
 
 ``OUT.jobs`` has a line for each job as soon as the service has accepted it, so that a later run waits for it in place
 of paying for another. A row belongs to the last job that has it. Lines that were torn by a kill are ignored.
+
+What was accepted without the acceptance having arrived, when the process is killed, is submitted again: the service
+cannot be asked for a request, not even by its ``InferenceId``.
 """
 
 from __future__ import annotations

@@ -159,7 +159,15 @@ class Destination:
         found = self._found(bucket)
         return found is not None and _facts(log).items() <= found[1].items()
 
-    def make(self, log: OutputLog, bucket: Bucket, *, columns: Iterable[str], hints: Mapping[str, Any]) -> None:
+    def make(
+        self,
+        log: OutputLog,
+        bucket: Bucket,
+        *,
+        columns: Iterable[str],
+        hints: Mapping[str, Any],
+        is_unwanted: Callable[[], bool],
+    ) -> None:
         """Make the output of the log, whose rows are all done and in order.
 
         Args:
@@ -167,8 +175,10 @@ class Destination:
             bucket: gives access to S3.
             columns: what the columns of Parquet begin with.
             hints: types of columns of Parquet that are known.
+            is_unwanted: asked every now and then.
 
         Raises:
+            JobStoppedError: it is no longer wanted.
             BatchOutputError: it cannot be written, or something else has written it.
             ObjectStoreError: S3 does not take it.
         """
@@ -179,7 +189,7 @@ class Destination:
         made = self.files.out
         if self._parquet is not None:
             made = self._parquet
-            write_parquet(self.files.out, made, columns=columns, hints=hints, facts=facts)
+            write_parquet(self.files.out, made, columns=columns, hints=hints, facts=facts, is_unwanted=is_unwanted)
         if self._uri is not None:
             errors = f"{self._uri}.errors.jsonl"
             if log.failed:

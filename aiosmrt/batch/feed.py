@@ -36,7 +36,19 @@ class Feed(Buffered[Any]):
 
     def take_ready(self) -> Any | None:
         """The next item, if it is there."""
-        return self._ready.popleft() if self._ready and not self._ending.is_set() else None
+        if self._ending.is_set() or not (self._ready or self._is_made()):
+            return None
+        return self._ready.popleft()
+
+    def _is_made(self) -> bool:
+        """Whether the next batch is there with items, which are ready then."""
+        making = self._making
+        if not making.done() or making.cancelled() or making.exception() is not None or not (batch := making.result()):
+            # What it ended with is for `__anext__`.
+            return False
+        self._making = self._start()
+        self._ready.extend(batch)
+        return True
 
     async def __anext__(self) -> Any:
         while not self._ready and not self._ending.is_set():

@@ -52,8 +52,8 @@ from aiosmrt.batch.requests import (
 )
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
-from aiosmrt.batch.source import InputFormat, InputStoppedError, Line, Source, format_of, is_compressed
-from aiosmrt.batch.tasks import uninterrupted
+from aiosmrt.batch.source import FileSet, InputFormat, Line, Source, format_of, is_compressed
+from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
 from aiosmrt.endpoint.fanout import CALLS_FOR_A_SHARE, failure_limit
@@ -116,7 +116,7 @@ class Report:
         resumed: rows that earlier runs had done; with ``retry_failed``, those that they scored.
         retries: requests of this run's calls that were sent again.
         seconds: how long this run took.
-        finished: whether all rows are done, up to the limit; False if ``stop`` was set before.
+        finished: whether all rows are done, up to the limit, and the output is made; False if ``stop`` was set before.
         output: the output file, or its URI; None if it is a function.
         errors: the errors file, or its URI; it exists if rows failed.
     """
@@ -261,6 +261,8 @@ async def score(
         faults.append(fault)
     elif input_format is not None:
         faults.append("input_format is for files; the source is none")
+    if inputs is not None and "" in inputs:
+        faults.append("source has an empty name")
     if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
         faults.append(f"sink must be a path, a URI or a function; got {type(sink)}")
     name_of_sink = os.fspath(sink) if isinstance(sink, (str, os.PathLike)) else ""
@@ -271,6 +273,10 @@ async def score(
             faults.append("output_format must be jsonl, or left out, for a function")
     elif spool is not None and not name_of_sink.startswith("s3://"):
         faults.append("spool is for output in S3 and for functions; a file has its journal beside it")
+    # A folder's name ends with a separator, or is that of the current one or of its parent.
+    is_file = name_of_sink.startswith("s3://") or os.path.split(name_of_sink)[1] not in ("", ".", "..")
+    if isinstance(sink, (str, os.PathLike)) and not is_file:
+        faults.append(f"the output must be a file; got {name_of_sink!r:.80}")
     formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
         ("input_format", input_format, (*formats[:-1], "file", None)),
@@ -280,7 +286,7 @@ async def score(
     ):
         if value not in allowed:
             faults.append(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r:.80}")
-    if kind is None and name_of_sink:
+    if kind is None and is_file:
         faults.append(
             f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} stands for none of jsonl, csv, "
             "parquet and text"
@@ -325,6 +331,9 @@ async def score(
             faults += [f"{name} {fault}" for fault in error.faults]
     if faults:
         raise ParamValidationError(faults)
+    output = Destination(sink, str(kind), None if spool is None else Path(spool))
+    if report_page is not None and os.fspath(report_page) in FileSet(_written(output)):
+        raise ParamValidationError([f"report_page is a file of the output: {report_page!s:.200}"])
     if asynchronous:
         check_accepted(INVOKE_ENDPOINT_ASYNC, merged({}, endpoint.options))
     if max_concurrency is not None:
@@ -333,7 +342,7 @@ async def score(
     endpoint.map((), patience=patience, max_failures=max_failures)
     job = _Job(
         endpoint,
-        Destination(sink, str(kind), None if spool is None else Path(spool)),
+        output,
         cast("OutputFormat", kind),
         serializer_for=serializer_for,
         column=column,
@@ -424,7 +433,7 @@ class _Job:
         # What the function returned that takes records, and whether the job was cancelled.
         self._delivery: asyncio.Future[Any] | None = None
         self._delivery_stopped = False
-        # Set once all rows are done, and when the job is cancelled after that.
+        # Set once all rows are done, and when the job must not go on even then.
         self._finishing = self._abandoned = False
         self._bucket = Bucket(asyncio.get_running_loop(), endpoint.object_store, self._is_unwanted)
         # The first error that ends the job from within.
@@ -482,10 +491,7 @@ class _Job:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
-            try:
-                await self._in_thread(self._open, inputs, input_format)
-            except InputStoppedError:
-                return self._report(finished=False)
+            await self._in_thread(self._open, inputs, input_format)
             if self._settings.retry_failed:
                 self._to_retry = self._log.failed.copy(self._settings.limit)
             self._resumed = self._done()
@@ -496,6 +502,8 @@ class _Job:
                 return self._report(finished=True)
             self._pace = Pace(time.monotonic(), self._resumed)
             return await self._score()
+        except JobStoppedError:
+            return self._report(finished=False)
         except Exception as error:
             if self._output.keeps_errors:
                 error.add_note(f"rows that failed are listed in {self._output.errors}")
@@ -516,7 +524,7 @@ class _Job:
         self._unwanted.set()
 
     def _is_unwanted(self) -> bool:
-        """Whether what S3 answers is of no use any more."""
+        """Whether what a thread waits for, or makes, is of no use any more."""
         return self._abandoned if self._finishing else self._unwanted.is_set()
 
     # In the reader's thread
@@ -579,7 +587,7 @@ class _Job:
             inputs,
             input_format=input_format,
             header=self._settings.header,
-            excluded=[*self._output.all(), jobs_file(self._output.files.out), *([] if page is None else [page])],
+            excluded=[*_written(self._output), *([] if page is None else [page])],
             stopped=self._unwanted,
             bucket=self._bucket,
         )
@@ -592,7 +600,9 @@ class _Job:
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
         # The row's own column of that name gives way.
         hints.pop("prediction", None)
-        self._output.make(self._log, self._bucket, columns=self._sink.columns(names), hints=hints)
+        self._output.make(
+            self._log, self._bucket, columns=self._sink.columns(names), hints=hints, is_unwanted=self._is_unwanted
+        )
 
     def _wanted_columns(self) -> set[str] | None:
         """The columns that are sent or written, if the settings name them all."""
@@ -732,12 +742,17 @@ class _Job:
         return cast("OutputLog", self._opened_log)
 
     def _is_done(self) -> bool:
+        """Whether an earlier run has done it all, up to the limit, and has put it in order."""
         log, limit = self._log, self._settings.limit
-        rows = log.rows_in_input
-        if rows is None:
+        if self._to_retry:
             return False
-        wanted = rows if limit is None else min(rows, limit)
-        return len(log.scored) + len(log.failed) >= wanted and not (self._settings.retry_failed and log.failed)
+        if (rows := log.rows_in_input) is not None:
+            return len(log.scored) + len(log.failed) >= (rows if limit is None else min(rows, limit))
+        return (
+            limit is not None
+            and log.is_ordered
+            and len(log.scored.copy(before=limit)) + len(log.failed.copy(before=limit)) == limit
+        )
 
     def _rows(self) -> Feed:
         """Rows to be scored, or groups of them."""
@@ -760,7 +775,7 @@ class _Job:
         failure: BaseException | None = None
         try:
             await self._send(prepared, writer)
-        except InputStoppedError:
+        except JobStoppedError:
             pass
         except Exception as error:
             failure = error
@@ -894,7 +909,8 @@ class _Job:
                     "it was cut short"
                 )
             await self._in_thread(self._source.check_unchanged)
-            await self._in_thread(log.finish, self._rows_read if self._read_to_end else None)
+            rows = self._rows_read if self._read_to_end else None
+            await self._in_thread(partial(log.finish, rows, is_unwanted=self._is_unwanted))
             await self._in_thread(self._make)
         except AiosmrtError as error:
             return error
@@ -916,6 +932,9 @@ class _Job:
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._end(self._settings.drain)
+        # What is made of the answers in the end has no longer than calls in flight have.
+        await asyncio.sleep(self._settings.drain)
+        self._abandon()
 
     async def _sync_regularly(self) -> None:
         while True:
@@ -1079,6 +1098,11 @@ def _openai_options(row: Row) -> CallOptions:
     name = row.id
     fits = isinstance(name, str) and 0 < len(name) <= 64 and name.isascii() and name.isprintable()
     return {"inference_id": name} if fits else {}
+
+
+def _written(output: Destination) -> list[Path | str]:
+    """The files and objects that a job may write."""
+    return [*output.all(), jobs_file(output.files.out)]
 
 
 def _copied(

@@ -20,9 +20,10 @@ from typing import Any, Final, TypeVar
 
 from aiosmrt._aws.s3 import ObjectFacts, ObjectStore, parse_s3_uri
 from aiosmrt._wire.s3uri import split_s3_uri
+from aiosmrt.batch.tasks import JobStoppedError
 from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 
-__all__ = ["Bucket", "InputStoppedError", "ObjectFile", "is_s3", "result_while_wanted", "spool_name"]
+__all__ = ["Bucket", "ObjectFile", "is_s3", "result_while_wanted", "spool_name"]
 
 T = TypeVar("T")
 
@@ -45,10 +46,6 @@ def is_s3(name: str) -> bool:
     return name.startswith("s3://")
 
 
-class InputStoppedError(Exception):
-    """The job was told to stop while its input, or S3, was waited for."""
-
-
 def result_while_wanted(future: Future[T], is_unwanted: Callable[[], bool]) -> T:
     """Wait for a result of the event loop, in another thread.
 
@@ -57,7 +54,7 @@ def result_while_wanted(future: Future[T], is_unwanted: Callable[[], bool]) -> T
         is_unwanted: asked every now and then.
 
     Raises:
-        InputStoppedError: it is no longer wanted.
+        JobStoppedError: it is no longer wanted.
     """
     while True:
         try:
@@ -68,7 +65,7 @@ def result_while_wanted(future: Future[T], is_unwanted: Callable[[], bool]) -> T
                 return future.result()
             if is_unwanted():
                 future.cancel()
-                raise InputStoppedError from None
+                raise JobStoppedError from None
 
 
 class Bucket:
@@ -105,7 +102,7 @@ class Bucket:
         """What a call returns.
 
         Raises:
-            InputStoppedError: it is no longer wanted.
+            JobStoppedError: it is no longer wanted.
             ObjectStoreError: it failed.
         """
         return result_while_wanted(future, self._is_unwanted)

@@ -36,7 +36,7 @@ import sys
 import tempfile
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -44,6 +44,7 @@ from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 from aiosmrt.batch.rowset import RowSet
+from aiosmrt.batch.tasks import check_wanted
 from aiosmrt.errors import BatchOutputError
 
 __all__ = ["LogFiles", "OutputLog", "Record"]
@@ -206,6 +207,7 @@ class OutputLog:
         failed: rows that failed, and were not scored since.
         rows_in_input: how many rows the input has; None until a run has reached its end.
         noted: what was noted when the job began.
+        is_ordered: whether the records are in input order as they are.
     """
 
     def __init__(self, files: LogFiles, journal: _File) -> None:
@@ -222,8 +224,7 @@ class OutputLog:
         self._preamble = b""
         self._entries = 0
         self._synced = 0
-        # Whether the records are in input order as they are.
-        self._ordered = True
+        self.is_ordered: bool = True
         self._last = {_SCORED: -1, _FAILED: -1}
         self._journal_lock = threading.Lock()
         # Checksums of the entries since the last mark and of their scored records. If None, they are not known.
@@ -256,10 +257,13 @@ class OutputLog:
         """
         files = LogFiles.beside(files) if isinstance(files, Path) else files
         try:
+            for path in (files.out, files.errors):
+                if path.exists() and not path.is_file():
+                    raise BatchOutputError(f"the output must be a regular file; {path} is not")
             files = files.resolved()
             journal, created = _locked_journal(files)
         except OSError as error:
-            raise _refused(files.out, error) from error
+            raise _refused(Path(error.filename or files.out), error) from error
         log = cls(files, journal)
         try:
             log._start(dict(facts), preamble, fresh, dict(noted or {}))
@@ -273,10 +277,7 @@ class OutputLog:
     def _start(self, facts: dict[str, Any], preamble: bytes, fresh: bool, noted: dict[str, str]) -> None:
         for path in (self._out_path, self._errors_path):
             with suppress(FileNotFoundError):
-                status = path.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise BatchOutputError(f"the output must be a regular file; {path} is not")
-                if not self._journal.size and status.st_size and not fresh:
+                if not self._journal.size and path.stat().st_size and not fresh:
                     raise BatchOutputError(
                         f"{path} exists without a journal, so no job can resume it; "
                         "choose another output, or start over with fresh (--fresh)"
@@ -501,16 +502,16 @@ class OutputLog:
     def _note(self, kind: int, row: int) -> None:
         last = self._last
         if row < last[kind]:
-            self._ordered = False
+            self.is_ordered = False
         else:
             last[kind] = row
         if kind == _SCORED:
             self.scored.add(row)
             if self.failed and row in self.failed:
                 self.failed.discard(row)
-                self._ordered = False
+                self.is_ordered = False
         elif not self.failed.add(row):
-            self._ordered = False
+            self.is_ordered = False
 
     # Writing
 
@@ -574,25 +575,27 @@ class OutputLog:
 
     # The end
 
-    def finish(self, rows_in_input: int | None) -> None:
+    def finish(self, rows_in_input: int | None, *, is_unwanted: Callable[[], bool] = lambda: False) -> None:
         """Put the records in input order.
 
         Args:
             rows_in_input: how many rows the input has, all of which have a record; None if it has more.
+            is_unwanted: asked every now and then.
 
         Raises:
+            JobStoppedError: it is no longer wanted; the output is complete, but not sorted.
             BatchOutputError: the sorted copies cannot be written; the output is complete, but not sorted.
         """
-        if self._ordered:
+        if self.is_ordered:
             if rows_in_input is not None and self.rows_in_input is None:
                 self._add([_packed(_FINISHED, rows_in_input)])
                 self.rows_in_input = rows_in_input
             self.sync()
             return
         self.sync()
-        self._sort(rows_in_input)
+        self._sort(rows_in_input, is_unwanted)
 
-    def _sort(self, rows_in_input: int | None) -> None:
+    def _sort(self, rows_in_input: int | None, is_unwanted: Callable[[], bool]) -> None:
         copies: dict[str, _File] = {}
         try:
             for name, file in (("out", self._out), ("errors", self._errors), ("journal", self._journal)):
@@ -600,7 +603,7 @@ class OutputLog:
                 copy.cut(0)
                 os.fchmod(copy.descriptor, stat.S_IMODE(os.fstat(file.descriptor).st_mode))
             _lock(copies["journal"].descriptor, self._out_path)
-            entries = self._write_sorted(copies, rows_in_input)
+            entries = self._write_sorted(copies, rows_in_input, is_unwanted)
             for copy in copies.values():
                 copy.sync()
             commit = self._journal.path.with_name(f"{self._journal.path.name}.commit")
@@ -625,10 +628,12 @@ class OutputLog:
             self._out, self._errors, self._journal = copies["out"], copies["errors"], copies["journal"]
         self._entries, self._synced = entries, entries
         self._since_mark = None
-        self._ordered = True
+        self.is_ordered = True
         self.rows_in_input = rows_in_input
 
-    def _write_sorted(self, copies: dict[str, _File], rows_in_input: int | None) -> int:
+    def _write_sorted(
+        self, copies: dict[str, _File], rows_in_input: int | None, is_unwanted: Callable[[], bool]
+    ) -> int:
         """Write the sorted copies; returns the number of entries of the journal's."""
         writers = {_SCORED: copies["out"], _FAILED: copies["errors"]}
         copies["out"].write(self._preamble)
@@ -643,6 +648,7 @@ class OutputLog:
             with mmap.mmap(file.fileno(), self.rows * _PLACE.size) as places:
                 ends = {_SCORED: len(self._preamble), _FAILED: 0}
                 for some in self._read_entries():
+                    check_wanted(is_unwanted)
                     for word, length, checksum in some:
                         if (kind := word >> 62) in ends:
                             at = (word & _ROW) * _PLACE.size
@@ -666,6 +672,7 @@ class OutputLog:
                     lines.append(_packed(kind, row, length, checksum))
                     held += length
                     if held > _READ_BYTES or len(lines) > _ENTRIES:
+                        check_wanted(is_unwanted)
                         entries += _write_marked(writers, copies["journal"], data, lines, entries)
                         held = 0
         entries += _write_marked(writers, copies["journal"], data, lines, entries)

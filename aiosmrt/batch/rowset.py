@@ -77,9 +77,11 @@ class RowSet:
         """
         copied = RowSet()
         copied._bits, copied._count = self._bits.copy(), self._count
-        if before is not None:
-            for row in range(before, len(copied._bits) << 3):
-                copied.discard(row)
+        if before is not None and before < len(copied._bits) << 3:
+            del copied._bits[(before + 7) >> 3 :]
+            if before & 7:
+                copied._bits[-1] &= (1 << (before & 7)) - 1
+            copied._count = int.from_bytes(copied._bits, "little").bit_count()
         return copied
 
     def digest(self) -> bytes:

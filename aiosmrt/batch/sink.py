@@ -222,9 +222,11 @@ def failure_record(row: Row, error: Exception, attempts: int, waited: float) -> 
 
 
 def _cell(value: Any) -> str:
-    """A value as text: itself, or its JSON."""
+    """A value as text: itself, or its JSON; what is not a number as programs that read CSV know it."""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return _NOT_FINITE.get(value, "NaN")
     if value is None:
         return ""
     if isinstance(value, (bytes, bytearray, memoryview)):

@@ -15,6 +15,7 @@ import select
 import stat
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, cast
 
 from aiosmrt._aws.s3 import ObjectFacts
 from aiosmrt._extras import installed
-from aiosmrt.batch.objects import Bucket, InputStoppedError, ObjectFile, is_s3
+from aiosmrt.batch.objects import Bucket, ObjectFile, is_s3
 from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
+from aiosmrt.batch.tasks import JobStoppedError
 from aiosmrt.errors import BatchInputError
 
-__all__ = ["InputFormat", "InputStoppedError", "Line", "Source", "format_of"]
+__all__ = ["InputFormat", "Line", "Source", "format_of"]
 
 # The longest field of CSV.
 _CSV_FIELD_CHARACTERS: Final = 1 << 27
@@ -58,8 +60,21 @@ _READ_ERRORS: Final = (OSError, EOFError, zlib.error)
 
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
-_PARQUET: Final = b"PAR1"
+# What a skippable frame begins with, such as those that pzstd writes: RFC 8878, section 3.1.2.
+_ZSTD_SKIPPABLE: Final = tuple(bytes((number, 0x2A, 0x4D, 0x18)) for number in range(0x50, 0x60))
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+# What is not text, by its first bytes.
+_NOT_TEXT: Final = {
+    **dict.fromkeys(_UTF_16, "UTF-16; the input must be UTF-8"),
+    b"PAR1": "Parquet, not what its name or the input format says",
+    b"ARROW1": "an Arrow file, which is not read; Parquet is",
+    b"Obj\x01": "an Avro file, which is not read; Parquet is",
+    **dict.fromkeys((b"BZh%d1AY&SY" % level for level in range(1, 10)), "compressed by bzip2; gzip and zstd are read"),
+    b"\xfd7zXZ\x00": "compressed by xz; gzip and zstd are read",
+    b"\x04\x22\x4d\x18": "compressed by lz4; gzip and zstd are read",
+    b"PK\x03\x04": "a ZIP archive, as workbooks of Excel are; text, gzip, zstd and Parquet are read",
+}
 _UTF_8_MARK: Final = b"\xef\xbb\xbf"
 
 # Bytes at both ends of a file by which it is known again.
@@ -86,6 +101,35 @@ def format_of(name: str) -> InputFormat | None:
 def is_compressed(name: str) -> bool:
     """Whether a file's suffix stands for a compression."""
     return Path(name).suffix.lower() in _COMPRESSED
+
+
+class FileSet:
+    """Files, and URIs of S3, by whatever name: a link is what it leads to, and so is a hard link.
+
+    Args:
+        names: files, which need not exist, and URIs.
+    """
+
+    def __init__(self, names: Iterable[Path | str]) -> None:
+        texts = [os.fspath(name) for name in names]
+        self._names = {name if is_s3(name) else os.path.realpath(name) for name in texts}
+        self._nodes = {node for name in texts if not is_s3(name) and (node := _node(name)) is not None}
+
+    def __contains__(self, name: object) -> bool:
+        if name == STANDARD_INPUT:
+            return _node(0) in self._nodes
+        if not isinstance(name, str) or is_s3(name):
+            return name in self._names
+        return os.path.realpath(name) in self._names or _node(name) in self._nodes
+
+
+def _node(file: str | int) -> tuple[int, int] | None:
+    """What a name, or a descriptor, leads to; None if there is nothing."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 (may be a descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class Line(NamedTuple):
@@ -118,7 +162,7 @@ class _Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while (data := self._read(len(buffer))) is None:
             if self._source.stopped.is_set():
-                raise InputStoppedError
+                raise JobStoppedError
         buffer[: len(data)] = data
         self._source.bytes_read += len(data)
         return len(data)
@@ -209,10 +253,11 @@ class Source:
         stopped: threading.Event | None = None,
         bucket: Bucket | None = None,
     ) -> None:
-        output = {name if is_s3(name) else os.path.realpath(name) for name in (os.fspath(one) for one in excluded)}
+        output = FileSet(excluded)
         self._header = header
         self._bucket = bucket
         self._inputs = [found for name in inputs for found in self._expanded(name, input_format, output)]
+        _check_different(self._inputs)
         self.input_format: RowFormat = input_format or _common_format(self._inputs)
         if self.input_format == "file" and (stream := next((one for one in self._inputs if not one.regular), None)):
             raise BatchInputError(f"{stream.name} is a stream; the input format file needs files")
@@ -227,7 +272,7 @@ class Source:
         self._header_read: set[str] = set()
         self._before: dict[str, Any] = {}
 
-    def _expanded(self, name: str, input_format: RowFormat | None, excluded: set[str]) -> list[_Input]:
+    def _expanded(self, name: str, input_format: RowFormat | None, excluded: FileSet) -> list[_Input]:
         if not is_s3(name):
             return _expanded(name, input_format, excluded)
         if self._bucket is None:
@@ -371,8 +416,9 @@ class Source:
         names = first[0]
         if not _is_text(names):
             raise BatchInputError(f"the header line of {found.name} is not UTF-8")
-        if len(set(names)) != len(names):
-            raise BatchInputError(f"the header line of {found.name} names a column twice")
+        if (name := next((name for name, count in Counter(names).items() if count > 1), None)) is not None:
+            fault = f"names the column {name!r:.80} twice" if name else "has several columns without a name"
+            raise BatchInputError(f"the header line of {found.name} {fault}")
         return names
 
     def _open(self, found: _Input) -> BinaryIO:
@@ -382,13 +428,13 @@ class Source:
         raw = self._raw(found)
         file: io.BufferedReader[Any] = io.BufferedReader(raw, _BUFFER_BYTES)
         try:
-            start = file.peek(4)
+            start = file.peek(16)
             if start.startswith(_GZIP):
                 file = io.BufferedReader(_Gzip(file), _BUFFER_BYTES)
-                start = file.peek(3)
-            elif start.startswith(_ZSTD):
+                start = file.peek(16)
+            elif start.startswith((_ZSTD, *_ZSTD_SKIPPABLE)):
                 file = io.BufferedReader(_Zstd(file), _BUFFER_BYTES)
-                start = file.peek(3)
+                start = file.peek(16)
             if start.startswith(_UTF_8_MARK):
                 file.read(len(_UTF_8_MARK))
         except BaseException as error:
@@ -396,10 +442,10 @@ class Source:
             if isinstance(error, _READ_ERRORS):
                 raise _unreadable(found.name, error) from error
             raise
-        if start.startswith((*_UTF_16, _PARQUET)):
+        what = next((what for signature, what in _NOT_TEXT.items() if start.startswith(signature)), None)
+        if what is not None:
             file.close()
-            what = "UTF-16" if start.startswith(_UTF_16) else "Parquet, not what its name or the input format says"
-            raise BatchInputError(f"{found.name} is {what}; the input must be UTF-8")
+            raise BatchInputError(f"{found.name} is {what}")
         return file
 
     def _raw(self, found: _Input, *, counted: bool = True) -> io.RawIOBase:
@@ -472,7 +518,7 @@ class Source:
                         row += 1
                         if self.stopped.is_set():
                             return
-            except InputStoppedError:
+            except JobStoppedError:
                 return
             except _READ_ERRORS as error:
                 raise _unreadable(found.name, error) from error
@@ -484,7 +530,7 @@ class Source:
         try:
             with io.BufferedReader(self._raw(found), _BUFFER_BYTES) as file:
                 return file.read()
-        except InputStoppedError:
+        except JobStoppedError:
             return None
         except _READ_ERRORS as error:
             raise _unreadable(found.name, error) from error
@@ -501,7 +547,7 @@ class Source:
                         yield from records_of(batch)
                 except (OSError, ValueError) as error:
                     raise unreadable(found.name, error) from None
-        except InputStoppedError:
+        except JobStoppedError:
             self.stopped.set()
 
     def _parsed_csv(self, found: _Input, file: BinaryIO) -> Iterator[tuple[list[str], int]]:
@@ -510,12 +556,20 @@ class Source:
         # bodies are larger. A limit remains, as a quote that is never closed makes one field of the rest of the file.
         csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_CHARACTERS))
         reader = csv.reader((line.decode(errors="surrogateescape") for line in file), strict=True)
+        begins = 1
         try:
             for fields in reader:
+                begins = reader.line_num + 1
                 if fields:
                     yield fields, reader.line_num
         except csv.Error as error:
-            raise BatchInputError(f"{found.name} is not CSV at line {reader.line_num}: {error}") from None
+            where, reason = f"line {reader.line_num}", str(error)
+            if "new-line" in reason:
+                # The module's own words are about Python.
+                reason = "lines must end with a line feed, or a carriage return and a line feed"
+            elif reader.line_num > begins:
+                where = f"lines {begins} to {reader.line_num}"
+            raise BatchInputError(f"{found.name} is not CSV at {where}: {reason}") from None
 
 
 class _Gzip(gzip.GzipFile):
@@ -594,9 +648,11 @@ def _is_text(fields: list[str]) -> bool:
     return True
 
 
-def _expanded(name: str, input_format: RowFormat | None, excluded: set[str]) -> list[_Input]:
+def _expanded(name: str, input_format: RowFormat | None, excluded: FileSet) -> list[_Input]:
     """The files that an input stands for."""
     if name == STANDARD_INPUT:
+        if name in excluded:
+            raise BatchInputError("standard input is the output")
         return [_Input(name, regular=False, size=0)]
     name = os.path.normpath(name)
     try:
@@ -610,7 +666,7 @@ def _expanded(name: str, input_format: RowFormat | None, excluded: set[str]) -> 
         raise _unreadable(name, error) from error
     else:
         if not stat.S_ISDIR(status.st_mode):
-            if os.path.realpath(name) in excluded:
+            if name in excluded:
                 raise BatchInputError(f"{name} is both input and output")
             return [_described(name)]
         names = sorted(
@@ -620,10 +676,21 @@ def _expanded(name: str, input_format: RowFormat | None, excluded: set[str]) -> 
             and not any(part.startswith(".") for part in path.relative_to(name).parts)
             and (input_format is not None or format_of(path.name) is not None)
         )
-    names = [found for found in names if os.path.realpath(found) not in excluded]
+    names = [found for found in names if found not in excluded]
     if not names:
         raise BatchInputError(f"no file matches {name}" if glob.has_magic(name) else f"{name} has no input files")
     return [_described(found) for found in names]
+
+
+def _check_different(inputs: list[_Input]) -> None:
+    """Refuse an input that is named twice: its rows would be paid for twice, and a stream can be read once only."""
+    seen: set[object] = set()
+    for found in inputs:
+        node = found.name if found.regular else _node(0 if found.name == STANDARD_INPUT else found.name)
+        if node in seen:
+            what = "standard input" if found.name == STANDARD_INPUT else found.name
+            raise BatchInputError(f"{what} is among the inputs twice")
+        seen.add(node)
 
 
 def _described(name: str) -> _Input:

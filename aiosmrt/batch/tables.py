@@ -8,16 +8,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, Final
 from uuid import UUID
 
 from aiosmrt._extras import installed
+from aiosmrt.batch.tasks import check_wanted
 from aiosmrt.errors import BatchInputError, BatchOutputError, SerializationError
 from aiosmrt.serializers.frames import is_pandas_frame
 
@@ -76,7 +77,8 @@ def table_batches(table: Any) -> Iterator[Any]:
 def records_of(batch: Any) -> list[dict[str, Any]]:
     """The rows of a record batch, with values as JSON has them; binary ones stay ``bytes``.
 
-    Times and dates become text as in ISO 8601, durations seconds, decimals and short floats the nearest float.
+    Times and dates become text as in ISO 8601, durations seconds, short floats the nearest float, and so do decimals;
+    those without places become whole numbers.
     """
     names = batch.schema.names
     columns = [_values(column) for column in batch.columns]
@@ -100,18 +102,33 @@ def _values(column: Any) -> list[Any]:
         column = column.cast(pa.time64("us"), safe=False)
     values: list[Any] = column.to_pylist()
     if types.is_nested(kind) or types.is_temporal(kind) or types.is_decimal(kind) or types.is_dictionary(kind):
-        return [_plain(value) for value in values]
+        plain = _plainer(kind)
+        return [None if value is None else plain(value) for value in values]
     return values
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        if value and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in value):
-            return {name: _plain(part) for name, part in value}  # a map
-        return [_plain(part) for part in value]
-    return plain_object(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
+def _plainer(kind: Any) -> Callable[[Any], Any]:
+    """A function that makes JSON values of a type's values, None aside."""
+    types = pyarrow().types
+    if types.is_dictionary(kind):
+        return _plainer(kind.value_type)
+    if types.is_struct(kind):
+        members = {(field := kind.field(number)).name: _plainer(field.type) for number in range(kind.num_fields)}
+        return lambda value: {
+            name: None if (part := value[name]) is None else plain(part) for name, plain in members.items()
+        }
+    if types.is_map(kind):
+        key, item = _plainer(kind.key_type), _plainer(kind.item_type)
+        if types.is_string(kind.key_type) or types.is_large_string(kind.key_type):
+            return lambda value: {name: None if part is None else item(part) for name, part in value}
+        return lambda value: [[key(name), None if part is None else item(part)] for name, part in value]
+    if types.is_nested(kind):
+        item = _plainer(kind.value_type)
+        return lambda value: [None if part is None else item(part) for part in value]
+    if types.is_decimal(kind):
+        # Whole numbers of any length, such as identifiers, keep all their digits.
+        return float if kind.scale > 0 else int
+    return lambda value: plain_object(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
 
 
 def plain_object(value: Any) -> Any:
@@ -130,7 +147,8 @@ def plain_object(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Decimal):
-        return float(value)
+        # Whole numbers of any length, such as identifiers, keep all their digits.
+        return int(value) if value.is_finite() and value.as_tuple().exponent == 0 else float(value)
     if isinstance(value, (UUID, PurePath)):
         return str(value)
     if callable(tolist := getattr(value, "tolist", None)):
@@ -254,9 +272,11 @@ def _converted(values: list[Any], kind: Any) -> Any:
     if types.is_duration(kind):
         return pa.array([None if value is None else timedelta(seconds=value) for value in values], kind)
     if types.is_decimal(kind):
+        # As many digits as Parquet has at most.
+        exact, unit = Context(prec=76), Decimal(1).scaleb(-kind.scale)
         return pa.array(
-            [None if value is None else Decimal(str(value)) for value in values], pa.decimal128(38, 18)
-        ).cast(kind, safe=False)
+            [None if value is None else exact.quantize(Decimal(str(value)), unit) for value in values], kind
+        )
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return pa.array([None if value is None else _as_bytes(value) for value in values], kind)
     if types.is_floating(kind):
@@ -281,7 +301,13 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 def write_parquet(
-    records: Path, out: Path, *, columns: Iterable[str], hints: Mapping[str, Any], facts: Mapping[str, str]
+    records: Path,
+    out: Path,
+    *,
+    columns: Iterable[str],
+    hints: Mapping[str, Any],
+    facts: Mapping[str, str],
+    is_unwanted: Callable[[], bool] = lambda: False,
 ) -> None:
     """Write records of JSON into a Parquet file, which appears when it is complete.
 
@@ -293,20 +319,28 @@ def write_parquet(
         columns: what its columns begin with; further members of records follow.
         hints: the types of columns that come from the input.
         facts: kept in its metadata; see `parquet_facts`.
+        is_unwanted: asked every now and then.
 
     Raises:
         BatchOutputError: it cannot be written.
+        JobStoppedError: it is no longer wanted.
     """
+
+    def groups() -> Iterator[list[dict[str, Any]]]:
+        for some in _groups(records):
+            check_wanted(is_unwanted)
+            yield some
+
     pyarrow("pyarrow.parquet")
     partial = out.with_name(f"{out.name}.partial")
     try:
         try:
-            found = _look(records, columns, hints)
+            found = _look(groups(), columns, hints)
             while True:
                 # A group may not fit a type that a later one widened: numbers of 64 bits, among floats. Their column
                 # is text in the next attempt, so there is an end.
                 with suppress(_MisfitError):
-                    _write(records, partial, found, facts)
+                    _write(groups(), partial, found, facts)
                     break
             partial.replace(out)
             return
@@ -321,10 +355,12 @@ def write_parquet(
     raise BatchOutputError(f"cannot write {out}: the records do not fit into Parquet ({kind})")
 
 
-def _look(records: Path, columns: Iterable[str], hints: Mapping[str, Any]) -> dict[str, _Column]:
-    """The columns of records, whose types are found out."""
+def _look(
+    groups: Iterable[list[dict[str, Any]]], columns: Iterable[str], hints: Mapping[str, Any]
+) -> dict[str, _Column]:
+    """The columns of groups of records, whose types are found out."""
     found = {name: _Column(hints.get(name)) for name in columns}
-    for some in _groups(records):
+    for some in groups:
         for record in some:
             for name in record:
                 if name not in found:
@@ -334,8 +370,10 @@ def _look(records: Path, columns: Iterable[str], hints: Mapping[str, Any]) -> di
     return found
 
 
-def _write(records: Path, out: Path, found: Mapping[str, _Column], facts: Mapping[str, str]) -> None:
-    """Write records into a Parquet file.
+def _write(
+    groups: Iterable[list[dict[str, Any]]], out: Path, found: Mapping[str, _Column], facts: Mapping[str, str]
+) -> None:
+    """Write groups of records into a Parquet file.
 
     Raises:
         _MisfitError: a column has just become text.
@@ -345,7 +383,7 @@ def _write(records: Path, out: Path, found: Mapping[str, _Column], facts: Mappin
     schema = schema.with_metadata({_FACTS: json.dumps(dict(facts)).encode()})
     with out.open("wb") as file:
         with parquet.ParquetWriter(file, schema) as writer:
-            for some in _groups(records):
+            for some in groups:
                 arrays = [column.array([record.get(name) for record in some]) for name, column in found.items()]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
         file.flush()

@@ -1,4 +1,4 @@
-"""Work that is finished whatever happens."""
+"""Work that is finished whatever happens, and work in threads that ends when it is no longer wanted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-__all__ = ["uninterrupted"]
+__all__ = ["JobStoppedError", "check_wanted", "uninterrupted"]
 
 T = TypeVar("T")
+
+
+class JobStoppedError(Exception):
+    """The job was told to stop while a thread waited for something, or made it."""
+
+
+def check_wanted(is_unwanted: Callable[[], bool]) -> None:
+    """Raise `JobStoppedError` if what a thread makes is no longer wanted."""
+    if is_unwanted():
+        raise JobStoppedError
 
 
 async def uninterrupted(work: Awaitable[T], on_cancel: Callable[[], object] | None = None) -> T:

@@ -29,6 +29,7 @@ from click.shell_completion import shell_complete
 from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt.cli.bench import bench
 from aiosmrt.cli.commands import operation_command
+from aiosmrt.cli.converse import converse
 from aiosmrt.cli.demo import demo
 from aiosmrt.cli.options import global_options, version_line
 from aiosmrt.cli.parameters import ParameterError
@@ -71,6 +72,7 @@ for _operation in OPERATIONS:
     _command = operation_command(_operation)
     cli.add_command(_command)
     _sagemaker_runtime.add_command(_command)
+cli.add_command(converse)
 cli.add_command(score)
 cli.add_command(bench)
 cli.add_command(serve)

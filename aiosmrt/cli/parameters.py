@@ -39,6 +39,8 @@ HELP: Mapping[str, str] = {
     "InferenceComponentName": "Inference component.",
     "SessionId": "Id of a stateful session; NEW_SESSION starts one.",
     "PrefixAwareId": "Key that routes requests with the same prefix to the same instance.",
+    "ModelInvocationPath": "Path of the container's WebSocket, without a leading slash.",
+    "ModelQueryString": "Query of the container's WebSocket, without ?.",
     "InputLocation": "S3 URI of the input.",
     "S3OutputPathExtension": "Path appended to the endpoint's S3 output path.",
     "Filename": "Name of the S3 object for the result.",

@@ -16,17 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from aiosmrt.cli.interrupts import INTERRUPTED, Interrupts
 from aiosmrt.cli.options import (
     GlobalOptions,
     choice_option,
@@ -36,7 +33,7 @@ from aiosmrt.cli.options import (
     number_option,
 )
 from aiosmrt.cli.parameters import HELP, ParameterError, option_name
-from aiosmrt.cli.progress import print_json, shown_progress
+from aiosmrt.cli.progress import print_json, rows_text, shown_progress
 from aiosmrt.errors import AiosmrtError, BatchStoppedError, ParamValidationError
 
 __all__ = ["score"]
@@ -98,7 +95,9 @@ def _template(context: click.Context, parameter: click.Parameter, value: str | N
 
 
 _OWN_OPTIONS: list[click.Parameter] = [
-    click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True)),
+    click.Argument(
+        ["inputs"], nargs=-1, required=True, metavar="INPUT...", type=click.Path(allow_dash=True, readable=False)
+    ),
     click.Option(["--endpoint-name"], required=True, metavar="NAME", help=HELP["EndpointName"]),
     click.Option(
         ["--output", "out"], required=True, metavar="OUT", type=click.Path(), help="File or S3 object for the answers."
@@ -189,7 +188,8 @@ def _run(**given: Any) -> None:
     context = click.get_current_context()
     try:
         given["input_format"] = _input_format(given)
-        code = asyncio.run(_score(GlobalOptions.of(context), given))
+        with Interrupts() as interrupts:
+            code = asyncio.run(_score(GlobalOptions.of(context), given, interrupts))
     except (ParamValidationError, BrokenPipeError):
         raise  # as for all commands
     except BatchStoppedError as error:
@@ -197,7 +197,7 @@ def _run(**given: Any) -> None:
     except (AiosmrtError, OSError) as error:
         code = _fail(255, error)
     except asyncio.CancelledError:
-        code = 130
+        code = INTERRUPTED
     except (click.ClickException, click.exceptions.Exit, click.Abort, ParameterError):
         raise
     except Exception as error:
@@ -223,7 +223,7 @@ Exit status: 0 all rows are scored, 1 some failed, 3 stopped early, 130 interrup
 score: click.Command = make_command("score", _run, _OWN_OPTIONS, _NOT_HERE, _HELP)
 
 
-async def _score(options: GlobalOptions, given: dict[str, Any]) -> int:
+async def _score(options: GlobalOptions, given: dict[str, Any], interrupts: Interrupts) -> int:
     from aiosmrt.batch import ANY_ANSWER, codec_for
     from aiosmrt.batch import score as run_job
     from aiosmrt.serializers import JSON
@@ -245,31 +245,36 @@ async def _score(options: GlobalOptions, given: dict[str, Any]) -> int:
             upload_to=given["upload_to"],
             **members,
         )
-        with (
-            _signals(stop),
-            shown_progress(as_json=given["as_json"], quiet=given["quiet"]) as (
-                on_progress,
-                every,
-                say,
-            ),
-        ):
+        with shown_progress(as_json=given["as_json"], quiet=given["quiet"]) as shown:
+
+            def begin_to_stop() -> None:
+                stop.set()
+                shown.tell("stopping: calls in flight have 10 s to end; once more ends at once")
+
+            interrupts.watch(begin_to_stop)
             report = await run_job(
                 endpoint,
                 given["inputs"],
                 given["out"],
                 serializer_for=lambda kind: codec_for(given["content_type"] or _default_content_type(kind, given)),
                 stop=stop,
-                on_progress=on_progress,
-                progress_interval=every,
+                on_progress=shown.on_progress,
+                progress_interval=shown.every,
                 **arguments,
             )
     if given["as_json"]:
         print_json({**_fields(report), "rows_per_second": round(report.rows_per_second, 1)})
     if not report.finished:
-        sys.stderr.write(f"stopped: {report.rows:,} rows are done; run the same command again to resume\n")
-        return 130
+        # Told to stop before it has looked, it does not know of earlier runs.
+        done = f": {rows_text(report.rows)} done" if report.rows else ""
+        sys.stderr.write(f"stopped{done}; run the same command again to resume\n")
+        return INTERRUPTED
     failures = f"; {report.failed:,} failed, see {report.errors}" if report.failed else ""
-    say(f"{report.scored:,} rows scored in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s){failures}")
+    if report.resumed == report.rows:
+        shown.say(f"nothing left to do: {rows_text(report.scored)} scored before{failures}")
+    else:
+        rate = f"{report.rows_per_second:,.0f}/s"
+        shown.say(f"{rows_text(report.scored)} scored in {report.seconds:.1f} s ({rate}){failures}")
     return 1 if report.failed else 0
 
 
@@ -312,29 +317,3 @@ def _fail(code: int, error: Exception) -> int:
     message = " ".join(str(error).split()) or type(error).__name__
     sys.stderr.write(f"aiosmrt: error: {message}\n")
     return code
-
-
-@contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """Stop the job on Ctrl-C and SIGTERM; a second one ends it at once."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-
-    def received() -> None:
-        if stop.is_set():
-            if task is not None:
-                task.cancel()
-            return
-        sys.stderr.write("stopping: calls in flight have 10 s to end; once more ends at once\n")
-        stop.set()
-
-    # Python has signals in the main thread only.
-    is_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-    for number in numbers:
-        loop.add_signal_handler(number, received)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

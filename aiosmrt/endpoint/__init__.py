@@ -1,9 +1,10 @@
-"""One endpoint with Python objects in and out: predict, invoke, stream, map, submit, session.
+"""One endpoint with Python objects in and out: predict, invoke, stream, duplex, map, submit, session.
 
 `aiosmrt.Client.endpoint` makes an `Endpoint`. It calls the client's operations, with a serializer before the call and a
 deserializer or a stream's view after it.
 """
 
+from aiosmrt.endpoint.duplex import DuplexStream
 from aiosmrt.endpoint.endpoint import Endpoint
 from aiosmrt.endpoint.fanout import Result, Results
 from aiosmrt.endpoint.groups import split_answer
@@ -16,6 +17,7 @@ from aiosmrt.serializers.frames import batches
 
 __all__ = [
     "CallOptions",
+    "DuplexStream",
     "Endpoint",
     "Inference",
     "Job",

@@ -4,6 +4,7 @@
 
     data ── serializer ──► client._invoke ──────────────────────────► deserializer ──► value     predict, invoke
          ── serializer ──► client.make_request ──────────────────────► PredictionStream          stream
+         ◄─ serializer, deserializer ──► bidirectional stream ────────► DuplexStream               duplex
          ── serializer ──► (S3, if it is large) ──► client.make_request ──► Job                   submit
 
 `map` and `session` make several of the first kind. An endpoint keeps the members of its calls under AWS's names; the
@@ -22,9 +23,16 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack, overl
 from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.frames import clear_locals
-from aiosmrt._wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
+from aiosmrt._wire.messages import MAX_PART_BYTES, DataType
+from aiosmrt._wire.operations import (
+    INVOKE_ENDPOINT,
+    INVOKE_ENDPOINT_ASYNC,
+    INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM,
+    INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
+)
 from aiosmrt.config import UNSET, Unset, is_whole, shown
 from aiosmrt.endpoint.bodies import in_thread, serialized
+from aiosmrt.endpoint.duplex import DuplexStream, check_messages
 from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.endpoint.groups import GroupedResults, GroupScoring
 from aiosmrt.endpoint.inference import Inference, inference_of
@@ -368,6 +376,75 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del data, options, params
+            clear_locals(error)
+            raise
+
+    def duplex(
+        self,
+        *,
+        model_invocation_path: str | None = None,
+        model_query_string: str | None = None,
+        data_type: DataType | None = None,
+        max_message_bytes: int = MAX_PART_BYTES,
+        max_resend_bytes: int = 2**20,
+        pin_credentials: bool = True,
+        **options: Unpack[CallOptions],
+    ) -> DuplexStream[In, Out]:
+        """Talk with the model: objects go in both directions at once, over HTTP/2::
+
+            async with endpoint.duplex() as stream, asyncio.TaskGroup() as tasks:
+                tasks.create_task(stream.send_all(microphone()))
+                async for value in stream:
+                    ...
+
+        Needs the extra ``http2``. An object is one message, text or binary by the serializer's content type, which is
+        not sent otherwise.
+
+        Args:
+            model_invocation_path: the path at the container, without a leading slash, up to 100 characters. If None,
+                ``invocations-bidirectional-stream``.
+            model_query_string: the query at the container, without ``?``, up to 2,048 characters.
+            data_type: ``"UTF8"`` makes all messages text, ``"BINARY"`` makes them binary. If None, messages are text if
+                the content type of their serializer is text in UTF-8.
+            max_message_bytes: the largest message that is read, bytes. Defaults to 16 MiB.
+            max_resend_bytes: how much of what was sent is kept for another attempt, bytes; see
+                `aiosmrt.Client.invoke_endpoint_with_bidirectional_stream`. Defaults to 1 MiB.
+            pin_credentials: whether all messages are signed with the credentials of the request; see there. Defaults to
+                True.
+            options: see `CallOptions`; ``target_variant``, and ``content_type``, which decides between text and binary.
+
+        Raises:
+            ParamValidationError: before anything is sent: an argument is wrong, or the operation does not accept an
+                option.
+
+            Entering the block raises as for `aiosmrt.BidirectionalStream`.
+        """
+        operation = INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM
+        params: dict[str, Any] = {}
+        try:
+            check_messages(data_type, max_message_bytes)
+            params = merged(self._params, options)
+            content_type = params.pop("ContentType", "")
+            params.pop("Accept", None)
+            check_accepted(operation, params)
+            stream = self._client.invoke_endpoint_with_bidirectional_stream(
+                **params,
+                ModelInvocationPath=model_invocation_path,
+                ModelQueryString=model_query_string,
+                max_resend_bytes=max_resend_bytes,
+                pin_credentials=pin_credentials,
+            )
+            return DuplexStream(
+                stream,
+                self.name,
+                self._serializer,
+                self._deserializer,
+                content_type=content_type,
+                data_type=data_type,
+                max_message_bytes=max_message_bytes,
+            )
+        except BaseException as error:
+            del options, params, model_query_string
             clear_locals(error)
             raise
 

@@ -208,7 +208,7 @@ class Results(Generic[In, Out]):
         # What is taken are items here, and lists of them in `GroupedResults`.
         self._source: Iterator[Any] | None = None
         self._asynchronous: AsyncIterator[In] | None = None
-        if (mistake := _mistaken_items(items)) is not None:
+        if (mistake := mistaken_items(items)) is not None:
             faults.append(mistake)
         try:
             if isinstance(items, AsyncIterable):
@@ -433,7 +433,7 @@ class Results(Generic[In, Out]):
             self._wake_reader()
 
     async def _work(self) -> None:
-        while not self._ended and (taken := await self._take()) is not None:
+        while not self._ended and (taken := self._take_at_hand() or await self._take()) is not None:
             if self._at_work < self._concurrency:
                 self._start_next_worker()
             await self._score(*taken)
@@ -490,7 +490,8 @@ class Results(Generic[In, Out]):
                 if self._too_many_failures(whole=False):
                     self._end(TooManyFailuresError(self._failures, self._calls))
         self._wake_reader()
-        self._wake_drains()
+        if self._drains:
+            self._wake_drains()
 
     def _count(self, item: Any) -> int:
         """Count what was taken; returns its index."""
@@ -518,6 +519,15 @@ class Results(Generic[In, Out]):
         if isinstance(most, float):
             return (whole or self._calls >= CALLS_FOR_A_SHARE) and self._failures > most * self._calls
         return self._failures > most
+
+    def _take_at_hand(self) -> tuple[int, Any] | None:
+        """The next item and its index, if it may be held and is there: without a coroutine, which costs as much."""
+        if self._buffered is None or not self._held.try_acquire():
+            return None
+        if (ready := self._buffered.take_ready()) is None:
+            self._held.release()
+            return None
+        return self._count(ready), ready
 
     async def _take(self) -> tuple[int, Any] | None:
         """Return the next item and its index, once it may be held; None if there are no more."""
@@ -594,11 +604,16 @@ class Results(Generic[In, Out]):
             self._end(failure)
 
 
-def _mistaken_items(items: object) -> str | None:
-    """Say why to refuse an object that can be iterated, but hardly into what was meant."""
+def mistaken_items(items: object, for_frames: str = "use map_rows(frame), or map(batches(frame, rows))") -> str | None:
+    """Say why to refuse an object that can be iterated, but hardly into what was meant.
+
+    Args:
+        items: the object.
+        for_frames: what to do with a table.
+    """
     accepted = f"items must be an iterable of items; got a {type_name(items)}"
     if is_frame(items):
-        return f"{accepted}, which iterates over columns; use map_rows(frame), or map(batches(frame, rows))"
+        return f"{accepted}, which iterates over columns; {for_frames}"
     if iterates_over_columns(items):
         return f"{accepted}, which iterates over columns; pass its rows"
     if isinstance(items, Mapping):

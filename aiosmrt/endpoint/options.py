@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
-from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM, Operation
+from aiosmrt._wire.operations import (
+    INVOKE_ENDPOINT_ASYNC,
+    INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM,
+    INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
+    Operation,
+)
 from aiosmrt.errors import ParamValidationError
 
 __all__ = ["CallOptions", "check_accepted", "merged"]
@@ -49,7 +54,11 @@ _NOT_ACCEPTED: Final = {
     operation.name: {
         member: name for name, member in _MEMBERS.items() if member not in {known.name for known in operation.members}
     }
-    for operation in (INVOKE_ENDPOINT_ASYNC, INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
+    for operation in (
+        INVOKE_ENDPOINT_ASYNC,
+        INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM,
+        INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
+    )
 }
 
 

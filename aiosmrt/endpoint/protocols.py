@@ -17,6 +17,7 @@ from aiosmrt.events import Observer
 
 if TYPE_CHECKING:
     from aiosmrt._core.admission import MaxConcurrency
+    from aiosmrt._core.duplex import BidirectionalStream
     from aiosmrt._transport.base import Reply
     from aiosmrt._wire.params import Head
     from aiosmrt.client import ClientStatistics
@@ -74,6 +75,19 @@ class EndpointClient(StorageClient, Protocol):
 
     def statistics(self) -> ClientStatistics:
         """See `aiosmrt.Client.statistics`."""
+        ...
+
+    def invoke_endpoint_with_bidirectional_stream(
+        self,
+        *,
+        EndpointName: str,
+        TargetVariant: str | None = ...,
+        ModelInvocationPath: str | None = ...,
+        ModelQueryString: str | None = ...,
+        max_resend_bytes: int = ...,
+        pin_credentials: bool = ...,
+    ) -> BidirectionalStream:
+        """See `aiosmrt.Client.invoke_endpoint_with_bidirectional_stream`."""
         ...
 
     async def _invoke(

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, Protocol, Self, cast, runtime_checkable
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -65,6 +65,19 @@ class StreamMessage:
     complete: bool = True
 
 
+class _NoMessages:
+    """The messages of any call but a bidirectional stream."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamMessage:
+        raise StopAsyncIteration
+
+
+NO_MESSAGES: Final = _NoMessages()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
     """One call as a model container receives it.
@@ -88,7 +101,7 @@ class Invocation:
         new_session: whether the caller asked for a new session.
         prefix_aware_id: the caller's hint for prefix-aware routing.
         enable_explanations: the caller's condition for explanations.
-        messages: of a bidirectional stream, what the caller sends, until it ends its input. None otherwise.
+        messages: of a bidirectional stream, what the caller sends, until it ends its input; empty for other calls.
         model_path: of a bidirectional stream, the path at the container. None if the caller named none.
         model_query: of a bidirectional stream, the query at the container. None if the caller named none.
     """
@@ -110,7 +123,7 @@ class Invocation:
     new_session: bool = False
     prefix_aware_id: str | None = None
     enable_explanations: str | None = None
-    messages: AsyncIterator[StreamMessage] | None = field(default=None, repr=False)
+    messages: AsyncIterator[StreamMessage] = field(default=NO_MESSAGES, repr=False)
     model_path: str | None = None
     model_query: str | None = field(default=None, repr=False)
 
@@ -147,7 +160,9 @@ class ContainerReply:
 
 Body = bytes | bytearray | memoryview | str | AsyncIterator[bytes]
 HandlerResult = Body | tuple[Body, Mapping[str, str]]
-Handler = Callable[[Invocation], Awaitable[HandlerResult] | HandlerResult]
+StreamHandler = Callable[[Invocation], AsyncIterator[StreamMessage | str | bytes]]
+"""Answers a bidirectional stream: an async generator function."""
+Handler = Callable[[Invocation], Awaitable[HandlerResult] | HandlerResult] | StreamHandler
 
 
 class Backend(Protocol):

@@ -125,6 +125,7 @@ _TOP_LEVEL: Final[Mapping[str, Any]] = {
     "http2_tls": bool,
     "http2_window_bytes": int,
     "http2_max_streams": int,
+    "http2_stream_seconds": float,
     "verify_signatures": bool,
     "model_timeout": float,
     "stream_timeout": float,

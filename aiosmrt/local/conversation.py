@@ -108,6 +108,8 @@ async def call_websocket(
         async with aclosing(socket.frames()) as frames:
             yield frames
     finally:
+        # First of all, because the caller may be cancelled in any of the waits below.
+        socket.abort()
         sending.cancel()
         pinging.cancel()
         await asyncio.wait({sending, pinging})
@@ -161,10 +163,10 @@ class _WebSocket:
         with suppress(ConnectionError):  # the reader sees it too
             await self._writer.drain()
 
-    async def send_all(self, messages: AsyncIterator[StreamMessage] | None) -> None:
+    async def send_all(self, messages: AsyncIterator[StreamMessage]) -> None:
         """Send the caller's messages, then a Close frame."""
         goes_on = False
-        async for message in messages or _none():
+        async for message in messages:
             is_text = isinstance(message.data, str)
             data = message.data.encode() if isinstance(message.data, str) else message.data
             if goes_on:
@@ -229,10 +231,15 @@ class _WebSocket:
         except ConnectionError:
             return b""
 
-    async def close(self) -> None:
-        """Close the connection."""
+    def abort(self) -> None:
+        """End the connection at once."""
         if self._writer is not None:
             self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """End the connection, and wait until it is closed."""
+        self.abort()
+        if self._writer is not None:
             with suppress(ConnectionError):
                 await self._writer.wait_closed()
 
@@ -265,8 +272,3 @@ class PartialText:
                 raise
             self._left = data[error.start :]
             return data[: error.start].decode()
-
-
-async def _none() -> AsyncGenerator[StreamMessage, None]:
-    return
-    yield

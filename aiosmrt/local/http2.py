@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -33,7 +34,7 @@ from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, LAST_STREAM_ID, Connection
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
 from aiosmrt._wire.sigv4.canonical import SignatureFormatError
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD, EventVerifier
-from aiosmrt.errors import EventStreamFormatError
+from aiosmrt.errors import ConfigurationError, EventStreamFormatError
 from aiosmrt.local.backends import ContainerFailure, StreamMessage
 from aiosmrt.local.conversation import PartialText, StreamClosedByContainer
 from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, access_denied
@@ -73,6 +74,9 @@ class Http2Server:
         window_bytes: how much a client may send on a stream before the model has taken it.
         max_streams: streams that a connection may have at once.
         lifetime: seconds after which a stream is ended.
+
+    Raises:
+        ConfigurationError: ``lifetime`` is not a positive number.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class Http2Server:
         max_streams: int = 100,
         lifetime: float = LIFETIME_SECONDS,
     ) -> None:
+        if not 0 < lifetime < math.inf:
+            raise ConfigurationError(f"http2_stream_seconds must be a number > 0; got {lifetime}")
         self.service = service
         self.stall = stall
         self.window_bytes = window_bytes
@@ -360,7 +366,9 @@ class _Exchange:
             code = str(error.code) if isinstance(error, StreamClosedByContainer) else "StreamBroken"
             return _failure("ModelStreamError", error.message, code)
         record.error_code = "InternalStreamFailure"
-        return _failure("InternalStreamFailure", "The stream has reached the limit of 30 minutes.")
+        limit = self._server.lifetime
+        limit_text = f"{limit / 60:g} minutes" if limit >= 60 else f"{limit:g} seconds"
+        return _failure("InternalStreamFailure", f"The stream has reached the limit of {limit_text}.")
 
     def _verify(self, path: str, query: str, context: CallContext) -> None:
         verifier = self._server.service.verifier

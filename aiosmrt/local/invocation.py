@@ -210,7 +210,8 @@ class Invoker:
             ContainerFailure: while the messages are iterated: the container failed.
         """
         endpoint = self.endpoint(context)
-        if endpoint.configuration.async_inference is not None:
+        configuration = endpoint.configuration
+        if configuration.async_inference is not None:
             raise ErrorReply(asynchronous_only(context, "InvokeEndpointWithBidirectionalStream"))
         route = self.route(endpoint, parameters, context)
         container = route.container or PRIMARY
@@ -227,9 +228,14 @@ class Invoker:
         )
         async with AsyncExitStack() as stack:
             try:
-                answers = await stack.enter_async_context(route.backend.converse(invocation))
+                async with asyncio.timeout(configuration.model_timeout or self._model_timeout):
+                    if (workers := self._workers.get(context.endpoint)) is not None:
+                        await stack.enter_async_context(workers.serve())
+                    answers = await stack.enter_async_context(route.backend.converse(invocation))
             except ContainerFailure as failure:
                 raise ErrorReply(model_error(context, failure.status, failure.message, container)) from failure
+            except TimeoutError as error:
+                raise ErrorReply(model_error(context, 0, model_timed_out(container), container)) from error
             yield answers, route.variant
 
     async def whole_response(

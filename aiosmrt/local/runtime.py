@@ -86,6 +86,7 @@ class LocalRuntime:
             False.
         http2_window_bytes: how much a client may send on a stream before the model has taken it. Defaults to 65,535.
         http2_max_streams: streams that a connection may have at once. Defaults to 100.
+        http2_stream_seconds: seconds after which a bidirectional stream is ended. Defaults to 1,800, the service's.
         object_storage: the S3 for asynchronous inference. Required if an endpoint is asynchronous.
         faults: scripted faults by endpoint name, under ``*`` for all; see ``aiosmrt.local.faults``. Defaults to none.
         model_timeout: seconds that a model has to answer, or to start a response stream. Defaults to 60.
@@ -123,6 +124,7 @@ class LocalRuntime:
         http2_tls: bool | ssl.SSLContext = False,
         http2_window_bytes: int = 65_535,
         http2_max_streams: int = 100,
+        http2_stream_seconds: float = 1800.0,
         object_storage: ObjectStorage | None = None,
         faults: Mapping[str, Faults] | None = None,
         model_timeout: float = MODEL_TIMEOUT,
@@ -206,6 +208,7 @@ class LocalRuntime:
                 stall=self._server.stall,
                 window_bytes=http2_window_bytes,
                 max_streams=http2_max_streams,
+                lifetime=http2_stream_seconds,
             )
         self._session: aiohttp.ClientSession | None = None
         self._storage_access = AsyncExitStack()

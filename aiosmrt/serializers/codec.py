@@ -19,12 +19,14 @@ from aiosmrt.serializers.objects import SupportsRead, is_file, type_name
 
 __all__ = [
     "BYTE_ORDER_MARK",
+    "TEXT_TYPES",
     "Codec",
     "Deserializer",
     "Serializer",
     "check_type",
     "encoding_of",
     "is_general",
+    "is_text",
     "parsed",
 ]
 
@@ -114,6 +116,22 @@ def is_general(content_type: str) -> bool:
     """Return whether a ``Content-Type`` is missing or says little: ``application/octet-stream`` or ``text/plain``."""
     found = _media_type(content_type)
     return found in _UNTYPED or found == "text/plain"
+
+
+TEXT_TYPES: Final = r"text/.+|[^/]+/(.+\+)?(json|xml|yaml)|application/(x-)?(jsonlines|json-lines|jsonl|ndjson|csv)"
+"""A pattern of the media types whose content is text."""
+
+
+def is_text(content_type: str) -> bool:
+    """Return whether content of a type is text in UTF-8.
+
+    >>> is_text("application/json"), is_text("text/csv; charset=latin-1"), is_text("audio/l16")
+    (True, False, False)
+    """
+    return re.fullmatch(TEXT_TYPES, _media_type(content_type)) is not None and encoding_of(content_type) in (
+        "utf-8",
+        "ascii",
+    )
 
 
 def check_type(content_type: str, accept: str, kin: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from aiosmrt.errors import SerializationError
-from aiosmrt.serializers.codec import Codec
+from aiosmrt.serializers.codec import TEXT_TYPES, Codec
 from aiosmrt.serializers.objects import type_name
 
 __all__ = ["BYTES", "TEXT", "BytesCodec", "TextCodec"]
@@ -38,7 +38,7 @@ class TextCodec(Codec):
     content_type: str = "text/plain"
     accept: str = "text/plain"
 
-    _kin = r"text/.+|[^/]+/(.+\+)?(json|xml|yaml)|application/(x-)?(jsonlines|json-lines|jsonl|ndjson|csv)"
+    _kin = TEXT_TYPES
 
     def serialize(self, data: str, /) -> bytes:
         """Encode text.

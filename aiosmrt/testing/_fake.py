@@ -19,6 +19,7 @@ from aiosmrt.testing._streams import PartsReply
 __all__ = ["FakeClient", "FakeResponse", "RecordedCall"]
 
 _BY_SUFFIX = {operation.path_suffix: operation for operation in OPERATIONS}
+_NO_HTTP2 = "FakeClient does not answer bidirectional streams: use aiosmrt.local.LocalRuntime(http2_port=0) for them"
 _REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 
 
@@ -70,7 +71,7 @@ class FakeClient(Client):
 
     Everything but the transport is the real client's: parameter checks, results, errors, views, endpoints,
     observers and statistics. It reads neither credentials nor a network. Calls are not repeated, unless ``patience`` is
-    given.
+    given. Bidirectional streams raise `ClientStateError`.
 
     Args:
         answers: what each endpoint answers, by name, or under ``*`` for all others: bytes, text, JSON as a dictionary
@@ -108,6 +109,7 @@ class FakeClient(Client):
             return transport
 
         self._core.create_transport = create
+        self._core.http2_refusal = _NO_HTTP2
 
 
 class _FakeTransport:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import pyarrow.parquet
 
 from aiosmrt.local import LocalRuntime
-from tests.batch.conftest import Models, write_rows
 from tests.support.command_line import PROGRAM, environment, started
 from tests.support.runtime import local_runtime
+from tests.support.scoring import Models, write_rows
 
 _CONCURRENCY = 8
 # Calls whose answers may be unwritten when a process dies: in flight, and what came within one write's time.

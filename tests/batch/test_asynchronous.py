@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from aiosmrt.local import (
     ObjectServer,
     ObjectStorage,
     ProductionVariant,
+    faults,
 )
 from aiosmrt.serializers import JSON
-from tests.batch.conftest import doubled, lines_of, write_rows
 from tests.support.command_line import PROGRAM, environment, started
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
+from tests.support.scoring import doubled, lines_of, write_rows
 from tests.support.seaweed import OWNER, s3_client
 
 
@@ -264,28 +265,53 @@ async def test_progress_counts_jobs(endpoint: Endpoint[Any, Any], tmp_path: Path
     assert 0 < max(seen) <= 8
 
 
-@pytest.mark.timeout(300)
-async def test_a_command_that_is_killed_pays_for_no_job_twice(
-    runtime: LocalRuntime, model: Model, object_server: ObjectServer, tmp_path: Path, out: Path
-) -> None:
+@pytest.fixture
+def command(runtime: LocalRuntime, object_server: ObjectServer, tmp_path: Path) -> Callable[[], Any]:
+    """Starts ``aiosmrt score`` with 24 rows, two a request, four requests at a time."""
     rows = write_rows(tmp_path / "rows.jsonl", 24)
-    command = (*PROGRAM, "score", str(rows), "--endpoint-name", "queued", "--output", "out.jsonl", "--asynchronous")
-    command += ("--max-concurrency", "4", "--rows-per-request", "2", "--quiet")
+    arguments = (*PROGRAM, "score", str(rows), "--endpoint-name", "queued", "--output", "out.jsonl", "--asynchronous")
+    arguments += ("--max-concurrency", "4", "--rows-per-request", "2", "--quiet")
     env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url, AWS_ENDPOINT_URL_S3=object_server.url)
+    return lambda: started(*arguments, env=env, cwd=tmp_path)
+
+
+async def kill_once_noted(command: Callable[[], Any], model: Model, out: Path, jobs: int) -> None:
+    """Kill the command once the model has four requests, of which so many are noted."""
     model.gate.clear()
-    async with started(*command, env=env, cwd=tmp_path) as process:
-        # All four are under way and noted.
+    async with command() as process:
         await model.has(4)
-        while not jobs_file(out).exists() or jobs_file(out).read_bytes().count(b'"handle"') < 4:
+        while not jobs_file(out).exists() or jobs_file(out).read_bytes().count(b'"handle"') < jobs:
             await asyncio.sleep(0.01)
         process.kill()
         await process.wait()
     # They end while no process waits for them.
     model.gate.set()
-    async with started(*command, env=env, cwd=tmp_path) as process:
+
+
+@pytest.mark.timeout(300)
+async def test_a_command_that_is_killed_pays_for_no_job_twice(
+    command: Callable[[], Any], model: Model, out: Path
+) -> None:
+    await kill_once_noted(command, model, out, jobs=4)
+    async with command() as process:
         assert await process.wait() == 0
     assert lines_of(out) == doubled(24)
     assert model.rows() == list(range(24))
+
+
+@pytest.mark.timeout(300)
+async def test_what_was_accepted_unheard_is_sent_again_and_its_rows_are_there_once(
+    runtime: LocalRuntime, command: Callable[[], Any], model: Model, out: Path
+) -> None:
+    """The acceptance of two jobs of four does not reach the process that is killed."""
+    runtime.inject("queued", faults.StallInBody().next(2))
+    await kill_once_noted(command, model, out, jobs=2)
+    runtime.release_stalled()
+    async with command() as process:
+        assert await process.wait() == 0
+    assert lines_of(out) == doubled(24)
+    assert len(model.calls) == 12 + 2
+    assert set(model.rows()) == set(range(24))
 
 
 # The file

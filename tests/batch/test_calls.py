@@ -22,7 +22,7 @@ from aiosmrt.batch.requests import Row
 from aiosmrt.endpoint.fanout import Answer, Result, Results
 from aiosmrt.errors import AiosmrtError, DeserializationError
 from aiosmrt.serializers import CSV, JSON, TEXT, JSONCodec
-from tests.batch.conftest import Models, lines_of
+from tests.support.scoring import Models, lines_of
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -79,6 +79,12 @@ def test_anything_else_is_read_as_before(body: bytes, content_type: str) -> None
 )
 def test_what_is_not_written_as_it_came(body: bytes, content_type: str) -> None:
     assert not isinstance(read(body, content_type), JSONText)
+
+
+def test_space_around_json_is_left_out() -> None:
+    found = read(b' {"a": 1.50}\r\n', "application/json")
+    assert isinstance(found, JSONText)
+    assert found.data == b'{"a": 1.50}'
 
 
 def test_which_deserializers_read_json_as_it_is() -> None:
@@ -168,6 +174,34 @@ async def test_items_that_are_there_are_taken_without_waiting() -> None:
     # What is not wanted any more is not given.
     assert feed.take_ready() is None
     with pytest.raises(StopAsyncIteration):
+        await anext(feed)
+    await feed.aclose()
+
+
+@pytest.mark.parametrize("error", [None, ValueError("torn")])
+async def test_a_batch_that_is_made_is_there(error: Exception | None) -> None:
+    maker = Maker([3, 2])
+    maker.let()
+
+    def make() -> list[int]:
+        if not (batch := maker()) and error is not None:
+            raise error
+        return batch
+
+    feed = Feed(make, asyncio.Event(), maker.let)
+    found: list[int] = []
+    while len(found) < 5:
+        if (item := feed.take_ready()) is None:
+            # The thread makes the next batch.
+            await asyncio.sleep(0.001)
+        else:
+            found.append(item)
+    assert found == list(range(5))
+    while maker.made < 3:
+        await asyncio.sleep(0.001)
+    # What it ended with is not lost.
+    assert feed.take_ready() is None
+    with pytest.raises(StopAsyncIteration if error is None else ValueError):
         await anext(feed)
     await feed.aclose()
 

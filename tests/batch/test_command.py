@@ -16,8 +16,8 @@ import pytest
 
 from aiosmrt.cli import main
 from aiosmrt.local import LocalRuntime
-from tests.batch.conftest import Models, doubled, lines_of, write_rows
 from tests.support.command_line import PROGRAM, Ended, environment, run
+from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 Command = Callable[..., Awaitable[Ended]]
 
@@ -47,6 +47,9 @@ async def test_failed_rows(command: Command, tmp_path: Path, models: Models) -> 
     ended = await command("rows.jsonl", "--output", "out.jsonl")
     assert ended.code == 1
     assert ended.stderr.decode().endswith("; 1 failed, see out.jsonl.errors.jsonl\n")
+    ended = await command("rows.jsonl", "--output", "out.jsonl")
+    assert ended.code == 1
+    assert ended.stderr == b"nothing left to do: 49 rows scored before; 1 failed, see out.jsonl.errors.jsonl\n"
     assert (await command("rows.jsonl", "--output", "out.jsonl", "--quiet")) == (1, b"", b"")
     assert models.seen.total() == 50
     models.refused = set()
@@ -95,6 +98,14 @@ async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path)
             "rows.jsonl is damaged, or not Parquet",
         ),
         (("rows.jsonl", "--output", "mine.parquet"), 255, "mine.parquet exists without a journal"),
+        (("rows.jsonl", "--output", "", "--output-format", "csv"), 252, "the output must be a file; got ''"),
+        (("rows.jsonl", "--output", ".", "--output-format", "csv"), 252, "the output must be a file; got '.'"),
+        (("rows.jsonl", "--output", "none/", "--output-format", "csv"), 252, "the output must be a file; got 'none/'"),
+        (("rows.jsonl", "--output", "none/o.csv"), 252, "the folder of the output does not exist: none"),
+        (("rows.jsonl", "--output", "/dev/null", "--output-format", "csv"), 255, "must be a regular file; /dev/null"),
+        (("", "--output", "o.jsonl"), 252, "source has an empty name"),
+        (("rows.jsonl", "--output", "o.jsonl", "--report", "o.jsonl.journal"), 252, "report_page is a file of the out"),
+        (("rows.jsonl", "--output", "o.jsonl", "--report", "none/r.html"), 255, "cannot write none/r.html"),
         (("s3://b", "--output", "o.jsonl"), 252, "an S3 URI must be of the form s3://bucket/key"),
     ],
 )

@@ -13,8 +13,8 @@ import pytest
 from aiosmrt import Client, ParamValidationError
 from aiosmrt.batch.filters import Selection
 from aiosmrt.errors import SerializationError
-from tests.batch.conftest import Models, lines_of
 from tests.batch.test_formats import echoed
+from tests.support.scoring import Models, lines_of
 
 RECORD = {"id": 7, "features": [1, 2, {"x": 3}], "text": "a"}
 

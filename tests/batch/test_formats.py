@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import csv
 import gzip
+import io
 import json
+import lzma
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from aiosmrt.batch.requests import Row
 from aiosmrt.batch.sink import failure_record, openai_failure
 from aiosmrt.errors import BatchInputError, BatchOutputError
 from aiosmrt.serializers import BYTES, JSON, NPY, Serializer
-from tests.batch.conftest import Models, doubled, lines_of, write_rows
+from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 
 async def echoed(client: Client, source: Any, sink: Path, content_type: str, **arguments: Any) -> Report:
@@ -168,6 +173,36 @@ async def test_joined_json_lines(client: Client, tmp_path: Path) -> None:
     report = await echoed(client, rows, tmp_path / "out.jsonl", "application/json", column="q", join_source="Input")
     assert lines_of(tmp_path / "out.jsonl") == [{"q": "a", "rest": [1, None], "prediction": "a"}]
     assert report.failed == 1
+
+
+async def test_numbers_that_csv_has_and_json_lacks(client: Client, tmp_path: Path) -> None:
+    """As programs that read CSV know them, by themselves; those in lists are JSON."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("NaN\n-Infinity\n1.5\n[NaN]\n")
+    await echoed(client, rows, tmp_path / "out.csv", "application/json")
+    text = (tmp_path / "out.csv").read_text()
+    assert text.splitlines() == ["index,value", "0,NaN", "1,-Infinity", "2,1.5", '3,"[""NaN""]"']
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "other name.jsonl"])
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+async def test_an_input_is_never_overwritten_whatever_the_output_calls_it(
+    client: Client, tmp_path: Path, name: str, link: Callable[[Path, Path], None]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 3)
+    out = tmp_path / name
+    if out != rows:
+        link(rows, out)
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=JSON)
+    for source in (rows, tmp_path / "*.jsonl"):
+        with pytest.raises(BatchInputError, match=r"is both input and output|no file matches"):
+            await score(endpoint, source, out, fresh=True)
+    # As are the files beside the output, and the page.
+    link(rows, tmp_path / "new.jsonl.journal")
+    for arguments in ({"sink": tmp_path / "new.jsonl"}, {"sink": tmp_path / "out.jsonl", "report_page": out}):
+        with pytest.raises(BatchInputError, match="is both input and output"):
+            await score(endpoint, rows, fresh=True, **arguments)
+    assert lines_of(rows) == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
 async def test_values_that_json_lacks(client: Client, tmp_path: Path, models: Models) -> None:
@@ -324,6 +359,13 @@ async def test_a_job_that_waits_for_a_pipe_can_be_ended(client: Client, tmp_path
     assert not out.exists()
 
 
+def zipped(data: bytes) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.csv", data)
+    return archive.getvalue()
+
+
 @pytest.mark.parametrize(
     ("files", "arguments", "problem"),
     [
@@ -337,15 +379,26 @@ async def test_a_job_that_waits_for_a_pipe_can_be_ended(client: Client, tmp_path
         ({"a.csv": b"a,b\n"}, {"source": "a.csv"}, "the input is empty"),
         ({"a.csv": b"a,b\n1,2"}, {"source": "a.csv", "column": "c"}, "no column 'c'; it has a, b"),
         ({"a.csv": b"a,b\n1,2"}, {"source": "a.csv", "template": "{x}{a}"}, "no column 'x'; it has a, b"),
-        ({"a.csv": b"a,a\n1,2"}, {"source": "a.csv"}, "names a column twice"),
+        ({"a.csv": b"a,b,a\n1,2,3"}, {"source": "a.csv"}, "header line of a.csv names the column 'a' twice"),
+        ({"a.csv": b"a,,\n1,2,3"}, {"source": "a.csv"}, "header line of a.csv has several columns without a name"),
         ({"a.csv": b"a,\xff\n1,2"}, {"source": "a.csv"}, "header line of a.csv is not UTF-8"),
-        ({"a.csv": b'a\n"1\n2'}, {"source": "a.csv"}, "a.csv is not CSV at line 3"),
+        ({"a.csv": b'a\n1\n"2\n3\n4'}, {"source": "a.csv"}, "a.csv is not CSV at lines 3 to 5"),
+        ({"a.csv": b'a\n1\n"2"3\n4'}, {"source": "a.csv"}, "a.csv is not CSV at line 3: ',' expected"),
+        ({"a.csv": b"a\r1\r2\r"}, {"source": "a.csv"}, "a.csv is not CSV at line 1: lines must end with a line feed"),
         ({"a.csv": b"a\n1", "b.csv": b"b\n1"}, {"source": "*.csv"}, "columns of b.csv are not those"),
         ({"a.txt": b"x"}, {"source": "a.txt", "column": "y"}, "no column 'y'; it has text"),
         ({"a.jsonl": "1".encode("utf-16")}, {"source": "a.jsonl"}, "a.jsonl is UTF-16"),
+        ({"a.jsonl": bz2.compress(b"1\n")}, {"source": "a.jsonl"}, "a.jsonl is compressed by bzip2"),
+        ({"a.jsonl": lzma.compress(b"1\n")}, {"source": "a.jsonl"}, "a.jsonl is compressed by xz"),
+        ({"a.csv": zipped(b"a\n1\n")}, {"source": "a.csv"}, "a.csv is a ZIP archive"),
+        ({"a.csv": gzip.compress(zipped(b"a\n1\n"))}, {"source": "a.csv"}, "a.csv is a ZIP archive"),
         ({"a.jsonl": gzip.compress(b"1\n" * 99)[:-9]}, {"source": "a.jsonl"}, "a.jsonl is cut short"),
         ({"a.jsonl": gzip.compress(b"1\n")[:-8] + bytes(8)}, {"source": "a.jsonl"}, "a.jsonl is damaged"),
         ({"out.jsonl": b""}, {"source": "out.jsonl"}, "out.jsonl is both input and output"),
+        ({"a.jsonl": b"1"}, {"source": ["a.jsonl", "./a.jsonl"]}, "a.jsonl is among the inputs twice"),
+        ({"a.jsonl": b"1"}, {"source": ["a.jsonl", "*.jsonl"]}, "a.jsonl is among the inputs twice"),
+        ({}, {"source": ["-", "-"], "input_format": "jsonl"}, "standard input is among the inputs twice"),
+        ({}, {"source": ["-", "/dev/stdin"], "input_format": "jsonl"}, "/dev/stdin is among the inputs twice"),
     ],
 )
 async def test_input_that_cannot_be_read(

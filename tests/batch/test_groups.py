@@ -21,10 +21,10 @@ from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchOutputError, BatchStoppedError
 from aiosmrt.local import ContainerFailure, Invocation, LocalRuntime, faults
 from aiosmrt.serializers import JSON, NPY
-from tests.batch.conftest import Models, doubled, lines_of, write_rows
 from tests.support.command_line import PROGRAM, environment, started
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
+from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 
 class Doubles:

@@ -24,9 +24,9 @@ from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchOutputError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.serializers import JSON
-from tests.batch.conftest import Models, doubled, lines_of, write_rows
 from tests.batch.kill_loop import KILLS_IN_FLIGHT, kill_until_done
 from tests.support.command_line import PROGRAM, environment, started
+from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 FILES = ("out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.journal")
 
@@ -87,11 +87,13 @@ async def test_any_torn_end_is_mended(
         scored_or_failed(folder, 40, {3, 20, 21})
 
 
+@pytest.mark.parametrize("rows", [40, 50])
 @pytest.mark.parametrize("after", range(6))
 async def test_putting_in_order_may_be_interrupted_anywhere(
-    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, rows: int
 ) -> None:
-    source = write_rows(tmp_path / "rows.jsonl", 40)
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    limit = 40 if rows > 40 else None
     models.refused = {b'{"n": 3}', b'{"n": 20}'}
 
     async def backwards(body: bytes) -> None:
@@ -112,13 +114,13 @@ async def test_putting_in_order_may_be_interrupted_anywhere(
         patched.setattr(Path, "replace", interrupted)
         if after < 4:
             with pytest.raises(BatchOutputError, match="Input/output error"):
-                await score(endpoint, source, tmp_path / "out.jsonl")
+                await score(endpoint, source, tmp_path / "out.jsonl", limit=limit)
         else:
-            await score(endpoint, source, tmp_path / "out.jsonl")
+            await score(endpoint, source, tmp_path / "out.jsonl", limit=limit)
     # The output is whole at any moment; only its order may be open.
     whole = lines_of(tmp_path / "out.jsonl")
     assert sorted(whole, key=lambda line: line["index"]) == [d for d in doubled(40) if d["index"] not in (3, 20)]
-    report = await score(endpoint, source, tmp_path / "out.jsonl")
+    report = await score(endpoint, source, tmp_path / "out.jsonl", limit=limit)
     assert report.finished
     assert models.seen.total() == 40
     scored_or_failed(tmp_path, 40, {3, 20})
@@ -198,7 +200,7 @@ async def test_a_journal_that_cannot_be_written_is_reported_before_anything_is_s
 ) -> None:
     source = write_rows(tmp_path / "rows.jsonl", 4)
     (tmp_path / "out.jsonl.journal").mkdir()
-    with pytest.raises(BatchOutputError, match=r"cannot write .*out\.jsonl: Is a directory"):
+    with pytest.raises(BatchOutputError, match=r"cannot write .*out\.jsonl\.journal: Is a directory"):
         await score(endpoint, source, tmp_path / "out.jsonl")
     assert not models.seen
     assert not (tmp_path / "out.jsonl").exists()
@@ -226,7 +228,7 @@ async def test_a_signal_stops_the_command_and_it_resumes(
     assert (process.returncode, stdout) == (130, b"")
     first, second = stderr.decode().splitlines()
     assert first.startswith("stopping: ")
-    assert second.endswith("rows are done; run the same command again to resume")
+    assert second.endswith("rows done; run the same command again to resume")
     await score_by_command(runtime, tmp_path, source)
     scored_or_failed(tmp_path, 300, set())
     # Those in flight were waited for.

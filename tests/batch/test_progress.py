@@ -16,7 +16,7 @@ from aiosmrt.batch.progress import Pace, progress_of
 from aiosmrt.errors import BatchOutputError, BatchStoppedError
 from aiosmrt.local import LocalRuntime, faults
 from aiosmrt.serializers import JSON
-from tests.batch.conftest import Models, write_rows
+from tests.support.scoring import Models, write_rows
 
 
 def progress(**changes: Any) -> Progress:

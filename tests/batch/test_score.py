@@ -17,8 +17,8 @@ from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, BatchStoppedError
 from aiosmrt.local import LocalRuntime, faults
 from aiosmrt.serializers import JSON
-from tests.batch.conftest import Models, doubled, lines_of, write_rows
 from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 
 @pytest.fixture

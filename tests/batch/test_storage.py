@@ -22,9 +22,9 @@ from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 from aiosmrt.local import LocalRuntime, ObjectServer
 from aiosmrt.serializers import BYTES, JSON
-from tests.batch.conftest import Models, doubled, lines_of
 from tests.support.command_line import PROGRAM, environment, run
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
+from tests.support.scoring import Models, doubled, lines_of
 
 
 class Storage:
@@ -221,7 +221,7 @@ async def test_a_large_output_is_uploaded_in_parts_and_a_finished_job_uploads_no
     assert (again["ETag"], again["LastModified"]) == (head["ETag"], head["LastModified"])
 
 
-@pytest.mark.parametrize("end", ["failure", "cancellation"])
+@pytest.mark.parametrize("end", ["failure", "cancellation", "stop"])
 async def test_an_upload_that_ends_half_way_leaves_no_parts_and_is_made_again(
     endpoint: Endpoint[Any, Any],
     models: Models,
@@ -239,19 +239,27 @@ async def test_an_upload_that_ends_half_way_leaves_no_parts_and_is_made_again(
         parts += operation == "upload_part"
         if operation == "upload_part" and parts == 2:
             sending.set()
-            if end == "cancellation":
+            if end != "failure":
                 await asyncio.Event().wait()
             raise ObjectStoreError("the network is gone", code="EndpointConnectionError")
         return await call(self, operation, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(object_store.ObjectStore, "_call", interrupted)
-        job = asyncio.create_task(score(endpoint, sink=storage.uri("out.jsonl"), spool=tmp_path, **LARGE))
+        stop = asyncio.Event()
+        job = asyncio.create_task(
+            score(endpoint, sink=storage.uri("out.jsonl"), spool=tmp_path, stop=stop, drain=0.01, **LARGE)
+        )
         await sending.wait()
-        if end == "cancellation":
-            job.cancel()
-        with pytest.raises(asyncio.CancelledError if end == "cancellation" else ObjectStoreError):
-            await job
+        if end == "stop":
+            stop.set()
+            report = await job
+            assert (report.finished, report.rows) == (False, 100)
+        else:
+            if end == "cancellation":
+                job.cancel()
+            with pytest.raises(asyncio.CancelledError if end == "cancellation" else ObjectStoreError):
+                await job
     assert await storage.keys() == []
     assert await storage.uploads() == []
     report = await score(endpoint, sink=storage.uri("out.jsonl"), spool=tmp_path, **LARGE)

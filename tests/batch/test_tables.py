@@ -23,14 +23,14 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.batch import ANY_ANSWER, Report, score
-from aiosmrt.batch.tables import write_parquet
+from aiosmrt.batch.tables import records_of, write_parquet
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, BatchStoppedError, ParamValidationError
 from aiosmrt.local import ContainerFailure, Invocation
 from aiosmrt.serializers import BYTES, JSON
-from tests.batch.conftest import Models, doubled, lines_of
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
+from tests.support.scoring import Models, doubled, lines_of
 
 ROWS = 1100
 
@@ -245,6 +245,33 @@ async def test_values_of_parquet_are_sent_as_json_has_them(
     assert json.loads(max(models.seen))["short"] == 0.1
 
 
+async def test_nested_values_of_parquet_are_json_and_come_back_as_they_were(
+    echo: Endpoint[Any, Any], models: Models, tmp_path: Path
+) -> None:
+    amount = decimal.Decimal("1.5")
+    counts, amounts = pa.map_(pa.string(), pa.int64()), pa.map_(pa.int64(), pa.decimal128(5, 1))
+    table = pa.table(
+        {
+            # Whole numbers of 38 digits, as databases export identifiers.
+            "id": pa.array([10**37 + 1, -7], pa.decimal128(38, 0)),
+            "counts": pa.array([[("k", 1)], []], counts),
+            "in_list": pa.array([[{"counts": [("k", None)]}, None], []], pa.list_(pa.struct([("counts", counts)]))),
+            "kind": pa.array(["a", None]).dictionary_encode(),
+        }
+    )
+    rows, out = written(tmp_path / "rows.parquet", table), tmp_path / "out.parquet"
+    await score(echo, rows, out, join_source="Input", template={"sent": "{}"})
+    assert sorted((json.loads(body)["sent"] for body in models.seen), key=lambda sent: len(sent["in_list"])) == [
+        {"id": -7, "counts": {}, "in_list": [], "kind": None},
+        {"id": 10**37 + 1, "counts": {"k": 1}, "in_list": [{"counts": {"k": None}}, None], "kind": "a"},
+    ]
+    assert pq.read_table(out).drop(["prediction"]).equals(table)
+    keyed = pa.record_batch({"amounts": pa.array([[(7, amount)], []], amounts)})
+    assert records_of(keyed) == [{"amounts": [[7, 1.5]]}, {"amounts": []}]
+    await score(echo, rows, tmp_path / "ids.jsonl", id_field="id", column="kind")
+    assert [line["id"] for line in lines_of(tmp_path / "ids.jsonl")] == [10**37 + 1, -7]
+
+
 async def test_a_column_of_bytes_is_a_body_as_it_is(client: Client, models: Models, tmp_path: Path) -> None:
     rows = written(tmp_path / "rows.parquet", pa.table({"image": [b"\x89PNG", b"\xff\xd8"], "name": ["a", "b"]}))
     endpoint = client.endpoint("echo", serializer=BYTES, deserializer=ANY_ANSWER)
@@ -340,6 +367,10 @@ async def test_zstd_is_recognized_and_a_cut_is_noticed(double: Endpoint[Any, Any
     )
     await score(double, path, tmp_path / "out.jsonl")
     assert lines_of(tmp_path / "out.jsonl") == doubled(400)
+    # pzstd begins with a frame that is to be skipped.
+    path.write_bytes(b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd" + data)
+    await score(double, path, tmp_path / "skipped.jsonl")
+    assert lines_of(tmp_path / "skipped.jsonl") == doubled(400)
     path.write_bytes(data[:-20])
     with pytest.raises(BatchInputError, match=r"rows\.jsonl\.zst is damaged, or cut short"):
         await score(double, path, tmp_path / "other.jsonl")
@@ -430,6 +461,32 @@ async def test_a_parquet_file_appears_when_all_rows_are_done(
     made = out.stat().st_mtime_ns
     await score(double, rows, out)
     assert out.stat().st_mtime_ns == made
+
+
+async def test_a_finished_job_makes_no_file_again_and_a_larger_limit_does(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path
+) -> None:
+    rows, out = written(tmp_path / "rows.parquet", pa.table({"n": range(50)})), tmp_path / "out.parquet"
+    models.refused = {b'{"n":4}', b'{"n":21}'}
+    made, done = 0, 0
+    for limit, scored, failed in (
+        (20, 19, 1),
+        (20, 19, 1),
+        (13, 19, 1),
+        (43, 41, 2),
+        (44, 42, 2),
+        (None, 48, 2),
+        (50, 48, 2),
+    ):
+        report = await score(double, rows, out, limit=limit)
+        assert (report.scored, report.failed, report.resumed, report.finished) == (scored, failed, done, True)
+        made, before = out.stat().st_mtime_ns, made
+        assert (made == before) == (report.rows == done)
+        done = report.rows
+    # Nothing is left to try again among the first four.
+    await score(double, rows, out, limit=4, retry_failed=True)
+    assert out.stat().st_mtime_ns == made
+    assert models.seen.total() == 50
 
 
 async def test_a_retried_row_is_in_the_parquet_file(double: Endpoint[Any, Any], models: Models, tmp_path: Path) -> None:

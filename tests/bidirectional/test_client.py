@@ -33,7 +33,6 @@ from tests.support.virtual_time import VirtualTime
 
 
 async def echo(invocation: Invocation) -> AsyncIterator[StreamMessage]:
-    assert invocation.messages is not None
     async for message in invocation.messages:
         yield message
 
@@ -107,7 +106,6 @@ async def test_send_waits_for_a_model_that_does_not_read() -> None:
     taken: list[int] = []
 
     async def slow(invocation: Invocation) -> AsyncIterator[str]:
-        assert invocation.messages is not None
         yield "ready"
         await go.wait()
         async for message in invocation.messages:
@@ -138,6 +136,37 @@ async def test_send_waits_for_a_model_that_does_not_read() -> None:
     assert taken == [10_000] * 20
 
 
+async def test_send_waits_for_a_full_socket_where_no_window_limits_it() -> None:
+    """A caller that awaits nothing but `send` must not fill the memory."""
+    async with (
+        http2_server(window=2**31 - 1) as server,
+        client_of(server.origin) as client,
+        conversation(client) as stream,
+    ):
+        peer = await server.peer()
+        await peer.request()
+        peer.h2.increment_flow_control_window(2**31 - 2**16)
+        peer.flush()
+        assert peer.transport is not None
+        await _settled()
+        peer.transport.pause_reading()
+        sent = 0
+
+        async def send_all() -> None:
+            nonlocal sent
+            for _ in range(1000):
+                await stream.send(bytes(100_000))
+                sent += 1
+
+        sending = asyncio.create_task(send_all())
+        await _settled()
+        # What both sockets hold, and no more.
+        assert 0 < sent < 300
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+
+
 async def test_messages_are_joined_by_their_states() -> None:
     parts: list[StreamMessage] = [
         StreamMessage("caf", complete=False),
@@ -166,6 +195,53 @@ async def test_messages_are_joined_by_their_states() -> None:
         async with conversation(client) as stream:
             with pytest.raises(DeserializationError, match="goes on as UTF8"):
                 [message async for message in stream.messages()]
+
+
+async def test_a_cancelled_wait_for_a_message_loses_nothing() -> None:
+    go = asyncio.Event()
+
+    async def model(invocation: Invocation) -> AsyncIterator[StreamMessage]:
+        yield StreamMessage("one ", complete=False)
+        await go.wait()
+        yield StreamMessage("message")
+
+    async with serving(model) as (_, client), conversation(client) as stream:
+        await stream.response()
+        messages = stream.messages()
+        waiting = asyncio.ensure_future(anext(messages))
+        while "parts=1" not in repr(stream):
+            await asyncio.sleep(0)
+        await _settled()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        go.set()
+        assert await anext(messages) == "one message"
+        assert [message async for message in messages] == []
+
+
+async def test_the_next_message_can_be_read_after_one_that_cannot() -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[StreamMessage]:
+        yield StreamMessage(bytes(6), complete=False)
+        yield StreamMessage(bytes(6), complete=False)
+        yield StreamMessage(bytes(6))
+        yield StreamMessage("short")
+        yield StreamMessage("cut", complete=False)
+
+    async with serving(model) as (_, client), conversation(client) as stream:
+        messages = stream.messages(max_message_bytes=10)
+        with pytest.raises(DeserializationError, match="max_message_bytes of 10"):
+            await anext(messages)
+        assert await anext(messages) == "short"
+        for _ in range(2):  # the error does not turn into an end
+            with pytest.raises(TruncatedStreamError, match="inside a message"):
+                await anext(messages)
+
+
+async def test_a_message_may_not_be_limited_to_nothing() -> None:
+    async with client_of("http://127.0.0.1:1") as client:
+        with pytest.raises(ParamValidationError, match="max_message_bytes must be an integer >= 1; got 0"):
+            conversation(client).messages(max_message_bytes=0)
 
 
 # Parameters

@@ -19,6 +19,7 @@ from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD
 from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local import Invocation, StreamMessage, faults
+from aiosmrt.local.conversation import call_websocket
 from tests.support.peers import CLIENT_ARGUMENTS, REGION
 from tests.support.runtime import ACCEPTED, local_runtime
 
@@ -27,7 +28,6 @@ NOW = 1_440_938_160.0
 
 
 async def echo(invocation: Invocation) -> AsyncIterator[StreamMessage]:
-    assert invocation.messages is not None
     async for message in invocation.messages:
         yield message
 
@@ -286,6 +286,35 @@ async def test_leaving_closes_the_containers_socket() -> None:
         async with conversation(client) as stream:
             await anext(stream)
         await closed.wait()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_stream_that_is_cancelled_while_it_ends_closes_the_containers_socket(turns: int) -> None:
+    closed, opened, leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def model(socket: ServerConnection) -> None:
+        opened.set()
+        await socket.wait_closed()
+        closed.set()
+
+    async def converse(url: str) -> None:
+        invocation = Invocation(body=b"", headers={}, endpoint="echo", variant="AllTraffic")
+        async with call_websocket(url, invocation):
+            await leave.wait()
+
+    async with container(model) as url:
+        before = asyncio.all_tasks()
+        task = asyncio.create_task(converse(url))
+        await opened.wait()
+        leave.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        await closed.wait()
+        assert {
+            one for one in asyncio.all_tasks() - before if "send_all" in repr(one) or "keep_alive" in repr(one)
+        } == set()
 
 
 # Callables

@@ -141,6 +141,8 @@ def test_completion_script(shell: str, capsys: pytest.CaptureFixture[str], monke
         ("aiosmrt invoke-endpoint-w", ["plain,invoke-endpoint-with-response-stream"]),
         ("aiosmrt invoke-endpoint --output t", ["plain,text", "plain,table"]),
         ("aiosmrt invoke-endpoint --target-v", ["plain,--target-variant"]),
+        ("aiosmrt conv", ["plain,converse"]),
+        ("aiosmrt converse --data-type U", ["plain,UTF8"]),
         ("aiosmrt --region x invoke-endpoint ou", ["file,ou"]),
         ("aiosmrt serve mod", ["file,mod"]),
     ],

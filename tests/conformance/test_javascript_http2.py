@@ -4,31 +4,20 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiosmrt.local import Invocation, LocalRuntime, StreamMessage, faults
-from aiosmrt.local.conversation import StreamClosedByContainer
+from aiosmrt.local import LocalRuntime, faults
 from tests.support.javascript_sdk import JAVASCRIPT_DIRECTORY
 from tests.support.peers import CREDENTIALS, REGION
-from tests.support.runtime import local_runtime
+from tests.support.runtime import conversation, local_runtime
 from tests.support.tls import authority_pem, server_context
 
 
-async def echo(invocation: Invocation) -> AsyncIterator[StreamMessage]:
-    assert invocation.messages is not None
-    yield StreamMessage(f"{invocation.model_path} {invocation.model_query}")
-    async for message in invocation.messages:
-        if message.data == "close":
-            raise StreamClosedByContainer(4000, "tired")
-        yield message
-
-
 class Talk:
-    """Starts conversations in processes of their own."""
+    """Starts conversations, each in its own process."""
 
     def __init__(self, node: str, variables: dict[str, str], folder: Path) -> None:
         self.node = node
@@ -70,7 +59,7 @@ def _in_base64(data: bytes) -> str:
 async def test_a_conversation(tls: bool, talk: Talk) -> None:
     large = bytes(range(256)) * 1000
     context = server_context(protocol="h2") if tls else False
-    async with local_runtime({"echo": echo}, http2_port=0, http2_tls=context) as runtime:
+    async with local_runtime({"echo": conversation}, http2_port=0, http2_tls=context) as runtime:
         answer = await talk(
             runtime,
             # Each message leaves only after the answer to the one before: both directions are open at once.
@@ -101,7 +90,7 @@ async def test_a_conversation(tls: bool, talk: Talk) -> None:
 
 
 async def test_errors_are_what_its_schema_says(talk: Talk) -> None:
-    async with local_runtime({"echo": echo}, http2_port=0) as runtime:
+    async with local_runtime({"echo": conversation}, http2_port=0) as runtime:
         answer = await talk(runtime, {"text": "close"})
         assert (answer["status"], answer["error"], answer["message"]) == (200, "ModelStreamError", "tired")
         assert answer["code"] == "4000"
@@ -115,13 +104,13 @@ async def test_errors_are_what_its_schema_says(talk: Talk) -> None:
 
 async def test_a_wrong_secret_is_refused(talk: Talk) -> None:
     talk.variables["AWS_SECRET_ACCESS_KEY"] = "another-fake-secret"
-    async with local_runtime({"echo": echo}, http2_port=0) as runtime:
+    async with local_runtime({"echo": conversation}, http2_port=0) as runtime:
         answer = await talk(runtime, {"text": "x"})
     assert (answer["status"], answer["error"]) == (403, "InvalidSignatureException")
 
 
 async def test_goaway_ends_no_conversation_and_an_abort_does(talk: Talk) -> None:
-    async with local_runtime({"echo": echo}, http2_port=0) as runtime:
+    async with local_runtime({"echo": conversation}, http2_port=0) as runtime:
         runtime.inject("echo", faults.GoAway(after_parts=1).next(1))
         answer = await talk(runtime, {"wait": 1}, {"text": "one"}, {"wait": 2}, {"text": "two"})
         assert [part for part, *_ in answer["parts"][1:]] == [_in_base64(b"one"), _in_base64(b"two")]

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,10 +28,11 @@ from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt.errors import NoRegionError
 from aiosmrt.events import GenerationEnded
 from aiosmrt.integrations.openai import Deployment, async_openai, http_client
+from aiosmrt.integrations.openai._answers import QuickEvent
 from aiosmrt.integrations.openai._streams import EventBytes, LineEvents
 from aiosmrt.local import ContainerFailure, EndpointConfiguration, InferenceComponent, Invocation, LocalRuntime, faults
 from tests.integrations.models import GatedModel
-from tests.support.openai_models import DONE, MESSAGES, WORDS, chunk, event, speaker
+from tests.support.openai_models import DONE, MESSAGES, WORDS, chunk, completion, event, speaker
 from tests.support.peers import CLIENT_ARGUMENTS, aiosmrt_client, isolate_aws
 from tests.support.runtime import local_runtime
 
@@ -141,6 +144,13 @@ async def test_text_that_utf8_cannot_express(client: Client, runtime: LocalRunti
     assert received(runtime)["messages"][0]["content"] == "\ud83d"
 
 
+@pytest.mark.parametrize("value", ["\u00e9\u2028", 1e-7, 1e22, -0.0, 10**30, json.loads("[" * 300 + "]" * 300)])
+async def test_body_stays_the_same(client: Client, runtime: LocalRuntime, value: Any) -> None:
+    async with async_openai(client) as llm:
+        await llm.chat.completions.create(**ASK, extra_body={"given": value})
+    assert repr(received(runtime)["given"]) == repr(value)
+
+
 async def test_large_body(client: Client, runtime: LocalRuntime) -> None:
     long = "x" * 2_000_000
     async with async_openai(client) as llm:
@@ -209,6 +219,14 @@ async def test_other_paths_of_a_container(client: Client, runtime: LocalRuntime)
             ),
             openai.BadRequestError,
             "TargetModel",
+        ),
+        (
+            {},
+            lambda llm: llm.chat.completions.create(
+                **ASK, extra_headers={"X-Amzn-SageMaker-Target-Varient": "blue", "X-Other": "fine"}
+            ),
+            openai.BadRequestError,
+            "no call has a header 'x-amzn-sagemaker-target-varient'; known are x-amzn-sagemaker-",
         ),
     ],
 )
@@ -424,6 +442,9 @@ NOTHING = "the stream ended without an event"
 CUT = "the stream ended inside an event"
 NO_END = "the stream ended before its answer did: neither [DONE] nor a finish_reason came"
 OTHER = "the stream has a line that is neither a server-sent event nor JSON"
+NO_OBJECT = "the stream has an event whose data is not a JSON object"
+AT_ONCE = "the container answered at once instead of by a stream"
+STOP = b'{"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "stop"}]}'
 
 
 @pytest.mark.parametrize("route", ["invocations", "openai"])
@@ -442,8 +463,32 @@ OTHER = "the stream has a line that is neither a server-sent event nor JSON"
         (
             [event("a"), b"data: MARK Internal Server Error\n\n"],
             ["a"],
-            "the stream has an event whose data is not JSON",
+            NO_OBJECT,
             "DeserializationError",
+        ),
+        ([event("a"), b'data: {"MARK": }\n\n'], ["a"], NO_OBJECT, "DeserializationError"),
+        ([event("a") + event("b") + b'data: {"MARK": }\n\n'], ["a", "b"], NO_OBJECT, "DeserializationError"),
+        ([event("a"), b'data: "MARK"\n\n'], ["a"], NO_OBJECT, "DeserializationError"),
+        (
+            [event("a"), b'data: {"MARK": %b}\n\n' % (b"[" * 9999 + b"]" * 9999)],
+            ["a"],
+            NO_OBJECT,
+            "DeserializationError",
+        ),
+        ([chunk("a") + b"\n", b'{"MARK": }\n'], ["a"], OTHER, "DeserializationError"),
+        ([json.dumps(completion("MARK"), indent=1).encode()], [], AT_ONCE, "DeserializationError"),
+        (
+            [event("a") + b"data: %b\n\n" % json.dumps(completion("MARK")).encode()],
+            ["a"],
+            AT_ONCE,
+            "DeserializationError",
+        ),
+        # only one of two choices has ended
+        (
+            [event("a") + event("b").replace(b'x": 0', b'x": 1'), b"data: " + STOP],
+            ["a", "b", "b"],
+            NO_END,
+            "ResponseStreamingError",
         ),
         ([event("a")], ["a"], NO_END, "ResponseStreamingError"),
         ([chunk("a")], ["a"], NO_END, "ResponseStreamingError"),
@@ -482,9 +527,6 @@ async def test_stream_that_is_no_whole_answer(
     assert [one.error for one in seen if isinstance(one, GenerationEnded)] == [reported]
 
 
-STOP = b'{"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "stop"}]}'
-
-
 @pytest.mark.parametrize(
     "parts",
     [
@@ -494,6 +536,9 @@ STOP = b'{"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "
         [event("a"), b"data: " + STOP],
         [event("a"), b"data: ", STOP, b"\n: a comment"],
         [chunk("a") + b"\n", STOP],
+        [chunk("a") + b"\n", chunk("b") + b"\n", b"[DONE]\n"],
+        [chunk("a") + b"\n", chunk("b") + b"\ndata: [DONE]"],
+        [event("a").replace(b"null}", b'"stop"}'), b"data: " + STOP.replace(b'x": 0', b'x": 1')],
         [b"\xef", b"\xbb\xbf" + event("a"), event("b"), DONE],
         [b"id: 1\n", event("a"), b": ping\n\n", b"event: ping\n\n", event("b"), DONE],
         [event("a").replace(b"\n", b"\r"), b"data: ", STOP, b"\r\r"],
@@ -509,6 +554,18 @@ async def test_stream_that_is_a_whole_answer(parts: list[bytes]) -> None:
     async with serving(model, observers=[seen.append]) as (llm, _):
         assert await words_of(await llm.chat.completions.create(**ASK, stream=True)) == ["a", "b"]
     assert [one.error for one in seen if isinstance(one, GenerationEnded)] == [None]
+
+
+@pytest.mark.parametrize("form", [b"data: %b\n\n", b"data:%b\r\n\r\n", b"%b\n"], ids=["plain", "other", "lines"])
+async def test_malformed_utf8_costs_its_character_alone(form: bytes) -> None:
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        spoiled = form % chunk("c\u00f4t\u00e9?").replace(b"?", b"\xe9")
+        yield spoiled[:-9]
+        yield spoiled[-9:]
+        yield form % STOP
+
+    async with serving(model) as (llm, _):
+        assert await words_of(await llm.chat.completions.create(**ASK, stream=True)) == ["c\u00f4t\u00e9\ufffd", "b"]
 
 
 async def test_events_of_another_kind_may_end_anywhere() -> None:
@@ -539,7 +596,15 @@ def test_lines_become_the_same_events_wherever_they_are_cut(
     assert (decoder.fault is None) == bool(texts)
 
 
-PIECES = [b'data: {"a": 1}\n\n', b'data: {"a":\ndata: 1}\n\n', b": x\n", b'event: e\nid: 1\ndata: {"b": 2}\n\n', b"\n"]
+PIECES = [
+    b'data: {"a": 1}\n\n',
+    b'data: {"error": null}\n\n',
+    b'data: {"a": "\xc3\xa9\xe2"}\n\n',
+    b'data: {"a":\ndata: 1}\n\n',
+    b": x\n",
+    b'event: e\nid: 1\ndata: {"b": 2}\n\n',
+    b"\n",
+]
 
 
 @given(
@@ -568,6 +633,182 @@ def test_every_cut_of_a_stream_is_seen(cut: int) -> None:
     decoder.finish()
     # all of [DONE] but the ends of its lines
     assert (decoder.fault is None) == (cut <= 2)
+
+
+# What the SDK makes of answers
+
+
+@pytest.mark.parametrize("route", ["invocations", "openai"])
+@pytest.mark.parametrize(
+    ("body", "message", "reported"),
+    [
+        (b"", "the answer is not a JSON object", "DeserializationError"),
+        (b"MARK", "the answer is not a JSON object", "DeserializationError"),
+        (b'["MARK"]', "the answer is not a JSON object", "DeserializationError"),
+        (b'{"MARK": "\xff"}', "the answer is not a JSON object", "DeserializationError"),
+        (b'{"error": {"message": "out of memory"}}', "out of memory", "ModelStreamError"),
+        (b'{"error": "out of memory", "code": 424}', "out of memory", "ModelStreamError"),
+    ],
+)
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+async def test_success_without_an_answer(
+    route: Any, body: bytes, message: str, reported: str, content_type: str
+) -> None:
+    async def model(invocation: Invocation) -> Any:
+        return body, {"Content-Type": content_type}
+
+    seen: list[Any] = []
+    async with (
+        local_runtime({"llm": model}) as runtime,
+        aiosmrt_client(runtime.url, patience=0.0, observers=[seen.append]) as client,
+        async_openai(client, route=route) as llm,
+    ):
+        kind = openai.APIConnectionError if reported == "DeserializationError" else openai.APIError
+        with pytest.raises(openai.APIError) as caught:
+            await llm.chat.completions.create(**ASK)
+    assert (type(caught.value), caught.value.message) == (kind, message)
+    texts = [*own_locals(caught.value), "".join(traceback.format_exception(caught.value))]
+    assert [text for text in texts if "MARK" in text] == []
+    assert [one.error for one in seen if isinstance(one, GenerationEnded)] == [reported]
+
+
+async def test_answer_of_another_path_is_the_containers_own() -> None:
+    async def model(invocation: Invocation) -> Any:
+        return b"RIFF", {"Content-Type": "audio/wav"}
+
+    async with (
+        local_runtime({"llm": model}) as runtime,
+        aiosmrt_client(runtime.url) as client,
+        async_openai(client, paths=["audio/speech"]) as llm,
+    ):
+        assert (await llm.audio.speech.create(model="llm", input="To be?", voice="alloy")).content == b"RIFF"
+
+
+async def test_raw_response(client: Client, runtime: LocalRuntime) -> None:
+    async with async_openai(client) as llm:
+        raw = await llm.chat.completions.with_raw_response.create(**ASK)
+        assert raw.headers["content-length"] == str(len(raw.content))
+        assert (raw.parse().choices[0].message.content, raw.elapsed > timedelta(0)) == ("To be, or not", True)
+        runtime.inject("llm", faults.throttling())
+        with pytest.raises(openai.RateLimitError) as caught:
+            await llm.chat.completions.with_raw_response.create(**ASK)
+        assert caught.value.response.elapsed > timedelta(0)
+
+
+MISSING = object()
+VALUES = [MISSING, None, True, -1, 0.5, "", "1", "stop", [], {}, [None], {"more": 1}]
+
+
+def variations(value: Any) -> Iterator[Any]:
+    """Documents like this one, each with one other value, one less, or one more."""
+    if not isinstance(value, (dict, list)):
+        return
+    for key in [*value, "more"] if isinstance(value, dict) else range(len(value)):
+        others = chain(VALUES, variations(value[key])) if isinstance(value, list) or key in value else VALUES
+        for other in others:
+            document: Any = value.copy()
+            if other is not MISSING:
+                document[key] = other
+            elif isinstance(value, list) or key in value:
+                del document[key]
+            yield document
+
+
+LOGPROBS = {"content": [{"token": "a", "logprob": -1, "bytes": [97], "top_logprobs": []}], "refusal": None}
+CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+PIECE = {
+    **json.loads(chunk("a")),
+    "choices": [
+        {
+            "index": 0,
+            "delta": {"role": "assistant", "content": "a", "reasoning_content": "r", "tool_calls": [CALL]},
+            "finish_reason": None,
+            "logprobs": LOGPROBS,
+        }
+    ],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+}
+ANSWERS: list[tuple[Any, dict[str, Any]]] = [
+    (openai.types.chat.ChatCompletionChunk, PIECE),
+    (openai.types.chat.ChatCompletion, completion(None, tool_calls=[CALL], annotations=[])),
+    (
+        openai.types.Completion,
+        {"id": "c", "choices": [{"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"}]},
+    ),
+    (
+        openai.types.CreateEmbeddingResponse,
+        {"object": "list", "model": "m", "data": [{"object": "embedding", "index": 0, "embedding": [0.25, 1]}]},
+    ),
+]
+
+
+OURS = async_openai(Client("eu-central-1"))
+THEIRS = openai.AsyncOpenAI(api_key="k")
+
+
+def described(value: Any) -> Any:
+    """A value with its type and, of a model, the declared members that were given, and all members; floats as text."""
+    if isinstance(value, openai.BaseModel):
+        # Of other members, the SDK notes some as given.
+        fields_set = value.model_fields_set & type(value).model_fields.keys()
+        return type(value), fields_set, {name: described(one) for name, one in value}, value.__pydantic_private__
+    if isinstance(value, dict):
+        return {name: described(one) for name, one in value.items()}
+    return [described(one) for one in value] if isinstance(value, list) else (type(value), repr(value))
+
+
+@pytest.mark.parametrize(("kind", "whole"), ANSWERS)
+def test_objects_are_those_of_the_sdk(kind: Any, whole: dict[str, Any]) -> None:
+    def made(client: Any, data: Any) -> Any:
+        try:
+            return described(client._process_response_data(data=data, cast_to=kind, response=httpx2.Response(200)))
+        except Exception as error:
+            return type(error)
+
+    for data in [whole, None, [], "text", *variations(whole)]:
+        assert made(OURS, data) == made(THEIRS, data)
+
+
+@given(
+    st.lists(st.sampled_from([*PIECES, b"data:  a\n\n", b"data:b\n\n", b"data: \n\n", b"data: a\rdata: b\n\n", DONE])),
+    st.lists(st.integers(0, 300), max_size=9),
+    st.sampled_from([b"\n", b"\r", b"\r\n"]),
+)
+async def test_events_are_those_of_the_sdk(events: list[bytes], cuts: list[int], end: bytes) -> None:
+    whole = b"".join(events).replace(b"\xe2", b"").replace(b"\n", end)
+    ends = sorted(min(cut, len(whole)) for cut in cuts)
+    pieces = [whole[a:b] for a, b in zip([0, *ends], [*ends, len(whole)], strict=True)]
+    if end == b"\n" and not cuts:
+        pieces = [one.replace(b"\xe2", b"") for one in events]
+
+    async def read(client: Any) -> list[Any]:
+        async def arriving() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        return [(one.event, one.data) async for one in client._make_sse_decoder().aiter_bytes(arriving())]
+
+    assert await read(OURS) == await read(THEIRS)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": "\\ud83d", "b": NaN}', '{"a": 1000000000000000000000000000000}', "[" * 300 + "]" * 300, '"\u00e9"']
+)
+async def test_json_of_events_is_that_of_python(text: str) -> None:
+    async def arriving() -> AsyncIterator[bytes]:
+        yield f"data: {text}\n\n".encode()
+
+    (one,) = [one async for one in OURS._make_sse_decoder().aiter_bytes(arriving())]
+    assert isinstance(one, QuickEvent)
+    assert repr(one.json()) == repr(json.loads(text))
+
+
+async def test_objects_are_made_by_the_validator(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai._base_client.construct_type", None)
+    async with async_openai(client) as llm:
+        assert (await llm.chat.completions.create(**ASK)).choices[0].message.content == "To be, or not"
+        async with llm.with_options(timeout=60.0) as other:
+            assert (await other.embeddings.create(model="llm", input="x", encoding_format="float")).data
 
 
 # Errors
@@ -929,6 +1170,7 @@ async def test_containers_own_error_is_reported() -> None:
         "_wire.sigv4.bearer",
         "integrations.openai._errors",
         "integrations.openai._factory",
+        "integrations.openai._json",
         "integrations.openai._metering",
         "integrations.openai._streams",
         "local.error_responses",

@@ -13,7 +13,14 @@ import pytest
 
 import aiosmrt
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local import AsyncInferenceConfig, Capacity, EndpointConfiguration, LocalRuntime, ProductionVariant
+from aiosmrt.local import (
+    AsyncInferenceConfig,
+    Capacity,
+    EndpointConfiguration,
+    LocalRuntime,
+    ProductionVariant,
+    StreamMessage,
+)
 from aiosmrt.local.capacity import TIMES, Workers, service_seconds
 from aiosmrt.local.configuration import parse_settings
 from aiosmrt.local.error_responses import ErrorReply
@@ -125,6 +132,64 @@ async def test_a_response_stream_holds_its_worker_to_its_end() -> None:
                 await call(client)
             more.set()
             assert [event async for event in stream] == [{"PayloadPart": {"Bytes": b"be"}}]
+
+
+@asynccontextmanager
+async def conversing(**arguments: Any) -> AsyncIterator[tuple[LocalRuntime, aiosmrt.Client]]:
+    """A runtime with one worker whose model repeats what it hears, and a client that does not retry."""
+
+    async def echo(invocation: Any) -> AsyncIterator[StreamMessage]:
+        async for message in invocation.messages:
+            yield message
+
+    configuration = EndpointConfiguration([ProductionVariant(echo)], **arguments)
+    async with (
+        local_runtime({"churn": configuration}, http2_port=0) as runtime,
+        aiosmrt.Client(
+            **runtime.client_settings,
+            http2_endpoint_url=runtime.http2_url,
+            retry={"max_attempts": 0, "mode": "standard"},
+        ) as client,
+    ):
+        yield runtime, client
+
+
+async def test_a_bidirectional_stream_holds_its_worker_to_its_end() -> None:
+    async with conversing(capacity=Capacity(workers=1, queue=1)) as (runtime, client):
+
+        async def talk() -> bytes:
+            async with client.invoke_endpoint_with_bidirectional_stream(EndpointName="churn") as stream:
+                await stream.send("second")
+                return (await anext(stream))["PayloadPart"]["Bytes"]
+
+        async with client.invoke_endpoint_with_bidirectional_stream(EndpointName="churn") as stream:
+            await stream.send("first")
+            await anext(stream)
+            second = asyncio.create_task(talk())
+            await runtime.wait_for_queued(1)
+            with pytest.raises(aiosmrt.ThrottlingError) as caught:
+                await talk()
+            assert caught.value.code == "ThrottlingException"
+        assert await second == b"second"
+        assert runtime.statistics()["queued"] == 0
+
+
+async def test_a_bidirectional_stream_that_leaves_gives_up_its_place() -> None:
+    async with conversing(capacity=Capacity(workers=[(0, 0)])) as (runtime, client):
+        async with client.invoke_endpoint_with_bidirectional_stream(EndpointName="churn"):
+            await runtime.wait_for_queued(1)
+        (record,) = await runtime.wait_for_requests(1)
+        assert record.outcome == "disconnected"
+        assert runtime.statistics()["queued"] == 0
+
+
+async def test_a_bidirectional_stream_waits_no_longer_than_the_model_timeout() -> None:
+    async with (
+        conversing(capacity=Capacity(workers=[(0, 0)]), model_timeout=0.01) as (_, client),
+        client.invoke_endpoint_with_bidirectional_stream(EndpointName="churn") as stream,
+    ):
+        with pytest.raises(aiosmrt.ModelError, match="timed out"):
+            await anext(stream)
 
 
 async def test_waiting_counts_towards_the_model_timeout() -> None:

@@ -25,6 +25,7 @@ from benchmarks.limiter_simulation import (
     Fixed,
     Service,
     measure,
+    moved,
     simulate,
 )
 
@@ -134,6 +135,18 @@ def test_a_refusal_that_the_number_of_calls_does_not_explain_takes_off_about_a_q
     assert rule.limit == 7
     rule.on_throttle(0.0, 0.1, 8, sent_among=8, strict=True)
     assert rule.limit == 6
+
+
+def test_a_limit_that_lost_part_of_a_call_is_in_use_with_the_whole_calls_that_are_left() -> None:
+    rule = AdaptiveLimit(initial=2, maximum=2).new()
+    for _ in range(8):
+        rule.on_success(0.0, 0.1, 2, sent_among=2)
+    rule.on_throttle(0.0, 0.1, 2, sent_among=2, strict=False)
+    assert rule.limit == 1
+    seconds = lognormal(1)
+    for _ in range(400):
+        rule.on_success(0.0, seconds(), rule.limit, sent_among=rule.limit)
+    assert rule.limit > 1
 
 
 def test_timeouts_count_once_per_round_trip() -> None:
@@ -347,6 +360,19 @@ def test_four_clients_that_start_one_after_the_other_come_to_the_same_limit() ->
     assert cell.jain >= 0.95
     assert cell.goodput >= 0.95
     assert cell.refused <= 0.1
+
+
+def test_clients_that_start_later_leave_the_first_one_its_share() -> None:
+    """Here the first client takes the others for a queue that it cannot shorten, before it is refused among fewer."""
+    service = moved(BY_NAME["four clients"], random.Random("1 four clients 6"))
+    run = simulate(service, AdaptiveLimit().new, 7)
+    assert run.jain(service.seconds * 2 / 3, service.seconds) >= 0.95
+
+
+def test_a_queue_of_refusals_after_lost_capacity_is_not_taken_for_other_clients() -> None:
+    service = moved(BY_NAME["steps, refusing"], random.Random("1 steps, refusing 7"))
+    cell = measure(simulate(service, AdaptiveLimit().new, 8), simulate(service, AllKnowing, 8))
+    assert cell.p95 <= 1.5
 
 
 def test_a_few_refusals_at_random_do_not_make_a_service_slow() -> None:

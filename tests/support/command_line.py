@@ -46,13 +46,13 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def started(
-    *command: str, env: Mapping[str, str], cwd: Path | None = None
+    *command: str, env: Mapping[str, str], cwd: Path | None = None, stdout: int = asyncio.subprocess.PIPE
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process with pipes, which does not outlive the block."""
+    """A process with pipes, or another standard output, which does not outlive the block."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
         env=dict(env),
         cwd=cwd,

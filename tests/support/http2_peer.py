@@ -68,7 +68,12 @@ class Peer(asyncio.Protocol):
 
     async def request(self) -> int:
         """Wait for a request, and return its stream's number."""
-        return int((await self.event(RequestReceived)).stream_id or 0)
+        return (await self.request_fields())[0]
+
+    async def request_fields(self) -> tuple[int, dict[str, str]]:
+        """Wait for a request, and return its stream's number and its header fields."""
+        event = await self.event(RequestReceived)
+        return int(event.stream_id or 0), {str(name): str(value) for name, value in event.headers or ()}
 
     async def data(self, stream_id: int, size: int) -> bytes:
         """Wait for this many bytes of a request, and open the windows again."""

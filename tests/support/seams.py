@@ -96,6 +96,17 @@ def expire_credentials(client: Client, renew: Callable[[], Awaitable[Credentials
     cache.get = renew
 
 
+def replace_credentials(client: Client, credentials: Credentials) -> None:
+    """Have a client sign with other credentials from now on, as after a refresh.
+
+    Args:
+        client: the client.
+        credentials: the new ones.
+    """
+    cache: Any = client._core.credentials
+    cache.current = lambda: credentials
+
+
 # Settings
 
 

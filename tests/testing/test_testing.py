@@ -33,6 +33,14 @@ ERRORS = [
 # The fake client
 
 
+async def test_bidirectional_streams_are_refused() -> None:
+    async with FakeClient({"speech": b"x"}) as client:
+        with pytest.raises(errors.ClientStateError, match="LocalRuntime"):
+            async with client.invoke_endpoint_with_bidirectional_stream(EndpointName="speech"):
+                pass
+        assert (client.calls, client.statistics().in_use) == ([], 0)
+
+
 async def test_a_fake_client_answers_and_records() -> None:
     answer = FakeResponse(b"0.25", "text/csv", custom_attributes="seen=1")
     async with FakeClient({"churn": answer}) as client:

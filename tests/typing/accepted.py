@@ -10,7 +10,8 @@ import aiohttp
 
 import aiosmrt
 from aiosmrt import Client, Credentials, EventStream, RetryPolicy, StreamingBody
-from aiosmrt.endpoint import Inference, Job, PredictionStream
+from aiosmrt.endpoint import DuplexStream, Inference, Job, PredictionStream
+from aiosmrt.local import Invocation, LocalRuntime, StreamMessage
 from aiosmrt.serializers import BYTES, CSV, JSON, TEXT
 from aiosmrt.types import InvokeEndpointOutput, ResponseMetadata
 
@@ -200,6 +201,27 @@ async def streams(client: Client) -> None:
     async with endpoint.stream({"inputs": "hello"}) as stream:
         async for event in stream.sse():
             assert_type(event.data, str)
+
+
+async def both_directions(client: Client, frames: AsyncIterator[bytes]) -> None:
+    endpoint = client.endpoint("speech", serializer=BYTES, deserializer=Scores())
+    async with endpoint.duplex(model_query_string="a=b", target_variant="blue", data_type="BINARY") as stream:
+        assert_type(stream, DuplexStream[bytes | bytearray | memoryview, list[float]])
+        await stream.send_all(frames, end_input=False)
+        await stream.send({"type": "Finalize"}, serializer=JSON)
+        async for value in stream:
+            assert_type(value, list[float])
+
+
+async def words(invocation: Invocation) -> AsyncIterator[str]:
+    async for message in invocation.messages:
+        assert_type(message, StreamMessage)
+        yield "heard"
+
+
+async def a_model_that_talks_back(client: Client) -> None:
+    async with LocalRuntime({"speech": words}, http2_port=0) as runtime:
+        assert_type(runtime.http2_url, str)
 
 
 async def fan_out(client: Client, rows: list[str], queue: AsyncIterator[str]) -> None:

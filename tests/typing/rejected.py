@@ -143,6 +143,11 @@ async def text_for_a_line_number(client: Client) -> None:
             print(line + 1)  # rejected
 
 
+async def text_into_a_stream_of_bytes(client: Client) -> None:
+    async with client.endpoint("speech", serializer=BYTES, deserializer=TEXT).duplex() as stream:
+        await stream.send("hello")  # rejected
+
+
 async def no_deserializer(client: Client) -> None:
     client.endpoint("text", serializer=TEXT, deserializer=None)  # rejected
 

@@ -24,6 +24,9 @@ __all__ = ["PING_AFTER_SECONDS", "PING_LIMIT_SECONDS", "Connection", "Link"]
 PING_AFTER_SECONDS: Final = 5.0
 PING_LIMIT_SECONDS: Final = 5.0
 
+FLUSH_BYTES: Final = 2**16
+"""How much of what is written in one turn of the loop is held back."""
+
 _REASONS: Final = {
     "reset": "The stream was reset by",
     "refused": "The stream was not begun by",
@@ -277,7 +280,11 @@ class Connection(asyncio.Protocol):
             # What is written in one turn of the loop is sent together.
             self._flushes = True
             self._loop.call_soon(self._flush)
-        return self._core.write(stream, data)
+        taken = self._core.write(stream, data)
+        if self._core.pending_bytes >= FLUSH_BYTES:
+            # A caller that waits for nothing else keeps the loop from it, and must learn when the socket is full.
+            self._flush()
+        return taken
 
     def end_input(self, stream: Stream) -> bool:
         """See `Link.end_input`."""

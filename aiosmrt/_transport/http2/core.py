@@ -150,6 +150,11 @@ class Core:
         return len(self._streams)
 
     @property
+    def pending_bytes(self) -> int:
+        """How much of what was taken waits for the next `output`."""
+        return self._pending_bytes
+
+    @property
     def max_streams(self) -> int:
         """The server's MAX_CONCURRENT_STREAMS."""
         return self._h2.remote_settings.max_concurrent_streams

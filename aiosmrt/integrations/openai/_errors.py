@@ -36,7 +36,7 @@ from aiosmrt.errors import (
 )
 from aiosmrt.integrations.openai._requests import Refusal
 
-__all__ = ["answer_for", "envelope", "refusal_answer", "stream_failure"]
+__all__ = ["answer_for", "envelope", "envelope_of", "refusal_answer", "stream_failure"]
 
 _TOO_MANY_REQUESTS: Final = 429
 _BAD_GATEWAY: Final = 502
@@ -144,6 +144,15 @@ def envelope(text: str | bytes) -> dict[str, Any] | None:
         document = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    return envelope_of(document)
+
+
+def envelope_of(document: Any) -> dict[str, Any] | None:
+    """The same of what was parsed.
+
+    >>> envelope_of({"detail": "too long"}), envelope_of({"choices": [], "error": None})
+    ({'error': {'message': 'too long', 'type': None, 'code': None}}, None)
+    """
     if not isinstance(document, Mapping):
         return None
     error = document.get("error", document)
@@ -170,7 +179,10 @@ def _response(
         if error.retry_after is not None:
             # in whole seconds (RFC 9110, 10.2.3)
             headers["retry-after"] = str(ceil(error.retry_after))
-    return httpx2.Response(status, headers=headers, content=json.dumps(document).encode(), request=request)
+    content = json.dumps(document).encode()
+    headers["content-length"] = str(len(content))
+    # As a stream, so that httpx2 reads it, which sets `elapsed`.
+    return httpx2.Response(status, headers=headers, stream=httpx2.ByteStream(content), request=request)
 
 
 def _say(failure: openai.APITimeoutError, message: str) -> None:

@@ -11,6 +11,7 @@ import openai
 from aiosmrt.client import Client
 from aiosmrt.config import shown
 from aiosmrt.errors import ParamValidationError
+from aiosmrt.integrations.openai._answers import QuickAsyncOpenAI
 from aiosmrt.integrations.openai._requests import Models, RequestReader, Route
 from aiosmrt.integrations.openai._transport import ClientTransport
 
@@ -85,6 +86,9 @@ def async_openai(
 ) -> openai.AsyncOpenAI:
     """An `openai.AsyncOpenAI` whose requests are calls of an endpoint.
 
+    It makes the objects of answers by pydantic's validator where that makes the same ones as the SDK, which spares most
+    of the CPU time of a streamed token.
+
     Args:
         client: makes the calls, as do the next five arguments for `http_client`.
         route: see `http_client`.
@@ -110,4 +114,4 @@ def async_openai(
         paths=paths,
     )
     settings: dict[str, Any] = {"api_key": _NO_KEY, "base_url": BASE_URL, "max_retries": 0, **options}
-    return openai.AsyncOpenAI(http_client=http, **settings)
+    return QuickAsyncOpenAI(http_client=http, **settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from aiosmrt._core.observe import emit
@@ -10,6 +9,7 @@ from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt.client import Client
 from aiosmrt.errors import DeserializationError, ModelStreamError
 from aiosmrt.events import GenerationEnded
+from aiosmrt.integrations.openai._json import loads
 from aiosmrt.integrations.openai._requests import Generation
 
 __all__ = ["Meter", "meter_of"]
@@ -51,7 +51,8 @@ class Meter:
 
     def answered(self, body: bytes) -> None:
         """Read a whole answer, which ends the call."""
-        self._read(body)
+        if not self._read(body) and self._kind in _KINDS.values():
+            self._failure = DeserializationError.__name__
         del body
         self.ended(None)
 
@@ -102,15 +103,16 @@ class Meter:
         )
         emit(self._client._view.observers, event)
 
-    def _read(self, text: bytes | str) -> None:
+    def _read(self, text: bytes | str) -> bool:
+        """Read a JSON object; return whether it is one."""
         try:
-            document: Any = json.loads(text)
+            document: Any = loads(text)
         except (ValueError, RecursionError):
-            return
+            return False
         finally:
             del text
         if not isinstance(document, dict):
-            return
+            return False
         if isinstance(model := document.get("model"), str) and model:
             self._response_model = model
         if document.get("error"):
@@ -118,6 +120,7 @@ class Meter:
         if isinstance(usage := document.get("usage"), dict):
             self._input_tokens = _count(usage, "prompt_tokens", "input_tokens")
             self._output_tokens = _count(usage, "completion_tokens", "output_tokens")
+        return True
 
 
 def _count(usage: dict[str, Any], *names: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -11,6 +10,7 @@ import httpx2
 from aiosmrt._wire.operations import INVOKE_ENDPOINT
 from aiosmrt.config import UNSET, Unset, shown
 from aiosmrt.errors import ParamValidationError
+from aiosmrt.integrations.openai._json import dumps, loads
 
 __all__ = ["PATHS", "Deployment", "Generation", "Models", "Refusal", "RequestReader", "Route"]
 
@@ -23,10 +23,11 @@ _CHAT: Final = "chat/completions"
 _EMBEDDINGS: Final = "embeddings"
 
 # Headers that a caller may give, such as by the SDK's `extra_headers`: all of AWS's but for those that a body has.
+_OF_SAGEMAKER: Final = b"x-amzn-sagemaker-"
 _MEMBERS: Final = {
     member.header.lower(): member.name
     for member in INVOKE_ENDPOINT.members
-    if member.header is not None and member.header.lower().startswith("x-amzn-sagemaker-")
+    if member.header is not None and member.header.lower().startswith(_OF_SAGEMAKER.decode())
 }
 
 
@@ -140,7 +141,7 @@ class RequestReader:
         """
         path = self._path(request)
         try:
-            body: Any = json.loads(content)
+            body: Any = loads(content)
         except (ValueError, RecursionError):
             body = None
         del content
@@ -156,13 +157,17 @@ class RequestReader:
         endpoint, component, container_model = self._deployment(model)
         if container_model is not None:
             body["model"] = container_model
-        params = {"EndpointName": endpoint, "Body": _encoded(body), "ContentType": "application/json"}
+        params = {"EndpointName": endpoint, "Body": dumps(body), "ContentType": "application/json"}
         if component is not None:
             params["InferenceComponentName"] = component
-        for name, value in request.headers.items():
-            member = _MEMBERS.get(name)
-            if member is not None:
-                params[member] = value
+        if any(name.lower().startswith(_OF_SAGEMAKER) for name, _ in request.headers.raw):
+            for name, value in request.headers.items():
+                member = _MEMBERS.get(name)
+                if member is not None:
+                    params[member] = value
+                elif name.encode().startswith(_OF_SAGEMAKER):
+                    known = ", ".join(sorted(_MEMBERS))
+                    raise Refusal(400, "unknown_header", f"no call has a header {shown(name)}; known are {known}")
         return Generation(path, model, streams, params)
 
     def _path(self, request: httpx2.Request) -> str:
@@ -204,10 +209,3 @@ def _deployments(models: Models, faults: list[str]) -> dict[str, Deployment]:
             f"for {shown(name)}"
         )
     return found
-
-
-def _encoded(body: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape and UTF-8 cannot express
-        return json.dumps(body, separators=(",", ":")).encode()

@@ -4,15 +4,14 @@ Server-sent events pass through, one by one. JSON lines, which LMI writes, becom
 at their end. Which of the two it is shows in the first byte: no event begins with a brace.
 
 The SDK takes whatever is not an event for silence, and the end of the bytes for that of the answer. So what a container
-writes instead of events, and an answer that breaks off, are found here. An answer has ended with ``[DONE]``, with a
-``finish_reason``, or with an error: containers that leave out ``[DONE]`` name the reason. Events without ``choices``,
-which are no chat's, may end anywhere between two.
+writes instead of events, and an answer that breaks off, are found here. An answer has ended with ``[DONE]``, with an
+error, or with a ``finish_reason`` of each choice: containers that leave out ``[DONE]`` name the reason. Events without
+``choices``, which are no chat's, may end anywhere between two.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from abc import ABC, abstractmethod
 from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -21,7 +20,8 @@ import httpx2
 import openai
 
 from aiosmrt.errors import AiosmrtError, DeserializationError, ResponseStreamingError
-from aiosmrt.integrations.openai._errors import envelope, stream_failure
+from aiosmrt.integrations.openai._errors import envelope, envelope_of, stream_failure
+from aiosmrt.integrations.openai._json import loads
 from aiosmrt.integrations.openai._metering import Meter
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ __all__ = ["EventBytes", "LineEvents", "ServedStream"]
 
 _DONE: Final = b"data: [DONE]\n\n"
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
-# In text, the quotes would be escaped. Some servers write an empty reason before the last piece.
-_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 
 
 class Fault(NamedTuple):
@@ -48,7 +46,8 @@ _NO_END: Final = Fault(
     "the stream ended before its answer did: neither [DONE] nor a finish_reason came", ResponseStreamingError
 )
 _NOT_EVENTS: Final = Fault("the stream has a line that is neither a server-sent event nor JSON", DeserializationError)
-_NOT_JSON: Final = Fault("the stream has an event whose data is not JSON", DeserializationError)
+_NO_OBJECT: Final = Fault("the stream has an event whose data is not a JSON object", DeserializationError)
+_WHOLE: Final = Fault("the container answered at once instead of by a stream", DeserializationError)
 
 
 class Events(ABC):
@@ -58,16 +57,18 @@ class Events(ABC):
         fault: what is wrong behind the bytes that were returned; None if nothing is.
     """
 
-    __slots__ = ("_answers", "_ended", "_rest", "_seen", "fault")
+    __slots__ = ("_answers", "_done", "_finished", "_rest", "_seen", "_unfinished", "fault")
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
         # what is not whole yet
         self._rest: list[bytes] = []
         self._seen = False
-        # whether a piece of an answer was seen, and an answer's end
+        # whether an answer's pieces were seen, which choices were, and whether all ended with [DONE] or an error
         self._answers = False
-        self._ended = False
+        self._finished: set[int] = set()
+        self._unfinished: set[int] = set()
+        self._done = False
 
     @abstractmethod
     def feed(self, data: bytes) -> bytes:
@@ -77,29 +78,56 @@ class Events(ABC):
     def finish(self) -> bytes:
         """Return the last bytes, maybe none."""
 
-    def _error(self, data: bytes) -> bytes | None:
-        """The event of an error, if the data of an event are one."""
-        if b'"error"' in data and (found := envelope(data)) is not None:
+    def _object_event(self, data: bytes, event: bytes, fault: Fault) -> bytes:
+        """The event to pass on for the data of one: itself, or that of an error in it.
+
+        Args:
+            data: its data.
+            event: the event.
+            fault: what is wrong if the data are not a JSON object.
+        """
+        document = _object(data)
+        if document is None:
+            self.fault = fault
+            return b""
+        if b'"error"' in data and (found := envelope_of(document)) is not None:
             return self._error_event(found)
-        return None
+        return event if self._note(document) else b""
 
     def _error_event(self, document: dict[str, Any]) -> bytes:
-        self._seen = self._ended = True
+        self._seen = self._done = True
         return b"data: " + json.dumps(document).encode() + b"\n\n"
 
-    def _note(self, data: bytes) -> None:
-        """Look at the data of an event that is passed on."""
+    def _note(self, document: dict[str, Any]) -> bool:
+        """Look at the data of an event, and return whether it may be passed on."""
         self._seen = True
-        if not self._ended:
-            self._answers = self._answers or b'"choices"' in data
-            self._ended = _FINISH.search(data) is not None
+        choices = document.get("choices")
+        if choices is None:
+            return True
+        self._answers = True
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict):
+                continue
+            if "message" in choice and "delta" not in choice:
+                self.fault = _WHOLE
+                return False
+            index = choice.get("index")
+            if not isinstance(index, int):
+                index = 0
+            # Some servers write an empty reason before the last piece.
+            if choice.get("finish_reason"):
+                self._finished.add(index)
+                self._unfinished.discard(index)
+            elif index not in self._finished:
+                self._unfinished.add(index)
+        return True
 
     def _close(self) -> None:
         if self.fault is not None:
             return
         if not self._seen:
             self.fault = _NO_EVENT
-        elif self._answers and not self._ended:
+        elif self._answers and not self._done and (self._unfinished or not self._finished):
             self.fault = _NO_END
 
 
@@ -108,23 +136,35 @@ class EventBytes(Events):
 
     An event that is whole but for the blank line after it is completed, because model servers forget that line. Events
     without data are left out, which the SDK would read as JSON, and so is what follows ``[DONE]``. An error becomes one
-    in OpenAI's form.
+    in OpenAI's form. Malformed UTF-8 becomes U+FFFD, as in any stream of events: the SDK would fail with a
+    ``UnicodeDecodeError``.
 
     >>> events = EventBytes()
     >>> events.feed(b'data: {"id"'), events.feed(b': 1}'), events.finish(), events.fault
     (b'', b'', b'data: {"id": 1}\\n\\n', None)
     """
 
-    __slots__ = ("_after_cr", "_done")
+    __slots__ = ("_after_cr", "_over")
 
     def __init__(self) -> None:
         super().__init__()
         # whether an LF would belong to the end of a line that was read
         self._after_cr = False
-        self._done = False
+        # whether [DONE] came
+        self._over = False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes and return the events that they complete."""
+        if (
+            data.startswith(b"data: {")
+            and data.endswith(b"}\n\n")
+            and not (self._rest or self._after_cr or self._over)
+            and (documents := _plain_objects(plain := _in_utf8(data))) is not None
+            and all(map(self._note, documents))
+        ):
+            return plain
+        # told again below, where its event is
+        self.fault = None
         if self._after_cr and data:
             data = data.removeprefix(b"\n")
             self._after_cr = False
@@ -139,9 +179,9 @@ class EventBytes(Events):
         if end < 2:
             self._rest = [data]
             return b""
-        self._rest = [data[end:]]
+        self._rest = [data[end:]] if end < len(data) else []
         passed: list[bytes] = []
-        for block in data[:end].split(b"\n\n"):
+        for block in _in_utf8(data[:end]).split(b"\n\n"):
             passed.append(self._event(block.strip(b"\n")))
             if self.fault is not None:
                 break
@@ -149,9 +189,9 @@ class EventBytes(Events):
 
     def finish(self) -> bytes:
         """Return the last event, if only the blank line after it is missing."""
-        if self._done:
+        if self._over:
             return b""
-        block = b"".join(self._rest)
+        block = _in_utf8(b"".join(self._rest))
         self._rest.clear()
         last = b""
         if block.strip() and self.fault is None:
@@ -162,7 +202,7 @@ class EventBytes(Events):
         return last
 
     def _event(self, block: bytes) -> bytes:
-        if self._done or not block:
+        if self._over or not block:
             return b""
         if block.startswith(b"data:") and b"\n" not in block:
             kind, data = b"", block[5:].strip()
@@ -180,18 +220,28 @@ class EventBytes(Events):
         if not data:
             return b""
         if data.startswith(b"[DONE]"):
-            self._done = self._seen = self._ended = True
+            self._over = self._seen = self._done = True
             return _DONE
-        if (error := self._error(data)) is not None:
-            return error
         if kind == b"error":
             message = data.decode(errors="replace")
             return self._error_event(envelope(data) or {"error": {"message": message, "type": None, "code": None}})
-        if not (data.startswith(b"{") and data.endswith(b"}")) and not _is_json(data):
-            self.fault = _NOT_JSON
-            return b""
-        self._note(data)
-        return block + b"\n\n"
+        return self._object_event(data, block + b"\n\n", _NO_OBJECT)
+
+
+def _plain_objects(data: bytes) -> list[dict[str, Any]] | None:
+    """The data of whole events that pass as they are: one line of a JSON object each, and no error; None of others."""
+    if b'"error"' in data or b"\r" in data:
+        return None
+    texts = data[6:-2].split(b"\n\ndata: ")
+    if data.count(b"\n") != 2 * len(texts):
+        return None
+    documents = []
+    for text in texts:
+        document = _object(text)
+        if document is None:
+            return None
+        documents.append(document)
+    return documents
 
 
 def _fault_of_last(block: bytes) -> Fault | None:
@@ -215,7 +265,7 @@ class LineEvents(Events):
     """JSON lines, each of them an event.
 
     A line that names an error as a string gets it as an object with a message, which OpenAI clients expect. A first
-    line that is not JSON begins a document of several lines, which is one event.
+    line that is not JSON begins a document of several lines, which is one event. Malformed UTF-8 becomes U+FFFD.
 
     >>> events = LineEvents()
     >>> events.feed(b'{"id": 1}\\n{"id"'), events.feed(b': 2}'), events.finish()
@@ -236,8 +286,9 @@ class LineEvents(Events):
             return b""
         # at LF alone: other ends of lines, such as U+2028, may stand in a JSON string
         whole = b"".join([*self._rest, data])
-        lines = whole.split(b"\n")
-        self._rest = [lines.pop()]
+        end = whole.rfind(b"\n") + 1
+        lines = _in_utf8(whole[:end]).split(b"\n")
+        self._rest = [whole[end:]]
         if not self._seen:
             first = next((line for line in lines if line.strip()), b"{}")
             if not _is_json(first):
@@ -254,10 +305,10 @@ class LineEvents(Events):
     def finish(self) -> bytes:
         """Return the event of a last line without an end, and the end of the events."""
         last = b""
-        line = b"".join(self._rest).strip()
+        line = _in_utf8(b"".join(self._rest)).strip()
         self._rest.clear()
         if line and self.fault is None:
-            if not _is_json(line):
+            if not (_is_end(line) or _is_json(line)):
                 self.fault = _UNFINISHED
             else:
                 # strings hold no ends of lines
@@ -268,21 +319,37 @@ class LineEvents(Events):
     def _event(self, line: bytes) -> bytes:
         if not line:
             return b""
-        if (error := self._error(line)) is not None:
-            return error
-        if not (line.startswith(b"{") and line.endswith(b"}")):
-            self.fault = _NOT_EVENTS
+        if _is_end(line):
+            self._done = True
             return b""
-        self._note(line)
-        return b"data: " + line + b"\n\n"
+        return self._object_event(line, b"data: " + line + b"\n\n", _NOT_EVENTS)
+
+
+def _is_end(line: bytes) -> bool:
+    """Tell whether a line among JSON lines is the mark that ends events."""
+    return line in (b"[DONE]", b"data: [DONE]", b"data:[DONE]")
+
+
+def _in_utf8(data: bytes) -> bytes:
+    """Whole lines, with U+FFFD for malformed UTF-8."""
+    return data if data.isascii() else data.decode(errors="replace").encode()
 
 
 def _is_json(data: bytes) -> bool:
     try:
-        json.loads(data)
+        loads(data)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in some text; None for any other text, and for one that is nested too deeply to be parsed."""
+    try:
+        document = loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 class ServedStream(httpx2.AsyncByteStream):

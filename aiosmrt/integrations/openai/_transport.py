@@ -7,12 +7,14 @@ from collections.abc import Awaitable
 from typing import Any, Final
 
 import httpx2
+import openai
 
 from aiosmrt.client import Client
 from aiosmrt.errors import AiosmrtError
-from aiosmrt.integrations.openai._errors import answer_for, refusal_answer
+from aiosmrt.integrations.openai._errors import answer_for, envelope_of, refusal_answer
+from aiosmrt.integrations.openai._json import loads
 from aiosmrt.integrations.openai._metering import Meter, meter_of
-from aiosmrt.integrations.openai._requests import Generation, Refusal, RequestReader, Route
+from aiosmrt.integrations.openai._requests import PATHS, Generation, Refusal, RequestReader, Route
 from aiosmrt.integrations.openai._streams import ServedStream
 
 __all__ = ["ClientTransport"]
@@ -70,7 +72,7 @@ class ClientTransport(httpx2.AsyncBaseTransport):
                 meter.ended("CancelledError")
             raise
         else:
-            return await _response(answer, generation.streams, request, meter)
+            return await _response(answer, generation, request, meter)
         if meter is not None:
             meter.ended(type(failure).__name__)
         try:
@@ -120,8 +122,39 @@ def _shorter(one: float | None, other: float | None) -> float | None:
     return other if one is None else one if other is None else min(one, other)
 
 
-async def _response(answer: Any, streams: bool, request: httpx2.Request, meter: Meter | None) -> httpx2.Response:
-    headers = {"content-type": "text/event-stream" if streams else answer.get("ContentType") or "application/json"}
+class Answer(httpx2.Response):
+    """A whole answer of OpenAI's schema, whose `json` raises the SDK's errors for a malformed one."""
+
+    def json(self, **arguments: Any) -> Any:
+        """The answer.
+
+        Raises:
+            openai.APIConnectionError: it is not a JSON object.
+            openai.APIError: it is an error, although the container reported success.
+        """
+        try:
+            document: Any = super().json(**arguments) if arguments else loads(self.content)
+        except (ValueError, RecursionError):
+            document = None
+        finally:
+            arguments.clear()
+        if not isinstance(document, dict):
+            document = None
+            raise openai.APIConnectionError(message="the answer is not a JSON object", request=self.request)
+        if document.get("error") and (found := envelope_of(document)) is not None:
+            error = found["error"]
+            document = found = None
+            raise openai.APIError(error["message"], self.request, body=error)
+        return document
+
+
+async def _response(
+    answer: Any, generation: Generation, request: httpx2.Request, meter: Meter | None
+) -> httpx2.Response:
+    streams, of_openai = generation.streams, generation.path in PATHS
+    # For any other content type, the SDK would return a malformed answer as text.
+    content_type = "application/json" if of_openai else answer.get("ContentType") or "application/json"
+    headers = {"content-type": "text/event-stream" if streams else content_type}
     request_id = answer["ResponseMetadata"].get("RequestId")
     if request_id is not None:
         headers["x-request-id"] = request_id
@@ -134,4 +167,7 @@ async def _response(answer: Any, streams: bool, request: httpx2.Request, meter: 
     content = await body.read()
     if meter is not None:
         meter.answered(content)
-    return httpx2.Response(200, headers=headers, content=content, request=request)
+    headers["content-length"] = str(len(content))
+    kind = Answer if of_openai else httpx2.Response
+    # As a stream, so that httpx2 reads it, which sets `elapsed`.
+    return kind(200, headers=headers, stream=httpx2.ByteStream(content), request=request)

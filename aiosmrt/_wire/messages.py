@@ -1,0 +1,95 @@
+"""Messages of a bidirectional stream, joined from the parts that the service sends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+from aiosmrt.errors import DeserializationError, TruncatedStreamError
+
+if TYPE_CHECKING:
+    from aiosmrt.types import BidirectionalPayloadPart
+
+__all__ = ["MAX_PART_BYTES", "DataType", "Message", "MessageJoiner"]
+
+DataType: TypeAlias = Literal["UTF8", "BINARY"]
+
+MAX_PART_BYTES: Final = 16 * 1024 * 1024
+"""The largest payload of a message, or of a part of one, that the service takes."""
+
+
+class Message(NamedTuple):
+    """A whole message.
+
+    Args:
+        data: its payload.
+        data_type: ``"UTF8"`` for text, ``"BINARY"`` for bytes.
+    """
+
+    data: bytes
+    data_type: DataType
+
+
+class MessageJoiner:
+    """Joins parts up to ``COMPLETE``. After an error, the rest of that message is skipped.
+
+    >>> joiner = MessageJoiner()
+    >>> joiner.add({"Bytes": b"a", "CompletionState": "PARTIAL"}, 10)
+    >>> joiner.add({"Bytes": b"b"}, 10)
+    Message(data=b'ab', data_type='BINARY')
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._data_type: DataType = "BINARY"
+        self._size = 0
+        self._is_within = False
+        self._skips = False
+
+    def add(self, part: BidirectionalPayloadPart, max_bytes: int) -> Message | None:
+        """Take the next part, and return the message that it completes, if it does.
+
+        Args:
+            part: as the service sent it.
+            max_bytes: the largest message.
+
+        Raises:
+            DeserializationError: the message exceeds ``max_bytes``, or changes its type half way.
+        """
+        was_within, skips = self._is_within, self._skips
+        self._is_within = part.get("CompletionState") == "PARTIAL"
+        if not self._is_within:
+            self._skips = False
+        if skips:
+            return None
+        data_type = part.get("DataType", "BINARY")
+        if was_within and data_type != self._data_type:
+            self._drop()
+            raise DeserializationError(f"a message begins as {self._data_type} and goes on as {data_type}")
+        self._data_type = data_type
+        self._size += len(part["Bytes"])
+        if self._size > max_bytes:
+            self._drop()
+            raise DeserializationError(f"a message exceeds max_message_bytes of {max_bytes}")
+        self._parts.append(part["Bytes"])
+        if self._is_within:
+            return None
+        whole = b"".join(self._parts)
+        self._forget()
+        return Message(whole, data_type)
+
+    def finish(self) -> None:
+        """Take note of the end of the stream.
+
+        Raises:
+            TruncatedStreamError: it is inside a message.
+        """
+        if self._is_within:
+            raise TruncatedStreamError("the stream ended inside a message")
+
+    def _drop(self) -> None:
+        self._forget()
+        self._skips = self._is_within
+
+    def _forget(self) -> None:
+        self._parts = []
+        self._size = 0

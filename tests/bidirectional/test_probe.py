@@ -1,0 +1,183 @@
+"""The script that asks a live endpoint, here with the local runtime in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import serve
+
+from aiosmrt.local import Credentials, LocalRuntime, faults
+from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.runtime import ACCEPTED, local_runtime
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+probe = script("probe_bidirectional")
+container = script("bidirectional_container")
+
+
+@asynccontextmanager
+async def probed(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> AsyncIterator[LocalRuntime]:
+    """A runtime with the script's container, in whose environment the script finds what it needs."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", CLIENT_ARGUMENTS["aws_access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CLIENT_ARGUMENTS["aws_secret_access_key"])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", CLIENT_ARGUMENTS["region_name"])
+    # What is waited for comes, however slow the machine is.
+    monkeypatch.setattr(probe, "SILENCE_SECONDS", 20.0)
+    monkeypatch.setattr(probe, "TOGETHER_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "LATE_SECONDS", 0.2)
+    async with serve(
+        container.answer, "127.0.0.1", 0, process_request=container.route, max_size=None, compression=None
+    ) as server:
+        url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        async with local_runtime(
+            {"probe": url},
+            http2_port=0,
+            http2_max_streams=5,
+            credentials=[ACCEPTED, Credentials("AKIDOTHER", "other-secret")],
+            **arguments,
+        ) as running:
+            yield running
+
+
+@pytest.fixture
+async def runtime(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalRuntime]:
+    async with probed(monkeypatch) as running:
+        yield running
+
+
+async def answers(runtime: LocalRuntime, folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Run the script in a thread, and return its exit status and the answers of its report."""
+    report = folder / "answers.json"
+    # the shortest times in which what is asked about happens
+    times = ("--idle-minutes", "0.002", "--lifetime-minutes", "0.02", "--largest-bytes", "100000")
+    command = ("--endpoint-name", "probe", "--http2-endpoint-url", runtime.http2_url, "--json", str(report))
+    status = await asyncio.to_thread(probe.main, [*command, *times, *arguments])
+    document = json.loads(report.read_text())
+    assert document["url"] == runtime.http2_url
+    return status, {answer["name"]: answer for answer in document["answers"]}
+
+
+EXPECTED = {
+    "head": "yes: HTTP 200 without any message",
+    "marks": "text: a part of 1 bytes, UTF8 COMPLETE; binary: a part of 1 bytes, BINARY COMPLETE; three fragments: "
+    "a part of 3 bytes, UTF8 PARTIAL, then a part of 3 bytes, UTF8 PARTIAL, then a part of 5 bytes, UTF8 PARTIAL, "
+    "then a part of 0 bytes, UTF8 COMPLETE",
+    "where": "None and None become /invocations-bidirectional-stream; probe/path and a=b%20c&d=e become "
+    "/probe/path?a=b%20c&d=e",
+    "settings": "5 streams; .*MAX_CONCURRENT_STREAMS=5",
+    "streams": "5 of 5 were answered",
+    "ping": r"after [\d.]+ ms",
+    "half-close": "no: END_STREAM came after it",
+    "end": "InputValidationError .*, then END_STREAM",
+    "message-signature": "InputValidationError .*, then END_STREAM",
+    "request-signature": "HTTP 403 .*signature",
+    "missing-endpoint": "HTTP 400 ValidationError .*not found",
+    "refused": "HTTP 424 ModelError .*refused the WebSocket",
+    "close": "1000: .*ModelStreamError .*1000.*; 1011: .*1011.*; 4000: .*4000.*",
+    "size": "6250 bytes: came back; 100000 bytes: came back",
+    "idle-stream": "no, not in 0.12 s; the next message was answered with a part of 1 bytes",
+    "idle-connection": "no, not in 0.12 s",
+    "lifetime": "the stream has not ended in 1.2 s; another one of the same connection, begun after .* s, ",
+    "goaway": "never, on 21 connections of the probes before",
+}
+
+
+async def test_every_question_is_answered_in_one_line(
+    runtime: LocalRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, found = await answers(runtime, tmp_path)
+    assert status == 1
+    assert {name for name, answer in found.items() if not answer["answered"]} == {"other-key"}
+    assert set(found) == {*EXPECTED, "other-key"}
+    for name, text in EXPECTED.items():
+        pattern = text if "*" in text or "+" in text else re.escape(text)
+        assert re.match(pattern, found[name]["answer"]), (name, found[name]["answer"])
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if not line.startswith("the WebSocket was closed")]
+    assert len(lines) == len(found)
+    assert "other-key: not answered: it needs --other-profile" in printed.out
+    assert CLIENT_ARGUMENTS["aws_secret_access_key"] not in printed.out + printed.err
+
+
+async def test_a_change_of_keys_is_tried_with_another_profile(
+    runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "credentials").write_text(
+        "[other]\naws_access_key_id = AKIDOTHER\naws_secret_access_key = other-secret\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    status, found = await answers(runtime, tmp_path, "--only", "other-key", "--other-profile", "other")
+    assert (status, list(found)) == (0, ["other-key"])
+    assert re.match("no: InputValidationError ", found["other-key"]["answer"])
+
+
+async def test_what_the_service_does_to_connections_is_told(runtime: LocalRuntime, tmp_path: Path) -> None:
+    runtime.inject("probe", faults.GoAway(after_parts=1))
+    status, found = await answers(runtime, tmp_path, "--only", "idle-connection", "--only", "goaway")
+    assert status == 0
+    assert re.match(r"idle-connection: GOAWAY NO_ERROR after [\d.]+ s, last stream", found["goaway"]["answer"])
+
+
+async def test_the_end_of_a_long_stream_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with probed(monkeypatch, http2_stream_seconds=0.3) as runtime:
+        status, found = await answers(runtime, tmp_path, "--only", "lifetime")
+    assert status == 0
+    ended = r"the stream ended after [\d.]+ s: InternalStreamFailure .*limit of 0.3 seconds.*, then END_STREAM; "
+    assert re.match(ended, found["lifetime"]["answer"]), found
+
+
+async def test_a_service_that_cannot_be_reached_is_no_answer(
+    runtime: LocalRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--endpoint-name", "probe", "--http2-endpoint-url", "http://127.0.0.1:1", "--only", "ping"]
+    assert await asyncio.to_thread(probe.main, arguments) == 1
+    assert "ping: not answered: ConnectionRefusedError" in capsys.readouterr().out
+
+
+def test_the_questions_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert probe.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(EXPECTED) + 1
+    assert all(line.endswith("?") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "--endpoint-name is required"),
+        (["--endpoint-name", "x", "--only", "nothing"], "there is no probe 'nothing'"),
+        (["--endpoint-name", "x", "--region", "eu-central-1"], "--yes"),
+        (["--endpoint-name", "x"], "--region"),
+    ],
+)
+def test_wrong_usage_asks_nothing(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-real-secret")
+    with pytest.raises(SystemExit) as ended:
+        probe.main(arguments)
+    assert ended.value.code == 2
+    assert text in capsys.readouterr().err
