@@ -8,6 +8,9 @@ Messages of 640 bytes, 20 ms of 16 kHz audio, over TLS to a local runtime in ano
 - pipelined: one task sends, another receives;
 - send-only: the model takes all of them and answers once.
 
+Then, for aiosmrt alone and its process on one core: how late messages leave when 100 streams send 50 each a second, and
+how much memory an idle stream takes.
+
 A client's figure is the CPU time of its process, connection and start of the stream left out. AWS's client
 (``aws-sdk-sagemaker-runtime-http2`` on awscrt) runs under the Python that AIOSMRT_TEST_HTTP2 names; `make peers`
 installs it. Without it, its column stays empty.
@@ -32,6 +35,7 @@ MESSAGE = bytes(640)
 MODES = ("ping-pong", "pipelined", "send-only")
 KEY = ("AKIDEXAMPLE", "not-a-real-secret")
 REGION = "eu-central-1"
+INTERVAL = 0.02
 
 Send = Callable[[bytes], Awaitable[object]]
 Receive = Callable[[], Awaitable[object]]
@@ -67,19 +71,72 @@ async def measure(mode: str, messages: int, send: Send, receive: Receive, end: E
 
 
 async def measure_aiosmrt(url: str, authority: str, mode: str, messages: int) -> float:
-    import aiosmrt
-
     async with (
-        aiosmrt.Client(
-            REGION,
-            aws_access_key_id=KEY[0],
-            aws_secret_access_key=KEY[1],
-            http2_endpoint_url=url,
-            verify=authority,
-        ) as client,
+        client_of(url, authority) as client,
         client.invoke_endpoint_with_bidirectional_stream(EndpointName=mode) as stream,
     ):
         return await measure(mode, messages, stream.send, stream.__anext__, stream.end_input)
+
+
+def client_of(url: str, authority: str) -> Any:
+    import aiosmrt
+
+    return aiosmrt.Client(
+        REGION,
+        aws_access_key_id=KEY[0],
+        aws_secret_access_key=KEY[1],
+        http2_endpoint_url=url,
+        verify=authority,
+        max_concurrency=1000,
+    )
+
+
+async def measure_pace(url: str, authority: str, streams: int, seconds: float) -> float:
+    """By how many seconds the latest percent of the messages leaves late, each stream sending 50 a second."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    loop = asyncio.get_running_loop()
+    late: list[float] = []
+
+    async def talk(client: Any, number: int, begin: asyncio.Future[float]) -> None:
+        async with client.invoke_endpoint_with_bidirectional_stream(EndpointName="send-only") as stream:
+            await stream.send(MESSAGE)
+            due = await begin + number * INTERVAL / streams
+            for _ in range(int(seconds / INTERVAL)):
+                await asyncio.sleep(due - loop.time())
+                await stream.send(MESSAGE)
+                late.append(loop.time() - due)
+                due += INTERVAL
+
+    async with client_of(url, authority) as client:
+        begin = loop.create_future()
+        talks = [asyncio.ensure_future(talk(client, number, begin)) for number in range(streams)]
+        await asyncio.sleep(1.0)
+        begin.set_result(loop.time() + 0.1)
+        await asyncio.gather(*talks)
+    return statistics.quantiles(late, n=100)[98]
+
+
+async def measure_memory(url: str, authority: str, streams: int) -> float:
+    """Bytes of resident memory for each further stream that is open and idle."""
+    from contextlib import AsyncExitStack
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async with client_of(url, authority) as client, AsyncExitStack() as stack:
+
+        async def open_some(count: int) -> None:
+            for _ in range(count):
+                stream = client.invoke_endpoint_with_bidirectional_stream(EndpointName="pipelined")
+                await stack.enter_async_context(stream)
+                await stream.send(MESSAGE)
+                await anext(stream)
+
+        await open_some(50)
+        before = resident()
+        await open_some(streams)
+        return (resident() - before) / streams
 
 
 async def measure_aws(url: str, authority: str, mode: str, messages: int) -> float:
@@ -144,7 +201,7 @@ async def serve(folder: Path) -> None:
 
 
 def run_client(python: str, client: str, url: str, authority: Path, mode: str, messages: int) -> float:
-    """CPU microseconds per message of a client in a new process."""
+    """What a client in a new process measures."""
     environment = os.environ | {
         "SSL_CERT_FILE": str(authority),
         "AWS_ACCESS_KEY_ID": KEY[0],
@@ -153,7 +210,7 @@ def run_client(python: str, client: str, url: str, authority: Path, mode: str, m
     command = [python, __file__, "--client", client, "--url", url, "--authority", str(authority)]
     command += ["--mode", mode, "--messages", str(messages)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
-    return float(json.loads(done.stdout)) * 1e6
+    return float(json.loads(done.stdout))
 
 
 def compare(messages: int, rounds: int) -> None:
@@ -171,11 +228,16 @@ def compare(messages: int, rounds: int) -> None:
                 for _ in range(rounds):
                     for client, python in clients.items():
                         authority = Path(folder, "authority.pem")
-                        figures[client].append(run_client(python, client, url, authority, mode, messages))
+                        figures[client].append(run_client(python, client, url, authority, mode, messages) * 1e6)
                 ours = statistics.median(figures["aiosmrt"])
                 theirs = statistics.median(figures["aws"]) if "aws" in figures else None
                 rest = " | |" if theirs is None else f"{theirs:.0f} | {theirs / ours:.1f} |"
                 print(f"| {mode} | {ours:.0f} | {rest}")
+            authority = Path(folder, "authority.pem")
+            late = run_client(sys.executable, "pace", url, authority, "send-only", 100)
+            print(f"\n100 streams of 50 messages a second: p99 {late * 1e3:.1f} ms late")
+            memory = run_client(sys.executable, "memory", url, authority, "pipelined", 500)
+            print(f"memory of an idle stream: {memory / 1024:.1f} KiB")
             server.stdin.close()
 
 
@@ -184,15 +246,22 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--client", choices=["aiosmrt", "aws"], help=argparse.SUPPRESS)
+    parser.add_argument("--client", choices=["aiosmrt", "aws", "pace", "memory"], help=argparse.SUPPRESS)
     for name in ("--url", "--authority", "--mode"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
         asyncio.run(serve(arguments.serve))
     elif arguments.client is not None:
-        run = measure_aiosmrt if arguments.client == "aiosmrt" else measure_aws
-        print(json.dumps(asyncio.run(run(arguments.url, arguments.authority, arguments.mode, arguments.messages))))
+        url, authority, messages = arguments.url, arguments.authority, arguments.messages
+        if arguments.client == "pace":
+            run: Any = measure_pace(url, authority, messages, 5.0)
+        elif arguments.client == "memory":
+            run = measure_memory(url, authority, messages)
+        else:
+            measured = measure_aiosmrt if arguments.client == "aiosmrt" else measure_aws
+            run = measured(url, authority, arguments.mode, messages)
+        print(json.dumps(asyncio.run(run)))
     else:
         compare(arguments.messages, arguments.rounds)
 

@@ -433,9 +433,16 @@ class BidirectionalStream:
         if link is not None:
             link.close()
         self._outbox.wake()
-        if self._beginning is not None:
-            self._beginning.cancel()
-            await asyncio.wait({self._beginning})
+        beginning = self._beginning
+        if beginning is None or beginning.done():
+            self._finish()
+            return
+        # Its end returns the slot, also if nobody waits for that any more.
+        beginning.add_done_callback(lambda _: self._finish())
+        beginning.cancel()
+        await asyncio.wait({beginning})
+
+    def _finish(self) -> None:
         if self._response is not None:
             self._call.finish_stream(self._parts, self._payload_bytes, complete=self._is_complete)
 

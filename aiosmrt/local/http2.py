@@ -135,6 +135,7 @@ class _Connection(asyncio.Protocol):
         self.exchanges: dict[int, _Exchange] = {}
         self.number = 0
         self._is_full = False
+        self._flushes = False
         self._unopened = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -206,7 +207,14 @@ class _Connection(asyncio.Protocol):
     def is_lost(self) -> bool:
         return self not in self.server.connections
 
+    def flush_soon(self) -> None:
+        """Send, together with whatever else is written in this turn of the loop."""
+        if not self._flushes:
+            self._flushes = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
     def flush(self) -> None:
+        self._flushes = False
         data = self.h2.data_to_send()
         if data and self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
@@ -267,12 +275,13 @@ class _Exchange:
             connection=connection.number,
             started_at=server.service.clock(),
         )
+        self._started = asyncio.get_running_loop().time()
         self.task = asyncio.ensure_future(self._run())
+        # Not at the end of the coroutine: a reset that comes with the request cancels the task before its first step.
+        self.task.add_done_callback(self._ended)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        connection, record = self._connection, self._record
+        record = self._record
         try:
             async with AsyncExitStack() as stack:
                 await self._answer(stack)
@@ -283,11 +292,12 @@ class _Exchange:
             record.outcome = "cut"
         except ProtocolError:
             pass  # the client has reset the stream, or its connection is lost
-        finally:
-            connection.flush()
-            connection.exchanges.pop(self._stream_id, None)
-            record.seconds = loop.time() - started
-            self._server.service.log.add(record)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._connection.flush()
+        self._connection.exchanges.pop(self._stream_id, None)
+        self._record.seconds = asyncio.get_running_loop().time() - self._started
+        self._server.service.log.add(self._record)
 
     async def _linger(self) -> None:
         """Wait a moment for the client to end its request, and then tell it that it need not (RFC 9113, 8.1).
@@ -429,7 +439,7 @@ class _Exchange:
                 unopened += length
                 if unopened >= self._server.window_bytes / 4 and not (self.input_ended or self._connection.is_lost):
                     self._connection.h2.increment_flow_control_window(unopened, self._stream_id)
-                    self._connection.flush()
+                    self._connection.flush_soon()
                     unopened = 0
             if self.input_ended:
                 if outer.pending_bytes or (self._verifier is not None and not ended):
@@ -534,10 +544,10 @@ class _Exchange:
             connection.h2.send_data(stream_id, piece.tobytes())
             self._record.response_bytes += len(piece)
             left = left[size:]
-            connection.flush()
+            connection.flush_soon()
         if end:
             connection.h2.end_stream(stream_id)
-            connection.flush()
+            connection.flush_soon()
 
 
 class _BadInputError(Exception):

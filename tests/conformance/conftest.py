@@ -1,5 +1,6 @@
 """What the conformance tests share: fake credentials, a clean AWS environment, and the peers' programs."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -31,7 +32,8 @@ def node(unavailable: Callable[[str], NoReturn]) -> str:
     found = shutil.which("node")
     if found is None:
         unavailable("node is not installed")
-    if not (JAVASCRIPT_DIRECTORY / "node_modules" / "@aws-sdk" / "client-sagemaker-runtime").is_dir():
+    packages = json.loads((JAVASCRIPT_DIRECTORY / "package.json").read_text())["dependencies"]
+    if not all((JAVASCRIPT_DIRECTORY / "node_modules" / package).is_dir() for package in packages):
         unavailable("the JavaScript client is not installed: run `npm ci` in tests/conformance/js")
     return found
 

@@ -4,28 +4,17 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from aiosmrt.local import Invocation, StreamMessage, faults
-from aiosmrt.local.conversation import StreamClosedByContainer
+from aiosmrt.local import faults
 from tests.support.availability import unavailable
 from tests.support.peers import REGION
-from tests.support.runtime import local_runtime
+from tests.support.runtime import conversation, local_runtime
 from tests.support.tls import authority_pem, server_context
 
 CLIENT = Path(__file__).with_name("aws_http2_client.py")
 PYTHON = os.environ.get("AIOSMRT_TEST_HTTP2", "")
-
-
-async def echo(invocation: Invocation) -> AsyncIterator[StreamMessage]:
-    assert invocation.messages is not None
-    yield StreamMessage(f"{invocation.model_path} {invocation.model_query}")
-    async for message in invocation.messages:
-        if message.data == "close":
-            raise StreamClosedByContainer(4000, "tired")
-        yield message
 
 
 async def converse(runtime: Any, folder: Path, **order: Any) -> dict[str, Any]:
@@ -56,7 +45,7 @@ def _in_base64(data: bytes) -> str:
 
 
 async def test_a_conversation(tmp_path: Path) -> None:
-    async with local_runtime({"echo": echo}, http2_port=0, http2_tls=server_context(protocol="h2")) as runtime:
+    async with local_runtime({"echo": conversation}, http2_port=0, http2_tls=server_context(protocol="h2")) as runtime:
         answer = await converse(
             runtime,
             tmp_path,
@@ -79,7 +68,7 @@ async def test_a_conversation(tmp_path: Path) -> None:
 
 
 async def test_errors_are_what_its_model_says(tmp_path: Path) -> None:
-    async with local_runtime({"echo": echo}, http2_port=0, http2_tls=server_context(protocol="h2")) as runtime:
+    async with local_runtime({"echo": conversation}, http2_port=0, http2_tls=server_context(protocol="h2")) as runtime:
         answer = await converse(runtime, tmp_path, messages=[{"text": "close"}])
         assert answer == {"error": "ModelStreamError", "message": "tired"}
         runtime.inject("echo", faults.ModelFailure().next(1))

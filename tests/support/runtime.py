@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
-from aiosmrt.local import LocalRuntime
+from aiosmrt.local import LocalRuntime, StreamMessage
+from aiosmrt.local.conversation import StreamClosedByContainer
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS, REGION
 
 ACCEPTED = Credentials(CREDENTIALS.access_key, CREDENTIALS.secret_key)
@@ -34,6 +35,15 @@ async def words(invocation: Any) -> AsyncIterator[bytes]:
     """A model that returns its payload word by word."""
     for word in invocation.body.split():
         yield word
+
+
+async def conversation(invocation: Any) -> AsyncIterator[StreamMessage]:
+    """A model of bidirectional streams: it tells its path and query, returns messages, and closes when told to."""
+    yield StreamMessage(f"{invocation.model_path} {invocation.model_query}")
+    async for message in invocation.messages:
+        if message.data == "close":
+            raise StreamClosedByContainer(4000, "tired")
+        yield message
 
 
 @cache

@@ -7,7 +7,7 @@ from functools import cache
 
 import trustme
 
-__all__ = ["authority_pem", "client_context", "server_context"]
+__all__ = ["authority_pem", "client_context", "key_and_certificate", "server_context"]
 
 
 @cache
@@ -49,3 +49,9 @@ def client_context(authority: str = "tests", *, protocol: str | None = None) -> 
 def authority_pem(authority: str = "tests") -> bytes:
     """The certificate of an authority, for programs that read it from a file."""
     return _authority(authority).cert_pem.bytes()
+
+
+def key_and_certificate(*names: str, authority: str = "tests") -> tuple[str, str]:
+    """A private key and its certificate as PEM, for servers that are other programs; see `server_context`."""
+    issued = _authority(authority).issue_cert(*(names or ("localhost", "127.0.0.1")))
+    return issued.private_key_pem.bytes().decode(), issued.cert_chain_pems[0].bytes().decode()

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosmrt._transport.http2.connection import Link
-from aiosmrt._transport.http2.core import STREAM_WINDOW_BYTES, Core
+from aiosmrt._transport.http2.core import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Core
 from aiosmrt._transport.http2.pool import Http2Pool
-from aiosmrt._wire.http2 import LAST_STREAM_ID, header_fields
+from aiosmrt._wire.http2 import FRAME_HEAD, LAST_STREAM_ID, Connection, header_fields
 from aiosmrt.errors import (
     ClientStateError,
     ConnectionClosedError,
@@ -203,17 +204,23 @@ async def test_an_end_before_the_head_is_an_error() -> None:
         assert await everything(link) == b""
 
 
-async def test_a_reset_without_error_after_the_end_is_an_end() -> None:
+@pytest.mark.parametrize("code", ErrorCodes)
+async def test_a_reset_after_the_end_is_an_end_unless_its_code_is_a_failure(code: ErrorCodes) -> None:
     async with http2_server() as server, pool_of(server) as pool:
         link = await begin(pool)
         peer = await server.peer()
         stream = await peer.request()
         peer.answer(stream)
-        peer.h2.send_data(stream, b"all", end_stream=True)
-        peer.h2.reset_stream(stream, ErrorCodes.NO_ERROR)
-        peer.flush()
         await link.wait_for_head()
-        assert await everything(link) == b"all"
+        peer.h2.send_data(stream, b"all", end_stream=True)
+        peer.h2.reset_stream(stream, code)
+        peer.flush()
+        assert await link.read() == b"all"
+        if code in (ErrorCodes.NO_ERROR, ErrorCodes.CANCEL):
+            assert await everything(link) == b""
+        else:
+            with pytest.raises(ResponseStreamingError):
+                await link.read()
         link.close()
 
 
@@ -252,6 +259,33 @@ async def test_a_server_that_allows_no_stream_is_an_error() -> None:
     async with http2_server(max_streams=0) as server, pool_of(server) as pool:
         with pytest.raises(EndpointConnectionError, match="allows no streams"):
             await pool.acquire(20.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "closes", "text"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", False, "does not speak HTTP/2"),
+        (b"HTTP/1.1 400", True, "does not speak HTTP/2"),
+        (b"", True, "closed the connection"),
+    ],
+)
+async def test_a_server_of_another_protocol_is_an_error_at_once(answer: bytes, closes: bool, text: str) -> None:
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(24)
+        writer.write(answer)
+        if not closes:
+            await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        pool = Http2Pool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", context=None)
+        with pytest.raises(EndpointConnectionError, match=text):
+            await pool.acquire(None)
+        done.set()
+        await pool.close()
 
 
 async def test_leaving_early_resets_the_stream() -> None:
@@ -434,3 +468,103 @@ async def test_closing_drops_what_was_written_and_not_sent() -> None:
             link.close()
         assert (await peer.event(StreamReset)).error_code == ErrorCodes.CANCEL
         await peer.event(ConnectionTerminated)
+
+
+# DATA that goes past h2
+
+
+def core_and_server() -> tuple[Core, H2Connection, Any]:
+    """A connection with one stream whose head has come."""
+    core = Core()
+    stream = core.open(header_fields(HEADERS))
+    server = H2Connection(H2Configuration(client_side=False))
+    server.initiate_connection()
+    server.receive_data(core.output())
+    server.send_headers(1, [(":status", "200")])
+    core.feed(server.data_to_send())
+    server.receive_data(core.output())
+    return core, server, stream
+
+
+def goaway_code(core: Core) -> int:
+    """The code of the GOAWAY at the end of what is sent."""
+    return int.from_bytes(core.output()[-4:])
+
+
+@given(
+    parts=st.lists(st.tuples(st.binary(max_size=300), st.none() | st.integers(0, 255)), max_size=8),
+    cuts=st.lists(st.integers(0, 3000), max_size=8),
+    ends=st.booleans(),
+)
+def test_data_is_the_same_wherever_the_network_cuts_it(
+    parts: list[tuple[bytes, int | None]], cuts: list[int], ends: bool
+) -> None:
+    core, server, stream = core_and_server()
+    for number, (part, padding) in enumerate(parts):
+        server.send_data(1, part, pad_length=padding)
+        if number == 1:
+            server.ping(b"in order")
+    if ends:
+        server.send_data(1, b"last", end_stream=True)
+    octets = server.data_to_send()
+    places = [0, *sorted(min(cut, len(octets)) for cut in cuts), len(octets)]
+    for start, end in pairwise(places):
+        core.feed(octets[start:end])
+    assert core.failure is None
+    assert core.take(stream) == b"".join(part for part, _ in parts) + (b"last" if ends else b"")
+    assert (stream.ended, stream.failure) == (ends, None)
+
+
+def test_windows_are_opened_for_ever() -> None:
+    core, server, stream = core_and_server()
+    for _ in range(3 * CONNECTION_WINDOW_BYTES // 2**16):
+        for _ in range(8):
+            server.send_data(1, bytes(2**13), pad_length=None)
+        core.feed(server.data_to_send())
+        assert len(core.take(stream)) == 2**16
+        server.receive_data(core.output())
+    assert core.failure is None
+
+
+def frame_of(kind: int, payload: bytes, flags: int = 0) -> bytes:
+    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, 1) + payload
+
+
+@pytest.mark.parametrize(
+    ("octets", "code"),
+    [
+        (frame_of(0, bytes(2**14)) * 17, ErrorCodes.FLOW_CONTROL_ERROR),
+        (frame_of(0, bytes(2**14 + 1))[:9], ErrorCodes.FRAME_SIZE_ERROR),
+        (frame_of(0, b"\x09x", 0x8), ErrorCodes.PROTOCOL_ERROR),
+        (frame_of(0, b"", 0x8), ErrorCodes.FRAME_SIZE_ERROR),
+        (frame_of(1, b"", 0x1) + frame_of(0, b"x"), ErrorCodes.PROTOCOL_ERROR),
+    ],
+    ids=["more than the window", "too large", "too much padding", "no padding", "inside a head"],
+)
+def test_data_that_violates_the_protocol_breaks_the_connection(octets: bytes, code: ErrorCodes) -> None:
+    core, _, stream = core_and_server()
+    assert core.feed(octets) == [stream]
+    assert core.failure is not None
+    assert goaway_code(core) == code
+
+
+def test_data_after_the_end_is_no_data() -> None:
+    core, _, stream = core_and_server()
+    core.feed(frame_of(0, b"x", 0x1) + frame_of(0, b"y"))
+    assert core.take(stream) == b"x"
+    reset = core.output()[-13:]
+    assert (reset[3], int.from_bytes(reset[-4:])) == (3, ErrorCodes.STREAM_CLOSED)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_body_of_another_length_than_its_head_says_is_an_error(size: int) -> None:
+    core = Core()
+    stream = core.open(header_fields(HEADERS))
+    assert stream is not None
+    server = Connection(client_side=False, stream_window_bytes=2**16)
+    server.initiate_connection()
+    server.receive_data(core.output())
+    server.send_headers(1, header_fields([(":status", "400"), ("content-length", "3")]))
+    server.send_data(1, bytes(size), end_stream=True)
+    core.feed(server.data_to_send())
+    assert stream.failure is not None

@@ -227,6 +227,11 @@ class Connection(asyncio.Protocol):
         """Whether it takes no more streams."""
         return self.is_lost or self._core.is_draining
 
+    @property
+    def failure(self) -> Failure | None:
+        """What has broken the connection."""
+        return self._core.failure
+
     def has_room(self) -> bool:
         """Whether it takes another stream, those that are reserved aside."""
         return not self.is_draining and self._core.open_streams + self.reserved < self._core.max_streams
@@ -322,7 +327,8 @@ class Connection(asyncio.Protocol):
         if self._core.has_settings and not self._ready.done():
             self._ready.set_result(None)
         self._wake(changed)
-        self._on_change(self)
+        if self._core.is_draining:
+            self._on_change(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is open."""

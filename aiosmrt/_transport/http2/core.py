@@ -4,6 +4,10 @@ What arrives for a stream is kept until its reader takes it, and only then is it
 server which is faster than its reader takes at most `STREAM_WINDOW_BYTES` of memory here. The connection's own window
 is opened at once: a reader that is slow, or gone, must not hold up the other streams.
 
+DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core.feed` cuts them out of what arrives and
+keeps count of their windows itself. Everything else is h2's: other frames, the ends of streams, and DATA of responses
+with a Content-Length, which h2 compares with it.
+
 A stream ends in one of two ways: the server ends it (END_STREAM), or something breaks. The second is never taken for
 the first: a reset, a GOAWAY that names an earlier stream, a lost connection and a violation of the protocol each become
 the stream's `Failure`.
@@ -28,13 +32,20 @@ from h2.events import (
 )
 from h2.exceptions import NoAvailableStreamIDError, ProtocolError
 from hpack import HeaderTuple
+from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame
 
-from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, Connection
+from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FRAME_HEAD, LAST_STREAM_ID, MAX_FRAME_BYTES, Connection
 
 __all__ = ["CONNECTION_WINDOW_BYTES", "STREAM_WINDOW_BYTES", "Core", "Failure", "Stream"]
 
 STREAM_WINDOW_BYTES: Final = 2**18
 CONNECTION_WINDOW_BYTES: Final = 2**24
+
+_END_STREAM: Final = 0x1
+_END_HEADERS: Final = 0x4
+_PADDED: Final = 0x8
+
+_NO_FAILURE: Final = (ErrorCodes.NO_ERROR, ErrorCodes.CANCEL)
 
 Reason = Literal["reset", "refused", "lost", "malformed", "silent", "closed"]
 
@@ -68,6 +79,7 @@ class Stream:
         "_pending",
         "_received",
         "_unopened",
+        "bypasses_h2",
         "ended",
         "failure",
         "headers",
@@ -87,6 +99,8 @@ class Stream:
         self._received = bytearray()
         # bytes, padding included, for which the window has to be opened again
         self._unopened = 0
+        # whether h2 sees its DATA; set with the head
+        self.bypasses_h2 = False
 
     def __repr__(self) -> str:
         return f"<Stream {self.stream_id} status={self.status} received_bytes={len(self._received)}>"
@@ -111,7 +125,12 @@ class Core:
     def __init__(self) -> None:
         self._h2 = Connection(client_side=True, stream_window_bytes=STREAM_WINDOW_BYTES)
         self._streams: dict[int, Stream] = {}
+        # bytes for which the connection's window has to be opened again: those that h2 has counted, and the others
         self._unopened = 0
+        self._unopened_past_h2 = 0
+        # a frame that has not arrived whole
+        self._partial = b""
+        self._within_head = False
         # Of the streams that have something pending.
         self._pending: dict[int, Stream] = {}
         self._pending_bytes = 0
@@ -172,13 +191,14 @@ class Core:
         """
         if stream.is_over or stream.input_ended:
             return 0
+        h2 = self._h2
         room = min(
-            self._h2.local_flow_control_window(stream.stream_id) - len(stream._pending),
-            self._h2.outbound_flow_control_window - self._pending_bytes,
+            h2.room(stream.stream_id) - len(stream._pending),
+            h2.outbound_flow_control_window - self._pending_bytes,
         )
         if room <= 0:
             return 0
-        piece = data[:room]
+        piece = data if len(data) <= room else data[:room]
         stream._pending += piece
         self._pending[stream.stream_id] = stream
         self._pending_bytes += len(piece)
@@ -189,16 +209,11 @@ class Core:
             if stream.is_over:
                 self._drop_pending(stream)
                 continue
-            left = memoryview(stream._pending)
-            while left:
-                # The server may have made a window smaller since.
-                size = min(self._h2.local_flow_control_window(stream.stream_id), self._h2.max_outbound_frame_size)
-                if size <= 0:
-                    break
-                self._h2.send_data(stream.stream_id, bytes(left[:size]))
-                left = left[size:]
-            rest = bytes(left)
-            left.release()
+            # The server may have made a window smaller since.
+            room = max(0, self._h2.room(stream.stream_id))
+            with memoryview(stream._pending) as pending, pending[:room] as piece:
+                self._h2.send_frames(stream.stream_id, piece)
+                rest = bytes(pending[room:])
             self._drop_pending(stream)
             if rest:
                 stream._pending += rest
@@ -225,7 +240,10 @@ class Core:
         data = bytes(stream._received)
         stream._received.clear()
         if stream._unopened >= STREAM_WINDOW_BYTES // 4 and not stream.is_over:
-            self._h2.increment_flow_control_window(stream._unopened, stream.stream_id)
+            if stream.bypasses_h2:
+                self._h2.open_window(stream.stream_id, stream._unopened)
+            else:
+                self._h2.increment_flow_control_window(stream._unopened, stream.stream_id)
             stream._unopened = 0
         return data
 
@@ -253,19 +271,75 @@ class Core:
         """Process bytes from the server."""
         if self.failure is not None:
             return []
+        if self._partial:
+            data = self._partial + data
         changed: dict[int, Stream] = {}
         try:
-            events = self._h2.receive_data(data)
+            self._partial = data[self._feed(data, changed) :]
         except ProtocolError:
             # Its GOAWAY is among the output now.
-            return self.fail(Failure("malformed"))
-        for event in events:
-            for stream in self._handle(event):
+            for stream in self.fail(Failure("malformed")):
                 changed[stream.stream_id] = stream
         if self._unopened > CONNECTION_WINDOW_BYTES // 4:
             self._h2.increment_flow_control_window(self._unopened)
             self._unopened = 0
+        if self._unopened_past_h2 > CONNECTION_WINDOW_BYTES // 4:
+            self._h2.open_window(0, self._unopened_past_h2)
+            self._unopened_past_h2 = 0
         return list(changed.values())
+
+    def _feed(self, data: bytes, changed: dict[int, Stream]) -> int:
+        """Process the frames that have arrived whole, and return where the next one begins."""
+        size = len(data)
+        # Frames between the two are h2's, and are handed to it together.
+        begin = position = 0
+        while size - position >= FRAME_HEAD.size:
+            high, low, kind, flags, number = FRAME_HEAD.unpack_from(data, position)
+            start = position + FRAME_HEAD.size
+            length = high << 8 | low
+            end = start + length
+            if length > MAX_FRAME_BYTES:
+                raise self._h2.violated(ErrorCodes.FRAME_SIZE_ERROR)
+            if end > size:
+                break
+            if kind == DataFrame.type and not self._within_head:
+                if begin < position:
+                    self._handle_all(data[begin:position], changed)
+                    begin = position
+                number &= LAST_STREAM_ID  # the first bit means nothing
+                stream = self._streams.get(number)
+                if stream is not None and stream.bypasses_h2 and not stream.is_over:
+                    padding = 0
+                    if flags & _PADDED:
+                        padding = data[start] + 1 if length else 1
+                        start += 1
+                    # h2 knows what to say of too much padding.
+                    if padding <= length:
+                        self._keep(stream, data[start : end + 1 - padding if padding else end], length)
+                        changed[number] = stream
+                        if flags & _END_STREAM:
+                            self._handle_all(FRAME_HEAD.pack(0, 0, DataFrame.type, _END_STREAM, number), changed)
+                        begin = end
+            elif kind == HeadersFrame.type or kind == ContinuationFrame.type:
+                self._within_head = not flags & _END_HEADERS
+            position = end
+        if begin < position:
+            self._handle_all(data[begin:position], changed)
+        return position
+
+    def _keep(self, stream: Stream, data: bytes, length: int) -> None:
+        """Keep what has come past h2 for a stream, and its length with padding."""
+        stream._received += data
+        stream._unopened += length
+        self._unopened_past_h2 += length
+        if stream._unopened > STREAM_WINDOW_BYTES or self._unopened_past_h2 > CONNECTION_WINDOW_BYTES:
+            raise self._h2.violated(ErrorCodes.FLOW_CONTROL_ERROR)
+
+    def _handle_all(self, data: bytes, changed: dict[int, Stream]) -> None:
+        """Process frames with h2."""
+        for event in self._h2.receive_data(data):
+            for stream in self._handle(event):
+                changed[stream.stream_id] = stream
 
     def _handle(self, event: Event) -> Iterable[Stream]:
         if isinstance(event, RemoteSettingsChanged):
@@ -283,14 +357,16 @@ class Core:
         if isinstance(event, ResponseReceived):
             if not _take_head(stream, event.headers):
                 stream.failure = Failure("malformed")
+            stream.bypasses_h2 = "content-length" not in stream.headers
         elif isinstance(event, DataReceived):
             stream._received += event.data
             stream._unopened += event.flow_controlled_length
         elif isinstance(event, StreamEnded):
             stream.ended = True
         elif isinstance(event, StreamReset):
-            # NO_ERROR after END_STREAM: the server needs no more of the request (RFC 9113, 8.1).
-            if stream.ended:
+            # After END_STREAM the server needs no more of the request (RFC 9113, 8.1), unless the code says that it has
+            # failed: nghttp2 ends a stream before it resets it.
+            if stream.ended and event.error_code in _NO_FAILURE:
                 stream.input_ended = True
             else:
                 refused = event.error_code == ErrorCodes.REFUSED_STREAM

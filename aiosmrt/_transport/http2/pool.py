@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -31,6 +31,12 @@ from aiosmrt.errors import (
 __all__ = ["Http2Pool", "Lease"]
 
 _PORTS: Final = {"http": 80, "https": 443}
+# Why a connection is of no use from the beginning.
+_REASONS: Final[Mapping[str | None, str]] = {
+    None: "it allows no streams",
+    "lost": "it closed the connection",
+    "malformed": "it does not speak HTTP/2",
+}
 # RFC 8305 has 250 ms
 _HAPPY_EYEBALLS_DELAY: Final = 0.25
 
@@ -229,9 +235,10 @@ class Http2Pool:
                 self._connections.add(connection)
                 self._watch(connection)
                 return connection
+            reason = _REASONS[None if connection.failure is None else connection.failure.reason]
             connection.close()
             failure = EndpointConnectionError(
-                f'Could not connect to endpoint URL: "{self.origin}" (it allows no streams)', endpoint_url=self.origin
+                f'Could not connect to endpoint URL: "{self.origin}" ({reason})', endpoint_url=self.origin
             )
         # Outside the handler, so that the system's error, whose frames hold this, does not become the context.
         try:

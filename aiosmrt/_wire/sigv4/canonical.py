@@ -15,8 +15,11 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 __all__ = [
     "ALGORITHM",
@@ -32,6 +35,7 @@ __all__ = [
     "canonical_query",
     "canonical_request",
     "credential_scope",
+    "keyed_hashes",
     "parse_amz_date",
     "signature",
     "signing_key",
@@ -253,6 +257,24 @@ def signature(key: bytes, text: str) -> str:
     'b613679a0814d9ec772f95d778c35fc5ff1697c493715653c6c712144292c5ad'
     """
     return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+def keyed_hashes(key: bytes) -> "tuple[_Hash, _Hash]":
+    """What an HMAC-SHA256 begins with (RFC 2104), to be copied for each message: work that is done once for a key.
+
+    Args:
+        key: up to 64 bytes, the hash's block.
+
+    Returns:
+        The hash that the message goes into, and the one that this hash's digest goes into.
+
+    >>> inner, outer = keyed_hashes(bytes(32))
+    >>> outer.update(inner.digest())
+    >>> outer.hexdigest() == signature(bytes(32), "")
+    True
+    """
+    padded = key.ljust(64, b"\0")
+    return sha256(bytes(byte ^ 0x36 for byte in padded)), sha256(bytes(byte ^ 0x5C for byte in padded))
 
 
 def encoded(text: str, name: str) -> bytes:

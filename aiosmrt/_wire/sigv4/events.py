@@ -24,7 +24,7 @@ from typing import Final
 
 from aiosmrt._wire.eventheaders import EventHeaders, encode_header, encode_timestamp
 from aiosmrt._wire.eventstream import encode_frame
-from aiosmrt._wire.sigv4.canonical import SignatureFormatError, amz_date, credential_scope
+from aiosmrt._wire.sigv4.canonical import SignatureFormatError, amz_date, credential_scope, keyed_hashes
 
 __all__ = ["EVENTS_PAYLOAD", "EventSigner", "EventVerifier"]
 
@@ -44,17 +44,16 @@ class _Chain:
         seed: the signature of the request, in hexadecimal.
     """
 
-    __slots__ = ("_key_of", "_prior", "_region", "_second", "_second_key", "_second_lines", "_service")
+    __slots__ = ("_inner", "_key_of", "_outer", "_prior", "_region", "_second", "_service")
 
     def __init__(self, key_of: Callable[[str], bytes], region: str, service: str, seed: str) -> None:
         self._key_of = key_of
         self._region = region
         self._service = service
         self._prior = seed
-        # What the messages of one second share.
+        # What the messages of one second share: the HMAC of the lines before the first that is a message's own.
         self._second = -1
-        self._second_key = b""
-        self._second_lines = ""
+        self._inner = self._outer = sha256()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._region}/{self._service}>"
@@ -63,11 +62,19 @@ class _Chain:
         second = milliseconds // 1000
         if second != self._second:
             date = amz_date(second)
-            self._second_key = self._key_of(date[:8])
-            self._second_lines = f"{_ALGORITHM}\n{date}\n{credential_scope(date[:8], self._region, self._service)}\n"
+            self._inner, self._outer = keyed_hashes(self._key_of(date[:8]))
+            lines = f"{_ALGORITHM}\n{date}\n{credential_scope(date[:8], self._region, self._service)}\n"
+            self._inner.update(lines.encode())
             self._second = second
-        text = f"{self._second_lines}{self._prior}\n{sha256(date_header).hexdigest()}\n{sha256(message).hexdigest()}"
-        return hmac.digest(self._second_key, text.encode(), "sha256")
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(f"{self._prior}\n{sha256(date_header).hexdigest()}\n{sha256(message).hexdigest()}".encode())
+        outer.update(inner.digest())
+        return outer.digest()
+
+
+# The headers of a signed message up to their values.
+_DATE: Final = encode_timestamp(":date", 0)[:-8]
+_CHUNK_SIGNATURE: Final = encode_header(":chunk-signature", bytes(sha256().digest_size))[: -sha256().digest_size]
 
 
 class EventSigner(_Chain):
@@ -86,9 +93,9 @@ class EventSigner(_Chain):
             FrameLengthError: the message exceeds the specification's limit.
         """
         milliseconds = int(timestamp * 1000)
-        date_header = encode_timestamp(":date", milliseconds)
+        date_header = _DATE + milliseconds.to_bytes(8)
         signed = self._signature(milliseconds, date_header, message)
-        frame = encode_frame(date_header + encode_header(":chunk-signature", signed), message)
+        frame = encode_frame(date_header + _CHUNK_SIGNATURE + signed, message)
         self._prior = signed.hex()
         return frame
 

@@ -34,6 +34,7 @@ from aiosmrt._wire.sigv4.canonical import (
     canonical_request,
     credential_scope,
     encoded,
+    keyed_hashes,
     preamble,
     signature,
     signing_key,
@@ -325,16 +326,16 @@ class Signer:
         added_headers = [("X-Amz-Date", date)]
         if credentials.token:
             added_headers.append(("X-Amz-Security-Token", credentials.token))
-        # RFC 2104: a key shorter than the hash's 64-byte block is padded with zeros, then taken xor 36 and xor 5c.
-        padded = self._key(credentials, date[:8]).ljust(64, b"\0")
+        inner, outer = keyed_hashes(self._key(credentials, date[:8]))
+        inner.update(preamble(date, scope).encode())
         return _Second(
             credentials,
             second,
             tuple(added_headers),
             tuple(value for _, value in added_headers),
             f"{ALGORITHM} Credential={credentials.access_key}/{scope}, SignedHeaders=",
-            sha256(bytes(byte ^ 0x36 for byte in padded) + preamble(date, scope).encode()),
-            sha256(bytes(byte ^ 0x5C for byte in padded)),
+            inner,
+            outer,
             {},
         )
 
