@@ -585,7 +585,7 @@ async def test_outcomes_of_outage_waits(
 
     prober = begin(client, 1)
     await until(lambda: len(gated.asked) == 1)
-    waiting, leaving, hurried = begin(client, 2), begin(client, 3), begin(client.with_options(patience=0.01), 4)
+    waiting, leaving, hurried = begin(client, 2), begin(client, 3), begin(client.with_options(patience=0.5), 4)
     with pytest.raises(errors.InternalFailure):
         await hurried
     await until(lambda: client.statistics().endpoints["gated"].held_back == 2)
@@ -598,7 +598,7 @@ async def test_outcomes_of_outage_waits(
     assert outcomes == {1: "probe", 2: "recovered", 3: "abandoned", 4: "timeout"}
     assert [calls[size]["aiosmrt.attempts"] for size in (1, 2, 3, 4)] == [4, 1, 0, 0]
     assert calls[4]["error.type"] == "InternalFailure"
-    assert calls[4]["aiosmrt.outage_wait.duration"] >= 0.01
+    assert 0 < calls[4]["aiosmrt.outage_wait.duration"] < 5
     points = telemetry.points("aiosmrt.client.outage_wait.duration")
     assert {point.attributes["aiosmrt.outage_wait.outcome"]: point.sum for point in points} == {
         outcomes[size]: pytest.approx(calls[size]["aiosmrt.outage_wait.duration"]) for size in calls
