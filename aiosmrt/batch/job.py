@@ -596,7 +596,8 @@ class _Job:
         """Make the output of the log, once all rows are done."""
         source = self._source
         names = source.columns or ()
-        schema = source.schema if self._settings.join else None
+        # Members that a filter selects may be the answer's, under the name of a column.
+        schema = source.schema if self._settings.join and self._settings.keep is None else None
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
         # The row's own column of that name gives way.
         hints.pop("prediction", None)

@@ -291,7 +291,8 @@ def _as_bytes(value: Any) -> bytes:
 def _faults() -> tuple[type[Exception], ...]:
     return (
         pyarrow().ArrowException,
-        OverflowError,
+        # Numbers that a type is too small for.
+        ArithmeticError,
         TypeError,
         ValueError,
         AttributeError,

@@ -110,6 +110,29 @@ def test_values_that_do_not_fit_a_type_that_was_widened_behind_them_are_text(tmp
     assert (len(values), values[0], values[-1]) == ((1 << 15) + 1, large, small)
 
 
+async def test_a_decimal_whose_nearest_number_has_more_digits_than_its_type_is_text(
+    echo: Endpoint[Any, Any], tmp_path: Path
+) -> None:
+    prices = pa.array([decimal.Decimal("9" * 74 + ".99"), None], pa.decimal256(76, 2))
+    rows, out = written(tmp_path / "rows.parquet", pa.table({"price": prices})), tmp_path / "out.parquet"
+    await score(echo, rows, out, column="price", join_source="Input")
+    found = pq.read_table(out)
+    assert found.to_pylist() == [{"price": "1e+74", "prediction": 1e74}, {"price": None, "prediction": None}]
+
+
+@pytest.mark.parametrize(("answer", "kind"), [("high", pa.string()), (3, pa.int64())])
+async def test_a_member_of_the_answer_has_its_own_type_whatever_the_column_of_its_name_has(
+    echo: Endpoint[Any, Any], tmp_path: Path, answer: Any, kind: Any
+) -> None:
+    prices = pa.array([decimal.Decimal("1.50")], pa.decimal128(10, 2))
+    rows, out = written(tmp_path / "rows.parquet", pa.table({"x": prices})), tmp_path / "out.parquet"
+    template = {"x": answer, "was": "{x}"}
+    await score(echo, rows, out, template=template, join_source="Input", output_filter="$.prediction")
+    found = pq.read_table(out)
+    assert found.to_pylist() == [{"x": answer, "was": 1.5}]
+    assert found.schema.field("x").type == kind
+
+
 def test_what_parquet_cannot_have_is_an_error_of_the_output(tmp_path: Path) -> None:
     records, out = tmp_path / "records.jsonl", tmp_path / "out.parquet"
     records.write_text('{"secret\n')
