@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 __all__ = ["INTERRUPTED", "Interrupts"]
 
@@ -20,6 +23,9 @@ INTERRUPTED: Final = 130
 _GRACE_SECONDS: Final = 2.0
 
 _NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
+
+# DECTCEM of ECMA-48 terminals: the cursor is visible.
+_SHOW_CURSOR: Final = b"\x1b[?25h"
 
 
 class Interrupts:
@@ -33,23 +39,37 @@ class Interrupts:
         self._count = 0
         self._stop: Callable[[], object] | None = None
         self._end: Callable[[], object] | None = None
-        self._before: dict[int, Any] = {}
+        self._leaving = ExitStack()
         # A signal handler may put, even while the same queue is put to.
         self._told: SimpleQueue[bool] = SimpleQueue()
 
     def __enter__(self) -> Self:
         # Python has signals in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            threading.Thread(target=self._end_process, name="aiosmrt-interrupts", daemon=True).start()
-            self._before = {number: signal.signal(number, self._received) for number in _NUMBERS}
+            try:
+                self._leaving.callback(self._told.put, False)
+                threading.Thread(target=self._end_process, name="aiosmrt-interrupts", daemon=True).start()
+                for number in _NUMBERS:
+                    # A handler that is not Python's own could not be put back, so it stays.
+                    if (before := signal.getsignal(number)) is not None:
+                        self._leaving.callback(signal.signal, number, before)
+                        signal.signal(number, self._received)
+            except BaseException:
+                # A signal raises here, between the first handler and the second.
+                self._leave()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._told.put(False)
+        self._leave()
+
+    def _leave(self) -> None:
+        # What raises now would leave handlers behind.
+        if self._stop is None:
+            self._stop = _nothing
+        self._leaving.close()
 
     def watch(self, stop: Callable[[], object]) -> None:
         """Have the first signal call a function, and the second cancel the current task.
@@ -67,16 +87,35 @@ class Interrupts:
             # Nothing has begun that could be stopped.
             raise KeyboardInterrupt
         self._count += 1
-        if self._count == 1:
-            self._stop()
-        elif self._count == 2:
-            if self._end is not None:
-                self._end()
-            self._told.put(True)
+        # A loop that is closed raises: its block is about to end.
+        with suppress(RuntimeError):
+            if self._count == 1:
+                self._stop()
+            elif self._count == 2:
+                self._told.put(True)
+                if self._end is not None:
+                    self._end()
 
     def _end_process(self) -> None:
         if self._told.get():
             try:
                 self._told.get(timeout=_GRACE_SECONDS)
             except Empty:
-                os._exit(INTERRUPTED)
+                try:
+                    _show_cursor()
+                finally:
+                    os._exit(INTERRUPTED)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _show_cursor() -> None:
+    """Undo on the terminal what no exit handler will: a progress bar hides the cursor."""
+    with suppress(OSError, ValueError):
+        # Not through sys.stderr, whose lock a thread that hangs may hold.
+        error = sys.__stderr__.fileno() if sys.__stderr__ is not None else -1
+        # A terminal that was stopped takes nothing.
+        if os.isatty(error) and select.select([], [error], [], 0)[1]:
+            os.write(error, _SHOW_CURSOR)
