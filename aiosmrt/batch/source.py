@@ -684,13 +684,16 @@ def _expanded(name: str, input_format: RowFormat | None, excluded: FileSet) -> l
 
 def _check_different(inputs: list[_Input]) -> None:
     """Refuse an input that is named twice: its rows would be paid for twice, and a stream can be read once only."""
-    seen: set[object] = set()
+    seen: dict[object, str] = {}
     for found in inputs:
-        node = found.name if found.regular else _node(0 if found.name == STANDARD_INPUT else found.name)
+        what = "standard input" if found.name == STANDARD_INPUT else found.name
+        # By whatever name: a link, a hard link, or standard input.
+        node = found.name if is_s3(found.name) else _node(0 if found.name == STANDARD_INPUT else found.name)
+        node = found.name if node is None else node
         if node in seen:
-            what = "standard input" if found.name == STANDARD_INPUT else found.name
-            raise BatchInputError(f"{what} is among the inputs twice")
-        seen.add(node)
+            first = seen[node]
+            raise BatchInputError(f"{what} is among the inputs twice" + (f": it is {first}" if first != what else ""))
+        seen[node] = what
 
 
 def _described(name: str) -> _Input:

@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -415,6 +416,32 @@ async def test_input_that_cannot_be_read(
     endpoint = client.endpoint("echo", serializer=JSON, deserializer=JSON)
     with pytest.raises(BatchInputError, match=problem):
         await score(endpoint, **{"sink": "out.jsonl", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (["folder/a.jsonl", "{here}/folder/a.jsonl"], "{here}/folder/a.jsonl is among the inputs twice: it is folder/a"),
+        (["{here}/folder", "folder/a.jsonl"], "folder/a.jsonl is among the inputs twice: it is {here}/folder/a.jsonl"),
+        (["folder/a.jsonl", "soft.jsonl"], "soft.jsonl is among the inputs twice: it is folder/a.jsonl"),
+        (["hard.jsonl", "folder"], "folder/a.jsonl is among the inputs twice: it is hard.jsonl"),
+        (["folder", "linked"], "linked/a.jsonl is among the inputs twice: it is folder/a.jsonl"),
+    ],
+)
+async def test_a_file_by_two_names_is_refused(
+    client: Client, tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch, source: list[str], problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("folder", "a.jsonl")
+    file.parent.mkdir()
+    file.write_bytes(b"1\n")
+    Path("soft.jsonl").symlink_to(file)
+    Path("hard.jsonl").hardlink_to(file)
+    Path("linked").symlink_to("folder")
+    endpoint = client.endpoint("echo", serializer=JSON, deserializer=JSON)
+    with pytest.raises(BatchInputError, match=re.escape(problem.format(here=tmp_path))):
+        await score(endpoint, [name.format(here=tmp_path) for name in source], "out.jsonl")
+    assert not models.seen
 
 
 async def test_ragged_and_undecodable_rows_of_csv_fail_alone(client: Client, tmp_path: Path) -> None:
