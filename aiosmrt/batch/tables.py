@@ -90,6 +90,8 @@ def records_of(batch: Any) -> list[dict[str, Any]]:
 def _values(column: Any) -> list[Any]:
     pa = pyarrow()
     types = pa.types
+    if types.is_run_end_encoded(column.type) and types.is_primitive(column.type.value_type):
+        column = pyarrow("pyarrow.compute").run_end_decode(column)
     kind = column.type
     if types.is_float16(kind) or types.is_float32(kind):
         # By way of text, as 0.1 is 0.10000000149011612 otherwise.
@@ -110,8 +112,7 @@ def _values(column: Any) -> list[Any]:
 def _plainer(kind: Any) -> Callable[[Any], Any]:
     """A function that makes JSON values of a type's values, None aside."""
     types = pyarrow().types
-    if types.is_dictionary(kind):
-        return _plainer(kind.value_type)
+    kind = _decoded(kind)
     if types.is_struct(kind):
         members = {(field := kind.field(number)).name: _plainer(field.type) for number in range(kind.num_fields)}
         return lambda value: {
@@ -119,16 +120,41 @@ def _plainer(kind: Any) -> Callable[[Any], Any]:
         }
     if types.is_map(kind):
         key, item = _plainer(kind.key_type), _plainer(kind.item_type)
-        if types.is_string(kind.key_type) or types.is_large_string(kind.key_type):
+        if _is_text(_decoded(kind.key_type)):
             return lambda value: {name: None if part is None else item(part) for name, part in value}
         return lambda value: [[key(name), None if part is None else item(part)] for name, part in value]
-    if types.is_nested(kind):
+    if _is_list(kind):
         item = _plainer(kind.value_type)
         return lambda value: [None if part is None else item(part) for part in value]
     if types.is_decimal(kind):
         # Whole numbers of any length, such as identifiers, keep all their digits.
         return float if kind.scale > 0 else int
+    # A union's values are of several types.
     return lambda value: plain_object(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
+
+
+def _decoded(kind: Any) -> Any:
+    """The type of the values that a dictionary, or runs, encode."""
+    types = pyarrow().types
+    while types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    return kind
+
+
+def _is_text(kind: Any) -> bool:
+    types = pyarrow().types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    types = pyarrow().types
+    return bool(
+        types.is_list(kind)
+        or types.is_large_list(kind)
+        or types.is_fixed_size_list(kind)
+        or types.is_list_view(kind)
+        or types.is_large_list_view(kind)
+    )
 
 
 def plain_object(value: Any) -> Any:
@@ -193,7 +219,7 @@ class _Column:
     """
 
     def __init__(self, hint: Any) -> None:
-        self._hint = hint
+        self._hint = None if hint is None else _writable(hint)
         self._type: Any = None
         self._as_json = False
 
@@ -249,6 +275,19 @@ def _as_json(value: Any) -> str:
 def _encodable(text: str) -> str:
     """A text with its lone surrogates escaped, as in JSON."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def _writable(kind: Any) -> Any:
+    """What a type of the input is in Parquet; None if Parquet has nothing for it."""
+    pa, parquet = pyarrow(), pyarrow("pyarrow.parquet")
+    if pa.types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    try:
+        # It looks at the types of a schema before there are rows.
+        parquet.ParquetWriter(pa.BufferOutputStream(), pa.schema([("", kind)])).close()
+    except pa.ArrowException:
+        return None
+    return kind
 
 
 def _has_no_place(kind: Any) -> bool:

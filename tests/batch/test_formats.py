@@ -421,7 +421,10 @@ async def test_input_that_cannot_be_read(
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        (["folder/a.jsonl", "{here}/folder/a.jsonl"], "{here}/folder/a.jsonl is among the inputs twice: it is folder/a"),
+        (
+            ["folder/a.jsonl", "{here}/folder/a.jsonl"],
+            "{here}/folder/a.jsonl is among the inputs twice: it is folder/a",
+        ),
         (["{here}/folder", "folder/a.jsonl"], "folder/a.jsonl is among the inputs twice: it is {here}/folder/a.jsonl"),
         (["folder/a.jsonl", "soft.jsonl"], "soft.jsonl is among the inputs twice: it is folder/a.jsonl"),
         (["hard.jsonl", "folder"], "folder/a.jsonl is among the inputs twice: it is hard.jsonl"),

@@ -295,6 +295,65 @@ async def test_nested_values_of_parquet_are_json_and_come_back_as_they_were(
     assert [line["id"] for line in lines_of(tmp_path / "ids.jsonl")] == [10**37 + 1, -7]
 
 
+def in_runs(values: pa.Array) -> pa.Array:
+    """Two values, the first of them twice."""
+    return pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), values)
+
+
+def union_of(*members: pa.Array) -> pa.Array:
+    """The first values of arrays, each with its own type."""
+    return pa.UnionArray.from_dense(
+        pa.array(range(len(members)), pa.int8()), pa.array([0] * len(members), pa.int32()), list(members)
+    )
+
+
+DAY = datetime.date(2024, 2, 29)
+# Columns, their JSON values, and their type in Parquet.
+RARE_TYPES = {
+    "texts in runs": (in_runs(pa.array(["a", None])), ["a", "a", None], pa.string()),
+    "floats in runs": (in_runs(pa.array([0.1, 2], pa.float32())), [0.1, 0.1, 2.0], pa.float32()),
+    "times in runs": (
+        in_runs(pa.array([1_000, None], pa.timestamp("ns"))),
+        ["1970-01-01T00:00:00.000001"] * 2 + [None],
+        pa.timestamp("ns"),
+    ),
+    "lists in runs": (in_runs(pa.array([[DAY], None])), [["2024-02-29"]] * 2 + [None], pa.string()),
+    "union": (union_of(pa.array([1]), pa.array([DAY]), pa.array(["x"])), [1, "2024-02-29", "x"], pa.string()),
+    "lists of unions": (
+        pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), union_of(pa.array([1]), pa.array([DAY]))),
+        [[1, "2024-02-29"]],
+        pa.string(),
+    ),
+    "map of views": (
+        pa.array([[("k", DAY)], None], pa.map_(pa.string_view(), pa.date32())),
+        [{"k": "2024-02-29"}, None],
+        pa.string(),
+    ),
+    "map of a dictionary": (
+        pa.MapArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(["k"]).dictionary_encode(), pa.array([1])),
+        [{"k": 1}],
+        pa.map_(pa.dictionary(pa.int32(), pa.string()), pa.int64()),
+    ),
+    "list views": (pa.array([[DAY], None], pa.list_view(pa.date32())), [["2024-02-29"], None], pa.string()),
+    "fixed lists": (pa.array([[DAY]], pa.list_(pa.date32(), 1)), [["2024-02-29"]], pa.string()),
+    "months": (pa.array([None], pa.month_day_nano_interval()), [None], pa.string()),
+}
+
+
+@pytest.mark.parametrize("name", RARE_TYPES)
+async def test_rare_types_of_tables_are_json_and_reach_parquet(
+    echo: Endpoint[Any, Any], models: Models, tmp_path: Path, name: str
+) -> None:
+    column, values, kind = RARE_TYPES[name]
+    table, out = pa.table({"x": column, "n": range(len(column))}), tmp_path / "out.parquet"
+    await score(echo, table, out, join_source="Input")
+    sent = sorted(map(json.loads, models.seen), key=lambda row: row["n"])
+    assert sent == [{"x": value, "n": number} for number, value in enumerate(values)]
+    found = pq.read_table(out)
+    assert found.num_rows == len(values)
+    assert found.schema.field("x").type.equals(kind)
+
+
 async def test_a_column_of_bytes_is_a_body_as_it_is(client: Client, models: Models, tmp_path: Path) -> None:
     rows = written(tmp_path / "rows.parquet", pa.table({"image": [b"\x89PNG", b"\xff\xd8"], "name": ["a", "b"]}))
     endpoint = client.endpoint("echo", serializer=BYTES, deserializer=ANY_ANSWER)
