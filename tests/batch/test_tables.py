@@ -309,7 +309,7 @@ def union_of(*members: pa.Array) -> pa.Array:
 
 DAY = datetime.date(2024, 2, 29)
 # Columns, their JSON values, and their type in Parquet.
-RARE_TYPES = {
+RARE_TYPES: dict[str, tuple[Any, list[Any], Any]] = {
     "texts in runs": (in_runs(pa.array(["a", None])), ["a", "a", None], pa.string()),
     "floats in runs": (in_runs(pa.array([0.1, 2], pa.float32())), [0.1, 0.1, 2.0], pa.float32()),
     "times in runs": (
