@@ -7,8 +7,8 @@ Each question is one probe, and each probe has one line of answer. The endpoint'
 `bidirectional_container.py`, beside this script. All probes take 31 minutes; the long ones run beside the short ones,
 and ``--only`` chooses. The endpoint costs what its instance costs; the probes make about sixty streams, and send 70 MB.
 
-Credentials, region and profile are found as by boto3. The exit status is 0 if all questions were answered, 1 if some
-were not, 2 for wrong usage.
+Credentials, region and profile are found as by boto3. ``--json`` is written after each answer. The exit status is 0 if
+all questions were answered, 1 if some were not, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import json
 import ssl
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -38,13 +39,14 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
+from h2.exceptions import ProtocolError
 
 from aiosmrt._aws.hosts import http2_endpoint, resolve_endpoint
 from aiosmrt._wire.eventstream import Decoder, EventHeaders, encode_payload_part
 from aiosmrt._wire.http2 import Connection, header_fields
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD, EventSigner
 from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
-from aiosmrt.errors import AiosmrtError
+from aiosmrt.errors import AiosmrtError, EventStreamFormatError
 
 # How long an answer may take that is expected at once, and a whole short probe, seconds.
 ANSWER_SECONDS: Final = 20.0
@@ -146,9 +148,22 @@ class Wire(asyncio.Protocol):
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        for event in self.h2.receive_data(data):
-            self._handle(event)
+        if self.lost.is_set():
+            return
+        try:
+            for event in self.h2.receive_data(data):
+                self._handle(event)
+        except ProtocolError as error:
+            self._break_off(f"the service violated HTTP/2 ({error})")
         self.flush()
+
+    def _break_off(self, how: str) -> None:
+        """Close the connection, after the GOAWAY that h2 has for the service."""
+        self.notes.append(f"{how} after {self.age:.1f} s")
+        self.flush()
+        for one in self.streams.values():
+            one.happen(Over(how))
+        self.close()
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, RemoteSettingsChanged):
@@ -225,8 +240,13 @@ class Stream:
         elif isinstance(event, DataReceived):
             self._wire.h2.acknowledge_received_data(event.flow_controlled_length or 0, self._number)
             if self._decoder is not None:
-                for headers, payload in self._decoder.feed(event.data or b""):
+                messages: list[Any] = []
+                with suppress(EventStreamFormatError):  # which `failure` has as well
+                    messages = self._decoder.feed(event.data or b"")
+                for headers, payload in messages:
                     self.happen(Message(headers, payload))
+                if self._decoder.failure is not None:
+                    self.happen(Over(f"a malformed message ({self._decoder.failure})"))
             elif self._refusal is not None:
                 self._refusal = self._refusal._replace(body=self._refusal.body + (event.data or b""))
         elif isinstance(event, StreamEnded):
@@ -429,8 +449,10 @@ def probe(name: str, question: str, *, is_long: bool = False) -> Callable[[Any],
 async def _head(setup: Setup) -> str:
     async with setup.stream("head") as stream:
         early = await stream.next(SILENCE_SECONDS)
-        if early is not None:
+        if isinstance(early, Head) and early.status < 300:
             return f"yes: {told(early)} without any message"
+        if early is not None:
+            raise UnansweredError(f"{told(early)} came where the head should")
         await stream.send("x")
         return (
             f"no: {told(await stream.next())} came after the first message, and nothing in {SILENCE_SECONDS:g} s before"
@@ -699,8 +721,55 @@ class Answer:
     seconds: float
 
 
-async def ask(one: Probe, setup: Setup) -> Answer:
-    """Run one probe, and print its answer."""
+class Report:
+    """The answers so far, kept in a file so that none is lost, however the script ends.
+
+    Args:
+        path: where to write them as JSON. If None, they are only printed.
+        setup: the script's settings.
+        chosen: what is asked, in the order of the report.
+    """
+
+    def __init__(self, path: Path | None, setup: Setup, chosen: Sequence[Probe]) -> None:
+        self._path = path
+        self._setup = setup
+        self._chosen = chosen
+        self._began = time.time()
+        self._answers: dict[str, Answer] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all questions are answered."""
+        return all(one.name in self._answers and self._answers[one.name].answered for one in self._chosen)
+
+    def add(self, answer: Answer) -> None:
+        """Write the file, and print the answer."""
+        self._answers[answer.name] = answer
+        try:
+            self.write()
+        except OSError as error:  # the next answer may find room again, and this one is printed
+            print(f"{self._path} cannot be written: {error}", file=sys.stderr)
+        print(f"{answer.name}: {'' if answer.answered else 'not answered: '}{answer.answer}", flush=True)
+
+    def write(self) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._path is None:
+            return
+        document = {
+            "endpoint_name": self._setup.endpoint_name,
+            "url": self._setup.url,
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
+            "answers": [asdict(self._answers[one.name]) for one in self._chosen if one.name in self._answers],
+        }
+        self._path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+async def ask(one: Probe, setup: Setup, report: Report) -> None:
+    """Run one probe, and add its answer; whatever goes wrong is the answer of this probe alone."""
     began = time.monotonic()
     limit = PROBE_SECONDS + (max(setup.idle_seconds, setup.lifetime_seconds) if one.is_long else 0.0)
     try:
@@ -712,23 +781,30 @@ async def ask(one: Probe, setup: Setup) -> Answer:
         answered, text = False, "the service did not answer in time"
     except (OSError, AiosmrtError) as error:
         answered, text = False, f"{type(error).__name__}: {error}"
-    answer = Answer(one.name, one.question, answered, text, round(time.monotonic() - began, 3))
-    print(f"{one.name}: {'' if answered else 'not answered: '}{text}", flush=True)
-    return answer
+    except Exception as error:
+        traceback.print_exc()  # a fault of this script, or something that it does not know of the service
+        answered, text = False, f"{type(error).__name__}: {error}"
+    except asyncio.CancelledError:
+        report.add(Answer(one.name, one.question, False, "interrupted", round(time.monotonic() - began, 3)))
+        raise
+    report.add(Answer(one.name, one.question, answered, text, round(time.monotonic() - began, 3)))
 
 
-async def ask_all(chosen: Sequence[Probe], setup: Setup) -> list[Answer]:
+async def ask_all(chosen: Sequence[Probe], setup: Setup, report: Report) -> None:
     """Run the probes: the long ones beside the short ones, one after the other, and `goaway` in the end."""
     last = [one for one in chosen if one.name == "goaway"]
-    long = [asyncio.create_task(ask(one, setup)) for one in chosen if one.is_long]
+    long = [asyncio.create_task(ask(one, setup, report)) for one in chosen if one.is_long]
     try:
-        answers = [await ask(one, setup) for one in chosen if not one.is_long and one not in last]
-        answers += [await task for task in long]
+        for one in chosen:
+            if not one.is_long and one not in last:
+                await ask(one, setup, report)
+        await asyncio.gather(*long)
     finally:
         for task in long:
             task.cancel()
         await asyncio.gather(*long, return_exceptions=True)
-    return answers + [await ask(one, setup) for one in last]
+    for one in last:
+        await ask(one, setup, report)
 
 
 def keys_of(profile: str | None) -> Callable[[], Credentials]:
@@ -834,17 +910,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(COST.format(minutes=minutes), file=sys.stderr)
         if not arguments.yes:
             options.error("pass --yes to accept that")
-    began = time.time()
-    answers = asyncio.run(ask_all(chosen, setup))
-    if arguments.json:
-        report = {
-            "endpoint_name": setup.endpoint_name,
-            "url": url,
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-            "answers": [asdict(answer) for answer in answers],
-        }
-        Path(arguments.json).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 0 if all(answer.answered for answer in answers) else 1
+    report = Report(Path(arguments.json) if arguments.json else None, setup, chosen)
+    try:
+        report.write()
+    except OSError as error:  # known before half an hour of probes, not after it
+        options.error(f"--json: {error}")
+    try:
+        asyncio.run(ask_all(chosen, setup, report))
+    except KeyboardInterrupt:
+        return 130
+    return 0 if report.is_complete else 1
 
 
 if __name__ == "__main__":

@@ -6,17 +6,23 @@ import asyncio
 import importlib.util
 import json
 import re
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated
 from websockets.asyncio.server import serve
 
+from aiosmrt._wire.eventstream import encode_payload_part
 from aiosmrt.local import Credentials, LocalRuntime, faults
+from tests.support.command_line import environment, started
+from tests.support.http2_peer import Peer, http2_server
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import ACCEPTED, local_runtime
 
@@ -156,11 +162,98 @@ async def test_a_service_that_cannot_be_reached_is_no_answer(
     assert "ping: not answered: ConnectionRefusedError" in capsys.readouterr().out
 
 
+async def test_a_failure_nobody_expected_is_the_answer_of_one_probe(
+    runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(setup: Any) -> str:
+        return str({}["missing"])
+
+    before, after = (one for one in probe.PROBES if one.name in ("head", "where"))
+    monkeypatch.setattr(
+        probe,
+        "PROBES",
+        [before, probe.Probe("short", "?", broken, False), probe.Probe("long", "?", broken, True), after],
+    )
+    status, found = await answers(runtime, tmp_path)
+    assert status == 1
+    assert [(name, answer["answered"]) for name, answer in found.items()] == [
+        ("head", True),
+        ("short", False),
+        ("long", False),
+        ("where", True),
+    ]
+    assert found["short"]["answer"] == found["long"]["answer"] == "KeyError: 'missing'"
+    assert "in broken" in capsys.readouterr().err
+
+
+@asynccontextmanager
+async def asked(monkeypatch: pytest.MonkeyPatch, act: Callable[[Peer, int], None], *only: str) -> AsyncIterator[Peer]:
+    """Run the script with a server that does what the test says when it gets a request."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", CLIENT_ARGUMENTS["aws_access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CLIENT_ARGUMENTS["aws_secret_access_key"])
+    async with http2_server() as server:
+        command = ["--endpoint-name", "probe", "--region", "eu-central-1", "--http2-endpoint-url", server.origin, *only]
+        asking = asyncio.create_task(asyncio.to_thread(probe.main, command))
+        peer = await server.peer()
+        act(peer, await peer.request())
+        await asking
+        yield peer
+
+
+async def test_a_service_that_violates_http2_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def data_of_no_stream(peer: Peer, number: int) -> None:
+        peer.write_raw(b"\0\0\1\0\0\0\0\0\0x")
+
+    async with asked(monkeypatch, data_of_no_stream, "--only", "head", "--only", "goaway") as peer:
+        assert (await peer.event(ConnectionTerminated)).error_code == ErrorCodes.PROTOCOL_ERROR
+    head, notes = capsys.readouterr().out.splitlines()
+    assert head.startswith("head: not answered: the service violated HTTP/2 (")
+    assert re.match(r"goaway: head: the service violated HTTP/2 \(.*\) after [\d.]+ s$", notes)
+
+
+async def test_a_malformed_message_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def half_good(peer: Peer, number: int) -> None:
+        peer.answer(number)
+        peer.send(number, encode_payload_part(b"x") + bytes(16))
+
+    async with asked(monkeypatch, half_good, "--only", "idle-stream"):
+        pass
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.match(r"idle-stream: yes, after [\d.]+ s: a malformed message \(.+\)$", line)
+
+
+async def test_an_interrupt_keeps_the_answers(runtime: LocalRuntime, tmp_path: Path) -> None:
+    report = tmp_path / "answers.json"
+
+    def written() -> list[tuple[str, bool, str]]:
+        found = json.loads(report.read_text())["answers"]
+        return [(answer["name"], answer["answered"], answer["answer"]) for answer in found]
+
+    command = (sys.executable, "-W", "error", str(SCRIPTS / "probe_bidirectional.py"), "--json", str(report))
+    target = ("--endpoint-name", "probe", "--http2-endpoint-url", runtime.http2_url)
+    chosen = ("--only", "head", "--only", "idle-connection", "--idle-minutes", "60")
+    async with started(*command, *target, *chosen, env=environment(tmp_path)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert await process.stdout.readline() == b"head: yes: HTTP 200 without any message\n"
+        assert written() == [("head", True, "yes: HTTP 200 without any message")]
+        process.send_signal(signal.SIGINT)
+        assert await process.stdout.read() == b"idle-connection: not answered: interrupted\n"
+        assert await process.stderr.read() == b""
+        assert await process.wait() == 130
+    assert written()[1:] == [("idle-connection", False, "interrupted")]
+
+
 def test_the_questions_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert probe.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(EXPECTED) + 1
     assert all(line.endswith("?") for line in lines)
+
+
+LOCAL = ["--endpoint-name", "x", "--region", "eu-central-1", "--http2-endpoint-url", "http://127.0.0.1:1"]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +263,7 @@ def test_the_questions_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--endpoint-name", "x", "--only", "nothing"], "there is no probe 'nothing'"),
         (["--endpoint-name", "x", "--region", "eu-central-1"], "--yes"),
         (["--endpoint-name", "x"], "--region"),
+        ([*LOCAL, "--json", "/no/such/folder/answers.json"], "--json: "),
     ],
 )
 def test_wrong_usage_asks_nothing(
