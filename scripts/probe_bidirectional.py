@@ -659,14 +659,20 @@ async def _lifetime(setup: Setup) -> str:
         try:
             await asyncio.wait({first}, timeout=setup.lifetime_seconds / 6)
             if first.done():
-                return f"the stream {await first}, before a second one was begun"
+                return f"the stream {(await first).text}, before a second one was begun"
             second_at = time.monotonic() - began
             second = asyncio.create_task(_until_over(setup, wire))
             one = await first
-            # If the limit is the connection's, both end at the same time.
-            await asyncio.wait({second}, timeout=TOGETHER_SECONDS)
-            other = await second if second.done() else "goes on: the limit counts for streams"
-            return f"the stream {one}; another one of the same connection, begun after {second_at:.1f} s, {other}"
+            if one.ended:
+                # If the limit is the connection's, both end at the same time.
+                await asyncio.wait({second}, timeout=TOGETHER_SECONDS)
+            limit = "" if one.ended else ": no limit was seen"
+            goes_on = "goes on: the limit counts for streams" if one.ended else "goes on"
+            other = (await second).text if second.done() else goes_on
+            return (
+                f"the stream {one.text}{limit}; another one of the same connection, "
+                f"begun after {second_at:.1f} s, {other}"
+            )
         finally:
             tasks = [task for task in (first, second) if task is not None]
             for task in tasks:
@@ -674,7 +680,14 @@ async def _lifetime(setup: Setup) -> str:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _until_over(setup: Setup, wire: Wire) -> str:
+class Lifetime(NamedTuple):
+    """Whether a stream has ended, and how."""
+
+    ended: bool
+    text: str
+
+
+async def _until_over(setup: Setup, wire: Wire) -> Lifetime:
     """Say something from time to time until the stream is over."""
     stream = await wire.call()
     began = time.monotonic()
@@ -689,8 +702,9 @@ async def _until_over(setup: Setup, wire: Wire) -> str:
             if happening is not None and not is_part and not (isinstance(happening, Head) and happening.status < 300):
                 happened.append(happening)
                 if isinstance(happening, Over):
-                    return f"ended after {time.monotonic() - began:.1f} s: {', then '.join(map(told, happened))}"
-    return f"has not ended in {setup.lifetime_seconds:g} s"
+                    how = ", then ".join(map(told, happened))
+                    return Lifetime(True, f"ended after {time.monotonic() - began:.1f} s: {how}")
+    return Lifetime(False, f"has not ended in {setup.lifetime_seconds:g} s")
 
 
 @probe("goaway", "When does the service send GOAWAY, or close connections?")
