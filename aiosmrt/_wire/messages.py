@@ -32,6 +32,9 @@ class Message(NamedTuple):
 class MessageJoiner:
     """Joins parts up to ``COMPLETE``. After an error, the rest of that message is skipped.
 
+    A ``DataType`` other than ``UTF8`` is taken for ``BINARY``, and so is a missing one, except in a part that goes on
+    with a message: there it means the type with which the message began.
+
     >>> joiner = MessageJoiner()
     >>> joiner.add({"Bytes": b"a", "CompletionState": "PARTIAL"}, 10)
     >>> joiner.add({"Bytes": b"b"}, 10)
@@ -61,7 +64,11 @@ class MessageJoiner:
             self._skips = False
         if skips:
             return None
-        data_type = part.get("DataType", "BINARY")
+        data_type = self._data_type if was_within else "BINARY"
+        # The service may send a type that is not in the model of today.
+        sent_type: str | None = part.get("DataType")
+        if sent_type is not None:
+            data_type = "UTF8" if sent_type == "UTF8" else "BINARY"
         if was_within and data_type != self._data_type:
             self._drop()
             raise DeserializationError(f"a message begins as {self._data_type} and goes on as {data_type}")
