@@ -42,9 +42,9 @@ class MessageJoiner:
     """
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        # One buffer: a list of many small parts, or of empty ones, would take far more memory than their bytes.
+        self._data = bytearray()
         self._data_type: DataType = "BINARY"
-        self._size = 0
         self._is_within = False
         self._skips = False
 
@@ -73,16 +73,18 @@ class MessageJoiner:
             self._drop()
             raise DeserializationError(f"a message begins as {self._data_type} and goes on as {data_type}")
         self._data_type = data_type
-        self._size += len(part["Bytes"])
-        if self._size > max_bytes:
+        data = part["Bytes"]
+        if len(self._data) + len(data) > max_bytes:
             self._drop()
             raise DeserializationError(f"a message exceeds max_message_bytes of {max_bytes}")
-        self._parts.append(part["Bytes"])
+        if self._is_within or self._data:
+            self._data += data
         if self._is_within:
             return None
-        whole = b"".join(self._parts)
-        self._forget()
-        return Message(whole, data_type)
+        if self._data:
+            data = bytes(self._data)
+            self._data = bytearray()
+        return Message(data, data_type)
 
     def finish(self) -> None:
         """Take note of the end of the stream.
@@ -94,9 +96,5 @@ class MessageJoiner:
             raise TruncatedStreamError("the stream ended inside a message")
 
     def _drop(self) -> None:
-        self._forget()
+        self._data = bytearray()
         self._skips = self._is_within
-
-    def _forget(self) -> None:
-        self._parts = []
-        self._size = 0

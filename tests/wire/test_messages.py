@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import cast
 
 import pytest
@@ -58,3 +59,19 @@ def test_a_message_that_changes_its_type_is_an_error(first: str | None, second: 
     # the rest of it is skipped, and the next one is read
     assert joiner.add(part(b"z", first, COMPLETE), 10) is None
     assert joiner.add(part(b"next", "UTF8"), 10) == Message(b"next", "UTF8")
+
+
+@pytest.mark.parametrize("data", [b"", b"xy"])
+def test_many_parts_of_a_message_take_no_more_memory_than_their_bytes(data: bytes) -> None:
+    joiner = MessageJoiner()
+    count = 20_000
+    tracemalloc.start()
+    try:
+        for _ in range(count):
+            joiner.add(part(bytes(bytearray(data)), None, PARTIAL), 10**6)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # a buffer grows by an eighth at a time
+    assert kept < count * len(data) * 1.25 + 10_000
+    assert joiner.add(part(b"end"), 10**6) == Message(data * count + b"end", "BINARY")
