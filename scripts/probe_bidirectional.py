@@ -5,7 +5,8 @@
 
 Each question is one probe, and each probe has one line of answer. The endpoint's container must be
 `bidirectional_container.py`, beside this script. All probes take 31 minutes; the long ones run beside the short ones,
-and ``--only`` chooses. The endpoint costs what its instance costs; the probes make about sixty streams, and send 70 MB.
+and ``--only`` chooses. The endpoint costs what its instance costs; the probes make up to 40 streams, and send about
+18 MB, which the container sends back.
 
 Credentials, region and profile are found as by boto3. ``--json`` is written after each answer. The exit status is 0 if
 all questions were answered, 1 if some were not, 2 for wrong usage, 130 after Ctrl-C.
@@ -57,11 +58,18 @@ SILENCE_SECONDS: Final = 5.0
 TOGETHER_SECONDS: Final = 5.0
 # How long after the end of the input the container speaks, seconds.
 LATE_SECONDS: Final = 3.0
+# With which codes the container is to close its WebSocket.
+CLOSE_CODES: Final = (1000, 1011, 4000)
 
 COST = (
     "This calls a live endpoint, which costs what its instance costs for as long as it runs: the probes take up to "
-    "{minutes:.0f} minutes, make about sixty streams, and send about 70 MB."
+    "{minutes:.0f} minutes, make up to {streams} streams, and send about {megabytes:.0f} MB, which come back."
 )
+
+
+def message_sizes(largest_bytes: int) -> tuple[int, int]:
+    """How large the large messages are, bytes."""
+    return largest_bytes // 16, largest_bytes
 
 
 class UnansweredError(Exception):
@@ -430,16 +438,17 @@ class Probe(NamedTuple):
     question: str
     find_out: Callable[[Setup], Awaitable[str]]
     is_long: bool
+    streams: int | None = 1  # how many it makes; None for as many as --max-streams says
 
 
 PROBES: list[Probe] = []
 
 
-def probe(name: str, question: str, *, is_long: bool = False) -> Callable[[Any], Any]:
+def probe(name: str, question: str, *, is_long: bool = False, streams: int | None = 1) -> Callable[[Any], Any]:
     """Add a probe."""
 
     def add(find_out: Callable[[Setup], Awaitable[str]]) -> Callable[[Setup], Awaitable[str]]:
-        PROBES.append(Probe(name, question, find_out, is_long))
+        PROBES.append(Probe(name, question, find_out, is_long, streams))
         return find_out
 
     return add
@@ -473,7 +482,7 @@ async def _marks(setup: Setup) -> str:
         return f"text: {told(text)}; binary: {told(binary)}; three fragments: {', then '.join(map(told, fragments))}"
 
 
-@probe("where", "What do path and query of the container's WebSocket look like?")
+@probe("where", "What do path and query of the container's WebSocket look like?", streams=2)
 async def _where(setup: Setup) -> str:
     answers = []
     for path, query in ((None, None), ("probe/path", "a=b%20c&d=e")):
@@ -483,7 +492,11 @@ async def _where(setup: Setup) -> str:
     return "; ".join(answers)
 
 
-@probe("settings", "Which SETTINGS does the service send, and how many streams does it allow on a connection?")
+@probe(
+    "settings",
+    "Which SETTINGS does the service send, and how many streams does it allow on a connection?",
+    streams=0,
+)
 async def _settings(setup: Setup) -> str:
     async with setup.wire("settings") as wire:
         # Values that SETTINGS leave out are HTTP/2's defaults, such as no limit of streams.
@@ -492,7 +505,7 @@ async def _settings(setup: Setup) -> str:
         return f"{'no limit of streams' if limit is None else f'{limit} streams'}; {shown}"
 
 
-@probe("streams", "Do many streams work at once on one connection?")
+@probe("streams", "Do many streams work at once on one connection?", streams=None)
 async def _streams(setup: Setup) -> str:
     async with setup.wire("streams") as wire:
         count = min(setup.max_streams, wire.settings.get("MAX_CONCURRENT_STREAMS", setup.max_streams))
@@ -505,7 +518,7 @@ async def _streams(setup: Setup) -> str:
         return f"{good} of {count} were answered{''.join(f'; {one}' for one in others)}"
 
 
-@probe("ping", "Does the service answer HTTP/2's PING?")
+@probe("ping", "Does the service answer HTTP/2's PING?", streams=0)
 async def _ping(setup: Setup) -> str:
     async with setup.wire("ping") as wire:
         began = time.monotonic()
@@ -572,10 +585,10 @@ async def _refused(setup: Setup) -> str:
         return told(await stream.next())
 
 
-@probe("close", "What becomes of the container's Close frame?")
+@probe("close", "What becomes of the container's Close frame?", streams=len(CLOSE_CODES))
 async def _close(setup: Setup) -> str:
     answers = []
-    for code in (1000, 1011, 4000):
+    for code in CLOSE_CODES:
         async with setup.stream("close") as stream:
             await stream.send("x")
             await stream.part()
@@ -584,10 +597,10 @@ async def _close(setup: Setup) -> str:
     return "; ".join(answers)
 
 
-@probe("size", "How large may a message be?")
+@probe("size", "How large may a message be?", streams=2)
 async def _size(setup: Setup) -> str:
     answers = []
-    for size in (setup.largest_bytes // 16, setup.largest_bytes):
+    for size in message_sizes(setup.largest_bytes):
         async with setup.stream("size") as stream:
             await stream.send(bytes(size))
             received, happening = 0, None
@@ -650,6 +663,7 @@ async def _idle_connection(setup: Setup) -> str:
     "lifetime",
     "When and how does a long stream end, and does the limit count for streams or for connections?",
     is_long=True,
+    streams=2,
 )
 async def _lifetime(setup: Setup) -> str:
     async with setup.wire("lifetime") as wire:
@@ -707,7 +721,7 @@ async def _until_over(setup: Setup, wire: Wire) -> Lifetime:
     return Lifetime(False, f"has not ended in {setup.lifetime_seconds:g} s")
 
 
-@probe("goaway", "When does the service send GOAWAY, or close connections?")
+@probe("goaway", "When does the service send GOAWAY, or close connections?", streams=0)
 async def _goaway(setup: Setup) -> str:
     notes = [f"{name}: {note}" for name, wire in setup.wires for note in wire.notes]
     return "; ".join(notes) or f"never, on {len(setup.wires)} connections of the probes before"
@@ -780,6 +794,16 @@ class Report:
             "answers": [asdict(self._answers[one.name]) for one in self._chosen if one.name in self._answers],
         }
         self._path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cost_of(chosen: Sequence[Probe], setup: Setup) -> str:
+    """What the probes cost; the other messages, of a few bytes each, are left out."""
+    long = [setup.idle_seconds, setup.lifetime_seconds] if any(one.is_long for one in chosen) else []
+    return COST.format(
+        minutes=max([PROBE_SECONDS, *long]) / 60,
+        streams=sum(setup.max_streams if one.streams is None else one.streams for one in chosen),
+        megabytes=sum(message_sizes(setup.largest_bytes)) / 1e6 if any(one.name == "size" for one in chosen) else 0,
+    )
 
 
 async def ask(one: Probe, setup: Setup, report: Report) -> None:
@@ -919,9 +943,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (UnansweredError, AiosmrtError, OSError) as error:
         options.error(str(error))
-    minutes = max([setup.idle_seconds, setup.lifetime_seconds]) / 60 if any(one.is_long for one in chosen) else 3
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
-        print(COST.format(minutes=minutes), file=sys.stderr)
+        print(cost_of(chosen, setup), file=sys.stderr)
         if not arguments.yes:
             options.error("pass --yes to accept that")
     report = Report(Path(arguments.json) if arguments.json else None, setup, chosen)

@@ -129,6 +129,43 @@ async def test_every_question_is_answered_in_one_line(
     assert CLIENT_ARGUMENTS["aws_secret_access_key"] not in printed.out + printed.err
 
 
+async def test_the_stated_costs_are_those_of_the_probes(
+    runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams, large = [], []
+    call, write = probe.Wire.call, probe.Stream.write
+
+    async def counted_call(wire: Any, **changes: Any) -> Any:
+        streams.append(changes)
+        return await call(wire, **changes)
+
+    async def counted_write(stream: Any, frame: bytes) -> None:
+        if len(frame) > 1000:
+            large.append(len(frame))
+        await write(stream, frame)
+
+    monkeypatch.setattr(probe.Wire, "call", counted_call)
+    monkeypatch.setattr(probe.Stream, "write", counted_write)
+    _, found = await answers(runtime, tmp_path, "--max-streams", "5")
+    chosen = [one for one in probe.PROBES if found[one.name]["answered"]]
+    assert len(chosen) == len(probe.PROBES) - 1
+    options = probe.parser().parse_args([])
+    options.idle_seconds, options.lifetime_seconds = options.idle_minutes * 60, options.lifetime_minutes * 60
+    options.max_streams = 5
+    assert f"make up to {len(streams)} streams" in probe.cost_of(chosen, options)
+    assert sum(large) == pytest.approx(sum(probe.message_sizes(100_000)), rel=0.01)
+
+    options.max_streams = probe.parser().get_default("max_streams")
+    costs = probe.cost_of(probe.PROBES, options)
+    assert "up to 31 minutes, make up to 40 streams, and send about 18 MB" in costs
+    assert "All probes take 31 minutes" in probe.__doc__
+    assert "up to 40 streams, and send about\n18 MB" in probe.__doc__
+    size = [one for one in probe.PROBES if one.name == "size"]
+    assert "up to 3 minutes, make up to 2 streams, and send about 18 MB" in probe.cost_of(size, options)
+    few = [one for one in probe.PROBES if one.name in ("ping", "close")]
+    assert "up to 3 minutes, make up to 3 streams, and send about 0 MB" in probe.cost_of(few, options)
+
+
 async def test_a_change_of_keys_is_tried_with_another_profile(
     runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
