@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import ssl
 import sys
 import time
@@ -109,7 +110,8 @@ def told(happening: Happening | None) -> str:
         return happening.how
     if isinstance(happening, Head):
         kind = happening.headers.get("x-amzn-errortype", "").partition(":")[0]
-        body = happening.body.decode("utf-8", "replace")[:300]
+        # What forbids a request may quote it, with its signature and its session token.
+        body = "" if happening.status == 403 else quoted(happening.body.decode("utf-8", "replace"))
         return " ".join(one for one in (f"HTTP {happening.status}", kind, body) if one)
     headers, payload = happening
     if headers.event_type == "PayloadPart":
@@ -117,7 +119,12 @@ def told(happening: Happening | None) -> str:
         return f"a part of {len(payload)} bytes{f', {marks}' if marks else ''}"
     name = headers.exception_type or str(headers.get(":error-code") or headers.event_type or headers.message_type)
     text = payload.decode("utf-8", "replace") or str(headers.get(":error-message", ""))
-    return f"{name} {text[:300]}"
+    return f"{name} {quoted(text)}"
+
+
+def quoted(text: str) -> str:
+    """The beginning of an error's text, up to the canonical request, which has the session token in it."""
+    return re.split(r"(?i)(?:the )?canonical", text, maxsplit=1)[0].strip()[:300]
 
 
 class Wire(asyncio.Protocol):

@@ -20,7 +20,7 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
 from websockets.asyncio.server import serve
 
-from aiosmrt._wire.eventstream import encode_payload_part
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.local import Credentials, LocalRuntime, faults
 from tests.support.command_line import environment, started
 from tests.support.http2_peer import Peer, http2_server
@@ -99,7 +99,7 @@ EXPECTED = {
     "half-close": "no: END_STREAM came after it",
     "end": "InputValidationError .*, then END_STREAM",
     "message-signature": "InputValidationError .*, then END_STREAM",
-    "request-signature": "HTTP 403 .*signature",
+    "request-signature": "HTTP 403 InvalidSignatureException",
     "missing-endpoint": "HTTP 400 ValidationError .*not found",
     "refused": "HTTP 424 ModelError .*refused the WebSocket",
     "close": "1000: .*ModelStreamError .*1000.*; 1011: .*1011.*; 4000: .*4000.*",
@@ -122,6 +122,7 @@ async def test_every_question_is_answered_in_one_line(
     for name, text in EXPECTED.items():
         pattern = text if "*" in text or "+" in text else re.escape(text)
         assert re.match(pattern, found[name]["answer"]), (name, found[name]["answer"])
+    assert found["request-signature"]["answer"] == EXPECTED["request-signature"]
     printed = capsys.readouterr()
     lines = [line for line in printed.out.splitlines() if not line.startswith("the WebSocket was closed")]
     assert len(lines) == len(found)
@@ -284,6 +285,38 @@ async def test_an_interrupt_keeps_the_answers(runtime: LocalRuntime, tmp_path: P
         assert await process.stderr.read() == b""
         assert await process.wait() == 130
     assert written()[1:] == [("idle-connection", False, "interrupted")]
+
+
+QUOTING = (
+    "The request signature we calculated does not match the signature you provided.\n\nThe Canonical String for this "
+    "request should have been\n'POST\n/endpoints/probe\nx-amz-security-token:SESSION-TOKEN\n'"
+)
+
+
+async def test_an_error_that_quotes_the_request_is_cut_before_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbid(peer: Peer, number: int) -> None:
+        peer.answer(number, 403, x_amzn_errortype="InvalidSignatureException:http://example")
+        peer.send(number, json.dumps({"message": f"SESSION-TOKEN {QUOTING}"}).encode(), end=True)
+
+    def refuse(peer: Peer, number: int) -> None:
+        peer.answer(number, 400)
+        peer.send(number, QUOTING.encode(), end=True)
+
+    def fail(peer: Peer, number: int) -> None:
+        peer.answer(number)
+        peer.send(number, encode_exception("InputValidationError", QUOTING.encode()), end=True)
+
+    for act in (forbid, refuse, fail):
+        async with asked(monkeypatch, act, "--only", "message-signature"):
+            pass
+    cut = "The request signature we calculated does not match the signature you provided."
+    assert capsys.readouterr().out.splitlines() == [
+        "message-signature: not answered: HTTP 403 InvalidSignatureException came where the container's answer should",
+        f"message-signature: not answered: HTTP 400 {cut} came where the container's answer should",
+        f"message-signature: not answered: InputValidationError {cut} came where the container's answer should",
+    ]
 
 
 def test_the_questions_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
