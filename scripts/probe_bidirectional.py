@@ -445,7 +445,7 @@ class Probe(NamedTuple):
     question: str
     find_out: Callable[[Setup], Awaitable[str]]
     is_long: bool
-    streams: int | None = 1  # how many it makes; None for as many as --max-streams says
+    streams: int | None = 1  # how many it makes; if None, as many as --max-streams allows
 
 
 PROBES: list[Probe] = []

@@ -159,8 +159,8 @@ async def test_the_stated_costs_are_those_of_the_probes(
     options.max_streams = probe.parser().get_default("max_streams")
     costs = probe.cost_of(probe.PROBES, options)
     assert "up to 31 minutes, make up to 40 streams, and send about 18 MB" in costs
-    assert "All probes take 31 minutes" in probe.__doc__
-    assert "up to 40 streams, and send about\n18 MB" in probe.__doc__
+    assert "All probes take 31 minutes" in (probe.__doc__ or "")
+    assert "up to 40 streams, and send about\n18 MB" in (probe.__doc__ or "")
     size = [one for one in probe.PROBES if one.name == "size"]
     assert "up to 3 minutes, make up to 2 streams, and send about 18 MB" in probe.cost_of(size, options)
     few = [one for one in probe.PROBES if one.name in ("ping", "close")]

@@ -17,7 +17,7 @@ PARTIAL, COMPLETE = "PARTIAL", "COMPLETE"
 
 
 def part(data: bytes, data_type: str | None = None, state: str | None = None) -> BidirectionalPayloadPart:
-    """A part as it comes, which may say what no type allows."""
+    """A part as it comes, with any marks."""
     marks = {"DataType": data_type, "CompletionState": state}
     found = {"Bytes": data, **{name: mark for name, mark in marks.items() if mark is not None}}
     return cast("BidirectionalPayloadPart", found)
