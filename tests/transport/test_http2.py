@@ -473,14 +473,14 @@ async def test_closing_drops_what_was_written_and_not_sent() -> None:
 # DATA that goes past h2
 
 
-def core_and_server() -> tuple[Core, H2Connection, Any]:
+def core_and_server(*fields: tuple[str, str]) -> tuple[Core, H2Connection, Any]:
     """A connection with one stream whose head has come."""
     core = Core()
     stream = core.open(header_fields(HEADERS))
     server = H2Connection(H2Configuration(client_side=False))
     server.initiate_connection()
     server.receive_data(core.output())
-    server.send_headers(1, [(":status", "200")])
+    server.send_headers(1, [(":status", "200"), *fields])
     core.feed(server.data_to_send())
     server.receive_data(core.output())
     return core, server, stream
@@ -524,6 +524,40 @@ def test_windows_are_opened_for_ever() -> None:
         assert len(core.take(stream)) == 2**16
         server.receive_data(core.output())
     assert core.failure is None
+
+
+# A response with a Content-Length goes through h2.
+LENGTHS = pytest.mark.parametrize("fields", [[], [("content-length", str(2**40))]], ids=["without a length", "with"])
+
+
+@LENGTHS
+def test_padding_opens_a_streams_window_without_its_reader(fields: list[tuple[str, str]]) -> None:
+    core, server, stream = core_and_server(*fields)
+    for _ in range(2 * STREAM_WINDOW_BYTES // 256):
+        assert server.local_flow_control_window(1) >= 256
+        server.send_data(1, b"", pad_length=255)
+        core.feed(server.data_to_send())
+        server.receive_data(core.output())
+    server.send_data(1, b"the data")
+    core.feed(server.data_to_send())
+    assert (core.failure, core.take(stream)) == (None, b"the data")
+
+
+@LENGTHS
+def test_padding_opens_no_window_for_what_waits_to_be_taken(fields: list[tuple[str, str]]) -> None:
+    core, server, stream = core_and_server(*fields)
+    room = server.local_flow_control_window(1)
+    while room >= 512:
+        server.send_data(1, bytes(256), pad_length=255)
+        core.feed(server.data_to_send())
+        server.receive_data(core.output())
+        room = server.local_flow_control_window(1)
+    assert STREAM_WINDOW_BYTES // 2 < stream.received_bytes <= STREAM_WINDOW_BYTES
+    core.take(stream)
+    server.receive_data(core.output())
+    assert server.local_flow_control_window(1) > STREAM_WINDOW_BYTES // 2
+    core.feed(frame_of(0, bytes(2**14)) * 17)
+    assert goaway_code(core) == ErrorCodes.FLOW_CONTROL_ERROR
 
 
 def frame_of(kind: int, payload: bytes, flags: int = 0) -> bytes:

@@ -1,8 +1,9 @@
 """The client's end of an HTTP/2 connection without I/O: bytes in, bytes out, and what each stream has come to.
 
 What arrives for a stream is kept until its reader takes it, and only then is its window opened again, so that a
-server which is faster than its reader takes at most `STREAM_WINDOW_BYTES` of memory here. The connection's own window
-is opened at once: a reader that is slow, or gone, must not hold up the other streams.
+server which is faster than its reader takes at most `STREAM_WINDOW_BYTES` of memory here. Padding is not kept, and its
+share of the window is opened without the reader, who never learns of it. The connection's own window is opened at
+once: a reader that is slow, or gone, must not hold up the other streams.
 
 DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core.feed` cuts them out of what arrives and
 keeps count of their windows itself. Everything else is h2's: other frames, the ends of streams, and DATA of responses
@@ -239,13 +240,18 @@ class Core:
         """What has arrived and was not taken yet; the server may send as much again."""
         data = bytes(stream._received)
         stream._received.clear()
-        if stream._unopened >= STREAM_WINDOW_BYTES // 4 and not stream.is_over:
-            if stream.bypasses_h2:
-                self._h2.open_window(stream.stream_id, stream._unopened)
-            else:
-                self._h2.increment_flow_control_window(stream._unopened, stream.stream_id)
-            stream._unopened = 0
+        self._open_window(stream)
         return data
+
+    def _open_window(self, stream: Stream) -> None:
+        """Let the server send as much again as it has sent, what waits to be taken aside: padding waits for nobody."""
+        size = stream._unopened - len(stream._received)
+        if size >= STREAM_WINDOW_BYTES // 4 and not stream.is_over:
+            if stream.bypasses_h2:
+                self._h2.open_window(stream.stream_id, size)
+            else:
+                self._h2.increment_flow_control_window(size, stream.stream_id)
+            stream._unopened -= size
 
     def close(self, stream: Stream) -> None:
         """Forget a stream; if either direction is open, reset it."""
@@ -286,6 +292,8 @@ class Core:
         if self._unopened_past_h2 > CONNECTION_WINDOW_BYTES // 4:
             self._h2.open_window(0, self._unopened_past_h2)
             self._unopened_past_h2 = 0
+        for stream in changed.values():
+            self._open_window(stream)
         return list(changed.values())
 
     def _feed(self, data: bytes, changed: dict[int, Stream]) -> int:
