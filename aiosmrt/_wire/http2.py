@@ -127,6 +127,11 @@ class Connection(H2Connection):
         self._terminate_connection(code)
         return ProtocolError(f"the peer has violated HTTP/2: {code.name}")
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much must be sent."""
+        return len(self._data_to_send)
+
     def room(self, stream_id: int) -> int:
         """How many bytes flow control lets this end send on an open stream. May be negative."""
         return min(self.outbound_flow_control_window, self.streams[stream_id].outbound_flow_control_window)
