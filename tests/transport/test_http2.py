@@ -560,8 +560,8 @@ def test_padding_opens_no_window_for_what_waits_to_be_taken(fields: list[tuple[s
     assert goaway_code(core) == ErrorCodes.FLOW_CONTROL_ERROR
 
 
-def frame_of(kind: int, payload: bytes, flags: int = 0) -> bytes:
-    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, 1) + payload
+def frame_of(kind: int, payload: bytes, flags: int = 0, stream: int = 1) -> bytes:
+    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
 
 
 @pytest.mark.parametrize(
@@ -588,6 +588,58 @@ def test_data_after_the_end_is_no_data() -> None:
     assert core.take(stream) == b"x"
     reset = core.output()[-13:]
     assert (reset[3], int.from_bytes(reset[-4:])) == (3, ErrorCodes.STREAM_CLOSED)
+
+
+@pytest.mark.parametrize("bypasses", [True, False], ids=["without a length", "with"])
+def test_late_data_of_a_stream_that_was_reset_is_dropped_in_silence(bypasses: bool) -> None:
+    core, server, stream = core_and_server(*([] if bypasses else [("content-length", str(2**40))]))
+    other = core.open(header_fields(HEADERS))
+    assert other is not None
+    server.receive_data(core.output())
+    server.send_headers(3, [(":status", "200")])
+    core.feed(server.data_to_send())
+    core.close(stream)
+    assert core.output().count(frame_of(3, (8).to_bytes(4))) == 1
+    for _ in range(2000):
+        core.feed(frame_of(0, bytes(100)) + frame_of(0, b"\x01x\0", 0x8))
+        assert core.output() == b""
+    core.feed(frame_of(0, b"the end", 0x1))
+    assert (core.output(), stream.received_bytes) == (b"", 0)
+    server.send_data(3, b"the other's")
+    core.feed(server.data_to_send())
+    assert (core.failure, other.failure, core.take(other)) == (None, None, b"the other's")
+
+
+def test_a_stream_that_a_window_has_broken_drops_late_data_too() -> None:
+    core, _, stream = core_and_server()
+    core.feed(frame_of(8, (2**31 - 1).to_bytes(4)))
+    assert stream.failure is not None
+    assert core.output() == frame_of(3, ErrorCodes.FLOW_CONTROL_ERROR.to_bytes(4))
+    core.feed(frame_of(0, b"late"))
+    core.close(stream)
+    core.feed(frame_of(0, b"later"))
+    assert (core.failure, core.output(), stream.received_bytes) == (None, b"", 0)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [frame_of(0, b"x", stream=5), frame_of(0, b"x", stream=2), frame_of(0, b"x", stream=0)],
+    ids=["idle", "the server's", "0"],
+)
+def test_data_of_a_stream_that_never_was_breaks_the_connection(octets: bytes) -> None:
+    core, _, _ = core_and_server()
+    core.feed(octets)
+    assert core.failure is not None
+    assert goaway_code(core) == ErrorCodes.PROTOCOL_ERROR
+
+
+def test_data_of_a_stream_that_a_goaway_has_refused_is_dropped() -> None:
+    core, _, stream = core_and_server()
+    core.feed(frame_of(0, b"before") + GoAwayFrame(0, last_stream_id=0).serialize() + frame_of(0, b"after"))
+    assert core.take(stream) == b"before"
+    core.close(stream)
+    core.feed(frame_of(0, b"later"))
+    assert (core.failure, core.output()) == (None, b"")
 
 
 @pytest.mark.parametrize("size", [2, 4])

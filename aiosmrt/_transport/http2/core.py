@@ -6,8 +6,9 @@ share of the window is opened without the reader, who never learns of it. The co
 once: a reader that is slow, or gone, must not hold up the other streams.
 
 DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core.feed` cuts them out of what arrives and
-keeps count of their windows itself. Everything else is h2's: other frames, the ends of streams, and DATA of responses
-with a Content-Length, which h2 compares with it.
+keeps count of their windows itself. DATA of a stream that is over only counts for the connection's window: the server
+may not have learnt yet that the stream was reset. Everything else is h2's: other frames, the ends of streams, and DATA
+of responses with a Content-Length, which h2 compares with it.
 
 A stream ends in one of two ways: the server ends it (END_STREAM), or something breaks. The second is never taken for
 the first: a reset, a GOAWAY that names an earlier stream, a lost connection and a violation of the protocol each become
@@ -316,17 +317,24 @@ class Core:
                     begin = position
                 number &= LAST_STREAM_ID  # the first bit means nothing
                 stream = self._streams.get(number)
-                if stream is not None and stream.bypasses_h2 and not stream.is_over:
+                if stream is not None and stream.is_over:
+                    stream = None
+                if self._was_open(number) if stream is None else stream.bypasses_h2:
                     padding = 0
                     if flags & _PADDED:
                         padding = data[start] + 1 if length else 1
                         start += 1
                     # h2 knows what to say of too much padding.
                     if padding <= length:
-                        self._keep(stream, data[start : end + 1 - padding if padding else end], length)
-                        changed[number] = stream
-                        if flags & _END_STREAM:
-                            self._handle_all(FRAME_HEAD.pack(0, 0, DataFrame.type, _END_STREAM, number), changed)
+                        self._count(length)
+                        if stream is not None:
+                            self._keep(stream, data[start : end + 1 - padding if padding else end], length)
+                            changed[number] = stream
+                            if flags & _END_STREAM:
+                                self._handle_all(_empty_frame(number, _END_STREAM), changed)
+                        elif not self._h2.has_reset(number):
+                            # And of DATA after the end.
+                            self._handle_all(_empty_frame(number), changed)
                         begin = end
             elif kind == HeadersFrame.type or kind == ContinuationFrame.type:
                 self._within_head = not flags & _END_HEADERS
@@ -335,12 +343,21 @@ class Core:
             self._handle_all(data[begin:position], changed)
         return position
 
+    def _was_open(self, number: int) -> bool:
+        """Whether this is a stream that was opened here, or one that h2 must complain of."""
+        return number % 2 == 1 and number <= self._h2.highest_outbound_stream_id
+
+    def _count(self, length: int) -> None:
+        """Count what has come past h2 on the connection, padding included."""
+        self._unopened_past_h2 += length
+        if self._unopened + self._unopened_past_h2 > CONNECTION_WINDOW_BYTES:
+            raise self._h2.violated(ErrorCodes.FLOW_CONTROL_ERROR)
+
     def _keep(self, stream: Stream, data: bytes, length: int) -> None:
         """Keep what has come past h2 for a stream, and its length with padding."""
         stream._received += data
         stream._unopened += length
-        self._unopened_past_h2 += length
-        if stream._unopened > STREAM_WINDOW_BYTES or self._unopened_past_h2 > CONNECTION_WINDOW_BYTES:
+        if stream._unopened > STREAM_WINDOW_BYTES:
             raise self._h2.violated(ErrorCodes.FLOW_CONTROL_ERROR)
 
     def _handle_all(self, data: bytes, changed: dict[int, Stream]) -> None:
@@ -405,6 +422,10 @@ class Core:
             for stream in self._streams.values():
                 self._reset(stream)
             self._h2.close_connection()
+
+
+def _empty_frame(number: int, flags: int = 0) -> bytes:
+    return FRAME_HEAD.pack(0, 0, DataFrame.type, flags, number)
 
 
 def _take_head(stream: Stream, headers: Iterable[tuple[bytes, bytes]] | None) -> bool:
