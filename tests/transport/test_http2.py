@@ -582,6 +582,21 @@ def test_data_that_violates_the_protocol_breaks_the_connection(octets: bytes, co
     assert goaway_code(core) == code
 
 
+@LENGTHS
+def test_nothing_is_raised_or_sent_after_a_violation_when_a_window_is_due(fields: list[tuple[str, str]]) -> None:
+    core, server, stream = core_and_server(*fields)
+    # The window is opened once a quarter of it is used up, and one more byte.
+    for _ in range(CONNECTION_WINDOW_BYTES // 4 // 2**14):
+        server.send_data(1, bytes(2**14))
+        core.feed(server.data_to_send())
+        core.take(stream)
+        server.receive_data(core.output())
+    assert core.feed(frame_of(0, b"x") + frame_of(0, b"x", stream=2)) == [stream]
+    assert core.failure is not None
+    assert goaway_code(core) == ErrorCodes.PROTOCOL_ERROR
+    assert (core.take(stream), core.output()) == (b"x", b"")
+
+
 def test_data_after_the_end_is_no_data() -> None:
     core, _, stream = core_and_server()
     core.feed(frame_of(0, b"x", 0x1) + frame_of(0, b"y"))

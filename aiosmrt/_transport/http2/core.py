@@ -287,15 +287,20 @@ class Core:
             # Its GOAWAY is among the output now.
             for stream in self.fail(Failure("malformed")):
                 changed[stream.stream_id] = stream
+        if self.failure is None:
+            self._open_own_window()
+            for stream in changed.values():
+                self._open_window(stream)
+        return list(changed.values())
+
+    def _open_own_window(self) -> None:
+        """Let the server send as much again on the connection as it has sent."""
         if self._unopened > CONNECTION_WINDOW_BYTES // 4:
             self._h2.increment_flow_control_window(self._unopened)
             self._unopened = 0
         if self._unopened_past_h2 > CONNECTION_WINDOW_BYTES // 4:
             self._h2.open_window(0, self._unopened_past_h2)
             self._unopened_past_h2 = 0
-        for stream in changed.values():
-            self._open_window(stream)
-        return list(changed.values())
 
     def _feed(self, data: bytes, changed: dict[int, Stream]) -> int:
         """Process the frames that have arrived whole, and return where the next one begins."""
@@ -410,6 +415,7 @@ class Core:
         """Break what is open; returns the streams that this has broken."""
         if self.failure is None:
             self.failure = failure
+        self._partial = b""
         self.is_draining = True
         broken = [stream for stream in self._streams.values() if not stream.is_over]
         for stream in broken:
