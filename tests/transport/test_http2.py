@@ -572,8 +572,18 @@ def frame_of(kind: int, payload: bytes, flags: int = 0, stream: int = 1) -> byte
         (frame_of(0, b"\x09x", 0x8), ErrorCodes.PROTOCOL_ERROR),
         (frame_of(0, b"", 0x8), ErrorCodes.FRAME_SIZE_ERROR),
         (frame_of(1, b"", 0x1) + frame_of(0, b"x"), ErrorCodes.PROTOCOL_ERROR),
+        (frame_of(1, b"", 0x1) + frame_of(9, b"") + frame_of(0, b"x"), ErrorCodes.PROTOCOL_ERROR),
+        (frame_of(5, (2).to_bytes(4)) + frame_of(0, b"x"), ErrorCodes.PROTOCOL_ERROR),
     ],
-    ids=["more than the window", "too large", "too much padding", "no padding", "inside a head"],
+    ids=[
+        "more than the window",
+        "too large",
+        "too much padding",
+        "no padding",
+        "inside a head",
+        "inside a head of several frames",
+        "inside a promise",
+    ],
 )
 def test_data_that_violates_the_protocol_breaks_the_connection(octets: bytes, code: ErrorCodes) -> None:
     core, _, stream = core_and_server()
@@ -595,6 +605,42 @@ def test_nothing_is_raised_or_sent_after_a_violation_when_a_window_is_due(fields
     assert core.failure is not None
     assert goaway_code(core) == ErrorCodes.PROTOCOL_ERROR
     assert (core.take(stream), core.output()) == (b"x", b"")
+
+
+def test_the_connections_window_is_opened_for_what_all_kinds_of_streams_have_received_together() -> None:
+    core, server, past = core_and_server()
+    opened = [core.open(header_fields(HEADERS)) for _ in range(3)]
+    counted, left, ended = (stream for stream in opened if stream is not None)
+    server.receive_data(core.output())
+    for number in (3, 5, 7):
+        fields = [("content-length", str(2**40))] if number == 3 else []
+        server.send_headers(number, [(":status", "200"), *fields])
+    core.feed(server.data_to_send() + frame_of(0, b"", 0x1, stream=7))
+    core.close(left)
+    room = CONNECTION_WINDOW_BYTES
+    lowest = room
+    # A server that sends on what has ended counts, too.
+    for stream, bytes_in_all in ((past, 2**22), (counted, 2**22), (left, 2**23), (ended, 2**23)):
+        for _ in range(bytes_in_all // 2**14):
+            core.feed(frame_of(0, bytes(2**14), stream=stream.stream_id))
+            room -= 2**14
+            core.take(stream)
+            room += sum(opened_windows(core.output()))
+            lowest = min(lowest, room)
+    assert core.failure is None
+    assert lowest >= CONNECTION_WINDOW_BYTES // 4 * 3 - 2**14
+
+
+def opened_windows(octets: bytes) -> list[int]:
+    """The increments of the connection's window among frames."""
+    found = []
+    while octets:
+        high, low, kind, _, stream = FRAME_HEAD.unpack_from(octets)
+        end = FRAME_HEAD.size + (high << 8 | low)
+        if kind == 8 and stream == 0:
+            found.append(int.from_bytes(octets[FRAME_HEAD.size : end]))
+        octets = octets[end:]
+    return found
 
 
 def test_data_after_the_end_is_no_data() -> None:

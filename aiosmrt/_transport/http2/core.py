@@ -34,7 +34,7 @@ from h2.events import (
 )
 from h2.exceptions import NoAvailableStreamIDError, ProtocolError
 from hpack import HeaderTuple
-from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame
+from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PushPromiseFrame
 
 from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FRAME_HEAD, LAST_STREAM_ID, MAX_FRAME_BYTES, Connection
 
@@ -46,6 +46,9 @@ CONNECTION_WINDOW_BYTES: Final = 2**24
 _END_STREAM: Final = 0x1
 _END_HEADERS: Final = 0x4
 _PADDED: Final = 0x8
+
+# What is followed by CONTINUATION alone until END_HEADERS.
+_HEADS: Final = (HeadersFrame.type, PushPromiseFrame.type, ContinuationFrame.type)
 
 _NO_FAILURE: Final = (ErrorCodes.NO_ERROR, ErrorCodes.CANCEL)
 
@@ -295,10 +298,12 @@ class Core:
 
     def _open_own_window(self) -> None:
         """Let the server send as much again on the connection as it has sent."""
-        if self._unopened > CONNECTION_WINDOW_BYTES // 4:
+        if self._unopened + self._unopened_past_h2 <= CONNECTION_WINDOW_BYTES // 4:
+            return
+        if self._unopened:
             self._h2.increment_flow_control_window(self._unopened)
             self._unopened = 0
-        if self._unopened_past_h2 > CONNECTION_WINDOW_BYTES // 4:
+        if self._unopened_past_h2:
             self._h2.open_window(0, self._unopened_past_h2)
             self._unopened_past_h2 = 0
 
@@ -341,7 +346,7 @@ class Core:
                             # And of DATA after the end.
                             self._handle_all(_empty_frame(number), changed)
                         begin = end
-            elif kind == HeadersFrame.type or kind == ContinuationFrame.type:
+            elif kind in _HEADS:
                 self._within_head = not flags & _END_HEADERS
             position = end
         if begin < position:
