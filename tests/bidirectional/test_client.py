@@ -183,7 +183,7 @@ async def test_a_send_that_is_cancelled_while_it_waits_sends_nothing_whatever_wa
             before = behind
         ending = asyncio.create_task(stream.end_input())
         outer = Decoder()
-        received = []
+        received: list[bytes] = []
         while not received or received[-1]:
             received += [payload for _, payload in outer.feed(await peer.data(number, 1))]
         await asyncio.gather(first, before, ending)

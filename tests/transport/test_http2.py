@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,9 +12,19 @@ from typing import Any
 
 import pytest
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, DataReceived, PingReceived, StreamReset, WindowUpdated
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    PingReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +32,7 @@ from hypothesis import strategies as st
 from aiosmrt._transport.http2.connection import Link
 from aiosmrt._transport.http2.core import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Core
 from aiosmrt._transport.http2.pool import Http2Pool
-from aiosmrt._wire.http2 import FRAME_HEAD, LAST_STREAM_ID, Connection, header_fields
+from aiosmrt._wire.http2 import FRAME_HEAD, LAST_STREAM_ID, MAX_FRAME_BYTES, Connection, header_fields
 from aiosmrt.errors import (
     ClientStateError,
     ConnectionClosedError,
@@ -643,6 +654,17 @@ def opened_windows(octets: bytes) -> list[int]:
     return found
 
 
+def test_what_came_before_a_frame_that_is_too_large_is_processed() -> None:
+    core, server, _ = core_and_server()
+    stream = core.open(header_fields(HEADERS))
+    assert stream is not None
+    server.receive_data(core.output())
+    server.send_headers(3, [(":status", "201")], end_stream=True)
+    core.feed(server.data_to_send() + frame_of(0, bytes(2**14 + 1)))
+    assert goaway_code(core) == ErrorCodes.FRAME_SIZE_ERROR
+    assert (stream.status, stream.ended, stream.failure) == (201, True, None)
+
+
 def test_data_after_the_end_is_no_data() -> None:
     core, _, stream = core_and_server()
     core.feed(frame_of(0, b"x", 0x1) + frame_of(0, b"y"))
@@ -715,3 +737,157 @@ def test_a_body_of_another_length_than_its_head_says_is_an_error(size: int) -> N
     server.send_data(1, bytes(size), end_stream=True)
     core.feed(server.data_to_send())
     assert stream.failure is not None
+
+
+# The core beside h2, which sees every frame
+
+
+def _conversation(parts: list[tuple[int, bytes, int | None]]) -> list[bytes]:
+    """A server's frames on three streams, of which the second has a Content-Length and the third ends."""
+    server = H2Connection(H2Configuration(client_side=False))
+    server.initiate_connection()
+    core = Core()
+    for _ in range(3):
+        core.open(header_fields(HEADERS))
+    server.receive_data(core.output())
+    for number in (1, 3, 5):
+        server.send_headers(number, [(":status", "200"), *([("content-length", "5000")] if number == 3 else [])])
+    for number, part, padding in parts:
+        server.send_data(number, part, pad_length=padding)
+    server.ping(b"in order")
+    server.increment_flow_control_window(1000, 1)
+    server.end_stream(5)
+    octets = server.data_to_send()
+    found = []
+    while octets:
+        end = FRAME_HEAD.size + int.from_bytes(octets[:3])
+        found.append(octets[:end])
+        octets = octets[end:]
+    return found
+
+
+class Reference:
+    """What h2 makes of a server's bytes when it is given one frame at a time."""
+
+    def __init__(self) -> None:
+        self.h2 = Connection(client_side=True, stream_window_bytes=STREAM_WINDOW_BYTES)
+        self.h2.initiate_connection()
+        for number in (1, 3, 5):
+            self.h2.send_headers(number, header_fields(HEADERS))
+        self.received: dict[int, bytes] = dict.fromkeys((1, 3, 5), b"")
+        self.over: set[int] = set()
+        self.ended: set[int] = set()
+        self.has_failed = False
+        self._rest = b""
+        self.h2.data_to_send()
+
+    def feed(self, octets: bytes) -> None:
+        self._rest += octets
+        while not self.has_failed and len(self._rest) >= FRAME_HEAD.size:
+            end = FRAME_HEAD.size + int.from_bytes(self._rest[:3])
+            if end > len(self._rest):
+                # h2 would wait for the whole of a frame that is too large.
+                self.has_failed = end > FRAME_HEAD.size + MAX_FRAME_BYTES
+                return
+            try:
+                events = self.h2.receive_data(self._rest[:end])
+            except ProtocolError:
+                self.has_failed = True
+                return
+            self._rest = self._rest[end:]
+            for event in events:
+                self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, ConnectionTerminated):
+            self.over |= {number for number in self.received if number > (event.last_stream_id or 0)}
+        number = int(getattr(event, "stream_id", None) or 0)
+        if number in self.over or number not in self.received:
+            return
+        if isinstance(event, ResponseReceived):
+            status = dict(event.headers or ())[b":status"]
+            if not re.fullmatch(b"[1-9][0-9]{2}", status):
+                self.over.add(number)
+        elif isinstance(event, DataReceived):
+            self.received[number] += event.data or b""
+        elif isinstance(event, StreamEnded):
+            self.ended.add(number)
+            self.over.add(number)
+        elif isinstance(event, StreamReset):
+            self.over.add(number)
+
+    def goaway_code(self) -> int | None:
+        """The code of the GOAWAY, unless h2 has none to send."""
+        sent = self.h2.data_to_send()
+        return int.from_bytes(sent[-4:]) if self.h2.state_machine.state is ConnectionState.CLOSED else None
+
+    def reset(self, number: int) -> None:
+        self.h2.reset_stream(number, ErrorCodes.CANCEL)
+        self.over.add(number)
+
+
+@given(
+    parts=st.lists(
+        st.tuples(st.sampled_from([1, 3, 5]), st.binary(max_size=40), st.none() | st.integers(0, 40)), max_size=8
+    ),
+    changes=st.lists(
+        st.tuples(
+            st.sampled_from(["drop", "repeat", "swap", "head", "byte"]),
+            st.integers(0, 20),
+            st.integers(0, 60),
+            st.sampled_from([0, 1, 3, 4, 5, 8, 9]) | st.integers(0, 255),
+        ),
+        max_size=4,
+    ),
+    cuts=st.lists(st.integers(0, 1000), max_size=6),
+    closes=st.none() | st.tuples(st.integers(0, 6), st.sampled_from([0, 1, 2])),
+)
+def test_the_core_takes_frames_as_h2_does(
+    parts: list[tuple[int, bytes, int | None]],
+    changes: list[tuple[str, int, int, int]],
+    cuts: list[int],
+    closes: tuple[int, int] | None,
+) -> None:
+    frames = _conversation(parts)
+    for change, index, offset, value in changes:
+        index %= len(frames)
+        chosen = bytearray(frames[index])
+        match change:
+            case "drop" if len(frames) > 1:
+                del frames[index]
+            case "repeat":
+                frames.insert(index, bytes(chosen))
+            case "swap":
+                frames[index], frames[index - 1] = frames[index - 1], frames[index]
+            case "head" | "byte":
+                chosen[3 + offset % 6 if change == "head" else offset % len(chosen)] = value
+                frames[index] = bytes(chosen)
+    octets = b"".join(frames)
+    core, reference = Core(), Reference()
+    streams = [stream for _ in range(3) if (stream := core.open(header_fields(HEADERS)))]
+    received = {stream.stream_id: b"" for stream in streams}
+    core.output()
+    places = [0, *sorted(min(cut, len(octets)) for cut in cuts), len(octets)]
+    closed: set[int] = set()
+    for count, (start, end) in enumerate(pairwise(places)):
+        core.feed(octets[start:end])
+        reference.feed(octets[start:end])
+        assert (core.failure is not None) == reference.has_failed
+        if reference.has_failed:
+            break
+        for stream in streams:
+            if stream.stream_id not in closed:
+                received[stream.stream_id] += core.take(stream)
+                assert received[stream.stream_id] == reference.received[stream.stream_id]
+                assert (stream.ended, stream.is_over) == (
+                    stream.stream_id in reference.ended,
+                    stream.stream_id in reference.over,
+                )
+        if closes is not None and closes[0] == count and not (leaving := streams[closes[1]]).is_over:
+            closed.add(leaving.stream_id)
+            core.close(leaving)
+            reference.reset(leaving.stream_id)
+            core.output()
+    if core.failure is not None:
+        code = reference.goaway_code()
+        assert goaway_code(core) == (ErrorCodes.FRAME_SIZE_ERROR if code is None else code)

@@ -318,6 +318,7 @@ class Core:
             length = high << 8 | low
             end = start + length
             if length > MAX_FRAME_BYTES:
+                self._handle_all(data[begin:position], changed)
                 raise self._h2.violated(ErrorCodes.FRAME_SIZE_ERROR)
             if end > size:
                 break
