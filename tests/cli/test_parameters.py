@@ -14,10 +14,21 @@ from botocore import xform_name
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosmrt._wire.operations import INVOKE_ENDPOINT, INVOKE_ENDPOINT_ASYNC, OPERATIONS
+from aiosmrt._wire.operations import (
+    INVOKE_ENDPOINT,
+    INVOKE_ENDPOINT_ASYNC,
+    INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM,
+    OPERATIONS,
+)
 from aiosmrt.cli.parameters import HELP, ParameterError, option_name, request_parameters, skeleton
 
-MEMBERS = sorted({member.name for operation in OPERATIONS for member in operation.members})
+MEMBERS = sorted(
+    {
+        member.name
+        for operation in (*OPERATIONS, INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM)
+        for member in operation.members
+    }
+)
 
 
 def parameters(given: dict[str, str], **options: Any) -> dict[str, Any]:
