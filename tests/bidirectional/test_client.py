@@ -167,6 +167,30 @@ async def test_send_waits_for_a_full_socket_where_no_window_limits_it() -> None:
             await sending
 
 
+async def test_a_send_that_is_cancelled_while_it_waits_sends_nothing_whatever_waits_behind_it() -> None:
+    """As with two tasks that each give up after a time, and try again, while the service takes nothing."""
+    async with http2_server(window=1000) as server, client_of(server.origin) as client, conversation(client) as stream:
+        peer = await server.peer()
+        number = await peer.request()
+        first = asyncio.create_task(stream.send(bytes(5000)))
+        await _settled()
+        before = asyncio.create_task(stream.send("number 0"))
+        for count in range(1, 20):
+            behind = asyncio.create_task(stream.send(f"number {count}"))
+            await asyncio.sleep(0)
+            before.cancel()
+            await asyncio.wait({before})
+            before = behind
+        ending = asyncio.create_task(stream.end_input())
+        outer = Decoder()
+        received: list[bytes] = []
+        while not received or received[-1]:
+            received += [payload for _, payload in outer.feed(await peer.data(number, 1))]
+        await asyncio.gather(first, before, ending)
+        messages = [payload for signed in received for _, payload in Decoder().feed(signed)]
+    assert messages == [bytes(5000), b"number 19"]
+
+
 async def test_messages_are_joined_by_their_states() -> None:
     parts: list[StreamMessage] = [
         StreamMessage("caf", complete=False),
