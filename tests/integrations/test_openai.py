@@ -748,11 +748,14 @@ THEIRS = openai.AsyncOpenAI(api_key="k")
 
 
 def described(value: Any) -> Any:
-    """A value with its type and, of a model, the declared members that were given, and all members; floats as text."""
+    """A value with its type and, of a model, the members noted as given, and all members; floats as text."""
     if isinstance(value, openai.BaseModel):
-        # Of other members, the SDK notes some as given.
-        fields_set = value.model_fields_set & type(value).model_fields.keys()
-        return type(value), fields_set, {name: described(one) for name, one in value}, value.__pydantic_private__
+        return (
+            type(value),
+            value.model_fields_set,
+            {name: described(one) for name, one in value},
+            value.__pydantic_private__,
+        )
     if isinstance(value, dict):
         return {name: described(one) for name, one in value.items()}
     return [described(one) for one in value] if isinstance(value, list) else (type(value), repr(value))

@@ -8,7 +8,8 @@ types. Events that are one line of data each, which most model servers write, ne
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from functools import cache
+from typing import Annotated, Any, Final, get_args, get_origin
 
 import openai
 from pydantic import ValidationError
@@ -38,7 +39,9 @@ class QuickAsyncOpenAI(openai.AsyncOpenAI):
             and not hasattr(kind, "build")
         ):
             try:
-                return kind.model_validate(data, strict=True)
+                made = kind.model_validate(data, strict=True)
+                _forget_undeclared(made)
+                return made
             except ValidationError:
                 pass
         try:
@@ -50,6 +53,37 @@ class QuickAsyncOpenAI(openai.AsyncOpenAI):
 
     def _make_sse_decoder(self, *positional: Any, **named: Any) -> Any:
         return QuickEvents(super()._make_sse_decoder(*positional, **named))
+
+
+def _forget_undeclared(value: Any) -> None:
+    """Take undeclared members out of a model's `model_fields_set`, where the SDK does not name them."""
+    if isinstance(value, openai.BaseModel):
+        if value.model_extra:
+            value.model_fields_set.difference_update(value.model_extra)
+        for name in _constructed(type(value)):
+            _forget_undeclared(getattr(value, name))
+    elif isinstance(value, list):
+        for one in value:
+            _forget_undeclared(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            _forget_undeclared(one)
+
+
+@cache
+def _constructed(kind: type[openai.BaseModel]) -> tuple[str, ...]:
+    """The members whose objects the SDK makes itself; it has the validator make those of optional and other unions."""
+    return tuple(name for name, field in kind.model_fields.items() if _is_constructed(field.annotation))
+
+
+def _is_constructed(annotation: Any) -> bool:
+    annotation = getattr(annotation, "__value__", annotation)
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _is_constructed(get_args(annotation)[0])
+    if origin in (list, dict):
+        return _is_constructed(get_args(annotation)[-1])
+    return isinstance(annotation, type) and issubclass(annotation, openai.BaseModel)
 
 
 class QuickEvent:
