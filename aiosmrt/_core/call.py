@@ -161,9 +161,19 @@ class _History:
         self.stream_error: str | None = None
 
 
+class _NoHistory(_History):
+    """A history that calls share, and none may write to."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: write to the call's own history")
+
+
 # Of a call to which nothing has happened yet. Many calls wait at the same time: the less memory each needs, the more of
 # it stays in the processor's cache.
 _NO_HISTORY: Final = _History()
+_NO_HISTORY.__class__ = _NoHistory
 
 
 class Call:

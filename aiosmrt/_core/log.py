@@ -43,8 +43,10 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO}
 _MAX_TEXT: Final = 100
 
 
-# What the logger knows of levels already; it forgets all whenever any logger's level changes.
-_known: Final[dict[int, bool]] = getattr(LOGGER, "_cache", {})
+# What the logger knows of levels already; it forgets all whenever any logger's level changes. A class of the
+# application's own may decide otherwise.
+_is_ordinary: Final = type(LOGGER).isEnabledFor is logging.Logger.isEnabledFor
+_known: Final[dict[int, bool]] = getattr(LOGGER, "_cache", {}) if _is_ordinary else {}
 
 
 def logs_debug() -> bool:

@@ -23,13 +23,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from aiosmrt._transport.base import MAX_ERROR_BYTES, Reply
 from aiosmrt._transport.bodystream import BodyStream
 from aiosmrt._transport.failures import broken_off, connection_closed, malformed, timed_out, too_large
+from aiosmrt._transport.loops import clock_of, future_maker
 from aiosmrt._transport.sockets import UnreadCheck, unread_check, was_closed_properly
 from aiosmrt._wire.http1 import (
     ChunkedBody,
@@ -134,6 +133,7 @@ class Connection(asyncio.BufferedProtocol):
         "_state",
         "_stream",
         "_streams",
+        "_time",
         "_transport",
         "_under_tls",
         "_unsent",
@@ -148,9 +148,8 @@ class Connection(asyncio.BufferedProtocol):
         self, owner: Owner, receiver: Receiver, lease: Lease, transport: asyncio.Transport, origin: str
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
-        self._create_future: Callable[[], asyncio.Future[Any]] = (
-            partial(asyncio.Future, loop=loop) if isinstance(loop, asyncio.BaseEventLoop) else loop.create_future
-        )
+        self._create_future = future_maker(loop)
+        self._time = clock_of(loop)
         self._owner = owner
         self._receiver = receiver
         self._lease = lease
@@ -369,7 +368,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _restart_silence(self) -> None:
         """Start the read timeout anew: there was traffic."""
-        self.silent_until = self._loop.time() + self._read_timeout
+        self.silent_until = self._time() + self._read_timeout
         self._reprieved = False
 
     # The request

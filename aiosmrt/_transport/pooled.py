@@ -23,7 +23,6 @@ import asyncio
 import inspect
 import math
 import ssl
-import time
 from collections.abc import Awaitable, Coroutine
 from functools import cache
 from typing import Any, NoReturn, cast
@@ -34,6 +33,7 @@ from aiohttp.connector import Connection as Lease
 from aiosmrt._transport.base import IDLE_SECONDS, MAX_TIMEOUTS, Reply, ReplyStream, Request
 from aiosmrt._transport.connection import Connection, Receiver, Response
 from aiosmrt._transport.failures import closed_during_call, connect_error, connection_closed, is_being_cancelled
+from aiosmrt._transport.loops import clock_of
 from aiosmrt._transport.sockets import create_socket
 from aiosmrt.errors import ClientStateError
 
@@ -64,9 +64,7 @@ class PooledTransport:
         self.origin = origin
         self._verify = verify
         self._loop = asyncio.get_running_loop()
-        # asyncio's own loops wrap it in a function in Python
-        tells_monotonic_time = getattr(self._loop.time, "__func__", None) is asyncio.BaseEventLoop.time
-        self._time = time.monotonic if tells_monotonic_time else self._loop.time
+        self._time = clock_of(self._loop)
         self._connector = aiohttp.TCPConnector(limit=0, socket_factory=create_socket)
         self._receiver = Receiver()
         # the request that the connector makes connections for

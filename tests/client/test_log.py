@@ -197,6 +197,30 @@ def test_an_unknown_level_is_a_warning(transport_name: str) -> None:
     assert "AIOSMRT_LOG must be debug or info; got 'loud'" in done.stderr
 
 
+OWN_LOGGER = """
+import logging, sys
+
+class Logger(logging.Logger):
+    on = False
+
+    def isEnabledFor(self, level):
+        return self.on and self.name == "aiosmrt"
+
+logging.setLoggerClass(Logger)
+logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s")
+from aiosmrt._core.log import logs_debug
+
+print(logs_debug())
+Logger.on = True
+print(logs_debug())
+"""
+
+
+def test_an_applications_own_logger_decides_itself(transport_name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", OWN_LOGGER], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["False", "True"], "")
+
+
 async def test_without_a_handler_nothing_is_printed(make_client: MakeClient, server: RecordingServer) -> None:
     handlers = logging.getLogger("aiosmrt").handlers
     assert [type(handler) for handler in handlers] == [logging.NullHandler]
