@@ -5,10 +5,11 @@
 
 Each question is one probe, and each probe has one line of answer. The endpoint's container must be
 `bidirectional_container.py`, beside this script. All probes take 31 minutes; the long ones run beside the short ones,
-and ``--only`` chooses. The endpoint costs what its instance costs; the probes make about sixty streams, and send 70 MB.
+and ``--only`` chooses. The endpoint costs what its instance costs; the probes make up to 40 streams, and send about
+18 MB, which the container sends back.
 
-Credentials, region and profile are found as by boto3. The exit status is 0 if all questions were answered, 1 if some
-were not, 2 for wrong usage.
+Credentials, region and profile are found as by boto3. ``--json`` is written after each answer. The exit status is 0 if
+all questions were answered, 1 if some were not, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import ssl
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -38,13 +41,14 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
+from h2.exceptions import ProtocolError
 
 from aiosmrt._aws.hosts import http2_endpoint, resolve_endpoint
 from aiosmrt._wire.eventstream import Decoder, EventHeaders, encode_payload_part
 from aiosmrt._wire.http2 import Connection, header_fields
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD, EventSigner
 from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
-from aiosmrt.errors import AiosmrtError
+from aiosmrt.errors import AiosmrtError, EventStreamFormatError
 
 # How long an answer may take that is expected at once, and a whole short probe, seconds.
 ANSWER_SECONDS: Final = 20.0
@@ -55,11 +59,18 @@ SILENCE_SECONDS: Final = 5.0
 TOGETHER_SECONDS: Final = 5.0
 # How long after the end of the input the container speaks, seconds.
 LATE_SECONDS: Final = 3.0
+# With which codes the container is to close its WebSocket.
+CLOSE_CODES: Final = (1000, 1011, 4000)
 
 COST = (
     "This calls a live endpoint, which costs what its instance costs for as long as it runs: the probes take up to "
-    "{minutes:.0f} minutes, make about sixty streams, and send about 70 MB."
+    "{minutes:.0f} minutes, make up to {streams} streams, and send about {megabytes:.0f} MB, which come back."
 )
+
+
+def message_sizes(largest_bytes: int) -> tuple[int, int]:
+    """How large the large messages are, bytes."""
+    return largest_bytes // 16, largest_bytes
 
 
 class UnansweredError(Exception):
@@ -99,7 +110,8 @@ def told(happening: Happening | None) -> str:
         return happening.how
     if isinstance(happening, Head):
         kind = happening.headers.get("x-amzn-errortype", "").partition(":")[0]
-        body = happening.body.decode("utf-8", "replace")[:300]
+        # What forbids a request may quote it, with its signature and its session token.
+        body = "" if happening.status == 403 else quoted(happening.body.decode("utf-8", "replace"))
         return " ".join(one for one in (f"HTTP {happening.status}", kind, body) if one)
     headers, payload = happening
     if headers.event_type == "PayloadPart":
@@ -107,7 +119,12 @@ def told(happening: Happening | None) -> str:
         return f"a part of {len(payload)} bytes{f', {marks}' if marks else ''}"
     name = headers.exception_type or str(headers.get(":error-code") or headers.event_type or headers.message_type)
     text = payload.decode("utf-8", "replace") or str(headers.get(":error-message", ""))
-    return f"{name} {text[:300]}"
+    return f"{name} {quoted(text)}"
+
+
+def quoted(text: str) -> str:
+    """The beginning of an error's text, up to the canonical request, which has the session token in it."""
+    return re.split(r"(?i)(?:the )?canonical", text, maxsplit=1)[0].strip()[:300]
 
 
 class Wire(asyncio.Protocol):
@@ -146,9 +163,22 @@ class Wire(asyncio.Protocol):
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        for event in self.h2.receive_data(data):
-            self._handle(event)
+        if self.lost.is_set():
+            return
+        try:
+            for event in self.h2.receive_data(data):
+                self._handle(event)
+        except ProtocolError as error:
+            self._break_off(f"the service violated HTTP/2 ({error})")
         self.flush()
+
+    def _break_off(self, how: str) -> None:
+        """Close the connection, after the GOAWAY that h2 has for the service."""
+        self.notes.append(f"{how} after {self.age:.1f} s")
+        self.flush()
+        for one in self.streams.values():
+            one.happen(Over(how))
+        self.close()
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, RemoteSettingsChanged):
@@ -225,8 +255,13 @@ class Stream:
         elif isinstance(event, DataReceived):
             self._wire.h2.acknowledge_received_data(event.flow_controlled_length or 0, self._number)
             if self._decoder is not None:
-                for headers, payload in self._decoder.feed(event.data or b""):
+                messages: list[Any] = []
+                with suppress(EventStreamFormatError):  # which `failure` has as well
+                    messages = self._decoder.feed(event.data or b"")
+                for headers, payload in messages:
                     self.happen(Message(headers, payload))
+                if self._decoder.failure is not None:
+                    self.happen(Over(f"a malformed message ({self._decoder.failure})"))
             elif self._refusal is not None:
                 self._refusal = self._refusal._replace(body=self._refusal.body + (event.data or b""))
         elif isinstance(event, StreamEnded):
@@ -410,16 +445,17 @@ class Probe(NamedTuple):
     question: str
     find_out: Callable[[Setup], Awaitable[str]]
     is_long: bool
+    streams: int | None = 1  # how many it makes; if None, as many as --max-streams allows
 
 
 PROBES: list[Probe] = []
 
 
-def probe(name: str, question: str, *, is_long: bool = False) -> Callable[[Any], Any]:
+def probe(name: str, question: str, *, is_long: bool = False, streams: int | None = 1) -> Callable[[Any], Any]:
     """Add a probe."""
 
     def add(find_out: Callable[[Setup], Awaitable[str]]) -> Callable[[Setup], Awaitable[str]]:
-        PROBES.append(Probe(name, question, find_out, is_long))
+        PROBES.append(Probe(name, question, find_out, is_long, streams))
         return find_out
 
     return add
@@ -429,8 +465,10 @@ def probe(name: str, question: str, *, is_long: bool = False) -> Callable[[Any],
 async def _head(setup: Setup) -> str:
     async with setup.stream("head") as stream:
         early = await stream.next(SILENCE_SECONDS)
-        if early is not None:
+        if isinstance(early, Head) and early.status < 300:
             return f"yes: {told(early)} without any message"
+        if early is not None:
+            raise UnansweredError(f"{told(early)} came where the head should")
         await stream.send("x")
         return (
             f"no: {told(await stream.next())} came after the first message, and nothing in {SILENCE_SECONDS:g} s before"
@@ -451,7 +489,7 @@ async def _marks(setup: Setup) -> str:
         return f"text: {told(text)}; binary: {told(binary)}; three fragments: {', then '.join(map(told, fragments))}"
 
 
-@probe("where", "What do path and query of the container's WebSocket look like?")
+@probe("where", "What do path and query of the container's WebSocket look like?", streams=2)
 async def _where(setup: Setup) -> str:
     answers = []
     for path, query in ((None, None), ("probe/path", "a=b%20c&d=e")):
@@ -461,7 +499,11 @@ async def _where(setup: Setup) -> str:
     return "; ".join(answers)
 
 
-@probe("settings", "Which SETTINGS does the service send, and how many streams does it allow on a connection?")
+@probe(
+    "settings",
+    "Which SETTINGS does the service send, and how many streams does it allow on a connection?",
+    streams=0,
+)
 async def _settings(setup: Setup) -> str:
     async with setup.wire("settings") as wire:
         # Values that SETTINGS leave out are HTTP/2's defaults, such as no limit of streams.
@@ -470,7 +512,7 @@ async def _settings(setup: Setup) -> str:
         return f"{'no limit of streams' if limit is None else f'{limit} streams'}; {shown}"
 
 
-@probe("streams", "Do many streams work at once on one connection?")
+@probe("streams", "Do many streams work at once on one connection?", streams=None)
 async def _streams(setup: Setup) -> str:
     async with setup.wire("streams") as wire:
         count = min(setup.max_streams, wire.settings.get("MAX_CONCURRENT_STREAMS", setup.max_streams))
@@ -483,7 +525,7 @@ async def _streams(setup: Setup) -> str:
         return f"{good} of {count} were answered{''.join(f'; {one}' for one in others)}"
 
 
-@probe("ping", "Does the service answer HTTP/2's PING?")
+@probe("ping", "Does the service answer HTTP/2's PING?", streams=0)
 async def _ping(setup: Setup) -> str:
     async with setup.wire("ping") as wire:
         began = time.monotonic()
@@ -550,10 +592,10 @@ async def _refused(setup: Setup) -> str:
         return told(await stream.next())
 
 
-@probe("close", "What becomes of the container's Close frame?")
+@probe("close", "What becomes of the container's Close frame?", streams=len(CLOSE_CODES))
 async def _close(setup: Setup) -> str:
     answers = []
-    for code in (1000, 1011, 4000):
+    for code in CLOSE_CODES:
         async with setup.stream("close") as stream:
             await stream.send("x")
             await stream.part()
@@ -562,10 +604,10 @@ async def _close(setup: Setup) -> str:
     return "; ".join(answers)
 
 
-@probe("size", "How large may a message be?")
+@probe("size", "How large may a message be?", streams=2)
 async def _size(setup: Setup) -> str:
     answers = []
-    for size in (setup.largest_bytes // 16, setup.largest_bytes):
+    for size in message_sizes(setup.largest_bytes):
         async with setup.stream("size") as stream:
             await stream.send(bytes(size))
             received, happening = 0, None
@@ -628,6 +670,7 @@ async def _idle_connection(setup: Setup) -> str:
     "lifetime",
     "When and how does a long stream end, and does the limit count for streams or for connections?",
     is_long=True,
+    streams=2,
 )
 async def _lifetime(setup: Setup) -> str:
     async with setup.wire("lifetime") as wire:
@@ -637,14 +680,20 @@ async def _lifetime(setup: Setup) -> str:
         try:
             await asyncio.wait({first}, timeout=setup.lifetime_seconds / 6)
             if first.done():
-                return f"the stream {await first}, before a second one was begun"
+                return f"the stream {(await first).text}, before a second one was begun"
             second_at = time.monotonic() - began
             second = asyncio.create_task(_until_over(setup, wire))
             one = await first
-            # If the limit is the connection's, both end at the same time.
-            await asyncio.wait({second}, timeout=TOGETHER_SECONDS)
-            other = await second if second.done() else "goes on: the limit counts for streams"
-            return f"the stream {one}; another one of the same connection, begun after {second_at:.1f} s, {other}"
+            if one.ended:
+                # If the limit is the connection's, both end at the same time.
+                await asyncio.wait({second}, timeout=TOGETHER_SECONDS)
+            limit = "" if one.ended else ": no limit was seen"
+            goes_on = "goes on: the limit counts for streams" if one.ended else "goes on"
+            other = (await second).text if second.done() else goes_on
+            return (
+                f"the stream {one.text}{limit}; another one of the same connection, "
+                f"begun after {second_at:.1f} s, {other}"
+            )
         finally:
             tasks = [task for task in (first, second) if task is not None]
             for task in tasks:
@@ -652,7 +701,14 @@ async def _lifetime(setup: Setup) -> str:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _until_over(setup: Setup, wire: Wire) -> str:
+class Lifetime(NamedTuple):
+    """Whether a stream has ended, and how."""
+
+    ended: bool
+    text: str
+
+
+async def _until_over(setup: Setup, wire: Wire) -> Lifetime:
     """Say something from time to time until the stream is over."""
     stream = await wire.call()
     began = time.monotonic()
@@ -667,11 +723,12 @@ async def _until_over(setup: Setup, wire: Wire) -> str:
             if happening is not None and not is_part and not (isinstance(happening, Head) and happening.status < 300):
                 happened.append(happening)
                 if isinstance(happening, Over):
-                    return f"ended after {time.monotonic() - began:.1f} s: {', then '.join(map(told, happened))}"
-    return f"has not ended in {setup.lifetime_seconds:g} s"
+                    how = ", then ".join(map(told, happened))
+                    return Lifetime(True, f"ended after {time.monotonic() - began:.1f} s: {how}")
+    return Lifetime(False, f"has not ended in {setup.lifetime_seconds:g} s")
 
 
-@probe("goaway", "When does the service send GOAWAY, or close connections?")
+@probe("goaway", "When does the service send GOAWAY, or close connections?", streams=0)
 async def _goaway(setup: Setup) -> str:
     notes = [f"{name}: {note}" for name, wire in setup.wires for note in wire.notes]
     return "; ".join(notes) or f"never, on {len(setup.wires)} connections of the probes before"
@@ -699,8 +756,65 @@ class Answer:
     seconds: float
 
 
-async def ask(one: Probe, setup: Setup) -> Answer:
-    """Run one probe, and print its answer."""
+class Report:
+    """The answers so far, kept in a file so that none is lost, however the script ends.
+
+    Args:
+        path: where to write them as JSON. If None, they are only printed.
+        setup: the script's settings.
+        chosen: what is asked, in the order of the report.
+    """
+
+    def __init__(self, path: Path | None, setup: Setup, chosen: Sequence[Probe]) -> None:
+        self._path = path
+        self._setup = setup
+        self._chosen = chosen
+        self._began = time.time()
+        self._answers: dict[str, Answer] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all questions are answered."""
+        return all(one.name in self._answers and self._answers[one.name].answered for one in self._chosen)
+
+    def add(self, answer: Answer) -> None:
+        """Write the file, and print the answer."""
+        self._answers[answer.name] = answer
+        try:
+            self.write()
+        except OSError as error:  # the next answer may find room again, and this one is printed
+            print(f"{self._path} cannot be written: {error}", file=sys.stderr)
+        print(f"{answer.name}: {'' if answer.answered else 'not answered: '}{answer.answer}", flush=True)
+
+    def write(self) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._path is None:
+            return
+        document = {
+            "endpoint_name": self._setup.endpoint_name,
+            "url": self._setup.url,
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
+            "answers": [asdict(self._answers[one.name]) for one in self._chosen if one.name in self._answers],
+        }
+        self._path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cost_of(chosen: Sequence[Probe], setup: Setup) -> str:
+    """What the probes cost; the other messages, of a few bytes each, are left out."""
+    long = [setup.idle_seconds, setup.lifetime_seconds] if any(one.is_long for one in chosen) else []
+    return COST.format(
+        minutes=max([PROBE_SECONDS, *long]) / 60,
+        streams=sum(setup.max_streams if one.streams is None else one.streams for one in chosen),
+        megabytes=sum(message_sizes(setup.largest_bytes)) / 1e6 if any(one.name == "size" for one in chosen) else 0,
+    )
+
+
+async def ask(one: Probe, setup: Setup, report: Report) -> None:
+    """Run one probe, and add its answer; whatever goes wrong is the answer of this probe alone."""
     began = time.monotonic()
     limit = PROBE_SECONDS + (max(setup.idle_seconds, setup.lifetime_seconds) if one.is_long else 0.0)
     try:
@@ -712,23 +826,30 @@ async def ask(one: Probe, setup: Setup) -> Answer:
         answered, text = False, "the service did not answer in time"
     except (OSError, AiosmrtError) as error:
         answered, text = False, f"{type(error).__name__}: {error}"
-    answer = Answer(one.name, one.question, answered, text, round(time.monotonic() - began, 3))
-    print(f"{one.name}: {'' if answered else 'not answered: '}{text}", flush=True)
-    return answer
+    except Exception as error:
+        traceback.print_exc()  # a fault of this script, or something that it does not know of the service
+        answered, text = False, f"{type(error).__name__}: {error}"
+    except asyncio.CancelledError:
+        report.add(Answer(one.name, one.question, False, "interrupted", round(time.monotonic() - began, 3)))
+        raise
+    report.add(Answer(one.name, one.question, answered, text, round(time.monotonic() - began, 3)))
 
 
-async def ask_all(chosen: Sequence[Probe], setup: Setup) -> list[Answer]:
+async def ask_all(chosen: Sequence[Probe], setup: Setup, report: Report) -> None:
     """Run the probes: the long ones beside the short ones, one after the other, and `goaway` in the end."""
     last = [one for one in chosen if one.name == "goaway"]
-    long = [asyncio.create_task(ask(one, setup)) for one in chosen if one.is_long]
+    long = [asyncio.create_task(ask(one, setup, report)) for one in chosen if one.is_long]
     try:
-        answers = [await ask(one, setup) for one in chosen if not one.is_long and one not in last]
-        answers += [await task for task in long]
+        for one in chosen:
+            if not one.is_long and one not in last:
+                await ask(one, setup, report)
+        await asyncio.gather(*long)
     finally:
         for task in long:
             task.cancel()
         await asyncio.gather(*long, return_exceptions=True)
-    return answers + [await ask(one, setup) for one in last]
+    for one in last:
+        await ask(one, setup, report)
 
 
 def keys_of(profile: str | None) -> Callable[[], Credentials]:
@@ -829,22 +950,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (UnansweredError, AiosmrtError, OSError) as error:
         options.error(str(error))
-    minutes = max([setup.idle_seconds, setup.lifetime_seconds]) / 60 if any(one.is_long for one in chosen) else 3
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
-        print(COST.format(minutes=minutes), file=sys.stderr)
+        print(cost_of(chosen, setup), file=sys.stderr)
         if not arguments.yes:
             options.error("pass --yes to accept that")
-    began = time.time()
-    answers = asyncio.run(ask_all(chosen, setup))
-    if arguments.json:
-        report = {
-            "endpoint_name": setup.endpoint_name,
-            "url": url,
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-            "answers": [asdict(answer) for answer in answers],
-        }
-        Path(arguments.json).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 0 if all(answer.answered for answer in answers) else 1
+    report = Report(Path(arguments.json) if arguments.json else None, setup, chosen)
+    try:
+        report.write()
+    except OSError as error:  # known before half an hour of probes, not after it
+        options.error(f"--json: {error}")
+    try:
+        asyncio.run(ask_all(chosen, setup, report))
+    except KeyboardInterrupt:
+        return 130
+    return 0 if report.is_complete else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
@@ -102,9 +102,9 @@ class Outbox:
     def __init__(self, now: Callable[[], float], max_resend_bytes: int) -> None:
         self._now = now
         self._max_resend_bytes = max_resend_bytes
-        # Messages that are kept: those from number _first on. Number _next is sent next.
-        self._messages: deque[bytes] = deque()
-        self._first = self._next = 0
+        # The messages that are kept, by number and in order. Those below _next have gone out; numbers may be missing.
+        self._messages: OrderedDict[int, bytes] = OrderedDict()
+        self._added = self._next = 0
         self._kept_bytes = 0
         # the signed message that is half sent
         self._frame: memoryview | None = None
@@ -120,8 +120,9 @@ class Outbox:
 
     def add(self, message: bytes) -> int:
         """Take a message, send what can be sent, and return its number."""
-        number = self._first + len(self._messages)
-        self._messages.append(message)
+        number = self._added
+        self._added += 1
+        self._messages[number] = message
         self._kept_bytes += len(message)
         self.flush()
         return number
@@ -129,8 +130,8 @@ class Outbox:
     def take_back(self, number: int) -> None:
         """Forget a message that nobody wants any more, unless it is on its way."""
         is_under_way = number < self._next or (number == self._next and self._frame is not None)
-        if not is_under_way and number == self._first + len(self._messages) - 1:
-            self._kept_bytes -= len(self._messages.pop())
+        if not is_under_way:
+            self._kept_bytes -= len(self._messages.pop(number))
 
     def end(self) -> None:
         """Send nothing after the messages that are here."""
@@ -154,7 +155,7 @@ class Outbox:
     def attach(self, link: Link, signer: EventSigner | None) -> None:
         """Send everything from the beginning on a new stream."""
         self.link, self._signer = link, signer
-        self._next = self._first
+        self._next = self._first()
         self._frame = None
         self._is_last_frame = self._end_sent = False
         self.flush()
@@ -163,9 +164,12 @@ class Outbox:
     def commit(self) -> None:
         """Keep nothing any more that was sent."""
         self.can_resend = False
-        while self._first < self._next:
-            self._kept_bytes -= len(self._messages.popleft())
-            self._first += 1
+        while self._first() < self._next:
+            self._kept_bytes -= len(self._messages.popitem(last=False)[1])
+
+    def _first(self) -> int:
+        """The number of the first message that is kept, or of the one to come."""
+        return next(iter(self._messages), self._added)
 
     def flush(self) -> None:
         """Send what can be sent; called whenever the stream may take more, or is over."""
@@ -186,8 +190,10 @@ class Outbox:
     def _send_some(self, link: Link) -> bool:
         """Send the rest of a frame, or begin the next one; return whether to go on."""
         if self._frame is None:
-            if self._next < self._first + len(self._messages):
-                message = self._messages[self._next - self._first]
+            while self._next < self._added and self._next not in self._messages:
+                self._next += 1  # taken back
+            if self._next < self._added:
+                message = self._messages[self._next]
             elif self._end_wanted and not self._end_sent:
                 message = b""
                 self._is_last_frame = True

@@ -1,6 +1,6 @@
 """What both ends of HTTP/2 share: h2's connection without its defects, DATA past its objects, and secret header fields.
 
-``h2`` is the protocol without I/O. Five things about it are changed here, and nowhere else:
+``h2`` is the protocol without I/O. Six things about it are changed here, and nowhere else:
 
 - A received GOAWAY closes its state machine, so that the next DATA raises a ProtocolError, in either direction. RFC
   9113 (6.8) says the opposite: streams up to the named one go on. AWS's JavaScript client sends GOAWAY as soon as its
@@ -9,6 +9,9 @@
 - It takes any frame for the first one, which must be SETTINGS (3.4). Text of a server that speaks HTTP/1.1 is then a
   frame of megabytes, whose end it waits for.
 - It calls a header block that cannot be decoded a PROTOCOL_ERROR, where the RFC has COMPRESSION_ERROR (4.3).
+- It answers each DATA frame of a stream that this end has reset with another RST_STREAM. They were on their way
+  when it was sent, and 5.1 says to ignore them: nghttp2, in Node.js and others, takes many answers for an attack.
+  `Connection.has_reset` tells `aiosmrt._transport.http2.core` which they are.
 - A DATA frame costs it some 10 µs to send and 15 to receive, most of what a message costs. `Connection.room`,
   `Connection.send_frames` and `Connection.open_window` do without its objects, as `aiosmrt._transport.http2.core` does.
 - ``hpack`` logs header blocks at level DEBUG, before compression and after. They contain signatures and session tokens,
@@ -27,6 +30,7 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, Event
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
+from h2.stream import StreamClosedBy
 from hpack import Decoder, HeaderTuple, HPACKError, NeverIndexedHeaderTuple, OversizedHeaderListError
 from hpack.hpack import log as _log_of_blocks
 from hpack.table import log as _log_of_tables
@@ -126,6 +130,15 @@ class Connection(H2Connection):
         """Prepare a GOAWAY for a peer that has violated the protocol; returns the error to raise."""
         self._terminate_connection(code)
         return ProtocolError(f"the peer has violated HTTP/2: {code.name}")
+
+    def has_reset(self, stream_id: int) -> bool:
+        """Whether this end has closed a stream by RST_STREAM; h2 remembers it of the last 65,536 streams."""
+        return self._stream_closed_by(stream_id) is StreamClosedBy.SEND_RST_STREAM
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much must be sent."""
+        return len(self._data_to_send)
 
     def room(self, stream_id: int) -> int:
         """How many bytes flow control lets this end send on an open stream. May be negative."""

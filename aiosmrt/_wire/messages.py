@@ -32,6 +32,9 @@ class Message(NamedTuple):
 class MessageJoiner:
     """Joins parts up to ``COMPLETE``. After an error, the rest of that message is skipped.
 
+    A ``DataType`` other than ``UTF8`` is taken for ``BINARY``, and so is a missing one, except in a part that goes on
+    with a message: there it means the type with which the message began.
+
     >>> joiner = MessageJoiner()
     >>> joiner.add({"Bytes": b"a", "CompletionState": "PARTIAL"}, 10)
     >>> joiner.add({"Bytes": b"b"}, 10)
@@ -39,9 +42,9 @@ class MessageJoiner:
     """
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        # One buffer: a list of many small parts, or of empty ones, would take far more memory than their bytes.
+        self._data = bytearray()
         self._data_type: DataType = "BINARY"
-        self._size = 0
         self._is_within = False
         self._skips = False
 
@@ -61,21 +64,27 @@ class MessageJoiner:
             self._skips = False
         if skips:
             return None
-        data_type = part.get("DataType", "BINARY")
+        data_type = self._data_type if was_within else "BINARY"
+        # The service may send a type that is not in the model of today.
+        sent_type: str | None = part.get("DataType")
+        if sent_type is not None:
+            data_type = "UTF8" if sent_type == "UTF8" else "BINARY"
         if was_within and data_type != self._data_type:
             self._drop()
             raise DeserializationError(f"a message begins as {self._data_type} and goes on as {data_type}")
         self._data_type = data_type
-        self._size += len(part["Bytes"])
-        if self._size > max_bytes:
+        data = part["Bytes"]
+        if len(self._data) + len(data) > max_bytes:
             self._drop()
             raise DeserializationError(f"a message exceeds max_message_bytes of {max_bytes}")
-        self._parts.append(part["Bytes"])
+        if self._is_within or self._data:
+            self._data += data
         if self._is_within:
             return None
-        whole = b"".join(self._parts)
-        self._forget()
-        return Message(whole, data_type)
+        if self._data:
+            data = bytes(self._data)
+            self._data = bytearray()
+        return Message(data, data_type)
 
     def finish(self) -> None:
         """Take note of the end of the stream.
@@ -87,9 +96,5 @@ class MessageJoiner:
             raise TruncatedStreamError("the stream ended inside a message")
 
     def _drop(self) -> None:
-        self._forget()
+        self._data = bytearray()
         self._skips = self._is_within
-
-    def _forget(self) -> None:
-        self._parts = []
-        self._size = 0

@@ -45,7 +45,12 @@ _OWN_OPTIONS: list[click.Parameter] = [
     click.Option(
         ["--http2-endpoint-url"], metavar="URL", help="URL of the service's HTTP/2 endpoint, such as a local runtime's."
     ),
-    click.Option(["--lines"], is_flag=True, help="Send each line as a message, and print each message as a line."),
+    click.Option(
+        ["--lines"],
+        is_flag=True,
+        help="Send each line as a message, and print each message with a line feed after it, as it is: one that "
+        "contains line feeds takes several lines.",
+    ),
     click.Option(
         ["--message-bytes"],
         type=click.IntRange(1, MAX_PART_BYTES),
@@ -136,6 +141,8 @@ async def _receive(stream: BidirectionalStream, *, lines: bool) -> None:
 
 
 async def _write(data: bytes) -> None:
+    if not data:
+        return  # nothing to ask `select` about, which takes sockets alone on Windows
     descriptor = sys.stdout.fileno()
     if len(data) <= _SURE_BYTES and select.select([], [descriptor], [], 0)[1]:
         _write_all(descriptor, data)
@@ -157,8 +164,8 @@ converse: click.Command = make_command(
     """Talk with a model: standard input to it, and its answers to standard output, at the same time.
 
     Bytes are sent as they are read, and printed as they arrive. With --lines, each line is a message, and each message
-    a line. At the end of standard input, the input is ended; the command ends when the model has ended, too. The rest
-    of the response is then printed on standard error.
+    that arrives is printed with a line feed after it. At the end of standard input, the input is ended; the command
+    ends when the model has ended, too. The rest of the response is then printed on standard error.
 
     Needs the extra http2.""",
 )

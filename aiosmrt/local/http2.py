@@ -64,6 +64,9 @@ LIFETIME_SECONDS: Final = 30 * 60.0
 _LINGER_SECONDS: Final = 1.0
 _CONNECTION_WINDOW_BYTES: Final = 2**24
 
+_FLUSH_BYTES: Final = 2**16
+"""How much of what is written in one turn of the loop is held back."""
+
 
 class Http2Server:
     """Handles the bidirectional streams of a local runtime.
@@ -544,7 +547,12 @@ class _Exchange:
             connection.h2.send_data(stream_id, piece.tobytes())
             self._record.response_bytes += len(piece)
             left = left[size:]
-            connection.flush_soon()
+            if connection.h2.waiting_bytes < _FLUSH_BYTES:
+                connection.flush_soon()
+            else:
+                # A model that waits for nothing keeps the loop from it, and from everything else.
+                connection.flush()
+                await asyncio.sleep(0)
         if end:
             connection.h2.end_stream(stream_id)
             connection.flush_soon()

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import re
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated
 from websockets.asyncio.server import serve
 
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt.local import Credentials, LocalRuntime, faults
+from tests.support.command_line import environment, started
+from tests.support.http2_peer import Peer, http2_server
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import ACCEPTED, local_runtime
 
@@ -92,14 +99,15 @@ EXPECTED = {
     "half-close": "no: END_STREAM came after it",
     "end": "InputValidationError .*, then END_STREAM",
     "message-signature": "InputValidationError .*, then END_STREAM",
-    "request-signature": "HTTP 403 .*signature",
+    "request-signature": "HTTP 403 InvalidSignatureException",
     "missing-endpoint": "HTTP 400 ValidationError .*not found",
     "refused": "HTTP 424 ModelError .*refused the WebSocket",
     "close": "1000: .*ModelStreamError .*1000.*; 1011: .*1011.*; 4000: .*4000.*",
     "size": "6250 bytes: came back; 100000 bytes: came back",
     "idle-stream": "no, not in 0.12 s; the next message was answered with a part of 1 bytes",
     "idle-connection": "no, not in 0.12 s",
-    "lifetime": "the stream has not ended in 1.2 s; another one of the same connection, begun after .* s, ",
+    "lifetime": r"the stream has not ended in 1\.2 s: no limit was seen; another one of the same connection, "
+    r"begun after [\d.]+ s, (goes on|has not ended in 1\.2 s)$",
     "goaway": "never, on 21 connections of the probes before",
 }
 
@@ -114,11 +122,49 @@ async def test_every_question_is_answered_in_one_line(
     for name, text in EXPECTED.items():
         pattern = text if "*" in text or "+" in text else re.escape(text)
         assert re.match(pattern, found[name]["answer"]), (name, found[name]["answer"])
+    assert found["request-signature"]["answer"] == EXPECTED["request-signature"]
     printed = capsys.readouterr()
     lines = [line for line in printed.out.splitlines() if not line.startswith("the WebSocket was closed")]
     assert len(lines) == len(found)
     assert "other-key: not answered: it needs --other-profile" in printed.out
     assert CLIENT_ARGUMENTS["aws_secret_access_key"] not in printed.out + printed.err
+
+
+async def test_the_stated_costs_are_those_of_the_probes(
+    runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams, large = [], []
+    call, write = probe.Wire.call, probe.Stream.write
+
+    async def counted_call(wire: Any, **changes: Any) -> Any:
+        streams.append(changes)
+        return await call(wire, **changes)
+
+    async def counted_write(stream: Any, frame: bytes) -> None:
+        if len(frame) > 1000:
+            large.append(len(frame))
+        await write(stream, frame)
+
+    monkeypatch.setattr(probe.Wire, "call", counted_call)
+    monkeypatch.setattr(probe.Stream, "write", counted_write)
+    _, found = await answers(runtime, tmp_path, "--max-streams", "5")
+    chosen = [one for one in probe.PROBES if found[one.name]["answered"]]
+    assert len(chosen) == len(probe.PROBES) - 1
+    options = probe.parser().parse_args([])
+    options.idle_seconds, options.lifetime_seconds = options.idle_minutes * 60, options.lifetime_minutes * 60
+    options.max_streams = 5
+    assert f"make up to {len(streams)} streams" in probe.cost_of(chosen, options)
+    assert sum(large) == pytest.approx(sum(probe.message_sizes(100_000)), rel=0.01)
+
+    options.max_streams = probe.parser().get_default("max_streams")
+    costs = probe.cost_of(probe.PROBES, options)
+    assert "up to 31 minutes, make up to 40 streams, and send about 18 MB" in costs
+    assert "All probes take 31 minutes" in (probe.__doc__ or "")
+    assert "up to 40 streams, and send about\n18 MB" in (probe.__doc__ or "")
+    size = [one for one in probe.PROBES if one.name == "size"]
+    assert "up to 3 minutes, make up to 2 streams, and send about 18 MB" in probe.cost_of(size, options)
+    few = [one for one in probe.PROBES if one.name in ("ping", "close")]
+    assert "up to 3 minutes, make up to 3 streams, and send about 0 MB" in probe.cost_of(few, options)
 
 
 async def test_a_change_of_keys_is_tried_with_another_profile(
@@ -141,10 +187,11 @@ async def test_what_the_service_does_to_connections_is_told(runtime: LocalRuntim
 
 
 async def test_the_end_of_a_long_stream_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async with probed(monkeypatch, http2_stream_seconds=0.3) as runtime:
+    async with probed(monkeypatch, http2_stream_seconds=0.7) as runtime:
         status, found = await answers(runtime, tmp_path, "--only", "lifetime")
     assert status == 0
-    ended = r"the stream ended after [\d.]+ s: InternalStreamFailure .*limit of 0.3 seconds.*, then END_STREAM; "
+    how = r"ended after [\d.]+ s: InternalStreamFailure .*limit of 0\.7 seconds.*, then END_STREAM"
+    ended = rf"the stream {how}; another one .* s, (goes on: the limit counts for streams|{how})$"
     assert re.match(ended, found["lifetime"]["answer"]), found
 
 
@@ -156,11 +203,130 @@ async def test_a_service_that_cannot_be_reached_is_no_answer(
     assert "ping: not answered: ConnectionRefusedError" in capsys.readouterr().out
 
 
+async def test_a_failure_nobody_expected_is_the_answer_of_one_probe(
+    runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(setup: Any) -> str:
+        return os.environ["AIOSMRT_MISSING"]
+
+    before, after = (one for one in probe.PROBES if one.name in ("head", "where"))
+    monkeypatch.setattr(
+        probe,
+        "PROBES",
+        [before, probe.Probe("short", "?", broken, False), probe.Probe("long", "?", broken, True), after],
+    )
+    status, found = await answers(runtime, tmp_path)
+    assert status == 1
+    assert [(name, answer["answered"]) for name, answer in found.items()] == [
+        ("head", True),
+        ("short", False),
+        ("long", False),
+        ("where", True),
+    ]
+    assert found["short"]["answer"] == found["long"]["answer"] == "KeyError: 'AIOSMRT_MISSING'"
+    assert "in broken" in capsys.readouterr().err
+
+
+@asynccontextmanager
+async def asked(monkeypatch: pytest.MonkeyPatch, act: Callable[[Peer, int], None], *only: str) -> AsyncIterator[Peer]:
+    """Run the script with a server that does what the test says when it gets a request."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", CLIENT_ARGUMENTS["aws_access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CLIENT_ARGUMENTS["aws_secret_access_key"])
+    async with http2_server() as server:
+        command = ["--endpoint-name", "probe", "--region", "eu-central-1", "--http2-endpoint-url", server.origin, *only]
+        asking = asyncio.create_task(asyncio.to_thread(probe.main, command))
+        peer = await server.peer()
+        act(peer, await peer.request())
+        await asking
+        yield peer
+
+
+async def test_a_service_that_violates_http2_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def data_of_no_stream(peer: Peer, number: int) -> None:
+        peer.write_raw(b"\0\0\1\0\0\0\0\0\0x")
+
+    async with asked(monkeypatch, data_of_no_stream, "--only", "head", "--only", "goaway") as peer:
+        assert (await peer.event(ConnectionTerminated)).error_code == ErrorCodes.PROTOCOL_ERROR
+    head, notes = capsys.readouterr().out.splitlines()
+    assert head.startswith("head: not answered: the service violated HTTP/2 (")
+    assert re.match(r"goaway: head: the service violated HTTP/2 \(.*\) after [\d.]+ s$", notes)
+
+
+async def test_a_malformed_message_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def half_good(peer: Peer, number: int) -> None:
+        peer.answer(number)
+        peer.send(number, encode_payload_part(b"x") + bytes(16))
+
+    async with asked(monkeypatch, half_good, "--only", "idle-stream"):
+        pass
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.match(r"idle-stream: yes, after [\d.]+ s: a malformed message \(.+\)$", line)
+
+
+async def test_an_interrupt_keeps_the_answers(runtime: LocalRuntime, tmp_path: Path) -> None:
+    report = tmp_path / "answers.json"
+
+    def written() -> list[tuple[str, bool, str]]:
+        found = json.loads(report.read_text())["answers"]
+        return [(answer["name"], answer["answered"], answer["answer"]) for answer in found]
+
+    command = (sys.executable, "-W", "error", str(SCRIPTS / "probe_bidirectional.py"), "--json", str(report))
+    target = ("--endpoint-name", "probe", "--http2-endpoint-url", runtime.http2_url)
+    chosen = ("--only", "head", "--only", "idle-connection", "--idle-minutes", "60")
+    async with started(*command, *target, *chosen, env=environment(tmp_path)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert await process.stdout.readline() == b"head: yes: HTTP 200 without any message\n"
+        assert written() == [("head", True, "yes: HTTP 200 without any message")]
+        process.send_signal(signal.SIGINT)
+        assert await process.stdout.read() == b"idle-connection: not answered: interrupted\n"
+        assert await process.stderr.read() == b""
+        assert await process.wait() == 130
+    assert written()[1:] == [("idle-connection", False, "interrupted")]
+
+
+QUOTING = (
+    "The request signature we calculated does not match the signature you provided.\n\nThe Canonical String for this "
+    "request should have been\n'POST\n/endpoints/probe\nx-amz-security-token:SESSION-TOKEN\n'"
+)
+
+
+async def test_an_error_that_quotes_the_request_is_cut_before_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbid(peer: Peer, number: int) -> None:
+        peer.answer(number, 403, x_amzn_errortype="InvalidSignatureException:http://example")
+        peer.send(number, json.dumps({"message": f"SESSION-TOKEN {QUOTING}"}).encode(), end=True)
+
+    def refuse(peer: Peer, number: int) -> None:
+        peer.answer(number, 400)
+        peer.send(number, QUOTING.encode(), end=True)
+
+    def fail(peer: Peer, number: int) -> None:
+        peer.answer(number)
+        peer.send(number, encode_exception("InputValidationError", QUOTING.encode()), end=True)
+
+    for act in (forbid, refuse, fail):
+        async with asked(monkeypatch, act, "--only", "message-signature"):
+            pass
+    cut = "The request signature we calculated does not match the signature you provided."
+    assert capsys.readouterr().out.splitlines() == [
+        "message-signature: not answered: HTTP 403 InvalidSignatureException came where the container's answer should",
+        f"message-signature: not answered: HTTP 400 {cut} came where the container's answer should",
+        f"message-signature: not answered: InputValidationError {cut} came where the container's answer should",
+    ]
+
+
 def test_the_questions_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert probe.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(EXPECTED) + 1
     assert all(line.endswith("?") for line in lines)
+
+
+LOCAL = ["--endpoint-name", "x", "--region", "eu-central-1", "--http2-endpoint-url", "http://127.0.0.1:1"]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +336,7 @@ def test_the_questions_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--endpoint-name", "x", "--only", "nothing"], "there is no probe 'nothing'"),
         (["--endpoint-name", "x", "--region", "eu-central-1"], "--yes"),
         (["--endpoint-name", "x"], "--region"),
+        ([*LOCAL, "--json", "/no/such/folder/answers.json"], "--json: "),
     ],
 )
 def test_wrong_usage_asks_nothing(

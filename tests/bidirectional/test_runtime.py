@@ -15,6 +15,7 @@ from websockets.http11 import Request, Response
 import aiosmrt
 from aiosmrt._transport.http2.pool import Http2Pool
 from aiosmrt._wire.eventstream import Decoder, encode_payload_part
+from aiosmrt._wire.http2 import Connection, header_fields
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD
 from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError
@@ -328,6 +329,46 @@ async def test_a_callable_that_is_no_generator_is_a_model_error() -> None:
         with pytest.raises(aiosmrt.ModelError, match="async generator"):
             async with conversation(client) as stream:
                 await anext(stream)
+
+
+async def test_a_model_that_waits_for_nothing_fills_sockets_and_no_more_and_lets_others_run() -> None:
+    """Where no window limits it, only the socket can."""
+    yielded = longest = 0
+
+    async def hasty(invocation: Invocation) -> AsyncIterator[bytes]:
+        nonlocal yielded
+        for _ in range(25_000):
+            yielded += 1
+            yield bytes(4000)
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = yielded
+            await asyncio.sleep(0)
+            longest = max(longest, yielded - before)
+
+    async with local_runtime({"echo": hasty}, http2_port=0, verify_signatures=False, drain_timeout=0.0) as runtime:
+        host, port = runtime.http2_url.partition("//")[2].split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        h2 = Connection(client_side=True, stream_window_bytes=2**31 - 1)
+        h2.initiate_connection()
+        h2.increment_flow_control_window(2**31 - 2**16)
+        h2.send_headers(
+            1, header_fields([(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", PATH)])
+        )
+        writer.write(h2.data_to_send())
+        watching = asyncio.create_task(watch())
+        # Nothing reads what comes, but for one buffer of asyncio's.
+        while not yielded:
+            await asyncio.sleep(0)
+        for _ in range(5000):
+            await asyncio.sleep(0)
+        watching.cancel()
+        assert 0 < yielded < 10_000
+        assert longest <= 2 * 2**16 / 4000
+        writer.transport.abort()
+        await asyncio.wait({watching})
 
 
 async def test_a_callable_that_fails_breaks_the_stream() -> None:

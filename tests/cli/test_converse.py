@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from aiosmrt._wire.messages import MAX_PART_BYTES
-from aiosmrt.cli import main
+from aiosmrt.cli import converse, main
 from aiosmrt.local import Invocation, LocalRuntime, StreamMessage, faults
 from tests.support.command_line import PROGRAM, Cli, Ended, environment, run, started
 from tests.support.peers import isolate_aws
@@ -42,6 +42,13 @@ async def greeting(invocation: Invocation) -> AsyncIterator[str]:
     yield "hello"
 
 
+async def verse(invocation: Invocation) -> AsyncIterator[str]:
+    """A model whose messages have several lines, or none."""
+    yield "one\ntwo\n"
+    yield ""
+    yield "three"
+
+
 async def failing(invocation: Invocation) -> AsyncIterator[str]:
     yield "half"
     raise ValueError("out of words")
@@ -59,7 +66,14 @@ FLOOD: list[int] = []
 @pytest.fixture
 async def runtime() -> AsyncIterator[LocalRuntime]:
     FLOOD.clear()
-    models = {"echo": echo, "described": described, "greeting": greeting, "failing": failing, "flooding": flooding}
+    models = {
+        "echo": echo,
+        "described": described,
+        "greeting": greeting,
+        "failing": failing,
+        "flooding": flooding,
+        "verse": verse,
+    }
     async with local_runtime(models, http2_port=0) as runtime:
         yield runtime
 
@@ -106,6 +120,23 @@ async def test_lines_are_messages_and_messages_are_lines(cli: Cli) -> None:
     assert ended == (0, "one\n\nzwölf\nlast\n".encode(), b"")
     ended = await cli(*COMMAND, "described", "--lines", "--output", "off", stdin=b"one\nfour\n")
     assert ended.stdout == b"text 3\ntext 4\nNone None AllTraffic\n"
+
+
+async def test_a_message_of_several_lines_is_printed_as_it_is(cli: Cli) -> None:
+    ended = await cli(*COMMAND, "verse", "--lines", "--output", "off")
+    assert ended == (0, b"one\ntwo\n\n\nthree\n", b"")
+
+
+async def test_an_empty_part_is_printed_where_nothing_is_known_of_pipes(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_socket(*arguments: object) -> None:
+        raise OSError("an operation was attempted on something that is not a socket")
+
+    monkeypatch.setattr(converse, "_SURE_BYTES", 0)  # as on Windows
+    monkeypatch.setattr(converse, "select", SimpleNamespace(select=no_socket))
+    ended = await cli(*COMMAND, "verse", "--output", "off")
+    assert ended == (0, b"one\ntwo\nthree", b"")
 
 
 async def test_options_reach_the_model(cli: Cli, runtime: LocalRuntime) -> None:
@@ -261,3 +292,4 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in ("--model-query-string", "--lines", "--message-bytes", "--data-type", "--http2-endpoint-url"):
         assert option in text
+    assert "one that contains line feeds takes several lines" in " ".join(text.split())

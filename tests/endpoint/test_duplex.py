@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import aiosmrt
+from aiosmrt._wire.eventstream import encode_payload_part
 from aiosmrt.endpoint import DuplexStream, Endpoint
 from aiosmrt.errors import (
     ClientStateError,
@@ -23,6 +24,7 @@ from aiosmrt.errors import (
 )
 from aiosmrt.local import Invocation, StreamMessage, faults
 from aiosmrt.serializers import BYTES, CSV, JSON, NPY, OFF_LOOP_BYTES, TEXT, TextCodec
+from tests.support.http2_peer import http2_server
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
 from tests.support.tracebacks import shown_locals
@@ -241,6 +243,19 @@ async def test_the_next_value_can_be_read_after_one_that_cannot() -> None:
         assert await anext(stream) == 2
         with pytest.raises(TruncatedStreamError, match="inside a message"):
             await anext(stream)
+
+
+async def test_a_type_that_nobody_knows_is_binary() -> None:
+    async with (
+        http2_server() as server,
+        aiosmrt.Client(http2_endpoint_url=server.origin, **CLIENT_ARGUMENTS) as client,
+        client.endpoint("voice", serializer=BYTES, deserializer=BYTES).duplex() as stream,
+    ):
+        peer = await server.peer()
+        number = await peer.request()
+        peer.answer(number)
+        peer.send(number, encode_payload_part(b"one", "TEXT") + encode_payload_part(b"two", "UTF8"), end=True)
+        assert [value async for value in stream] == [b"one", b"two"]
 
 
 async def test_text_is_not_read_as_an_array() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,9 +12,19 @@ from typing import Any
 
 import pytest
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, DataReceived, PingReceived, StreamReset, WindowUpdated
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    PingReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +32,7 @@ from hypothesis import strategies as st
 from aiosmrt._transport.http2.connection import Link
 from aiosmrt._transport.http2.core import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Core
 from aiosmrt._transport.http2.pool import Http2Pool
-from aiosmrt._wire.http2 import FRAME_HEAD, LAST_STREAM_ID, Connection, header_fields
+from aiosmrt._wire.http2 import FRAME_HEAD, LAST_STREAM_ID, MAX_FRAME_BYTES, Connection, header_fields
 from aiosmrt.errors import (
     ClientStateError,
     ConnectionClosedError,
@@ -473,14 +484,14 @@ async def test_closing_drops_what_was_written_and_not_sent() -> None:
 # DATA that goes past h2
 
 
-def core_and_server() -> tuple[Core, H2Connection, Any]:
+def core_and_server(*fields: tuple[str, str]) -> tuple[Core, H2Connection, Any]:
     """A connection with one stream whose head has come."""
     core = Core()
     stream = core.open(header_fields(HEADERS))
     server = H2Connection(H2Configuration(client_side=False))
     server.initiate_connection()
     server.receive_data(core.output())
-    server.send_headers(1, [(":status", "200")])
+    server.send_headers(1, [(":status", "200"), *fields])
     core.feed(server.data_to_send())
     server.receive_data(core.output())
     return core, server, stream
@@ -526,8 +537,42 @@ def test_windows_are_opened_for_ever() -> None:
     assert core.failure is None
 
 
-def frame_of(kind: int, payload: bytes, flags: int = 0) -> bytes:
-    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, 1) + payload
+# A response with a Content-Length goes through h2.
+LENGTHS = pytest.mark.parametrize("fields", [[], [("content-length", str(2**40))]], ids=["without a length", "with"])
+
+
+@LENGTHS
+def test_padding_opens_a_streams_window_without_its_reader(fields: list[tuple[str, str]]) -> None:
+    core, server, stream = core_and_server(*fields)
+    for _ in range(2 * STREAM_WINDOW_BYTES // 256):
+        assert server.local_flow_control_window(1) >= 256
+        server.send_data(1, b"", pad_length=255)
+        core.feed(server.data_to_send())
+        server.receive_data(core.output())
+    server.send_data(1, b"the data")
+    core.feed(server.data_to_send())
+    assert (core.failure, core.take(stream)) == (None, b"the data")
+
+
+@LENGTHS
+def test_padding_opens_no_window_for_what_waits_to_be_taken(fields: list[tuple[str, str]]) -> None:
+    core, server, stream = core_and_server(*fields)
+    room = server.local_flow_control_window(1)
+    while room >= 512:
+        server.send_data(1, bytes(256), pad_length=255)
+        core.feed(server.data_to_send())
+        server.receive_data(core.output())
+        room = server.local_flow_control_window(1)
+    assert STREAM_WINDOW_BYTES // 2 < stream.received_bytes <= STREAM_WINDOW_BYTES
+    core.take(stream)
+    server.receive_data(core.output())
+    assert server.local_flow_control_window(1) > STREAM_WINDOW_BYTES // 2
+    core.feed(frame_of(0, bytes(2**14)) * 17)
+    assert goaway_code(core) == ErrorCodes.FLOW_CONTROL_ERROR
+
+
+def frame_of(kind: int, payload: bytes, flags: int = 0, stream: int = 1) -> bytes:
+    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
 
 
 @pytest.mark.parametrize(
@@ -538,8 +583,18 @@ def frame_of(kind: int, payload: bytes, flags: int = 0) -> bytes:
         (frame_of(0, b"\x09x", 0x8), ErrorCodes.PROTOCOL_ERROR),
         (frame_of(0, b"", 0x8), ErrorCodes.FRAME_SIZE_ERROR),
         (frame_of(1, b"", 0x1) + frame_of(0, b"x"), ErrorCodes.PROTOCOL_ERROR),
+        (frame_of(1, b"", 0x1) + frame_of(9, b"") + frame_of(0, b"x"), ErrorCodes.PROTOCOL_ERROR),
+        (frame_of(5, (2).to_bytes(4)) + frame_of(0, b"x"), ErrorCodes.PROTOCOL_ERROR),
     ],
-    ids=["more than the window", "too large", "too much padding", "no padding", "inside a head"],
+    ids=[
+        "more than the window",
+        "too large",
+        "too much padding",
+        "no padding",
+        "inside a head",
+        "inside a head of several frames",
+        "inside a promise",
+    ],
 )
 def test_data_that_violates_the_protocol_breaks_the_connection(octets: bytes, code: ErrorCodes) -> None:
     core, _, stream = core_and_server()
@@ -548,12 +603,126 @@ def test_data_that_violates_the_protocol_breaks_the_connection(octets: bytes, co
     assert goaway_code(core) == code
 
 
+@LENGTHS
+def test_nothing_is_raised_or_sent_after_a_violation_when_a_window_is_due(fields: list[tuple[str, str]]) -> None:
+    core, server, stream = core_and_server(*fields)
+    # The window is opened once a quarter of it is used up, and one more byte.
+    for _ in range(CONNECTION_WINDOW_BYTES // 4 // 2**14):
+        server.send_data(1, bytes(2**14))
+        core.feed(server.data_to_send())
+        core.take(stream)
+        server.receive_data(core.output())
+    assert core.feed(frame_of(0, b"x") + frame_of(0, b"x", stream=2)) == [stream]
+    assert core.failure is not None
+    assert goaway_code(core) == ErrorCodes.PROTOCOL_ERROR
+    assert (core.take(stream), core.output()) == (b"x", b"")
+
+
+def test_the_connections_window_is_opened_for_what_all_kinds_of_streams_have_received_together() -> None:
+    core, server, past = core_and_server()
+    opened = [core.open(header_fields(HEADERS)) for _ in range(3)]
+    counted, left, ended = (stream for stream in opened if stream is not None)
+    server.receive_data(core.output())
+    for number in (3, 5, 7):
+        fields = [("content-length", str(2**40))] if number == 3 else []
+        server.send_headers(number, [(":status", "200"), *fields])
+    core.feed(server.data_to_send() + frame_of(0, b"", 0x1, stream=7))
+    core.close(left)
+    room = CONNECTION_WINDOW_BYTES
+    lowest = room
+    # A server that sends on what has ended counts, too.
+    for stream, bytes_in_all in ((past, 2**22), (counted, 2**22), (left, 2**23), (ended, 2**23)):
+        for _ in range(bytes_in_all // 2**14):
+            core.feed(frame_of(0, bytes(2**14), stream=stream.stream_id))
+            room -= 2**14
+            core.take(stream)
+            room += sum(opened_windows(core.output()))
+            lowest = min(lowest, room)
+    assert core.failure is None
+    assert lowest >= CONNECTION_WINDOW_BYTES // 4 * 3 - 2**14
+
+
+def opened_windows(octets: bytes) -> list[int]:
+    """The increments of the connection's window among frames."""
+    found = []
+    while octets:
+        high, low, kind, _, stream = FRAME_HEAD.unpack_from(octets)
+        end = FRAME_HEAD.size + (high << 8 | low)
+        if kind == 8 and stream == 0:
+            found.append(int.from_bytes(octets[FRAME_HEAD.size : end]))
+        octets = octets[end:]
+    return found
+
+
+def test_what_came_before_a_frame_that_is_too_large_is_processed() -> None:
+    core, server, _ = core_and_server()
+    stream = core.open(header_fields(HEADERS))
+    assert stream is not None
+    server.receive_data(core.output())
+    server.send_headers(3, [(":status", "201")], end_stream=True)
+    core.feed(server.data_to_send() + frame_of(0, bytes(2**14 + 1)))
+    assert goaway_code(core) == ErrorCodes.FRAME_SIZE_ERROR
+    assert (stream.status, stream.ended, stream.failure) == (201, True, None)
+
+
 def test_data_after_the_end_is_no_data() -> None:
     core, _, stream = core_and_server()
     core.feed(frame_of(0, b"x", 0x1) + frame_of(0, b"y"))
     assert core.take(stream) == b"x"
     reset = core.output()[-13:]
     assert (reset[3], int.from_bytes(reset[-4:])) == (3, ErrorCodes.STREAM_CLOSED)
+
+
+@pytest.mark.parametrize("bypasses", [True, False], ids=["without a length", "with"])
+def test_late_data_of_a_stream_that_was_reset_is_dropped_in_silence(bypasses: bool) -> None:
+    core, server, stream = core_and_server(*([] if bypasses else [("content-length", str(2**40))]))
+    other = core.open(header_fields(HEADERS))
+    assert other is not None
+    server.receive_data(core.output())
+    server.send_headers(3, [(":status", "200")])
+    core.feed(server.data_to_send())
+    core.close(stream)
+    assert core.output().count(frame_of(3, (8).to_bytes(4))) == 1
+    for _ in range(2000):
+        core.feed(frame_of(0, bytes(100)) + frame_of(0, b"\x01x\0", 0x8))
+        assert core.output() == b""
+    core.feed(frame_of(0, b"the end", 0x1))
+    assert (core.output(), stream.received_bytes) == (b"", 0)
+    server.send_data(3, b"the other's")
+    core.feed(server.data_to_send())
+    assert (core.failure, other.failure, core.take(other)) == (None, None, b"the other's")
+
+
+def test_a_stream_that_a_window_has_broken_drops_late_data_too() -> None:
+    core, _, stream = core_and_server()
+    core.feed(frame_of(8, (2**31 - 1).to_bytes(4)))
+    assert stream.failure is not None
+    assert core.output() == frame_of(3, ErrorCodes.FLOW_CONTROL_ERROR.to_bytes(4))
+    core.feed(frame_of(0, b"late"))
+    core.close(stream)
+    core.feed(frame_of(0, b"later"))
+    assert (core.failure, core.output(), stream.received_bytes) == (None, b"", 0)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [frame_of(0, b"x", stream=5), frame_of(0, b"x", stream=2), frame_of(0, b"x", stream=0)],
+    ids=["idle", "the server's", "0"],
+)
+def test_data_of_a_stream_that_never_was_breaks_the_connection(octets: bytes) -> None:
+    core, _, _ = core_and_server()
+    core.feed(octets)
+    assert core.failure is not None
+    assert goaway_code(core) == ErrorCodes.PROTOCOL_ERROR
+
+
+def test_data_of_a_stream_that_a_goaway_has_refused_is_dropped() -> None:
+    core, _, stream = core_and_server()
+    core.feed(frame_of(0, b"before") + GoAwayFrame(0, last_stream_id=0).serialize() + frame_of(0, b"after"))
+    assert core.take(stream) == b"before"
+    core.close(stream)
+    core.feed(frame_of(0, b"later"))
+    assert (core.failure, core.output()) == (None, b"")
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -568,3 +737,157 @@ def test_a_body_of_another_length_than_its_head_says_is_an_error(size: int) -> N
     server.send_data(1, bytes(size), end_stream=True)
     core.feed(server.data_to_send())
     assert stream.failure is not None
+
+
+# The core beside h2, which sees every frame
+
+
+def _conversation(parts: list[tuple[int, bytes, int | None]]) -> list[bytes]:
+    """A server's frames on three streams, of which the second has a Content-Length and the third ends."""
+    server = H2Connection(H2Configuration(client_side=False))
+    server.initiate_connection()
+    core = Core()
+    for _ in range(3):
+        core.open(header_fields(HEADERS))
+    server.receive_data(core.output())
+    for number in (1, 3, 5):
+        server.send_headers(number, [(":status", "200"), *([("content-length", "5000")] if number == 3 else [])])
+    for number, part, padding in parts:
+        server.send_data(number, part, pad_length=padding)
+    server.ping(b"in order")
+    server.increment_flow_control_window(1000, 1)
+    server.end_stream(5)
+    octets = server.data_to_send()
+    found = []
+    while octets:
+        end = FRAME_HEAD.size + int.from_bytes(octets[:3])
+        found.append(octets[:end])
+        octets = octets[end:]
+    return found
+
+
+class Reference:
+    """What h2 makes of a server's bytes when it is given one frame at a time."""
+
+    def __init__(self) -> None:
+        self.h2 = Connection(client_side=True, stream_window_bytes=STREAM_WINDOW_BYTES)
+        self.h2.initiate_connection()
+        for number in (1, 3, 5):
+            self.h2.send_headers(number, header_fields(HEADERS))
+        self.received: dict[int, bytes] = dict.fromkeys((1, 3, 5), b"")
+        self.over: set[int] = set()
+        self.ended: set[int] = set()
+        self.has_failed = False
+        self._rest = b""
+        self.h2.data_to_send()
+
+    def feed(self, octets: bytes) -> None:
+        self._rest += octets
+        while not self.has_failed and len(self._rest) >= FRAME_HEAD.size:
+            end = FRAME_HEAD.size + int.from_bytes(self._rest[:3])
+            if end > len(self._rest):
+                # h2 would wait for the whole of a frame that is too large.
+                self.has_failed = end > FRAME_HEAD.size + MAX_FRAME_BYTES
+                return
+            try:
+                events = self.h2.receive_data(self._rest[:end])
+            except ProtocolError:
+                self.has_failed = True
+                return
+            self._rest = self._rest[end:]
+            for event in events:
+                self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, ConnectionTerminated):
+            self.over |= {number for number in self.received if number > (event.last_stream_id or 0)}
+        number = int(getattr(event, "stream_id", None) or 0)
+        if number in self.over or number not in self.received:
+            return
+        if isinstance(event, ResponseReceived):
+            status = dict(event.headers or ())[b":status"]
+            if not re.fullmatch(b"[1-9][0-9]{2}", status):
+                self.over.add(number)
+        elif isinstance(event, DataReceived):
+            self.received[number] += event.data or b""
+        elif isinstance(event, StreamEnded):
+            self.ended.add(number)
+            self.over.add(number)
+        elif isinstance(event, StreamReset):
+            self.over.add(number)
+
+    def goaway_code(self) -> int | None:
+        """The code of the GOAWAY, unless h2 has none to send."""
+        sent = self.h2.data_to_send()
+        return int.from_bytes(sent[-4:]) if self.h2.state_machine.state is ConnectionState.CLOSED else None
+
+    def reset(self, number: int) -> None:
+        self.h2.reset_stream(number, ErrorCodes.CANCEL)
+        self.over.add(number)
+
+
+@given(
+    parts=st.lists(
+        st.tuples(st.sampled_from([1, 3, 5]), st.binary(max_size=40), st.none() | st.integers(0, 40)), max_size=8
+    ),
+    changes=st.lists(
+        st.tuples(
+            st.sampled_from(["drop", "repeat", "swap", "head", "byte"]),
+            st.integers(0, 20),
+            st.integers(0, 60),
+            st.sampled_from([0, 1, 3, 4, 5, 8, 9]) | st.integers(0, 255),
+        ),
+        max_size=4,
+    ),
+    cuts=st.lists(st.integers(0, 1000), max_size=6),
+    closes=st.none() | st.tuples(st.integers(0, 6), st.sampled_from([0, 1, 2])),
+)
+def test_the_core_takes_frames_as_h2_does(
+    parts: list[tuple[int, bytes, int | None]],
+    changes: list[tuple[str, int, int, int]],
+    cuts: list[int],
+    closes: tuple[int, int] | None,
+) -> None:
+    frames = _conversation(parts)
+    for change, index, offset, value in changes:
+        index %= len(frames)
+        chosen = bytearray(frames[index])
+        match change:
+            case "drop" if len(frames) > 1:
+                del frames[index]
+            case "repeat":
+                frames.insert(index, bytes(chosen))
+            case "swap":
+                frames[index], frames[index - 1] = frames[index - 1], frames[index]
+            case "head" | "byte":
+                chosen[3 + offset % 6 if change == "head" else offset % len(chosen)] = value
+                frames[index] = bytes(chosen)
+    octets = b"".join(frames)
+    core, reference = Core(), Reference()
+    streams = [stream for _ in range(3) if (stream := core.open(header_fields(HEADERS)))]
+    received = {stream.stream_id: b"" for stream in streams}
+    core.output()
+    places = [0, *sorted(min(cut, len(octets)) for cut in cuts), len(octets)]
+    closed: set[int] = set()
+    for count, (start, end) in enumerate(pairwise(places)):
+        core.feed(octets[start:end])
+        reference.feed(octets[start:end])
+        assert (core.failure is not None) == reference.has_failed
+        if reference.has_failed:
+            break
+        for stream in streams:
+            if stream.stream_id not in closed:
+                received[stream.stream_id] += core.take(stream)
+                assert received[stream.stream_id] == reference.received[stream.stream_id]
+                assert (stream.ended, stream.is_over) == (
+                    stream.stream_id in reference.ended,
+                    stream.stream_id in reference.over,
+                )
+        if closes is not None and closes[0] == count and not (leaving := streams[closes[1]]).is_over:
+            closed.add(leaving.stream_id)
+            core.close(leaving)
+            reference.reset(leaving.stream_id)
+            core.output()
+    if core.failure is not None:
+        code = reference.goaway_code()
+        assert goaway_code(core) == (ErrorCodes.FRAME_SIZE_ERROR if code is None else code)

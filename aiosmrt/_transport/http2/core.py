@@ -1,12 +1,14 @@
 """The client's end of an HTTP/2 connection without I/O: bytes in, bytes out, and what each stream has come to.
 
 What arrives for a stream is kept until its reader takes it, and only then is its window opened again, so that a
-server which is faster than its reader takes at most `STREAM_WINDOW_BYTES` of memory here. The connection's own window
-is opened at once: a reader that is slow, or gone, must not hold up the other streams.
+server which is faster than its reader takes at most `STREAM_WINDOW_BYTES` of memory here. Padding is not kept, and its
+share of the window is opened without the reader, who never learns of it. The connection's own window is opened at
+once: a reader that is slow, or gone, must not hold up the other streams.
 
 DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core.feed` cuts them out of what arrives and
-keeps count of their windows itself. Everything else is h2's: other frames, the ends of streams, and DATA of responses
-with a Content-Length, which h2 compares with it.
+keeps count of their windows itself. DATA of a stream that is over only counts for the connection's window: the server
+may not have learnt yet that the stream was reset. Everything else is h2's: other frames, the ends of streams, and DATA
+of responses with a Content-Length, which h2 compares with it.
 
 A stream ends in one of two ways: the server ends it (END_STREAM), or something breaks. The second is never taken for
 the first: a reset, a GOAWAY that names an earlier stream, a lost connection and a violation of the protocol each become
@@ -32,7 +34,7 @@ from h2.events import (
 )
 from h2.exceptions import NoAvailableStreamIDError, ProtocolError
 from hpack import HeaderTuple
-from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame
+from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PushPromiseFrame
 
 from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FRAME_HEAD, LAST_STREAM_ID, MAX_FRAME_BYTES, Connection
 
@@ -44,6 +46,9 @@ CONNECTION_WINDOW_BYTES: Final = 2**24
 _END_STREAM: Final = 0x1
 _END_HEADERS: Final = 0x4
 _PADDED: Final = 0x8
+
+# What is followed by CONTINUATION alone until END_HEADERS.
+_HEADS: Final = (HeadersFrame.type, PushPromiseFrame.type, ContinuationFrame.type)
 
 _NO_FAILURE: Final = (ErrorCodes.NO_ERROR, ErrorCodes.CANCEL)
 
@@ -239,13 +244,18 @@ class Core:
         """What has arrived and was not taken yet; the server may send as much again."""
         data = bytes(stream._received)
         stream._received.clear()
-        if stream._unopened >= STREAM_WINDOW_BYTES // 4 and not stream.is_over:
-            if stream.bypasses_h2:
-                self._h2.open_window(stream.stream_id, stream._unopened)
-            else:
-                self._h2.increment_flow_control_window(stream._unopened, stream.stream_id)
-            stream._unopened = 0
+        self._open_window(stream)
         return data
+
+    def _open_window(self, stream: Stream) -> None:
+        """Let the server send as much again as it has sent, what waits to be taken aside: padding waits for nobody."""
+        size = stream._unopened - len(stream._received)
+        if size >= STREAM_WINDOW_BYTES // 4 and not stream.is_over:
+            if stream.bypasses_h2:
+                self._h2.open_window(stream.stream_id, size)
+            else:
+                self._h2.increment_flow_control_window(size, stream.stream_id)
+            stream._unopened -= size
 
     def close(self, stream: Stream) -> None:
         """Forget a stream; if either direction is open, reset it."""
@@ -280,13 +290,22 @@ class Core:
             # Its GOAWAY is among the output now.
             for stream in self.fail(Failure("malformed")):
                 changed[stream.stream_id] = stream
-        if self._unopened > CONNECTION_WINDOW_BYTES // 4:
+        if self.failure is None:
+            self._open_own_window()
+            for stream in changed.values():
+                self._open_window(stream)
+        return list(changed.values())
+
+    def _open_own_window(self) -> None:
+        """Let the server send as much again on the connection as it has sent."""
+        if self._unopened + self._unopened_past_h2 <= CONNECTION_WINDOW_BYTES // 4:
+            return
+        if self._unopened:
             self._h2.increment_flow_control_window(self._unopened)
             self._unopened = 0
-        if self._unopened_past_h2 > CONNECTION_WINDOW_BYTES // 4:
+        if self._unopened_past_h2:
             self._h2.open_window(0, self._unopened_past_h2)
             self._unopened_past_h2 = 0
-        return list(changed.values())
 
     def _feed(self, data: bytes, changed: dict[int, Stream]) -> int:
         """Process the frames that have arrived whole, and return where the next one begins."""
@@ -299,6 +318,7 @@ class Core:
             length = high << 8 | low
             end = start + length
             if length > MAX_FRAME_BYTES:
+                self._handle_all(data[begin:position], changed)
                 raise self._h2.violated(ErrorCodes.FRAME_SIZE_ERROR)
             if end > size:
                 break
@@ -308,31 +328,47 @@ class Core:
                     begin = position
                 number &= LAST_STREAM_ID  # the first bit means nothing
                 stream = self._streams.get(number)
-                if stream is not None and stream.bypasses_h2 and not stream.is_over:
+                if stream is not None and stream.is_over:
+                    stream = None
+                if self._was_open(number) if stream is None else stream.bypasses_h2:
                     padding = 0
                     if flags & _PADDED:
                         padding = data[start] + 1 if length else 1
                         start += 1
                     # h2 knows what to say of too much padding.
                     if padding <= length:
-                        self._keep(stream, data[start : end + 1 - padding if padding else end], length)
-                        changed[number] = stream
-                        if flags & _END_STREAM:
-                            self._handle_all(FRAME_HEAD.pack(0, 0, DataFrame.type, _END_STREAM, number), changed)
+                        self._count(length)
+                        if stream is not None:
+                            self._keep(stream, data[start : end + 1 - padding if padding else end], length)
+                            changed[number] = stream
+                            if flags & _END_STREAM:
+                                self._handle_all(_empty_frame(number, _END_STREAM), changed)
+                        elif not self._h2.has_reset(number):
+                            # And of DATA after the end.
+                            self._handle_all(_empty_frame(number), changed)
                         begin = end
-            elif kind == HeadersFrame.type or kind == ContinuationFrame.type:
+            elif kind in _HEADS:
                 self._within_head = not flags & _END_HEADERS
             position = end
         if begin < position:
             self._handle_all(data[begin:position], changed)
         return position
 
+    def _was_open(self, number: int) -> bool:
+        """Whether this is a stream that was opened here, or one that h2 must complain of."""
+        return number % 2 == 1 and number <= self._h2.highest_outbound_stream_id
+
+    def _count(self, length: int) -> None:
+        """Count what has come past h2 on the connection, padding included."""
+        self._unopened_past_h2 += length
+        if self._unopened + self._unopened_past_h2 > CONNECTION_WINDOW_BYTES:
+            raise self._h2.violated(ErrorCodes.FLOW_CONTROL_ERROR)
+
     def _keep(self, stream: Stream, data: bytes, length: int) -> None:
         """Keep what has come past h2 for a stream, and its length with padding."""
         stream._received += data
         stream._unopened += length
-        self._unopened_past_h2 += length
-        if stream._unopened > STREAM_WINDOW_BYTES or self._unopened_past_h2 > CONNECTION_WINDOW_BYTES:
+        if stream._unopened > STREAM_WINDOW_BYTES:
             raise self._h2.violated(ErrorCodes.FLOW_CONTROL_ERROR)
 
     def _handle_all(self, data: bytes, changed: dict[int, Stream]) -> None:
@@ -385,6 +421,7 @@ class Core:
         """Break what is open; returns the streams that this has broken."""
         if self.failure is None:
             self.failure = failure
+        self._partial = b""
         self.is_draining = True
         broken = [stream for stream in self._streams.values() if not stream.is_over]
         for stream in broken:
@@ -397,6 +434,10 @@ class Core:
             for stream in self._streams.values():
                 self._reset(stream)
             self._h2.close_connection()
+
+
+def _empty_frame(number: int, flags: int = 0) -> bytes:
+    return FRAME_HEAD.pack(0, 0, DataFrame.type, flags, number)
 
 
 def _take_head(stream: Stream, headers: Iterable[tuple[bytes, bytes]] | None) -> bool:
