@@ -2,8 +2,8 @@
 
     python benchmarks/side_by_side.py CHECKOUT CHECKOUT... [--in-flight 64] [--rounds 20] [--calls 2000] [--json FILE]
 
-All share the process, its event loop, the server and the memory's layout, which processes of their own do not
-(compare.py): two processes of the same checkout may differ by a tenth. Name a copy of the first checkout last to see
+All share the process, its event loop, the server and the memory's layout, unlike the processes of compare.py, of which
+two with the same checkout may differ by a tenth. Name a copy of the first checkout last to see
 what is noise. A sample is a number of calls of one checkout; each round begins with another. Ratios are the medians of
 the rounds' ratios to the first checkout.
 """

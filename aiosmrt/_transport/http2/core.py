@@ -1,9 +1,10 @@
 """The client's end of an HTTP/2 connection without I/O: bytes in, bytes out, and what each stream has come to.
 
-What arrives for a stream is kept until its reader takes it, and only then is its window opened again, so that a
-server which is faster than its reader takes at most `STREAM_WINDOW_BYTES` of memory here. Padding is not kept, and its
-share of the window is opened without the reader, who never learns of it. The connection's own window is opened at
-once: a reader that is slow, or gone, must not hold up the other streams.
+What arrives for a stream is kept until its reader takes it, and only then is its window opened again, so that at most
+`STREAM_WINDOW_BYTES` of a stream wait here. What was taken is the reader's: `aiosmrt._core.duplex` decodes it, so that
+as much again, and the rest of one part, may wait in parts that are not read yet. Padding is not kept, and its share of
+the window is opened without the reader, who never learns of it. The connection's own window is opened at once: a reader
+that is slow, or gone, must not hold up the other streams.
 
 DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core.feed` cuts them out of what arrives and
 keeps count of their windows itself. DATA of a stream that is over only counts for the connection's window: the server
