@@ -19,6 +19,7 @@ from functools import cache, partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
+from uuid import uuid4
 from weakref import WeakSet
 
 from aiosmrt._aws.credentials import CredentialsCache
@@ -159,8 +160,8 @@ class ClientCore:
         self.wall_clock: Callable[[], float] = time.time
         self.clock: Callable[[], float] = time.monotonic
         self.random: Callable[[], float] = random.random
-        # of each call, its ``amz-sdk-invocation-id``
-        self.invocation_ids = invocation_ids(random.getrandbits(128))
+        # of each call, its ``amz-sdk-invocation-id``; not from `random`, which programs seed alike in all workers
+        self.invocation_ids = invocation_ids(lambda: uuid4().int)
         self.create_transport: Callable[[Configuration], Awaitable[Transport]] = self._create_transport
         self.call_later: CallLater = self._call_later
         self.sleep: Callable[[float], Awaitable[None]] = self._sleep

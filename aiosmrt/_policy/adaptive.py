@@ -125,8 +125,10 @@ _IN_VAIN: Final = 0.2
 _RISING: Final = 0.15
 _REVERSALS: Final = 0.2
 _FEWER: Final = 0.7
-# Round trips in which a limit that falls so far shows less capacity, and not others.
+# Round trips in which a limit that falls so far shows less capacity, and not others; and the calls below the largest at
+# which it begins to fall.
 _SUDDEN: Final = 10.0
+_CLOSE: Final = 1.0
 _ROUND_TRIPS_TO_FORGET: Final = 50.0
 
 # Spreads below this have nothing to be squeezed, and need other means. The round trips without a refusal before that.
@@ -291,7 +293,7 @@ class AdaptiveRule:
         self._direction = 0
         self._reversals = 0.0
         self._shared = 0.0
-        # The largest limit lately, slowly forgotten, and the round trips since.
+        # The largest limit lately, slowly forgotten, and the round trips for which it was clearly lower.
         self._high = float(initial)
         self._below = 0.0
         # The level and the limit before the cuts that are on trial, the highest level since, and the round trips still
@@ -444,10 +446,10 @@ class AdaptiveRule:
         above = self._high - self._exact
         if above > 0:
             self._high -= min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * above
-            self._below += trips
         else:
             self._high = self._exact
-            self._below = 0.0
+        # The largest limit is never quite forgotten: one that stands still close to it is not falling.
+        self._below = self._below + trips if above > _CLOSE else 0.0
         if self._shared > 0:
             self._shared -= trips
         if self._blind > 0:

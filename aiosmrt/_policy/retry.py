@@ -34,7 +34,7 @@ In all of them:
 Everything is a function of its arguments: the clock and the random numbers are the caller's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import count
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -392,19 +392,20 @@ def invocation_id(random_bits: int) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def invocation_ids(random_bits: int) -> Iterator[str]:
+def invocation_ids(random_bits: Callable[[], int]) -> Iterator[str]:
     """The ids of a client's calls, without end.
 
     They differ in their last 12 digits, which are counted: forming each from random bits takes six times as long.
 
     Args:
-        random_bits: 128 random bits, where they begin.
+        random_bits: gives 128 random bits, where they begin. Asked for the first id, which in a client that was made
+            before a fork is after it.
 
-    >>> ids = invocation_ids(0)
+    >>> ids = invocation_ids(lambda: 0)
     >>> next(ids), next(ids)
     ('00000000-0000-4000-8000-000000000000', '00000000-0000-4000-8000-000000000001')
     """
-    first = invocation_id(random_bits)
+    first = invocation_id(random_bits())
     last_digits = [f"{number:02x}" for number in range(256)]
     for block in count(int(first[24:34], 16)):
         start = f"{first[:24]}{block % 16**10:010x}"

@@ -3,18 +3,21 @@
 import asyncio
 import gc
 import os
+import random
 import subprocess
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiosmrt import Client, ClientStateError
 from aiosmrt._wire.eventstream import encode_payload_part
+from aiosmrt.events import CallEnded
 from tests.support import seams
 from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS
@@ -138,6 +141,32 @@ def test_a_client_not_used_before_a_fork_works_after_it(server_in_a_thread: str)
 
     with pytest.warns(DeprecationWarning, match="fork") if _fork_warns() else _nothing():
         assert in_child(lambda: asyncio.run(use())) == ""
+
+
+@pytest.mark.parametrize("is_made_before", [False, True])
+def test_workers_that_seed_random_alike_have_calls_of_different_ids(
+    server_in_a_thread: str, tmp_path: Path, is_made_before: bool
+) -> None:
+    def new() -> Client:
+        return Client(endpoint_url=server_in_a_thread, observers=[seen.append], **CLIENT_ARGUMENTS)
+
+    seen: list[Any] = []
+    path = tmp_path / "ids"
+    path.touch()
+    shared = new() if is_made_before else None
+
+    async def use() -> None:
+        random.seed(7)
+        async with shared or new() as client:
+            await call(client)
+        path.write_text(
+            path.read_text() + "".join(f"{event.invocation_id}\n" for event in seen if isinstance(event, CallEnded))
+        )
+
+    with pytest.warns(DeprecationWarning, match="fork") if _fork_warns() else _nothing():
+        assert [in_child(lambda: asyncio.run(use())) for _ in range(2)] == ["", ""]
+    ids = path.read_text().split()
+    assert (len(ids), len(set(ids))) == (2, 2)
 
 
 def _fork_warns() -> bool:

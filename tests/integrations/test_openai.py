@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from copy import copy
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -747,11 +748,14 @@ THEIRS = openai.AsyncOpenAI(api_key="k")
 
 
 def described(value: Any) -> Any:
-    """A value with its type and, of a model, the declared members that were given, and all members; floats as text."""
+    """A value with its type and, of a model, the members noted as given, and all members; floats as text."""
     if isinstance(value, openai.BaseModel):
-        # Of other members, the SDK notes some as given.
-        fields_set = value.model_fields_set & type(value).model_fields.keys()
-        return type(value), fields_set, {name: described(one) for name, one in value}, value.__pydantic_private__
+        return (
+            type(value),
+            value.model_fields_set,
+            {name: described(one) for name, one in value},
+            value.__pydantic_private__,
+        )
     if isinstance(value, dict):
         return {name: described(one) for name, one in value.items()}
     return [described(one) for one in value] if isinstance(value, list) else (type(value), repr(value))
@@ -801,6 +805,48 @@ async def test_json_of_events_is_that_of_python(text: str) -> None:
     (one,) = [one async for one in OURS._make_sse_decoder().aiter_bytes(arriving())]
     assert isinstance(one, QuickEvent)
     assert repr(one.json()) == repr(json.loads(text))
+
+
+def test_hooks_pass_on_whatever_arguments_the_sdk_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Decoder:
+        def aiter_bytes(self, *positional: Any, **named: Any) -> Any:
+            return positional, named
+
+    def same(self: Any, *positional: Any, **named: Any) -> Any:
+        return positional, named
+
+    def decoder(self: Any, *positional: Any, **named: Any) -> Any:
+        made = Decoder()
+        made.arguments = positional, named  # type: ignore[attr-defined]
+        return made
+
+    monkeypatch.setattr(openai.AsyncOpenAI, "_process_response_data", same)
+    monkeypatch.setattr(openai.AsyncOpenAI, "_make_sse_decoder", decoder)
+    hooks: Any = OURS
+    kind, data = openai.types.Completion, {"id": "c", "choices": [], "created": 1, "model": "m"}
+    data["object"] = "text_completion"
+    known = {"data": data, "cast_to": kind, "response": httpx2.Response(200)}
+    assert isinstance(hooks._process_response_data(**known), kind)
+    for positional, named in [
+        ((), {**known, "lenient": True}),
+        ((data,), known),
+        ((), {"data": data, "cast_to": kind}),
+    ]:
+        assert hooks._process_response_data(*positional, **named) == (positional, named)
+    events = hooks._make_sse_decoder(1, limit=2)
+    assert events.arguments == ((1,), {"limit": 2})
+    assert events.aiter_bytes(iterator=b"", limit=2) == ((), {"iterator": b"", "limit": 2})
+    assert events.aiter_bytes(b"", 2) == ((b"", 2), {})
+
+
+def test_decoder_has_what_that_of_the_sdk_has() -> None:
+    decoder: Any = OURS._make_sse_decoder()
+    assert [(one.event, one.data) for one in decoder.iter_bytes([b"event: e\ndata: a\n\n"])] == [("e", "a")]
+    assert decoder.decode("data: b") is None
+    assert decoder.decode("").data == "b"
+    assert copy(decoder).decode("") is None
+    with pytest.raises(AttributeError, match="nonesuch"):
+        _ = decoder.nonesuch
 
 
 async def test_objects_are_made_by_the_validator(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,67 @@ def test_refusals_lower_it_by_exactly_the_excess() -> None:
     assert (rule.limit, rule.reason) == (8, "refusal")
 
 
+def stand_still(rule: AdaptiveRule, seconds: Callable[[], float], round_trips: int) -> None:
+    """Let so many round trips pass with half of the limit in use."""
+    succeed(rule, seconds, round_trips * rule.limit, in_use=0.5)
+
+
+def fall(rule: AdaptiveRule, seconds: Callable[[], float], limit: int, *, round_trips: int) -> None:
+    """Report refusals down to this limit, with so many round trips after each."""
+    while rule.limit > limit:
+        rule.on_throttle(0.0, 0.001, rule.limit)
+        stand_still(rule, seconds, round_trips)
+
+
+def is_cut_where_calls_wait(rule: AdaptiveRule, seconds: Callable[[], float]) -> bool:
+    """Whether a little waiting lowers the limit, as it does not among other clients, whose queue it may be."""
+    before = rule.limit
+    succeed(rule, lambda: 0.03 + seconds(), 300)
+    assert rule.limit != before
+    return rule.limit < before
+
+
+def test_a_limit_that_falls_slowly_shows_other_clients_and_one_that_falls_at_a_stroke_less_capacity() -> None:
+    for round_trips, is_cut in ((1, False), (0, True)):
+        rule, seconds = AdaptiveLimit(initial=100).new(), lognormal(1)
+        stand_still(rule, seconds, 20)
+        fall(rule, seconds, 50, round_trips=round_trips)
+        assert is_cut_where_calls_wait(rule, seconds) is is_cut
+
+
+def test_capacity_lost_at_a_stroke_does_not_show_other_clients_after_a_limit_a_little_below_the_largest() -> None:
+    rule, seconds = AdaptiveLimit(initial=100).new(), lognormal(1)
+    stand_still(rule, seconds, 20)
+    fall(rule, seconds, 97, round_trips=0)
+    stand_still(rule, seconds, 200)
+    fall(rule, seconds, 50, round_trips=0)
+    assert is_cut_where_calls_wait(rule, seconds)
+
+
+@pytest.mark.parametrize(("further", "is_cut"), [(1, True), (3, False)])
+def test_refusals_at_one_call_more_or_less_do_not_show_other_clients(further: int, is_cut: bool) -> None:
+    rule, seconds = AdaptiveLimit(initial=60).new(), lognormal(1)
+    stand_still(rule, seconds, 8)
+    for number in range(24):
+        rule.on_throttle(0.0, 0.001, 60 - further * (number % 2))
+        succeed(rule, seconds, 48)
+    assert is_cut_where_calls_wait(rule, seconds) is is_cut
+
+
+def test_clients_that_share_grow_by_the_same_step_whatever_their_limits() -> None:
+    def gained(limit: int, round_trips: int) -> int:
+        rule, seconds = AdaptiveLimit(initial=2 * limit).new(), lognormal(1)
+        stand_still(rule, seconds, 20)
+        fall(rule, seconds, limit, round_trips=round_trips)
+        for _ in range(10):
+            succeed(rule, seconds, 4 * rule.limit)
+            rule.on_throttle(0.0, 0.001, rule.limit)
+        return rule.limit - limit
+
+    assert [gained(limit, 1) == pytest.approx(10, abs=2) for limit in (30, 50, 80)] == [True] * 3
+    assert gained(80, 0) > 2 * gained(80, 1), "alone, by more"
+
+
 def test_a_refusal_that_slots_still_held_explain_changes_nothing() -> None:
     rule = AdaptiveLimit(initial=8).new()
     rule.on_throttle(0.0, 0.001, 10)
