@@ -53,7 +53,7 @@ demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker 
 	@.venv/bin/aiosmrt demo
 
 test: .venv/.dev ## the tests to run again and again: what wire, policies, core and client do, on two processes
-	.venv/bin/python -m pytest -n 2 --dist loadscope $(ESSENTIAL) $(PYTEST_FLAGS)
+	.venv/bin/python -m pytest -n 2 --dist loadscope -m 'not long' $(ESSENTIAL) $(PYTEST_FLAGS)
 
 test-all: .venv/.dev peers ## all tests but those of test-engines
 	.venv/bin/python -m pytest --ignore=tests/engines $(PYTEST_FLAGS)
@@ -72,6 +72,7 @@ test-programs: .venv/.dev peers ## the command line, other makers' clients and t
 
 # What .ci/run leaves to its other lanes.
 test-rest: .venv/.dev peers ## all tests but those of the targets above
+	.venv/bin/python -m pytest -m long $(ESSENTIAL) $(PYTEST_FLAGS)
 	.venv/bin/python -m pytest $(addprefix --ignore=,tests/engines tests/models $(ESSENTIAL) $(ON_FILES) $(ON_PROGRAMS)) $(PYTEST_FLAGS)
 
 test-newest: ## the tests on the newest Python of this machine

@@ -26,6 +26,8 @@ from tests.support.clients import MakeClient
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response
 from tests.support.virtual_time import VirtualTime
 
+pytestmark = pytest.mark.long
+
 T = TypeVar("T")
 
 Call = Callable[[Client], Coroutine[Any, Any, bytes]]

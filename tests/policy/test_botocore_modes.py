@@ -326,6 +326,7 @@ LEGACY_CODES = [
 ]
 
 
+@pytest.mark.long
 @given(
     calls=answers(
         [*SERVER_ERRORS, Outcome(429), Outcome(429, "Unheard"), *(Outcome(400, code) for code in LEGACY_CODES)]

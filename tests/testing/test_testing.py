@@ -259,6 +259,7 @@ def test_two_runtimes(sagemaker_runtime):
 """
 
 
+@pytest.mark.long
 def test_the_fixture(tmp_path: Path) -> None:
     (tmp_path / "test_program.py").write_text(PROGRAM)
     done = subprocess.run(
