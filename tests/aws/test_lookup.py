@@ -26,17 +26,13 @@ import select
 import termios
 
 PROGRAM = """
-import asyncio, fcntl, sys, termios
+import asyncio, fcntl, signal, sys, termios
+# As in the foreground; what a shell starts with & ignores it, and hands that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # standard input becomes the terminal of this session
 import aiosmrt
 
-async def tick():
-    # A signal that comes after Python's last look and before epoll_wait() is noticed when the loop runs again.
-    while True:
-        await asyncio.sleep(0.1)
-
 async def main():
-    ticking = asyncio.create_task(tick())
     async with aiosmrt.Client(endpoint_url=sys.argv[1]) as client:
         call = asyncio.create_task(client.invoke_endpoint(EndpointName="churn", Body=b"1"))
         {wait}
