@@ -856,7 +856,7 @@ def keys_of(profile: str | None) -> Callable[[], Credentials]:
     """What returns the credentials of a profile, refreshed if need be.
 
     Raises:
-        UnansweredError: there are none.
+        UnansweredError: they are missing.
     """
     from botocore.exceptions import BotoCoreError
     from botocore.session import Session
@@ -866,7 +866,7 @@ def keys_of(profile: str | None) -> Callable[[], Credentials]:
     except BotoCoreError as error:
         raise UnansweredError(str(error)) from error
     if found is None:
-        raise UnansweredError("there are no credentials")
+        raise UnansweredError("credentials are missing")
 
     def key() -> Credentials:
         frozen: Any = found.get_frozen_credentials()
@@ -885,7 +885,7 @@ def region_of(arguments: argparse.Namespace) -> str:
 
     region = arguments.region or Session(profile=arguments.profile).get_config_variable("region")
     if not region:
-        raise UnansweredError("there is no region: give --region")
+        raise UnansweredError("the region is missing: give --region")
     return str(region)
 
 
@@ -929,7 +929,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     names = {one.name for one in PROBES}
     if unknown := sorted(set(arguments.only) - names):
-        options.error(f"there is no probe {unknown[0]!r}; see --list")
+        options.error(f"unknown probe {unknown[0]!r}; see --list")
     if not arguments.endpoint_name:
         options.error("--endpoint-name is required")
     chosen = [one for one in PROBES if not arguments.only or one.name in arguments.only]

@@ -120,15 +120,15 @@ def deadline_exceeded(deadline: float | None, waited: Waited) -> AiosmrtError:
 
 
 class _History:
-    """What a call remembers of which the first attempt was not the whole, or that streams.
+    """What a call remembers if it waits, fails, or streams.
 
     Attributes:
         state: what decides about retries, from the first failure on.
         refusals: requests that were throttled.
         last_error: the last failure, for the error at the deadline.
         waits: what was waited for, in seconds by reason.
-        capacity_since: since when the wait for capacity lasts that is under way; None if there is none.
-        capacity_left: the seconds that such waits have left. None if there was none yet.
+        capacity_since: since when it waits for capacity. None while it does not.
+        capacity_left: seconds left for such waits. None before the first.
         outage_since: since when it waits for its target to recover, itself refused or not.
         finished: whether the call's stream is over.
         pausing: a stream's back-off, while that lasts.

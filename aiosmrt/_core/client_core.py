@@ -131,7 +131,7 @@ class ClientCore:
         self._object_store: ObjectStore | None = None
         self._http2_endpoint: ResolvedEndpoint | None = None
         self._http2_pool: Http2Pool | None = None
-        # why there are no bidirectional streams, if there are none
+        # why bidirectional streams are refused, if they are
         self.http2_refusal: str | None = None
         self._tokens: TokenCache | None = None
         self.closed = False

@@ -443,7 +443,7 @@ class BidirectionalStream:
         if beginning is None or beginning.done():
             self._finish()
             return
-        # Its end returns the slot, also if nobody waits for that any more.
+        # Its end returns the slot, even if the caller has left.
         beginning.add_done_callback(lambda _: self._finish())
         beginning.cancel()
         await asyncio.wait({beginning})

@@ -115,8 +115,8 @@ class DuplexStream(Generic[In, Out]):
         Raises:
             SerializationError: the serializer cannot express the data, or makes text that is not UTF-8; nothing was
                 sent, and the stream goes on.
-            ParamValidationError: ``serializer`` has no ``serialize()``, or the message exceeds 16 MiB; nothing was
-                sent, and the stream goes on.
+            ParamValidationError: ``serialize()`` is missing from ``serializer``, or the message exceeds 16 MiB; nothing
+                was sent, and the stream goes on.
             ServiceError, TransportError: what the stream has failed with.
             ClientStateError: the input was ended, the service has ended the stream, or the block was left.
         """

@@ -27,7 +27,7 @@ import termios
 
 PROGRAM = """
 import asyncio, fcntl, signal, sys, termios
-# As in the foreground; what a shell starts with & ignores it, and hands that on.
+# As in the foreground. A shell makes programs that it starts with & ignore it, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # standard input becomes the terminal of this session
 import aiosmrt

@@ -333,7 +333,7 @@ LOCAL = ["--endpoint-name", "x", "--region", "eu-central-1", "--http2-endpoint-u
     ("arguments", "text"),
     [
         ([], "--endpoint-name is required"),
-        (["--endpoint-name", "x", "--only", "nothing"], "there is no probe 'nothing'"),
+        (["--endpoint-name", "x", "--only", "nothing"], "unknown probe 'nothing'"),
         (["--endpoint-name", "x", "--region", "eu-central-1"], "--yes"),
         (["--endpoint-name", "x"], "--region"),
         ([*LOCAL, "--json", "/no/such/folder/answers.json"], "--json: "),

@@ -1,4 +1,4 @@
-"""Signals at moments that a job has no loop for, and what an end at once leaves behind."""
+"""Signals while the loop is not running, and what an immediate end leaves behind."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ async def proxy_of(url: str, *arguments: str) -> AsyncIterator[tuple[str, asynci
     if program is None:
         unavailable("nghttpx is not installed: .ci/nghttp2 does that on Debian")
     with socket.socket() as reserved:
-        # Linux lets both bind a port on which only one of them listens; nobody else is given it.
+        # Linux lets both bind a port on which only one of them listens; no other program gets it.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]

@@ -817,7 +817,7 @@ class Reference:
             self.over.add(number)
 
     def goaway_code(self) -> int | None:
-        """The code of the GOAWAY, unless h2 has none to send."""
+        """The code of the GOAWAY, if h2 sends one."""
         sent = self.h2.data_to_send()
         return int.from_bytes(sent[-4:]) if self.h2.state_machine.state is ConnectionState.CLOSED else None
 

@@ -249,7 +249,7 @@ class Core:
         return data
 
     def _open_window(self, stream: Stream) -> None:
-        """Let the server send as much again as it has sent, what waits to be taken aside: padding waits for nobody."""
+        """Let the server send again as much as it has sent and the reader has taken; padding counts as taken."""
         size = stream._unopened - len(stream._received)
         if size >= STREAM_WINDOW_BYTES // 4 and not stream.is_over:
             if stream.bypasses_h2:
@@ -401,8 +401,8 @@ class Core:
         elif isinstance(event, StreamEnded):
             stream.ended = True
         elif isinstance(event, StreamReset):
-            # After END_STREAM the server needs no more of the request (RFC 9113, 8.1), unless the code says that it has
-            # failed: nghttp2 ends a stream before it resets it.
+            # After END_STREAM the server needs no more of the request (RFC 9113, 8.1), unless the code stands for a
+            # failure: nghttp2 ends a stream before it resets it.
             if stream.ended and event.error_code in _NO_FAILURE:
                 stream.input_ended = True
             else:

@@ -5,8 +5,8 @@ at their end. Which of the two it is shows in the first byte: no event begins wi
 
 The SDK takes whatever is not an event for silence, and the end of the bytes for that of the answer. So what a container
 writes instead of events, and an answer that breaks off, are found here. An answer has ended with ``[DONE]``, with an
-error, or with a ``finish_reason`` of each choice: containers that leave out ``[DONE]`` name the reason. Events without
-``choices``, which are no chat's, may end anywhere between two.
+error, or with a ``finish_reason`` of each choice: containers that leave out ``[DONE]`` name the reason. A stream whose
+events lack ``choices``, and so is not a chat, may end between any two of them.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ def _is_json(data: bytes) -> bool:
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in some text; None for any other text, and for one that is nested too deeply to be parsed."""
+    """Parse a JSON object; returns None if the text is anything else, or nested too deeply."""
     try:
         document = loads(data)
     except (ValueError, RecursionError):
