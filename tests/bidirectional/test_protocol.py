@@ -321,6 +321,7 @@ async def test_another_preface_ends_the_connection(octets: bytes) -> None:
     async with wire(preface=octets) as connection:
         while (found := await connection.frame()) is not None:
             assert found.kind in (SETTINGS, GOAWAY, WINDOW_UPDATE)
+            assert found.kind != GOAWAY or int.from_bytes(found.payload[4:8]) != 0
 
 
 # What is rare, and right

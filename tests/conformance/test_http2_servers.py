@@ -45,7 +45,9 @@ class NodeServer:
                 if name in line:
                     self.seen.remove(line)
                     return line[name]
-            self.seen.append(json.loads(await self._process.stdout.readline()))
+            text = await self._process.stdout.readline()
+            assert text, "Node has ended"
+            self.seen.append(json.loads(text))
 
 
 @asynccontextmanager
@@ -297,8 +299,8 @@ async def test_signed_streams_pass_a_proxy_until_it_shuts_down() -> None:
             proxy.send_signal(signal.SIGQUIT)
             # It takes no new connections once it has sent GOAWAY.
             assert proxy.stderr is not None
-            while b"Graceful shutdown commencing" not in await proxy.stderr.readline():
-                pass
+            while b"Graceful shutdown commencing" not in (line := await proxy.stderr.readline()):
+                assert line, "nghttpx has ended"
             await exchange(stream)
         await proxy.wait()
         assert {record.outcome for record in await runtime.wait_for_requests(5)} == {"answered"}
