@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
@@ -402,6 +402,7 @@ class Call:
                     if size > HASH_INLINE_BYTES:
                         self._digest = await core.off_loop(body_digest, self._body)
                     else:
+                        # Not body_digest, which would be one function call more in each call.
                         self._digest = hashlib.sha256(self._body).hexdigest()
             elif stream_started:
                 counters.count_failure(failure)
@@ -615,7 +616,8 @@ class Call:
                     self._emit(LimiterWaited, slot)
         if granted:
             if not self._probes:
-                self._own_history().outage_since = None
+                if self._history.outage_since is not None:
+                    self._history.outage_since = None
                 self._end_capacity_wait("capacity")
             elif (illness := admission.illness) is not None:
                 # It may have waited for a while behind another prober.
@@ -936,7 +938,8 @@ class Call:
             error: the error.
             reason: why no attempt follows; None where the line is full.
         """
-        self._own_history().last_error = None
+        if self._history.last_error is not None:
+            self._history.last_error = None
         error.waited = self.waited
         if reason == "max_attempts" and isinstance(error, ServiceError):
             error.note_max_attempts()
@@ -1023,7 +1026,7 @@ class Call:
 
     def elapsed(self) -> float:
         """Seconds since the call of a stream began."""
-        return 0.0 if self._started is None else self._core.clock() - self._started
+        return self._core.clock() - cast("float", self._started)
 
     def first_part(self, seconds: float) -> None:
         """Tell observers that a stream's first part is there.

@@ -131,8 +131,6 @@ class ClientCore:
         self._object_store: ObjectStore | None = None
         self._http2_endpoint: ResolvedEndpoint | None = None
         self._http2_pool: Http2Pool | None = None
-        # why bidirectional streams are refused, if they are
-        self.http2_refusal: str | None = None
         self._tokens: TokenCache | None = None
         self.closed = False
         self._prepared = False
@@ -163,6 +161,7 @@ class ClientCore:
         # of each call, its ``amz-sdk-invocation-id``; not from `random`, which programs seed alike in all workers
         self.invocation_ids = invocation_ids(lambda: uuid4().int)
         self.create_transport: Callable[[Configuration], Awaitable[Transport]] = self._create_transport
+        self.http2_pool: Callable[[], Awaitable[Http2Pool]] = self._shared_http2_pool
         self.call_later: CallLater = self._call_later
         self.sleep: Callable[[float], Awaitable[None]] = self._sleep
         self._sleepers: set[asyncio.Future[None]] = set()
@@ -355,16 +354,14 @@ class ClientCore:
             )
         return self._http2_endpoint
 
-    async def http2_pool(self) -> Http2Pool:
+    async def _shared_http2_pool(self) -> Http2Pool:
         """The connections for bidirectional streams; made on first need, closed with the client.
 
         Raises:
-            ClientStateError: the client was closed, or cannot have any.
+            ClientStateError: the client was closed.
             ConfigurationError: the extra ``http2`` is not installed, a proxy is configured, or ``verify`` is an SSL
                 context.
         """
-        if self.http2_refusal is not None:
-            raise ClientStateError(self.http2_refusal)
         if self._http2_pool is None:
             installed("h2", "http2")
             from aiosmrt._transport.http2.pool import Http2Pool

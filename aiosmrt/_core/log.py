@@ -30,7 +30,7 @@ from aiosmrt.events import (
 if TYPE_CHECKING:
     from aiosmrt.errors import AiosmrtError
 
-__all__ = ["LOGGER", "apply_environment", "log_event", "log_failure"]
+__all__ = ["LOGGER", "apply_environment", "log_event", "log_failure", "logs_debug"]
 
 LOGGER: Final = logging.getLogger("aiosmrt")
 # An application that has not set up logging gets no lines on standard error.
@@ -43,8 +43,8 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO}
 _MAX_TEXT: Final = 100
 
 
-# What the logger knows of levels already; it forgets all whenever any logger's level changes. A class of the
-# application's own may decide otherwise.
+# What the logger knows of levels already, in an attribute that is private to logging; without it, the logger is asked
+# each time. It forgets all whenever any logger's level changes. An application's own class may decide otherwise.
 _is_ordinary: Final = type(LOGGER).isEnabledFor is logging.Logger.isEnabledFor
 _known: Final[dict[int, bool]] = getattr(LOGGER, "_cache", {}) if _is_ordinary else {}
 

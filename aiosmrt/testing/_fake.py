@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from aiosmrt._core.configure import Configuration
 from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.operations import OPERATIONS, Operation
 from aiosmrt.client import Client
-from aiosmrt.errors import AiosmrtError, EndpointNotFoundError, fresh_copy
+from aiosmrt.errors import AiosmrtError, ClientStateError, EndpointNotFoundError, fresh_copy
 from aiosmrt.testing._errors import make_error
 from aiosmrt.testing._streams import PartsReply
 
@@ -109,7 +109,11 @@ class FakeClient(Client):
             return transport
 
         self._core.create_transport = create
-        self._core.http2_refusal = _NO_HTTP2
+        self._core.http2_pool = _refuse
+
+
+async def _refuse() -> NoReturn:
+    raise ClientStateError(_NO_HTTP2)
 
 
 class _FakeTransport:

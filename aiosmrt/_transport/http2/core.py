@@ -6,7 +6,7 @@ as much again, and the rest of one part, may wait in parts that are not read yet
 the window is opened without the reader, who never learns of it. The connection's own window is opened at once: a reader
 that is slow, or gone, must not hold up the other streams.
 
-DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core.feed` cuts them out of what arrives and
+DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core` cuts them out of what arrives and
 keeps count of their windows itself. DATA of a stream that is over only counts for the connection's window: the server
 may not have learnt yet that the stream was reset. Everything else is h2's: other frames, the ends of streams, and DATA
 of responses with a Content-Length, which h2 compares with it.
@@ -105,7 +105,7 @@ class Stream:
         self._received = bytearray()
         # bytes, padding included, for which the window has to be opened again
         self._unopened = 0
-        # whether h2 sees its DATA; set with the head
+        # whether its DATA goes past h2; set with the head
         self.bypasses_h2 = False
 
     def __repr__(self) -> str:
