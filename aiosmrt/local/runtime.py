@@ -322,13 +322,14 @@ class LocalRuntime:
 
     @property
     def requests(self) -> Sequence[RequestRecord]:
-        """The finished requests, oldest first."""
-        return self._log.records
+        """The finished requests, oldest first; a client that has its response finds its request among them."""
+        # Read in the runtime's thread: a response arrives before the step that wrote it has added its record.
+        return self._call(lambda: self._log.records)
 
     @property
     def jobs(self) -> Sequence[JobRecord]:
         """The asynchronous inferences that have ended, oldest first."""
-        return self._jobs.records
+        return self._call(lambda: self._jobs.records)
 
     def clear_requests(self) -> None:
         """Remove the records of finished requests and asynchronous inferences; statistics keep counting."""
@@ -338,12 +339,12 @@ class LocalRuntime:
     async def wait_for_requests(self, count: int) -> Sequence[RequestRecord]:
         """Wait until the log contains this many requests, and return them."""
         await self._until(lambda: len(self._log.records) >= count)
-        return self._log.records
+        return self.requests
 
     async def wait_for_jobs(self, count: int) -> Sequence[JobRecord]:
         """Wait until this many asynchronous inferences have ended, and return their records."""
         await self._until(lambda: len(self._jobs.records) >= count)
-        return self._jobs.records
+        return self.jobs
 
     async def wait_for_running_jobs(self, count: int) -> None:
         """Wait until at least this many asynchronous inferences are running at once."""

@@ -1,7 +1,10 @@
 """A local runtime in a ``with`` block: in its own thread, used from others."""
 
 import asyncio
+import http.client
+import sys
 import threading
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -54,6 +57,22 @@ def test_a_start_that_fails_leaves_no_thread() -> None:
             other.__enter__()
         assert len(local_threads()) == 1
     assert local_threads() == []
+
+
+def test_a_response_in_hand_is_in_the_log() -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the threads alternate within each step of the runtime's loop
+    try:
+        with (
+            LocalRuntime({"churn": model}, verify_signatures=False) as runtime,
+            closing(http.client.HTTPConnection("127.0.0.1", runtime.port)) as connection,
+        ):
+            for answered in range(1, 201):
+                connection.request("POST", "/endpoints/churn/invocations", b"1")
+                assert connection.getresponse().read() == b"aiosmrt-local"
+                assert len(runtime.requests) == answered
+    finally:
+        sys.setswitchinterval(before)
 
 
 async def test_stalled_calls_are_released_from_another_loop() -> None:
