@@ -340,8 +340,9 @@ def _arguments(base_port: int, folder: Path) -> list[str]:
         "ip.bind": HOST,
         **{f"{part}.port": base_port + number for number, part in enumerate(_PARTS)},
         "s3.config": folder / "identities.json",
-        "s3.localSocket": data / "s3.sock",
-        "filer.localSocket": data / "filer.sock",
+        # Relative to the working folder: a socket's path may have 103 bytes, fewer than a temporary folder's can.
+        "s3.localSocket": "s3.sock",
+        "filer.localSocket": "filer.sock",
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "s3.iam": "false",

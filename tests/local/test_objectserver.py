@@ -203,10 +203,19 @@ def test_leaves_nothing_however_its_owner_ends(end: str, tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
     )
+    assert done.stdout, done.stderr
     *folders, url = done.stdout.split()
     assert len(folders) == 1
     port = int(url.rpartition(":")[2])
     asyncio.run(until(lambda: not any(tmp_path.iterdir()) and traces(port) == []))
+
+
+async def test_a_temporary_folder_with_a_long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("deep" * 30)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    async with ObjectServer(buckets=["results"]):
+        assert len(list(folder.iterdir())) == 1
 
 
 async def test_leaves_nothing_when_its_supervisor_is_killed() -> None:
