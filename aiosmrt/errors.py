@@ -461,9 +461,8 @@ class ConnectTimeoutError(TransportError, boto.ConnectTimeoutError, TimeoutError
 
 
 class SSLError(TransportError, boto.SSLError):
-    """The TLS handshake failed; a certificate does not get better by trying again."""
-
-    default_cause: Cause = "none"
+    """The TLS handshake failed. Its ``cause`` is ``"none"`` for a certificate that is not valid, or no HTTP/2: neither gets
+    better by trying again."""
 
 
 class ProxyConnectionError(TransportError, boto.ProxyConnectionError):

@@ -30,6 +30,9 @@ MAX_MESSAGE_CHARACTERS: Final = 2048
 CONTAINER_PATH: Final = "/v1/chat/completions"
 """Where the service passes requests on to in a container."""
 
+# Would be retried if they did not come from the container.
+_OF_PROXIES: Final = frozenset({408, 421})
+
 # The last one is FastAPI's.
 _MESSAGES: Final = ("message", "Message", "detail")
 
@@ -40,9 +43,9 @@ _NO_CAPACITY: Final = re.compile(r"[\w .:/-]{0,200}?\bhas no capacity\b", re.ASC
 def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: int) -> dict[str, Any]:
     """The ``response`` dictionary of an error response, with OpenAI's error, if it is one, under ``"OpenAI"``.
 
-    With AWS's error type, in ``x-amzn-errortype`` or ``__type``, the error is the service's. Without, one of 500 and
-    above whose body is OpenAI's or FastAPI's is the container's, and becomes a ``ModelError``. Others have the body's
-    ``code`` or ``type``, or else the status, for a code; a container may have written them too.
+    With AWS's error type, in ``x-amzn-errortype`` or ``__type``, the error is the service's. Without, one of 408, 421,
+    500 and above whose body is OpenAI's or FastAPI's is the container's, and becomes a ``ModelError``. Others have the
+    body's ``code`` or ``type``, or else the status, for a code; a container may have written them too.
 
     Args:
         status: the HTTP status.
@@ -58,6 +61,8 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
     >>> response = openai_failure(500, {}, b'{"error": {"message": "out of memory", "type": "ServiceUnavailable"}}', 1)
     >>> response["Error"]["Code"], response["OriginalStatusCode"], response["OriginalMessage"]
     ('ModelError', 500, 'out of memory')
+    >>> openai_failure(408, {}, b'{"error": {"message": "too slow"}}', 1)["Error"]["Code"]
+    'ModelError'
     """
     text = body.decode("utf-8", "replace")
     try:
@@ -86,7 +91,7 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
             message = "" if is_silent else text[:MAX_MESSAGE_CHARACTERS]
         metadata = metadata_of(status, headers, attempts)
         response = {"Error": {"Message": message, "Code": _code(status, error)}, "ResponseMetadata": metadata}
-        if status >= 500 and _is_containers(document):
+        if (status >= 500 or status in _OF_PROXIES) and _is_containers(document):
             response["Error"]["Code"] = "ModelError"
             response["OriginalStatusCode"] = status
             response["OriginalMessage"] = message[:MAX_MESSAGE_CHARACTERS]
