@@ -461,8 +461,11 @@ class ConnectTimeoutError(TransportError, boto.ConnectTimeoutError, TimeoutError
 
 
 class SSLError(TransportError, boto.SSLError):
-    """The TLS handshake failed. Its ``cause`` is ``"none"`` for a certificate that is not valid, or no HTTP/2: neither gets
-    better by trying again."""
+    """The TLS handshake failed.
+
+    Its ``cause`` is ``"none"`` where the certificate is not valid, or HTTP/2 is not spoken: neither gets better by trying
+    again.
+    """
 
 
 class ProxyConnectionError(TransportError, boto.ProxyConnectionError):

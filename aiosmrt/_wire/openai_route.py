@@ -61,6 +61,8 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
     >>> response = openai_failure(500, {}, b'{"error": {"message": "out of memory", "type": "ServiceUnavailable"}}', 1)
     >>> response["Error"]["Code"], response["OriginalStatusCode"], response["OriginalMessage"]
     ('ModelError', 500, 'out of memory')
+    >>> openai_failure(422, {}, b'{"detail": [{"msg": "too long"}]}', 1)["OpenAI"]["message"]
+    '{"detail": [{"msg": "too long"}]}'
     >>> openai_failure(408, {}, b'{"error": {"message": "too slow"}}', 1)["Error"]["Code"]
     'ModelError'
     """
@@ -86,8 +88,9 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
         response["Error"]["Message"] = message or ""
     else:
         if message is None:
-            # As for AWS's own errors, a text without a message is the message; a page, and a null, are not.
-            is_silent = text.lstrip().startswith("<") or any(key in error for key in _MESSAGES)
+            # As for AWS's own errors, a text without a message is the message, such as FastAPI's list of what is wrong
+            # with a request; a page, and a null, are not.
+            is_silent = text.lstrip().startswith("<") or any(error.get(key, "") is None for key in _MESSAGES)
             message = "" if is_silent else text[:MAX_MESSAGE_CHARACTERS]
         metadata = metadata_of(status, headers, attempts)
         response = {"Error": {"Message": message, "Code": _code(status, error)}, "ResponseMetadata": metadata}

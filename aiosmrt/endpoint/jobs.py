@@ -20,6 +20,7 @@ from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
 from aiosmrt._policy.clockskew import parse_http_date
 from aiosmrt._policy.polling import next_pause
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, REQUEST_TTL_SECONDS
+from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.config import is_seconds
 from aiosmrt.endpoint.protocols import StorageClient
 from aiosmrt.errors import (
@@ -360,7 +361,10 @@ def check_upload_to(upload_to: str) -> None:
     """
     if not isinstance(upload_to, str):
         raise ParamValidationError([f"upload_to must be an S3 URI; got {type(upload_to)}"])
-    parse_s3_uri(f"{upload_to.rstrip('/')}/{uuid.UUID(int=0)}")
+    folder = upload_to.rstrip("/")
+    if split_s3_uri(folder) is None:
+        raise ParamValidationError([f"{S3_URI_FORM}; got {upload_to!r:.200}"])
+    parse_s3_uri(f"{folder}/{uuid.UUID(int=0)}")
 
 
 def check_handle(handle: JobHandle, endpoint_name: str) -> None:
