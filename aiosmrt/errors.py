@@ -463,8 +463,8 @@ class ConnectTimeoutError(TransportError, boto.ConnectTimeoutError, TimeoutError
 class SSLError(TransportError, boto.SSLError):
     """The TLS handshake failed.
 
-    Its ``cause`` is ``"none"`` where the certificate is not valid, or HTTP/2 is not spoken: neither gets better by trying
-    again.
+    Its ``cause`` is ``"none"`` where the certificate is not valid, or HTTP/2 is not spoken: neither gets better by
+    trying again.
     """
 
 
