@@ -32,7 +32,16 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-__all__ = ["MAX_HEAD_BYTES", "ChunkedBody", "HTTPResponseError", "HeadParser", "ResponseHead", "check_partial_head"]
+__all__ = [
+    "DEFAULT_PORTS",
+    "MAX_HEAD_BYTES",
+    "ON_ANOTHER_CONNECTION",
+    "ChunkedBody",
+    "HTTPResponseError",
+    "HeadParser",
+    "ResponseHead",
+    "check_partial_head",
+]
 
 _T = TypeVar("_T")
 
@@ -60,7 +69,10 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;%b(?:=(?:%b|%b))?)*" % (_TOKE
 # A CR or LF that cannot be a part of CRLF.
 _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]")
 
-_ON_ANOTHER_CONNECTION = frozenset({408, 421})
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+ON_ANOTHER_CONNECTION = frozenset({408, 421})
+"""Statuses of what is between client and service, after which a request may be repeated on another connection."""
 
 # Fields that affect framing must come before the body.
 _NO_TRAILERS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
@@ -143,7 +155,7 @@ class HeadParser:
             if status == 101:
                 raise HTTPResponseError("unexpected 101 Switching Protocols")
             length, chunked = 0, False
-        elif (length is None and not chunked) or status in _ON_ANOTHER_CONNECTION:
+        elif (length is None and not chunked) or status in ON_ANOTHER_CONNECTION:
             persistent = False
         # The class's constructor is a Python function, which would be 5 % of the time here.
         return tuple.__new__(ResponseHead, (status, headers, length, chunked, persistent))

@@ -12,26 +12,21 @@ import re
 from typing import Any, Final
 
 from aiosmrt._wire.eventheaders import EventHeaders
+from aiosmrt._wire.http1 import ON_ANOTHER_CONNECTION
+from aiosmrt._wire.operations import MAX_MESSAGE_CHARACTERS
 from aiosmrt._wire.replies import failure, metadata_of
 from aiosmrt.errors import ERROR_CODES
 
 __all__ = [
     "CONTAINER_PATH",
-    "MAX_MESSAGE_CHARACTERS",
     "PlainParts",
     "openai_failure",
     "retry_after_of",
     "says_no_capacity",
 ]
 
-MAX_MESSAGE_CHARACTERS: Final = 2048
-"""As much as AWS's errors have of a container's."""
-
 CONTAINER_PATH: Final = "/v1/chat/completions"
 """Where the service passes requests on to in a container."""
-
-# Would be retried if they did not come from the container.
-_OF_PROXIES: Final = frozenset({408, 421})
 
 # The last one is FastAPI's.
 _MESSAGES: Final = ("message", "Message", "detail")
@@ -94,7 +89,7 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
             message = "" if is_silent else text[:MAX_MESSAGE_CHARACTERS]
         metadata = metadata_of(status, headers, attempts)
         response = {"Error": {"Message": message, "Code": _code(status, error)}, "ResponseMetadata": metadata}
-        if (status >= 500 or status in _OF_PROXIES) and _is_containers(document):
+        if (status >= 500 or status in ON_ANOTHER_CONNECTION) and _is_containers(document):
             response["Error"]["Code"] = "ModelError"
             response["OriginalStatusCode"] = status
             response["OriginalMessage"] = message[:MAX_MESSAGE_CHARACTERS]
