@@ -178,7 +178,7 @@ def test_beside_aiohttp_importing_loads_the_exceptions_of_botocore_and_no_other_
 
 
 def telling(value: ast.expr) -> object | None:
-    """What a constant is, if another one is hardly the same by chance: a long text, a number that is not round, a table."""
+    """The value of a constant that another one hardly has by chance: a long text, a number that is not round, a table."""
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "frozenset" and value.args:
         value = value.args[0]
     if isinstance(value, ast.Dict | ast.Set | ast.Tuple | ast.List):
@@ -196,16 +196,11 @@ def constants() -> Iterator[tuple[object, str]]:
     """What is assigned to a name in capitals at the top of a module, and where."""
     for file, tree in sources():
         for node in tree.body:
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            for target in targets:
-                if (
-                    isinstance(target, ast.Name)
-                    and target.id.isupper()
-                    and isinstance(node, ast.Assign | ast.AnnAssign)
-                ):
-                    found = None if node.value is None else telling(node.value)
-                    if found is not None:
-                        yield found, f"{file}: {target.id}"
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                continue
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name) and target.id.isupper() and (value := telling(node.value)) is not None:
+                    yield value, f"{file}: {target.id}"
 
 
 def test_a_constant_is_defined_once():
