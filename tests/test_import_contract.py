@@ -178,7 +178,7 @@ def test_beside_aiohttp_importing_loads_the_exceptions_of_botocore_and_no_other_
 
 
 def telling(value: ast.expr) -> object | None:
-    """The value of a constant that another one hardly has by chance: a long text, a number that is not round, a table."""
+    """A constant's value, if no other has it by chance: a long text, a number that is not round, a table."""
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "frozenset" and value.args:
         value = value.args[0]
     if isinstance(value, ast.Dict | ast.Set | ast.Tuple | ast.List):
