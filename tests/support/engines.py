@@ -205,8 +205,13 @@ async def _kill_a_worker(service: Service, port: int) -> int:
     """Kill a process that has connections to the service, while its calls are in flight."""
     await service.due.wait()
     worker = _connected_to(port)[0]
-    os.kill(worker, signal.SIGKILL)
-    service.killed.set()
+    try:
+        os.kill(worker, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while service.lost < TOTAL // 2:
+                await asyncio.sleep(0.01)
+    finally:
+        service.killed.set()
     return worker
 
 
