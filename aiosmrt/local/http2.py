@@ -30,7 +30,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 
 from aiosmrt._wire.eventstream import Decoder, encode_exception, encode_payload_part
-from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, LAST_STREAM_ID, Connection, header_fields
+from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FLUSH_BYTES, LAST_STREAM_ID, Connection, header_fields
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
 from aiosmrt._wire.sigv4.canonical import SignatureFormatError
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD, EventVerifier
@@ -63,9 +63,6 @@ __all__ = ["Http2Server"]
 LIFETIME_SECONDS: Final = 30 * 60.0
 _LINGER_SECONDS: Final = 1.0
 _CONNECTION_WINDOW_BYTES: Final = 2**24
-
-_FLUSH_BYTES: Final = 2**16
-"""How much of what is written in one turn of the loop is held back."""
 
 
 class Http2Server:
@@ -550,7 +547,7 @@ class _Exchange:
             connection.h2.send_data(stream_id, piece.tobytes())
             self._record.response_bytes += len(piece)
             left = left[size:]
-            if connection.h2.waiting_bytes < _FLUSH_BYTES:
+            if connection.h2.waiting_bytes < FLUSH_BYTES:
                 connection.flush_soon()
             else:
                 # A model that waits for nothing keeps the loop from it, and from everything else.
