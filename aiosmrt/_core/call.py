@@ -247,7 +247,7 @@ class Call:
         # the body's hash, as soon as it is known
         self._digest = ""
         self._history = _NO_HISTORY
-        # of a stream
+        # of the response under way, if it streams
         self._request_id: str | None = None
         # whether configuration and body are there
         self._ready = False
@@ -275,7 +275,6 @@ class Call:
         codec = self._codec
         body: object
         if codec.streams:
-            self._request_id = reply.headers.get("x-amzn-requestid")
             body = EventStream(self, reply, plain=codec.openai)
         else:
             body = reply.body
@@ -476,6 +475,8 @@ class Call:
                             admission.outstanding -= 1
                             self._is_outstanding = self._holds_slot = False
                             admission.release(self)
+                        else:
+                            self._request_id = reply.headers.get("x-amzn-requestid")
                         return reply
                     failure = self._refusal(reply)
                     del reply
@@ -790,6 +791,7 @@ class Call:
             core.counters.throttles += 1
             self._own_history().refusals += 1
         self._placed(error)
+        self._request_id = None
         if not self._holds_slot:
             return  # it failed before it was sent: no credentials, a closed client
         # not if it was let in since it was sent
@@ -951,7 +953,9 @@ class Call:
         return error
 
     def _placed(self, error: AiosmrtError) -> AiosmrtError:
-        """Attach operation, endpoint and attempt count."""
+        """Attach operation, endpoint, attempt count and request id."""
+        if error.request_id is None:
+            error.request_id = self._request_id
         error.operation = self._codec.operation.name
         error.endpoint_name = self._head.endpoint_name
         error.attempts = self.sent
@@ -997,12 +1001,11 @@ class Call:
 
     def stream_error(self, headers: EventHeaders, payload: bytes) -> AiosmrtError:
         """The error for an ``exception`` or ``error`` message of this call's stream."""
-        error = stream_error(headers, payload, self._codec.operation.name)
-        error.request_id = self._request_id
-        return self._placed(error)
+        return self._placed(stream_error(headers, payload, self._codec.operation.name))
 
     async def retry_stream(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
         """Make further attempts after a stream failed, if the policy allows; otherwise raise ``error``."""
+        self._placed(error)
         try:
             stream: ReplyStream = await self._before_deadline(self._attempts(error, stream_started=stream_started))
         except AiosmrtError as failure:
