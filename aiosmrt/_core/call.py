@@ -135,45 +135,27 @@ class _History:
         stream_error: the class of the stream's error.
     """
 
-    __slots__ = (
-        "capacity_left",
-        "capacity_since",
-        "finished",
-        "last_error",
-        "outage_since",
-        "pausing",
-        "refusals",
-        "state",
-        "stream_error",
-        "waits",
-    )
-
-    def __init__(self) -> None:
-        self.state: RetryState | None = None
-        self.refusals = 0
-        self.last_error: AiosmrtError | None = None
-        self.waits: dict[str, float] | None = None
-        self.capacity_since: float | None = None
-        self.capacity_left: float | None = None
-        self.outage_since: float | None = None
-        self.finished = False
-        self.pausing: asyncio.Timeout | None = None
-        self.stream_error: str | None = None
+    state: RetryState | None = None
+    refusals = 0
+    last_error: AiosmrtError | None = None
+    waits: dict[str, float] | None = None
+    capacity_since: float | None = None
+    capacity_left: float | None = None
+    outage_since: float | None = None
+    finished = False
+    pausing: asyncio.Timeout | None = None
+    stream_error: str | None = None
 
 
 class _NoHistory(_History):
-    """A history that calls share, and none may write to."""
-
-    __slots__ = ()
+    """That of a call to which nothing has happened yet. Calls share it, and none may write to it."""
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name}: write to the call's own history")
 
 
-# Of a call to which nothing has happened yet. Many calls wait at the same time: the less memory each needs, the more of
-# it stays in the processor's cache.
-_NO_HISTORY: Final = _History()
-_NO_HISTORY.__class__ = _NoHistory
+# Many calls wait at the same time: the less memory each needs, the more of it stays in the processor's cache.
+_NO_HISTORY: Final = _NoHistory()
 
 
 class Call:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from aiosmrt._aws.daemon import run_in_daemon_thread
+from aiosmrt._daemon import run_in_daemon_thread
 from aiosmrt._wire.messages import DATA_TYPES, MAX_PART_BYTES
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
 from aiosmrt.cli.cutters import AsItComes, Cutter, Frames, Lines, UnreadableInputError
