@@ -428,7 +428,7 @@ class ObjectStore:
             return self._client
 
     async def _open(self) -> Any:
-        from aiosmrt._aws.daemon import run_in_daemon_thread
+        from aiosmrt._daemon import run_in_daemon_thread
         from aiosmrt._extras import installed
 
         async def prepare() -> tuple[Any, dict[str, Any]]:
@@ -440,7 +440,7 @@ class ObjectStore:
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
-            session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()))
+            session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()), "aiosmrt-s3")
             return await self._stack.enter_async_context(session.create_client("s3", **arguments))
         except ConfigurationError:
             raise

@@ -37,7 +37,7 @@ from aiosmrt._wire.operations import (
     REQUEST_TTL_SECONDS,
 )
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.backends import Backend, ContainerFailure
+from aiosmrt.local.backends import Backend, ContainerFailure, ModelTimeoutError, model_limit
 from aiosmrt.local.error_responses import (
     CallContext,
     ErrorAnswer,
@@ -289,7 +289,7 @@ class AsyncInference:
             raise _failed(error.answer) from None
         except ContainerFailure as failure:
             raise _failed(model_error(job.context, failure.status, failure.message)) from None
-        except TimeoutError:
+        except ModelTimeoutError:
             message = model_error(job.context, 0, model_timed_out()).message or model_timed_out()
             raise _FailedJob("ModelInvocationTimeExceeded", message) from None
         try:
@@ -319,7 +319,7 @@ class AsyncInference:
     ) -> tuple[Mapping[str, str], bytes]:
         route = self._invoker.route(endpoint, job.parameters, job.context)
         job.record.variant = route.variant
-        async with slots[route.backend], asyncio.timeout(job.timeout):
+        async with slots[route.backend], model_limit(asyncio.get_running_loop().time() + job.timeout):
             body = job.body if job.body is not None else await self._read(job)
             while True:
                 try:
