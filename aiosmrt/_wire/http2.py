@@ -212,7 +212,7 @@ class Connection(H2Connection):
                 raise
         except ProtocolError as error:
             stream = self.streams.get(frame.stream_id)
-            # What is wrong with more than a message has a class of its own, or closes a state machine by itself.
+            # What is wrong with more than a message has its own class, or closes a state machine by itself.
             if (
                 type(error) is not ProtocolError
                 or stream is None

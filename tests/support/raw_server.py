@@ -299,7 +299,7 @@ def busy_listener() -> Iterator[str]:
 
 @contextmanager
 def refusing_url() -> Iterator[str]:
-    """The URL of a port that refuses connections, and that no other program gets meanwhile."""
+    """The URL of a port that refuses connections, which no other program gets before the block ends."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
