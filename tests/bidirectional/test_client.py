@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -467,25 +467,58 @@ async def test_what_breaks_a_stream_is_raised_by_both_sides(name: str, reads_fir
         async with conversation(client) as stream:
             peer = await server.peer()
             number = await peer.request()
-            peer.answer(number)
+            peer.answer(number, x_amzn_requestid="an-id")
             peer.send(number, encode_payload_part(b"first"))
             assert (await anext(stream))["PayloadPart"]["Bytes"] == b"first"
             act(peer, number)
             peer.flush()
+            errors: list[Any] = []
             if reads_first:
-                with pytest.raises(error_class):
-                    await anext(stream)
-                with pytest.raises(error_class):
-                    await stream.send("x")
+                errors.append(await failure_of(anext(stream)))
+                errors.append(await failure_of(stream.send("x")))
             elif name not in ("damaged", "service"):  # where the stream stays open, only the reader can know
-                with pytest.raises(error_class):
-                    while True:
-                        await stream.send("x")
-                        await asyncio.sleep(0)
-            with pytest.raises(error_class) as raised:
-                await anext(stream)
-            assert raised.value.attempts == 1  # type: ignore[attr-defined]
+                errors.append(await failure_of(send_for_ever(stream)))
+            errors.append(await failure_of(anext(stream)))
         assert client.statistics().in_use == 0
+    for error in errors:
+        assert isinstance(error, error_class)
+        assert (error.operation, error.endpoint_name) == ("InvokeEndpointWithBidirectionalStream", "echo")
+        assert (error.attempts, error.request_id) == (1, "an-id")
+
+
+async def failure_of(work: Awaitable[object]) -> aiosmrt.AiosmrtError:
+    with pytest.raises(aiosmrt.AiosmrtError) as raised:
+        await work
+    return raised.value
+
+
+async def send_for_ever(stream: aiosmrt.BidirectionalStream) -> None:
+    while True:
+        await stream.send("x")
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("answers_again", [True, False])
+async def test_an_error_has_the_request_id_of_its_own_attempt(answers_again: bool) -> None:
+    policy = aiosmrt.RetryPolicy(max_attempts=2, base_delay=0.0)
+    async with (
+        http2_server() as server,
+        client_of(server.origin, retry=policy) as client,
+        conversation(client) as stream,
+    ):
+        peer = await server.peer()
+        number = await peer.request()
+        peer.answer(number, x_amzn_requestid="the-first")
+        await stream.response()
+        peer.h2.reset_stream(number, ErrorCodes.INTERNAL_ERROR)
+        peer.flush()
+        number = await peer.request()
+        if answers_again:
+            peer.answer(number, x_amzn_requestid="the-second")
+        peer.h2.reset_stream(number, ErrorCodes.INTERNAL_ERROR)
+        peer.flush()
+        error = await failure_of(anext(stream))
+    assert (error.attempts, error.request_id) == (2, "the-second" if answers_again else None)
 
 
 async def test_a_containers_close_frame_is_a_model_stream_error_with_its_code() -> None:
