@@ -138,8 +138,8 @@ class Core:
         # a frame that has not arrived whole
         self._partial = b""
         self._within_head = False
-        # Of the streams that have something pending.
-        self._pending: dict[int, Stream] = {}
+        # the streams with something pending, by number, and how much that is together
+        self._writing: dict[int, Stream] = {}
         self._pending_bytes = 0
         # The server's GOAWAY, or a broken connection: no further streams.
         self.is_draining = False
@@ -168,7 +168,7 @@ class Core:
 
     def output(self) -> bytes:
         """What must be sent now; may be empty."""
-        if self._pending:
+        if self._writing:
             self._send_pending()
         return self._h2.data_to_send()
 
@@ -207,12 +207,12 @@ class Core:
             return 0
         piece = data if len(data) <= room else data[:room]
         stream._pending += piece
-        self._pending[stream.stream_id] = stream
+        self._writing[stream.stream_id] = stream
         self._pending_bytes += len(piece)
         return len(piece)
 
     def _send_pending(self) -> None:
-        for stream in list(self._pending.values()):
+        for stream in list(self._writing.values()):
             if stream.is_over:
                 self._drop_pending(stream)
                 continue
@@ -224,13 +224,13 @@ class Core:
             self._drop_pending(stream)
             if rest:
                 stream._pending += rest
-                self._pending[stream.stream_id] = stream
+                self._writing[stream.stream_id] = stream
                 self._pending_bytes += len(rest)
 
     def _drop_pending(self, stream: Stream) -> None:
         self._pending_bytes -= len(stream._pending)
         stream._pending = bytearray()
-        self._pending.pop(stream.stream_id, None)
+        self._writing.pop(stream.stream_id, None)
 
     def end_input(self, stream: Stream) -> bool:
         """End the request; return False if something must be sent before, for which there is no room."""
