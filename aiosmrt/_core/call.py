@@ -260,10 +260,14 @@ class Call:
             body = EventStream(self, reply, plain=codec.openai)
         else:
             body = reply.body
-            self._core.counters.bytes_received += len(reply.body)
+            self.count_received(len(reply.body))
             if codec.has_payload:
                 body = StreamingBody(reply.body)
         return codec.reader.result(reply.status, reply.headers, body, self.sent)
+
+    def count_received(self, size: int) -> None:
+        """Count what a reply's body had, in bytes."""
+        self._core.counters.bytes_received += size
 
     async def presigned_url(self, method: str, expires_in: int) -> str:
         """A URL with which the call can be made without credentials; nothing is sent.

@@ -419,8 +419,10 @@ class LocalRuntime:
             "in_flight": self._in_flight,
             "stalled": self._server.stalled,
             "queued": self._invoker.queued,
-            "connections": 0 if self._web is None else len(self._web.connections),
-            "connections_seen": self._server.connections_seen,
+            "connections": (0 if self._web is None else len(self._web.connections))
+            + (0 if self._http2 is None else len(self._http2.connections)),
+            "connections_seen": self._server.connections_seen
+            + (0 if self._http2 is None else self._http2.connections_seen),
             "closes_to_come": self._server.closes_to_come,
             "sessions": sum(len(endpoint.sessions) for endpoint in self._endpoints.values()),
             "jobs": self._jobs.statistics(),

@@ -312,8 +312,9 @@ async def test_a_stream_error(name: str) -> None:
         connection.write(octets)
         found = await connection.failure()
         # A server may take any stream error for one of the connection (5.4.2).
-        code = found.payload[4:8] if found.kind == GOAWAY else found.payload
+        code, stream = (found.payload[4:8], 0) if found.kind == GOAWAY else (found.payload, 1)
         assert int.from_bytes(code) in codes
+        assert found.stream == stream
 
 
 @pytest.mark.parametrize("name", [name for name in STREAM_ERRORS if name.startswith("8.")])

@@ -250,10 +250,10 @@ async def test_https_through_a_tunnel(
         await proxy.wait_closed()
 
 
-async def test_a_proxy_that_refuses_connections(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with RecordingServer() as gone:
-        url = gone.url
-    monkeypatch.setenv("HTTP_PROXY", url)
+async def test_a_proxy_that_refuses_connections(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, refusing_url: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", refusing_url)
     client = make_client(endpoint_url="http://runtime.example", retry=RetryPolicy(max_attempts=1))
     with pytest.raises(errors.ProxyConnectionError) as caught:
         await client.invoke_endpoint(**CALL)
