@@ -155,7 +155,7 @@ class _NoHistory(_History):
 
 
 # Many calls wait at the same time: the less memory each needs, the more of it stays in the processor's cache.
-_NO_HISTORY: Final = _NoHistory()
+_NO_HISTORY: Final[_History] = _NoHistory()
 
 
 class Call:
