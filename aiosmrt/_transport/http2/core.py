@@ -445,7 +445,7 @@ def _empty_frame(number: int, flags: int = 0) -> bytes:
 
 
 def _take_head(stream: Stream, headers: Iterable[tuple[bytes, bytes]] | None) -> bool:
-    """Take in the head of a response, which h2 has checked; return whether it has a status."""
+    """Take in the head of a response; return whether its status and Content-Length are well formed."""
     for raw_name, raw_value in headers or ():
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name == ":status":
@@ -453,6 +453,8 @@ def _take_head(stream: Stream, headers: Iterable[tuple[bytes, bytes]] | None) ->
         elif not name.startswith(":"):
             stream.headers[name] = f"{stream.headers[name]}, {value}" if name in stream.headers else value
             if name == "content-length":
+                if not re.fullmatch("[0-9]{1,18}", value) or stream._still_due not in (None, int(value)):
+                    return False
                 stream._still_due = int(value)
     return stream.status is not None
 
