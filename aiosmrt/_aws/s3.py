@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from aiosmrt._wire.s3uri import split_s3_uri
+from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, ObjectStoreError, ParamValidationError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     except UnicodeEncodeError:
         key_bytes = 0
     if not 0 < key_bytes <= MAX_KEY_BYTES:
-        raise ParamValidationError([f"an S3 URI must be of the form s3://bucket/key; got {uri!r:.200}"])
+        raise ParamValidationError([f"{S3_URI_FORM}; got {uri!r:.200}"])
     return bucket, key
 
 

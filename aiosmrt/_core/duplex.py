@@ -24,6 +24,7 @@ from aiosmrt._core.response_bodies import decoded
 from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.eventstream import Decoder, encode_payload_part
 from aiosmrt._wire.messages import COMPLETION_STATES, DATA_TYPES, MAX_PART_BYTES, Message, MessageJoiner, faulty_limit
+from aiosmrt._wire.operations import EVENT_STREAM, STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD
 from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import (
@@ -52,11 +53,6 @@ if TYPE_CHECKING:
     from aiosmrt._wire.sigv4.events import EventSigner
 
 __all__ = ["MAX_PART_BYTES", "BidirectionalStream", "DuplexCall", "check_duplex"]
-
-EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
-
-LIFETIME_SECONDS: Final = 30 * 60.0
-"""For how long the service keeps a connection."""
 
 NOTICE_SECONDS: Final = 60.0
 """How long before its end a stream's observers are told."""
@@ -485,7 +481,7 @@ class BidirectionalStream:
             timer.cancel()
         self._timers.clear()
         # The head may have come long after the beginning, because it may come with the model's first part.
-        self._give_notice("lifetime", self._call.opened_at + LIFETIME_SECONDS - core.clock())
+        self._give_notice("lifetime", self._call.opened_at + STREAM_LIFETIME_SECONDS - core.clock())
         if self._call.expires_at is not None:
             self._give_notice("credentials", self._call.expires_at - core.wall_clock() - core.clock_offset)
         self._outbox.wake()

@@ -31,6 +31,7 @@ from h2.exceptions import ProtocolError
 
 from aiosmrt._wire.eventstream import Decoder, encode_exception, encode_payload_part
 from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FLUSH_BYTES, LAST_STREAM_ID, Connection, header_fields
+from aiosmrt._wire.operations import EVENT_STREAM, STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
 from aiosmrt._wire.sigv4.canonical import SignatureFormatError
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD, EventVerifier
@@ -52,7 +53,6 @@ from aiosmrt.local.faults import (
     StreamFailure,
     Truncate,
 )
-from aiosmrt.local.invocation import EVENT_STREAM
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.response_body import cut_connection
@@ -60,7 +60,6 @@ from aiosmrt.local.service import Service
 
 __all__ = ["Http2Server"]
 
-LIFETIME_SECONDS: Final = 30 * 60.0
 _LINGER_SECONDS: Final = 1.0
 _CONNECTION_WINDOW_BYTES: Final = 2**24
 
@@ -86,7 +85,7 @@ class Http2Server:
         stall: Callable[[float | None], Any],
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         max_streams: int = 100,
-        lifetime: float = LIFETIME_SECONDS,
+        lifetime: float = STREAM_LIFETIME_SECONDS,
     ) -> None:
         if not 0 < lifetime < math.inf:
             raise ConfigurationError(f"http2_stream_seconds must be a number > 0; got {lifetime}")

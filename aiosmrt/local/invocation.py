@@ -18,7 +18,7 @@ from typing import Final
 
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt._wire.openai_route import CONTAINER_PATH
-from aiosmrt._wire.operations import Operation
+from aiosmrt._wire.operations import EVENT_STREAM, NEW_SESSION, Operation
 from aiosmrt.local.backends import (
     ContainerFailure,
     ContainerReply,
@@ -45,7 +45,7 @@ from aiosmrt.local.error_responses import (
 )
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.routing import Endpoint
-from aiosmrt.local.sessions import CLOSED_SESSION_HEADER, NEW_SESSION, announced_session
+from aiosmrt.local.sessions import CLOSED_SESSION_HEADER, announced_session
 
 __all__ = ["MAX_RESPONSE_BYTES", "MODEL_TIMEOUT", "STREAM_TIMEOUT", "Invoker", "Reply"]
 
@@ -54,7 +54,6 @@ STREAM_TIMEOUT: Final = 480.0  # seconds that AWS documents for a whole response
 MAX_RESPONSE_BYTES: Final = 25 * 1024 * 1024  # AWS's documented limit for real-time endpoints
 MAX_PART_BYTES: Final = 4 * 1024 * 1024  # far below the frame format's limit; larger chunks of a container are split
 
-EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
 
 # Request members that are passed on to the container, with their headers there. The service's API for streams renames
 # Accept; the container gets the plain header. DJL Serving and vLLM read the forwarded API's name.

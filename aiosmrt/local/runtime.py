@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp import web
 
 from aiosmrt._extras import installed
+from aiosmrt._wire.operations import STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local.asynchronous import AsyncInference, JobRecord
@@ -124,7 +125,7 @@ class LocalRuntime:
         http2_tls: bool | ssl.SSLContext = False,
         http2_window_bytes: int = 65_535,
         http2_max_streams: int = 100,
-        http2_stream_seconds: float = 1800.0,
+        http2_stream_seconds: float = STREAM_LIFETIME_SECONDS,
         object_storage: ObjectStorage | None = None,
         faults: Mapping[str, Faults] | None = None,
         model_timeout: float = MODEL_TIMEOUT,

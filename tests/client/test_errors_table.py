@@ -189,6 +189,8 @@ ROWS = {
         "transient",
         TRANSIENT,
     ),
+    "408 of a proxy": Row(response(408), errors.ServiceError, "408", "transient", TRANSIENT, ""),
+    "421 of a proxy": Row(response(421), errors.ServiceError, "421", "transient", TRANSIENT, ""),
     "bare 530": Row(response(530), errors.ServiceError, "530", "transient", TRANSIENT, ""),
     "ModelError": Row(error_response(424, "ModelError", **MODEL_ERROR), errors.ModelError, "ModelError", "model", []),
     "no capacity": Row(

@@ -228,7 +228,15 @@ async def test_other_paths_of_a_container(client: Client, runtime: LocalRuntime)
                 **ASK, extra_headers={"X-Amzn-SageMaker-Target-Varient": "blue", "X-Other": "fine"}
             ),
             openai.BadRequestError,
-            "no call has a header 'x-amzn-sagemaker-target-varient'; known are x-amzn-sagemaker-",
+            "no call on this route has a header 'x-amzn-sagemaker-target-varient'; known are x-amzn-sagemaker-",
+        ),
+        (
+            {"route": "openai"},
+            lambda llm: llm.chat.completions.create(
+                **ASK, extra_headers={"X-Amzn-SageMaker-Custom-Attributes": "accept_eula=true"}
+            ),
+            openai.BadRequestError,
+            "'x-amzn-sagemaker-custom-attributes'; known are x-amzn-sagemaker-inference-component",
         ),
     ],
 )
@@ -259,6 +267,7 @@ async def test_bad_request_is_not_sent(
         ({"models": {"qwen": 7}}, "got 7 for 'qwen'"),
         ({"models": {"qwen": ("llm", 7)}}, "models must map each name"),
         ({"default_model": 7}, "default_model must be a string or None"),
+        ({"models": {"qwen": "llm"}, "default_model": "llm"}, "default_model must be one of models: qwen; got 'llm'"),
         ({"container_model": 7}, "container_model must be a string or None"),
         ({"http_client": None}, "http_client is made here"),
     ],

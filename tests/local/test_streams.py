@@ -179,7 +179,9 @@ async def stream_error(runtime: LocalRuntime, count: int) -> tuple[str, dict[str
     return headers[":exception-type"], json.loads(payload)
 
 
-@pytest.mark.parametrize("error", [ContainerFailure(500, "secret detail"), ValueError("secret detail"), TimeoutError("secret detail")])
+@pytest.mark.parametrize(
+    "error", [ContainerFailure(500, "secret detail"), ValueError("secret detail"), TimeoutError("secret detail")]
+)
 async def test_failure_after_the_head(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         yield b"one"
