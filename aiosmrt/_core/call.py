@@ -89,7 +89,7 @@ __all__ = ["NO_WAITS", "Call", "deadline_exceeded"]
 _NO_ACCIDENT: Final = 6
 
 # A call that failed more often than this may be the reason itself.
-_SAYS_MORE: Final = 2
+_REPEATED_AFTER: Final = 2
 
 # Failures of which the next call might die as well, if it took the slot at once.
 _KEEPS_SLOT: Final = frozenset({"throttling", "transient", "connection", "truncated", "clock_skew"})
@@ -795,7 +795,7 @@ class Call:
                 error,
                 waits_for_capacity=waits_for_capacity,
                 strict=self._history.refusals >= _NO_ACCIDENT,
-                repeated=self.sent > _SAYS_MORE,
+                repeated=self.sent > _REPEATED_AFTER,
             )
             keeps_slot = keeps_slot or (may_keep and error.cause in _KEEPS_SLOT)
         if view.observers:

@@ -263,10 +263,10 @@ class RetryState:
         "_bucket",
         "_corrected",
         "_deadline",
+        "_loading_waits",
         "_policy",
         "_refund",
         "_retries",
-        "_waits",
         "failed_at",
         "max_attempts",
         "patience",
@@ -289,14 +289,14 @@ class RetryState:
         # when the first attempt failed; None before
         self.failed_at: float | None = None
         self._retries = 0
-        self._waits = 0
+        self._loading_waits = 0
         self._refund = 1
         self._corrected = False
 
     @property
     def attempt(self) -> int:
         """The number of the attempt that is under way, or that was the last; the first is 1."""
-        return 1 + self._retries + self._waits
+        return 1 + self._retries + self._loading_waits
 
     def decide(
         self,
@@ -334,8 +334,8 @@ class RetryState:
             return "stream_started"
         if cause == "clock_skew" and self._corrected:
             return "clock_skew"
-        waits = cause == "model_not_ready" and self._deadline is not None and self.max_attempts != 1
-        if not waits and self.max_attempts is not None and self._retries + 1 >= self.max_attempts:
+        is_loading = cause == "model_not_ready" and self._deadline is not None and self.max_attempts != 1
+        if not is_loading and self.max_attempts is not None and self._retries + 1 >= self.max_attempts:
             return "max_attempts"
         if self.failed_at is None:
             self.failed_at = now
@@ -345,7 +345,7 @@ class RetryState:
         else:
             base, longest = policy.delays(cause)
             hint = None if policy.mode == "legacy" else retry_after
-            delay = backoff(base, self._waits if waits else self._retries, longest, rand, hint)
+            delay = backoff(base, self._loading_waits if is_loading else self._retries, longest, rand, hint)
             shortest = max(base, hint or 0.0)
         if self.patience is not None and cause != "clock_skew":
             left = self.failed_at + self.patience - now
@@ -364,8 +364,8 @@ class RetryState:
                 return "retry_bucket"
             self._refund = cost
         self._corrected = self._corrected or cause == "clock_skew"
-        if waits:
-            self._waits += 1
+        if is_loading:
+            self._loading_waits += 1
         else:
             self._retries += 1
         return delay

@@ -138,8 +138,8 @@ class Core:
         # a frame that has not arrived whole
         self._partial = b""
         self._within_head = False
-        # Of the streams that have something pending.
-        self._pending: dict[int, Stream] = {}
+        # the streams with something pending, by number, and how much that is together
+        self._writing: dict[int, Stream] = {}
         self._pending_bytes = 0
         # The server's GOAWAY, or a broken connection: no further streams.
         self.is_draining = False
@@ -168,7 +168,7 @@ class Core:
 
     def output(self) -> bytes:
         """What must be sent now; may be empty."""
-        if self._pending:
+        if self._writing:
             self._send_pending()
         return self._h2.data_to_send()
 
@@ -207,12 +207,12 @@ class Core:
             return 0
         piece = data if len(data) <= room else data[:room]
         stream._pending += piece
-        self._pending[stream.stream_id] = stream
+        self._writing[stream.stream_id] = stream
         self._pending_bytes += len(piece)
         return len(piece)
 
     def _send_pending(self) -> None:
-        for stream in list(self._pending.values()):
+        for stream in list(self._writing.values()):
             if stream.is_over:
                 self._drop_pending(stream)
                 continue
@@ -224,13 +224,13 @@ class Core:
             self._drop_pending(stream)
             if rest:
                 stream._pending += rest
-                self._pending[stream.stream_id] = stream
+                self._writing[stream.stream_id] = stream
                 self._pending_bytes += len(rest)
 
     def _drop_pending(self, stream: Stream) -> None:
         self._pending_bytes -= len(stream._pending)
         stream._pending = bytearray()
-        self._pending.pop(stream.stream_id, None)
+        self._writing.pop(stream.stream_id, None)
 
     def end_input(self, stream: Stream) -> bool:
         """End the request; return False if something must be sent before, for which there is no room."""
@@ -445,7 +445,7 @@ def _empty_frame(number: int, flags: int = 0) -> bytes:
 
 
 def _take_head(stream: Stream, headers: Iterable[tuple[bytes, bytes]] | None) -> bool:
-    """Take in the head of a response, which h2 has checked; return whether it has a status."""
+    """Take in the head of a response; return whether its status and Content-Length are well formed."""
     for raw_name, raw_value in headers or ():
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name == ":status":
@@ -453,6 +453,8 @@ def _take_head(stream: Stream, headers: Iterable[tuple[bytes, bytes]] | None) ->
         elif not name.startswith(":"):
             stream.headers[name] = f"{stream.headers[name]}, {value}" if name in stream.headers else value
             if name == "content-length":
+                if not re.fullmatch("[0-9]{1,18}", value) or stream._still_due not in (None, int(value)):
+                    return False
                 stream._still_due = int(value)
     return stream.status is not None
 
