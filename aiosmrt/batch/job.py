@@ -52,7 +52,7 @@ from aiosmrt.batch.requests import (
 )
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
-from aiosmrt.batch.source import FileSet, InputFormat, Line, Source, format_of, is_compressed
+from aiosmrt.batch.source import STANDARD_INPUT, FileSet, InputFormat, Line, Source, format_of, is_compressed
 from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
@@ -277,6 +277,9 @@ async def score(
     is_file = name_of_sink.startswith("s3://") or os.path.split(name_of_sink)[1] not in ("", ".", "..")
     if isinstance(sink, (str, os.PathLike)) and not is_file:
         faults.append(f"the output must be a file; got {name_of_sink!r:.80}")
+    if name_of_sink == STANDARD_INPUT:
+        # As an input it is standard input; a file of that name is ./-
+        faults.append("the output must be a file, from which the job resumes; standard output is none")
     formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
         ("input_format", input_format, (*formats[:-1], "file", None)),
@@ -748,7 +751,11 @@ class _Job:
         if self._to_retry:
             return False
         if (rows := log.rows_in_input) is not None:
-            return len(log.scored) + len(log.failed) >= (rows if limit is None else min(rows, limit))
+            if not self._source.is_known and (limit is None or limit > rows):
+                # Another stream may begin with the same line, and go on behind the rows of that one.
+                return False
+            done = len(log.scored) + len(log.failed)
+            return log.is_ordered and done >= (rows if limit is None else min(rows, limit))
         return (
             limit is not None
             and log.is_ordered
@@ -800,8 +807,9 @@ class _Job:
                 # Once all rows are done, nothing was stopped early.
                 not self._finishing and isinstance(failure, AiosmrtError) and concerns_every_call(failure)
             ):
+                reason = str(failure).removesuffix(".")
                 raise BatchStoppedError(
-                    f"stopped: {failure}; {self._done()} rows are done, and the same job resumes after them"
+                    f"stopped: {reason}; {self._done()} rows are done, and the same job resumes after them"
                 ) from failure
             raise failure
         await self._in_thread(self._sync)
@@ -1061,12 +1069,19 @@ class _Job:
             retries=self._retries(),
             fraction=fraction,
             rows_read=self._rows_read,
-            rows_in_input=self._rows_read if self._read_to_end else log.rows_in_input,
+            rows_in_input=self._rows_in_input(),
             limit=self._settings.limit,
         )
         if self._queued is None:
             return progress
         return progress._replace(in_flight=self._queued.in_flight, max_in_flight=self._client.max_concurrency)
+
+    def _rows_in_input(self) -> int | None:
+        if self._read_to_end:
+            return self._rows_read
+        if self._source.rows_in_all is not None:
+            return self._source.rows_in_all
+        return self._log.rows_in_input if self._source.is_known else None
 
     def _report(self, *, finished: bool) -> Report:
         log = self._opened_log

@@ -58,6 +58,9 @@ _BODY: Final = struct.Struct("<QII")
 _SCORED, _FAILED, _SYNCED, _FINISHED = range(4)
 _ROW: Final = (1 << 62) - 1
 
+# In place of a record's length, which _FINISHED lacks: records follow after all.
+_REOPENED: Final = 1
+
 _MAGIC: Final = b"aiosmrt batch journal 1\n"
 
 # An entry as unsigned integers of 32 bits: row; kind and, for rows from 2^32, the rest of the row; length; checksums.
@@ -225,6 +228,8 @@ class OutputLog:
         self._entries = 0
         self._synced = 0
         self.is_ordered: bool = True
+        # Whether an earlier run has ended the log, and nothing was written since.
+        self._ended = False
         self._last = {_SCORED: -1, _FAILED: -1}
         self._journal_lock = threading.Lock()
         # Checksums of the entries since the last mark and of their scored records. If None, they are not known.
@@ -294,7 +299,7 @@ class OutputLog:
                 "choose another output, or start over with fresh (--fresh)"
             )
         self._preamble = preamble
-        self._out = _File.open(self._out_path)
+        self._out = _locked_output(self._out_path)
         self._errors = _File.open(self._errors_path)
         if found is None:
             self._journal.cut(0)
@@ -392,6 +397,14 @@ class OutputLog:
                             f"{broken.path} was changed by something else: the record of entry {good} is not what the "
                             "job wrote; restore the file, or start over with fresh (--fresh)"
                         )
+        if self._ended:
+            for file, end in ((self._out, ends[_SCORED]), (self._errors, ends[_FAILED])):
+                # All that the job wrote was whole, so this is not its own.
+                if file.size > end:
+                    raise BatchOutputError(
+                        f"{file.path} was changed by something else: {file.size - end} bytes were added after the job "
+                        "ended; restore the file, or start over with fresh (--fresh)"
+                    )
         self._entries = good
         # The next mark is preceded by entries of the run before, unless that one ended with a mark.
         self._since_mark = (0, 0) if good == self._synced else None
@@ -413,9 +426,11 @@ class OutputLog:
                 if crc32(record) != checksum or len(record) != length:
                     return number, files[kind]
                 ends[kind] += length
+                self._ended = False
                 self._note(kind, word & _ROW)
             elif kind == _FINISHED:
                 self.rows_in_input = word & _ROW
+                self._ended = length != _REOPENED
             else:
                 self._synced = (word & _ROW) + 1
         return len(entries), None
@@ -470,6 +485,8 @@ class OutputLog:
             return False
         ends[_SCORED] += length
         ends[_FAILED] += failed
+        if rows:
+            self._ended = False
         if rows and rows[0] > max(self._last.values()):
             first = rows[0]
             if rows == array("I", range(first, first + len(rows))):
@@ -535,6 +552,11 @@ class OutputLog:
             data[kind].append(record)
             entries.append(_packed(kind, row, len(record), crc32(record)))
             rows.append((kind, row))
+        if self._ended:
+            # Before the first record: what is behind the end is the job's from now on, and may be torn.
+            self._add([_packed(_FINISHED, self.rows_in_input or 0, _REOPENED)])
+            self._journal.sync()
+            self._ended = False
         scored = b"".join(data[_SCORED])
         self._out.write(scored)
         self._errors.write(b"".join(data[_FAILED]))
@@ -587,9 +609,10 @@ class OutputLog:
             BatchOutputError: the sorted copies cannot be written; the output is complete, but not sorted.
         """
         if self.is_ordered:
-            if rows_in_input is not None and self.rows_in_input is None:
+            if rows_in_input is not None and not (self._ended and self.rows_in_input == rows_in_input):
                 self._add([_packed(_FINISHED, rows_in_input)])
                 self.rows_in_input = rows_in_input
+                self._ended = True
             self.sync()
             return
         self.sync()
@@ -602,7 +625,8 @@ class OutputLog:
                 copies[name] = copy = _File.open(file.path.with_name(f"{file.path.name}.sorted"))
                 copy.cut(0)
                 os.fchmod(copy.descriptor, stat.S_IMODE(os.fstat(file.descriptor).st_mode))
-            _lock(copies["journal"].descriptor, self._out_path)
+            for name in ("out", "journal"):
+                _lock(copies[name].descriptor, self._out_path)
             entries = self._write_sorted(copies, rows_in_input, is_unwanted)
             for copy in copies.values():
                 copy.sync()
@@ -630,6 +654,7 @@ class OutputLog:
         self._since_mark = None
         self.is_ordered = True
         self.rows_in_input = rows_in_input
+        self._ended = rows_in_input is not None
 
     def _write_sorted(
         self, copies: dict[str, _File], rows_in_input: int | None, is_unwanted: Callable[[], bool]
@@ -741,8 +766,27 @@ def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
         os.close(descriptor)
 
 
+def _locked_output(path: Path) -> _File:
+    """The output, locked as the journal is: a job that knows it under another name has another journal.
+
+    Raises:
+        BatchOutputError: it cannot be opened, or another job has locked it.
+    """
+    while True:
+        file = _File.open(path)
+        try:
+            _lock(file.descriptor, path)
+            if path.exists() and os.path.samestat(os.fstat(file.descriptor), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        # Another job renamed its sorted copy over it before the lock.
+        file.close()
+
+
 def _lock(descriptor: int, out: Path) -> None:
-    """Lock a journal.
+    """Lock a journal, or an output.
 
     Raises:
         BatchOutputError: another process, or another job of this one, has locked it.

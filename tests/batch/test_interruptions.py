@@ -262,6 +262,63 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
     scored_or_failed(tmp_path, 30, set())
 
 
+async def test_what_was_added_behind_a_finished_job_is_not_cut_off(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path
+) -> None:
+    source, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
+    models.refused = {b'{"n": 3}'}
+    await score(endpoint, source, out)
+    for path in (out, out.with_name("out.jsonl.errors.jsonl")):
+        whole = path.read_text()
+        path.write_text(f"{whole}a line\n")
+        with pytest.raises(BatchOutputError, match="7 bytes were added after the job ended"):
+            await score(endpoint, source, out)
+        assert path.read_text() == f"{whole}a line\n"
+        path.write_text(whole)
+    assert (await score(endpoint, source, out)).resumed == 10
+
+
+def test_a_log_that_goes_on_behind_its_end_may_be_torn_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for last in range(3):
+        log = OutputLog.open(out, {})
+        log.append([Record(row, failed=False, data=b"row\n") for row in range(3 * last, 3 * last + 3)])
+        log.finish(3 * last + 3)
+        log.close()
+    log = OutputLog.open(out, {})
+    log.append([Record(9, failed=False, data=b"row\n")])
+    log.close()
+    journal = out.with_name("out.journal")
+    # The record reached the file, its entry did not.
+    os.truncate(journal, journal.stat().st_size - 20)
+    log = OutputLog.open(out, {})
+    assert (len(log.scored), log.rows_in_input) == (9, 9)
+    log.close()
+    assert out.read_bytes() == 9 * b"row\n"
+
+
+async def test_a_retry_that_was_interrupted_before_the_end_is_put_in_order(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
+    models.refused = {b'{"n": 3}', b'{"n": 5}'}
+    await score(endpoint, source, out)
+    models.refused = {b'{"n": 5}'}
+    with monkeypatch.context() as patched:
+
+        def killed(*arguments: object, **settings: object) -> None:
+            raise BatchOutputError("killed")
+
+        patched.setattr(OutputLog, "finish", killed)
+        with pytest.raises(BatchOutputError, match="killed"):
+            await score(endpoint, source, out, retry_failed=True)
+    sent = models.seen.total()
+    report = await score(endpoint, source, out)
+    assert (report.scored, report.failed, report.resumed) == (9, 1, 10)
+    assert models.seen.total() == sent
+    scored_or_failed(tmp_path, 10, {5})
+
+
 def appended(log: OutputLog, drawn: random.Random, count: int) -> list[tuple[bool, int]]:
     """Append records of rows in any order, some of them failed, some of those scored later, with syncs in between."""
     rows = list(range(count))
