@@ -712,7 +712,8 @@ class _Job:
             # Of an earlier run: its rows stay together.
             rows = self._of_jobs.setdefault(job, [])
             rows.append(row)
-            if len(rows) == len(self._under_way.rows_of(job)):
+            # What is in doubt comes last of all: until then, its answer may appear.
+            if len(rows) == len(self._under_way.rows_of(job)) and not self._under_way.is_in_doubt(job):
                 yield self._of_jobs.pop(job)
             return
         # What is not serialized yet counts by an estimate.
