@@ -375,8 +375,10 @@ class QueuedScoring:
         # Held by the first request, until its acceptance shows where answers are.
         self._first = asyncio.Lock()
         self._knows_place = under_way.place is not None
-        # How many requests in doubt are waited for, and the longest time from a request to its answer.
+        # How many of those in flight are, or were, in doubt; when the run began; the longest time from a request to its
+        # answer.
         self._in_doubt = 0
+        self._began = asyncio.get_running_loop().time()
         self._longest = 0.0
         # How many jobs are submitted or awaited.
         self.in_flight: int = 0
@@ -389,18 +391,38 @@ class QueuedScoring:
             self.in_flight -= 1
 
     async def _score(self, rows: list[Row]) -> Answer[Sequence[Any]]:
-        under_way, clock = self._under_way, asyncio.get_running_loop().time
+        under_way = self._under_way
         if rows[0].error is not None:
             raise rows[0].error
         numbers = [row.number for row in rows]
-        attempts = 0
         sent = numbers
         handle: JobHandle | None = None
         if (job := under_way.job_of(numbers[0])) in self._earlier:
             # Once: if it fails, its halves are two jobs.
             self._earlier.discard(job)
             sent, known_by = under_way.handle_of(job)
-            handle = await self._found(known_by) if isinstance(known_by, str) else known_by
+            if isinstance(known_by, str):
+                return await self._score_in_doubt(rows, sent, known_by)
+            handle = known_by
+        return await self._answered(rows, sent, handle)
+
+    async def _score_in_doubt(self, rows: list[Row], sent: list[int], name: str) -> Answer[Sequence[Any]]:
+        self._in_doubt += 1
+        try:
+            return await self._answered(rows, sent, await self._found(name))
+        finally:
+            self._in_doubt -= 1
+
+    async def _answered(self, rows: list[Row], sent: list[int], handle: JobHandle | None) -> Answer[Sequence[Any]]:
+        """The values of rows.
+
+        Args:
+            rows: the rows.
+            sent: the rows of the job, in the order of its body.
+            handle: the job. If None, the rows are sent.
+        """
+        numbers, clock = [row.number for row in rows], asyncio.get_running_loop().time
+        attempts = 0
         if handle is None:
             attempts, sent = 1, numbers
             handle = await self._submitted(rows, numbers)
@@ -441,27 +463,21 @@ class QueuedScoring:
 
     async def _found(self, name: str) -> JobHandle | None:
         """Wait for the answer to a request in doubt; returns None if it has to be sent again."""
-        clock = asyncio.get_running_loop().time
+        clock, pause = asyncio.get_running_loop().time, 0.0
         if (place := self._under_way.place) is None:
             return None
         answer, failure = place.at(name)
-        handle = JobHandle(self._endpoint.name, None, answer, failure)
-        began, pause = clock(), 0.0
-        self._in_doubt += 1
-        try:
-            while True:
-                if await self._is_there(answer):
-                    return handle
-                # Its body may have been deleted by the run that did not hear of its acceptance.
-                if failure is not None and await self._is_there(failure):
-                    return None
-                is_late = clock() - began >= max(_DOUBT_SECONDS, 2 * self._longest)
-                if is_late and self.in_flight == self._in_doubt:
-                    return None
-                pause = next_pause(pause)
-                await asyncio.sleep(min(pause, _DOUBT_SECONDS))
-        finally:
-            self._in_doubt -= 1
+        while True:
+            if await self._is_there(answer):
+                return JobHandle(self._endpoint.name, None, answer, failure)
+            # Its body may have been deleted by the run that did not hear of its acceptance.
+            if failure is not None and await self._is_there(failure):
+                return None
+            is_late = clock() - self._began >= max(_DOUBT_SECONDS, 2 * self._longest)
+            if is_late and self.in_flight == self._in_doubt:
+                return None
+            pause = next_pause(pause)
+            await asyncio.sleep(min(pause, _DOUBT_SECONDS))
 
     async def _is_there(self, uri: str) -> bool:
         try:

@@ -314,9 +314,9 @@ async def test_what_was_accepted_unheard_is_found_and_not_paid_for_twice(
     assert model.rows() == list(range(24))
 
 
-async def cancelled(endpoint: Endpoint[Any, Any], rows: Path, out: Path, requests: int) -> None:
+async def cancelled(endpoint: Endpoint[Any, Any], rows: Path, out: Path, requests: int, **more: Any) -> None:
     """A job that is cancelled once so many requests are noted and half of them accepted."""
-    job = asyncio.create_task(score(endpoint, rows, out, asynchronous=True))
+    job = asyncio.create_task(score(endpoint, rows, out, asynchronous=True, **more))
     path = jobs_file(out)
     while not path.exists() or [path.read_bytes().count(name) for name in (b'"name"', b'"handle"')] != [
         requests,
@@ -376,6 +376,24 @@ async def test_what_was_accepted_unheard_and_cannot_be_used_is_sent_again(
     assert lines_of(out) == [line for line in doubled(8) if line["index"] != 1]
     assert model.rows().count(-7) == 2
     assert len(model.calls) == 8 + (1 if names_answers else 4)
+
+
+async def test_what_is_in_doubt_is_found_for_the_first_of_its_rows(
+    runtime: LocalRuntime, endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
+) -> None:
+    """A smaller limit leaves rows of a request out, whose answer is to all of them."""
+    rows = write_rows(tmp_path / "rows.jsonl", 16)
+    runtime.inject("queued", faults.StallInBody().every(2))
+    model.gate.clear()
+    await cancelled(endpoint, rows, out, 4, rows_per_request=4)
+    runtime.clear_faults()
+    runtime.release_stalled()
+    model.gate.set()
+    for limit in (6, None):
+        report = await score(endpoint, rows, out, asynchronous=True, rows_per_request=4, limit=limit)
+        assert report.failed == 0
+    assert lines_of(out) == doubled(16)
+    assert model.rows() == list(range(16))
 
 
 async def test_a_refused_request_is_not_in_doubt(
