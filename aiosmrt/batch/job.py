@@ -560,6 +560,8 @@ class _Job:
         )
         facts = source.prepare()
         self._check_columns()
+        if self._kind == "parquet":
+            self._maker.exact = self._hints().keys()
         if (wanted := self._wanted_columns()) is not None:
             source.wanted = sorted(wanted)
         self._sink = Sink(
@@ -595,17 +597,23 @@ class _Job:
             bucket=self._bucket,
         )
 
-    def _make(self) -> None:
-        """Make the output of the log, once all rows are done."""
-        source = self._source
-        names = source.columns or ()
+    def _hints(self) -> dict[str, Any]:
+        """The types of the input's columns that Parquet repeats."""
         # Members that a filter selects may be the answer's, under the name of a column.
-        schema = source.schema if self._settings.join and self._settings.keep is None else None
+        schema = self._source.schema if self._settings.join and self._settings.keep is None else None
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
         # The row's own column of that name gives way.
         hints.pop("prediction", None)
+        return hints
+
+    def _make(self) -> None:
+        """Make the output of the log, once all rows are done."""
         self._output.make(
-            self._log, self._bucket, columns=self._sink.columns(names), hints=hints, is_unwanted=self._is_unwanted
+            self._log,
+            self._bucket,
+            columns=self._sink.columns(self._source.columns or ()),
+            hints=self._hints(),
+            is_unwanted=self._is_unwanted,
         )
 
     def _wanted_columns(self) -> set[str] | None:

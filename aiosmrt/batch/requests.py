@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.source import Line, RowFormat
-from aiosmrt.batch.tables import json_value
+from aiosmrt.batch.tables import Nearest, json_value
 from aiosmrt.errors import AiosmrtError, ParamValidationError, SerializationError
 from aiosmrt.serializers import (
     BytesCodec,
@@ -115,6 +115,9 @@ class RequestMaker:
         choose: selects what is sent of a row, in place of column and template. If None, all of it.
         max_bytes: the largest body. If None, no limit.
 
+    Attributes:
+        exact: columns whose decimals the output repeats as text, with all their digits. Empty at first.
+
     Raises:
         ParamValidationError: the template is none, or has no place for several rows.
     """
@@ -133,6 +136,7 @@ class RequestMaker:
         choose: Selection | None = None,
         max_bytes: int | None = None,
     ) -> None:
+        self.exact: Collection[str] = ()
         self._openai = input_format == "openai-batch"
         if self._openai:
             input_format, column, id_field = "jsonl", "body", "custom_id"
@@ -190,7 +194,8 @@ class RequestMaker:
                 _check_openai(record)
             if self._join:
                 _check_object(record)
-                joined = self._as_written(record, "it")
+                exact = {name: str(part.exact) for name in self.exact if isinstance(part := record[name], Nearest)}
+                joined = self._as_written({**record, **exact} if exact else record, "it")
             if self._raw:
                 body = line.data if isinstance(line.data, bytes) else b""
             elif self._format == "file":
