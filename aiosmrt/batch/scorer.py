@@ -601,7 +601,8 @@ class _Table(ABC):
                 f"{', '.join(map(str, self._names)):.200}"
             )
         if present := sorted(set(added).intersection(self._names)):
-            faults.append(f"the batch has a column {', '.join(map(repr, present)):.80}; choose another output_column")
+            advice = "choose another output_column" if added[0] in present else "rename it, or let failures raise"
+            faults.append(f"the batch has a column {', '.join(map(repr, present)):.80}; {advice}")
         if len(set(self._names)) < len(self._names):
             faults.append("the batch has two columns of the same name")
         if faults:
