@@ -193,6 +193,14 @@ class Bucket:
         except OSError as error:
             raise BatchOutputError(f"cannot read {path}: {error.strerror or error}") from error
 
+    def check_writable(self, uri: str) -> None:
+        """See whether an object may be written.
+
+        Raises:
+            ObjectStoreError: S3 refuses it.
+        """
+        self.wait(self.start(lambda store: store.check_writable(uri)))
+
     def remove(self, uri: str) -> None:
         """Remove an object, if it exists."""
         self.wait(self.start(lambda store: store.delete(uri)))
