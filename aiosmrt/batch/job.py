@@ -201,8 +201,8 @@ async def score(
             files are known. If None, the endpoint's.
         header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
         column: the column that is sent. If None, the template or the whole row.
-        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
-            the whole row.
+        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``; braces that are written
+            twice stand for themselves. If None, the column or the whole row.
         id_field: a column whose value is repeated in the output as the row's id.
         join_source: ``"Input"``: a record of the output is the row with ``prediction`` added. ``"None"``: it is the
             row's index, its id and the value.

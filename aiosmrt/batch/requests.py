@@ -27,7 +27,8 @@ __all__ = ["JoinSource", "Prepared", "RequestMaker", "Row", "names_whole_row", "
 
 JoinSource: TypeAlias = Literal["None", "Input"]
 
-_PLACEHOLDER: Final = re.compile(r"\{([^{}]+)\}")
+# A column in braces, or a brace that is written twice and stands for itself.
+_PLACEHOLDER: Final = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 # A text that stands for the whole row.
 _WHOLE_ROW: Final = "{}"
@@ -351,7 +352,8 @@ def _repeated(template: Any) -> tuple[Callable[[list[Any]], Any], Any]:
             return lambda rows: {name: value(rows) for name, value in members.items()}
         if _names_rows(part):
             found.append(None)
-        return lambda rows: part
+        written = _PLACEHOLDER.sub(lambda brace: brace[0][0], part) if isinstance(part, str) else part
+        return lambda rows: written
 
     around = look(template)
     if len(found) != 1 or found[0] is None:
@@ -365,7 +367,7 @@ def _repeated(template: Any) -> tuple[Callable[[list[Any]], Any], Any]:
 
 def _names_rows(template: Any) -> bool:
     if isinstance(template, str):
-        return template == _WHOLE_ROW or _PLACEHOLDER.search(template) is not None
+        return template == _WHOLE_ROW or any(_PLACEHOLDER.findall(template))
     if isinstance(template, Mapping):
         return any(map(_names_rows, template.values()))
     return isinstance(template, (list, tuple)) and any(map(_names_rows, template))
@@ -374,11 +376,11 @@ def _names_rows(template: Any) -> bool:
 def template_columns(template: Any) -> set[str]:
     """The columns that a template names.
 
-    >>> sorted(template_columns({"inputs": "{question} {context}", "n": [1, "{k}"]}))
+    >>> sorted(template_columns({"inputs": "{question} {context} {{}}", "n": [1, "{k}"]}))
     ['context', 'k', 'question']
     """
     if isinstance(template, str):
-        return set(_PLACEHOLDER.findall(template))
+        return set(filter(None, _PLACEHOLDER.findall(template)))
     if isinstance(template, Mapping):
         return set().union(*map(template_columns, template.values()))
     if isinstance(template, (list, tuple)):
@@ -410,9 +412,9 @@ def _filler(template: Any) -> Callable[[Any], Any]:
         if isinstance(part, str):
             if part == _WHOLE_ROW:
                 return record
-            if whole := _PLACEHOLDER.fullmatch(part):
+            if (whole := _PLACEHOLDER.fullmatch(part)) and whole[1]:
                 return _field(record, whole[1])
-            return _PLACEHOLDER.sub(lambda found: _as_text(_field(record, found[1])), part)
+            return _PLACEHOLDER.sub(lambda found: _as_text(_field(record, found[1])) if found[1] else found[0][0], part)
         if isinstance(part, Mapping):
             return {name: fill(value, record) for name, value in part.items()}
         if isinstance(part, (list, tuple)):

@@ -111,8 +111,8 @@ class Scorer:
     Args:
         endpoint_name: the endpoint.
         column: the column whose value is the body. If None, the template or all columns.
-        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
-            all columns.
+        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``; braces that are written
+            twice stand for themselves. If None, the column or all columns.
         content_type: the bodies' content type, by which they are made; without a column or a template, JSON is an
             object of all columns and CSV their values. Defaults to ``"application/json"``.
         accept: the answers' content type, if the endpoint has a choice. Answers are read by the type they have.

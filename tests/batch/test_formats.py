@@ -59,6 +59,14 @@ def table(tmp_path: Path) -> Path:
             ],
         ),
         (
+            {"template": {"inputs": 'JSON as {{"n": {n}}}: }}', "k": "{{n}}", "end": "}}", "l": "{", "e": "{{}}"}},
+            "application/json",
+            [
+                b'{"inputs":"JSON as {\\"n\\": %d}: }","k":"{n}","end":"}","l":"{","e":"{}"}' % number
+                for number in (1, 2, 3)
+            ],
+        ),
+        (
             {},
             "application/json",
             [
