@@ -260,8 +260,12 @@ class Source:
         self._inputs = [found for name in inputs for found in self._expanded(name, input_format, output)]
         _check_different(self._inputs)
         self.input_format: RowFormat = input_format or _common_format(self._inputs)
-        if self.input_format == "file" and (stream := next((one for one in self._inputs if not one.regular), None)):
-            raise BatchInputError(f"{stream.name} is a stream; the input format file needs files")
+        if stream := next((one.name for one in self._inputs if not one.regular), None):
+            name = "standard input" if stream == STANDARD_INPUT else stream
+            if self.input_format == "file":
+                raise BatchInputError(f"{name} is a stream; the input format file needs files")
+            if self.input_format == "parquet":
+                raise BatchInputError(f"{name} is a stream; Parquet is read from files and objects")
         self.columns: list[str] | None = None
         self.schema: Any = None
         self.wanted: list[str] | None = None
@@ -394,8 +398,6 @@ class Source:
     @contextmanager
     def _parquet(self, found: _Input) -> Iterator[Any]:
         """An open Parquet file."""
-        if not found.regular:
-            raise BatchInputError(f"{found.name} is a stream; Parquet is read from files and objects")
         # Around the bytes, because pyarrow takes a short read for the end.
         file: Any = io.BufferedReader(self._raw(found, counted=False), _BUFFER_BYTES)
         try:
