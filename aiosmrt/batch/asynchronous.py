@@ -121,6 +121,11 @@ class JobsUnderWay:
         self._unsynced = False
         try:
             lines = [] if fresh or not path.exists() else path.read_bytes().splitlines(keepends=True)
+            if lines and "key" not in (_record(lines[0]) or {}):
+                # It is renamed into place as a whole, so this is not a torn one.
+                raise BatchOutputError(
+                    f"{path} is not a job's; choose another output, or start over with fresh (--fresh)"
+                )
             if lines and lines[0] == self._head:
                 self._read(lines[1:], is_done)
             self._file = self._rewritten()

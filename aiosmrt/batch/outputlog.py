@@ -33,6 +33,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import secrets
 import stat
 import struct
@@ -66,6 +67,12 @@ _ROW: Final = (1 << 62) - 1
 _REOPENED: Final = 1
 
 _MAGIC: Final = b"aiosmrt batch journal 1\n"
+
+# The length of the head and its checksum, on the line behind that.
+_SIZES: Final = re.compile(rb"(\d{1,18}) (\d{1,10})\n")
+
+# What the names of sorted copies end with: not as people call theirs, because leftovers are removed.
+_COPY: Final = ".sorting"
 
 # An entry as unsigned integers of 32 bits: row; kind and, for rows from 2^32, the rest of the row; length; checksums.
 _WORDS: Final = 5
@@ -120,7 +127,7 @@ class LogFiles(NamedTuple):
 
     def all(self) -> list[Path]:
         """All files that a log may write, for a moment or for good."""
-        return [path.with_name(f"{path.name}{end}") for path in self for end in ("", ".sorted", ".commit")]
+        return [path.with_name(f"{path.name}{end}") for path in self for end in ("", _COPY, ".commit")]
 
     def resolved(self) -> LogFiles:
         """The files without symbolic links: a sorted copy renamed over a link would replace it."""
@@ -335,12 +342,18 @@ class OutputLog:
     def _read_head(self) -> dict[str, Any] | None:
         """The facts at the journal's beginning. If None, the journal is new, or its beginning is torn."""
         journal = self._journal
-        line_end = -1
-        if (start := journal.read(len(_MAGIC) + 40, 0)).startswith(_MAGIC):
-            line_end = start.find(b"\n", len(_MAGIC))
-        if line_end >= 0:
-            length, checksum = map(int, start[len(_MAGIC) : line_end].split())
-            head = journal.read(length + 1, line_end + 1)
+        start = journal.read(len(_MAGIC) + 40, 0)
+        # What was torn by a power failure may have zeros.
+        written = start.rstrip(b"\0")
+        if not written.startswith(_MAGIC[: len(written)]):
+            raise BatchOutputError(
+                f"{journal.path} is not a journal of this version; choose another output, or start over with fresh "
+                "(--fresh)"
+            )
+        if sizes := _SIZES.match(start, len(_MAGIC)):
+            line_end = sizes.end() - 1
+            length, checksum = map(int, sizes.groups())
+            head = journal.read(min(length + 1, journal.size), line_end + 1)
             if len(head) == length + 1 and crc32(head[:-1]) == checksum:
                 self._head = start[: line_end + 1] + head
                 facts: dict[str, Any] = json.loads(head)
@@ -626,7 +639,7 @@ class OutputLog:
         copies: dict[str, _File] = {}
         try:
             for name, file in (("out", self._out), ("errors", self._errors), ("journal", self._journal)):
-                copies[name] = copy = _File.open(file.path.with_name(f"{file.path.name}.sorted"))
+                copies[name] = copy = _File.open(file.path.with_name(f"{file.path.name}{_COPY}"))
                 copy.cut(0)
                 os.fchmod(copy.descriptor, stat.S_IMODE(os.fstat(file.descriptor).st_mode))
             for name in ("out", "journal"):
@@ -760,7 +773,7 @@ def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 if not commit.exists():
                     for leftover in files.all():
-                        if leftover.name.endswith(".sorted"):
+                        if leftover.name.endswith(_COPY):
                             leftover.unlink(missing_ok=True)
                     return _File(path, descriptor), created
                 _roll_forward(files)
@@ -810,7 +823,7 @@ def _roll_forward(files: LogFiles) -> None:
     out, errors, journal = files
     for path in (out, errors):
         with suppress(FileNotFoundError):
-            path.with_name(f"{path.name}.sorted").replace(path)
+            path.with_name(f"{path.name}{_COPY}").replace(path)
     _sync_folder(out.parent)
     journal.with_name(f"{journal.name}.commit").replace(journal)
     _sync_folder(out.parent)

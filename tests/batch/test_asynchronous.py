@@ -14,7 +14,7 @@ from aiosmrt import Client, ParamValidationError
 from aiosmrt.batch import ANY_ANSWER, Report, score
 from aiosmrt.batch.asynchronous import JobsUnderWay, Place, jobs_file
 from aiosmrt.endpoint import Endpoint, JobHandle
-from aiosmrt.errors import BatchStoppedError, ObjectStoreError
+from aiosmrt.errors import BatchOutputError, BatchStoppedError, ObjectStoreError
 from aiosmrt.local import (
     AsyncInferenceConfig,
     ContainerFailure,
@@ -505,6 +505,16 @@ def test_another_jobs_file_is_started_over(tmp_path: Path) -> None:
     assert len(other) == 0
     other.close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"mine\n", b"\n", b'12345678 {"key": "x"}\n'])
+def test_a_file_in_place_of_the_jobs_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "jobs"
+    path.write_bytes(content)
+    with pytest.raises(BatchOutputError, match="jobs is not a job's"):
+        under_way(path)
+    assert path.read_bytes() == content
+    under_way(path, fresh=True).close()
 
 
 def test_the_file_does_not_grow_with_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

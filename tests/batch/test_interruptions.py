@@ -124,7 +124,7 @@ async def test_putting_in_order_may_be_interrupted_anywhere(
     assert report.finished
     assert models.seen.total() == 40
     scored_or_failed(tmp_path, 40, {3, 20})
-    assert not list(tmp_path.glob("*.sorted"))
+    assert not list(tmp_path.glob("*.sorting"))
     assert not list(tmp_path.glob("*.commit"))
 
 
