@@ -41,18 +41,20 @@ import sys
 import tempfile
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from itertools import groupby
+from operator import add, itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.tasks import check_wanted
 from aiosmrt.errors import BatchOutputError
 
-__all__ = ["LogFiles", "OutputLog", "Record"]
+__all__ = ["LogFiles", "OutputLog"]
 
 # Among the facts, what was noted when the job began, and does not have to be the same.
 _NOTED: Final = "noted"
@@ -60,6 +62,8 @@ _NOTED: Final = "noted"
 # Kind and row, length of the record, its CRC, CRC of the 16 bytes before.
 _ENTRY: Final = struct.Struct("<QIII")
 _BODY: Final = struct.Struct("<QII")
+_CHECKSUM: Final = struct.Struct("<I")
+_CHECKED_BODY: Final = struct.Struct("<16sI")
 _SCORED, _FAILED, _SYNCED, _FINISHED = range(4)
 _ROW: Final = (1 << 62) - 1
 
@@ -84,22 +88,14 @@ _ENTRIES: Final = 4096
 _READ_BYTES: Final = 1 << 20
 _MARKED_BYTES: Final = 200_000 * _ENTRY.size
 
+# How far records that are read at once may be apart, in bytes.
+_APART_BYTES: Final = 4 << 20
+
 # A row's place in the table by which records are sorted: offset and kind, length, CRC.
 _PLACE: Final = struct.Struct("<QII")
 
-
-class Record(NamedTuple):
-    """What is written for a row.
-
-    Args:
-        row: its number in the input, from 0.
-        failed: whether the row failed, and the record goes into the errors file.
-        data: the record with its line end.
-    """
-
-    row: int
-    failed: bool
-    data: bytes
+# Where a record is: row, offset, length, checksum.
+_Found: TypeAlias = tuple[int, int, int, int]
 
 
 class LogFiles(NamedTuple):
@@ -363,8 +359,8 @@ class OutputLog:
             raise BatchOutputError(f"{journal.path} is not a journal of this version, or is damaged")
         return None
 
-    def _read_entries(self, start: int = 0) -> Iterator[list[tuple[int, int, int]]]:
-        """The entries up to the first that is torn, many at a time: kind and row in one number, length, checksum.
+    def _read_entries(self, start: int = 0) -> Iterator[list[tuple[int, int, int, int]]]:
+        """The entries up to the first that is torn, many at a time: kind and row in one number, length, checksums.
 
         Args:
             start: the first entry.
@@ -372,17 +368,14 @@ class OutputLog:
         offset = len(self._head) + start * _ENTRY.size
         while chunk := self._journal.read(_ENTRIES * _ENTRY.size, offset):
             offset += len(chunk)
-            whole = len(chunk) - len(chunk) % _ENTRY.size
-            entries: list[tuple[int, int, int]] = []
-            for at, (word, length, checksum, own) in zip(
-                range(0, whole, _ENTRY.size), _ENTRY.iter_unpack(chunk[:whole]), strict=True
-            ):
-                if crc32(chunk[at : at + _BODY.size]) != own:
-                    yield entries
+            whole = chunk[: len(chunk) - len(chunk) % _ENTRY.size]
+            entries = list(_ENTRY.iter_unpack(whole))
+            for number, (body, own) in enumerate(_CHECKED_BODY.iter_unpack(whole)):
+                if crc32(body) != own:
+                    yield entries[:number]
                     return
-                entries.append((word, length, checksum))
             yield entries
-            if whole != len(chunk):
+            if len(whole) != len(chunk):
                 return
 
     def _recover(self) -> None:
@@ -399,7 +392,7 @@ class OutputLog:
                 continue
             entries = next(self._read_entries(good), [])
             at_end = len(entries) < _ENTRIES
-            mark = next((number for number, (word, _, _) in enumerate(entries, 1) if word >> 62 == _SYNCED), None)
+            mark = next((number for number, (word, *_) in enumerate(entries, 1) if word >> 62 == _SYNCED), None)
             taken, broken = self._take_singly(entries[:mark], ends)
             good += taken
             behind_mark = mark is not None
@@ -408,7 +401,7 @@ class OutputLog:
         if broken is not None:
             # A mark behind vouches for what is wrong here.
             for some in self._read_entries(good):
-                for word, _, _ in some:
+                for word, *_ in some:
                     if word >> 62 == _SYNCED and word & _ROW > good:
                         raise BatchOutputError(
                             f"{broken.path} was changed by something else: the record of entry {good} is not what the "
@@ -432,11 +425,11 @@ class OutputLog:
         self._out.cut(ends[_SCORED])
         self._errors.cut(ends[_FAILED])
 
-    def _take_singly(self, entries: list[tuple[int, int, int]], ends: dict[int, int]) -> tuple[int, _File | None]:
+    def _take_singly(self, entries: list[tuple[int, int, int, int]], ends: dict[int, int]) -> tuple[int, _File | None]:
         """Note entries whose records are whole; returns their number, and the file of the first that is not."""
         files = {_SCORED: self._out, _FAILED: self._errors}
         records = {kind: _Sequence(file, ends[kind]) for kind, file in files.items()}
-        for number, (word, length, checksum) in enumerate(entries):
+        for number, (word, length, checksum, _) in enumerate(entries):
             kind = word >> 62
             if kind in files:
                 record = records[kind].next(length)
@@ -444,7 +437,7 @@ class OutputLog:
                     return number, files[kind]
                 ends[kind] += length
                 self._ended = False
-                self._note(kind, word & _ROW)
+                self._note(kind, [word & _ROW])
             elif kind == _FINISHED:
                 self.rows_in_input = word & _ROW
                 self._ended = length != _REOPENED
@@ -517,8 +510,8 @@ class OutputLog:
                         self._last[_FAILED] = first + position
                     at = position + 1
                 return True
-        for kind, row in zip(high, rows, strict=True):
-            self._note(_FAILED if kind else _SCORED, row)
+        for kind, some in groupby(zip(high, rows, strict=True), itemgetter(0)):
+            self._note(_FAILED if kind else _SCORED, [row for _, row in some])
         return True
 
     def _checksum_of(self, offset: int, length: int) -> int | None:
@@ -533,19 +526,24 @@ class OutputLog:
             length -= len(data)
         return checksum
 
-    def _note(self, kind: int, row: int) -> None:
-        last = self._last
-        if row < last[kind]:
+    def _note(self, kind: int, rows: list[int]) -> None:
+        """Note that rows have records, which follow each other in this order."""
+        if not rows:
+            return
+        in_order, last = sorted(rows), self._last[kind]
+        if rows != in_order or rows[0] < last:
             self.is_ordered = False
-        else:
-            last[kind] = row
-        if kind == _SCORED:
-            self.scored.add(row)
-            if self.failed and row in self.failed:
-                self.failed.discard(row)
+        self._last[kind] = max(last, in_order[-1])
+        if kind == _FAILED:
+            if self.failed.update(rows) < len(rows):
                 self.is_ordered = False
-        elif not self.failed.add(row):
-            self.is_ordered = False
+            return
+        self.scored.update(rows)
+        if self.failed:
+            for row in rows:
+                if row in self.failed:
+                    self.failed.discard(row)
+                    self.is_ordered = False
 
     # Writing
 
@@ -554,34 +552,30 @@ class OutputLog:
         """One more than the last row that has a record."""
         return max(self._last.values()) + 1
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, scored: Mapping[int, bytes], failed: Mapping[int, bytes]) -> None:
         """Write records, of rows that are not scored yet.
+
+        Args:
+            scored: the records of scored rows by their rows, with their line ends.
+            failed: those of rows that failed, which go into the errors file.
 
         Raises:
             BatchOutputError: a file cannot be written, because the disk is full for example. What was written of these
                 records does not count.
         """
-        data: dict[int, list[bytes]] = {_SCORED: [], _FAILED: []}
-        entries = []
-        rows = []
-        for row, failed, record in records:
-            kind = _FAILED if failed else _SCORED
-            data[kind].append(record)
-            entries.append(_packed(kind, row, len(record), crc32(record)))
-            rows.append((kind, row))
         if self._ended:
             # Before the first record: what is behind the end is the job's from now on, and may be torn.
             self._add([_packed(_FINISHED, self.rows_in_input or 0, _REOPENED)])
             self._journal.sync()
             self._ended = False
-        scored = b"".join(data[_SCORED])
-        self._out.write(scored)
-        self._errors.write(b"".join(data[_FAILED]))
-        self._add(entries, scored)
-        for kind, row in rows:
-            self._note(kind, row)
+        data = b"".join(scored.values())
+        self._out.write(data)
+        self._errors.write(b"".join(failed.values()))
+        self._add([*_entries(_SCORED, scored), *_entries(_FAILED, failed)], data)
+        self._note(_SCORED, list(scored))
+        self._note(_FAILED, list(failed))
 
-    def _add(self, entries: list[bytes], scored: bytes = b"") -> None:
+    def _add(self, entries: Sequence[bytes], scored: bytes = b"") -> None:
         data = b"".join(entries)
         with self._journal_lock:
             self._journal.write(data)
@@ -677,7 +671,6 @@ class OutputLog:
         self, copies: dict[str, _File], rows_in_input: int | None, is_unwanted: Callable[[], bool]
     ) -> int:
         """Write the sorted copies; returns the number of entries of the journal's."""
-        writers = {_SCORED: copies["out"], _FAILED: copies["errors"]}
         copies["out"].write(self._preamble)
         copies["journal"].write(self._head)
         entries = 0
@@ -688,40 +681,47 @@ class OutputLog:
                 file.write(bytes(min(_READ_BYTES, self.rows * _PLACE.size - at)))
             file.flush()
             with mmap.mmap(file.fileno(), self.rows * _PLACE.size) as places:
-                ends = {_SCORED: len(self._preamble), _FAILED: 0}
+                ends = [len(self._preamble), 0]
+                pack_into, size = _PLACE.pack_into, _PLACE.size
+                read = 0
                 for some in self._read_entries():
                     check_wanted(is_unwanted)
-                    for word, length, checksum in some:
-                        if (kind := word >> 62) in ends:
-                            at = (word & _ROW) * _PLACE.size
-                            _PLACE.pack_into(places, at, (ends[kind] << 2) | (kind + 1), length, checksum)
-                            ends[kind] += length
-                data: dict[int, list[bytes]] = {_SCORED: [], _FAILED: []}
-                lines: list[bytes] = []
-                held = 0
-                originals = {_SCORED: self._out, _FAILED: self._errors}
-                for row in range(self.rows):
-                    word, length, checksum = _PLACE.unpack_from(places, row * _PLACE.size)
-                    kind = (word & 3) - 1
-                    if kind < 0:
-                        continue
-                    record = originals[kind].read(length, word >> 2)
-                    if crc32(record) != checksum or len(record) != length:
-                        raise BatchOutputError(
-                            f"{originals[kind].path} was changed by something else while the job ran"
-                        )
-                    data[kind].append(record)
-                    lines.append(_packed(kind, row, length, checksum))
-                    held += length
-                    if held > _READ_BYTES or len(lines) > _ENTRIES:
-                        check_wanted(is_unwanted)
-                        entries += _write_marked(writers, copies["journal"], data, lines, entries)
-                        held = 0
-        entries += _write_marked(writers, copies["journal"], data, lines, entries)
+                    read += len(some)
+                    for word, length, checksum, _ in some:
+                        if (kind := word >> 62) <= _FAILED:
+                            end = ends[kind]
+                            pack_into(places, (word & _ROW) * size, end << 2 | kind + 1, length, checksum)
+                            ends[kind] = end + length
+                if read != self._entries:
+                    raise _changed(self._journal)
+                for scored, failed in self._read_sorted(places):
+                    check_wanted(is_unwanted)
+                    entries += _write_marked(copies, scored, failed, entries)
         if rows_in_input is not None:
             copies["journal"].write(_packed(_FINISHED, rows_in_input))
             entries += 1
         return entries
+
+    def _read_sorted(self, places: mmap.mmap) -> Iterator[tuple[dict[int, bytes], dict[int, bytes]]]:
+        """The records in input order, some at a time: of scored rows, and of those that failed.
+
+        Args:
+            places: the table of places.
+        """
+        for first in range(0, self.rows, _ENTRIES):
+            found: tuple[list[_Found], list[_Found]] = ([], [])
+            held = 0
+            part = places[first * _PLACE.size : (first + _ENTRIES) * _PLACE.size]
+            for row, (word, length, checksum) in enumerate(_PLACE.iter_unpack(part), first):
+                if word:
+                    found[(word & 3) - 1].append((row, word >> 2, length, checksum))
+                    held += length
+                    if held > _READ_BYTES:
+                        yield _records_at(self._out, found[0]), _records_at(self._errors, found[1])
+                        found = ([], [])
+                        held = 0
+            if any(found):
+                yield _records_at(self._out, found[0]), _records_at(self._errors, found[1])
 
     def close(self) -> None:
         """Release the output. An empty errors file is removed."""
@@ -737,22 +737,58 @@ def _packed(kind: int, row: int, length: int = 0, checksum: int = 0) -> bytes:
     return body + crc32(body).to_bytes(4, "little")
 
 
+def _entries(kind: int, records: Mapping[int, bytes]) -> list[bytes]:
+    """The entries of records, by their rows."""
+    words = [kind << 62 | row for row in records]
+    bodies = list(map(_BODY.pack, words, map(len, records.values()), map(crc32, records.values())))
+    return list(map(add, bodies, map(_CHECKSUM.pack, map(crc32, bodies))))
+
+
+def _records_at(file: _File, found: list[_Found]) -> dict[int, bytes]:
+    """Records of a file by their rows, read at once where they are close to each other.
+
+    Raises:
+        BatchOutputError: one of them is not what was written.
+    """
+    if not found:
+        return {}
+    rows, offsets, lengths, checksums = zip(*found, strict=True)
+    start, end = min(offsets), max(map(add, offsets, lengths))
+    if end - start <= _APART_BYTES:
+        block = file.read(end - start, start)
+        records = [block[offset - start : offset - start + length] for _, offset, length, _ in found]
+    else:
+        records = [file.read(length, offset) for _, offset, length, _ in found]
+    if (*map(len, records),) != lengths or (*map(crc32, records),) != checksums:
+        raise _changed(file)
+    return dict(zip(rows, records, strict=True))
+
+
 def _write_marked(
-    writers: Mapping[int, _File], journal: _File, records: dict[int, list[bytes]], entries: list[bytes], before: int
+    copies: Mapping[str, _File], scored: Mapping[int, bytes], failed: Mapping[int, bytes], before: int
 ) -> int:
-    """Write records with their entries and a mark; returns the number of entries, and clears what was written."""
-    data = {kind: b"".join(some) for kind, some in records.items()}
-    for kind, written in data.items():
-        writers[kind].write(written)
+    """Write records in input order with their entries and a mark.
+
+    Args:
+        copies: the files.
+        scored, failed: the records by their rows.
+        before: the number of entries that were written before.
+
+    Returns:
+        The number of entries that were written.
+    """
+    data = b"".join(scored.values())
+    copies["out"].write(data)
+    copies["errors"].write(b"".join(failed.values()))
+    entries = _entries(_SCORED, scored)
+    if failed:
+        by_row = zip([*scored, *failed], [*entries, *_entries(_FAILED, failed)], strict=True)
+        entries = [entry for _, entry in sorted(by_row)]
     added = b"".join(entries)
     # All copies are synced before the commit, and so before anything reads this mark.
-    mark = _mark(before + len(entries), (crc32(added), crc32(data[_SCORED])))
-    journal.write(added + mark)
-    count = len(entries) + 1
-    entries.clear()
-    for some in records.values():
-        some.clear()
-    return count
+    mark = _mark(before + len(entries), (crc32(added), crc32(data)))
+    copies["journal"].write(added + mark)
+    return len(entries) + 1
 
 
 def _mark(synced: int, since_mark: tuple[int, int] | None) -> bytes:
@@ -835,6 +871,10 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _changed(file: _File) -> BatchOutputError:
+    return BatchOutputError(f"{file.path} was changed by something else while the job ran")
 
 
 def _refused(path: Path, error: OSError) -> BatchOutputError:

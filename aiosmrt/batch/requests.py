@@ -177,9 +177,13 @@ class RequestMaker:
             self._raw = type(serializer) in _JOINABLE
         # A line that is not JSON would spoil the bodies of others.
         self._reads = not self._raw or id_field is not None or join or (several and input_format == "jsonl")
+        # Nothing but the line is needed, whatever it is.
+        self._takes_any = self._raw and not self._reads and max_bytes is None
 
     def row(self, line: Line) -> Row:
         """Make a row, with an error in place of a body where that fails."""
+        if self._takes_any:
+            return Row(line.row, None, None, line.data, None)
         record: Any = None
         row_id: Any = None
         joined: Any = None

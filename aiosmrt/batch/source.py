@@ -529,12 +529,13 @@ class Source:
                         if self.stopped.is_set():
                             return
                 else:
+                    name = found.name
                     for number, line in enumerate(file, 1):
                         self._taken += len(line)
                         data = line.rstrip(b"\r\n")
-                        if data.isspace() or not data:
+                        if not data or data.isspace():
                             continue
-                        yield Line(row, data, found.name, number)
+                        yield Line(row, data, name, number)
                         row += 1
                         if self.stopped.is_set():
                             return

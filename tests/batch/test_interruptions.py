@@ -19,13 +19,13 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.batch import score
-from aiosmrt.batch.outputlog import OutputLog, Record
+from aiosmrt.batch.outputlog import OutputLog
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchOutputError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.serializers import JSON
 from tests.batch.kill_loop import KILLS_IN_FLIGHT, kill_until_done
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, environment, started, unless_ended
 from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 FILES = ("out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.journal")
@@ -222,7 +222,7 @@ async def test_a_signal_stops_the_command_and_it_resumes(
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl")
     env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
     async with started(*command, "--max-concurrency", "4", env=env, cwd=tmp_path) as process:
-        await enough.wait()
+        await unless_ended(process, enough.wait())
         process.send_signal(number)
         stdout, stderr = await process.communicate()
     assert (process.returncode, stdout) == (130, b"")
@@ -248,7 +248,7 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl")
     env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
     async with started(*command, "--max-concurrency", "2", env=env, cwd=tmp_path) as process:
-        await hanging.wait()
+        await unless_ended(process, hanging.wait())
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert (await process.stderr.readline()).startswith(b"stopping: ")
@@ -282,11 +282,11 @@ def test_a_log_that_goes_on_behind_its_end_may_be_torn_again(tmp_path: Path) -> 
     out = tmp_path / "out"
     for last in range(3):
         log = OutputLog.open(out, {})
-        log.append([Record(row, failed=False, data=b"row\n") for row in range(3 * last, 3 * last + 3)])
+        log.append(dict.fromkeys(range(3 * last, 3 * last + 3), b"row\n"), {})
         log.finish(3 * last + 3)
         log.close()
     log = OutputLog.open(out, {})
-    log.append([Record(9, failed=False, data=b"row\n")])
+    log.append({9: b"row\n"}, {})
     log.close()
     journal = out.with_name("out.journal")
     # The record reached the file, its entry did not.
@@ -329,8 +329,9 @@ def appended(log: OutputLog, drawn: random.Random, count: int) -> list[tuple[boo
         failed = [row for was_failed, row in history if was_failed and row in log.failed]
         if failed and drawn.random() < 0.3:
             some.append((False, drawn.choice(failed)))
-        # Records of a call are in its order within each of the two files alone.
-        log.append([Record(row, failed=bad, data=b"%d\n" % row * drawn.randint(1, 40)) for bad, row in some])
+        some.sort(key=lambda each: each[0])
+        records = [(bad, row, b"%d\n" % row * drawn.randint(1, 40)) for bad, row in some]
+        log.append(*({row: data for bad, row, data in records if bad == kind} for kind in (False, True)))
         history += some
         if drawn.random() < 0.3:
             log.sync()
@@ -360,6 +361,41 @@ def test_a_log_is_read_as_it_was_written(tmp_path: Path, seed: int) -> None:
         assert found_in(log, 400) == done(history)
     assert log.rows_in_input == 400
     log.close()
+
+
+@pytest.mark.parametrize("size", [20, 60_000])
+def test_a_log_is_put_in_order_however_far_its_records_are_apart(tmp_path: Path, size: int) -> None:
+    rows, out = list(range(120)), tmp_path / "out"
+    random.Random(size).shuffle(rows)
+    records = {row: b"%0*d\n" % (size, row) for row in rows}
+    log = OutputLog.open(out, {})
+    for begin in range(0, 120, 10):
+        some = rows[begin : begin + 10]
+        log.append({row: records[row] for row in some if row % 7}, {row: records[row] for row in some if not row % 7})
+    log.finish(120)
+    log.close()
+    failed = {row for row in rows if not row % 7}
+    assert out.read_bytes() == b"".join(records[row] for row in sorted(rows) if row not in failed)
+    assert out.with_name("out.errors.jsonl").read_bytes() == b"".join(records[row] for row in sorted(failed))
+    log = OutputLog.open(out, {})
+    assert found_in(log, 120) == (set(rows) - failed, failed)
+    assert log.is_ordered
+    log.close()
+
+
+@pytest.mark.parametrize("name", ["out", "out.errors.jsonl", "out.journal"])
+def test_a_log_that_something_else_changes_is_not_put_in_order(tmp_path: Path, name: str) -> None:
+    log = OutputLog.open(tmp_path / "out", {})
+    log.append({row: b"%d\n" % row for row in (5, 3, 4)}, {row: b"%d\n" % row for row in (1, 0, 2)})
+    changed = tmp_path / name
+    data = bytearray(changed.read_bytes())
+    # In the journal, the middle of the entry before the last.
+    data[-30 if name == "out.journal" else 0] ^= 1
+    changed.write_bytes(data)
+    with pytest.raises(BatchOutputError, match="changed by something else while the job ran"):
+        log.finish(6)
+    log.close()
+    assert not (tmp_path / "out.sorted").exists()
 
 
 @pytest.mark.parametrize("seed", range(30))
