@@ -278,6 +278,46 @@ async def test_what_was_added_behind_a_finished_job_is_not_cut_off(
     assert (await score(endpoint, source, out)).resumed == 10
 
 
+@pytest.mark.parametrize("content", [b"my notes\n", b"aiosmrt batch journal 2\n", b"\0\0also mine", b"aiosmrt\0x"])
+def test_a_file_in_place_of_the_journal_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
+    out, journal = tmp_path / "out", tmp_path / "out.journal"
+    journal.write_bytes(content)
+    with pytest.raises(BatchOutputError, match=r"out\.journal is not a journal of this version"):
+        OutputLog.open(out, {})
+    assert (journal.read_bytes(), out.exists()) == (content, False)
+    OutputLog.open(out, {}, fresh=True).close()
+    OutputLog.open(out, {}).close()
+
+
+MAGIC = b"aiosmrt batch journal 1\n"
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b"", b"aios", b"aios\0\0", b"\0" * 300, MAGIC, MAGIC + b"12", MAGIC + b"a b\n", MAGIC + b"%d 1\n{" % 10**17],
+)
+def test_a_journal_whose_first_write_was_torn_is_begun_again(tmp_path: Path, torn: bytes) -> None:
+    out = tmp_path / "out"
+    out.with_name("out.journal").write_bytes(torn)
+    for scored in (0, 1):
+        log = OutputLog.open(out, {"about": 1})
+        assert len(log.scored) == scored
+        if not scored:
+            log.append({0: b"row\n"}, {})
+        log.close()
+
+
+def test_a_copy_that_somebody_sorted_stays(tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "out.sorted"
+    mine.write_text("mine")
+    log = OutputLog.open(out, {})
+    log.append({1: b"1\n", 0: b"0\n"}, {})
+    log.finish(2)
+    log.close()
+    OutputLog.open(out, {}).close()
+    assert (mine.read_text(), out.read_text()) == ("mine", "0\n1\n")
+
+
 def test_a_log_that_goes_on_behind_its_end_may_be_torn_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for last in range(3):

@@ -431,40 +431,6 @@ async def test_a_foreign_journal_is_refused(endpoint: Endpoint[Any, Any], rows: 
     assert out.read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", [b"my notes\n", b"aiosmrt batch journal 2\n", b"\0\0also mine", b"aiosmrt\0x"])
-async def test_a_file_in_place_of_the_journal_is_not_overwritten(
-    endpoint: Endpoint[Any, Any], rows: Path, out: Path, models: Models, content: bytes
-) -> None:
-    journal = out.with_name("out.jsonl.journal")
-    journal.write_bytes(content)
-    with pytest.raises(BatchOutputError, match=r"out\.jsonl\.journal is not a journal of this version"):
-        await score(endpoint, rows, out)
-    assert (journal.read_bytes(), out.exists(), models.seen.total()) == (content, False, 0)
-    assert (await score(endpoint, rows, out, fresh=True)).scored == 200
-
-
-MAGIC = b"aiosmrt batch journal 1\n"
-
-
-@pytest.mark.parametrize(
-    "torn",
-    [b"", b"aios", b"aios\0\0", b"\0" * 300, MAGIC, MAGIC + b"12", MAGIC + b"a b\n", MAGIC + b"%d 1\n{" % 10**17],
-)
-async def test_a_journal_whose_first_write_was_torn_is_begun_again(
-    endpoint: Endpoint[Any, Any], rows: Path, out: Path, torn: bytes
-) -> None:
-    out.with_name("out.jsonl.journal").write_bytes(torn)
-    assert (await score(endpoint, rows, out)).scored == 200
-    assert lines_of(out) == doubled(200)
-
-
-async def test_a_copy_that_somebody_sorted_stays(endpoint: Endpoint[Any, Any], rows: Path, out: Path) -> None:
-    mine = out.with_name("out.jsonl.sorted")
-    mine.write_text("mine")
-    await score(endpoint, rows, out)
-    assert mine.read_text() == "mine"
-
-
 async def test_an_output_that_was_edited_is_refused(
     endpoint: Endpoint[Any, Any], rows: Path, out: Path, models: Models
 ) -> None:
