@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
@@ -353,6 +353,23 @@ class ObjectStore:
             except AiosmrtError as error:
                 failure.add_note(str(error))
             raise
+
+    async def check_writable(self, uri: str) -> None:
+        """See whether an object may be written, and leave no trace.
+
+        Args:
+            uri: ``s3://bucket/key``.
+
+        Raises:
+            ObjectStoreError: As in ``get``.
+        """
+        bucket, key = parse_s3_uri(uri)
+        place = {"Bucket": bucket, "Key": key}
+        # It needs the permission to write the object, which then does not appear.
+        upload: str = (await self._call("create_multipart_upload", uri, place))["UploadId"]
+        # Ending it is another permission. An upload without parts costs nothing.
+        with suppress(ObjectStoreError):
+            await self._call("abort_multipart_upload", uri, {**place, "UploadId": upload})
 
     async def close(self) -> None:
         """Close the connections; calls under way fail. May be called again."""

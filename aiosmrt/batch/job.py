@@ -52,7 +52,7 @@ from aiosmrt.batch.requests import (
 )
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
-from aiosmrt.batch.source import FileSet, InputFormat, Line, Source, format_of, is_compressed
+from aiosmrt.batch.source import STANDARD_INPUT, FileSet, InputFormat, Line, Source, format_of, is_compressed
 from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Results
@@ -201,8 +201,8 @@ async def score(
             files are known. If None, the endpoint's.
         header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
         column: the column that is sent. If None, the template or the whole row.
-        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
-            the whole row.
+        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``; braces that are written
+            twice stand for themselves. If None, the column or the whole row.
         id_field: a column whose value is repeated in the output as the row's id.
         join_source: ``"Input"``: a record of the output is the row with ``prediction`` added. ``"None"``: it is the
             row's index, its id and the value.
@@ -277,6 +277,9 @@ async def score(
     is_file = name_of_sink.startswith("s3://") or os.path.split(name_of_sink)[1] not in ("", ".", "..")
     if isinstance(sink, (str, os.PathLike)) and not is_file:
         faults.append(f"the output must be a file; got {name_of_sink!r:.80}")
+    if name_of_sink == STANDARD_INPUT:
+        # As an input it is standard input; a file of that name is ./-
+        faults.append("the output must be a file, from which the job resumes; standard output is none")
     formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
         ("input_format", input_format, (*formats[:-1], "file", None)),
@@ -557,6 +560,8 @@ class _Job:
         )
         facts = source.prepare()
         self._check_columns()
+        if self._kind == "parquet":
+            self._maker.exact = self._hints().keys()
         if (wanted := self._wanted_columns()) is not None:
             source.wanted = sorted(wanted)
         self._sink = Sink(
@@ -592,17 +597,23 @@ class _Job:
             bucket=self._bucket,
         )
 
-    def _make(self) -> None:
-        """Make the output of the log, once all rows are done."""
-        source = self._source
-        names = source.columns or ()
+    def _hints(self) -> dict[str, Any]:
+        """The types of the input's columns that Parquet repeats."""
         # Members that a filter selects may be the answer's, under the name of a column.
-        schema = source.schema if self._settings.join and self._settings.keep is None else None
+        schema = self._source.schema if self._settings.join and self._settings.keep is None else None
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
         # The row's own column of that name gives way.
         hints.pop("prediction", None)
+        return hints
+
+    def _make(self) -> None:
+        """Make the output of the log, once all rows are done."""
         self._output.make(
-            self._log, self._bucket, columns=self._sink.columns(names), hints=hints, is_unwanted=self._is_unwanted
+            self._log,
+            self._bucket,
+            columns=self._sink.columns(self._source.columns or ()),
+            hints=self._hints(),
+            is_unwanted=self._is_unwanted,
         )
 
     def _wanted_columns(self) -> set[str] | None:
@@ -716,7 +727,8 @@ class _Job:
             # Of an earlier run: its rows stay together.
             rows = self._of_jobs.setdefault(job, [])
             rows.append(row)
-            if len(rows) == len(self._under_way.rows_of(job)):
+            # What is in doubt comes last of all: until then, its answer may appear.
+            if len(rows) == len(self._under_way.rows_of(job)) and not self._under_way.is_in_doubt(job):
                 yield self._of_jobs.pop(job)
             return
         # What is not serialized yet counts by an estimate.
@@ -755,7 +767,11 @@ class _Job:
         if self._to_retry:
             return False
         if (rows := log.rows_in_input) is not None:
-            return len(log.scored) + len(log.failed) >= (rows if limit is None else min(rows, limit))
+            if not self._source.is_known and (limit is None or limit > rows):
+                # Another stream may begin with the same line, and go on behind the rows of that one.
+                return False
+            done = len(log.scored) + len(log.failed)
+            return log.is_ordered and done >= (rows if limit is None else min(rows, limit))
         return (
             limit is not None
             and log.is_ordered
@@ -807,8 +823,9 @@ class _Job:
                 # Once all rows are done, nothing was stopped early.
                 not self._finishing and isinstance(failure, AiosmrtError) and concerns_every_call(failure)
             ):
+                reason = str(failure).removesuffix(".")
                 raise BatchStoppedError(
-                    f"stopped: {failure}; {self._done()} rows are done, and the same job resumes after them"
+                    f"stopped: {reason}; {self._done()} rows are done, and the same job resumes after them"
                 ) from failure
             raise failure
         await self._in_thread(self._sync)
@@ -1068,12 +1085,19 @@ class _Job:
             retries=self._retries(),
             fraction=fraction,
             rows_read=self._rows_read,
-            rows_in_input=self._rows_read if self._read_to_end else log.rows_in_input,
+            rows_in_input=self._rows_in_input(),
             limit=self._settings.limit,
         )
         if self._queued is None:
             return progress
         return progress._replace(in_flight=self._queued.in_flight, max_in_flight=self._client.max_concurrency)
+
+    def _rows_in_input(self) -> int | None:
+        if self._read_to_end:
+            return self._rows_read
+        if self._source.rows_in_all is not None:
+            return self._source.rows_in_all
+        return self._log.rows_in_input if self._source.is_known else None
 
     def _report(self, *, finished: bool) -> Report:
         log = self._opened_log

@@ -193,6 +193,14 @@ class Bucket:
         except OSError as error:
             raise BatchOutputError(f"cannot read {path}: {error.strerror or error}") from error
 
+    def check_writable(self, uri: str) -> None:
+        """See whether an object may be written.
+
+        Raises:
+            ObjectStoreError: S3 refuses it.
+        """
+        self.wait(self.start(lambda store: store.check_writable(uri)))
+
     def remove(self, uri: str) -> None:
         """Remove an object, if it exists."""
         self.wait(self.start(lambda store: store.delete(uri)))
@@ -205,7 +213,7 @@ class ObjectFile(io.RawIOBase):
         bucket: gives access to it.
         uri: the object's.
         facts: what it must be.
-        count: called with the number of bytes whenever some are fetched.
+        count: called with the number of bytes whenever some are read.
     """
 
     def __init__(self, bucket: Bucket, uri: str, facts: ObjectFacts, count: Callable[[int], object]) -> None:
@@ -243,6 +251,7 @@ class ObjectFile(io.RawIOBase):
         data = self._part[at : at + len(buffer)]
         buffer[: len(data)] = data
         self._position = position + len(data)
+        self._count(len(data))
         return len(data)
 
     def _fetch(self, position: int) -> None:
@@ -260,7 +269,6 @@ class ObjectFile(io.RawIOBase):
                 raise BatchInputError(f"{self._uri} was replaced while it was read") from None
             raise
         self._start, self._part = position, part
-        self._count(len(part))
         behind = position + len(part)
         if in_sequence and behind < self._facts.size:
             self._next = behind, self._begin(behind)

@@ -17,7 +17,11 @@ refuses to go on. A mark also has two checksums of what follows the mark before 
 records. Opening checks by these and looks at single records only where they do not fit, so a finished job with a
 million rows opens in a fraction of a second.
 
-When all rows are done, the records are put in input order: sorted copies of all three files are written and synced, the
+When all rows are done, the last entry says how many the input has. Nothing is torn then, so what is found behind the
+records later was added by something else, and the job refuses to cut it off. A job that goes on all the same, with
+further rows or failed ones, notes that first.
+
+At the end, the records are put in input order: sorted copies of all three files are written and synced, the
 journal's copy is renamed to OUT.journal.commit, which decides, and then each copy is renamed over its original. What
 finds a commit file on opening finishes the renaming; copies without one are deleted.
 
@@ -29,6 +33,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import secrets
 import stat
 import struct
@@ -62,7 +67,16 @@ _CHECKED_BODY: Final = struct.Struct("<16sI")
 _SCORED, _FAILED, _SYNCED, _FINISHED = range(4)
 _ROW: Final = (1 << 62) - 1
 
+# In place of a record's length, which _FINISHED lacks: records follow after all.
+_REOPENED: Final = 1
+
 _MAGIC: Final = b"aiosmrt batch journal 1\n"
+
+# The length of the head and its checksum, on the line behind that.
+_SIZES: Final = re.compile(rb"(\d{1,18}) (\d{1,10})\n")
+
+# What the names of sorted copies end with: not as people call theirs, because leftovers are removed.
+_COPY: Final = ".sorting"
 
 # An entry as unsigned integers of 32 bits: row; kind and, for rows from 2^32, the rest of the row; length; checksums.
 _WORDS: Final = 5
@@ -109,7 +123,7 @@ class LogFiles(NamedTuple):
 
     def all(self) -> list[Path]:
         """All files that a log may write, for a moment or for good."""
-        return [path.with_name(f"{path.name}{end}") for path in self for end in ("", ".sorted", ".commit")]
+        return [path.with_name(f"{path.name}{end}") for path in self for end in ("", _COPY, ".commit")]
 
     def resolved(self) -> LogFiles:
         """The files without symbolic links: a sorted copy renamed over a link would replace it."""
@@ -221,6 +235,8 @@ class OutputLog:
         self._entries = 0
         self._synced = 0
         self.is_ordered: bool = True
+        # Whether an earlier run has ended the log, and nothing was written since.
+        self._ended = False
         self._last = {_SCORED: -1, _FAILED: -1}
         self._journal_lock = threading.Lock()
         # Checksums of the entries since the last mark and of their scored records. If None, they are not known.
@@ -290,7 +306,7 @@ class OutputLog:
                 "choose another output, or start over with fresh (--fresh)"
             )
         self._preamble = preamble
-        self._out = _File.open(self._out_path)
+        self._out = _locked_output(self._out_path)
         self._errors = _File.open(self._errors_path)
         if found is None:
             self._journal.cut(0)
@@ -322,12 +338,18 @@ class OutputLog:
     def _read_head(self) -> dict[str, Any] | None:
         """The facts at the journal's beginning. If None, the journal is new, or its beginning is torn."""
         journal = self._journal
-        line_end = -1
-        if (start := journal.read(len(_MAGIC) + 40, 0)).startswith(_MAGIC):
-            line_end = start.find(b"\n", len(_MAGIC))
-        if line_end >= 0:
-            length, checksum = map(int, start[len(_MAGIC) : line_end].split())
-            head = journal.read(length + 1, line_end + 1)
+        start = journal.read(len(_MAGIC) + 40, 0)
+        # What was torn by a power failure may have zeros.
+        written = start.rstrip(b"\0")
+        if not written.startswith(_MAGIC[: len(written)]):
+            raise BatchOutputError(
+                f"{journal.path} is not a journal of this version; choose another output, or start over with fresh "
+                "(--fresh)"
+            )
+        if sizes := _SIZES.match(start, len(_MAGIC)):
+            line_end = sizes.end() - 1
+            length, checksum = map(int, sizes.groups())
+            head = journal.read(min(length + 1, journal.size), line_end + 1)
             if len(head) == length + 1 and crc32(head[:-1]) == checksum:
                 self._head = start[: line_end + 1] + head
                 facts: dict[str, Any] = json.loads(head)
@@ -385,6 +407,14 @@ class OutputLog:
                             f"{broken.path} was changed by something else: the record of entry {good} is not what the "
                             "job wrote; restore the file, or start over with fresh (--fresh)"
                         )
+        if self._ended:
+            for file, end in ((self._out, ends[_SCORED]), (self._errors, ends[_FAILED])):
+                # All that the job wrote was whole, so this is not its own.
+                if file.size > end:
+                    raise BatchOutputError(
+                        f"{file.path} was changed by something else: {file.size - end} bytes were added after the job "
+                        "ended; restore the file, or start over with fresh (--fresh)"
+                    )
         self._entries = good
         # The next mark is preceded by entries of the run before, unless that one ended with a mark.
         self._since_mark = (0, 0) if good == self._synced else None
@@ -406,9 +436,11 @@ class OutputLog:
                 if crc32(record) != checksum or len(record) != length:
                     return number, files[kind]
                 ends[kind] += length
+                self._ended = False
                 self._note(kind, [word & _ROW])
             elif kind == _FINISHED:
                 self.rows_in_input = word & _ROW
+                self._ended = length != _REOPENED
             else:
                 self._synced = (word & _ROW) + 1
         return len(entries), None
@@ -463,6 +495,8 @@ class OutputLog:
             return False
         ends[_SCORED] += length
         ends[_FAILED] += failed
+        if rows:
+            self._ended = False
         if rows and rows[0] > max(self._last.values()):
             first = rows[0]
             if rows == array("I", range(first, first + len(rows))):
@@ -529,6 +563,11 @@ class OutputLog:
             BatchOutputError: a file cannot be written, because the disk is full for example. What was written of these
                 records does not count.
         """
+        if self._ended:
+            # Before the first record: what is behind the end is the job's from now on, and may be torn.
+            self._add([_packed(_FINISHED, self.rows_in_input or 0, _REOPENED)])
+            self._journal.sync()
+            self._ended = False
         data = b"".join(scored.values())
         self._out.write(data)
         self._errors.write(b"".join(failed.values()))
@@ -581,9 +620,10 @@ class OutputLog:
             BatchOutputError: the sorted copies cannot be written; the output is complete, but not sorted.
         """
         if self.is_ordered:
-            if rows_in_input is not None and self.rows_in_input is None:
+            if rows_in_input is not None and not (self._ended and self.rows_in_input == rows_in_input):
                 self._add([_packed(_FINISHED, rows_in_input)])
                 self.rows_in_input = rows_in_input
+                self._ended = True
             self.sync()
             return
         self.sync()
@@ -593,10 +633,11 @@ class OutputLog:
         copies: dict[str, _File] = {}
         try:
             for name, file in (("out", self._out), ("errors", self._errors), ("journal", self._journal)):
-                copies[name] = copy = _File.open(file.path.with_name(f"{file.path.name}.sorted"))
+                copies[name] = copy = _File.open(file.path.with_name(f"{file.path.name}{_COPY}"))
                 copy.cut(0)
                 os.fchmod(copy.descriptor, stat.S_IMODE(os.fstat(file.descriptor).st_mode))
-            _lock(copies["journal"].descriptor, self._out_path)
+            for name in ("out", "journal"):
+                _lock(copies[name].descriptor, self._out_path)
             entries = self._write_sorted(copies, rows_in_input, is_unwanted)
             for copy in copies.values():
                 copy.sync()
@@ -624,6 +665,7 @@ class OutputLog:
         self._since_mark = None
         self.is_ordered = True
         self.rows_in_input = rows_in_input
+        self._ended = rows_in_input is not None
 
     def _write_sorted(
         self, copies: dict[str, _File], rows_in_input: int | None, is_unwanted: Callable[[], bool]
@@ -767,7 +809,7 @@ def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 if not commit.exists():
                     for leftover in files.all():
-                        if leftover.name.endswith(".sorted"):
+                        if leftover.name.endswith(_COPY):
                             leftover.unlink(missing_ok=True)
                     return _File(path, descriptor), created
                 _roll_forward(files)
@@ -777,8 +819,27 @@ def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
         os.close(descriptor)
 
 
+def _locked_output(path: Path) -> _File:
+    """The output, locked as the journal is: a job that knows it under another name has another journal.
+
+    Raises:
+        BatchOutputError: it cannot be opened, or another job has locked it.
+    """
+    while True:
+        file = _File.open(path)
+        try:
+            _lock(file.descriptor, path)
+            if path.exists() and os.path.samestat(os.fstat(file.descriptor), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        # Another job renamed its sorted copy over it before the lock.
+        file.close()
+
+
 def _lock(descriptor: int, out: Path) -> None:
-    """Lock a journal.
+    """Lock a journal, or an output.
 
     Raises:
         BatchOutputError: another process, or another job of this one, has locked it.
@@ -798,7 +859,7 @@ def _roll_forward(files: LogFiles) -> None:
     out, errors, journal = files
     for path in (out, errors):
         with suppress(FileNotFoundError):
-            path.with_name(f"{path.name}.sorted").replace(path)
+            path.with_name(f"{path.name}{_COPY}").replace(path)
     _sync_folder(out.parent)
     journal.with_name(f"{journal.name}.commit").replace(journal)
     _sync_folder(out.parent)

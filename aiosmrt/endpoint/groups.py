@@ -133,7 +133,9 @@ def _values(value: Any) -> Sequence[Any] | None:
             members += value.values()
         value = next((member for member in members if isinstance(member, list)), None)
     if isinstance(value, str):
-        return value.splitlines()
+        # Not as str.splitlines() has it: form feeds and Unicode's separators are part of a line.
+        lines = value.split("\n")
+        return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
     if isinstance(value, (list, tuple)):
         return value
     if callable(to_pylist := getattr(value, "to_pylist", None)):  # of pyarrow

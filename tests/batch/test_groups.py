@@ -106,6 +106,11 @@ BODIES: list[tuple[dict[str, Any], str, list[bytes]]] = [
         "application/json",
         [b'{"instances":[{"a":1,"t":"x"},{"a":2,"t":"y"}]}', b'{"instances":[{"a":3,"t":"z"}]}'],
     ),
+    (
+        {"template": {"inputs": ["{{{t}}}"], "as": "{{t}}"}},
+        "application/json",
+        [b'{"inputs":["{x}","{y}"],"as":"{t}"}', b'{"inputs":["{z}"],"as":"{t}"}'],
+    ),
     ({"template": [["{a}", "{a}"]]}, "application/json", [b"[[1,1],[2,2]]", b"[[3,3]]"]),
     ({"column": "t"}, "application/json; charset=utf-16", ['["x","y"]'.encode("utf-16"), '["z"]'.encode("utf-16")]),
 ]

@@ -124,7 +124,7 @@ async def test_putting_in_order_may_be_interrupted_anywhere(
     assert report.finished
     assert models.seen.total() == 40
     scored_or_failed(tmp_path, 40, {3, 20})
-    assert not list(tmp_path.glob("*.sorted"))
+    assert not list(tmp_path.glob("*.sorting"))
     assert not list(tmp_path.glob("*.commit"))
 
 
@@ -264,6 +264,103 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
     models.before = None
     await score_by_command(runtime, tmp_path, source)
     scored_or_failed(tmp_path, 30, set())
+
+
+async def test_what_was_added_behind_a_finished_job_is_not_cut_off(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path
+) -> None:
+    source, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
+    models.refused = {b'{"n": 3}'}
+    await score(endpoint, source, out)
+    for path in (out, out.with_name("out.jsonl.errors.jsonl")):
+        whole = path.read_text()
+        path.write_text(f"{whole}a line\n")
+        with pytest.raises(BatchOutputError, match="7 bytes were added after the job ended"):
+            await score(endpoint, source, out)
+        assert path.read_text() == f"{whole}a line\n"
+        path.write_text(whole)
+    assert (await score(endpoint, source, out)).resumed == 10
+
+
+@pytest.mark.parametrize("content", [b"my notes\n", b"aiosmrt batch journal 2\n", b"\0\0also mine", b"aiosmrt\0x"])
+def test_a_file_in_place_of_the_journal_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
+    out, journal = tmp_path / "out", tmp_path / "out.journal"
+    journal.write_bytes(content)
+    with pytest.raises(BatchOutputError, match=r"out\.journal is not a journal of this version"):
+        OutputLog.open(out, {})
+    assert (journal.read_bytes(), out.exists()) == (content, False)
+    OutputLog.open(out, {}, fresh=True).close()
+    OutputLog.open(out, {}).close()
+
+
+MAGIC = b"aiosmrt batch journal 1\n"
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b"", b"aios", b"aios\0\0", b"\0" * 300, MAGIC, MAGIC + b"12", MAGIC + b"a b\n", MAGIC + b"%d 1\n{" % 10**17],
+)
+def test_a_journal_whose_first_write_was_torn_is_begun_again(tmp_path: Path, torn: bytes) -> None:
+    out = tmp_path / "out"
+    out.with_name("out.journal").write_bytes(torn)
+    for scored in (0, 1):
+        log = OutputLog.open(out, {"about": 1})
+        assert len(log.scored) == scored
+        if not scored:
+            log.append({0: b"row\n"}, {})
+        log.close()
+
+
+def test_a_copy_that_somebody_sorted_stays(tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "out.sorted"
+    mine.write_text("mine")
+    log = OutputLog.open(out, {})
+    log.append({1: b"1\n", 0: b"0\n"}, {})
+    log.finish(2)
+    log.close()
+    OutputLog.open(out, {}).close()
+    assert (mine.read_text(), out.read_text()) == ("mine", "0\n1\n")
+
+
+def test_a_log_that_goes_on_behind_its_end_may_be_torn_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for last in range(3):
+        log = OutputLog.open(out, {})
+        log.append(dict.fromkeys(range(3 * last, 3 * last + 3), b"row\n"), {})
+        log.finish(3 * last + 3)
+        log.close()
+    log = OutputLog.open(out, {})
+    log.append({9: b"row\n"}, {})
+    log.close()
+    journal = out.with_name("out.journal")
+    # The record reached the file, its entry did not.
+    os.truncate(journal, journal.stat().st_size - 20)
+    log = OutputLog.open(out, {})
+    assert (len(log.scored), log.rows_in_input) == (9, 9)
+    log.close()
+    assert out.read_bytes() == 9 * b"row\n"
+
+
+async def test_a_retry_that_was_interrupted_before_the_end_is_put_in_order(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
+    models.refused = {b'{"n": 3}', b'{"n": 5}'}
+    await score(endpoint, source, out)
+    models.refused = {b'{"n": 5}'}
+    with monkeypatch.context() as patched:
+
+        def killed(*arguments: object, **settings: object) -> None:
+            raise BatchOutputError("killed")
+
+        patched.setattr(OutputLog, "finish", killed)
+        with pytest.raises(BatchOutputError, match="killed"):
+            await score(endpoint, source, out, retry_failed=True)
+    sent = models.seen.total()
+    report = await score(endpoint, source, out)
+    assert (report.scored, report.failed, report.resumed) == (9, 1, 10)
+    assert models.seen.total() == sent
+    scored_or_failed(tmp_path, 10, {5})
 
 
 def appended(log: OutputLog, drawn: random.Random, count: int) -> list[tuple[bool, int]]:

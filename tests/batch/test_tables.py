@@ -111,14 +111,24 @@ def test_values_that_do_not_fit_a_type_that_was_widened_behind_them_are_text(tmp
     assert (len(values), values[0], values[-1]) == ((1 << 15) + 1, large, small)
 
 
-async def test_a_decimal_whose_nearest_number_has_more_digits_than_its_type_is_text(
-    echo: Endpoint[Any, Any], tmp_path: Path
-) -> None:
-    prices = pa.array([decimal.Decimal("9" * 74 + ".99"), None], pa.decimal256(76, 2))
+async def test_decimals_keep_their_digits_from_parquet_to_parquet(echo: Endpoint[Any, Any], tmp_path: Path) -> None:
+    exact = decimal.Decimal("9" * 74 + ".99")
+    prices = pa.array([exact, None], pa.decimal256(76, 2))
     rows, out = written(tmp_path / "rows.parquet", pa.table({"price": prices})), tmp_path / "out.parquet"
     await score(echo, rows, out, column="price", join_source="Input")
     found = pq.read_table(out)
-    assert found.to_pylist() == [{"price": "1e+74", "prediction": 1e74}, {"price": None, "prediction": None}]
+    assert found.schema.field("price").type == pa.decimal256(76, 2)
+    assert found.to_pylist() == [{"price": exact, "prediction": 1e74}, {"price": None, "prediction": None}]
+    lines = tmp_path / "out.jsonl"
+    await score(echo, rows, lines, column="price", join_source="Input")
+    assert lines_of(lines)[0] == {"price": 1e74, "prediction": 1e74}
+
+
+def test_a_number_that_its_decimal_type_is_too_small_for_is_text(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "out.parquet"
+    records.write_text('{"price":1e74}\n{"price":null}\n')
+    write_parquet(records, out, columns=["price"], hints={"price": pa.decimal256(75, 2)}, facts={})
+    assert pq.read_table(out).to_pylist() == [{"price": "1e+74"}, {"price": None}]
 
 
 @pytest.mark.parametrize(("answer", "kind"), [("high", pa.string()), (3, pa.int64())])
