@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from aiosmrt._wire.s3uri import split_s3_uri
+from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, ObjectStoreError, ParamValidationError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     except UnicodeEncodeError:
         key_bytes = 0
     if not 0 < key_bytes <= MAX_KEY_BYTES:
-        raise ParamValidationError([f"an S3 URI must be of the form s3://bucket/key; got {uri!r:.200}"])
+        raise ParamValidationError([f"{S3_URI_FORM}; got {uri!r:.200}"])
     return bucket, key
 
 
@@ -428,7 +428,7 @@ class ObjectStore:
             return self._client
 
     async def _open(self) -> Any:
-        from aiosmrt._aws.daemon import run_in_daemon_thread
+        from aiosmrt._daemon import run_in_daemon_thread
         from aiosmrt._extras import installed
 
         async def prepare() -> tuple[Any, dict[str, Any]]:
@@ -440,7 +440,7 @@ class ObjectStore:
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
-            session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()))
+            session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()), "aiosmrt-s3")
             return await self._stack.enter_async_context(session.create_client("s3", **arguments))
         except ConfigurationError:
             raise

@@ -46,8 +46,9 @@ from aiosmrt.errors import ERROR_CODES, Cause
 MAX_HINT_EXTRA: Final = 5.0
 """Seconds by which ``x-amz-retry-after`` can lengthen a wait."""
 
-TRANSIENT_STATUSES: Final = frozenset({500, 502, 503, 504, 530})
-"""Statuses that say nothing about the request; 530 is SageMaker's InternalDependencyException."""
+TRANSIENT_STATUSES: Final = frozenset({408, 421, 500, 502, 503, 504, 530})
+"""Statuses that say nothing about the request. 530 is SageMaker's InternalDependencyException; 408 and 421 come from
+what is in between, for a request that went no further (RFC 9110, 15.5.9 and 15.5.20)."""
 
 RETRY_COST: Final = 14
 THROTTLING_RETRY_COST: Final = 5

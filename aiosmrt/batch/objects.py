@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from aiosmrt._aws.s3 import ObjectFacts, ObjectStore, parse_s3_uri
-from aiosmrt._wire.s3uri import split_s3_uri
+from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.batch.tasks import JobStoppedError
 from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 
@@ -124,7 +124,7 @@ class Bucket:
         """
         bucket, key = split_s3_uri(name) or ("", "")
         if not bucket:
-            raise ParamValidationError([f"an S3 URI must be of the form s3://bucket/key; got {name!r:.200}"])
+            raise ParamValidationError([f"{S3_URI_FORM}; got {name!r:.200}"])
         if name in excluded:
             raise BatchInputError(f"{name} is both input and output")
         if _MAGIC.isdisjoint(key):

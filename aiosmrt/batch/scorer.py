@@ -489,7 +489,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _misfit(value: Any, wanted: str) -> DeserializationError:
-    return DeserializationError(f"the answer is a {type_name(value)}, not {wanted}")
+    return DeserializationError(f"the answer is of type {type_name(value)}, not {wanted}")
 
 
 def _string(value: Any) -> str:

@@ -296,7 +296,8 @@ def _conclusions(report: Any) -> Iterator[str]:
         yield f"\n{notes[-1]}"
     if report.knee is not None:
         step = report.knee
-        load = f"{step.load:g} calls/s" if step.model == "open" else f"{step.load:g} callers"
+        unit = "calls/s" if step.model == "open" else "caller" if step.load == 1 else "callers"
+        load = f"{step.load:g} {unit}"
         beyond = (
             "the knee may be beyond it, as no step had more load"
             if step is report.steps[-1]

@@ -27,7 +27,7 @@ from aiosmrt.local import (
     faults,
 )
 from aiosmrt.serializers import JSON
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, environment, started, unless_ended
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
 from tests.support.scoring import doubled, lines_of, write_rows
@@ -279,8 +279,9 @@ async def kill_once_noted(command: Callable[[], Any], model: Model, out: Path, j
     """Kill the command once the model has four requests, of which so many are noted."""
     model.gate.clear()
     async with command() as process:
-        await model.has(4)
+        await unless_ended(process, model.has(4))
         while not jobs_file(out).exists() or jobs_file(out).read_bytes().count(b'"handle"') < jobs:
+            assert process.returncode is None
             await asyncio.sleep(0.01)
         process.kill()
         await process.wait()

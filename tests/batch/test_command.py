@@ -106,7 +106,7 @@ async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path)
         (("", "--output", "o.jsonl"), 252, "source has an empty name"),
         (("rows.jsonl", "--output", "o.jsonl", "--report", "o.jsonl.journal"), 252, "report_page is a file of the out"),
         (("rows.jsonl", "--output", "o.jsonl", "--report", "none/r.html"), 255, "cannot write none/r.html"),
-        (("s3://b", "--output", "o.jsonl"), 252, "an S3 URI must be of the form s3://bucket/key"),
+        (("s3://b", "--output", "o.jsonl"), 252, "form s3://bucket/key, with a bucket of 3 to 255"),
     ],
 )
 def test_one_line_says_what_is_wrong_and_nothing_is_written(

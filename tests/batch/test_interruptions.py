@@ -25,7 +25,7 @@ from aiosmrt.errors import BatchOutputError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.serializers import JSON
 from tests.batch.kill_loop import KILLS_IN_FLIGHT, kill_until_done
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, environment, started, unless_ended
 from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 FILES = ("out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.journal")
@@ -222,7 +222,7 @@ async def test_a_signal_stops_the_command_and_it_resumes(
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl")
     env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
     async with started(*command, "--max-concurrency", "4", env=env, cwd=tmp_path) as process:
-        await enough.wait()
+        await unless_ended(process, enough.wait())
         process.send_signal(number)
         stdout, stderr = await process.communicate()
     assert (process.returncode, stdout) == (130, b"")
@@ -248,7 +248,7 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl")
     env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
     async with started(*command, "--max-concurrency", "2", env=env, cwd=tmp_path) as process:
-        await hanging.wait()
+        await unless_ended(process, hanging.wait())
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert (await process.stderr.readline()).startswith(b"stopping: ")

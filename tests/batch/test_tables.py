@@ -7,11 +7,12 @@ import datetime
 import decimal
 import json
 import math
-import sys
 import tempfile
 import tracemalloc
 import uuid
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,33 @@ async def test_a_row_that_could_not_be_written_is_not_sent(
     assert "cannot be written as JSON (TypeError)" in error["message"]
 
 
-async def test_answers_nested_as_deep_as_python_reads_fail_at_most_their_rows() -> None:
+def deepest_json() -> int:
+    """How deep JSON may be nested that this Python reads from here."""
+
+    def is_too_deep(depth: int) -> bool:
+        try:
+            json.loads("[" * depth + "]" * depth)
+        except RecursionError:
+            return True
+        return False
+
+    return bisect_left(range(1_000_000), True, key=is_too_deep) - 1
+
+
+class DeepThreads(ThreadPoolExecutor):
+    """Threads in which less of the stack is left than on the loop, both Python's and C's."""
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Any:
+        def deep(levels: int) -> Any:
+            return next(map(deep, [levels - 1])) if levels else function(*arguments, **named)
+
+        return super().submit(deep, 50)
+
+
+async def test_answers_nested_as_deep_as_python_reads_fail_at_most_their_rows(tmp_path: Path) -> None:
     """Wherever an answer is read, some depth is the first that is too deep there."""
-    depths = range(sys.getrecursionlimit() - 80, sys.getrecursionlimit() + 20)
+    asyncio.get_running_loop().set_default_executor(DeepThreads())
+    depths = range(deepest_json() - 200, deepest_json() + 100)
 
     async def nested(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
         depth = int(invocation.body)
@@ -207,10 +232,15 @@ async def test_answers_nested_as_deep_as_python_reads_fail_at_most_their_rows() 
     async with local_runtime({"nested": nested}) as runtime, Client(**runtime.client_settings) as caller:
         taken: list[dict[str, Any]] = []
         endpoint = caller.endpoint("nested", serializer=JSON, deserializer=JSON)
-        report = await score(endpoint, [{"depth": depth} for depth in depths], taken.extend, column="depth")
+        rows = [{"depth": depth} for depth in depths]
+        report = await score(endpoint, rows, taken.extend, column="depth", spool=tmp_path)
     assert report.scored + report.failed == len(depths)
-    assert len(taken) == report.scored
-    assert 0 < report.failed < len(depths)
+    errors = lines_of(Path(report.errors))
+    assert len(taken) == report.scored > 0
+    assert {error["message"] for error in errors} == {
+        "the response is nested too deeply",
+        "the answer cannot be read: it is nested too deeply",
+    }
 
 
 async def test_an_answer_that_raises_when_it_is_written_fails_its_row_alone(client: Client, tmp_path: Path) -> None:
