@@ -908,20 +908,22 @@ class Client:
             head: what `_head` returned for these parameters; only for a body of bytes.
         """
         try:
-            call = self._new_call("InvokeEndpoint", params, body) if head is None else self._call(head, body)
+            if head is None:
+                call = self._new_call("InvokeEndpoint", params, body)
+            else:
+                call = Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body)
         finally:
             del params, body
         result = call.result(await call.run())
         return cast("InvokeEndpointOutput", result), call.waited
 
-    def _call(self, head: Head, body: Body | DeferredBody) -> Call:
-        """A call of InvokeEndpoint that was not run yet.
+    def _calls_with(self, head: Head) -> Callable[[bytes], Call]:
+        """A function that makes a call of InvokeEndpoint, given its body; `Call.run` carries it out.
 
         Args:
             head: what `_head` returned.
-            body: the body.
         """
-        return Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body)
+        return partial(Call, self._core, self._view, self._core.codecs["InvokeEndpoint"], head)
 
     def _head(self, params: Mapping[str, Any]) -> Head:
         """The checked head of InvokeEndpoint requests with these parameters and any body of bytes."""

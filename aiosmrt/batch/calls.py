@@ -32,12 +32,11 @@ class RowCalls:
         deserializer: reads the answers.
     """
 
-    __slots__ = ("_call", "_deserialize", "_endpoint_name", "_head")
+    __slots__ = ("_call", "_deserialize", "_endpoint_name")
 
     def __init__(self, endpoint: Endpoint[Any, Any], deserializer: Deserializer[Any]) -> None:
         client = endpoint.client
-        self._call = client._call
-        self._head = client._head(endpoint.params)
+        self._call = client._calls_with(client._head(endpoint.params))
         self._endpoint_name = endpoint.name
         self._deserialize: Callable[[bytes, str], Any] = deserializer.deserialize
 
@@ -45,7 +44,7 @@ class RowCalls:
         try:
             if row.error is not None:
                 raise row.error  # noqa: TRY301 (as if it were the call's)
-            call = self._call(self._head, row.body)
+            call = self._call(row.body)
             _, headers, body = await call.run()
             call.count_received(len(body))
             request_id = headers.get("x-amzn-requestid")

@@ -690,7 +690,7 @@ class OutputLog:
                     for word, length, checksum, _ in some:
                         if (kind := word >> 62) <= _FAILED:
                             end = ends[kind]
-                            pack_into(places, (word & _ROW) * size, end << 2 | kind + 1, length, checksum)
+                            pack_into(places, (word & _ROW) * size, (end << 2) | (kind + 1), length, checksum)
                             ends[kind] = end + length
                 if read != self._entries:
                     raise _changed(self._journal)

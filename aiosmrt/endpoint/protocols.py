@@ -6,7 +6,7 @@ methods.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from aiosmrt._aws.s3 import ObjectStore
@@ -94,7 +94,7 @@ class EndpointClient(StorageClient, Protocol):
         self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
     ) -> tuple[InvokeEndpointOutput, Waited]: ...
 
-    def _call(self, head: Head, body: Body | DeferredBody) -> Call: ...
+    def _calls_with(self, head: Head) -> Callable[[bytes], Call]: ...
 
     def _head(self, params: Mapping[str, Any]) -> Head: ...
 
