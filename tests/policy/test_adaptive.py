@@ -455,10 +455,11 @@ def test_four_clients_that_start_one_after_the_other_come_to_the_same_limit() ->
     assert cell.refused <= 0.1
 
 
-def test_clients_that_start_later_leave_the_first_one_its_share() -> None:
-    """Here the first client takes the others for a queue that it cannot shorten, before it is refused among fewer."""
-    service = moved(BY_NAME["four clients"], random.Random("1 four clients 6"))
-    run = simulate(service, AdaptiveLimit().new, 7)
+@pytest.mark.parametrize("seed", [1, 3])
+def test_four_clients_that_are_hard_to_tell_apart_come_to_the_same_limit(seed: int) -> None:
+    """The first takes the others for a queue that it cannot shorten; or calls come back in the order of their times."""
+    service = moved(BY_NAME["four clients"], random.Random(f"{seed} four clients 6"))
+    run = simulate(service, AdaptiveLimit().new, seed + 6)
     assert run.jain(service.seconds * 2 / 3, service.seconds) >= 0.95
 
 
@@ -473,12 +474,6 @@ def test_a_few_refusals_at_random_do_not_make_a_service_slow() -> None:
 
 def test_a_slow_server_that_batches_is_filled_though_its_calls_come_back_in_the_order_of_their_lengths() -> None:
     assert variant("batching", 161803, 2).goodput >= 0.95
-
-
-def test_four_clients_share_alike_though_their_calls_come_back_in_the_order_of_their_lengths() -> None:
-    jain = variant("four clients", 3, 6).jain
-    assert jain is not None
-    assert jain >= 0.95
 
 
 @pytest.mark.parametrize("name", [service.name for service in REGULAR])
