@@ -8,7 +8,8 @@ Figures are CPU time per success in µs, without the loop around it, as medians 
 
 - ``rule``: `AdaptiveRule.on_success`, the rule by itself; ``working``: the same of the fixed limit's `WorkingLimit`;
 - ``report``: `Admission.on_success` with the adaptive rule, which is all that a success costs under it;
-- ``fixed``: the same under a fixed limit that was lowered. One at its ceiling is told of no success, and costs nothing;
+- ``fixed``: the same under a fixed limit, which is told of successes after a failure, until it has recovered from that.
+  One in good health, at its ceiling, is told of none and costs nothing;
 - ``more``: the median of the rounds' differences between the two.
 
 Limits stay at their size, which is their ceiling, as at a service that takes all of it.
@@ -71,7 +72,6 @@ def told_through_admission(limit: ConcurrencyLimit, in_flight: int) -> Callable[
     """The same by way of an admission."""
     clockwork, caller = Clockwork(), Caller()
     admission = Admission(clockwork, in_flight, limit=limit)
-    # Clients read one clock and take one number: the admission's slots are taken before it is told.
     while admission.try_acquire():
         pass
 
