@@ -50,7 +50,8 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 demo: .venv/.demo ## the main job: score 1,797 digits through a local SageMaker Runtime
-	@.venv/bin/aiosmrt demo
+	@mkdir -p .cache
+	@.venv/bin/aiosmrt demo --report .cache/demo.html
 
 test: .venv/.dev ## the tests to run again and again: what wire, policies, core and client do, on two processes
 	.venv/bin/python -m pytest -n 2 --dist loadscope -m 'not long' $(ESSENTIAL) $(PYTEST_FLAGS)

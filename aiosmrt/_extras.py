@@ -18,11 +18,17 @@ def installed(module: str, extra: str) -> Any:
         extra: the extra of aiosmrt that installs it.
 
     Raises:
-        ConfigurationError: it cannot be imported; the message has the command that installs it.
+        ConfigurationError: it is missing or cannot be imported; the message has the command that installs it.
+
+    >>> installed("no_such_module.part", "numpy")
+    Traceback (most recent call last):
+        ...
+    aiosmrt.errors.ConfigurationError: no_such_module is not installed; run: pip install 'aiosmrt[numpy]'
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigurationError(
-            f"{module} cannot be imported; \"pip install 'aiosmrt[{extra}]'\" installs it"
-        ) from error
+        package = module.partition(".")[0]
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        what = f"{package} is not installed" if is_missing else f"{module} cannot be imported"
+        raise ConfigurationError(f"{what}; run: pip install 'aiosmrt[{extra}]'") from error

@@ -20,7 +20,7 @@ from aiosmrt._aws.providers import provider_for
 from aiosmrt._core.admission import LimiterStatistics, MaxConcurrency
 from aiosmrt._core.bearer import TOKEN_SECONDS, BearerToken, bearer_token_of
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.call import NO_WAITS, Call, deadline_exceeded
+from aiosmrt._core.call import Call, deadline_exceeded
 from aiosmrt._core.client_core import ClientCore
 from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from aiosmrt._aws.providers import CredentialsFunction, FrozenCredentialsSource
     from aiosmrt._aws.s3 import ObjectStore
     from aiosmrt._core.duplex import BidirectionalStream
-    from aiosmrt._transport.base import Reply
     from aiosmrt._transport.factory import TransportName
     from aiosmrt._wire.params import Head
     from aiosmrt.endpoint import CallOptions, Endpoint
@@ -918,21 +917,13 @@ class Client:
         result = call.result(await call.run())
         return cast("InvokeEndpointOutput", result), call.waited
 
-    async def _exchange_bytes(self, head: Head, body: bytes) -> tuple[Reply, int, float]:
-        """The reply to an InvokeEndpoint request, how many were sent, and the seconds of waiting outside them.
+    def _calls_with(self, head: Head) -> Callable[[bytes], Call]:
+        """A function that makes a call of InvokeEndpoint, given its body; `Call.run` carries it out.
 
         Args:
             head: what `_head` returned.
-            body: the body.
         """
-        try:
-            call = Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body)
-        finally:
-            del body
-        reply: Reply = await call.run()
-        self._core.counters.bytes_received += len(reply.body)
-        waited = call.waited
-        return reply, call.sent, waited.total_waiting if waited is not NO_WAITS else 0.0
+        return partial(Call, self._core, self._view, self._core.codecs["InvokeEndpoint"], head)
 
     def _head(self, params: Mapping[str, Any]) -> Head:
         """The checked head of InvokeEndpoint requests with these parameters and any body of bytes."""

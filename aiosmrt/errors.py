@@ -461,9 +461,11 @@ class ConnectTimeoutError(TransportError, boto.ConnectTimeoutError, TimeoutError
 
 
 class SSLError(TransportError, boto.SSLError):
-    """The TLS handshake failed; a certificate does not get better by trying again."""
+    """The TLS handshake failed.
 
-    default_cause: Cause = "none"
+    Its ``cause`` is ``"none"`` where the certificate is not valid, or HTTP/2 is not spoken: neither gets better by
+    trying again.
+    """
 
 
 class ProxyConnectionError(TransportError, boto.ProxyConnectionError):

@@ -12,6 +12,8 @@ __all__ = [
     "BidirectionalPayloadPart",
     "BidirectionalStreamEvent",
     "Body",
+    "CompletionState",
+    "DataType",
     "InvokeEndpointAsyncOutput",
     "InvokeEndpointOutput",
     "InvokeEndpointWithResponseStreamOutput",
@@ -66,12 +68,19 @@ class ResponseStreamEvent(TypedDict):
     PayloadPart: PayloadPart
 
 
+DataType: TypeAlias = Literal["UTF8", "BINARY"]
+"""What a message of a bidirectional stream is to the model: a text frame of its WebSocket, or a binary one."""
+
+CompletionState: TypeAlias = Literal["PARTIAL", "COMPLETE"]
+"""Whether a message of a bidirectional stream goes on with the next part."""
+
+
 class BidirectionalPayloadPart(TypedDict):
     """A part of a message from the model: one WebSocket frame of its container."""
 
     Bytes: bytes
-    DataType: NotRequired[Literal["UTF8", "BINARY"]]
-    CompletionState: NotRequired[Literal["PARTIAL", "COMPLETE"]]
+    DataType: NotRequired[DataType]
+    CompletionState: NotRequired[CompletionState]
 
 
 class BidirectionalStreamEvent(TypedDict):

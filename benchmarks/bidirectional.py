@@ -1,6 +1,6 @@
 """CPU per message of a bidirectional stream: aiosmrt beside AWS's client, on the same server in the same run.
 
-    python benchmarks/bidirectional.py [--messages 2000] [--rounds 3]
+    python benchmarks/bidirectional.py [--messages 2000] [--rounds 3] [--json FILE]
 
 Messages of 640 bytes, 20 ms of 16 kHz audio, over TLS to a local runtime in another process that echoes them:
 
@@ -13,7 +13,7 @@ how much memory an idle stream takes.
 
 A client's figure is the CPU time of its process, connection and start of the stream left out. AWS's client
 (``aws-sdk-sagemaker-runtime-http2`` on awscrt) runs under the Python that AIOSMRT_TEST_HTTP2 names; `make peers`
-installs it. Without it, its column stays empty.
+installs it. Without it, its column and the targets that name it are left out.
 """
 
 from __future__ import annotations
@@ -31,11 +31,18 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from reporting import against_target, environment, print_table, print_targets, write_json
+
 MESSAGE = bytes(640)
 MODES = ("ping-pong", "pipelined", "send-only")
 KEY = ("AKIDEXAMPLE", "not-a-real-secret")
 REGION = "eu-central-1"
 INTERVAL = 0.02
+
+# What is promised: how many times as much CPU AWS's client takes, at least, and at most so late and so large.
+RATIOS = {"ping-pong": 3, "pipelined": 15, "send-only": 12}
+MAX_LATE_MS = 10
+MAX_IDLE_KIB = 64
 
 Send = Callable[[bytes], Awaitable[object]]
 Receive = Callable[[], Awaitable[object]]
@@ -213,38 +220,47 @@ def run_client(python: str, client: str, url: str, authority: Path, mode: str, m
     return float(json.loads(done.stdout))
 
 
-def compare(messages: int, rounds: int) -> None:
+def compare(messages: int, rounds: int, path: Path | None) -> None:
     aws = os.environ.get("AIOSMRT_TEST_HTTP2", "")
     clients = {"aiosmrt": sys.executable} | ({"aws": aws} if Path(aws).is_file() else {})
+    medians: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        authority = Path(folder, "authority.pem")
         command = [sys.executable, __file__, "--serve", folder]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             assert server.stdin is not None
             url = server.stdout.readline().strip()
-            print("| µs CPU per message | aiosmrt | AWS's client | ratio |\n|---|---|---|---|")
             for mode in MODES:
                 figures: dict[str, list[float]] = {client: [] for client in clients}
                 for _ in range(rounds):
                     for client, python in clients.items():
-                        authority = Path(folder, "authority.pem")
-                        figures[client].append(run_client(python, client, url, authority, mode, messages) * 1e6)
-                ours = statistics.median(figures["aiosmrt"])
-                theirs = statistics.median(figures["aws"]) if "aws" in figures else None
-                rest = " | |" if theirs is None else f"{theirs:.0f} | {theirs / ours:.1f} |"
-                print(f"| {mode} | {ours:.0f} | {rest}")
-            authority = Path(folder, "authority.pem")
+                        figures[client].append(run_client(python, client, url, authority, mode, messages))
+                medians[mode] = {client: statistics.median(found) for client, found in figures.items()}
             late = run_client(sys.executable, "pace", url, authority, "send-only", 100)
-            print(f"\n100 streams of 50 messages a second: p99 {late * 1e3:.1f} ms late")
             memory = run_client(sys.executable, "memory", url, authority, "pipelined", 500)
-            print(f"memory of an idle stream: {memory / 1024:.1f} KiB")
             server.stdin.close()
+    print_table(
+        f"CPU per message, medians of {rounds} rounds",
+        ["", *clients],
+        [[mode, *(f"{seconds * 1e6:.0f} µs" for seconds in found.values())] for mode, found in medians.items()],
+    )
+    targets = [
+        against_target(f"{mode}: AWS's CPU / own", found["aws"] / found["aiosmrt"], RATIOS[mode], at_most=False)
+        for mode, found in medians.items()
+        if "aws" in found
+    ]
+    targets.append(against_target("100 streams: lateness, p99", late * 1e3, MAX_LATE_MS, at_most=True, unit=" ms"))
+    targets.append(against_target("memory of an idle stream", memory / 1024, MAX_IDLE_KIB, at_most=True, unit=" KiB"))
+    print_targets("targets", targets)
+    write_json(path, {"environment": environment(), "seconds": medians, "targets": targets})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--client", choices=["aiosmrt", "aws", "pace", "memory"], help=argparse.SUPPRESS)
     for name in ("--url", "--authority", "--mode"):
@@ -263,7 +279,7 @@ def main() -> None:
             run = measured(url, authority, arguments.mode, messages)
         print(json.dumps(asyncio.run(run)))
     else:
-        compare(arguments.messages, arguments.rounds)
+        compare(arguments.messages, arguments.rounds, arguments.json)
 
 
 if __name__ == "__main__":

@@ -244,7 +244,11 @@ def picture(report: dict[str, Any]) -> str:
         Panel(
             result["service"],
             [
-                Line(name, [(second + 0.5, calls) for second, calls in enumerate(figures["calls_of_second"])])
+                Line(
+                    name,
+                    [(second + 0.5, calls) for second, calls in enumerate(figures["calls_of_second"])],
+                    width=4 if name == "adaptive" else 1.5,
+                )
                 for name, figures in result["clients"].items()
             ],
             {float(second): f"{second} s" for second in range(0, int(seconds) + 1, 6)},

@@ -12,15 +12,18 @@ TOP, BOTTOM, LEFT, BETWEEN, RIGHT = 84, 44, 58, 64, 118
 # Distinguishable with all common forms of colour blindness (Okabe and Ito), on white and on black.
 COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#cc79a7", "#e69f00")
 STYLE = """text { font: 12px system-ui, sans-serif; fill: #333 } .title { font-size: 16px; font-weight: 600 }
-.grid { stroke: #8884; fill: none } .line { fill: none; stroke-width: 2 }
+.grid { stroke: #8884; fill: none } .line { fill: none }
 @media (prefers-color-scheme: dark) { text { fill: #ccc } }"""
 # The least distance between the labels of two lines.
 LABEL_PIXELS = 14
 
 
 class Line(NamedTuple):
+    """A line, its points in the units of the axes, and its width in pixels."""
+
     name: str
     points: Sequence[tuple[float, float]]
+    width: float = 2
 
 
 class Panel(NamedTuple):
@@ -81,7 +84,7 @@ def drawing(title: str, note: str, panels: Sequence[Panel]) -> str:
             parts.append(f'<text x="{x_of(value)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>')
         for line, colour in zip(panel.lines, COLOURS, strict=False):
             path = "L".join(f"{x_of(x)} {y_of(y)}" for x, y in line.points)
-            parts.append(f'<path class="line" stroke="{colour}" d="M{path}"/>')
+            parts.append(f'<path class="line" stroke="{colour}" stroke-width="{line.width}" d="M{path}"/>')
             if not panel.is_linear:
                 parts += [f'<circle cx="{x_of(x)}" cy="{y_of(y)}" r="3" fill="{colour}"/>' for x, y in line.points]
     ends = [(y_of(line.points[-1][1]), line.name, colour) for line, colour in zip(panel.lines, COLOURS, strict=False)]

@@ -67,6 +67,34 @@ def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
     sys.stdout.flush()
 
 
+def against_target(what: str, measured: float, limit: float, *, at_most: bool, unit: str = "") -> dict[str, Any]:
+    """Compare a figure with its target.
+
+    Args:
+        what: what was measured.
+        measured: the figure.
+        limit: its target.
+        at_most: whether the target is an upper limit.
+        unit: of both, with a space before it.
+    """
+    return {
+        "what": what,
+        "target": f"{'≤' if at_most else '≥'} {limit:.3g}{unit}",
+        "measured": measured,
+        "unit": unit,
+        "met": measured <= limit if at_most else measured >= limit,
+    }
+
+
+def print_targets(title: str, figures: Sequence[dict[str, Any]]) -> None:
+    """Print what `against_target` returned, a row each."""
+    rows = [
+        [each["what"], each["target"], f"{each['measured']:.3f}{each['unit']}", "yes" if each["met"] else "NO"]
+        for each in figures
+    ]
+    print_table(title, ["", "target", "measured", "met"], rows)
+
+
 def write_json(path: Path | None, report: Any) -> None:
     """Write a report, if there is a path."""
     if path is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loopback_server import running
-from reporting import environment, print_table, write_json
+from reporting import against_target, environment, print_targets, write_json
 from startup import measure, scenarios
 
 # Each run by its name here: the script and its options, to which the clients are added.
@@ -45,9 +45,6 @@ class Row(NamedTuple):
     limit: float
     figure: Callable[[Found], float]
     unit: str = ""
-
-    def met(self, measured: float) -> bool:
-        return measured <= self.limit if self.at_most else measured >= self.limit
 
 
 def cpu(run: str, bound: str) -> Callable[[Found], float]:
@@ -133,14 +130,12 @@ def main() -> None:
         | {"startup": start_up(), "endpoint": results_of("endpoint.py") if has_endpoint else None}
         for _ in range(arguments.passes)
     ]
-    rows, figures = [], []
+    figures = []
     for row in ROWS + ENDPOINT_ROWS * has_endpoint:
         by_pass = [row.figure(found) for found in passes]
-        measured = statistics.median(by_pass)
-        met, target = row.met(measured), f"{'≤' if row.at_most else '≥'} {row.limit:.3g}{row.unit}"
-        rows.append([row.what, target, f"{measured:.3f}{row.unit}", "yes" if met else "NO"])
-        figures.append({"what": row.what, "target": target, "measured": measured, "met": met, "by_pass": by_pass})
-    print_table(f"{arguments.client}, medians of {arguments.passes} passes", ["", "target", "measured", "met"], rows)
+        figure = against_target(row.what, statistics.median(by_pass), row.limit, at_most=row.at_most, unit=row.unit)
+        figures.append(figure | {"by_pass": by_pass})
+    print_targets(f"{arguments.client}, medians of {arguments.passes} passes", figures)
     write_json(arguments.json, {"environment": environment(), "client": arguments.client, "targets": figures})
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -38,7 +39,8 @@ async def answer(socket: ServerConnection) -> None:
             if command == "where":
                 await socket.send("" if socket.request is None else socket.request.path)
             elif command == "wait":
-                await asyncio.sleep(float(rest))
+                with suppress(TimeoutError):  # at the end of the WebSocket, there is nothing to wait for
+                    await asyncio.wait_for(socket.wait_closed(), float(rest))
                 await socket.send("late")
             elif command == "fragments":
                 await socket.send(rest.split())

@@ -55,6 +55,8 @@ ANSWER_SECONDS: Final = 20.0
 PROBE_SECONDS: Final = 180.0
 # How long something is waited for that may not come at all, seconds.
 SILENCE_SECONDS: Final = 5.0
+# When the second of two long streams begins, as a share of the time for which they are kept.
+SECOND_AT: Final = 1 / 6
 # Within what time two streams end together, seconds.
 TOGETHER_SECONDS: Final = 5.0
 # How long after the end of the input the container speaks, seconds.
@@ -678,7 +680,7 @@ async def _lifetime(setup: Setup) -> str:
         first = asyncio.create_task(_until_over(setup, wire))
         second = None
         try:
-            await asyncio.wait({first}, timeout=setup.lifetime_seconds / 6)
+            await asyncio.wait({first}, timeout=setup.lifetime_seconds * SECOND_AT)
             if first.done():
                 return f"the stream {(await first).text}, before a second one was begun"
             second_at = time.monotonic() - began
@@ -688,8 +690,10 @@ async def _lifetime(setup: Setup) -> str:
                 # If the limit is the connection's, both end at the same time.
                 await asyncio.wait({second}, timeout=TOGETHER_SECONDS)
             limit = "" if one.ended else ": no limit was seen"
-            goes_on = "goes on: the limit counts for streams" if one.ended else "goes on"
-            other = (await second).text if second.done() else goes_on
+            if second.done() and (await second).ended:
+                other = (await second).text
+            else:
+                other = "goes on: the limit counts for streams" if one.ended else "goes on"
             return (
                 f"the stream {one.text}{limit}; another one of the same connection, "
                 f"begun after {second_at:.1f} s, {other}"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from aiosmrt._transport.factory import TransportName
-from tests.support.raw_server import busy_listener
+from tests.support import raw_server
 from tests.support.seams import set_default_transport
 from tests.support.virtual_time import VirtualTime
 
@@ -81,7 +81,14 @@ async def virtual_time() -> AsyncIterator[VirtualTime]:
 
 
 @pytest.fixture
+def refusing_url() -> Iterator[str]:
+    """The URL of a port on which nothing listens."""
+    with raw_server.refusing_url() as url:
+        yield url
+
+
+@pytest.fixture
 def busy_url() -> Iterator[str]:
     """The URL of a listener whose queue is full, so that no connection to it is ever made."""
-    with busy_listener() as url:
+    with raw_server.busy_listener() as url:
         yield url

@@ -172,3 +172,40 @@ def test_beside_aiohttp_importing_loads_the_exceptions_of_botocore_and_no_other_
     foreign = {name for name in added if name.split(".")[0] not in {"aiosmrt", *sys.stdlib_module_names}}
     exceptions = {"botocore", "botocore.exceptions"}
     assert {name for name in foreign if not name.startswith("botocore.vendored")} == exceptions
+
+
+# Constants
+
+
+def telling(value: ast.expr) -> object | None:
+    """A constant's value, if no other has it by chance: a long text, a number that is not round, a table."""
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "frozenset" and value.args:
+        value = value.args[0]
+    if isinstance(value, ast.Dict | ast.Set | ast.Tuple | ast.List):
+        is_table = any(isinstance(node, ast.Constant) for node in ast.walk(value))
+        return ast.dump(value) if is_table else None
+    match getattr(value, "value", None):
+        case str() | bytes() as text if len(text) >= 10:
+            return text
+        case int() as number if number > 1000 and number & (number - 1) and number & (number + 1):
+            return number
+    return None
+
+
+def constants() -> Iterator[tuple[object, str]]:
+    """What is assigned to a name in capitals at the top of a module, and where."""
+    for file, tree in sources():
+        for node in tree.body:
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                continue
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name) and target.id.isupper() and (value := telling(node.value)) is not None:
+                    yield value, f"{file}: {target.id}"
+
+
+def test_a_constant_is_defined_once():
+    places: dict[object, list[str]] = {}
+    for value, place in constants():
+        places.setdefault(value, []).append(place)
+    assert len(places) > 100
+    assert {value: found for value, found in places.items() if len(found) > 1} == {}

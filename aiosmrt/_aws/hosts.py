@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import botocore
 
+from aiosmrt._wire.http1 import DEFAULT_PORTS
 from aiosmrt._wire.operations import API_VERSION, SIGNING_NAME
 from aiosmrt.errors import EndpointResolutionError
 
@@ -26,7 +27,6 @@ __all__ = ["HTTP2_PORT", "ResolvedEndpoint", "http2_endpoint", "partition_of", "
 
 SERVICE_NAME = "sagemaker-runtime"
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 # Labels as in botocore.utils.is_valid_endpoint_url, plus underscores: service names on container networks have them.
 _HOST_NAME = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\.?")
 _MAX_HOST_NAME = 255
@@ -205,7 +205,7 @@ def _checked(url: str) -> tuple[str, str]:
     if split is None:
         raise _invalid("its host or port is malformed")
     parts, host, port = split
-    if parts.scheme not in _DEFAULT_PORTS:
+    if parts.scheme not in DEFAULT_PORTS:
         raise _invalid("its scheme must be http or https")
     if not host:
         raise _invalid("its host name is missing or malformed")
@@ -213,7 +213,7 @@ def _checked(url: str) -> tuple[str, str]:
         raise _invalid("it must not contain a user name or password")
     if parts.query or parts.fragment:
         raise _invalid("it must not contain a query or a fragment")
-    if port is not None and port != _DEFAULT_PORTS[parts.scheme]:
+    if port is not None and port != DEFAULT_PORTS[parts.scheme]:
         host = f"{host}:{port}"
     return f"{parts.scheme}://{host}{parts.path.rstrip('/')}", host
 

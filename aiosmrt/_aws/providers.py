@@ -18,8 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from aiosmrt import errors
-from aiosmrt._aws.daemon import run_in_daemon_thread
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
+from aiosmrt._daemon import run_in_daemon_thread
 from aiosmrt._wire.sigv4.signer import Credentials
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ __all__ = [
 
 # Seconds after which a given object is asked again that may renew itself and does not say when.
 REASK_INTERVAL = 60.0
+
+# of the threads in which credentials are looked up
+_THREAD = "aiosmrt-credentials"
 
 _TOKEN_KEYS = ("aws_security_token", "aws_session_token")
 # With one of these in a profile, something else may take precedence over its static keys.
@@ -167,7 +170,7 @@ class _Given:
         frozen: Any
         try:
             # A plain one may renew itself, which blocks.
-            frozen = await (get() if inspect.iscoroutinefunction(get) else run_in_daemon_thread(get))
+            frozen = await (get() if inspect.iscoroutinefunction(get) else run_in_daemon_thread(get, _THREAD))
             if inspect.isawaitable(frozen):
                 frozen = await frozen
         except errors.AiosmrtError:
@@ -199,7 +202,7 @@ class _DefaultChain:
 
         look_up = LookUp()
         try:
-            return await run_in_daemon_thread(partial(self._fetch, look_up))
+            return await run_in_daemon_thread(partial(self._fetch, look_up), _THREAD)
         except asyncio.CancelledError:
             look_up.abandon()
             raise

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from aiosmrt._wire.s3uri import split_s3_uri
+from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, ObjectStoreError, ParamValidationError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     except UnicodeEncodeError:
         key_bytes = 0
     if not 0 < key_bytes <= MAX_KEY_BYTES:
-        raise ParamValidationError([f"an S3 URI must be of the form s3://bucket/key; got {uri!r:.200}"])
+        raise ParamValidationError([f"{S3_URI_FORM}; got {uri!r:.200}"])
     return bucket, key
 
 
@@ -354,6 +354,23 @@ class ObjectStore:
                 failure.add_note(str(error))
             raise
 
+    async def check_writable(self, uri: str) -> None:
+        """See whether an object may be written, and leave no trace.
+
+        Args:
+            uri: ``s3://bucket/key``.
+
+        Raises:
+            ObjectStoreError: As in ``get``.
+        """
+        bucket, key = parse_s3_uri(uri)
+        place = {"Bucket": bucket, "Key": key}
+        # It needs the permission to write the object, which then does not appear.
+        upload: str = (await self._call("create_multipart_upload", uri, place))["UploadId"]
+        # Ending it is another permission. An upload without parts costs nothing.
+        with suppress(ObjectStoreError):
+            await self._call("abort_multipart_upload", uri, {**place, "UploadId": upload})
+
     async def close(self) -> None:
         """Close the connections; calls under way fail. May be called again."""
         self._closed = True
@@ -428,7 +445,7 @@ class ObjectStore:
             return self._client
 
     async def _open(self) -> Any:
-        from aiosmrt._aws.daemon import run_in_daemon_thread
+        from aiosmrt._daemon import run_in_daemon_thread
         from aiosmrt._extras import installed
 
         async def prepare() -> tuple[Any, dict[str, Any]]:
@@ -440,7 +457,7 @@ class ObjectStore:
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
-            session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()))
+            session, arguments = await run_in_daemon_thread(lambda: asyncio.run(prepare()), "aiosmrt-s3")
             return await self._stack.enter_async_context(session.create_client("s3", **arguments))
         except ConfigurationError:
             raise

@@ -395,7 +395,7 @@ class Admission:
         self._used_at = now = self._clockwork.clock()
         state = self.state
         if state.illness is None and caller is not self._prober:
-            # A success does not make a healthy target ill.
+            # It does not make a healthy target ill: all that may follow is more slots.
             state.on_success(started_at, now, self.in_use, sent_among=sent_among)
             if self.waiting:
                 self._attend()

@@ -89,7 +89,7 @@ __all__ = ["NO_WAITS", "Call", "deadline_exceeded"]
 _NO_ACCIDENT: Final = 6
 
 # A call that failed more often than this may be the reason itself.
-_SAYS_MORE: Final = 2
+_REPEATED_AFTER: Final = 2
 
 # Failures of which the next call might die as well, if it took the slot at once.
 _KEEPS_SLOT: Final = frozenset({"throttling", "transient", "connection", "truncated", "clock_skew"})
@@ -135,45 +135,27 @@ class _History:
         stream_error: the class of the stream's error.
     """
 
-    __slots__ = (
-        "capacity_left",
-        "capacity_since",
-        "finished",
-        "last_error",
-        "outage_since",
-        "pausing",
-        "refusals",
-        "state",
-        "stream_error",
-        "waits",
-    )
-
-    def __init__(self) -> None:
-        self.state: RetryState | None = None
-        self.refusals = 0
-        self.last_error: AiosmrtError | None = None
-        self.waits: dict[str, float] | None = None
-        self.capacity_since: float | None = None
-        self.capacity_left: float | None = None
-        self.outage_since: float | None = None
-        self.finished = False
-        self.pausing: asyncio.Timeout | None = None
-        self.stream_error: str | None = None
+    state: RetryState | None = None
+    refusals = 0
+    last_error: AiosmrtError | None = None
+    waits: dict[str, float] | None = None
+    capacity_since: float | None = None
+    capacity_left: float | None = None
+    outage_since: float | None = None
+    finished = False
+    pausing: asyncio.Timeout | None = None
+    stream_error: str | None = None
 
 
 class _NoHistory(_History):
-    """A history that calls share, and none may write to."""
-
-    __slots__ = ()
+    """That of a call to which nothing has happened yet. Calls share it, and none may write to it."""
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name}: write to the call's own history")
 
 
-# Of a call to which nothing has happened yet. Many calls wait at the same time: the less memory each needs, the more of
-# it stays in the processor's cache.
-_NO_HISTORY: Final = _History()
-_NO_HISTORY.__class__ = _NoHistory
+# Many calls wait at the same time: the less memory each needs, the more of it stays in the processor's cache.
+_NO_HISTORY: Final[_History] = _NoHistory()
 
 
 class Call:
@@ -247,7 +229,7 @@ class Call:
         # the body's hash, as soon as it is known
         self._digest = ""
         self._history = _NO_HISTORY
-        # of a stream
+        # of the response under way, if it streams
         self._request_id: str | None = None
         # whether configuration and body are there
         self._ready = False
@@ -275,14 +257,17 @@ class Call:
         codec = self._codec
         body: object
         if codec.streams:
-            self._request_id = reply.headers.get("x-amzn-requestid")
             body = EventStream(self, reply, plain=codec.openai)
         else:
             body = reply.body
-            self._core.counters.bytes_received += len(reply.body)
+            self.count_received(len(reply.body))
             if codec.has_payload:
                 body = StreamingBody(reply.body)
         return codec.reader.result(reply.status, reply.headers, body, self.sent)
+
+    def count_received(self, size: int) -> None:
+        """Count what a reply's body had, in bytes."""
+        self._core.counters.bytes_received += size
 
     async def presigned_url(self, method: str, expires_in: int) -> str:
         """A URL with which the call can be made without credentials; nothing is sent.
@@ -476,6 +461,8 @@ class Call:
                             admission.outstanding -= 1
                             self._is_outstanding = self._holds_slot = False
                             admission.release(self)
+                        else:
+                            self._request_id = reply.headers.get("x-amzn-requestid")
                         return reply
                     failure = self._refusal(reply)
                     del reply
@@ -790,6 +777,7 @@ class Call:
             core.counters.throttles += 1
             self._own_history().refusals += 1
         self._placed(error)
+        self._request_id = None
         if not self._holds_slot:
             return  # it failed before it was sent: no credentials, a closed client
         # not if it was let in since it was sent
@@ -807,7 +795,7 @@ class Call:
                 error,
                 waits_for_capacity=waits_for_capacity,
                 strict=self._history.refusals >= _NO_ACCIDENT,
-                repeated=self.sent > _SAYS_MORE,
+                repeated=self.sent > _REPEATED_AFTER,
             )
             keeps_slot = keeps_slot or (may_keep and error.cause in _KEEPS_SLOT)
         if view.observers:
@@ -951,7 +939,9 @@ class Call:
         return error
 
     def _placed(self, error: AiosmrtError) -> AiosmrtError:
-        """Attach operation, endpoint and attempt count."""
+        """Attach operation, endpoint, attempt count and request id."""
+        if error.request_id is None:
+            error.request_id = self._request_id
         error.operation = self._codec.operation.name
         error.endpoint_name = self._head.endpoint_name
         error.attempts = self.sent
@@ -997,12 +987,11 @@ class Call:
 
     def stream_error(self, headers: EventHeaders, payload: bytes) -> AiosmrtError:
         """The error for an ``exception`` or ``error`` message of this call's stream."""
-        error = stream_error(headers, payload, self._codec.operation.name)
-        error.request_id = self._request_id
-        return self._placed(error)
+        return self._placed(stream_error(headers, payload, self._codec.operation.name))
 
     async def retry_stream(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
         """Make further attempts after a stream failed, if the policy allows; otherwise raise ``error``."""
+        self._placed(error)
         try:
             stream: ReplyStream = await self._before_deadline(self._attempts(error, stream_started=stream_started))
         except AiosmrtError as failure:

@@ -23,7 +23,8 @@ from aiosmrt._core.outcome import stream_error
 from aiosmrt._core.response_bodies import decoded
 from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.eventstream import Decoder, encode_payload_part
-from aiosmrt._wire.messages import MAX_PART_BYTES, DataType, Message, MessageJoiner
+from aiosmrt._wire.messages import COMPLETION_STATES, DATA_TYPES, MAX_PART_BYTES, Message, MessageJoiner, faulty_limit
+from aiosmrt._wire.operations import EVENT_STREAM, STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD
 from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import (
@@ -40,6 +41,7 @@ from aiosmrt.errors import (
     fresh_copy,
 )
 from aiosmrt.events import StreamExpiring
+from aiosmrt.types import BidirectionalStreamEvent, CompletionState, DataType
 
 if TYPE_CHECKING:
     from aiosmrt._core.client_core import ClientCore
@@ -49,14 +51,8 @@ if TYPE_CHECKING:
     from aiosmrt._wire.eventstream import EventHeaders
     from aiosmrt._wire.params import Head
     from aiosmrt._wire.sigv4.events import EventSigner
-    from aiosmrt.types import BidirectionalStreamEvent
 
 __all__ = ["MAX_PART_BYTES", "BidirectionalStream", "DuplexCall", "check_duplex"]
-
-EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
-
-LIFETIME_SECONDS: Final = 30 * 60.0
-"""For how long the service keeps a connection."""
 
 NOTICE_SECONDS: Final = 60.0
 """How long before its end a stream's observers are told."""
@@ -64,9 +60,6 @@ NOTICE_SECONDS: Final = 60.0
 # Codes of WebSocket's Close frame (RFC 6455, 7.4.1, and IANA's registry) that say nothing about what was sent: going
 # away, lost, an internal error, restarting, try again later, a bad gateway.
 _TRANSIENT_CLOSURES: Final = frozenset({"1001", "1006", "1011", "1012", "1013", "1014"})
-
-_DATA_TYPES: Final = ("UTF8", "BINARY")
-_COMPLETION_STATES: Final = ("PARTIAL", "COMPLETE")
 
 
 def check_duplex(unknown: Mapping[str, object], *, max_resend_bytes: object, pin_credentials: object) -> None:
@@ -337,7 +330,7 @@ class DuplexCall(Call):
         super().first_part(seconds)
 
     def place(self, error: AiosmrtError) -> AiosmrtError:
-        """Attach operation, endpoint and attempt count."""
+        """Attach operation, endpoint, attempt count and request id."""
         return self._placed(error)
 
     def notify(self, kind: Any, *facts: Any) -> None:
@@ -346,7 +339,6 @@ class DuplexCall(Call):
 
     def response_of(self, reply: Any) -> dict[str, Any]:
         """The facts of a response: its metadata, and the variant that answers."""
-        self._request_id = reply.headers.get("x-amzn-requestid")
         result = self._codec.reader.result(reply.status, reply.headers, None, self.sent)
         del result["Body"]
         return result
@@ -354,11 +346,11 @@ class DuplexCall(Call):
     def message_error(self, headers: EventHeaders, payload: bytes) -> ServiceError:
         """The error for an ``exception`` or ``error`` message."""
         error = stream_error(headers, payload, self._codec.operation.name)
-        error.request_id = self._request_id
         code = error.error_code if isinstance(error, ModelStreamError) else None
         if code is not None and code.isdecimal() and code not in _TRANSIENT_CLOSURES:
             # The container has closed on purpose, and would again.
             error.cause = "model"
+        self._placed(error)
         return error
 
 
@@ -489,7 +481,7 @@ class BidirectionalStream:
             timer.cancel()
         self._timers.clear()
         # The head may have come long after the beginning, because it may come with the model's first part.
-        self._give_notice("lifetime", self._call.opened_at + LIFETIME_SECONDS - core.clock())
+        self._give_notice("lifetime", self._call.opened_at + STREAM_LIFETIME_SECONDS - core.clock())
         if self._call.expires_at is not None:
             self._give_notice("credentials", self._call.expires_at - core.wall_clock() - core.clock_offset)
         self._outbox.wake()
@@ -509,7 +501,7 @@ class BidirectionalStream:
         data: bytes | bytearray | memoryview | str,
         *,
         DataType: DataType | None = None,
-        CompletionState: Literal["PARTIAL", "COMPLETE"] | None = None,
+        CompletionState: CompletionState | None = None,
     ) -> None:
         """Send a message, or a part of one; returns when HTTP/2's flow control has taken it.
 
@@ -643,7 +635,7 @@ class BidirectionalStream:
         if self._link is not None:
             self._link.close()
         try:
-            await self._call.retry_stream(self._call.place(error), stream_started=True)
+            await self._call.retry_stream(error, stream_started=True)
         except AiosmrtError as failure:
             self._error = fresh_copy(failure)
             raise
@@ -702,8 +694,8 @@ class BidirectionalStream:
                 type half way.
             AiosmrtError: as ``anext``.
         """
-        if not is_whole(max_message_bytes, 1):
-            raise ParamValidationError([f"max_message_bytes must be an integer >= 1; got {shown(max_message_bytes)}"])
+        if faults := faulty_limit(max_message_bytes):
+            raise ParamValidationError(faults)
         return _Messages(self, max_message_bytes)
 
     async def next_message(self, max_message_bytes: int) -> Message | None:
@@ -720,9 +712,7 @@ class BidirectionalStream:
         return None
 
     def place(self, error: AiosmrtError) -> AiosmrtError:
-        """Attach operation, endpoint, request id and attempt count to an error about a message."""
-        if self._response is not None:
-            error.request_id = self._response["ResponseMetadata"].get("RequestId")
+        """Attach operation, endpoint, attempt count and request id to an error about a message."""
         return self._call.place(error)
 
 
@@ -770,10 +760,10 @@ def _encoded(data: Any, data_type: Any, completion_state: Any) -> bytes:
     del data
     if len(octets) > MAX_PART_BYTES:
         faults.append(f"data must be at most {MAX_PART_BYTES} bytes; got {len(octets)}")
-    if data_type is not None and data_type not in _DATA_TYPES:
-        faults.append(f"DataType must be one of {', '.join(_DATA_TYPES)}; got {shown(data_type)}")
-    if completion_state is not None and completion_state not in _COMPLETION_STATES:
-        faults.append(f"CompletionState must be one of {', '.join(_COMPLETION_STATES)}; got {shown(completion_state)}")
+    if data_type is not None and data_type not in DATA_TYPES:
+        faults.append(f"DataType must be one of {', '.join(DATA_TYPES)}; got {shown(data_type)}")
+    if completion_state is not None and completion_state not in COMPLETION_STATES:
+        faults.append(f"CompletionState must be one of {', '.join(COMPLETION_STATES)}; got {shown(completion_state)}")
     if faults:
         del octets
         raise ParamValidationError(faults)

@@ -153,7 +153,9 @@ def concerns_every_call(error: BaseException) -> bool:
     >>> concerns_every_call(ClientStateError("the client is closed"))
     True
     """
-    if isinstance(error, (ClientStateError, ConfigurationError, EndpointNotFoundError, ObjectStoreError, SSLError)):
+    if isinstance(error, (ClientStateError, ConfigurationError, EndpointNotFoundError, ObjectStoreError)):
+        return True
+    if isinstance(error, SSLError) and error.cause == "none":
         return True
     if isinstance(error, ServiceError):
         return error.code in _CALLER_CODES or (error.cause == "none" and error.status in _REFUSES_THE_CALLER)

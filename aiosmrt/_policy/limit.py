@@ -165,7 +165,7 @@ class WorkingLimit:
         "_recent",
         "_refusals",
         "_round_trips",
-        "_target",
+        "_threshold",
         "_untested",
         "limit",
         "maximum",
@@ -178,8 +178,8 @@ class WorkingLimit:
         self.limit = maximum
         # at the last success
         self._good = maximum
-        # what a slow start leads to; 0 outside of one
-        self._target = 0
+        # where a slow start ends; 0 outside of one
+        self._threshold = 0
         # when the round trip of the last drops began, and how far they may go
         self._cut_at = float("-inf")
         self._floor = 1
@@ -214,10 +214,10 @@ class WorkingLimit:
         self._refusals = 0
         if sent_among:
             self._recent.append(sent_among)
-        if limit < self._target:
+        if limit < self._threshold:
             self.limit = limit = limit + 1
         elif limit < self.maximum:
-            self._target = 0
+            self._threshold = 0
             if in_flight >= _TESTED * limit:
                 self._untested = 0.0
                 self._round_trips += 1 / limit
@@ -230,7 +230,7 @@ class WorkingLimit:
                 self._untested += 1 / limit
                 if self._untested >= _ROUND_TRIPS_TO_FORGET:
                     self.limit = limit = self.maximum
-        self._good = max(limit, self._target)
+        self._good = max(limit, self._threshold)
 
     def on_throttle(
         self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0, strict: bool = True
@@ -252,7 +252,7 @@ class WorkingLimit:
         # A call that was sent before an outage does not raise the limit of a slow start, nor end it.
         if lowered < self.limit:
             self.limit = lowered
-            self._target = 0
+            self._threshold = 0
 
     def on_timeout(self, started_at: float, now: float, in_flight: int) -> None:
         """Do nothing: a model that took too long says nothing about how many calls the service takes."""
@@ -263,8 +263,8 @@ class WorkingLimit:
 
     def on_recovery(self, now: float) -> None:
         """Begin a slow start to the limit that was known at the last success."""
-        self._target = self._good = max(self._good, self.limit)
-        self.limit = min(FIRST_WINDOW, self._target)
+        self._threshold = self._good = max(self._good, self.limit)
+        self.limit = min(FIRST_WINDOW, self._threshold)
         self._round_trips = self._grown = self._untested = 0.0
         self._refusals = 0
 

@@ -46,8 +46,9 @@ from aiosmrt.errors import ERROR_CODES, Cause
 MAX_HINT_EXTRA: Final = 5.0
 """Seconds by which ``x-amz-retry-after`` can lengthen a wait."""
 
-TRANSIENT_STATUSES: Final = frozenset({500, 502, 503, 504, 530})
-"""Statuses that say nothing about the request; 530 is SageMaker's InternalDependencyException."""
+TRANSIENT_STATUSES: Final = frozenset({408, 421, 500, 502, 503, 504, 530})
+"""Statuses that say nothing about the request. 530 is SageMaker's InternalDependencyException; 408 and 421 come from
+what is in between, for a request that went no further (RFC 9110, 15.5.9 and 15.5.20)."""
 
 RETRY_COST: Final = 14
 THROTTLING_RETRY_COST: Final = 5
@@ -261,10 +262,10 @@ class RetryState:
         "_bucket",
         "_corrected",
         "_deadline",
+        "_loading_waits",
         "_policy",
         "_refund",
         "_retries",
-        "_waits",
         "failed_at",
         "max_attempts",
         "patience",
@@ -287,14 +288,14 @@ class RetryState:
         # when the first attempt failed; None before
         self.failed_at: float | None = None
         self._retries = 0
-        self._waits = 0
+        self._loading_waits = 0
         self._refund = 1
         self._corrected = False
 
     @property
     def attempt(self) -> int:
         """The number of the attempt that is under way, or that was the last; the first is 1."""
-        return 1 + self._retries + self._waits
+        return 1 + self._retries + self._loading_waits
 
     def decide(
         self,
@@ -332,8 +333,8 @@ class RetryState:
             return "stream_started"
         if cause == "clock_skew" and self._corrected:
             return "clock_skew"
-        waits = cause == "model_not_ready" and self._deadline is not None and self.max_attempts != 1
-        if not waits and self.max_attempts is not None and self._retries + 1 >= self.max_attempts:
+        is_loading = cause == "model_not_ready" and self._deadline is not None and self.max_attempts != 1
+        if not is_loading and self.max_attempts is not None and self._retries + 1 >= self.max_attempts:
             return "max_attempts"
         if self.failed_at is None:
             self.failed_at = now
@@ -343,7 +344,7 @@ class RetryState:
         else:
             base, longest = policy.delays(cause)
             hint = None if policy.mode == "legacy" else retry_after
-            delay = backoff(base, self._waits if waits else self._retries, longest, rand, hint)
+            delay = backoff(base, self._loading_waits if is_loading else self._retries, longest, rand, hint)
             shortest = max(base, hint or 0.0)
         if self.patience is not None and cause != "clock_skew":
             left = self.failed_at + self.patience - now
@@ -362,8 +363,8 @@ class RetryState:
                 return "retry_bucket"
             self._refund = cost
         self._corrected = self._corrected or cause == "clock_skew"
-        if waits:
-            self._waits += 1
+        if is_loading:
+            self._loading_waits += 1
         else:
             self._retries += 1
         return delay

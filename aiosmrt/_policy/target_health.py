@@ -261,21 +261,19 @@ class AdmissionState:
         self._slowest_refusal = 0.0
         if not self.bucket.is_full:
             self.bucket.on_success()
-        if self.illness is None and self.learns:
-            # Every call under an adaptive limit comes here; there is nothing else to settle.
+        if self.illness is None:
             limit = self._limit
             limit.on_success(started_at, now, in_flight, sent_among=sent_among)
-            self.slots = limit.limit
-            return
-        if self.illness is not None:
-            # A call that was sent before the illness says nothing about its end.
-            if not (probe or started_at > self._ill_since):
-                # But it shows that something gets through.
-                self._schedule.abandon()
+            if self.learns:
+                # Every call under an adaptive limit comes here; there is nothing else to settle.
+                self.slots = limit.limit
                 return
+        elif probe or started_at > self._ill_since:
             self._recover(now)
         else:
-            self._limit.on_success(started_at, now, in_flight, sent_among=sent_among)
+            # It was sent before the illness and says nothing about its end, but something gets through.
+            self._schedule.abandon()
+            return
         self._settle()
 
     def on_throttle(

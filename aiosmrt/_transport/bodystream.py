@@ -18,7 +18,7 @@ __all__ = ["BodySource", "BodyStream"]
 # Pieces that are smaller on average are joined, which costs less than to decode each by itself.
 _SMALL_PIECE_BYTES = 2**12
 
-# How much is kept for a reader that does not wait; 1 MiB was slower (docs/design/architecture.md, Transport).
+# How much is kept for a reader that does not wait; 1 MiB was slower (benchmarks/stream.py).
 _HIGH_BYTES = 2**18
 
 

@@ -20,6 +20,7 @@ from aiosmrt.errors import (
 )
 
 __all__ = [
+    "bad_certificate",
     "body_error",
     "broken_off",
     "closed_during_call",
@@ -35,9 +36,10 @@ __all__ = [
 
 def head_error(error: Exception, origin: str) -> TransportError:
     """The error for a request that failed before the head of its response; the first row that matches counts."""
+    if isinstance(error, (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError)):
+        return _caused(bad_certificate(origin), error)
     for foreign, ours, text in (
         (aiohttp.ConnectionTimeoutError, ConnectTimeoutError, "Connect timeout on"),
-        (aiohttp.ClientConnectorCertificateError, SSLError, "The certificate is not valid for"),
         (aiohttp.ClientSSLError, SSLError, "TLS failed with"),
         (aiohttp.ClientProxyConnectionError, ProxyConnectionError, "Could not reach the proxy for"),
         (aiohttp.ClientHttpProxyError, ProxyConnectionError, "The proxy refused a tunnel to"),
@@ -55,6 +57,12 @@ def head_error(error: Exception, origin: str) -> TransportError:
     return ConnectionClosedError(
         f'No response from endpoint URL: "{origin}" ({type(error).__name__})', endpoint_url=origin
     )
+
+
+def bad_certificate(origin: str) -> SSLError:
+    """The error for a certificate that does not verify; another attempt would get the same one."""
+    text = f'The certificate is not valid for endpoint URL: "{origin}"'
+    return SSLError(text, endpoint_url=origin, cause="none")
 
 
 def connect_error(error: Exception, origin: str) -> TransportError:

@@ -13,6 +13,8 @@ response of another. Whatever allows that is refused with `HTTPResponseError`:
   "ought to be handled as an error"; these are the means of request smuggling).
 - An interim response (1xx) that announces a body or closes the connection is refused, and a connection is not reused
   after a 204 that announces a body. Neither may announce one (6.1; RFC 9110, 8.6), but a server that does may send it.
+- A connection is not reused after 408 and 421: their requests may be repeated, but on another one (RFC 9110, 15.5.9 and
+  15.5.20).
 - A chunk size consists of hexadecimal digits, chunk data is followed by CRLF, and chunk extensions must be well-formed
   and are ignored (7.1), up to a limit. Trailer fields are checked and dropped (7.1.2); those that affect framing are
   refused (RFC 9110, 6.5.1).
@@ -30,7 +32,16 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-__all__ = ["MAX_HEAD_BYTES", "ChunkedBody", "HTTPResponseError", "HeadParser", "ResponseHead", "check_partial_head"]
+__all__ = [
+    "DEFAULT_PORTS",
+    "MAX_HEAD_BYTES",
+    "ON_ANOTHER_CONNECTION",
+    "ChunkedBody",
+    "HTTPResponseError",
+    "HeadParser",
+    "ResponseHead",
+    "check_partial_head",
+]
 
 _T = TypeVar("_T")
 
@@ -57,6 +68,11 @@ _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e]|\\[\t \x21-\x7e])*"'
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;%b(?:=(?:%b|%b))?)*" % (_TOKEN, _TOKEN, _QUOTED))
 # A CR or LF that cannot be a part of CRLF.
 _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]")
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+ON_ANOTHER_CONNECTION = frozenset({408, 421})
+"""Statuses of what is between client and service, after which a request may be repeated on another connection."""
 
 # Fields that affect framing must come before the body.
 _NO_TRAILERS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
@@ -139,7 +155,7 @@ class HeadParser:
             if status == 101:
                 raise HTTPResponseError("unexpected 101 Switching Protocols")
             length, chunked = 0, False
-        elif length is None and not chunked:
+        elif (length is None and not chunked) or status in ON_ANOTHER_CONNECTION:
             persistent = False
         # The class's constructor is a Python function, which would be 5 % of the time here.
         return tuple.__new__(ResponseHead, (status, headers, length, chunked, persistent))

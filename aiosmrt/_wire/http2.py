@@ -1,21 +1,26 @@
 """What both ends of HTTP/2 share: h2's connection without its defects, DATA past its objects, and secret header fields.
 
-``h2`` is the protocol without I/O. Six things about it are changed here, and nowhere else:
+``h2`` is the protocol without I/O. `Connection` is h2's, but for this:
 
-- A received GOAWAY closes its state machine, so that the next DATA raises a ProtocolError, in either direction. RFC
+- A received GOAWAY closes h2's state machine, so that the next DATA raises a ProtocolError, in either direction. RFC
   9113 (6.8) says the opposite: streams up to the named one go on. AWS's JavaScript client sends GOAWAY as soon as its
-  last stream is open. https://github.com/python-hyper/h2/issues/1181; drop `Connection` when it is fixed, for which
-  ``test_h2_still_closes_at_goaway`` in ``tests/wire/test_http2.py`` waits.
-- It takes any frame for the first one, which must be SETTINGS (3.4). Text of a server that speaks HTTP/1.1 is then a
+  last stream is open. https://github.com/python-hyper/h2/issues/1181; drop `Connection._receive_goaway_frame` when it
+  is fixed, for which ``test_h2_still_closes_at_goaway`` in ``tests/wire/test_http2.py`` waits.
+- h2 takes any frame for the first one, which must be SETTINGS (3.4). Text of a server that speaks HTTP/1.1 is then a
   frame of megabytes, whose end it waits for.
+- It ends the connection for a malformed message, and with it all other streams, where the RFC has an error of the
+  stream (8.1.1).
+- It lets a server begin streams by HEADERS, which only PUSH_PROMISE may (8.4).
 - It calls a header block that cannot be decoded a PROTOCOL_ERROR, where the RFC has COMPRESSION_ERROR (4.3).
-- It answers each DATA frame of a stream that this end has reset with another RST_STREAM. They were on their way
-  when it was sent, and 5.1 says to ignore them: nghttp2, in Node.js and others, takes many answers for an attack.
-  `Connection.has_reset` tells `aiosmrt._transport.http2.core` which they are.
+- It answers each frame of DATA or headers of a stream that this end has reset with another RST_STREAM. They were on
+  their way when it was sent, and 5.1 says to ignore them: nghttp2, in Node.js and others, takes many answers for an
+  attack. Heads are dropped here; `Connection.has_reset` tells of which streams DATA must not come here.
 - A DATA frame costs it some 10 µs to send and 15 to receive, most of what a message costs. `Connection.room`,
-  `Connection.send_frames` and `Connection.open_window` do without its objects, as `aiosmrt._transport.http2.core` does.
-- ``hpack`` logs header blocks at level DEBUG, before compression and after. They contain signatures and session tokens,
-  so its loggers are silenced for the whole process.
+  `Connection.send_frames` and `Connection.open_window` do without its objects. `aiosmrt._transport.http2.core` reads
+  DATA itself.
+
+``hpack`` logs header blocks at level DEBUG, before compression and after. They contain signatures and session tokens,
+so its loggers are silenced for the whole process.
 """
 
 from __future__ import annotations
@@ -25,18 +30,27 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, Event
-from h2.exceptions import ProtocolError
+from h2.events import ConnectionTerminated, Event, StreamReset
+from h2.exceptions import InvalidBodyLengthError, ProtocolError, StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
 from h2.stream import StreamClosedBy
 from hpack import Decoder, HeaderTuple, HPACKError, NeverIndexedHeaderTuple, OversizedHeaderListError
 from hpack.hpack import log as _log_of_blocks
 from hpack.table import log as _log_of_tables
-from hyperframe.frame import DataFrame, Frame, GoAwayFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
 
-__all__ = ["DEFAULT_WINDOW_BYTES", "FRAME_HEAD", "LAST_STREAM_ID", "MAX_FRAME_BYTES", "Connection", "header_fields"]
+__all__ = [
+    "DEFAULT_WINDOW_BYTES",
+    "FLUSH_BYTES",
+    "FRAME_HEAD",
+    "LAST_STREAM_ID",
+    "MAX_FRAME_BYTES",
+    "STREAM_ID_BITS",
+    "Connection",
+    "header_fields",
+]
 
 for _log in (_log_of_blocks, _log_of_tables):
     _log.addFilter(lambda record: False)
@@ -46,6 +60,9 @@ DEFAULT_WINDOW_BYTES: Final = 65_535
 
 LAST_STREAM_ID: Final = 2**31 - 1
 """What a graceful GOAWAY names: no stream is affected, and none shall follow."""
+
+FLUSH_BYTES: Final = 2**16
+"""How much of what an end writes in one turn of the loop is held back, to be sent together."""
 
 _MAX_HEADER_LIST_BYTES: Final = 2**16
 
@@ -61,6 +78,9 @@ _SECRET_FIELDS: Final = frozenset(
 
 FRAME_HEAD: Final = struct.Struct(">HBBBI")
 """What precedes a frame's payload: its length as 16 and 8 bits, type, flags, stream (RFC 9113, 4.1)."""
+
+STREAM_ID_BITS: Final = 2**31 - 1
+"""The bits of a frame head's last field that are the stream's number; the first bit means nothing."""
 
 MAX_FRAME_BYTES: Final = 2**14
 """The largest payload of a frame, unless SETTINGS say otherwise."""
@@ -89,7 +109,7 @@ class _Decoder(Decoder):
 
 
 class Connection(H2Connection):
-    """One end of a connection: GOAWAY ends no stream by itself, and SETTINGS must come first.
+    """One end of a connection; the module says what is changed about it.
 
     Args:
         client_side: whether it is the client's end.
@@ -131,6 +151,12 @@ class Connection(H2Connection):
         self._terminate_connection(code)
         return ProtocolError(f"the peer has violated HTTP/2: {code.name}")
 
+    def refuse(self, stream_id: int) -> None:
+        """Reset a stream whose peer has sent a malformed message, unless it is closed."""
+        stream = self.streams.get(stream_id)
+        if stream is not None and not stream.closed:
+            self.reset_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
+
     def has_reset(self, stream_id: int) -> bool:
         """Whether this end has closed a stream by RST_STREAM; h2 remembers it of the last 65,536 streams."""
         return self._stream_closed_by(stream_id) is StreamClosedBy.SEND_RST_STREAM
@@ -168,6 +194,50 @@ class Connection(H2Connection):
             size: bytes.
         """
         self._data_to_send += _WINDOW_UPDATE.pack(0, 4, WindowUpdateFrame.type, 0, stream_id, size)
+
+    def bypass(self, stream_id: int) -> None:
+        """Expect no DATA of a stream: it goes past h2, which cannot compare it with the Content-Length then."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            stream._expected_content_length = None
+
+    def _receive_headers_frame(self, frame: HeadersFrame) -> tuple[list[Frame], list[Event]]:
+        if self.config.client_side and frame.stream_id % 2 == 0:
+            raise ProtocolError("a server has begun a stream")
+        was_reset = self.has_reset(frame.stream_id)
+        try:
+            return super()._receive_headers_frame(frame)
+        except (StreamClosedError, StreamIDTooLowError):
+            if not was_reset:
+                raise
+        except ProtocolError as error:
+            stream = self.streams.get(frame.stream_id)
+            # What is wrong with more than a message has its own class, or closes a state machine by itself.
+            if (
+                type(error) is not ProtocolError
+                or stream is None
+                or (stream.closed and stream.closed_by is None)
+                or self.state_machine.state is ConnectionState.CLOSED
+            ):
+                raise
+        return [], [] if was_reset else self._refused(frame.stream_id)
+
+    def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
+        try:
+            return super()._receive_data_frame(frame)
+        except InvalidBodyLengthError:
+            pass
+        if frame.flow_controlled_length:
+            # h2 has counted it, and nobody else will.
+            self.increment_flow_control_window(frame.flow_controlled_length)
+        return [], self._refused(frame.stream_id)
+
+    def _refused(self, stream_id: int) -> list[Event]:
+        self.refuse(stream_id)
+        event = StreamReset(stream_id=stream_id)
+        event.error_code = ErrorCodes.PROTOCOL_ERROR
+        event.remote_reset = False
+        return [event]
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
         event = ConnectionTerminated()

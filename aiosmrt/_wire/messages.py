@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, get_args
 
+from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import DeserializationError, TruncatedStreamError
+from aiosmrt.types import BidirectionalPayloadPart, CompletionState, DataType
 
-if TYPE_CHECKING:
-    from aiosmrt.types import BidirectionalPayloadPart
+__all__ = ["COMPLETION_STATES", "DATA_TYPES", "MAX_PART_BYTES", "Message", "MessageJoiner", "faulty_limit"]
 
-__all__ = ["MAX_PART_BYTES", "DataType", "Message", "MessageJoiner"]
-
-DataType: TypeAlias = Literal["UTF8", "BINARY"]
+DATA_TYPES: Final[tuple[DataType, ...]] = get_args(DataType)
+COMPLETION_STATES: Final[tuple[CompletionState, ...]] = get_args(CompletionState)
 
 MAX_PART_BYTES: Final = 16 * 1024 * 1024
 """The largest payload of a message, or of a part of one, that the service takes."""
+
+
+def faulty_limit(max_message_bytes: object) -> list[str]:
+    """The faults of a limit of messages that are read.
+
+    >>> faulty_limit(1), faulty_limit(0)
+    ([], ['max_message_bytes must be an integer >= 1; got 0'])
+    """
+    if is_whole(max_message_bytes, 1):
+        return []
+    return [f"max_message_bytes must be an integer >= 1; got {shown(max_message_bytes)}"]
 
 
 class Message(NamedTuple):

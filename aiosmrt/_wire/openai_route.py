@@ -12,20 +12,18 @@ import re
 from typing import Any, Final
 
 from aiosmrt._wire.eventheaders import EventHeaders
+from aiosmrt._wire.http1 import ON_ANOTHER_CONNECTION
+from aiosmrt._wire.operations import MAX_MESSAGE_CHARACTERS
 from aiosmrt._wire.replies import failure, metadata_of
 from aiosmrt.errors import ERROR_CODES
 
 __all__ = [
     "CONTAINER_PATH",
-    "MAX_MESSAGE_CHARACTERS",
     "PlainParts",
     "openai_failure",
     "retry_after_of",
     "says_no_capacity",
 ]
-
-MAX_MESSAGE_CHARACTERS: Final = 2048
-"""As much as AWS's errors have of a container's."""
 
 CONTAINER_PATH: Final = "/v1/chat/completions"
 """Where the service passes requests on to in a container."""
@@ -40,9 +38,9 @@ _NO_CAPACITY: Final = re.compile(r"[\w .:/-]{0,200}?\bhas no capacity\b", re.ASC
 def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: int) -> dict[str, Any]:
     """The ``response`` dictionary of an error response, with OpenAI's error, if it is one, under ``"OpenAI"``.
 
-    With AWS's error type, in ``x-amzn-errortype`` or ``__type``, the error is the service's. Without, one of 500 and
-    above whose body is OpenAI's or FastAPI's is the container's, and becomes a ``ModelError``. Others have the body's
-    ``code`` or ``type``, or else the status, for a code; a container may have written them too.
+    With AWS's error type, in ``x-amzn-errortype`` or ``__type``, the error is the service's. Without, one of 408, 421,
+    500 and above whose body is OpenAI's or FastAPI's is the container's, and becomes a ``ModelError``. Others have the
+    body's ``code`` or ``type``, or else the status, for a code; a container may have written them too.
 
     Args:
         status: the HTTP status.
@@ -58,6 +56,10 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
     >>> response = openai_failure(500, {}, b'{"error": {"message": "out of memory", "type": "ServiceUnavailable"}}', 1)
     >>> response["Error"]["Code"], response["OriginalStatusCode"], response["OriginalMessage"]
     ('ModelError', 500, 'out of memory')
+    >>> openai_failure(422, {}, b'{"detail": [{"msg": "too long"}]}', 1)["OpenAI"]["message"]
+    '{"detail": [{"msg": "too long"}]}'
+    >>> openai_failure(408, {}, b'{"error": {"message": "too slow"}}', 1)["Error"]["Code"]
+    'ModelError'
     """
     text = body.decode("utf-8", "replace")
     try:
@@ -81,12 +83,13 @@ def openai_failure(status: int, headers: dict[str, str], body: bytes, attempts: 
         response["Error"]["Message"] = message or ""
     else:
         if message is None:
-            # As for AWS's own errors, a text without a message is the message; a page, and a null, are not.
-            is_silent = text.lstrip().startswith("<") or any(key in error for key in _MESSAGES)
+            # As for AWS's own errors, a text without a message is the message, such as FastAPI's list of what is wrong
+            # with a request; a page, and a null, are not.
+            is_silent = text.lstrip().startswith("<") or any(error.get(key, "") is None for key in _MESSAGES)
             message = "" if is_silent else text[:MAX_MESSAGE_CHARACTERS]
         metadata = metadata_of(status, headers, attempts)
         response = {"Error": {"Message": message, "Code": _code(status, error)}, "ResponseMetadata": metadata}
-        if status >= 500 and _is_containers(document):
+        if (status >= 500 or status in ON_ANOTHER_CONNECTION) and _is_containers(document):
             response["Error"]["Code"] = "ModelError"
             response["OriginalStatusCode"] = status
             response["OriginalMessage"] = message[:MAX_MESSAGE_CHARACTERS]

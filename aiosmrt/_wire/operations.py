@@ -13,12 +13,18 @@ __all__ = [
     "BY_NAME",
     "CHAT_COMPLETIONS",
     "CHAT_COMPLETIONS_STREAM",
+    "EVENT_STREAM",
+    "INLINE_BYTES",
+    "INVOCATION_TIMEOUT_SECONDS",
     "INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM",
+    "MAX_MESSAGE_CHARACTERS",
+    "NEW_SESSION",
     "OPENAI_OPERATIONS",
     "OPERATIONS",
     "REQUEST_TTL_SECONDS",
     "SERVICE_ID",
     "SIGNING_NAME",
+    "STREAM_LIFETIME_SECONDS",
     "Member",
     "Operation",
     "Rule",
@@ -30,6 +36,24 @@ SIGNING_NAME = "sagemaker"
 
 REQUEST_TTL_SECONDS: Final = 21_600
 """The service's default for ``RequestTTLSeconds``, which is also the maximum."""
+
+INVOCATION_TIMEOUT_SECONDS: Final = 900
+"""The service's default for ``InvocationTimeoutSeconds``."""
+
+INLINE_BYTES: Final = 128_000
+"""The largest body of an asynchronous inference that travels with its request (BodyBlob in the service model)."""
+
+NEW_SESSION: Final = "NEW_SESSION"
+"""The ``SessionId`` that opens a session."""
+
+EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
+"""The media type of streams of events."""
+
+STREAM_LIFETIME_SECONDS: Final = 30 * 60.0
+"""How long the service keeps a bidirectional stream."""
+
+MAX_MESSAGE_CHARACTERS: Final = 2048
+"""As much as an error of the service has of a container's message (Message in the service model)."""
 
 
 class Rule(NamedTuple):
@@ -144,7 +168,7 @@ INVOKE_ENDPOINT = Operation(
         _INFERENCE_COMPONENT,
         Member(
             "SessionId",
-            Rule(max=256, pattern=f"^(NEW_SESSION)$|{_NAME}$"),
+            Rule(max=256, pattern=f"^({NEW_SESSION})$|{_NAME}$"),
             header="X-Amzn-SageMaker-Session-Id",
         ),
         _PREFIX_AWARE_ID,
@@ -205,7 +229,7 @@ INVOKE_ENDPOINT_ASYNC = Operation(
             Rule("integer", 1, 3600),
             header="X-Amzn-SageMaker-InvocationTimeoutSeconds",
         ),
-        Member("Body", Rule("blob", max=128000, sensitive=True), "payload"),
+        Member("Body", Rule("blob", max=INLINE_BYTES, sensitive=True), "payload"),
     ),
     results=(
         Member("InferenceId", _HEADER, "body"),

@@ -2,7 +2,13 @@
 
 import re
 
-__all__ = ["split_s3_uri"]
+__all__ = ["S3_URI_FORM", "split_s3_uri"]
+
+S3_URI_FORM = (
+    "an S3 URI must be of the form s3://bucket/key, with a bucket of 3 to 255 letters, digits, dots, hyphens and "
+    "underscores"
+)
+"""The beginning of a message about one that is not."""
 
 # As permissive as botocore about bucket names, because old buckets may have names that are invalid today.
 _URI = re.compile(r"s3://([a-zA-Z0-9._-]{3,255})(?:/(.*))?", re.DOTALL)

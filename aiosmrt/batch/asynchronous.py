@@ -1,10 +1,13 @@
 """Rows through an asynchronous endpoint: each request is a job, whose answer appears in S3.
 
-``OUT.jobs`` has a line for each job as soon as the service has accepted it, so that a later run waits for it in place
-of paying for another. A row belongs to the last job that has it. Lines that were torn by a kill are ignored.
+``OUT.jobs`` has a line for each request before it is sent, with the name of its future answer (``Filename``), and one
+when the service has accepted it, so that a later run waits for the answer in place of paying for another. A row belongs
+to the last job that has it. Lines that were torn by a kill are ignored.
 
-What was accepted without the acceptance having arrived, when the process is killed, is submitted again: the service
-cannot be asked for a request, not even by its ``InferenceId``.
+A request whose acceptance did not arrive before the process was killed is *in doubt*: the service cannot be asked for
+it, not even by its ``InferenceId``. But its answer, if there is to be one, appears under its name in the place in which
+the answers of others are. The next run looks for it last of all, and sends the request again if nothing is there once
+all others have ended. So that this place is known, the first request of all is sent alone.
 """
 
 from __future__ import annotations
@@ -13,20 +16,23 @@ import asyncio
 import json
 import math
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 from zlib import crc32
 
+from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._policy.polling import next_pause
 from aiosmrt.batch.requests import Row
 from aiosmrt.batch.tasks import uninterrupted
 from aiosmrt.config import JOB_PATIENCE, Unset
 from aiosmrt.endpoint import CallOptions, Endpoint, JobHandle
 from aiosmrt.endpoint.fanout import Answer
 from aiosmrt.endpoint.groups import rows_reader
-from aiosmrt.errors import BatchOutputError, ObjectStoreError
+from aiosmrt.errors import AiosmrtError, BatchOutputError, ObjectStoreError, SerializationError, ServiceError
 
 __all__ = ["JobsUnderWay", "QueuedScoring", "jobs_file"]
 
@@ -37,20 +43,63 @@ _REWRITE_BYTES: Final = 4 << 20
 _TRANSIENT: Final = frozenset({None, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE: Final = 30.0
 
+# How long a request in doubt is waited for, when nothing else is: so long, or twice as long as any other took.
+_DOUBT_SECONDS: Final = 60.0
+
+# What names of answers end with, as those that the service makes do. It allows 32 characters.
+_SUFFIX: Final = ".out"
+
 
 def jobs_file(out: Path) -> Path:
     """The file of an output's jobs under way."""
     return out.with_name(f"{out.name}.jobs")
 
 
+class Place(NamedTuple):
+    """Where an endpoint's answers and failures are, shown by one job.
+
+    Args:
+        stem: the name of its answer, without the suffix.
+        answer: the URI of its answer, with the stem in it.
+        failure: the URI of its failure, with the stem in it; None if the endpoint has none, or names it otherwise.
+    """
+
+    stem: str
+    answer: str
+    failure: str | None
+
+    @classmethod
+    def of(cls, name: str, handle: JobHandle) -> Place | None:
+        """The place that a job shows, whose answer was to have a name; None if the service gave it another one."""
+        stem = name.removesuffix(_SUFFIX)
+        if stem not in handle.output_location:
+            return None
+        failure = handle.failure_location
+        return cls(stem, handle.output_location, failure if failure is not None and stem in failure else None)
+
+    def at(self, name: str) -> tuple[str, str | None]:
+        """The URIs of the answer of a name and of its failure."""
+        stem = name.removesuffix(_SUFFIX)
+        failure = None if self.failure is None else self.failure.replace(self.stem, stem)
+        return self.answer.replace(self.stem, stem), failure
+
+
+def new_name() -> str:
+    """A name for an answer that no other has."""
+    return f"{secrets.token_hex(14)}{_SUFFIX}"
+
+
 class JobsUnderWay:
-    """The jobs that were accepted and whose rows are not done. Blocks; may be used by several threads.
+    """The requests that were sent, or nearly, and whose rows are not done. Blocks; may be used by several threads.
 
     Args:
         path: the file.
         key: what the jobs are about; a file with another key is started over.
         fresh: whether to start over.
         is_done: whether a row is done.
+
+    Attributes:
+        place: where answers are; None as long as that is not known.
 
     Raises:
         BatchOutputError: the file cannot be read or written.
@@ -60,16 +109,23 @@ class JobsUnderWay:
         self._path = path
         self._head = _line({"key": sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()})
         self._lock = threading.Lock()
-        # For each row the number of its job, and for each job its rows that are not done, its line and its handle.
+        self.place: Place | None = None
+        # For each row the number of its job, and for each job its rows that are not done, its line, and its handle or,
+        # as long as it is in doubt, the name of its answer.
         self._jobs: dict[int, int] = {}
         self._rows: dict[int, set[int]] = {}
         self._lines: dict[int, bytes] = {}
-        self._handles: dict[int, tuple[list[int], JobHandle]] = {}
+        self._handles: dict[int, tuple[list[int], JobHandle | str]] = {}
         self._number = 0
         self._live = 0
         self._unsynced = False
         try:
             lines = [] if fresh or not path.exists() else path.read_bytes().splitlines(keepends=True)
+            if lines and "key" not in (_record(lines[0]) or {}):
+                # It is renamed into place as a whole, so this is not a torn one.
+                raise BatchOutputError(
+                    f"{path} is not a job's; choose another output, or start over with fresh (--fresh)"
+                )
             if lines and lines[0] == self._head:
                 self._read(lines[1:], is_done)
             self._file = self._rewritten()
@@ -80,8 +136,12 @@ class JobsUnderWay:
         for line in lines:
             if (record := _record(line)) is None:
                 continue
-            if "handle" in record:
+            if "place" in record:
+                self.place = Place(*record["place"])
+            elif "handle" in record:
                 self._add(record["rows"], JobHandle(*record["handle"]), line)
+            elif "name" in record:
+                self._add(record["rows"], record["name"], line)
             else:
                 self._end(record["rows"])
         self._end([row for row in self._jobs if is_done(row)])
@@ -91,17 +151,18 @@ class JobsUnderWay:
         new = self._path.with_name(f"{self._path.name}.new")
         descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            _write(descriptor, b"".join([self._head, *self._lines.values()]))
+            head = self._head if self.place is None else self._head + _line({"place": list(self.place)})
+            _write(descriptor, b"".join([head, *self._lines.values()]))
             os.fsync(descriptor)
             new.replace(self._path)
         except BaseException:
             os.close(descriptor)
             new.unlink(missing_ok=True)
             raise
-        self._size = len(self._head) + self._live
+        self._size = len(head) + self._live
         return descriptor
 
-    def _add(self, rows: Sequence[int], handle: JobHandle, line: bytes) -> None:
+    def _add(self, rows: Sequence[int], handle: JobHandle | str, line: bytes) -> None:
         self._end(rows)
         self._number += 1
         number = self._number
@@ -138,20 +199,57 @@ class JobsUnderWay:
         """The rows of a job that are not done."""
         return self._rows[job]
 
-    def handle_of(self, job: int | None) -> tuple[list[int], JobHandle]:
-        """A job's rows, in the order of its body, and its handle."""
+    def handle_of(self, job: int | None) -> tuple[list[int], JobHandle | str]:
+        """A job's rows, in the order of its body, and its handle or, if it is in doubt, the name of its answer."""
         return self._handles[cast("int", job)]
 
-    def record(self, rows: Sequence[int], handle: JobHandle) -> None:
+    def is_in_doubt(self, job: int) -> bool:
+        """Whether it is not known if the service has accepted a job."""
+        return isinstance(self._handles[job][1], str)
+
+    def intend(self, rows: Sequence[int], name: str) -> None:
+        """Note a request that is about to be sent.
+
+        Args:
+            rows: its rows.
+            name: the name of its answer.
+
+        Raises:
+            BatchOutputError: the file cannot be written.
+        """
+        line = _line({"rows": list(rows), "name": name})
+        with self._lock:
+            self._add(rows, name, line)
+            self._append(line)
+
+    def record(self, rows: Sequence[int], handle: JobHandle, name: str | None = None) -> None:
         """Note a job that was accepted.
+
+        Args:
+            rows: its rows.
+            handle: finds it again.
+            name: the name that its answer was to have.
 
         Raises:
             BatchOutputError: the file cannot be written.
         """
         line = _line({"rows": list(rows), "handle": list(handle)})
         with self._lock:
+            if self.place is None and name is not None and (place := Place.of(name, handle)) is not None:
+                self.place = place
+                self._append(_line({"place": list(place)}))
             self._add(rows, handle, line)
             self._append(line)
+
+    def withdraw(self, rows: Sequence[int]) -> None:
+        """Note a request that the service has refused, so that it is not in doubt.
+
+        Raises:
+            BatchOutputError: the file cannot be written.
+        """
+        with self._lock:
+            self._end(rows)
+            self._append(_line({"rows": list(rows)}))
 
     def end(self, scored: Sequence[int], failed: Sequence[int]) -> None:
         """Note rows that are done.
@@ -279,6 +377,14 @@ class QueuedScoring:
         self._patience = JOB_PATIENCE if isinstance(patience, Unset) else math.inf if patience is None else patience
         self._read = rows_reader(endpoint.deserializer, split) if several else _whole(endpoint.deserializer)
         self._earlier = under_way.jobs()
+        # Held by the first request, until its acceptance shows where answers are.
+        self._first = asyncio.Lock()
+        self._knows_place = under_way.place is not None
+        # How many of those in flight are, or were, in doubt; when the run began; the longest time from a request to its
+        # answer.
+        self._in_doubt = 0
+        self._began = asyncio.get_running_loop().time()
+        self._longest = 0.0
         # How many jobs are submitted or awaited.
         self.in_flight: int = 0
 
@@ -290,27 +396,101 @@ class QueuedScoring:
             self.in_flight -= 1
 
     async def _score(self, rows: list[Row]) -> Answer[Sequence[Any]]:
-        under_way, clock = self._under_way, asyncio.get_running_loop().time
+        under_way = self._under_way
         if rows[0].error is not None:
             raise rows[0].error
         numbers = [row.number for row in rows]
-        attempts = 0
+        sent = numbers
+        handle: JobHandle | None = None
         if (job := under_way.job_of(numbers[0])) in self._earlier:
             # Once: if it fails, its halves are two jobs.
             self._earlier.discard(job)
-            sent, handle = under_way.handle_of(job)
-        else:
+            sent, known_by = under_way.handle_of(job)
+            if isinstance(known_by, str):
+                return await self._score_in_doubt(rows, sent, known_by)
+            handle = known_by
+        return await self._answered(rows, sent, handle)
+
+    async def _score_in_doubt(self, rows: list[Row], sent: list[int], name: str) -> Answer[Sequence[Any]]:
+        self._in_doubt += 1
+        try:
+            return await self._answered(rows, sent, await self._found(name))
+        finally:
+            self._in_doubt -= 1
+
+    async def _answered(self, rows: list[Row], sent: list[int], handle: JobHandle | None) -> Answer[Sequence[Any]]:
+        """The values of rows.
+
+        Args:
+            rows: the rows.
+            sent: the rows of the job, in the order of its body.
+            handle: the job. If None, the rows are sent.
+        """
+        numbers, clock = [row.number for row in rows], asyncio.get_running_loop().time
+        attempts = 0
+        if handle is None:
             attempts, sent = 1, numbers
-            options: CallOptions = {} if self._options_for is None else self._options_for(rows[0])
-            handle = (await self._endpoint.submit(rows if self._several else rows[0], **options)).handle
-            # What is accepted is paid for.
-            await uninterrupted(asyncio.to_thread(under_way.record, numbers, handle))
+            handle = await self._submitted(rows, numbers)
         submitted = clock()
         values = await self._answer(handle, len(sent))
+        if attempts:
+            self._longest = max(self._longest, clock() - submitted)
         if sent != numbers:
             position = {row: at for at, row in enumerate(sent)}
             values = [values[position[number]] for number in numbers]
         return Answer(values, attempts, clock() - submitted, handle.inference_id)
+
+    async def _submitted(self, rows: list[Row], numbers: list[int]) -> JobHandle:
+        """Send a request."""
+        if self._knows_place:
+            return await self._sent(rows, numbers)
+        async with self._first:
+            if not self._knows_place:
+                handle = await self._sent(rows, numbers)
+                # If there is none now, the service names answers as it likes, and what is in doubt cannot be found.
+                self._knows_place = True
+                return handle
+        return await self._sent(rows, numbers)
+
+    async def _sent(self, rows: list[Row], numbers: list[int]) -> JobHandle:
+        under_way, name = self._under_way, new_name()
+        options: CallOptions = {} if self._options_for is None else self._options_for(rows[0])
+        await uninterrupted(asyncio.to_thread(under_way.intend, numbers, name))
+        try:
+            job = await self._endpoint.submit(rows if self._several else rows[0], filename=name, **options)
+        except AiosmrtError as error:
+            if isinstance(error, (ServiceError, SerializationError)) or concerns_every_call(error):
+                await uninterrupted(asyncio.to_thread(under_way.withdraw, numbers))
+            raise
+        # What is accepted is paid for.
+        await uninterrupted(asyncio.to_thread(under_way.record, numbers, job.handle, name))
+        return job.handle
+
+    async def _found(self, name: str) -> JobHandle | None:
+        """Wait for the answer to a request in doubt; returns None if it has to be sent again."""
+        clock, pause = asyncio.get_running_loop().time, 0.0
+        if (place := self._under_way.place) is None:
+            return None
+        answer, failure = place.at(name)
+        while True:
+            if await self._is_there(answer):
+                return JobHandle(self._endpoint.name, None, answer, failure)
+            # Its body may have been deleted by the run that did not hear of its acceptance.
+            if failure is not None and await self._is_there(failure):
+                return None
+            is_late = clock() - self._began >= max(_DOUBT_SECONDS, 2 * self._longest)
+            if is_late and self.in_flight == self._in_doubt:
+                return None
+            pause = next_pause(pause)
+            await asyncio.sleep(min(pause, _DOUBT_SECONDS))
+
+    async def _is_there(self, uri: str) -> bool:
+        try:
+            return await self._endpoint.job(JobHandle(self._endpoint.name, None, uri)).done()
+        except ObjectStoreError as error:
+            if error.status not in _TRANSIENT:
+                raise
+            return False
 
     async def _answer(self, handle: JobHandle, count: int) -> Sequence[Any]:
         """Wait for a job's answer, through failures of S3."""

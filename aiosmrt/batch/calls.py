@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from aiosmrt._core.call import NO_WAITS
 from aiosmrt._core.frames import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT
 from aiosmrt.batch.requests import Row
@@ -31,12 +32,11 @@ class RowCalls:
         deserializer: reads the answers.
     """
 
-    __slots__ = ("_deserialize", "_endpoint_name", "_exchange", "_head")
+    __slots__ = ("_call", "_deserialize", "_endpoint_name")
 
     def __init__(self, endpoint: Endpoint[Any, Any], deserializer: Deserializer[Any]) -> None:
         client = endpoint.client
-        self._exchange = client._exchange_bytes
-        self._head = client._head(endpoint.params)
+        self._call = client._calls_with(client._head(endpoint.params))
         self._endpoint_name = endpoint.name
         self._deserialize: Callable[[bytes, str], Any] = deserializer.deserialize
 
@@ -44,8 +44,9 @@ class RowCalls:
         try:
             if row.error is not None:
                 raise row.error  # noqa: TRY301 (as if it were the call's)
-            reply, attempts, waited = await self._exchange(self._head, row.body)
-            body, headers = reply.body, reply.headers
+            call = self._call(row.body)
+            _, headers, body = await call.run()
+            call.count_received(len(body))
             request_id = headers.get("x-amzn-requestid")
             try:
                 content_type = headers.get("content-type", "")
@@ -56,11 +57,12 @@ class RowCalls:
             except AiosmrtError as error:
                 error.operation, error.endpoint_name = _OPERATION, self._endpoint_name
                 error.request_id = request_id
-                error.attempts = attempts
+                error.attempts = call.sent
                 raise
         except BaseException as error:
             # error trackers report locals
-            row = reply = body = headers = None  # type: ignore[assignment]
+            row = call = body = headers = None  # type: ignore[assignment]
             clear_locals(error)
             raise
-        return Answer(value, attempts, waited, request_id)
+        waited = call.waited
+        return Answer(value, call.sent, waited.total_waiting if waited is not NO_WAITS else 0.0, request_id)

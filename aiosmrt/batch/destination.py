@@ -107,6 +107,7 @@ class Destination:
         Raises:
             BatchOutputError: there is an output without a journal, or the folder of the log cannot be made.
             ParamValidationError: the folder of the output does not exist.
+            ObjectStoreError: S3 would not take the output.
         """
         if self._kind == "parquet":
             pyarrow("pyarrow.parquet")
@@ -121,16 +122,18 @@ class Destination:
         elif not self.files.out.absolute().parent.is_dir():
             raise ParamValidationError([f"the folder of the output does not exist: {self.files.out.parent}"])
         found = self._found(bucket)
-        if found is None:
-            return {}
         journal = self.files.journal
-        if not fresh and not (journal.exists() and journal.stat().st_size):
+        is_new = not (journal.exists() and journal.stat().st_size)
+        if found is not None and is_new and not fresh:
             where = "" if self._uri is None else f" in {journal.parent}"
             raise BatchOutputError(
                 f"{self.shown} exists without a journal{where}, so no job can resume it; "
                 "choose another output, or start over with fresh (--fresh)"
             )
-        return {_REPLACES: found[0]}
+        if self._uri is not None and is_new:
+            # Before any row is paid for.
+            bucket.check_writable(self._uri)
+        return {} if found is None else {_REPLACES: found[0]}
 
     @property
     def keeps_errors(self) -> bool:

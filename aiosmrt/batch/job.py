@@ -36,7 +36,7 @@ from aiosmrt.batch.destination import Deliver, Destination
 from aiosmrt.batch.feed import Feed
 from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.objects import Bucket
-from aiosmrt.batch.outputlog import OutputLog, Record
+from aiosmrt.batch.outputlog import OutputLog
 from aiosmrt.batch.progress import Pace, Progress, progress_of
 from aiosmrt.batch.recorder import Recorder, check_page, write_page
 from aiosmrt.batch.records import RecordSource, records_fault
@@ -52,11 +52,11 @@ from aiosmrt.batch.requests import (
 )
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
-from aiosmrt.batch.source import FileSet, InputFormat, Line, Source, format_of, is_compressed
+from aiosmrt.batch.source import STANDARD_INPUT, FileSet, InputFormat, Line, Source, format_of, is_compressed
 from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
-from aiosmrt.endpoint import CallOptions, Endpoint, Result, Results
-from aiosmrt.endpoint.fanout import CALLS_FOR_A_SHARE, failure_limit
+from aiosmrt.endpoint import CallOptions, Endpoint, Results
+from aiosmrt.endpoint.fanout import CALLS_FOR_A_SHARE, Outcome, failure_limit
 from aiosmrt.endpoint.groups import GroupedResults
 from aiosmrt.endpoint.jobs import INLINE_BYTES
 from aiosmrt.endpoint.options import check_accepted, merged
@@ -201,8 +201,8 @@ async def score(
             files are known. If None, the endpoint's.
         header: whether files of CSV begin with the names of their columns; if not, they are ``0``, ``1``, ...
         column: the column that is sent. If None, the template or the whole row.
-        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
-            the whole row.
+        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``; braces that are written
+            twice stand for themselves. If None, the column or the whole row.
         id_field: a column whose value is repeated in the output as the row's id.
         join_source: ``"Input"``: a record of the output is the row with ``prediction`` added. ``"None"``: it is the
             row's index, its id and the value.
@@ -277,6 +277,9 @@ async def score(
     is_file = name_of_sink.startswith("s3://") or os.path.split(name_of_sink)[1] not in ("", ".", "..")
     if isinstance(sink, (str, os.PathLike)) and not is_file:
         faults.append(f"the output must be a file; got {name_of_sink!r:.80}")
+    if name_of_sink == STANDARD_INPUT:
+        # As an input it is standard input; a file of that name is ./-
+        faults.append("the output must be a file, from which the job resumes; standard output is none")
     formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
         ("input_format", input_format, (*formats[:-1], "file", None)),
@@ -557,6 +560,8 @@ class _Job:
         )
         facts = source.prepare()
         self._check_columns()
+        if self._kind == "parquet":
+            self._maker.exact = self._hints().keys()
         if (wanted := self._wanted_columns()) is not None:
             source.wanted = sorted(wanted)
         self._sink = Sink(
@@ -592,17 +597,23 @@ class _Job:
             bucket=self._bucket,
         )
 
-    def _make(self) -> None:
-        """Make the output of the log, once all rows are done."""
-        source = self._source
-        names = source.columns or ()
+    def _hints(self) -> dict[str, Any]:
+        """The types of the input's columns that Parquet repeats."""
         # Members that a filter selects may be the answer's, under the name of a column.
-        schema = source.schema if self._settings.join and self._settings.keep is None else None
+        schema = self._source.schema if self._settings.join and self._settings.keep is None else None
         hints = {} if schema is None else {name: schema.field(name).type for name in schema.names}
         # The row's own column of that name gives way.
         hints.pop("prediction", None)
+        return hints
+
+    def _make(self) -> None:
+        """Make the output of the log, once all rows are done."""
         self._output.make(
-            self._log, self._bucket, columns=self._sink.columns(names), hints=hints, is_unwanted=self._is_unwanted
+            self._log,
+            self._bucket,
+            columns=self._sink.columns(self._source.columns or ()),
+            hints=self._hints(),
+            is_unwanted=self._is_unwanted,
         )
 
     def _wanted_columns(self) -> set[str] | None:
@@ -663,15 +674,18 @@ class _Job:
 
     def _lines(self) -> Iterator[Line | None]:
         """The lines that are still to be scored; None where the next one has to be waited for."""
-        log, settings = self._log, self._settings
+        log, limit, retry_failed = self._log, self._settings.limit, self._settings.retry_failed
+        # No earlier run has come to rows from here on.
+        new_from = log.rows
         for line in self._source.rows():
             if line is None:
                 yield None
                 continue
-            if settings.limit is not None and line.row >= settings.limit:
+            row = line.row
+            if limit is not None and row >= limit:
                 return
-            self._rows_read = line.row + 1
-            if line.row in log.scored or (not settings.retry_failed and line.row in log.failed):
+            self._rows_read = row + 1
+            if row < new_from and (row in log.scored or (not retry_failed and row in log.failed)):
                 continue
             self._rows_taken += 1
             yield line
@@ -680,6 +694,7 @@ class _Job:
     def _next_batch(self, lines: Iterator[Line | None]) -> list[Any]:
         """Make as many rows, or groups of rows, as are handed to the loop at a time; none at the input's end."""
         batch: list[Any] = []
+        in_groups = self._settings.in_groups
         size = 0
         for rows, line in enumerate(lines, 1):
             if line is None:
@@ -687,7 +702,10 @@ class _Job:
                     return batch
                 continue
             row = self._maker.row(line)
-            batch += self._grouped(row) if self._settings.in_groups else [row]
+            if in_groups:
+                batch += self._grouped(row)
+            else:
+                batch.append(row)
             size += len(row.body)
             if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
                 return batch
@@ -709,7 +727,8 @@ class _Job:
             # Of an earlier run: its rows stay together.
             rows = self._of_jobs.setdefault(job, [])
             rows.append(row)
-            if len(rows) == len(self._under_way.rows_of(job)):
+            # What is in doubt comes last of all: until then, its answer may appear.
+            if len(rows) == len(self._under_way.rows_of(job)) and not self._under_way.is_in_doubt(job):
                 yield self._of_jobs.pop(job)
             return
         # What is not serialized yet counts by an estimate.
@@ -748,7 +767,11 @@ class _Job:
         if self._to_retry:
             return False
         if (rows := log.rows_in_input) is not None:
-            return len(log.scored) + len(log.failed) >= (rows if limit is None else min(rows, limit))
+            if not self._source.is_known and (limit is None or limit > rows):
+                # Another stream may begin with the same line, and go on behind the rows of that one.
+                return False
+            done = len(log.scored) + len(log.failed)
+            return log.is_ordered and done >= (rows if limit is None else min(rows, limit))
         return (
             limit is not None
             and log.is_ordered
@@ -800,8 +823,9 @@ class _Job:
                 # Once all rows are done, nothing was stopped early.
                 not self._finishing and isinstance(failure, AiosmrtError) and concerns_every_call(failure)
             ):
+                reason = str(failure).removesuffix(".")
                 raise BatchStoppedError(
-                    f"stopped: {failure}; {self._done()} rows are done, and the same job resumes after them"
+                    f"stopped: {reason}; {self._done()} rows are done, and the same job resumes after them"
                 ) from failure
             raise failure
         await self._in_thread(self._sync)
@@ -871,13 +895,9 @@ class _Job:
                 self._time_limit = limit
                 try:
                     async with self._results(endpoint, rows) as results:
-                        async for result in results:
-                            if result.error is None or not concerns_every_call(result.error):
-                                if not writer.add(result):
-                                    await writer.room()
-                            else:
-                                # Not the row's fault: it stays open for the next run.
-                                self._error_of_all = result.error
+                        while some := await results._take_ready():
+                            if not writer.add(some):
+                                await writer.room()
                 finally:
                     self._time_limit = None
         except TimeoutError:
@@ -955,17 +975,17 @@ class _Job:
         except Exception as error:
             self._abort(error)
 
-    async def _write(self, results: list[Result[Row, Any]]) -> None:
+    async def _write(self, results: list[Outcome]) -> None:
         """Write results; those of a function only when it has taken them."""
         if (deliver := self._output.deliver) is None:
-            await asyncio.to_thread(lambda: self._append(self._records_of(results, [])))
+            await asyncio.to_thread(lambda: self._append(*self._records_of(results)))
             return
-        scored: list[dict[str, Any]] = []
-        records = await asyncio.to_thread(self._records_of, results, scored)
-        if scored and not await self._delivered(deliver, scored):
+        values: list[dict[str, Any]] = []
+        scored, failed = await asyncio.to_thread(self._records_of, results, values)
+        if values and not await self._delivered(deliver, values):
             # The job was cancelled: these rows stay open.
-            records = [record for record in records if record.failed]
-        await asyncio.to_thread(self._append, records)
+            scored = {}
+        await asyncio.to_thread(self._append, scored, failed)
 
     async def _delivered(self, deliver: Deliver, scored: list[dict[str, Any]]) -> bool:
         """Have the function take records; returns whether it did, before the job was cancelled."""
@@ -991,44 +1011,48 @@ class _Job:
         if self._delivery is not None:
             self._delivery.cancel()
 
-    def _append(self, records: list[Record]) -> None:
-        self._log.append(records)
-        self._rows_ended += len(records)
+    def _append(self, scored: dict[int, bytes], failed: dict[int, bytes]) -> None:
+        self._log.append(scored, failed)
+        self._rows_ended += len(scored) + len(failed)
         if self._to_retry:
-            for record in records:
-                self._to_retry.discard(record.row)
+            for row in (*scored, *failed):
+                self._to_retry.discard(row)
         if self._under_way is not None:
-            failed = [record.row for record in records if record.failed]
-            self._under_way.end([record.row for record in records if not record.failed], failed)
+            self._under_way.end(list(scored), list(failed))
 
-    def _records_of(self, results: list[Result[Row, Any]], scored: list[dict[str, Any]]) -> list[Record]:
-        """The records of results.
+    def _records_of(
+        self, results: list[Outcome], values: list[dict[str, Any]] | None = None
+    ) -> tuple[dict[int, bytes], dict[int, bytes]]:
+        """The records of results by their rows: of scored rows, and of those that failed.
 
         Args:
             results: the outcomes of rows.
-            scored: gets the records of successes as values, where a function takes them.
+            values: gets the records of scored rows as values.
         """
-        records = []
-        for result in results:
-            row = result.item
-            error = result.error
+        scored: dict[int, bytes] = {}
+        failed: dict[int, bytes] = {}
+        record = self._sink.record
+        for _, row, value, error, attempts, waited, request_id in results:
             if error is None:
                 try:
-                    data = self._sink.record(row, result.value, result.request_id)
-                    if self._output.deliver is not None:
-                        scored.append(json.loads(data))
-                    records.append(Record(row.number, failed=False, data=data))
+                    data = record(row, value, request_id)
+                    if values is not None:
+                        values.append(json.loads(data))
+                    scored[row.number] = data
                     continue
                 except SerializationError as fault:
                     error = fault
                 except RecursionError:
                     error = SerializationError("the answer cannot be read: it is nested too deeply")
+            elif concerns_every_call(error):
+                # Not the row's fault: it stays open for the next run.
+                self._error_of_all = error
+                continue
             if self._kind == "openai-batch":
-                data = openai_failure(row, error)
+                failed[row.number] = openai_failure(row, error)
             else:
-                data = failure_record(row, error, result.attempts, result.waited)
-            records.append(Record(row.number, failed=True, data=data))
-        return records
+                failed[row.number] = failure_record(row, error, attempts, waited)
+        return scored, failed
 
     # What others see
 
@@ -1061,12 +1085,19 @@ class _Job:
             retries=self._retries(),
             fraction=fraction,
             rows_read=self._rows_read,
-            rows_in_input=self._rows_read if self._read_to_end else log.rows_in_input,
+            rows_in_input=self._rows_in_input(),
             limit=self._settings.limit,
         )
         if self._queued is None:
             return progress
         return progress._replace(in_flight=self._queued.in_flight, max_in_flight=self._client.max_concurrency)
+
+    def _rows_in_input(self) -> int | None:
+        if self._read_to_end:
+            return self._rows_read
+        if self._source.rows_in_all is not None:
+            return self._source.rows_in_all
+        return self._log.rows_in_input if self._source.is_known else None
 
     def _report(self, *, finished: bool) -> Report:
         log = self._opened_log
@@ -1129,11 +1160,11 @@ class _Writer:
     """
 
     def __init__(
-        self, write: Callable[[list[Result[Row, Any]]], Awaitable[None]], on_error: Callable[[BaseException], None]
+        self, write: Callable[[list[Outcome]], Awaitable[None]], on_error: Callable[[BaseException], None]
     ) -> None:
         self._write = write
         self._on_error = on_error
-        self._results: list[Result[Row, Any]] = []
+        self._results: list[Outcome] = []
         self._any = asyncio.Event()
         self._many = asyncio.Event()
         self._room = asyncio.Event()
@@ -1141,13 +1172,12 @@ class _Writer:
         self._ended = asyncio.Event()
         self._broken = False
 
-    def add(self, result: Result[Row, Any]) -> bool:
-        """Have a result written; returns whether there is room for more of them."""
+    def add(self, some: list[Outcome]) -> bool:
+        """Have results written; returns whether there is room for more of them."""
         results = self._results
-        results.append(result)
-        if len(results) == 1:
-            self._any.set()
-        elif len(results) == _GATHER_RESULTS:
+        results += some
+        self._any.set()
+        if len(results) >= _GATHER_RESULTS:
             self._many.set()
         return len(results) < 2 * _GATHER_RESULTS
 

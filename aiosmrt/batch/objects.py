@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from aiosmrt._aws.s3 import ObjectFacts, ObjectStore, parse_s3_uri
-from aiosmrt._wire.s3uri import split_s3_uri
+from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.batch.tasks import JobStoppedError
 from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 
@@ -124,7 +124,7 @@ class Bucket:
         """
         bucket, key = split_s3_uri(name) or ("", "")
         if not bucket:
-            raise ParamValidationError([f"an S3 URI must be of the form s3://bucket/key; got {name!r:.200}"])
+            raise ParamValidationError([f"{S3_URI_FORM}; got {name!r:.200}"])
         if name in excluded:
             raise BatchInputError(f"{name} is both input and output")
         if _MAGIC.isdisjoint(key):
@@ -193,6 +193,14 @@ class Bucket:
         except OSError as error:
             raise BatchOutputError(f"cannot read {path}: {error.strerror or error}") from error
 
+    def check_writable(self, uri: str) -> None:
+        """See whether an object may be written.
+
+        Raises:
+            ObjectStoreError: S3 refuses it.
+        """
+        self.wait(self.start(lambda store: store.check_writable(uri)))
+
     def remove(self, uri: str) -> None:
         """Remove an object, if it exists."""
         self.wait(self.start(lambda store: store.delete(uri)))
@@ -205,7 +213,7 @@ class ObjectFile(io.RawIOBase):
         bucket: gives access to it.
         uri: the object's.
         facts: what it must be.
-        count: called with the number of bytes whenever some are fetched.
+        count: called with the number of bytes whenever some are read.
     """
 
     def __init__(self, bucket: Bucket, uri: str, facts: ObjectFacts, count: Callable[[int], object]) -> None:
@@ -243,6 +251,7 @@ class ObjectFile(io.RawIOBase):
         data = self._part[at : at + len(buffer)]
         buffer[: len(data)] = data
         self._position = position + len(data)
+        self._count(len(data))
         return len(data)
 
     def _fetch(self, position: int) -> None:
@@ -260,7 +269,6 @@ class ObjectFile(io.RawIOBase):
                 raise BatchInputError(f"{self._uri} was replaced while it was read") from None
             raise
         self._start, self._part = position, part
-        self._count(len(part))
         behind = position + len(part)
         if in_sequence and behind < self._facts.size:
             self._next = behind, self._begin(behind)

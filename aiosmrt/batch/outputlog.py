@@ -17,7 +17,11 @@ refuses to go on. A mark also has two checksums of what follows the mark before 
 records. Opening checks by these and looks at single records only where they do not fit, so a finished job with a
 million rows opens in a fraction of a second.
 
-When all rows are done, the records are put in input order: sorted copies of all three files are written and synced, the
+When all rows are done, the last entry says how many the input has. Nothing is torn then, so what is found behind the
+records later was added by something else, and the job refuses to cut it off. A job that goes on all the same, with
+further rows or failed ones, notes that first.
+
+At the end, the records are put in input order: sorted copies of all three files are written and synced, the
 journal's copy is renamed to OUT.journal.commit, which decides, and then each copy is renamed over its original. What
 finds a commit file on opening finishes the renaming; copies without one are deleted.
 
@@ -29,6 +33,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import secrets
 import stat
 import struct
@@ -36,18 +41,20 @@ import sys
 import tempfile
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from itertools import groupby
+from operator import add, itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.tasks import check_wanted
 from aiosmrt.errors import BatchOutputError
 
-__all__ = ["LogFiles", "OutputLog", "Record"]
+__all__ = ["LogFiles", "OutputLog"]
 
 # Among the facts, what was noted when the job began, and does not have to be the same.
 _NOTED: Final = "noted"
@@ -55,10 +62,21 @@ _NOTED: Final = "noted"
 # Kind and row, length of the record, its CRC, CRC of the 16 bytes before.
 _ENTRY: Final = struct.Struct("<QIII")
 _BODY: Final = struct.Struct("<QII")
+_CHECKSUM: Final = struct.Struct("<I")
+_CHECKED_BODY: Final = struct.Struct("<16sI")
 _SCORED, _FAILED, _SYNCED, _FINISHED = range(4)
 _ROW: Final = (1 << 62) - 1
 
+# In place of a record's length, which _FINISHED lacks: records follow after all.
+_REOPENED: Final = 1
+
 _MAGIC: Final = b"aiosmrt batch journal 1\n"
+
+# The length of the head and its checksum, on the line behind that.
+_SIZES: Final = re.compile(rb"(\d{1,18}) (\d{1,10})\n")
+
+# What the names of sorted copies end with: not as people call theirs, because leftovers are removed.
+_COPY: Final = ".sorting"
 
 # An entry as unsigned integers of 32 bits: row; kind and, for rows from 2^32, the rest of the row; length; checksums.
 _WORDS: Final = 5
@@ -70,22 +88,14 @@ _ENTRIES: Final = 4096
 _READ_BYTES: Final = 1 << 20
 _MARKED_BYTES: Final = 200_000 * _ENTRY.size
 
+# How far records that are read at once may be apart, in bytes.
+_APART_BYTES: Final = 4 << 20
+
 # A row's place in the table by which records are sorted: offset and kind, length, CRC.
 _PLACE: Final = struct.Struct("<QII")
 
-
-class Record(NamedTuple):
-    """What is written for a row.
-
-    Args:
-        row: its number in the input, from 0.
-        failed: whether the row failed, and the record goes into the errors file.
-        data: the record with its line end.
-    """
-
-    row: int
-    failed: bool
-    data: bytes
+# Where a record is: row, offset, length, checksum.
+_Found: TypeAlias = tuple[int, int, int, int]
 
 
 class LogFiles(NamedTuple):
@@ -113,7 +123,7 @@ class LogFiles(NamedTuple):
 
     def all(self) -> list[Path]:
         """All files that a log may write, for a moment or for good."""
-        return [path.with_name(f"{path.name}{end}") for path in self for end in ("", ".sorted", ".commit")]
+        return [path.with_name(f"{path.name}{end}") for path in self for end in ("", _COPY, ".commit")]
 
     def resolved(self) -> LogFiles:
         """The files without symbolic links: a sorted copy renamed over a link would replace it."""
@@ -225,6 +235,8 @@ class OutputLog:
         self._entries = 0
         self._synced = 0
         self.is_ordered: bool = True
+        # Whether an earlier run has ended the log, and nothing was written since.
+        self._ended = False
         self._last = {_SCORED: -1, _FAILED: -1}
         self._journal_lock = threading.Lock()
         # Checksums of the entries since the last mark and of their scored records. If None, they are not known.
@@ -294,7 +306,7 @@ class OutputLog:
                 "choose another output, or start over with fresh (--fresh)"
             )
         self._preamble = preamble
-        self._out = _File.open(self._out_path)
+        self._out = _locked_output(self._out_path)
         self._errors = _File.open(self._errors_path)
         if found is None:
             self._journal.cut(0)
@@ -326,12 +338,18 @@ class OutputLog:
     def _read_head(self) -> dict[str, Any] | None:
         """The facts at the journal's beginning. If None, the journal is new, or its beginning is torn."""
         journal = self._journal
-        line_end = -1
-        if (start := journal.read(len(_MAGIC) + 40, 0)).startswith(_MAGIC):
-            line_end = start.find(b"\n", len(_MAGIC))
-        if line_end >= 0:
-            length, checksum = map(int, start[len(_MAGIC) : line_end].split())
-            head = journal.read(length + 1, line_end + 1)
+        start = journal.read(len(_MAGIC) + 40, 0)
+        # What was torn by a power failure may have zeros.
+        written = start.rstrip(b"\0")
+        if not written.startswith(_MAGIC[: len(written)]):
+            raise BatchOutputError(
+                f"{journal.path} is not a journal of this version; choose another output, or start over with fresh "
+                "(--fresh)"
+            )
+        if sizes := _SIZES.match(start, len(_MAGIC)):
+            line_end = sizes.end() - 1
+            length, checksum = map(int, sizes.groups())
+            head = journal.read(min(length + 1, journal.size), line_end + 1)
             if len(head) == length + 1 and crc32(head[:-1]) == checksum:
                 self._head = start[: line_end + 1] + head
                 facts: dict[str, Any] = json.loads(head)
@@ -341,8 +359,8 @@ class OutputLog:
             raise BatchOutputError(f"{journal.path} is not a journal of this version, or is damaged")
         return None
 
-    def _read_entries(self, start: int = 0) -> Iterator[list[tuple[int, int, int]]]:
-        """The entries up to the first that is torn, many at a time: kind and row in one number, length, checksum.
+    def _read_entries(self, start: int = 0) -> Iterator[list[tuple[int, int, int, int]]]:
+        """The entries up to the first that is torn, many at a time: kind and row in one number, length, checksums.
 
         Args:
             start: the first entry.
@@ -350,17 +368,14 @@ class OutputLog:
         offset = len(self._head) + start * _ENTRY.size
         while chunk := self._journal.read(_ENTRIES * _ENTRY.size, offset):
             offset += len(chunk)
-            whole = len(chunk) - len(chunk) % _ENTRY.size
-            entries: list[tuple[int, int, int]] = []
-            for at, (word, length, checksum, own) in zip(
-                range(0, whole, _ENTRY.size), _ENTRY.iter_unpack(chunk[:whole]), strict=True
-            ):
-                if crc32(chunk[at : at + _BODY.size]) != own:
-                    yield entries
+            whole = chunk[: len(chunk) - len(chunk) % _ENTRY.size]
+            entries = list(_ENTRY.iter_unpack(whole))
+            for number, (body, own) in enumerate(_CHECKED_BODY.iter_unpack(whole)):
+                if crc32(body) != own:
+                    yield entries[:number]
                     return
-                entries.append((word, length, checksum))
             yield entries
-            if whole != len(chunk):
+            if len(whole) != len(chunk):
                 return
 
     def _recover(self) -> None:
@@ -377,7 +392,7 @@ class OutputLog:
                 continue
             entries = next(self._read_entries(good), [])
             at_end = len(entries) < _ENTRIES
-            mark = next((number for number, (word, _, _) in enumerate(entries, 1) if word >> 62 == _SYNCED), None)
+            mark = next((number for number, (word, *_) in enumerate(entries, 1) if word >> 62 == _SYNCED), None)
             taken, broken = self._take_singly(entries[:mark], ends)
             good += taken
             behind_mark = mark is not None
@@ -386,12 +401,20 @@ class OutputLog:
         if broken is not None:
             # A mark behind vouches for what is wrong here.
             for some in self._read_entries(good):
-                for word, _, _ in some:
+                for word, *_ in some:
                     if word >> 62 == _SYNCED and word & _ROW > good:
                         raise BatchOutputError(
                             f"{broken.path} was changed by something else: the record of entry {good} is not what the "
                             "job wrote; restore the file, or start over with fresh (--fresh)"
                         )
+        if self._ended:
+            for file, end in ((self._out, ends[_SCORED]), (self._errors, ends[_FAILED])):
+                # All that the job wrote was whole, so this is not its own.
+                if file.size > end:
+                    raise BatchOutputError(
+                        f"{file.path} was changed by something else: {file.size - end} bytes were added after the job "
+                        "ended; restore the file, or start over with fresh (--fresh)"
+                    )
         self._entries = good
         # The next mark is preceded by entries of the run before, unless that one ended with a mark.
         self._since_mark = (0, 0) if good == self._synced else None
@@ -402,20 +425,22 @@ class OutputLog:
         self._out.cut(ends[_SCORED])
         self._errors.cut(ends[_FAILED])
 
-    def _take_singly(self, entries: list[tuple[int, int, int]], ends: dict[int, int]) -> tuple[int, _File | None]:
+    def _take_singly(self, entries: list[tuple[int, int, int, int]], ends: dict[int, int]) -> tuple[int, _File | None]:
         """Note entries whose records are whole; returns their number, and the file of the first that is not."""
         files = {_SCORED: self._out, _FAILED: self._errors}
         records = {kind: _Sequence(file, ends[kind]) for kind, file in files.items()}
-        for number, (word, length, checksum) in enumerate(entries):
+        for number, (word, length, checksum, _) in enumerate(entries):
             kind = word >> 62
             if kind in files:
                 record = records[kind].next(length)
                 if crc32(record) != checksum or len(record) != length:
                     return number, files[kind]
                 ends[kind] += length
-                self._note(kind, word & _ROW)
+                self._ended = False
+                self._note(kind, [word & _ROW])
             elif kind == _FINISHED:
                 self.rows_in_input = word & _ROW
+                self._ended = length != _REOPENED
             else:
                 self._synced = (word & _ROW) + 1
         return len(entries), None
@@ -470,6 +495,8 @@ class OutputLog:
             return False
         ends[_SCORED] += length
         ends[_FAILED] += failed
+        if rows:
+            self._ended = False
         if rows and rows[0] > max(self._last.values()):
             first = rows[0]
             if rows == array("I", range(first, first + len(rows))):
@@ -483,8 +510,8 @@ class OutputLog:
                         self._last[_FAILED] = first + position
                     at = position + 1
                 return True
-        for kind, row in zip(high, rows, strict=True):
-            self._note(_FAILED if kind else _SCORED, row)
+        for kind, some in groupby(zip(high, rows, strict=True), itemgetter(0)):
+            self._note(_FAILED if kind else _SCORED, [row for _, row in some])
         return True
 
     def _checksum_of(self, offset: int, length: int) -> int | None:
@@ -499,19 +526,24 @@ class OutputLog:
             length -= len(data)
         return checksum
 
-    def _note(self, kind: int, row: int) -> None:
-        last = self._last
-        if row < last[kind]:
+    def _note(self, kind: int, rows: list[int]) -> None:
+        """Note that rows have records, which follow each other in this order."""
+        if not rows:
+            return
+        in_order, last = sorted(rows), self._last[kind]
+        if rows != in_order or rows[0] < last:
             self.is_ordered = False
-        else:
-            last[kind] = row
-        if kind == _SCORED:
-            self.scored.add(row)
-            if self.failed and row in self.failed:
-                self.failed.discard(row)
+        self._last[kind] = max(last, in_order[-1])
+        if kind == _FAILED:
+            if self.failed.update(rows) < len(rows):
                 self.is_ordered = False
-        elif not self.failed.add(row):
-            self.is_ordered = False
+            return
+        self.scored.update(rows)
+        if self.failed:
+            for row in rows:
+                if row in self.failed:
+                    self.failed.discard(row)
+                    self.is_ordered = False
 
     # Writing
 
@@ -520,29 +552,30 @@ class OutputLog:
         """One more than the last row that has a record."""
         return max(self._last.values()) + 1
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, scored: Mapping[int, bytes], failed: Mapping[int, bytes]) -> None:
         """Write records, of rows that are not scored yet.
+
+        Args:
+            scored: the records of scored rows by their rows, with their line ends.
+            failed: those of rows that failed, which go into the errors file.
 
         Raises:
             BatchOutputError: a file cannot be written, because the disk is full for example. What was written of these
                 records does not count.
         """
-        data: dict[int, list[bytes]] = {_SCORED: [], _FAILED: []}
-        entries = []
-        rows = []
-        for row, failed, record in records:
-            kind = _FAILED if failed else _SCORED
-            data[kind].append(record)
-            entries.append(_packed(kind, row, len(record), crc32(record)))
-            rows.append((kind, row))
-        scored = b"".join(data[_SCORED])
-        self._out.write(scored)
-        self._errors.write(b"".join(data[_FAILED]))
-        self._add(entries, scored)
-        for kind, row in rows:
-            self._note(kind, row)
+        if self._ended:
+            # Before the first record: what is behind the end is the job's from now on, and may be torn.
+            self._add([_packed(_FINISHED, self.rows_in_input or 0, _REOPENED)])
+            self._journal.sync()
+            self._ended = False
+        data = b"".join(scored.values())
+        self._out.write(data)
+        self._errors.write(b"".join(failed.values()))
+        self._add([*_entries(_SCORED, scored), *_entries(_FAILED, failed)], data)
+        self._note(_SCORED, list(scored))
+        self._note(_FAILED, list(failed))
 
-    def _add(self, entries: list[bytes], scored: bytes = b"") -> None:
+    def _add(self, entries: Sequence[bytes], scored: bytes = b"") -> None:
         data = b"".join(entries)
         with self._journal_lock:
             self._journal.write(data)
@@ -587,9 +620,10 @@ class OutputLog:
             BatchOutputError: the sorted copies cannot be written; the output is complete, but not sorted.
         """
         if self.is_ordered:
-            if rows_in_input is not None and self.rows_in_input is None:
+            if rows_in_input is not None and not (self._ended and self.rows_in_input == rows_in_input):
                 self._add([_packed(_FINISHED, rows_in_input)])
                 self.rows_in_input = rows_in_input
+                self._ended = True
             self.sync()
             return
         self.sync()
@@ -599,10 +633,11 @@ class OutputLog:
         copies: dict[str, _File] = {}
         try:
             for name, file in (("out", self._out), ("errors", self._errors), ("journal", self._journal)):
-                copies[name] = copy = _File.open(file.path.with_name(f"{file.path.name}.sorted"))
+                copies[name] = copy = _File.open(file.path.with_name(f"{file.path.name}{_COPY}"))
                 copy.cut(0)
                 os.fchmod(copy.descriptor, stat.S_IMODE(os.fstat(file.descriptor).st_mode))
-            _lock(copies["journal"].descriptor, self._out_path)
+            for name in ("out", "journal"):
+                _lock(copies[name].descriptor, self._out_path)
             entries = self._write_sorted(copies, rows_in_input, is_unwanted)
             for copy in copies.values():
                 copy.sync()
@@ -630,12 +665,12 @@ class OutputLog:
         self._since_mark = None
         self.is_ordered = True
         self.rows_in_input = rows_in_input
+        self._ended = rows_in_input is not None
 
     def _write_sorted(
         self, copies: dict[str, _File], rows_in_input: int | None, is_unwanted: Callable[[], bool]
     ) -> int:
         """Write the sorted copies; returns the number of entries of the journal's."""
-        writers = {_SCORED: copies["out"], _FAILED: copies["errors"]}
         copies["out"].write(self._preamble)
         copies["journal"].write(self._head)
         entries = 0
@@ -646,40 +681,47 @@ class OutputLog:
                 file.write(bytes(min(_READ_BYTES, self.rows * _PLACE.size - at)))
             file.flush()
             with mmap.mmap(file.fileno(), self.rows * _PLACE.size) as places:
-                ends = {_SCORED: len(self._preamble), _FAILED: 0}
+                ends = [len(self._preamble), 0]
+                pack_into, size = _PLACE.pack_into, _PLACE.size
+                read = 0
                 for some in self._read_entries():
                     check_wanted(is_unwanted)
-                    for word, length, checksum in some:
-                        if (kind := word >> 62) in ends:
-                            at = (word & _ROW) * _PLACE.size
-                            _PLACE.pack_into(places, at, (ends[kind] << 2) | (kind + 1), length, checksum)
-                            ends[kind] += length
-                data: dict[int, list[bytes]] = {_SCORED: [], _FAILED: []}
-                lines: list[bytes] = []
-                held = 0
-                originals = {_SCORED: self._out, _FAILED: self._errors}
-                for row in range(self.rows):
-                    word, length, checksum = _PLACE.unpack_from(places, row * _PLACE.size)
-                    kind = (word & 3) - 1
-                    if kind < 0:
-                        continue
-                    record = originals[kind].read(length, word >> 2)
-                    if crc32(record) != checksum or len(record) != length:
-                        raise BatchOutputError(
-                            f"{originals[kind].path} was changed by something else while the job ran"
-                        )
-                    data[kind].append(record)
-                    lines.append(_packed(kind, row, length, checksum))
-                    held += length
-                    if held > _READ_BYTES or len(lines) > _ENTRIES:
-                        check_wanted(is_unwanted)
-                        entries += _write_marked(writers, copies["journal"], data, lines, entries)
-                        held = 0
-        entries += _write_marked(writers, copies["journal"], data, lines, entries)
+                    read += len(some)
+                    for word, length, checksum, _ in some:
+                        if (kind := word >> 62) <= _FAILED:
+                            end = ends[kind]
+                            pack_into(places, (word & _ROW) * size, (end << 2) | (kind + 1), length, checksum)
+                            ends[kind] = end + length
+                if read != self._entries:
+                    raise _changed(self._journal)
+                for scored, failed in self._read_sorted(places):
+                    check_wanted(is_unwanted)
+                    entries += _write_marked(copies, scored, failed, entries)
         if rows_in_input is not None:
             copies["journal"].write(_packed(_FINISHED, rows_in_input))
             entries += 1
         return entries
+
+    def _read_sorted(self, places: mmap.mmap) -> Iterator[tuple[dict[int, bytes], dict[int, bytes]]]:
+        """The records in input order, some at a time: of scored rows, and of those that failed.
+
+        Args:
+            places: the table of places.
+        """
+        for first in range(0, self.rows, _ENTRIES):
+            found: tuple[list[_Found], list[_Found]] = ([], [])
+            held = 0
+            part = places[first * _PLACE.size : (first + _ENTRIES) * _PLACE.size]
+            for row, (word, length, checksum) in enumerate(_PLACE.iter_unpack(part), first):
+                if word:
+                    found[(word & 3) - 1].append((row, word >> 2, length, checksum))
+                    held += length
+                    if held > _READ_BYTES:
+                        yield _records_at(self._out, found[0]), _records_at(self._errors, found[1])
+                        found = ([], [])
+                        held = 0
+            if any(found):
+                yield _records_at(self._out, found[0]), _records_at(self._errors, found[1])
 
     def close(self) -> None:
         """Release the output. An empty errors file is removed."""
@@ -695,22 +737,58 @@ def _packed(kind: int, row: int, length: int = 0, checksum: int = 0) -> bytes:
     return body + crc32(body).to_bytes(4, "little")
 
 
+def _entries(kind: int, records: Mapping[int, bytes]) -> list[bytes]:
+    """The entries of records, by their rows."""
+    words = [kind << 62 | row for row in records]
+    bodies = list(map(_BODY.pack, words, map(len, records.values()), map(crc32, records.values())))
+    return list(map(add, bodies, map(_CHECKSUM.pack, map(crc32, bodies))))
+
+
+def _records_at(file: _File, found: list[_Found]) -> dict[int, bytes]:
+    """Records of a file by their rows, read at once where they are close to each other.
+
+    Raises:
+        BatchOutputError: one of them is not what was written.
+    """
+    if not found:
+        return {}
+    rows, offsets, lengths, checksums = zip(*found, strict=True)
+    start, end = min(offsets), max(map(add, offsets, lengths))
+    if end - start <= _APART_BYTES:
+        block = file.read(end - start, start)
+        records = [block[offset - start : offset - start + length] for _, offset, length, _ in found]
+    else:
+        records = [file.read(length, offset) for _, offset, length, _ in found]
+    if (*map(len, records),) != lengths or (*map(crc32, records),) != checksums:
+        raise _changed(file)
+    return dict(zip(rows, records, strict=True))
+
+
 def _write_marked(
-    writers: Mapping[int, _File], journal: _File, records: dict[int, list[bytes]], entries: list[bytes], before: int
+    copies: Mapping[str, _File], scored: Mapping[int, bytes], failed: Mapping[int, bytes], before: int
 ) -> int:
-    """Write records with their entries and a mark; returns the number of entries, and clears what was written."""
-    data = {kind: b"".join(some) for kind, some in records.items()}
-    for kind, written in data.items():
-        writers[kind].write(written)
+    """Write records in input order with their entries and a mark.
+
+    Args:
+        copies: the files.
+        scored, failed: the records by their rows.
+        before: the number of entries that were written before.
+
+    Returns:
+        The number of entries that were written.
+    """
+    data = b"".join(scored.values())
+    copies["out"].write(data)
+    copies["errors"].write(b"".join(failed.values()))
+    entries = _entries(_SCORED, scored)
+    if failed:
+        by_row = zip([*scored, *failed], [*entries, *_entries(_FAILED, failed)], strict=True)
+        entries = [entry for _, entry in sorted(by_row)]
     added = b"".join(entries)
     # All copies are synced before the commit, and so before anything reads this mark.
-    mark = _mark(before + len(entries), (crc32(added), crc32(data[_SCORED])))
-    journal.write(added + mark)
-    count = len(entries) + 1
-    entries.clear()
-    for some in records.values():
-        some.clear()
-    return count
+    mark = _mark(before + len(entries), (crc32(added), crc32(data)))
+    copies["journal"].write(added + mark)
+    return len(entries) + 1
 
 
 def _mark(synced: int, since_mark: tuple[int, int] | None) -> bytes:
@@ -731,7 +809,7 @@ def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 if not commit.exists():
                     for leftover in files.all():
-                        if leftover.name.endswith(".sorted"):
+                        if leftover.name.endswith(_COPY):
                             leftover.unlink(missing_ok=True)
                     return _File(path, descriptor), created
                 _roll_forward(files)
@@ -741,8 +819,27 @@ def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
         os.close(descriptor)
 
 
+def _locked_output(path: Path) -> _File:
+    """The output, locked as the journal is: a job that knows it under another name has another journal.
+
+    Raises:
+        BatchOutputError: it cannot be opened, or another job has locked it.
+    """
+    while True:
+        file = _File.open(path)
+        try:
+            _lock(file.descriptor, path)
+            if path.exists() and os.path.samestat(os.fstat(file.descriptor), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        # Another job renamed its sorted copy over it before the lock.
+        file.close()
+
+
 def _lock(descriptor: int, out: Path) -> None:
-    """Lock a journal.
+    """Lock a journal, or an output.
 
     Raises:
         BatchOutputError: another process, or another job of this one, has locked it.
@@ -762,7 +859,7 @@ def _roll_forward(files: LogFiles) -> None:
     out, errors, journal = files
     for path in (out, errors):
         with suppress(FileNotFoundError):
-            path.with_name(f"{path.name}.sorted").replace(path)
+            path.with_name(f"{path.name}{_COPY}").replace(path)
     _sync_folder(out.parent)
     journal.with_name(f"{journal.name}.commit").replace(journal)
     _sync_folder(out.parent)
@@ -774,6 +871,10 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _changed(file: _File) -> BatchOutputError:
+    return BatchOutputError(f"{file.path} was changed by something else while the job ran")
 
 
 def _refused(path: Path, error: OSError) -> BatchOutputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -110,6 +111,8 @@ def check_page(path: Path) -> None:
     Raises:
         OSError: it cannot.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")
     temporary.touch(exist_ok=False)
     temporary.unlink()

@@ -66,7 +66,7 @@ class RecordSource(Source):
     def __init__(self, source: Any, *, loop: asyncio.AbstractEventLoop, stopped: threading.Event) -> None:
         super().__init__((), input_format="records", header=False, stopped=stopped)
         self._source = source
-        self._length: int | None = None
+        self._row = 0
         self._first: list[Any] = []
         self._rest: Iterator[Any] = iter(())
         self._ahead: _Ahead | None = None
@@ -75,7 +75,7 @@ class RecordSource(Source):
     def prepare(self) -> dict[str, Any]:
         source = self._source
         if is_table(source):
-            self._length = _length(source)
+            self.rows_in_all = _length(source)
             batches = table_batches(source)
             first = next(batches, None)
             if first is not None:
@@ -87,7 +87,7 @@ class RecordSource(Source):
             self._rest = (record for batch in batches for record in records_of(batch))
             facts: dict[str, Any] = {"columns": self.columns or [], "first": _hash(self._first[:1])}
         elif isinstance(source, Sequence):
-            self._length = len(source)
+            self.rows_in_all = len(source)
             self._rest = iter(source)
             facts = {"first": _hash(source[:_KNOWN_BY]), "last": _hash(source[-_KNOWN_BY:])}
         else:
@@ -98,8 +98,9 @@ class RecordSource(Source):
                 self._rest = iter(source)
             self._first = list(islice(self._rest, 1))
             facts = {"first": _hash(self._first)}
-        if self._length is not None:
-            facts["rows"] = self._length
+        self.is_known = self.rows_in_all is not None
+        if self.is_known:
+            facts["rows"] = self.rows_in_all
         return {NAME: facts}
 
     def check_unchanged(self) -> None:
@@ -107,7 +108,7 @@ class RecordSource(Source):
 
     @property
     def fraction(self) -> float | None:
-        return None if self._length is None else min(self.bytes_read / max(self._length, 1), 1.0)
+        return None if self.rows_in_all is None else min(self._row / max(self.rows_in_all, 1), 1.0)
 
     def rows(self) -> Iterator[Line | None]:
         row = 0
@@ -116,7 +117,7 @@ class RecordSource(Source):
                 yield None
                 continue
             row += 1
-            self.bytes_read = row
+            self._row = row
             yield Line(row - 1, record, NAME, row)
             if self.stopped.is_set():
                 return

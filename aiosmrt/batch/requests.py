@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from aiosmrt.batch.filters import Selection
 from aiosmrt.batch.source import Line, RowFormat
-from aiosmrt.batch.tables import json_value
+from aiosmrt.batch.tables import Nearest, json_value
 from aiosmrt.errors import AiosmrtError, ParamValidationError, SerializationError
 from aiosmrt.serializers import (
     BytesCodec,
@@ -27,7 +27,8 @@ __all__ = ["JoinSource", "Prepared", "RequestMaker", "Row", "names_whole_row", "
 
 JoinSource: TypeAlias = Literal["None", "Input"]
 
-_PLACEHOLDER: Final = re.compile(r"\{([^{}]+)\}")
+# A column in braces, or a brace that is written twice and stands for itself.
+_PLACEHOLDER: Final = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 # A text that stands for the whole row.
 _WHOLE_ROW: Final = "{}"
@@ -115,6 +116,9 @@ class RequestMaker:
         choose: selects what is sent of a row, in place of column and template. If None, all of it.
         max_bytes: the largest body. If None, no limit.
 
+    Attributes:
+        exact: columns whose decimals the output repeats as text, with all their digits. Empty at first.
+
     Raises:
         ParamValidationError: the template is none, or has no place for several rows.
     """
@@ -133,6 +137,7 @@ class RequestMaker:
         choose: Selection | None = None,
         max_bytes: int | None = None,
     ) -> None:
+        self.exact: Collection[str] = ()
         self._openai = input_format == "openai-batch"
         if self._openai:
             input_format, column, id_field = "jsonl", "body", "custom_id"
@@ -172,9 +177,13 @@ class RequestMaker:
             self._raw = type(serializer) in _JOINABLE
         # A line that is not JSON would spoil the bodies of others.
         self._reads = not self._raw or id_field is not None or join or (several and input_format == "jsonl")
+        # Nothing but the line is needed, whatever it is.
+        self._takes_any = self._raw and not self._reads and max_bytes is None
 
     def row(self, line: Line) -> Row:
         """Make a row, with an error in place of a body where that fails."""
+        if self._takes_any:
+            return Row(line.row, None, None, line.data, None)
         record: Any = None
         row_id: Any = None
         joined: Any = None
@@ -190,7 +199,8 @@ class RequestMaker:
                 _check_openai(record)
             if self._join:
                 _check_object(record)
-                joined = self._as_written(record, "it")
+                exact = {name: str(part.exact) for name in self.exact if isinstance(part := record[name], Nearest)}
+                joined = self._as_written({**record, **exact} if exact else record, "it")
             if self._raw:
                 body = line.data if isinstance(line.data, bytes) else b""
             elif self._format == "file":
@@ -346,7 +356,8 @@ def _repeated(template: Any) -> tuple[Callable[[list[Any]], Any], Any]:
             return lambda rows: {name: value(rows) for name, value in members.items()}
         if _names_rows(part):
             found.append(None)
-        return lambda rows: part
+        written = _PLACEHOLDER.sub(lambda brace: brace[0][0], part) if isinstance(part, str) else part
+        return lambda rows: written
 
     around = look(template)
     if len(found) != 1 or found[0] is None:
@@ -360,7 +371,7 @@ def _repeated(template: Any) -> tuple[Callable[[list[Any]], Any], Any]:
 
 def _names_rows(template: Any) -> bool:
     if isinstance(template, str):
-        return template == _WHOLE_ROW or _PLACEHOLDER.search(template) is not None
+        return template == _WHOLE_ROW or any(_PLACEHOLDER.findall(template))
     if isinstance(template, Mapping):
         return any(map(_names_rows, template.values()))
     return isinstance(template, (list, tuple)) and any(map(_names_rows, template))
@@ -369,11 +380,11 @@ def _names_rows(template: Any) -> bool:
 def template_columns(template: Any) -> set[str]:
     """The columns that a template names.
 
-    >>> sorted(template_columns({"inputs": "{question} {context}", "n": [1, "{k}"]}))
+    >>> sorted(template_columns({"inputs": "{question} {context} {{}}", "n": [1, "{k}"]}))
     ['context', 'k', 'question']
     """
     if isinstance(template, str):
-        return set(_PLACEHOLDER.findall(template))
+        return set(filter(None, _PLACEHOLDER.findall(template)))
     if isinstance(template, Mapping):
         return set().union(*map(template_columns, template.values()))
     if isinstance(template, (list, tuple)):
@@ -405,9 +416,9 @@ def _filler(template: Any) -> Callable[[Any], Any]:
         if isinstance(part, str):
             if part == _WHOLE_ROW:
                 return record
-            if whole := _PLACEHOLDER.fullmatch(part):
+            if (whole := _PLACEHOLDER.fullmatch(part)) and whole[1]:
                 return _field(record, whole[1])
-            return _PLACEHOLDER.sub(lambda found: _as_text(_field(record, found[1])), part)
+            return _PLACEHOLDER.sub(lambda found: _as_text(_field(record, found[1])) if found[1] else found[0][0], part)
         if isinstance(part, Mapping):
             return {name: fill(value, record) for name, value in part.items()}
         if isinstance(part, (list, tuple)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from hashlib import sha256
 
 __all__ = ["RowSet"]
@@ -30,17 +31,26 @@ class RowSet:
 
     def add(self, row: int) -> bool:
         """Add a row; returns whether it is new."""
-        bits = self._bits
-        byte = row >> 3
-        bit = 1 << (row & 7)
-        if byte >= len(bits):
+        return self.update((row,)) == 1
+
+    def update(self, rows: Collection[int]) -> int:
+        """Add rows; returns how many of them are new.
+
+        >>> rows = RowSet()
+        >>> rows.update([9, 3, 20]), rows.update([3, 4]), len(rows)
+        (3, 1, 4)
+        """
+        bits, new = self._bits, 0
+        if (byte := max(rows, default=-1) >> 3) >= len(bits):
             # By an eighth more than needed, as lists grow.
             bits.extend(bytes(byte + 1 + (byte >> 3) - len(bits)))
-        if bits[byte] & bit:
-            return False
-        bits[byte] |= bit
-        self._count += 1
-        return True
+        for row in rows:
+            byte, bit = row >> 3, 1 << (row & 7)
+            if not bits[byte] & bit:
+                bits[byte] |= bit
+                new += 1
+        self._count += new
+        return new
 
     def add_run(self, first: int, count: int) -> None:
         """Add consecutive rows, all of them behind those that are there.

@@ -111,8 +111,8 @@ class Scorer:
     Args:
         endpoint_name: the endpoint.
         column: the column whose value is the body. If None, the template or all columns.
-        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``. If None, the column or
-            all columns.
+        template: a JSON value whose texts name columns, such as ``{"inputs": "{question}"}``; braces that are written
+            twice stand for themselves. If None, the column or all columns.
         content_type: the bodies' content type, by which they are made; without a column or a template, JSON is an
             object of all columns and CSV their values. Defaults to ``"application/json"``.
         accept: the answers' content type, if the endpoint has a choice. Answers are read by the type they have.
@@ -489,7 +489,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _misfit(value: Any, wanted: str) -> DeserializationError:
-    return DeserializationError(f"the answer is a {type_name(value)}, not {wanted}")
+    return DeserializationError(f"the answer is of type {type_name(value)}, not {wanted}")
 
 
 def _string(value: Any) -> str:
@@ -601,7 +601,8 @@ class _Table(ABC):
                 f"{', '.join(map(str, self._names)):.200}"
             )
         if present := sorted(set(added).intersection(self._names)):
-            faults.append(f"the batch has a column {', '.join(map(repr, present)):.80}; choose another output_column")
+            advice = "choose another output_column" if added[0] in present else "rename it, or let failures raise"
+            faults.append(f"the batch has a column {', '.join(map(repr, present)):.80}; {advice}")
         if len(set(self._names)) < len(self._names):
             faults.append("the batch has two columns of the same name")
         if faults:

@@ -16,7 +16,7 @@ import stat
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,7 +30,7 @@ from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
 from aiosmrt.batch.tasks import JobStoppedError
 from aiosmrt.errors import BatchInputError
 
-__all__ = ["InputFormat", "Line", "Source", "format_of"]
+__all__ = ["STANDARD_INPUT", "InputFormat", "Line", "Source", "format_of"]
 
 # The longest field of CSV.
 _CSV_FIELD_CHARACTERS: Final = 1 << 27
@@ -164,7 +164,7 @@ class _Stream(io.RawIOBase):
             if self._source.stopped.is_set():
                 raise JobStoppedError
         buffer[: len(data)] = data
-        self._source.bytes_read += len(data)
+        self._source._count(len(data))
         return len(data)
 
     def _read(self, size: int) -> bytes | None:
@@ -193,7 +193,7 @@ class _Counted(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer) or 0
-        self._source.bytes_read += count
+        self._source._count(count)
         return count
 
     def close(self) -> None:
@@ -235,7 +235,8 @@ class Source:
         columns: the columns of CSV and Parquet, once `prepare` has run.
         schema: the Arrow schema of Parquet and tables, once `prepare` has run; None of other formats.
         wanted: the columns of Parquet that are read. If None, all.
-        bytes_read: how much was read, compressed where the input is.
+        rows_in_all: how many rows the input has, where it says so before they are read, once `prepare` has run.
+        is_known: whether what `prepare` returns tells this input from another that is longer or shorter.
         bytes_in_all: the input's size; None where it is not known.
         stopped: as given.
 
@@ -259,14 +260,23 @@ class Source:
         self._inputs = [found for name in inputs for found in self._expanded(name, input_format, output)]
         _check_different(self._inputs)
         self.input_format: RowFormat = input_format or _common_format(self._inputs)
-        if self.input_format == "file" and (stream := next((one for one in self._inputs if not one.regular), None)):
-            raise BatchInputError(f"{stream.name} is a stream; the input format file needs files")
+        if stream := next((one.name for one in self._inputs if not one.regular), None):
+            name = "standard input" if stream == STANDARD_INPUT else stream
+            if self.input_format == "file":
+                raise BatchInputError(f"{name} is a stream; the input format file needs files")
+            if self.input_format == "parquet":
+                raise BatchInputError(f"{name} is a stream; Parquet is read from files and objects")
         self.columns: list[str] | None = None
         self.schema: Any = None
         self.wanted: list[str] | None = None
-        self.bytes_read: int = 0
+        self.rows_in_all: int | None = len(self._inputs) if self.input_format == "file" else None
         regular = all(found.regular for found in self._inputs)
+        self.is_known: bool = regular
         self.bytes_in_all: int | None = sum(found.size for found in self._inputs) if regular else None
+        # Bytes of the inputs that were read to their ends. Of the current one: fetched, compressed where it is; what
+        # they were unpacked to, if they were; and how much of that was made into rows.
+        self._bytes_before = 0
+        self._fetched = self._unpacked = self._taken = 0
         self.stopped: threading.Event = threading.Event() if stopped is None else stopped
         self._opened: dict[str, BinaryIO] = {}
         self._header_read: set[str] = set()
@@ -282,10 +292,13 @@ class Source:
 
     @property
     def fraction(self) -> float | None:
-        """The share of the input that was read; None where it is not known."""
-        if self.bytes_in_all is None:
+        """The share of the input that was made into rows; None where it is not known."""
+        if (in_all := self.bytes_in_all) is None:
             return None
-        return min(self.bytes_read / self.bytes_in_all, 1.0) if self.bytes_in_all else 1.0
+        # Buffers hold more than rows were made of: with small files or large rows, the whole input.
+        size = self._unpacked or self._fetched
+        taken = self._fetched * self._taken / size if size else 0.0
+        return min((self._bytes_before + taken) / in_all, 1.0) if in_all else 1.0
 
     def close(self) -> None:
         """Close what was opened."""
@@ -307,6 +320,8 @@ class Source:
         facts = self._facts()
         self._before = facts
         if self.input_format == "parquet" or (self.input_format == "csv" and self._header):
+            if self.input_format == "parquet":
+                self.rows_in_all = 0
             for found in self._inputs:
                 columns = self._columns_of(found) if self.input_format == "csv" else self._schema_of(found)
                 if columns is None:
@@ -373,6 +388,7 @@ class Source:
         """The columns of a Parquet file."""
         with self._parquet(found) as reader:
             schema = reader.schema_arrow
+            self.rows_in_all = (self.rows_in_all or 0) + reader.metadata.num_rows
         if len(set(schema.names)) < len(schema.names):
             raise BatchInputError(f"{found.name} has two columns of the same name")
         if self.schema is None:
@@ -382,8 +398,6 @@ class Source:
     @contextmanager
     def _parquet(self, found: _Input) -> Iterator[Any]:
         """An open Parquet file."""
-        if not found.regular:
-            raise BatchInputError(f"{found.name} is a stream; Parquet is read from files and objects")
         # Around the bytes, because pyarrow takes a short read for the end.
         file: Any = io.BufferedReader(self._raw(found, counted=False), _BUFFER_BYTES)
         try:
@@ -406,7 +420,6 @@ class Source:
         finally:
             if found.regular:
                 file.close()
-                self.bytes_read = 0
             else:
                 # It cannot be read again.
                 self._opened[found.name] = file
@@ -430,10 +443,10 @@ class Source:
         try:
             start = file.peek(16)
             if start.startswith(_GZIP):
-                file = io.BufferedReader(_Gzip(file), _BUFFER_BYTES)
+                file = io.BufferedReader(_Gzip(file, self._count_unpacked), _BUFFER_BYTES)
                 start = file.peek(16)
             elif start.startswith((_ZSTD, *_ZSTD_SKIPPABLE)):
-                file = io.BufferedReader(_Zstd(file), _BUFFER_BYTES)
+                file = io.BufferedReader(_Zstd(file, self._count_unpacked), _BUFFER_BYTES)
                 start = file.peek(16)
             if start.startswith(_UTF_8_MARK):
                 file.read(len(_UTF_8_MARK))
@@ -468,7 +481,10 @@ class Source:
             raise _unreadable(found.name, error) from error
 
     def _count(self, size: int) -> None:
-        self.bytes_read += size
+        self._fetched += size
+
+    def _count_unpacked(self, size: int) -> None:
+        self._unpacked += size
 
     # Rows
 
@@ -483,6 +499,7 @@ class Source:
             if self.input_format == "file":
                 if (content := self._whole(found)) is None:
                     return
+                self._next_input(found)
                 yield Line(row, content, found.name, 1)
                 row += 1
                 if self.stopped.is_set():
@@ -495,6 +512,8 @@ class Source:
                     if self.stopped.is_set():
                         return
                 continue
+            # What `prepare` has read does not count.
+            self._fetched = self._unpacked = self._taken = 0
             file = self._open(found)
             try:
                 if self.input_format == "csv":
@@ -510,20 +529,27 @@ class Source:
                         if self.stopped.is_set():
                             return
                 else:
+                    name = found.name
                     for number, line in enumerate(file, 1):
+                        self._taken += len(line)
                         data = line.rstrip(b"\r\n")
-                        if data.isspace() or not data:
+                        if not data or data.isspace():
                             continue
-                        yield Line(row, data, found.name, number)
+                        yield Line(row, data, name, number)
                         row += 1
                         if self.stopped.is_set():
                             return
+                self._next_input(found)
             except JobStoppedError:
                 return
             except _READ_ERRORS as error:
                 raise _unreadable(found.name, error) from error
             finally:
                 file.close()
+
+    def _next_input(self, ended: _Input) -> None:
+        self._fetched = self._unpacked = self._taken = 0
+        self._bytes_before += ended.size
 
     def _whole(self, found: _Input) -> bytes | None:
         """A file as it is; None if the reading was stopped."""
@@ -539,23 +565,28 @@ class Source:
         """The rows of a Parquet file; none where the reading was stopped."""
         try:
             with self._parquet(found) as reader:
-                before, rows, in_all = self.bytes_read, 0, max(reader.metadata.num_rows, 1)
+                before, rows, in_all = self._bytes_before, 0, max(reader.metadata.num_rows, 1)
                 try:
                     for batch in reader.iter_batches(_PARQUET_ROWS, columns=self.wanted, use_threads=False):
                         rows += batch.num_rows
-                        self.bytes_read = before + found.size * rows // in_all
+                        self._bytes_before = before + found.size * rows // in_all
                         yield from records_of(batch)
                 except (OSError, ValueError) as error:
                     raise unreadable(found.name, error) from None
         except JobStoppedError:
             self.stopped.set()
 
+    def _decoded(self, file: BinaryIO) -> Iterator[str]:
+        for line in file:
+            self._taken += len(line)
+            yield line.decode(errors="surrogateescape")
+
     def _parsed_csv(self, found: _Input, file: BinaryIO) -> Iterator[tuple[list[str], int]]:
         """Rows of CSV that have fields, and the numbers of their last lines; bytes that are not UTF-8 as surrogates."""
         # A setting of the whole process, which is only ever raised: by default, fields end at 131,072 characters, and
         # bodies are larger. A limit remains, as a quote that is never closed makes one field of the rest of the file.
         csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_CHARACTERS))
-        reader = csv.reader((line.decode(errors="surrogateescape") for line in file), strict=True)
+        reader = csv.reader(self._decoded(file), strict=True)
         begins = 1
         try:
             for fields in reader:
@@ -575,9 +606,15 @@ class Source:
 class _Gzip(gzip.GzipFile):
     """A compressed file, which is closed with what it is read from."""
 
-    def __init__(self, compressed: io.BufferedReader[Any]) -> None:
+    def __init__(self, compressed: io.BufferedReader[Any], count: Callable[[int], object]) -> None:
         super().__init__(fileobj=compressed, mode="rb")
         self._compressed = compressed
+        self._count = count
+
+    def readinto(self, buffer: Any, /) -> int:
+        size = super().readinto(buffer)
+        self._count(size)
+        return size
 
     def close(self) -> None:
         super().close()
@@ -587,7 +624,8 @@ class _Gzip(gzip.GzipFile):
 class _Zstd(io.RawIOBase):
     """A compressed file, which is closed with what it is read from."""
 
-    def __init__(self, compressed: io.BufferedReader[Any]) -> None:
+    def __init__(self, compressed: io.BufferedReader[Any], count: Callable[[int], object]) -> None:
+        self._count = count
         self._stream = installed("pyarrow", "batch").CompressedInputStream(compressed, "zstd")
         self._compressed = compressed
 
@@ -600,6 +638,7 @@ class _Zstd(io.RawIOBase):
         except OSError as error:
             raise _DamagedError(str(error)) from error
         buffer[: len(data)] = data
+        self._count(len(data))
         return len(data)
 
     def close(self) -> None:

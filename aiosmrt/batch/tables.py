@@ -14,7 +14,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Context, Decimal
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 from aiosmrt._extras import installed
@@ -22,7 +22,7 @@ from aiosmrt.batch.tasks import check_wanted
 from aiosmrt.errors import BatchInputError, BatchOutputError, SerializationError
 from aiosmrt.serializers.frames import is_pandas_frame
 
-__all__ = ["json_value", "parquet_reader", "plain_object", "records_of", "table_batches", "write_parquet"]
+__all__ = ["Nearest", "json_value", "parquet_reader", "plain_object", "records_of", "table_batches", "write_parquet"]
 
 # Rows that are converted at a time, and rows of a row group.
 _ROWS: Final = 1024
@@ -128,9 +128,24 @@ def _plainer(kind: Any) -> Callable[[Any], Any]:
         return lambda value: [None if part is None else item(part) for part in value]
     if types.is_decimal(kind):
         # Whole numbers of any length, such as identifiers, keep all their digits.
-        return float if kind.scale > 0 else int
+        return Nearest if kind.scale > 0 else int
     # A union's values are of several types.
     return lambda value: plain_object(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
+
+
+class Nearest(float):
+    """The number that is nearest to a decimal.
+
+    Args:
+        exact: the decimal.
+    """
+
+    def __new__(cls, exact: Decimal) -> Self:
+        made = super().__new__(cls, exact)
+        made.exact = exact
+        return made
+
+    exact: Decimal
 
 
 def _decoded(kind: Any) -> Any:

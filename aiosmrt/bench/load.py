@@ -221,7 +221,8 @@ class LoadTest:
             else:
                 await self._let_arrive(step, began, seconds, tasks)
             step.seconds = min(self._clock() - began, seconds)
-            step.in_flight_at_end = self._in_flight
+            # Of an open model each is a call, some of them just about to begin.
+            step.in_flight_at_end = len(tasks) if self._plan.model == "open" else self._in_flight
             if tasks and self._fatal is None:
                 await asyncio.wait([*tasks], timeout=self._plan.grace)
         finally:

@@ -112,7 +112,8 @@ class Step:
 
 
 def knee(steps: Sequence[Step]) -> Step | None:
-    """The step beyond which more load brings waiting rather than answers; None if nothing succeeded.
+    """The step beyond which more load brings waiting rather than answers; None if nothing succeeded under a load that
+    the service could keep up with.
 
     It is the one with the most throughput for its mean latency (the power of Kleinrock, "Power and deterministic rules
     of thumb for probabilistic problems in computer communications", ICC 1979): while a service has something free, load
@@ -125,8 +126,18 @@ def knee(steps: Sequence[Step]) -> Step | None:
     def power(step: Step) -> float:
         return step.throughput / step.latency.mean if step.latency.count and step.latency.mean > 0 else 0.0
 
-    best = max(steps, key=power, default=None)
+    # Where calls come faster than they are answered, latency depends on when the step ends.
+    best = max((step for step in steps if not _falls_behind(step)), key=power, default=None)
     return best if best is not None and power(best) > 0 else None
+
+
+def _falls_behind(step: Step) -> bool:
+    """Whether calls of an open model came faster than they were answered."""
+    if step.overflowed or step.model == "closed" or not step.seconds:
+        return step.overflowed
+    growth = step.in_flight_at_end - step.in_flight_midway
+    is_chance = growth <= _CHANCE * math.sqrt(step.in_flight_at_end)
+    return not is_chance and growth > _GROWTH * step.load * step.seconds / 2
 
 
 def over_saturation(steps: Sequence[Step]) -> str | None:
@@ -141,9 +152,7 @@ def over_saturation(steps: Sequence[Step]) -> str | None:
     if last.sent and last.failed > _MOST_FAILURES * last.sent:
         return f"{last.failed / last.sent:.0%} of the calls failed"
     if last.model == "open":
-        growth = last.in_flight_at_end - last.in_flight_midway
-        is_chance = growth <= _CHANCE * math.sqrt(last.in_flight_at_end)
-        if last.seconds and not is_chance and growth > _GROWTH * last.load * last.seconds / 2:
+        if _falls_behind(last):
             return (
                 f"calls came faster than they were answered: {last.in_flight_midway:,} were in flight after half of "
                 f"the step, {last.in_flight_at_end:,} at its end"
@@ -177,7 +186,7 @@ class LoadReport:
 
     Attributes:
         steps: what was measured under each load.
-        knee: the step beyond which more load brings waiting rather than answers; None if nothing succeeded.
+        knee: the step beyond which more load brings waiting rather than answers; None if there is none.
         stopped: why it ended before all steps were made; None if it did not.
         finished: False if it was interrupted.
         seconds: how long it took.

@@ -10,8 +10,10 @@ This module imports nothing from the extra ``cli``, so that it can report that t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 __all__ = ["main"]
 
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as in version 2 of the AWS CLI (see `aiosmrt.cli.app`).
     """
+    _occupy_closed_streams()
     try:
         from aiosmrt.cli.app import run
     except ModuleNotFoundError as error:
@@ -35,3 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _occupy_closed_streams() -> None:
+    """Open what the caller closed of standard input, output and error (``2>&-``), for which Python has None.
+
+    A file of the command would get the number otherwise, and messages with it. Input and output are opened the wrong
+    way round, so that a command which reads or writes them fails; what cannot be told on standard error is dropped.
+    """
+    for number, (name, mode) in enumerate((("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            descriptor = os.open(os.devnull, mode)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+        with suppress(OSError):
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 (for good)

@@ -81,6 +81,22 @@ cli.add_command(demo)
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command, or print the completion that a shell asks for, and return the exit code."""
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Reported by now, if it is what the command ended with.
+        _drop_output()
+        return code or _fail(255, str(error))
+    return code
+
+
+def _drop_output() -> None:
+    """Let what is left in the buffer of standard output go nowhere: the interpreter flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: Sequence[str]) -> int:
     if instruction := os.environ.get(_COMPLETION_VARIABLE):
         return shell_complete(cli, {}, _PROGRAM, _COMPLETION_VARIABLE, instruction)
     if not arguments:
@@ -97,8 +113,7 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        # Buffered output must not raise again when the interpreter flushes it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except click.UsageError as error:
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""

@@ -294,9 +294,12 @@ def _conclusions(report: Any) -> Iterator[str]:
     notes = [note for step in report.steps if (note := lateness_note(step)) is not None]
     if notes:
         yield f"\n{notes[-1]}"
+    if report.knee is None and any(step.succeeded for step in report.steps):
+        yield "\nno knee: every load was more than the service could keep up with"
     if report.knee is not None:
         step = report.knee
-        load = f"{step.load:g} calls/s" if step.model == "open" else f"{step.load:g} callers"
+        unit = "calls/s" if step.model == "open" else "caller" if step.load == 1 else "callers"
+        load = f"{step.load:g} {unit}"
         beyond = (
             "the knee may be beyond it, as no step had more load"
             if step is report.steps[-1]

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from aiosmrt._aws.daemon import run_in_daemon_thread
-from aiosmrt._wire.messages import MAX_PART_BYTES, DataType
+from aiosmrt._daemon import run_in_daemon_thread
+from aiosmrt._wire.messages import DATA_TYPES, MAX_PART_BYTES
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
 from aiosmrt.cli.cutters import AsItComes, Cutter, Frames, Lines, UnreadableInputError
 from aiosmrt.cli.options import GlobalOptions, choice_option, make_command
 from aiosmrt.cli.output import OutputFormat
 from aiosmrt.cli.parameters import HELP, option_name
 from aiosmrt.errors import AiosmrtError, ParamValidationError
+from aiosmrt.types import DataType
 
 if TYPE_CHECKING:
     from aiosmrt._core.duplex import BidirectionalStream
@@ -59,7 +60,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
     ),
     choice_option(
         "--data-type",
-        ("UTF8", "BINARY"),
+        DATA_TYPES,
         "Whether messages are text in UTF-8, or binary.  [default: UTF8 with --lines, otherwise BINARY]",
     ),
 ]

@@ -8,6 +8,7 @@ written so far. Both open the file before the call, because a path that cannot b
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -62,13 +63,15 @@ class Outfile:
         """Open a new file in the same directory, or return None if only the file itself can be written."""
         path = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}")
         if mode is not None and not os.access(self._target, os.W_OK):
-            raise PermissionError(f"[Errno 13] Permission denied: '{self._path}'")
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self._path)
         try:
             file = path.open("xb", buffering=0)
-        except PermissionError:
-            if mode is None:
-                raise
-            return None
+        except OSError as error:
+            if mode is not None and isinstance(error, PermissionError):
+                return None
+            # The user knows the file, and not this one.
+            error.filename = self._path
+            raise
         self._temporary = path
         if mode is not None:
             os.fchmod(file.fileno(), stat.S_IMODE(mode))

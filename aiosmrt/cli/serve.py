@@ -43,7 +43,7 @@ def _handlers(context: click.Context, parameter: click.Parameter, values: tuple[
     return handlers
 
 
-@click.command
+@click.command(short_help="Run a local SageMaker Runtime until Ctrl-C or SIGTERM.")
 @click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--endpoint",
@@ -62,10 +62,16 @@ def _handlers(context: click.Context, parameter: click.Parameter, values: tuple[
     help="Python function that serves an endpoint, which is named after it by default: predict_price serves "
     "predict-price. Modules are looked for in the current folder too. May be repeated.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), help="TCP port on 127.0.0.1; 0 for any free one.  [default: 0]")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="TCP port on 127.0.0.1; 0 for any free one.  [default: 0]",
+)
 @click.option(
     "--http2-port",
     type=click.IntRange(0, 65535),
+    metavar="PORT",
     help="TCP port on 127.0.0.1 for bidirectional streams; 0 for any free one. Its URL is printed on a second line. "
     "Needs the extra http2.  [default: none]",
 )

@@ -6,15 +6,16 @@ from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from aiosmrt._core.frames import clear_locals
-from aiosmrt._wire.messages import DataType, Message
+from aiosmrt._wire.messages import DATA_TYPES, Message, faulty_limit
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
-from aiosmrt.config import is_whole, shown
+from aiosmrt.config import shown
 from aiosmrt.endpoint.bodies import in_thread, serialized
 from aiosmrt.endpoint.fanout import mistaken_items
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, SerializationError
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer
 from aiosmrt.serializers.codec import is_text
 from aiosmrt.serializers.objects import type_name
+from aiosmrt.types import DataType
 
 if TYPE_CHECKING:
     from aiosmrt._core.duplex import BidirectionalStream
@@ -264,10 +265,8 @@ def check_messages(data_type: object, max_message_bytes: object) -> None:
     Raises:
         ParamValidationError: one of them is wrong.
     """
-    faults = []
-    if data_type not in (None, "UTF8", "BINARY"):
-        faults.append(f"data_type must be 'UTF8', 'BINARY' or None; got {shown(data_type)}")
-    if not is_whole(max_message_bytes, 1):
-        faults.append(f"max_message_bytes must be an integer >= 1; got {shown(max_message_bytes)}")
+    faults = faulty_limit(max_message_bytes)
+    if data_type not in (None, *DATA_TYPES):
+        faults.append(f"data_type must be {', '.join(map(repr, DATA_TYPES))} or None; got {shown(data_type)}")
     if faults:
         raise ParamValidationError(faults)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack, overl
 from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.frames import clear_locals
-from aiosmrt._wire.messages import MAX_PART_BYTES, DataType
+from aiosmrt._wire.messages import MAX_PART_BYTES
 from aiosmrt._wire.operations import (
     INVOKE_ENDPOINT,
     INVOKE_ENDPOINT_ASYNC,
@@ -48,7 +48,7 @@ from aiosmrt.serializers.frames import batches
 
 if TYPE_CHECKING:
     from aiosmrt._wire.params import Head
-    from aiosmrt.types import InvokeEndpointOutput
+    from aiosmrt.types import DataType, InvokeEndpointOutput
 
 __all__ = ["Endpoint"]
 

@@ -24,12 +24,13 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Iterable,
     Iterator,
     Mapping,
 )
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt.config import is_seconds, is_whole, shown
@@ -37,7 +38,7 @@ from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError,
 from aiosmrt.serializers.frames import is_frame, iterates_over_columns
 from aiosmrt.serializers.objects import type_name
 
-__all__ = ["Answer", "Buffered", "Result", "Results", "failure_limit"]
+__all__ = ["Answer", "Buffered", "Outcome", "Result", "Results", "failure_limit"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -133,6 +134,10 @@ class Result(Generic[In, Out]):
         return cast("Out", self.value)
 
 
+# The arguments of a `Result`: that is made when it is read, and a batch job, which reads many, does without.
+Outcome: TypeAlias = tuple[int, Any, Any, Exception | None, int, float, str | None]
+
+
 class _Room:
     """Places for items; a semaphore that takes no coroutine while there are some.
 
@@ -164,14 +169,14 @@ class _Room:
                 self.release()
             raise
 
-    def release(self) -> None:
-        """Return a place, to the first that waits."""
-        while self._waiting:
+    def release(self, places: int = 1) -> None:
+        """Return places, to those that wait first."""
+        while places and self._waiting:
             place = self._waiting.popleft()
             if not place.done():
                 place.set_result(None)
-                return
-        self._free += 1
+                places -= 1
+        self._free += places
 
 
 class Results(Generic[In, Out]):
@@ -238,7 +243,7 @@ class Results(Generic[In, Out]):
         # Items taken, results read, and results not yet read by their index.
         self._taken = 0
         self._read = 0
-        self._ready: dict[int, Result[In, Out]] = {}
+        self._ready: dict[int, Outcome] = {}
         # Whether to take no more items: they ended, or a failure concerns all calls.
         self._ended = False
         self._failure: BaseException | None = None
@@ -289,22 +294,48 @@ class Results(Generic[In, Out]):
         return self
 
     async def __anext__(self) -> Result[In, Out]:
-        while True:
-            if self._left or not self._entered:
-                raise ClientStateError("results can be read only inside their `async with` block")
-            if self._broken is not None:
-                broken, self._broken = self._broken, None
-                try:
-                    raise broken
-                finally:
-                    del broken
-            ready = self._ready
-            if ready:
-                index = self._read if self._ordered else next(iter(ready))
-                if (result := ready.pop(index, None)) is not None:
-                    self._read += 1
-                    self._release(result.index)
-                    return result
+        if not self._is_next_ready():
+            await self._wait_for_next()
+        index = self._read if self._ordered else next(iter(self._ready))
+        outcome = self._ready.pop(index)
+        self._read += 1
+        self._release([index])
+        return Result(*outcome)
+
+    async def _take_ready(self) -> list[Outcome]:
+        """All results that are there, at least one; none at the end. Raises what iteration raises.
+
+        For a map whose results are not ordered.
+        """
+        if not self._is_next_ready():
+            try:
+                await self._wait_for_next()
+            except StopAsyncIteration:
+                return []
+        ready, self._ready = self._ready, {}
+        self._read += len(ready)
+        self._release(ready)
+        return list(ready.values())
+
+    def _is_next_ready(self) -> bool:
+        """Whether the next result is there. Raises what ended a worker, if anything did."""
+        if self._left or not self._entered:
+            raise ClientStateError("results can be read only inside their `async with` block")
+        if self._broken is not None:
+            broken, self._broken = self._broken, None
+            try:
+                raise broken
+            finally:
+                del broken
+        return self._read in self._ready if self._ordered else bool(self._ready)
+
+    async def _wait_for_next(self) -> None:
+        """Wait until the next result is there.
+
+        Raises:
+            StopAsyncIteration: there are no more of them, and nothing failed.
+        """
+        while not self._is_next_ready():
             if self._ended and self._read == self._taken and (self._given.empty() or self._forsaken):
                 failure, self._failure = self._failure, None
                 if failure is None and self._too_many_failures(whole=True):
@@ -459,7 +490,7 @@ class Results(Generic[In, Out]):
             if self._left:
                 raise
             failure = self._cancellation()
-        self._add(Result(index, item, value, failure, attempts, waited, request_id))
+        self._add((index, item, value, failure, attempts, waited, request_id))
         # An error's traceback has this frame.
         del item, value, failure
 
@@ -475,17 +506,17 @@ class Results(Generic[In, Out]):
             return failure
         return ClientStateError("the call was cancelled from inside")
 
-    def _add(self, result: Result[In, Out], *, called: bool = True) -> None:
+    def _add(self, outcome: Outcome, *, called: bool = True) -> None:
         """Add a result for the reader.
 
         Args:
-            result: the result.
+            outcome: what it is made of.
             called: whether a call was made, which counts.
         """
-        self._ready[result.index] = result
+        self._ready[outcome[0]] = outcome
         if called:
             self._calls += 1
-            if result.error is not None:
+            if outcome[3] is not None:
                 self._failures += 1
                 if self._too_many_failures(whole=False):
                     self._end(TooManyFailuresError(self._failures, self._calls))
@@ -501,11 +532,11 @@ class Results(Generic[In, Out]):
 
     def _fail(self, index: int, item: Any, failure: Exception) -> None:
         """Add an error as the result of what was taken."""
-        self._add(Result(index, item, None, failure))
+        self._add((index, item, None, failure, 0, 0.0, None))
 
-    def _release(self, index: int) -> None:
-        """Let another item be taken for one whose result was read."""
-        self._held.release()
+    def _release(self, indices: Collection[int]) -> None:
+        """Let other items be taken for those whose results were read."""
+        self._held.release(len(indices))
 
     def _too_many_failures(self, *, whole: bool) -> bool:
         """Return whether more calls failed than allowed.

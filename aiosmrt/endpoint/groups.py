@@ -17,14 +17,24 @@ import asyncio
 import heapq
 import itertools
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.outcome import concerns_every_call
-from aiosmrt.endpoint.fanout import Answer, Result, Results
+from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -123,7 +133,9 @@ def _values(value: Any) -> Sequence[Any] | None:
             members += value.values()
         value = next((member for member in members if isinstance(member, list)), None)
     if isinstance(value, str):
-        return value.splitlines()
+        # Not as str.splitlines() has it: form feeds and Unicode's separators are part of a line.
+        lines = value.split("\n")
+        return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
     if isinstance(value, (list, tuple)):
         return value
     if callable(to_pylist := getattr(value, "to_pylist", None)):  # of pyarrow
@@ -268,11 +280,12 @@ class GroupedResults(Results[T, Any]):
             self._unread[index] = unread
         return first
 
-    def _release(self, index: int) -> None:
-        unread = self._unread.pop(index)
-        unread[0] -= 1
-        if not unread[0]:
-            self._held.release()
+    def _release(self, indices: Collection[int]) -> None:
+        for index in indices:
+            unread = self._unread.pop(index)
+            unread[0] -= 1
+            if not unread[0]:
+                self._held.release()
 
     # Calls
 
@@ -292,12 +305,12 @@ class GroupedResults(Results[T, Any]):
             failure = ClientStateError("the call was cancelled from outside")
             self._end(failure)
         for number, one in open_items.items():
-            self._add(Result(number, one, None, failure))
+            self._add((number, one, None, failure, 0, 0.0, None))
         open_items.clear()
 
     def _fail(self, index: int, item: Any, failure: Exception) -> None:
         for number, one in enumerate(item, index):
-            self._add(Result(number, one, None, failure))
+            self._add((number, one, None, failure, 0, 0.0, None))
 
     async def _call_for(
         self,
@@ -357,7 +370,7 @@ class GroupedResults(Results[T, Any]):
         for position, (index, item) in enumerate(some):
             open_items.pop(index, None)
             value = None if failure is not None else values[position]
-            self._add(Result(index, item, value, failure, attempts, waited, request_id), called=called)
+            self._add((index, item, value, failure, attempts, waited, request_id), called=called)
             del item, value
         del some, failure, values
 

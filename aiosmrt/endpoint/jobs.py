@@ -19,7 +19,13 @@ from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
 from aiosmrt._policy.clockskew import parse_http_date
 from aiosmrt._policy.polling import next_pause
-from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, REQUEST_TTL_SECONDS
+from aiosmrt._wire.operations import (
+    INLINE_BYTES,
+    INVOCATION_TIMEOUT_SECONDS,
+    INVOKE_ENDPOINT_ASYNC,
+    REQUEST_TTL_SECONDS,
+)
+from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.config import is_seconds
 from aiosmrt.endpoint.protocols import StorageClient
 from aiosmrt.errors import (
@@ -36,9 +42,6 @@ __all__ = ["INLINE_BYTES", "Job", "JobHandle", "check_handle", "check_upload_to"
 
 Out = TypeVar("Out")
 
-# BodyBlob of InvokeEndpointAsync in the service model.
-INLINE_BYTES: Final = 128_000
-
 # How much of a failure an error quotes, in characters.
 _REASON_CHARACTERS: Final = 1024
 
@@ -51,9 +54,8 @@ _DELETE_SECONDS: Final = 5.0
 # How far S3's clock, which counts whole seconds, may be behind the service's clock.
 _CLOCKS_APART_SECONDS: Final = 5.0
 
-# The default of InvocationTimeoutSeconds (InvokeEndpointAsync in the API reference), and how much later than that and
-# RequestTTLSeconds an answer may appear, because this machine's clock may be wrong.
-_INVOCATION_TIMEOUT_SECONDS: Final = 900
+# How much later than InvocationTimeoutSeconds and RequestTTLSeconds an answer may appear, because this machine's clock
+# may be wrong.
 _GRACE_SECONDS: Final = 900.0
 
 # Without s3:ListBucket, S3 answers 403 to a request for a missing object (GetObject in its API reference).
@@ -331,7 +333,7 @@ async def submit(
         raise
     submitted_at = parse_http_date(response["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
     seconds: int = params.get("RequestTTLSeconds", REQUEST_TTL_SECONDS)
-    seconds += params.get("InvocationTimeoutSeconds", _INVOCATION_TIMEOUT_SECONDS)
+    seconds += params.get("InvocationTimeoutSeconds", INVOCATION_TIMEOUT_SECONDS)
     return JobHandle(
         params["EndpointName"],
         response.get("InferenceId"),
@@ -360,7 +362,10 @@ def check_upload_to(upload_to: str) -> None:
     """
     if not isinstance(upload_to, str):
         raise ParamValidationError([f"upload_to must be an S3 URI; got {type(upload_to)}"])
-    parse_s3_uri(f"{upload_to.rstrip('/')}/{uuid.UUID(int=0)}")
+    folder = upload_to.rstrip("/")
+    if split_s3_uri(folder) is None:
+        raise ParamValidationError([f"{S3_URI_FORM}; got {upload_to!r:.200}"])
+    parse_s3_uri(f"{folder}/{uuid.UUID(int=0)}")
 
 
 def check_handle(handle: JobHandle, endpoint_name: str) -> None:

@@ -6,7 +6,7 @@ methods.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from aiosmrt._aws.s3 import ObjectStore
@@ -17,8 +17,8 @@ from aiosmrt.events import Observer
 
 if TYPE_CHECKING:
     from aiosmrt._core.admission import MaxConcurrency
+    from aiosmrt._core.call import Call
     from aiosmrt._core.duplex import BidirectionalStream
-    from aiosmrt._transport.base import Reply
     from aiosmrt._wire.params import Head
     from aiosmrt.client import ClientStatistics
     from aiosmrt.types import Body, InvokeEndpointOutput
@@ -94,7 +94,7 @@ class EndpointClient(StorageClient, Protocol):
         self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
     ) -> tuple[InvokeEndpointOutput, Waited]: ...
 
-    async def _exchange_bytes(self, head: Head, body: bytes) -> tuple[Reply, int, float]: ...
+    def _calls_with(self, head: Head) -> Callable[[bytes], Call]: ...
 
     def _head(self, params: Mapping[str, Any]) -> Head: ...
 

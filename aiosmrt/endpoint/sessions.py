@@ -12,9 +12,10 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar, Unpack
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
 from aiosmrt._core.frames import clear_locals
+from aiosmrt._wire.operations import NEW_SESSION
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference
 from aiosmrt.endpoint.options import CallOptions
@@ -30,8 +31,6 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 R = TypeVar("R")
 In_contra = TypeVar("In_contra", contravariant=True)
-
-_NEW_SESSION: Final = "NEW_SESSION"
 
 
 class SessionEndpoint(Protocol[In_contra, Out]):
@@ -196,7 +195,7 @@ class Session(Generic[In, Out]):
         )
 
     async def _open(self, call: _Call[In, R], data: In, options: CallOptions) -> Inference[R]:
-        members: CallOptions = {**options, "session_id": _NEW_SESSION}
+        members: CallOptions = {**options, "session_id": NEW_SESSION}
         answer = await call(data, members, self._note)
         if self.id is None:
             raise SessionClosedError("the model did not open a session: its answer to NEW_SESSION lacks a session id")

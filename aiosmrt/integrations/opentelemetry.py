@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 
 from aiosmrt._policy.retry import classify
 from aiosmrt._version import __version__
+from aiosmrt._wire.http1 import DEFAULT_PORTS
 from aiosmrt._wire.operations import INVOKE_ENDPOINT, OPENAI_OPERATIONS, OPERATIONS, SERVICE_ID
 from aiosmrt.errors import ParamValidationError
 from aiosmrt.events import (
@@ -68,7 +69,6 @@ _STREAMING: Final = frozenset(one.name for one in (*OPERATIONS, *OPENAI_OPERATIO
 _SYSTEM: Final = "aws-api"
 # The conventions list no name for SageMaker; Bedrock's is aws.bedrock.
 _PROVIDER: Final = "aws.sagemaker"
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 # Histogram boundaries in seconds; those for durations are the conventions'. During an outage, a call waits 20 s by
 # default and a call of a map 600 s; endpoints scale out in minutes.
@@ -301,7 +301,7 @@ class OpenTelemetryObserver:
             "gen_ai.provider.name": _PROVIDER,
             "gen_ai.request.model": event.model,
             "server.address": url.hostname or "",
-            "server.port": url.port or _DEFAULT_PORTS[url.scheme],
+            "server.port": url.port or DEFAULT_PORTS[url.scheme],
             "aiosmrt.endpoint.name": event.endpoint_name,
         }
         if event.response_model is not None:
@@ -333,7 +333,7 @@ class OpenTelemetryObserver:
         url = urlsplit(event.url)
         server: dict[str, AttributeValue] = {
             "server.address": url.hostname or "",
-            "server.port": url.port or _DEFAULT_PORTS[url.scheme],
+            "server.port": url.port or DEFAULT_PORTS[url.scheme],
             "aiosmrt.endpoint.name": event.endpoint_name,
         }
         attributes: dict[str, AttributeValue] = {

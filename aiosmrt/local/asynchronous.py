@@ -30,9 +30,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
-from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC, REQUEST_TTL_SECONDS
+from aiosmrt._wire.operations import (
+    INLINE_BYTES,
+    INVOCATION_TIMEOUT_SECONDS,
+    INVOKE_ENDPOINT_ASYNC,
+    REQUEST_TTL_SECONDS,
+)
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.backends import Backend, ContainerFailure
+from aiosmrt.local.backends import Backend, ContainerFailure, ModelTimeoutError, model_limit
 from aiosmrt.local.error_responses import (
     CallContext,
     ErrorAnswer,
@@ -51,10 +56,6 @@ __all__ = ["AsyncInference", "JobRecord"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-INVOCATION_TIMEOUT: Final = 900  # likewise for InvocationTimeoutSeconds
-MAX_INLINE_BYTES: Final = next(
-    member.rule.max for member in INVOKE_ENDPOINT_ASYNC.members if member.name == "Body" and member.rule.max is not None
-)
 NOT_READY_INTERVAL: Final = 0.25  # seconds between pings of a container that is not ready
 MAX_RECORDS: Final = 100_000
 EMPTY_JSON_BODY: Final = b"{}"  # AWS's JavaScript SDK 2 sends it beside an InputLocation; the service ignores it
@@ -228,7 +229,7 @@ class AsyncInference:
             None if input_location is not None else body,
             context,
             int(parameters.get("RequestTTLSeconds", REQUEST_TTL_SECONDS)),
-            int(parameters.get("InvocationTimeoutSeconds", INVOCATION_TIMEOUT)),
+            int(parameters.get("InvocationTimeoutSeconds", INVOCATION_TIMEOUT_SECONDS)),
         )
         queue.add(job)
         values = {"OutputLocation": output_location, "FailureLocation": failure_location}
@@ -288,7 +289,7 @@ class AsyncInference:
             raise _failed(error.answer) from None
         except ContainerFailure as failure:
             raise _failed(model_error(job.context, failure.status, failure.message)) from None
-        except TimeoutError:
+        except ModelTimeoutError:
             message = model_error(job.context, 0, model_timed_out()).message or model_timed_out()
             raise _FailedJob("ModelInvocationTimeExceeded", message) from None
         try:
@@ -318,7 +319,7 @@ class AsyncInference:
     ) -> tuple[Mapping[str, str], bytes]:
         route = self._invoker.route(endpoint, job.parameters, job.context)
         job.record.variant = route.variant
-        async with slots[route.backend], asyncio.timeout(job.timeout):
+        async with slots[route.backend], model_limit(asyncio.get_running_loop().time() + job.timeout):
             body = job.body if job.body is not None else await self._read(job)
             while True:
                 try:
@@ -365,9 +366,9 @@ class AsyncInference:
         if (input_location is None) == (not body):
             given = "neither" if input_location is None else "both"
             raise ErrorReply(validation_error(f"Exactly one of Body and InputLocation is required; got {given}."))
-        if len(body) > MAX_INLINE_BYTES:
+        if len(body) > INLINE_BYTES:
             raise ErrorReply(
-                validation_error(f"The inline payload of {len(body)} bytes exceeds the limit of {MAX_INLINE_BYTES}.")
+                validation_error(f"The inline payload of {len(body)} bytes exceeds the limit of {INLINE_BYTES}.")
             )
         if input_location is not None and not self._allows(input_location, as_object=True):
             raise ErrorReply(

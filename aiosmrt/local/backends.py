@@ -8,6 +8,7 @@ context releases everything the invocation still holds. A backend reports only t
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import io
 import logging
@@ -34,12 +35,14 @@ __all__ = [
     "Handler",
     "HandlerResult",
     "Invocation",
+    "ModelTimeoutError",
     "Route",
     "StreamMessage",
     "UrlBackend",
     "as_backend",
     "base_url",
     "handler_errors",
+    "model_limit",
     "single",
     "whole_body",
 ]
@@ -327,6 +330,30 @@ def handler_errors() -> Iterator[None]:
             "The handler of a local endpoint failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno
         )
         raise ContainerFailure(500, f"{type(error).__name__}: {error}") from error
+
+
+class ModelTimeoutError(Exception):
+    """The time for a model's answer is over."""
+
+
+@asynccontextmanager
+async def model_limit(at: float | None) -> AsyncIterator[asyncio.Timeout]:
+    """Limit the time of what a model does; yields the limit, which can be moved.
+
+    Args:
+        at: when its time is over, by the loop's clock. If None, not yet.
+
+    Raises:
+        ModelTimeoutError: the time is over. A TimeoutError of another origin is passed on.
+    """
+    limit = asyncio.timeout_at(at)
+    try:
+        async with limit:
+            yield limit
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise ModelTimeoutError from error
 
 
 class UrlBackend:

@@ -62,8 +62,12 @@ async def call_handler(
             if inspect.iscoroutine(answers):
                 answers.close()
             raise TypeError("a handler of a bidirectional stream must be an async generator function")
-    async with aclosing(answers), aclosing(_as_messages(answers)) as messages:
-        yield messages
+    try:
+        async with aclosing(_as_messages(answers)) as messages:
+            yield messages
+    finally:
+        with handler_errors():
+            await answers.aclose()
 
 
 async def _as_messages(answers: AsyncIterator[Any]) -> AsyncGenerator[StreamMessage, None]:
@@ -160,7 +164,7 @@ class _WebSocket:
         for data in self._protocol.data_to_send():
             if data:
                 self._writer.write(data)
-        with suppress(ConnectionError):  # the reader sees it too
+        with suppress(OSError):  # the reader sees it too
             await self._writer.drain()
 
     async def send_all(self, messages: AsyncIterator[StreamMessage]) -> None:
@@ -228,7 +232,7 @@ class _WebSocket:
     async def _read(self) -> bytes:
         try:
             return b"" if self._reader is None else await self._reader.read(_READ_BYTES)
-        except ConnectionError:
+        except OSError:  # a ConnectionError, or a TimeoutError of TCP's
             return b""
 
     def abort(self) -> None:
@@ -240,7 +244,7 @@ class _WebSocket:
         """End the connection, and wait until it is closed."""
         self.abort()
         if self._writer is not None:
-            with suppress(ConnectionError):
+            with suppress(OSError):
                 await self._writer.wait_closed()
 
 

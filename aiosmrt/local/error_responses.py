@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from aiosmrt._wire.operations import MAX_MESSAGE_CHARACTERS
+
 __all__ = [
     "CallContext",
     "ErrorAnswer",
@@ -35,7 +37,6 @@ __all__ = [
     "validation_error",
 ]
 
-MAX_MESSAGE_CHARACTERS: Final = 2048  # the service model's Message shape
 PRIMARY: Final = "primary"  # the service's name for the container of an endpoint with a single container
 
 

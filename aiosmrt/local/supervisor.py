@@ -32,6 +32,7 @@ PR_SET_CHILD_SUBREAPER = 36
 ORPHAN_CHECK_INTERVAL = 1.0  # a fork of the parent may keep our standard input open
 COMMAND_NOT_EXECUTABLE = 126  # the shell's exit codes
 COMMAND_NOT_FOUND = 127
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 def prctl(option: int, argument: int) -> bool:
@@ -43,8 +44,11 @@ def prctl(option: int, argument: int) -> bool:
 def start(command: list[str]) -> int:
     """Fork and execute the command in its own process group; return its process id."""
     supervisor = os.getpid()
+    # Until the child has its own handlers, a signal to it would go to ours: it would be lost, and wake us instead.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return pid
     try:
         os.setpgid(0, 0)
@@ -52,8 +56,9 @@ def start(command: list[str]) -> int:
         if os.getppid() != supervisor:
             os._exit(COMMAND_NOT_EXECUTABLE)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in HANDLED:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execvp(command[0], command)  # noqa: S606 - the parent's own command
     except OSError as error:
@@ -99,7 +104,7 @@ def supervise(grace: float, parent: int, command: list[str]) -> int:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
     os.set_blocking(wake_write, False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+    for number in HANDLED:
         signal.signal(number, lambda number, frame: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     main = start(command)

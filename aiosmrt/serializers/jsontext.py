@@ -100,10 +100,10 @@ class _JSONBased(Codec):
         if isinstance(data, dict):
             for number, key in enumerate(data):
                 if self._lines([{key: None}]) is None:
-                    return f"has an invalid JSON key: number {number} is a {type_name(key)}"
+                    return f"has an invalid JSON key: number {number} is of type {type_name(key)}"
         if self.default is None:
-            return f"is a {type_name(data)}, which JSON lacks"
-        return f"is a {type_name(data)}, for which default returned nothing that JSON can express"
+            return f"is of type {type_name(data)}, which JSON lacks"
+        return f"is of type {type_name(data)}, for which default returned nothing that JSON can express"
 
     def _loads(self, text: str, line: int | None = None) -> Any:
         try:

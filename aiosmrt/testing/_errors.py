@@ -24,11 +24,11 @@ from aiosmrt.errors import (
     ValidationError,
 )
 
-__all__ = ["make_error"]
+__all__ = ["REQUEST_ID", "make_error"]
 
 E = TypeVar("E", bound=AiosmrtError)
 
-_REQUEST_ID: Final = "00000000-0000-4000-8000-000000000000"
+REQUEST_ID: Final = "00000000-0000-4000-8000-000000000000"
 _MESSAGE: Final = "made for a test"
 
 # The service's code and HTTP status of each class that it has errors of; the nearest base counts.
@@ -115,7 +115,7 @@ def _service_error(
     else:
         known_code, known_status = next(_CODES[base] for base in kind.__mro__ if base in _CODES)
     code, status = code or known_code, status or known_status
-    metadata: dict[str, Any] = {"RequestId": _REQUEST_ID, "HTTPHeaders": {}, "RetryAttempts": max(0, attempts - 1)}
+    metadata: dict[str, Any] = {"RequestId": REQUEST_ID, "HTTPHeaders": {}, "RetryAttempts": max(0, attempts - 1)}
     if status is not None:
         metadata["HTTPStatusCode"] = status
     response = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata, **members}

@@ -13,14 +13,13 @@ from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.operations import OPERATIONS, Operation
 from aiosmrt.client import Client
 from aiosmrt.errors import AiosmrtError, ClientStateError, EndpointNotFoundError, fresh_copy
-from aiosmrt.testing._errors import make_error
+from aiosmrt.testing._errors import REQUEST_ID, make_error
 from aiosmrt.testing._streams import PartsReply
 
 __all__ = ["FakeClient", "FakeResponse", "RecordedCall"]
 
 _BY_SUFFIX = {operation.path_suffix: operation for operation in OPERATIONS}
 _NO_HTTP2 = "FakeClient does not answer bidirectional streams: use aiosmrt.local.LocalRuntime(http2_port=0) for them"
-_REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,7 @@ def _parts(answer: FakeResponse) -> Sequence[bytes]:
 
 def _headers(answer: FakeResponse) -> dict[str, str]:
     headers = {
-        "x-amzn-requestid": _REQUEST_ID,
+        "x-amzn-requestid": REQUEST_ID,
         "content-type": answer.content_type,
         "x-amzn-invoked-production-variant": "AllTraffic",
     }

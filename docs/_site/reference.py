@@ -14,6 +14,7 @@ from typing import Any, is_typeddict
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.ext.autodoc.mock import mock
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import restify
@@ -23,8 +24,8 @@ import aiosmrt
 # Packages whose modules are public one by one.
 NAMESPACES = ("aiosmrt.integrations",)
 
-# Described in docs/engines.md: they import engines, which are not installed where the site is built.
-ENGINES = frozenset(f"aiosmrt.integrations.{engine}" for engine in ("daft", "dask", "ray", "spark"))
+# What the modules of engines import, and what need not be installed where the site is built.
+ENGINES = ["daft", "dask", "distributed", "pyspark", "ray"]
 
 
 def _modules_without_underscore(package: ModuleType) -> list[str]:
@@ -39,7 +40,10 @@ def public_modules() -> tuple[str, ...]:
     for namespace in NAMESPACES:
         names.remove(namespace)
         names += _modules_without_underscore(importlib.import_module(namespace))
-    return tuple(name for name in names if name not in ENGINES)
+    with mock(ENGINES):
+        for name in names:
+            importlib.import_module(name)
+    return tuple(names)
 
 
 @cache
@@ -108,6 +112,7 @@ class PublicModule(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         module = self.arguments[0]
+        homes()
         namespace = importlib.import_module(module)
         here, elsewhere = [], []
         for name in namespace.__all__:

@@ -12,9 +12,9 @@ import pytest
 
 from aiosmrt import Client, ParamValidationError
 from aiosmrt.batch import ANY_ANSWER, Report, score
-from aiosmrt.batch.asynchronous import JobsUnderWay, jobs_file
+from aiosmrt.batch.asynchronous import JobsUnderWay, Place, jobs_file
 from aiosmrt.endpoint import Endpoint, JobHandle
-from aiosmrt.errors import BatchStoppedError, ObjectStoreError
+from aiosmrt.errors import BatchOutputError, BatchStoppedError, ObjectStoreError
 from aiosmrt.local import (
     AsyncInferenceConfig,
     ContainerFailure,
@@ -27,7 +27,7 @@ from aiosmrt.local import (
     faults,
 )
 from aiosmrt.serializers import JSON
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, environment, started, unless_ended
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
 from tests.support.scoring import doubled, lines_of, write_rows
@@ -279,8 +279,9 @@ async def kill_once_noted(command: Callable[[], Any], model: Model, out: Path, j
     """Kill the command once the model has four requests, of which so many are noted."""
     model.gate.clear()
     async with command() as process:
-        await model.has(4)
+        await unless_ended(process, model.has(4))
         while not jobs_file(out).exists() or jobs_file(out).read_bytes().count(b'"handle"') < jobs:
+            assert process.returncode is None
             await asyncio.sleep(0.01)
         process.kill()
         await process.wait()
@@ -300,18 +301,109 @@ async def test_a_command_that_is_killed_pays_for_no_job_twice(
 
 
 @pytest.mark.timeout(300)
-async def test_what_was_accepted_unheard_is_sent_again_and_its_rows_are_there_once(
+async def test_what_was_accepted_unheard_is_found_and_not_paid_for_twice(
     runtime: LocalRuntime, command: Callable[[], Any], model: Model, out: Path
 ) -> None:
     """The acceptance of two jobs of four does not reach the process that is killed."""
-    runtime.inject("queued", faults.StallInBody().next(2))
+    runtime.inject("queued", faults.StallInBody().every(2))
     await kill_once_noted(command, model, out, jobs=2)
+    runtime.clear_faults()
     runtime.release_stalled()
     async with command() as process:
         assert await process.wait() == 0
     assert lines_of(out) == doubled(24)
-    assert len(model.calls) == 12 + 2
-    assert set(model.rows()) == set(range(24))
+    assert model.rows() == list(range(24))
+
+
+async def cancelled(endpoint: Endpoint[Any, Any], rows: Path, out: Path, requests: int, **more: Any) -> None:
+    """A job that is cancelled once so many requests are noted and half of them accepted."""
+    job = asyncio.create_task(score(endpoint, rows, out, asynchronous=True, **more))
+    path = jobs_file(out)
+    while not path.exists() or [path.read_bytes().count(name) for name in (b'"name"', b'"handle"')] != [
+        requests,
+        requests // 2,
+    ]:
+        await asyncio.sleep(0.01)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+
+
+async def test_what_was_not_accepted_is_sent_again(
+    runtime: LocalRuntime,
+    endpoint: Endpoint[Any, Any],
+    model: Model,
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiosmrt.batch.asynchronous._DOUBT_SECONDS", 0.0)
+    rows = write_rows(tmp_path / "rows.jsonl", 30)
+    model.gate.clear()
+    runtime.inject("queued", faults.Stall().every(2))
+    await cancelled(endpoint, rows, out, 8)
+    runtime.clear_faults()
+    model.gate.set()
+    report = await score(endpoint, rows, out, asynchronous=True)
+    assert (report.scored, report.failed) == (30, 0)
+    assert lines_of(out) == doubled(30)
+    assert model.rows() == list(range(30))
+    assert not jobs_file(out).exists()
+
+
+@pytest.mark.parametrize("names_answers", [True, False])
+async def test_what_was_accepted_unheard_and_cannot_be_used_is_sent_again(
+    runtime: LocalRuntime,
+    endpoint: Endpoint[Any, Any],
+    model: Model,
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names_answers: bool,
+) -> None:
+    """It failed, or the service does not give answers the names that they should have."""
+    if not names_answers:
+        monkeypatch.setattr("aiosmrt.batch.asynchronous.Place.of", lambda name, handle: None)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"n": {-7 if number == 1 else number}}}\n' for number in range(8)))
+    runtime.inject("queued", faults.StallInBody().every(2))
+    model.gate.clear()
+    await cancelled(endpoint, rows, out, 8)
+    runtime.clear_faults()
+    runtime.release_stalled()
+    model.gate.set()
+    report = await score(endpoint, rows, out, asynchronous=True)
+    assert (report.scored, report.failed) == (7, 1)
+    assert lines_of(out) == [line for line in doubled(8) if line["index"] != 1]
+    assert model.rows().count(-7) == 2
+    assert len(model.calls) == 8 + (1 if names_answers else 4)
+
+
+async def test_what_is_in_doubt_is_found_for_the_first_of_its_rows(
+    runtime: LocalRuntime, endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
+) -> None:
+    """A smaller limit leaves rows of a request out, whose answer is to all of them."""
+    rows = write_rows(tmp_path / "rows.jsonl", 16)
+    runtime.inject("queued", faults.StallInBody().every(2))
+    model.gate.clear()
+    await cancelled(endpoint, rows, out, 4, rows_per_request=4)
+    runtime.clear_faults()
+    runtime.release_stalled()
+    model.gate.set()
+    for limit in (6, None):
+        report = await score(endpoint, rows, out, asynchronous=True, rows_per_request=4, limit=limit)
+        assert report.failed == 0
+    assert lines_of(out) == doubled(16)
+    assert model.rows() == list(range(16))
+
+
+async def test_a_refused_request_is_not_in_doubt(
+    client: Client, runtime: LocalRuntime, tmp_path: Path, out: Path
+) -> None:
+    missing = client.endpoint("missing", serializer=JSON, deserializer=ANY_ANSWER)
+    with pytest.raises(BatchStoppedError):
+        await score(missing, write_rows(tmp_path / "rows.jsonl", 30), out, asynchronous=True)
+    assert not jobs_file(out).exists()
 
 
 # The file
@@ -325,7 +417,7 @@ def under_way(path: Path, done: set[int] | None = None, **more: Any) -> JobsUnde
     return JobsUnderWay(path, {"about": 1}, **arguments)
 
 
-def jobs_in(path: Path, done: set[int] | None = None) -> dict[int, tuple[list[int], JobHandle]]:
+def jobs_in(path: Path, done: set[int] | None = None) -> dict[int, tuple[list[int], Any]]:
     jobs = under_way(path, done)
     found = {row: jobs.handle_of(job) for row in range(20) if (job := jobs.job_of(row)) is not None}
     jobs.close()
@@ -366,6 +458,45 @@ def test_torn_lines_are_ignored(tmp_path: Path) -> None:
     assert set(jobs_in(path)) == {0, 1}
 
 
+def test_a_request_in_doubt_is_kept_with_the_place_of_answers(tmp_path: Path) -> None:
+    path = tmp_path / "jobs"
+    jobs = under_way(path)
+    jobs.intend([0], "aa.out")
+    jobs.intend([1, 2], "bb.out")
+    jobs.intend([3], "cc.out")
+    jobs.record(
+        [0], HANDLE._replace(output_location="s3://b/out/aa.out", failure_location="s3://b/aa-error.out"), "aa.out"
+    )
+    jobs.withdraw([3])
+    jobs.end([0], [])
+    jobs.close()
+    for _ in range(2):
+        # Reading rewrites it.
+        reopened = under_way(path, {0})
+        assert [reopened.job_of(row) is None for row in range(4)] == [True, False, False, True]
+        job = reopened.job_of(1)
+        assert job is not None
+        assert reopened.is_in_doubt(job)
+        assert reopened.handle_of(job) == ([1, 2], "bb.out")
+        assert reopened.place is not None
+        assert reopened.place.at("bb.out") == ("s3://b/out/bb.out", "s3://b/bb-error.out")
+        reopened.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure", "found"),
+    [
+        ("s3://b/aa.out", None, ("s3://b/cc.out", None)),
+        ("s3://b/x/aa.out", "s3://b/f/other.out", ("s3://b/x/cc.out", None)),
+        ("s3://b/x/aa.out", "s3://c/aa.out", ("s3://b/x/cc.out", "s3://c/cc.out")),
+        ("s3://b/x/42.out", "s3://b/f/aa.out", None),
+    ],
+)
+def test_the_place_of_answers(answer: str, failure: str | None, found: tuple[str, str | None] | None) -> None:
+    place = Place.of("aa.out", HANDLE._replace(output_location=answer, failure_location=failure))
+    assert (place and place.at("cc.out")) == found
+
+
 def test_another_jobs_file_is_started_over(tmp_path: Path) -> None:
     path = tmp_path / "jobs"
     jobs = under_way(path)
@@ -375,6 +506,16 @@ def test_another_jobs_file_is_started_over(tmp_path: Path) -> None:
     assert len(other) == 0
     other.close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"mine\n", b"\n", b'12345678 {"key": "x"}\n'])
+def test_a_file_in_place_of_the_jobs_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "jobs"
+    path.write_bytes(content)
+    with pytest.raises(BatchOutputError, match="jobs is not a job's"):
+        under_way(path)
+    assert path.read_bytes() == content
+    under_way(path, fresh=True).close()
 
 
 def test_the_file_does_not_grow_with_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

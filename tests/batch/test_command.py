@@ -33,6 +33,27 @@ def command(runtime: LocalRuntime, tmp_path: Path) -> Command:
     return call
 
 
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code", "said"),
+    [
+        ("<&- 2>&-", ("rows.jsonl",), 0, b""),
+        ("<&-", ("-", "--input-format", "jsonl"), 255, b"aiosmrt: error: cannot read -: Bad file descriptor\n"),
+        (">&-", ("rows.jsonl", "--json"), 255, b"aiosmrt: error: [Errno 9] Bad file descriptor\n"),
+        (">/dev/full", ("rows.jsonl", "--json"), 255, b"aiosmrt: error: [Errno 28] No space left on device\n"),
+    ],
+)
+async def test_standard_streams_that_are_closed_or_full(
+    runtime: LocalRuntime, tmp_path: Path, closed: str, arguments: tuple[str, ...], code: int, said: bytes
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", 20)
+    env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
+    shell = ("sh", "-c", f'exec "$@" {closed}', "sh", *PROGRAM, "score", "--endpoint-name", "double")
+    ended = await run(*shell, *arguments, "--output", "out.jsonl", env=env, cwd=tmp_path)
+    assert (ended.code, ended.stderr) == (code, said)
+    if code == 0:
+        assert lines_of(tmp_path / "out.jsonl") == doubled(20)
+
+
 async def test_all_rows_scored(command: Command, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 50)
     ended = await command("rows.jsonl", "--output", "out.jsonl")
@@ -101,12 +122,13 @@ async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path)
         (("rows.jsonl", "--output", "", "--output-format", "csv"), 252, "the output must be a file; got ''"),
         (("rows.jsonl", "--output", ".", "--output-format", "csv"), 252, "the output must be a file; got '.'"),
         (("rows.jsonl", "--output", "none/", "--output-format", "csv"), 252, "the output must be a file; got 'none/'"),
+        (("rows.jsonl", "--output", "-", "--output-format", "csv"), 252, "the output must be a file, from which the"),
         (("rows.jsonl", "--output", "none/o.csv"), 252, "the folder of the output does not exist: none"),
         (("rows.jsonl", "--output", "/dev/null", "--output-format", "csv"), 255, "must be a regular file; /dev/null"),
         (("", "--output", "o.jsonl"), 252, "source has an empty name"),
         (("rows.jsonl", "--output", "o.jsonl", "--report", "o.jsonl.journal"), 252, "report_page is a file of the out"),
         (("rows.jsonl", "--output", "o.jsonl", "--report", "none/r.html"), 255, "cannot write none/r.html"),
-        (("s3://b", "--output", "o.jsonl"), 252, "an S3 URI must be of the form s3://bucket/key"),
+        (("s3://b", "--output", "o.jsonl"), 252, "form s3://bucket/key, with a bucket of 3 to 255"),
     ],
 )
 def test_one_line_says_what_is_wrong_and_nothing_is_written(

@@ -59,6 +59,14 @@ def table(tmp_path: Path) -> Path:
             ],
         ),
         (
+            {"template": {"inputs": 'JSON as {{"n": {n}}}: }}', "k": "{{n}}", "end": "}}", "l": "{", "e": "{{}}"}},
+            "application/json",
+            [
+                b'{"inputs":"JSON as {\\"n\\": %d}: }","k":"{n}","end":"}","l":"{","e":"{}"}' % number
+                for number in (1, 2, 3)
+            ],
+        ),
+        (
             {},
             "application/json",
             [
@@ -506,5 +514,7 @@ async def test_files_that_are_rows_have_no_columns(client: Client, tmp_path: Pat
             )
     with pytest.raises(BatchInputError, match="no column 'name'; it has file"):
         await echoed(client, tmp_path / "a.bin", tmp_path / "o.jsonl", "text/x", input_format="file", id_field="name")
-    with pytest.raises(BatchInputError, match="- is a stream"):
+    with pytest.raises(BatchInputError, match="standard input is a stream; the input format file needs files"):
         await echoed(client, "-", tmp_path / "out.txt", "text/plain", input_format="file")
+    with pytest.raises(BatchInputError, match="standard input is a stream; Parquet is read from files and objects"):
+        await echoed(client, "-", tmp_path / "out.txt", "text/plain", input_format="parquet")

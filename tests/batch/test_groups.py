@@ -21,7 +21,7 @@ from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchOutputError, BatchStoppedError
 from aiosmrt.local import ContainerFailure, Invocation, LocalRuntime, faults
 from aiosmrt.serializers import JSON, NPY
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, environment, started, unless_ended
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
 from tests.support.scoring import Models, doubled, lines_of, write_rows
@@ -105,6 +105,11 @@ BODIES: list[tuple[dict[str, Any], str, list[bytes]]] = [
         {"template": {"instances": ["{}"]}},
         "application/json",
         [b'{"instances":[{"a":1,"t":"x"},{"a":2,"t":"y"}]}', b'{"instances":[{"a":3,"t":"z"}]}'],
+    ),
+    (
+        {"template": {"inputs": ["{{{t}}}"], "as": "{{t}}"}},
+        "application/json",
+        [b'{"inputs":["{x}","{y}"],"as":"{t}"}', b'{"inputs":["{z}"],"as":"{t}"}'],
     ),
     ({"template": [["{a}", "{a}"]]}, "application/json", [b"[[1,1],[2,2]]", b"[[3,3]]"]),
     ({"column": "t"}, "application/json; charset=utf-16", ['["x","y"]'.encode("utf-16"), '["z"]'.encode("utf-16")]),
@@ -340,7 +345,7 @@ async def test_a_signal_ends_the_command_after_the_halves_in_flight(tmp_path: Pa
     async with local_runtime({"doubles": slow}) as runtime:
         env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
         async with started(*command, env=env, cwd=tmp_path) as process:
-            await halving.wait()
+            await unless_ended(process, halving.wait())
             process.send_signal(signal.SIGTERM)
             _, stderr = await process.communicate()
         assert process.returncode == 130

@@ -19,13 +19,13 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.batch import score
-from aiosmrt.batch.outputlog import OutputLog, Record
+from aiosmrt.batch.outputlog import OutputLog
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchOutputError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.serializers import JSON
 from tests.batch.kill_loop import KILLS_IN_FLIGHT, kill_until_done
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, environment, started, unless_ended
 from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 FILES = ("out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.journal")
@@ -124,7 +124,7 @@ async def test_putting_in_order_may_be_interrupted_anywhere(
     assert report.finished
     assert models.seen.total() == 40
     scored_or_failed(tmp_path, 40, {3, 20})
-    assert not list(tmp_path.glob("*.sorted"))
+    assert not list(tmp_path.glob("*.sorting"))
     assert not list(tmp_path.glob("*.commit"))
 
 
@@ -222,7 +222,7 @@ async def test_a_signal_stops_the_command_and_it_resumes(
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl")
     env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
     async with started(*command, "--max-concurrency", "4", env=env, cwd=tmp_path) as process:
-        await enough.wait()
+        await unless_ended(process, enough.wait())
         process.send_signal(number)
         stdout, stderr = await process.communicate()
     assert (process.returncode, stdout) == (130, b"")
@@ -248,7 +248,11 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl")
     env = environment(tmp_path, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
     async with started(*command, "--max-concurrency", "2", env=env, cwd=tmp_path) as process:
-        await hanging.wait()
+        await unless_ended(process, hanging.wait())
+        out = tmp_path / "out.jsonl"
+        while out.read_bytes().count(b"\n") < 10:
+            assert process.returncode is None
+            await asyncio.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert (await process.stderr.readline()).startswith(b"stopping: ")
@@ -256,10 +260,107 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
         _, stderr = await process.communicate()
     assert process.returncode == 130
     assert b"Traceback" not in stderr
-    assert 8 <= len(lines_of(tmp_path / "out.jsonl")) <= 10
+    assert len(lines_of(out)) == 10
     models.before = None
     await score_by_command(runtime, tmp_path, source)
     scored_or_failed(tmp_path, 30, set())
+
+
+async def test_what_was_added_behind_a_finished_job_is_not_cut_off(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path
+) -> None:
+    source, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
+    models.refused = {b'{"n": 3}'}
+    await score(endpoint, source, out)
+    for path in (out, out.with_name("out.jsonl.errors.jsonl")):
+        whole = path.read_text()
+        path.write_text(f"{whole}a line\n")
+        with pytest.raises(BatchOutputError, match="7 bytes were added after the job ended"):
+            await score(endpoint, source, out)
+        assert path.read_text() == f"{whole}a line\n"
+        path.write_text(whole)
+    assert (await score(endpoint, source, out)).resumed == 10
+
+
+@pytest.mark.parametrize("content", [b"my notes\n", b"aiosmrt batch journal 2\n", b"\0\0also mine", b"aiosmrt\0x"])
+def test_a_file_in_place_of_the_journal_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
+    out, journal = tmp_path / "out", tmp_path / "out.journal"
+    journal.write_bytes(content)
+    with pytest.raises(BatchOutputError, match=r"out\.journal is not a journal of this version"):
+        OutputLog.open(out, {})
+    assert (journal.read_bytes(), out.exists()) == (content, False)
+    OutputLog.open(out, {}, fresh=True).close()
+    OutputLog.open(out, {}).close()
+
+
+MAGIC = b"aiosmrt batch journal 1\n"
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b"", b"aios", b"aios\0\0", b"\0" * 300, MAGIC, MAGIC + b"12", MAGIC + b"a b\n", MAGIC + b"%d 1\n{" % 10**17],
+)
+def test_a_journal_whose_first_write_was_torn_is_begun_again(tmp_path: Path, torn: bytes) -> None:
+    out = tmp_path / "out"
+    out.with_name("out.journal").write_bytes(torn)
+    for scored in (0, 1):
+        log = OutputLog.open(out, {"about": 1})
+        assert len(log.scored) == scored
+        if not scored:
+            log.append({0: b"row\n"}, {})
+        log.close()
+
+
+def test_a_copy_that_somebody_sorted_stays(tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "out.sorted"
+    mine.write_text("mine")
+    log = OutputLog.open(out, {})
+    log.append({1: b"1\n", 0: b"0\n"}, {})
+    log.finish(2)
+    log.close()
+    OutputLog.open(out, {}).close()
+    assert (mine.read_text(), out.read_text()) == ("mine", "0\n1\n")
+
+
+def test_a_log_that_goes_on_behind_its_end_may_be_torn_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for last in range(3):
+        log = OutputLog.open(out, {})
+        log.append(dict.fromkeys(range(3 * last, 3 * last + 3), b"row\n"), {})
+        log.finish(3 * last + 3)
+        log.close()
+    log = OutputLog.open(out, {})
+    log.append({9: b"row\n"}, {})
+    log.close()
+    journal = out.with_name("out.journal")
+    # The record reached the file, its entry did not.
+    os.truncate(journal, journal.stat().st_size - 20)
+    log = OutputLog.open(out, {})
+    assert (len(log.scored), log.rows_in_input) == (9, 9)
+    log.close()
+    assert out.read_bytes() == 9 * b"row\n"
+
+
+async def test_a_retry_that_was_interrupted_before_the_end_is_put_in_order(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
+    models.refused = {b'{"n": 3}', b'{"n": 5}'}
+    await score(endpoint, source, out)
+    models.refused = {b'{"n": 5}'}
+    with monkeypatch.context() as patched:
+
+        def killed(*arguments: object, **settings: object) -> None:
+            raise BatchOutputError("killed")
+
+        patched.setattr(OutputLog, "finish", killed)
+        with pytest.raises(BatchOutputError, match="killed"):
+            await score(endpoint, source, out, retry_failed=True)
+    sent = models.seen.total()
+    report = await score(endpoint, source, out)
+    assert (report.scored, report.failed, report.resumed) == (9, 1, 10)
+    assert models.seen.total() == sent
+    scored_or_failed(tmp_path, 10, {5})
 
 
 def appended(log: OutputLog, drawn: random.Random, count: int) -> list[tuple[bool, int]]:
@@ -272,8 +373,9 @@ def appended(log: OutputLog, drawn: random.Random, count: int) -> list[tuple[boo
         failed = [row for was_failed, row in history if was_failed and row in log.failed]
         if failed and drawn.random() < 0.3:
             some.append((False, drawn.choice(failed)))
-        # Records of a call are in its order within each of the two files alone.
-        log.append([Record(row, failed=bad, data=b"%d\n" % row * drawn.randint(1, 40)) for bad, row in some])
+        some.sort(key=lambda each: each[0])
+        records = [(bad, row, b"%d\n" % row * drawn.randint(1, 40)) for bad, row in some]
+        log.append(*({row: data for bad, row, data in records if bad == kind} for kind in (False, True)))
         history += some
         if drawn.random() < 0.3:
             log.sync()
@@ -303,6 +405,41 @@ def test_a_log_is_read_as_it_was_written(tmp_path: Path, seed: int) -> None:
         assert found_in(log, 400) == done(history)
     assert log.rows_in_input == 400
     log.close()
+
+
+@pytest.mark.parametrize("size", [20, 60_000])
+def test_a_log_is_put_in_order_however_far_its_records_are_apart(tmp_path: Path, size: int) -> None:
+    rows, out = list(range(120)), tmp_path / "out"
+    random.Random(size).shuffle(rows)
+    records = {row: b"%0*d\n" % (size, row) for row in rows}
+    log = OutputLog.open(out, {})
+    for begin in range(0, 120, 10):
+        some = rows[begin : begin + 10]
+        log.append({row: records[row] for row in some if row % 7}, {row: records[row] for row in some if not row % 7})
+    log.finish(120)
+    log.close()
+    failed = {row for row in rows if not row % 7}
+    assert out.read_bytes() == b"".join(records[row] for row in sorted(rows) if row not in failed)
+    assert out.with_name("out.errors.jsonl").read_bytes() == b"".join(records[row] for row in sorted(failed))
+    log = OutputLog.open(out, {})
+    assert found_in(log, 120) == (set(rows) - failed, failed)
+    assert log.is_ordered
+    log.close()
+
+
+@pytest.mark.parametrize("name", ["out", "out.errors.jsonl", "out.journal"])
+def test_a_log_that_something_else_changes_is_not_put_in_order(tmp_path: Path, name: str) -> None:
+    log = OutputLog.open(tmp_path / "out", {})
+    log.append({row: b"%d\n" % row for row in (5, 3, 4)}, {row: b"%d\n" % row for row in (1, 0, 2)})
+    changed = tmp_path / name
+    data = bytearray(changed.read_bytes())
+    # In the journal, the middle of the entry before the last.
+    data[-30 if name == "out.journal" else 0] ^= 1
+    changed.write_bytes(data)
+    with pytest.raises(BatchOutputError, match="changed by something else while the job ran"):
+        log.finish(6)
+    log.close()
+    assert not (tmp_path / "out.sorted").exists()
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,6 +114,53 @@ async def test_progress_names_rows_waiting_and_the_reason(
     assert last.retries > 0
 
 
+def gzipped(path: Path) -> Path:
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    return packed
+
+
+def in_zstd(path: Path) -> Path:
+    packed = path.with_name(f"{path.name}.zst")
+    packed.write_bytes(pyarrow.compress(path.read_bytes(), codec="zstd", asbytes=True))
+    return packed
+
+
+def in_csv(path: Path) -> Path:
+    table = path.with_suffix(".csv")
+    table.write_text("n\n" + "".join(f"{number}\n" for number in range(2000)))
+    return table
+
+
+def in_parquet(path: Path) -> Path:
+    table = path.with_suffix(".parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"n": range(2000)}), table)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("made", "is_estimate"), [(Path, True), (gzipped, True), (in_zstd, True), (in_csv, True), (in_parquet, False)]
+)
+async def test_rows_of_a_small_file_are_estimated_by_those_that_were_taken_from_it(
+    client: Client, models: Models, tmp_path: Path, made: Callable[[Path], Path], is_estimate: bool
+) -> None:
+    """All of it fits into the buffers of its reader."""
+    rows = made(write_rows(tmp_path / "rows.jsonl", 2000))
+    stop = asyncio.Event()
+    seen: list[Progress] = []
+
+    async def hold(body: bytes) -> None:
+        stop.set()
+        await asyncio.sleep(3600)
+
+    models.before = hold
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    out = tmp_path / "out.jsonl"
+    await score(endpoint, rows, out, stop=stop, drain=0.0, on_progress=seen.append)
+    assert seen[-1].rows == pytest.approx(2000, rel=0.3)
+    assert seen[-1].is_estimate is is_estimate
+
+
 async def test_rows_that_are_scored_again_are_not_done_yet(
     client: Client, runtime: LocalRuntime, models: Models, tmp_path: Path
 ) -> None:
@@ -177,12 +227,14 @@ async def test_a_cancelled_job_writes_its_page(client: Client, models: Models, t
     assert "CancelledError" in (tmp_path / "page.html").read_text()
 
 
-async def test_a_page_that_cannot_be_written_costs_no_call(client: Client, models: Models, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["none/page.html", "folder"])
+async def test_a_page_that_cannot_be_written_costs_no_call(
+    client: Client, models: Models, tmp_path: Path, page: str
+) -> None:
     write_rows(tmp_path / "rows.jsonl", 3)
+    (tmp_path / "folder").mkdir()
     endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
     with pytest.raises(BatchOutputError, match="cannot write"):
-        await score(
-            endpoint, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", report_page=tmp_path / "none" / "page.html"
-        )
+        await score(endpoint, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", report_page=tmp_path / page)
     assert models.seen.total() == 0
     assert not (tmp_path / "out.jsonl").exists()

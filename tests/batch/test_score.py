@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -459,6 +460,57 @@ async def test_two_jobs_on_one_output(endpoint: Endpoint[Any, Any], rows: Path, 
     await score(endpoint, rows, out)
     assert len(errors) == 1
     assert lines_of(out) == doubled(200)
+
+
+async def test_two_jobs_on_one_output_of_two_names(
+    endpoint: Endpoint[Any, Any], rows: Path, out: Path, models: Models, tmp_path: Path
+) -> None:
+    """Each name has its own journal."""
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    begun, going = asyncio.Event(), asyncio.Event()
+
+    async def hold(body: bytes) -> None:
+        begun.set()
+        await going.wait()
+
+    models.before = hold
+    first = asyncio.create_task(score(endpoint, rows, out))
+    await begun.wait()
+    with pytest.raises(BatchOutputError, match="another job is writing"):
+        await score(endpoint, rows, link, fresh=True)
+    going.set()
+    assert (await first).scored == 200
+    assert lines_of(out) == doubled(200)
+
+
+@pytest.mark.parametrize("is_pipe", [True, False])
+async def test_a_stream_that_goes_on_where_an_earlier_one_ended(
+    endpoint: Endpoint[Any, Any], out: Path, models: Models, tmp_path: Path, is_pipe: bool
+) -> None:
+    async def of(count: int, **settings: Any) -> Report:
+        lines = "".join(f'{{"n": {number}}}\n' for number in range(count))
+        if not is_pipe:
+            return await score(endpoint, (json.loads(line) for line in lines.splitlines()), out, **settings)
+        pipe = tmp_path / "pipe.jsonl"
+        if not pipe.exists():
+            os.mkfifo(pipe)
+        job = asyncio.create_task(score(endpoint, pipe, out, **settings))
+        await opened_here(pipe)
+        with await asyncio.to_thread(pipe.open, "w") as writer:
+            writer.write(lines)
+        return await job
+
+    assert (await of(5)).scored == 5
+    report = await of(9)
+    assert (report.scored, report.resumed) == (9, 5)
+    assert lines_of(out) == doubled(9)
+    assert (await of(9)).resumed == 9
+    assert (await of(9, limit=4)).resumed == 9
+    assert models.seen.total() == 9
+    with pytest.raises(BatchInputError, match="ends after 5 rows, but row 8 was scored before"):
+        await of(5)
+    assert lines_of(out) == doubled(9)
 
 
 async def test_a_lock_of_another_process_is_respected(

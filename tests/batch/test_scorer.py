@@ -284,6 +284,12 @@ def test_bad_batches_are_refused_before_anything_is_sent(runtime: LocalRuntime, 
     assert runtime.statistics()["requests"] == 0
 
 
+def test_a_column_with_the_name_of_an_error_column_is_refused(runtime: LocalRuntime) -> None:
+    with pytest.raises(ParamValidationError, match="has a column 'error'; rename it, or let failures raise"):
+        doubler(on_error="columns")({"n": [1], "error": ["none"]})
+    assert runtime.statistics()["requests"] == 0
+
+
 # Arguments
 
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {

@@ -14,25 +14,22 @@ import pytest
 from aiohttp import web
 
 from aiosmrt.local import LocalRuntime
-from tests.support.command_line import PROGRAM, environment, started
+from tests.support.command_line import PROGRAM, environment, started, unless_ended
 from tests.support.scoring import Models, doubled, lines_of, write_rows
 
 
 @pytest.fixture
-def full_pipe() -> Iterator[tuple[BinaryIO, int]]:
-    """The reader of a pipe that takes nothing more, and the descriptor of its other end."""
+def full_pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Both ends of a pipe that takes nothing more."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    with os.fdopen(reader, "rb") as read:
+    with os.fdopen(reader, "rb") as read, os.fdopen(writer, "wb", buffering=0) as write:
         try:
             while True:
                 os.write(writer, b"\n" * 512)
         except BlockingIOError:
             os.set_blocking(writer, True)
-        try:
-            yield read, writer
-        finally:
-            os.close(writer)
+        yield read, write
 
 
 class HangingStore:
@@ -75,19 +72,19 @@ def command(runtime: LocalRuntime, output: str, *more: str) -> tuple[str, ...]:
 
 
 async def test_a_reader_that_pauses_holds_up_no_call(
-    runtime: LocalRuntime, tmp_path: Path, full_pipe: tuple[BinaryIO, int]
+    runtime: LocalRuntime, tmp_path: Path, full_pipe: tuple[BinaryIO, BinaryIO]
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", 300)
     reader, writer = full_pipe
     score = command(runtime, "out.jsonl", "--json")
-    async with started(*score, env=environment(tmp_path), cwd=tmp_path, stdout=writer) as process:
+    async with started(*score, env=environment(tmp_path), cwd=tmp_path, stdout=writer.fileno()) as process:
+        writer.close()
         out = tmp_path / "out.jsonl"
         while not out.exists() or out.read_bytes().count(b"\n") < 300:
+            assert process.returncode is None
             await asyncio.sleep(0.01)
         assert process.returncode is None
-        read = b""
-        while b'"finished"' not in read:
-            read += await asyncio.to_thread(os.read, reader.fileno(), 1 << 16)
+        read = await asyncio.to_thread(reader.read)
         assert await process.wait() == 0
     assert lines_of(out) == doubled(300)
     first, *_, last = map(json.loads, filter(None, read.splitlines()))
@@ -99,7 +96,7 @@ async def test_a_second_signal_ends_the_command_whatever_hangs(
     runtime: LocalRuntime,
     models: Models,
     tmp_path: Path,
-    full_pipe: tuple[BinaryIO, int],
+    full_pipe: tuple[BinaryIO, BinaryIO],
     store: HangingStore,
     what_hangs: str,
 ) -> None:
@@ -110,13 +107,13 @@ async def test_a_second_signal_ends_the_command_whatever_hangs(
         await asyncio.Event().wait()
 
     if what_hangs == "output":
-        models.before, stdout = hang, full_pipe[1]
+        models.before, stdout = hang, full_pipe[1].fileno()
         score = command(runtime, "out.jsonl", "--json")
     else:
         score, stdout = command(runtime, "s3://bucket/out.jsonl"), asyncio.subprocess.PIPE
     env = environment(tmp_path, AWS_ENDPOINT_URL_S3=store.url)
     async with started(*score, env=env, cwd=tmp_path, stdout=stdout) as process:
-        await store.asked.wait()
+        await unless_ended(process, store.asked.wait())
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert (await process.stderr.readline()).startswith(b"stopping: ")

@@ -102,6 +102,18 @@ def parsed(data: bytes) -> list[Any]:
     return [json.loads(line) for line in data.splitlines()]
 
 
+async def test_an_output_that_s3_would_not_take_costs_no_call(
+    endpoint: Endpoint[Any, Any], storage: Storage, models: Models, tmp_path: Path
+) -> None:
+    source = [{"n": number} for number in range(5)]
+    with pytest.raises(ObjectStoreError, match="NoSuchBucket"):
+        await score(endpoint, source, "s3://no-such-bucket/out.jsonl", spool=tmp_path / "spool")
+    assert not models.seen
+    await score(endpoint, source, storage.uri("out.jsonl"), spool=tmp_path / "spool")
+    # It was tried out by an upload.
+    assert (await storage.keys(), await storage.uploads()) == (["out.jsonl"], [])
+
+
 @pytest.mark.parametrize("name", ["in/a.jsonl", "in", "in/", "in/*", "*.jsonl*"])
 async def test_objects_prefixes_and_patterns(
     endpoint: Endpoint[Any, Any], storage: Storage, tmp_path: Path, name: str

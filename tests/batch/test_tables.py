@@ -7,11 +7,12 @@ import datetime
 import decimal
 import json
 import math
-import sys
 import tempfile
 import tracemalloc
 import uuid
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,24 @@ def test_values_that_do_not_fit_a_type_that_was_widened_behind_them_are_text(tmp
     assert (len(values), values[0], values[-1]) == ((1 << 15) + 1, large, small)
 
 
-async def test_a_decimal_whose_nearest_number_has_more_digits_than_its_type_is_text(
-    echo: Endpoint[Any, Any], tmp_path: Path
-) -> None:
-    prices = pa.array([decimal.Decimal("9" * 74 + ".99"), None], pa.decimal256(76, 2))
+async def test_decimals_keep_their_digits_from_parquet_to_parquet(echo: Endpoint[Any, Any], tmp_path: Path) -> None:
+    exact = decimal.Decimal("9" * 74 + ".99")
+    prices = pa.array([exact, None], pa.decimal256(76, 2))
     rows, out = written(tmp_path / "rows.parquet", pa.table({"price": prices})), tmp_path / "out.parquet"
     await score(echo, rows, out, column="price", join_source="Input")
     found = pq.read_table(out)
-    assert found.to_pylist() == [{"price": "1e+74", "prediction": 1e74}, {"price": None, "prediction": None}]
+    assert found.schema.field("price").type == pa.decimal256(76, 2)
+    assert found.to_pylist() == [{"price": exact, "prediction": 1e74}, {"price": None, "prediction": None}]
+    lines = tmp_path / "out.jsonl"
+    await score(echo, rows, lines, column="price", join_source="Input")
+    assert lines_of(lines)[0] == {"price": 1e74, "prediction": 1e74}
+
+
+def test_a_number_that_its_decimal_type_is_too_small_for_is_text(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "out.parquet"
+    records.write_text('{"price":1e74}\n{"price":null}\n')
+    write_parquet(records, out, columns=["price"], hints={"price": pa.decimal256(75, 2)}, facts={})
+    assert pq.read_table(out).to_pylist() == [{"price": "1e+74"}, {"price": None}]
 
 
 @pytest.mark.parametrize(("answer", "kind"), [("high", pa.string()), (3, pa.int64())])
@@ -196,9 +207,33 @@ async def test_a_row_that_could_not_be_written_is_not_sent(
     assert "cannot be written as JSON (TypeError)" in error["message"]
 
 
-async def test_answers_nested_as_deep_as_python_reads_fail_at_most_their_rows() -> None:
+def deepest_json() -> int:
+    """How deep JSON may be nested that this Python reads from here."""
+
+    def is_too_deep(depth: int) -> bool:
+        try:
+            json.loads("[" * depth + "]" * depth)
+        except RecursionError:
+            return True
+        return False
+
+    return bisect_left(range(1_000_000), True, key=is_too_deep) - 1
+
+
+class DeepThreads(ThreadPoolExecutor):
+    """Threads in which less of the stack is left than on the loop, both Python's and C's."""
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Any:
+        def deep(levels: int) -> Any:
+            return next(map(deep, [levels - 1])) if levels else function(*arguments, **named)
+
+        return super().submit(deep, 50)
+
+
+async def test_answers_nested_as_deep_as_python_reads_fail_at_most_their_rows(tmp_path: Path) -> None:
     """Wherever an answer is read, some depth is the first that is too deep there."""
-    depths = range(sys.getrecursionlimit() - 80, sys.getrecursionlimit() + 20)
+    asyncio.get_running_loop().set_default_executor(DeepThreads())
+    depths = range(deepest_json() - 200, deepest_json() + 100)
 
     async def nested(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
         depth = int(invocation.body)
@@ -207,10 +242,15 @@ async def test_answers_nested_as_deep_as_python_reads_fail_at_most_their_rows() 
     async with local_runtime({"nested": nested}) as runtime, Client(**runtime.client_settings) as caller:
         taken: list[dict[str, Any]] = []
         endpoint = caller.endpoint("nested", serializer=JSON, deserializer=JSON)
-        report = await score(endpoint, [{"depth": depth} for depth in depths], taken.extend, column="depth")
+        rows = [{"depth": depth} for depth in depths]
+        report = await score(endpoint, rows, taken.extend, column="depth", spool=tmp_path)
     assert report.scored + report.failed == len(depths)
-    assert len(taken) == report.scored
-    assert 0 < report.failed < len(depths)
+    errors = lines_of(Path(report.errors))
+    assert len(taken) == report.scored > 0
+    assert {error["message"] for error in errors} == {
+        "the response is nested too deeply",
+        "the answer cannot be read: it is nested too deeply",
+    }
 
 
 async def test_an_answer_that_raises_when_it_is_written_fails_its_row_alone(client: Client, tmp_path: Path) -> None:

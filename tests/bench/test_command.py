@@ -96,6 +96,14 @@ async def test_a_closed_model(command: Command, models: Models, runtime: LocalRu
     assert {request.headers["content-type"] for request in runtime.requests if request.headers} == {"application/json"}
 
 
+async def test_a_load_that_is_too_much_from_the_beginning(command: Command) -> None:
+    ended = await command("--body", "{}", "--rate", "2000", "--max-in-flight", "2")
+    assert (ended.code, ended.stderr) == (0, b"")
+    text = ended.stdout.decode()
+    assert "stopped: too many calls were in flight at once: 2\n" in text
+    assert "no knee: every load was more than the service could keep up with" in text
+
+
 async def test_an_open_model(command: Command, tmp_path: Path) -> None:
     ended = await command("--body", "{}", "--rate", "20,40", "--arrivals", "constant", "--json", "-")
     assert (ended.code, ended.stderr) == (0, b"")

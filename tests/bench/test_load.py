@@ -113,7 +113,14 @@ async def test_calls_in_flight_are_bounded(virtual_time: VirtualTime) -> None:
     report = await measured(virtual_time, Service(1, 1.0), **plan)
     (step,) = report.steps
     assert (step.overflowed, step.in_flight_at_end) == (True, 50)
+    assert report.knee is None
     assert step.seconds < 1
+    assert report.stopped == "too many calls were in flight at once: 50"
+
+
+async def test_calls_that_come_in_a_burst_are_all_in_flight(virtual_time: VirtualTime) -> None:
+    plan = {"model": "open", "loads": [1e9], "max_in_flight": 50, "warm_up": 0.0, "kind": "constant"}
+    report = await measured(virtual_time, Service(1, 1.0), **plan)
     assert report.stopped == "too many calls were in flight at once: 50"
 
 

@@ -36,6 +36,15 @@ def test_no_knee_without_answers() -> None:
     assert knee([Step(model="closed", load=1, seconds=10.0, sent=5, failures=Counter({"ModelError 500": 5}))]) is None
 
 
+def test_no_load_that_the_service_cannot_keep_up_with_is_the_knee() -> None:
+    kept = step(50, 50, 0.1, "open", sent=500, succeeded=500, in_flight_midway=5, in_flight_at_end=5)
+    behind = step(2000, 1000, 0.2, "open", sent=20_000, in_flight_midway=1000, in_flight_at_end=10_000)
+    full = step(4000, 1000, 0.05, "open", sent=10_000, in_flight_at_end=10_000)
+    full.overflowed = True
+    assert knee([kept, behind, full]) is kept
+    assert knee([behind, full]) is None
+
+
 def test_a_closed_test_ends_two_steps_beyond_the_capacity() -> None:
     steps = closed(8, [1, 2, 4, 8, 16, 32, 64])
     reasons = [over_saturation(steps[:count]) for count in range(1, len(steps) + 1)]

@@ -10,7 +10,7 @@ import pytest
 
 import aiosmrt
 from aiosmrt.local import Invocation, LocalRuntime, StreamMessage, faults
-from tests.support.cancellation import Moment, cancel_everywhere
+from tests.support.cancellation import Moment, cancel_everywhere, no_task_is_left
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
 
@@ -36,13 +36,13 @@ async def talk(client: aiosmrt.Client) -> None:
         assert [event async for event in stream] == []
 
 
-async def nothing_is_held(client: aiosmrt.Client, runtime: LocalRuntime) -> None:
+async def nothing_is_held(client: aiosmrt.Client, runtime: LocalRuntime, tasks: set[asyncio.Task[Any]]) -> None:
+    """After a stream of any outcome, there is no slot, no task but those before, and no connection but the pool's."""
     statistics = client.statistics()
     assert (statistics.in_use, statistics.waiting) == (0, 0)
-    # The server sees its streams end, and no task of the client is left.
-    while runtime.statistics()["in_flight"] or any(
-        task.get_name().startswith("aiosmrt-") for task in asyncio.all_tasks()
-    ):
+    await no_task_is_left(tasks)
+    # The server sees its streams end, and the connections of attempts that were given up.
+    while (found := runtime.statistics())["in_flight"] or found["connections"] > 1:
         await asyncio.sleep(0)
 
 
@@ -65,6 +65,7 @@ async def test_at_every_await(moment: Moment, fault: str, first_call: bool) -> N
             "retry": aiosmrt.RetryPolicy(base_delay=0.001, throttling_base_delay=0.001),
         }
         clients = [aiosmrt.Client(**arguments)]
+        tasks = asyncio.all_tasks()
 
         async def prepare() -> Coroutine[Any, Any, None]:
             if first_call:
@@ -78,7 +79,7 @@ async def test_at_every_await(moment: Moment, fault: str, first_call: bool) -> N
             return talk(clients[-1])
 
         async def after() -> None:
-            await nothing_is_held(clients[-1], runtime)
+            await nothing_is_held(clients[-1], runtime, tasks)
             # With one slot, this would wait without end if that were still taken.
             runtime.clear_faults()
             await talk(clients[-1])
@@ -87,4 +88,6 @@ async def test_at_every_await(moment: Moment, fault: str, first_call: bool) -> N
             suspensions = await cancel_everywhere(prepare, moment, after=after)
         finally:
             await clients[-1].close()
+        while runtime.statistics()["connections"]:
+            await asyncio.sleep(0)
     assert suspensions >= 4

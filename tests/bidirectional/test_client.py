@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import StreamReset, WindowUpdated
+from h2.events import DataReceived, PingAckReceived, StreamReset, WindowUpdated
 from hyperframe.frame import GoAwayFrame
 
 import aiosmrt
@@ -28,6 +28,7 @@ from aiosmrt.events import StreamExpiring
 from aiosmrt.local import Invocation, StreamMessage, faults
 from tests.support.http2_peer import Http2Server, http2_server
 from tests.support.peers import CLIENT_ARGUMENTS
+from tests.support.progress import stands_still
 from tests.support.runtime import local_runtime
 from tests.support.virtual_time import VirtualTime
 
@@ -127,9 +128,7 @@ async def test_send_waits_for_a_model_that_does_not_read() -> None:
         # The window takes six of them, and nothing after it until the model reads.
         while sent < 6:
             await asyncio.sleep(0)
-        for _ in range(100):
-            await asyncio.sleep(0)
-        assert sent == 6
+        assert await stands_still(lambda: sent) == 6
         go.set()
         assert (await anext(stream))["PayloadPart"]["Bytes"] == b"done"
         await sending
@@ -146,9 +145,11 @@ async def test_send_waits_for_a_full_socket_where_no_window_limits_it() -> None:
         peer = await server.peer()
         await peer.request()
         peer.h2.increment_flow_control_window(2**31 - 2**16)
+        peer.h2.ping(b"windows.")
         peer.flush()
+        # The client has the window that was sent before.
+        await peer.event(PingAckReceived)
         assert peer.transport is not None
-        await _settled()
         peer.transport.pause_reading()
         sent = 0
 
@@ -159,9 +160,10 @@ async def test_send_waits_for_a_full_socket_where_no_window_limits_it() -> None:
                 sent += 1
 
         sending = asyncio.create_task(send_all())
-        await _settled()
+        while not sent:
+            await asyncio.sleep(0)
         # What both sockets hold, and no more.
-        assert 0 < sent < 300
+        assert await stands_still(lambda: sent) < 300
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
@@ -173,7 +175,8 @@ async def test_a_send_that_is_cancelled_while_it_waits_sends_nothing_whatever_wa
         peer = await server.peer()
         number = await peer.request()
         first = asyncio.create_task(stream.send(bytes(5000)))
-        await _settled()
+        while not any(isinstance(event, DataReceived) for event in peer.seen):
+            await asyncio.sleep(0)
         before = asyncio.create_task(stream.send("number 0"))
         for count in range(1, 20):
             behind = asyncio.create_task(stream.send(f"number {count}"))
@@ -393,10 +396,8 @@ async def test_an_early_error_is_raised_by_sending_and_by_the_iteration(name: st
         assert (raised.operation, raised.endpoint_name) == ("InvokeEndpointWithBidirectionalStream", "echo")
 
 
-async def test_no_connection_is_an_error_of_entering() -> None:
-    async with http2_server() as server:
-        url = server.origin
-    async with client_of(url, patience=0) as client:
+async def test_no_connection_is_an_error_of_entering(refusing_url: str) -> None:
+    async with client_of(refusing_url, patience=0) as client:
         with pytest.raises(aiosmrt.EndpointConnectionError):
             async with conversation(client):
                 pass
@@ -466,25 +467,58 @@ async def test_what_breaks_a_stream_is_raised_by_both_sides(name: str, reads_fir
         async with conversation(client) as stream:
             peer = await server.peer()
             number = await peer.request()
-            peer.answer(number)
+            peer.answer(number, x_amzn_requestid="an-id")
             peer.send(number, encode_payload_part(b"first"))
             assert (await anext(stream))["PayloadPart"]["Bytes"] == b"first"
             act(peer, number)
             peer.flush()
+            errors: list[Any] = []
             if reads_first:
-                with pytest.raises(error_class):
-                    await anext(stream)
-                with pytest.raises(error_class):
-                    await stream.send("x")
+                errors.append(await failure_of(anext(stream)))
+                errors.append(await failure_of(stream.send("x")))
             elif name not in ("damaged", "service"):  # where the stream stays open, only the reader can know
-                with pytest.raises(error_class):
-                    while True:
-                        await stream.send("x")
-                        await asyncio.sleep(0)
-            with pytest.raises(error_class) as raised:
-                await anext(stream)
-            assert raised.value.attempts == 1  # type: ignore[attr-defined]
+                errors.append(await failure_of(send_for_ever(stream)))
+            errors.append(await failure_of(anext(stream)))
         assert client.statistics().in_use == 0
+    for error in errors:
+        assert isinstance(error, error_class)
+        assert (error.operation, error.endpoint_name) == ("InvokeEndpointWithBidirectionalStream", "echo")
+        assert (error.attempts, error.request_id) == (1, "an-id")
+
+
+async def failure_of(work: Awaitable[object]) -> aiosmrt.AiosmrtError:
+    with pytest.raises(aiosmrt.AiosmrtError) as raised:
+        await work
+    return raised.value
+
+
+async def send_for_ever(stream: aiosmrt.BidirectionalStream) -> None:
+    while True:
+        await stream.send("x")
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("answers_again", [True, False])
+async def test_an_error_has_the_request_id_of_its_own_attempt(answers_again: bool) -> None:
+    policy = aiosmrt.RetryPolicy(max_attempts=2, base_delay=0.0)
+    async with (
+        http2_server() as server,
+        client_of(server.origin, retry=policy) as client,
+        conversation(client) as stream,
+    ):
+        peer = await server.peer()
+        number = await peer.request()
+        peer.answer(number, x_amzn_requestid="the-first")
+        await stream.response()
+        peer.h2.reset_stream(number, ErrorCodes.INTERNAL_ERROR)
+        peer.flush()
+        number = await peer.request()
+        if answers_again:
+            peer.answer(number, x_amzn_requestid="the-second")
+        peer.h2.reset_stream(number, ErrorCodes.INTERNAL_ERROR)
+        peer.flush()
+        error = await failure_of(anext(stream))
+    assert (error.attempts, error.request_id) == (2, "the-second" if answers_again else None)
 
 
 async def test_a_containers_close_frame_is_a_model_stream_error_with_its_code() -> None:
@@ -701,10 +735,16 @@ async def test_notice_is_given_a_minute_ahead(virtual_time: VirtualTime) -> None
             async with conversation(client) as stream:
                 await stream.send("x")
                 await anext(stream)
-                assert 1740.0 in virtual_time.pending
-                await virtual_time.advance(1740.0)
+                await virtual_time.advance(1739.0)
+                assert told == []
+                await virtual_time.advance(1.0)
                 assert [(event.reason, event.seconds) for event in told] == [("lifetime", 60.0)]
-            assert all(seconds < 100 for seconds in virtual_time.pending)
+            # Of one that was left before, none is given.
+            async with conversation(client) as stream:
+                await stream.send("x")
+                await anext(stream)
+            await virtual_time.advance(1800.0)
+            assert len(told) == 1
 
 
 async def test_unsigned_streams_are_not_signed() -> None:

@@ -312,8 +312,19 @@ async def test_a_stream_error(name: str) -> None:
         connection.write(octets)
         found = await connection.failure()
         # A server may take any stream error for one of the connection (5.4.2).
-        code = found.payload[4:8] if found.kind == GOAWAY else found.payload
+        code, stream = (found.payload[4:8], 0) if found.kind == GOAWAY else (found.payload, 1)
         assert int.from_bytes(code) in codes
+        assert found.stream == stream
+
+
+@pytest.mark.parametrize("name", [name for name in STREAM_ERRORS if name.startswith("8.")])
+async def test_a_malformed_request_ends_its_stream_and_no_other(name: str) -> None:
+    async with wire() as connection:
+        connection.write(STREAM_ERRORS[name][0])
+        found = await connection.until(lambda frame: frame.kind == RST_STREAM)
+        assert (found.stream, int.from_bytes(found.payload)) == (1, ErrorCodes.PROTOCOL_ERROR)
+        connection.write(head(stream=3))
+        await greeting(connection, 3)
 
 
 @pytest.mark.parametrize("octets", [bytes(24), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", PREFACE + frame(PING, bytes(8))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ from aiosmrt._wire.sigv4.signer import Credentials, SignedRequest, Signer
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local import Invocation, StreamMessage, faults
 from aiosmrt.local.conversation import call_websocket
+from tests.support.cancellation import no_task_is_left
 from tests.support.peers import CLIENT_ARGUMENTS, REGION
+from tests.support.progress import stands_still
 from tests.support.runtime import ACCEPTED, local_runtime
 
 PATH = "/endpoints/echo/invocations-bidirectional-stream"
@@ -313,9 +316,7 @@ async def test_a_stream_that_is_cancelled_while_it_ends_closes_the_containers_so
         task.cancel()
         await asyncio.wait({task})
         await closed.wait()
-        assert {
-            one for one in asyncio.all_tasks() - before if "send_all" in repr(one) or "keep_alive" in repr(one)
-        } == set()
+        await no_task_is_left(before)
 
 
 # Callables
@@ -362,19 +363,18 @@ async def test_a_model_that_waits_for_nothing_fills_sockets_and_no_more_and_lets
         # Nothing reads what comes, but for one buffer of asyncio's.
         while not yielded:
             await asyncio.sleep(0)
-        for _ in range(5000):
-            await asyncio.sleep(0)
+        assert await stands_still(lambda: yielded) < 10_000
         watching.cancel()
-        assert 0 < yielded < 10_000
         assert longest <= 2 * 2**16 / 4000
         writer.transport.abort()
         await asyncio.wait({watching})
 
 
-async def test_a_callable_that_fails_breaks_the_stream() -> None:
+@pytest.mark.parametrize("error_class", [ValueError, TimeoutError])
+async def test_a_callable_that_fails_breaks_the_stream(error_class: type[Exception]) -> None:
     async def failing(invocation: Invocation) -> AsyncIterator[str]:
         yield "one"
-        raise ValueError("broken")
+        raise error_class("broken")
 
     async with (
         local_runtime({"echo": failing}, http2_port=0) as runtime,
@@ -385,6 +385,31 @@ async def test_a_callable_that_fails_breaks_the_stream() -> None:
         with pytest.raises(aiosmrt.ModelStreamError, match="broken") as raised:
             await anext(stream)
     assert raised.value.error_code == "StreamBroken"
+
+
+async def test_a_callable_that_fails_as_its_caller_leaves_is_in_the_log_and_in_no_report_of_the_loop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reports: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+
+    began = asyncio.Event()
+
+    async def failing(invocation: Invocation) -> AsyncIterator[bytes]:
+        try:
+            began.set()
+            yield bytes(2**20)
+        finally:
+            raise TimeoutError("a secret")
+
+    async with local_runtime({"echo": failing}, http2_port=0) as runtime, client_of(runtime) as client:
+        async with conversation(client):
+            await began.wait()
+        (record,) = await runtime.wait_for_requests(1)
+    gc.collect()
+    assert (record.outcome, reports) == ("disconnected", [])
+    assert "The handler of a local endpoint failed: TimeoutError at" in caplog.text
+    assert "secret" not in caplog.text
 
 
 # Faults and limits

@@ -115,7 +115,10 @@ async def test_notice_counts_from_the_beginning_and_not_from_the_late_head(virtu
             await virtual_time.advance(600.0)
             peer.answer(number)
             await stream.response()
-            assert [seconds for seconds in virtual_time.pending if seconds > 300] == [1140.0]
+            await pass_seconds(virtual_time, 1139)
+            assert told == []
+            await pass_seconds(virtual_time, 1)
+            assert [(event.reason, event.seconds) for event in told] == [("lifetime", 60.0)]
 
 
 async def test_a_dead_service_is_noticed_by_reader_and_sender(virtual_time: VirtualTime) -> None:

@@ -15,6 +15,7 @@ import yaml
 import aiosmrt.cli
 from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt.cli import main
+from aiosmrt.cli.app import cli
 from aiosmrt.cli.parameters import option_name
 
 INVOKE = ("invoke-endpoint", "--endpoint-name", "x", "--body", "x")
@@ -119,6 +120,14 @@ def test_help_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert main(["--help"]) == 0
     assert (printed.out, printed.err) == ("", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
+def test_help_is_not_cut_and_names_what_options_take(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"] if command is None else [command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert not re.search(r"[a-z]\.\.\.", printed)
+    assert not re.search(r"--\S+ (INTEGER|FLOAT|TEXT|PATH|FILENAME)\b", printed)
 
 
 @pytest.mark.parametrize("module", ["aiosmrt", "aiosmrt.cli"])

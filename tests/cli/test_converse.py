@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -55,17 +56,12 @@ async def failing(invocation: Invocation) -> AsyncIterator[str]:
 
 
 async def flooding(invocation: Invocation) -> AsyncIterator[bytes]:
-    for number in range(100):
+    for _ in range(100):
         yield bytes(65_536)
-        FLOOD.append(number)
-
-
-FLOOD: list[int] = []
 
 
 @pytest.fixture
 async def runtime() -> AsyncIterator[LocalRuntime]:
-    FLOOD.clear()
     models = {
         "echo": echo,
         "described": described,
@@ -195,17 +191,21 @@ async def test_interrupt_is_a_clean_end(runtime: LocalRuntime, tmp_path: Path) -
 
 
 async def test_interrupt_ends_a_write_that_waits(runtime: LocalRuntime, tmp_path: Path) -> None:
-    async with started(*PROGRAM, *COMMAND, "flooding", env=of_runtime(runtime, tmp_path)) as process:
-        # Nobody reads more than 128 KiB. More than the stream's window was sent: the command has begun to write.
-        while len(FLOOD) < 4:
-            assert process.returncode is None
-            await asyncio.sleep(0.001)
-        process.send_signal(signal.SIGINT)
-        # not wait(), which on some Pythons also waits for the end of an output that is not read
-        while process.returncode is None:
-            await asyncio.sleep(0.001)
-        assert process.returncode == 130
-    assert len(FLOOD) < 100
+    reading, writing = os.pipe()
+    try:
+        command = (*PROGRAM, *COMMAND, "flooding")
+        async with started(*command, env=of_runtime(runtime, tmp_path), stdout=writing) as process:
+            # Nobody reads. Once the pipe is full, the command has written, and has more to write.
+            while select.select([], [writing], [], 0)[1]:
+                assert process.returncode is None
+                await asyncio.sleep(0.001)
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+    finally:
+        os.close(writing)
+        os.close(reading)
+    (record,) = await runtime.wait_for_requests(1)
+    assert record.outcome == "disconnected"
 
 
 async def test_broken_pipe_ends_without_a_message(runtime: LocalRuntime, tmp_path: Path) -> None:

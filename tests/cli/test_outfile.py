@@ -141,8 +141,10 @@ def test_null_device_is_not_replaced(atomic: bool) -> None:
 
 @pytest.mark.parametrize("atomic", [True, False])
 def test_unwritable_path_fails_on_entering(folder: Path, atomic: bool) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        write(folder / "missing" / "out", atomic=atomic)
+    missing = folder / "missing" / "out"
+    with pytest.raises(OSError, match="No such file") as caught:
+        write(missing, atomic=atomic)
+    assert caught.value.filename == str(missing)
     with pytest.raises(OSError, match="Is a directory"):
         write(folder, atomic=atomic)
 

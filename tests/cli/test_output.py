@@ -213,7 +213,7 @@ def test_unknown_configured_format_is_a_configuration_error(monkeypatch: pytest.
 
 def test_missing_yaml_library_is_named_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ConfigurationError, match=r"^yaml cannot be imported; .*pip install .aiosmrt\[cli\]"):
+    with pytest.raises(ConfigurationError, match=r"^yaml is not installed; run: pip install 'aiosmrt\[cli\]'$"):
         OutputFormat.of("yaml", None, profile=None)
 
 

@@ -189,6 +189,8 @@ ROWS = {
         "transient",
         TRANSIENT,
     ),
+    "408 of a proxy": Row(response(408), errors.ServiceError, "408", "transient", TRANSIENT, ""),
+    "421 of a proxy": Row(response(421), errors.ServiceError, "421", "transient", TRANSIENT, ""),
     "bare 530": Row(response(530), errors.ServiceError, "530", "transient", TRANSIENT, ""),
     "ModelError": Row(error_response(424, "ModelError", **MODEL_ERROR), errors.ModelError, "ModelError", "model", []),
     "no capacity": Row(
@@ -443,16 +445,14 @@ async def test_lost_connections(
     assert len(server.requests) == before + 6
 
 
-async def test_refused_connections(make_client: MakeClient, clock: Clock) -> None:
-    async with RawServer() as gone:
-        url = gone.url
+async def test_refused_connections(make_client: MakeClient, clock: Clock, refusing_url: str) -> None:
     retries: list[RetryScheduled] = []
 
     def observe(event: aiosmrt.Event) -> None:
         if isinstance(event, RetryScheduled):
             retries.append(event)
 
-    client = make_client(endpoint_url=url, observers=(observe,))
+    client = make_client(endpoint_url=refusing_url, observers=(observe,))
     with pytest.raises(boto.EndpointConnectionError) as caught:
         await invoke_endpoint(client)
     assert type(caught.value) is errors.EndpointConnectionError

@@ -1,6 +1,7 @@
 """What lies between the client and the service: TLS, proxies, sockets, the pool, and a session of the caller's own."""
 
 import asyncio
+import contextlib
 import inspect
 import os
 import socket
@@ -97,6 +98,44 @@ async def test_a_certificate_for_another_name(
         with pytest.raises(errors.SSLError):
             await client.invoke_endpoint(**CALL)
         assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"\x15\x03\x03\x00\x02\x02\x50", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"],
+    ids=["alert", "plain text"],
+)
+async def test_a_handshake_that_fails_is_tried_again(
+    answer: bytes, make_client: MakeClient, authority: trustme.CA, authorities_file: Path
+) -> None:
+    """A balancer that is ill answers by the alert internal_error, or without TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    handshakes = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal handshakes
+        handshakes += 1
+        try:
+            if handshakes <= 2:
+                await reader.read(1)
+                writer.write(answer)
+            else:
+                await writer.start_tls(context)
+                await reader.readuntil(b"1,2")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+            await writer.drain()
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as balancer:
+        port = balancer.sockets[0].getsockname()[1]
+        client = make_client(endpoint_url=f"https://localhost:{port}", verify=authorities_file)
+        assert await read(client) == b"ok"
+        assert client.statistics().retries == {"connection": 2}
+        await client.close()
 
 
 async def test_plain_http_where_tls_is_spoken_and_the_reverse(
@@ -250,10 +289,10 @@ async def test_https_through_a_tunnel(
         await proxy.wait_closed()
 
 
-async def test_a_proxy_that_refuses_connections(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with RecordingServer() as gone:
-        url = gone.url
-    monkeypatch.setenv("HTTP_PROXY", url)
+async def test_a_proxy_that_refuses_connections(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, refusing_url: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", refusing_url)
     client = make_client(endpoint_url="http://runtime.example", retry=RetryPolicy(max_attempts=1))
     with pytest.raises(errors.ProxyConnectionError) as caught:
         await client.invoke_endpoint(**CALL)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiosmrt import Client, ClientStateError, EventStream, ResponseStreamingError
+from aiosmrt import Client, ClientStateError, EventStream, ResponseStreamingError, RetryPolicy
 from aiosmrt._wire.eventstream import encode_payload_part
 from tests.support import seams
 from tests.support.clients import MakeClient
@@ -44,6 +44,22 @@ async def test_parts_that_arrived_before_the_connection_broke_are_yielded(make_c
             with pytest.raises(ResponseStreamingError):
                 await part(stream)
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("started", [True, False])
+async def test_a_broken_stream_is_told_with_its_call_and_request_id(make_client: MakeClient, started: bool) -> None:
+    def script(request_id: str) -> Script:
+        return [response(200, ONE if started else b"", [("x-amzn-RequestId", request_id)], chunked=True), CLOSE]
+
+    async with RawServer([script("the-first"), script("the-second")]) as server:
+        client = make_client(endpoint_url=server.url, retry=RetryPolicy(max_attempts=2, base_delay=0.0))
+        async with await open_stream(client) as stream:
+            with pytest.raises(ResponseStreamingError) as raised:
+                while True:
+                    await part(stream)
+    error = raised.value
+    assert (error.operation, error.endpoint_name) == ("InvokeEndpointWithResponseStream", "e")
+    assert (error.attempts, error.request_id) == ((1, "the-first") if started else (2, "the-second"))
 
 
 async def test_closing_a_stream_ends_the_task_that_reads_it(make_client: MakeClient) -> None:

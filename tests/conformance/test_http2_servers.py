@@ -19,6 +19,7 @@ import aiosmrt
 from aiosmrt._transport.http2.pool import Http2Pool
 from aiosmrt.local import Invocation, StreamMessage
 from tests.support.availability import unavailable
+from tests.support.command_line import limited
 from tests.support.javascript_sdk import JAVASCRIPT_DIRECTORY
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
@@ -64,13 +65,15 @@ async def node_server(node: str, *, tls: bool = False, **order: Any) -> AsyncIte
         env={"PATH": os.environ["PATH"]},
     )
     assert process.stdin is not None
-    try:
-        server = NodeServer(process, "")
-        server.url = f"{'https' if tls else 'http'}://127.0.0.1:{await server.line('port')}"
-        yield server
-    finally:
-        process.stdin.close()
-        await process.communicate()
+    with limited(process):
+        try:
+            server = NodeServer(process, "")
+            server.url = f"{'https' if tls else 'http'}://127.0.0.1:{await server.line('port')}"
+            yield server
+        finally:
+            process.stdin.close()
+            await process.communicate()
+    assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -271,14 +274,15 @@ async def proxy_of(url: str, *arguments: str) -> AsyncIterator[tuple[str, asynci
             stderr=asyncio.subprocess.PIPE,
         )
         assert process.stderr is not None
-        try:
-            while b"Created worker thread" not in (line := await process.stderr.readline()):
-                assert line, "nghttpx did not start"
-            yield f"http://127.0.0.1:{port}", process
-        finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.communicate()
+        with limited(process):
+            try:
+                while b"Created worker thread" not in (line := await process.stderr.readline()):
+                    assert line, "nghttpx did not start"
+                yield f"http://127.0.0.1:{port}", process
+            finally:
+                if process.returncode is None:
+                    process.terminate()
+                await process.communicate()
 
 
 async def test_signed_streams_pass_a_proxy_until_it_shuts_down() -> None:
@@ -341,7 +345,9 @@ async def hypercorn() -> AsyncIterator[str]:
         yield url
     finally:
         leave.set()
-        await serving
+        # It ends what is left itself after a few seconds.
+        async with asyncio.timeout(60):
+            await serving
 
 
 async def test_hypercorn() -> None:

@@ -17,7 +17,6 @@ import pytest
 
 from aiosmrt import Client
 from aiosmrt.endpoint import Endpoint, Job, JobHandle
-from aiosmrt.endpoint import jobs as jobs_module
 from aiosmrt.errors import (
     ClientStateError,
     ConfigurationError,
@@ -36,6 +35,7 @@ from tests.support.peers import CLIENT_ARGUMENTS, REGION
 from tests.support.recording_server import RecordingServer, respond
 from tests.support.seams import connections_in_use, s3_url_of, transport_of
 from tests.support.seaweed import GUEST, GUEST_BUCKET, s3_client
+from tests.support.virtual_time import VirtualTime
 
 ROOT = Path(__file__).parents[2]
 
@@ -617,23 +617,28 @@ async def test_the_deadline_of_submit_covers_serializing(client: Client, queue: 
     assert len(queue.server.requests) == 1
 
 
-async def test_the_deadline_of_submit_covers_uploading(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_deadline_of_submit_covers_uploading(queue: Queue, virtual_time: VirtualTime) -> None:
     """S3 does not answer."""
+    asked = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while await reader.read(2**16):
-                pass
+                asked.set()
         writer.close()
 
-    monkeypatch.setattr(jobs_module, "_DELETE_SECONDS", 0.1)
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as s3:
         url = f"http://127.0.0.1:{s3.sockets[0].getsockname()[1]}"
         arguments = {"endpoint_url": queue.server.url, **CLIENT_ARGUMENTS, "s3_endpoint_url": url}
         async with Client(**arguments, deadline=0.5) as client:
+            virtual_time.drive(client)
             endpoint = client.endpoint("documents", serializer=SlowBodies(200_000, 0.0), deserializer=JSON)
+            submitting = asyncio.create_task(endpoint.submit({}, upload_to=f"s3://{queue.bucket}/in"))
+            await asked.wait()
+            while not submitting.done():
+                await virtual_time.advance(0.1)
             with pytest.raises(DeadlineExceededError) as caught:
-                await endpoint.submit({}, upload_to=f"s3://{queue.bucket}/in")
+                await submitting
     assert caught.value.waited.body >= 0.5
     assert caught.value.endpoint_name == "documents"
     assert any("may remain at s3://" in note for note in caught.value.__notes__)

@@ -212,6 +212,8 @@ async def test_codecs_make_one_body_of_several_items(serve: Serve, codec: Any) -
         ({"outputs": [1, 2], "labels": [3, 4]}, [1, 2]),
         ({"whatever": [[1], [2]]}, [[1], [2]]),
         ("a\nb\n", ["a", "b"]),
+        ("a\r\n\r\n", ["a", ""]),
+        ("a\u2028b\x0cc\n\x85\x0b\x1c", ["a\u2028b\x0cc", "\x85\x0b\x1c"]),
         (pa.table({"n": [1, 2]}), [{"n": 1}, {"n": 2}]),
     ],
 )

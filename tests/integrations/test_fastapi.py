@@ -9,10 +9,8 @@ import logging
 import math
 import re
 import socket
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -67,8 +65,8 @@ LOGGER = "aiosmrt.integrations.fastapi"
 Echo = Annotated[Endpoint[Any, Any], Depends(endpoint("echo", serializer=JSON, deserializer=JSON))]
 Llm = Annotated[Endpoint[Any, Any], Depends(endpoint("llm", serializer=TEXT, deserializer=JSON))]
 
-# Generous for busy machines; an idle one takes half a millisecond.
-AT_ONCE = 0.25
+# Seconds after which nothing but the disconnect could have ended a call: no comment comes so soon.
+AT_ONCE = 20.0
 
 
 async def silent(invocation: Invocation) -> bytes:
@@ -253,20 +251,24 @@ async def test_dependency_override_replaces_the_client(runtime: LocalRuntime, cl
 
 async def test_endpoint_options(runtime: LocalRuntime) -> None:
     app = application(runtime)
-    limited = endpoint(
-        "silent", serializer=JSON, deserializer=JSON, deadline=0.05, wait_for_capacity=1.0, inference_id="row-1"
-    )
+    named = endpoint("echo", serializer=JSON, deserializer=JSON, wait_for_capacity=1.0, inference_id="row-1")
+    limited = endpoint("silent", serializer=JSON, deserializer=JSON, deadline=0.05)
 
-    @app.post("/")
-    async def score(endpoint: Annotated[Endpoint[Any, Any], Depends(limited)]) -> str:
+    @app.post("/named")
+    async def score(endpoint: Annotated[Endpoint[Any, Any], Depends(named)]) -> Any:
+        return await endpoint.predict(1)
+
+    @app.post("/limited")
+    async def hurry(endpoint: Annotated[Endpoint[Any, Any], Depends(limited)]) -> str:
         with pytest.raises(aiosmrt.DeadlineExceededError):
             await endpoint.predict(1)
         return "late"
 
     async with served(app) as server:
-        assert (await ask(server, "/")).body == b'"late"'
-    (record,) = await runtime.wait_for_requests(1)
-    assert record.inference_id == "row-1"
+        assert (await ask(server, "/named")).body == b"1"
+        (record,) = await runtime.wait_for_requests(1)
+        assert record.inference_id == "row-1"
+        assert (await ask(server, "/limited")).body == b'"late"'
 
 
 async def test_endpoint_limits_default_to_those_of_the_client(runtime: LocalRuntime) -> None:
@@ -358,7 +360,7 @@ async def test_status_of_errors(
     detail: str | None,
     retry_after: str | None,
 ) -> None:
-    app = application(runtime, read_timeout=0.1)
+    app = application(runtime, read_timeout=0.1 if isinstance(fault, faults.Stall) else 30.0)
 
     add_routes(app)
     if kind == "call":
@@ -1037,18 +1039,20 @@ async def test_comments_never_interleave_with_events(client: aiosmrt.Client, mod
     assert body.replace(b":\n", b"") == b"data: to\n\ndata: be\n\n"
 
 
-async def test_error_after_a_comment_is_an_event(runtime: LocalRuntime) -> None:
-    app = application(runtime, read_timeout=0.1)
+async def test_error_after_a_comment_is_an_event(runtime: LocalRuntime, model: GatedModel) -> None:
+    app = application(runtime)
 
     @app.post("/")
     async def answer(llm: Llm) -> SSEResponse:
         return sse_response(llm.stream("?"), heartbeat=0.01)
 
-    runtime.inject("llm", faults.Stall())
-    async with served(app) as server:
-        answer = await ask(server, "/")
-    assert answer.body.startswith(b":\n")
-    assert events_of(answer) == [("error", '{"type":"ReadTimeoutError"}')]
+    runtime.inject("llm", faults.StreamFailure(after_parts=1))
+    async with served(app) as server, server.asked("/") as connection:
+        await connection.reader.readuntil(b"\r\n:\n\r\n")
+        model.say(b"to be")
+        events = await connection.reader.readuntil(b"}\n\n")
+    assert b"data: to be\n\n" in events
+    assert events.endswith(b'event: error\ndata: {"type":"ModelStreamError"}\n\n')
 
 
 async def test_busy_stream_has_no_comments(runtime: LocalRuntime, model: GatedModel) -> None:
@@ -1102,20 +1106,18 @@ def received(receive: Receive) -> Request:
     return request
 
 
-async def time_to_end(
+async def disconnect(
     server: Served, runtime: LocalRuntime, path: str, ready: Callable[[RawConnection], Awaitable[object]], reset: bool
-) -> float:
-    """Call, disconnect when ready, and return the seconds until the runtime sees the request end."""
+) -> None:
+    """Call, disconnect when ready, and wait until the runtime sees the request end."""
     runtime.clear_requests()
     async with server.asked(path, b'"body"') as connection:
         await ready(connection)
-        left_at = time.perf_counter()
         leave(connection, reset=reset)
-        (record,) = await runtime.wait_for_requests(1)
-        took = time.perf_counter() - left_at
+        async with asyncio.timeout(AT_ONCE):
+            (record,) = await runtime.wait_for_requests(1)
     assert record.outcome == "disconnected"
     assert runtime.statistics()["in_flight"] == 0
-    return took
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
@@ -1158,11 +1160,11 @@ async def test_disconnect_ends_the_call(
             await connection.reader.readuntil(b"to be")
 
     async with served(around(app), http=http) as server:
-        times = [await time_to_end(server, runtime, path, ready, reset) for _ in range(5)]
+        for _ in range(5):
+            await disconnect(server, runtime, path, ready, reset)
         while server.requests_in_progress:
             await asyncio.sleep(0)
         assert app.state.sagemaker_client.statistics().in_use == 0
-    assert statistics.median(times) < AT_ONCE, times
     if around is behind_middleware:
         assert app.state.statuses == [200 if path == "/between" else 499] * 5
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -36,6 +36,7 @@ from tests.integrations.models import GatedModel
 from tests.support.openai_models import DONE, MESSAGES, WORDS, chunk, completion, event, speaker
 from tests.support.peers import CLIENT_ARGUMENTS, aiosmrt_client, isolate_aws
 from tests.support.runtime import local_runtime
+from tests.support.virtual_time import VirtualTime
 
 PROMPT = "MARKprompt"
 ASK: dict[str, Any] = {"model": "llm", "messages": MESSAGES}
@@ -227,7 +228,15 @@ async def test_other_paths_of_a_container(client: Client, runtime: LocalRuntime)
                 **ASK, extra_headers={"X-Amzn-SageMaker-Target-Varient": "blue", "X-Other": "fine"}
             ),
             openai.BadRequestError,
-            "no call has a header 'x-amzn-sagemaker-target-varient'; known are x-amzn-sagemaker-",
+            "no call on this route has a header 'x-amzn-sagemaker-target-varient'; known are x-amzn-sagemaker-",
+        ),
+        (
+            {"route": "openai"},
+            lambda llm: llm.chat.completions.create(
+                **ASK, extra_headers={"X-Amzn-SageMaker-Custom-Attributes": "accept_eula=true"}
+            ),
+            openai.BadRequestError,
+            "'x-amzn-sagemaker-custom-attributes'; known are x-amzn-sagemaker-inference-component",
         ),
     ],
 )
@@ -258,6 +267,7 @@ async def test_bad_request_is_not_sent(
         ({"models": {"qwen": 7}}, "got 7 for 'qwen'"),
         ({"models": {"qwen": ("llm", 7)}}, "models must map each name"),
         ({"default_model": 7}, "default_model must be a string or None"),
+        ({"models": {"qwen": "llm"}, "default_model": "llm"}, "default_model must be one of models: qwen; got 'llm'"),
         ({"container_model": 7}, "container_model must be a string or None"),
         ({"http_client": None}, "http_client is made here"),
     ],
@@ -743,8 +753,20 @@ ANSWERS: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-OURS = async_openai(Client("eu-central-1"))
-THEIRS = openai.AsyncOpenAI(api_key="k")
+@pytest.fixture(scope="module")
+def ours() -> Iterator[openai.AsyncOpenAI]:
+    """The SDK on a client of ours, which sends nothing."""
+    llm = async_openai(Client("eu-central-1"))
+    yield llm
+    asyncio.run(llm.close())
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Iterator[openai.AsyncOpenAI]:
+    """The SDK as it is."""
+    llm = openai.AsyncOpenAI(api_key="k")
+    yield llm
+    asyncio.run(llm.close())
 
 
 def described(value: Any) -> Any:
@@ -762,16 +784,18 @@ def described(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("kind", "whole"), ANSWERS)
-def test_objects_are_those_of_the_sdk(kind: Any, whole: dict[str, Any]) -> None:
+def test_objects_are_those_of_the_sdk(
+    kind: Any, whole: dict[str, Any], ours: openai.AsyncOpenAI, theirs: openai.AsyncOpenAI
+) -> None:
     def made(client: Any, data: Any) -> Any:
         try:
             return described(client._process_response_data(data=data, cast_to=kind, response=httpx2.Response(200)))
         except Exception as error:
             return type(error)
 
-    assert made(THEIRS, whole)[0] is kind  # neither refuses everything
+    assert made(theirs, whole)[0] is kind  # neither refuses everything
     for data in [whole, None, [], "text", *variations(whole)]:
-        assert made(OURS, data) == made(THEIRS, data)
+        assert made(ours, data) == made(theirs, data)
 
 
 @given(
@@ -779,7 +803,9 @@ def test_objects_are_those_of_the_sdk(kind: Any, whole: dict[str, Any]) -> None:
     st.lists(st.integers(0, 300), max_size=9),
     st.sampled_from([b"\n", b"\r", b"\r\n"]),
 )
-async def test_events_are_those_of_the_sdk(events: list[bytes], cuts: list[int], end: bytes) -> None:
+async def test_events_are_those_of_the_sdk(
+    ours: openai.AsyncOpenAI, theirs: openai.AsyncOpenAI, events: list[bytes], cuts: list[int], end: bytes
+) -> None:
     whole = b"".join(events).replace(b"\xe2", b"").replace(b"\n", end)
     ends = sorted(min(cut, len(whole)) for cut in cuts)
     pieces = [whole[a:b] for a, b in zip([0, *ends], [*ends, len(whole)], strict=True)]
@@ -793,22 +819,24 @@ async def test_events_are_those_of_the_sdk(events: list[bytes], cuts: list[int],
 
         return [(one.event, one.data) async for one in client._make_sse_decoder().aiter_bytes(arriving())]
 
-    assert await read(OURS) == await read(THEIRS)
+    assert await read(ours) == await read(theirs)
 
 
 @pytest.mark.parametrize(
     "text", ['{"a": "\\ud83d", "b": NaN}', '{"a": 1000000000000000000000000000000}', "[" * 300 + "]" * 300, '"\u00e9"']
 )
-async def test_json_of_events_is_that_of_python(text: str) -> None:
+async def test_json_of_events_is_that_of_python(text: str, ours: openai.AsyncOpenAI) -> None:
     async def arriving() -> AsyncIterator[bytes]:
         yield f"data: {text}\n\n".encode()
 
-    (one,) = [one async for one in OURS._make_sse_decoder().aiter_bytes(arriving())]
+    (one,) = [one async for one in ours._make_sse_decoder().aiter_bytes(arriving())]
     assert isinstance(one, QuickEvent)
     assert repr(one.json()) == repr(json.loads(text))
 
 
-def test_hooks_pass_on_whatever_arguments_the_sdk_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_pass_on_whatever_arguments_the_sdk_gives(
+    monkeypatch: pytest.MonkeyPatch, ours: openai.AsyncOpenAI
+) -> None:
     class Decoder:
         def aiter_bytes(self, *positional: Any, **named: Any) -> Any:
             return positional, named
@@ -823,7 +851,7 @@ def test_hooks_pass_on_whatever_arguments_the_sdk_gives(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(openai.AsyncOpenAI, "_process_response_data", same)
     monkeypatch.setattr(openai.AsyncOpenAI, "_make_sse_decoder", decoder)
-    hooks: Any = OURS
+    hooks: Any = ours
     kind, data = openai.types.Completion, {"id": "c", "choices": [], "created": 1, "model": "m"}
     data["object"] = "text_completion"
     known = {"data": data, "cast_to": kind, "response": httpx2.Response(200)}
@@ -840,8 +868,8 @@ def test_hooks_pass_on_whatever_arguments_the_sdk_gives(monkeypatch: pytest.Monk
     assert events.aiter_bytes(b"", 2) == ((b"", 2), {})
 
 
-def test_decoder_has_what_that_of_the_sdk_has() -> None:
-    decoder: Any = OURS._make_sse_decoder()
+def test_decoder_has_what_that_of_the_sdk_has(ours: openai.AsyncOpenAI) -> None:
+    decoder: Any = ours._make_sse_decoder()
     assert [(one.event, one.data) for one in decoder.iter_bytes([b"event: e\ndata: a\n\n"])] == [("e", "a")]
     assert decoder.decode("data: b") is None
     assert decoder.decode("").data == "b"
@@ -974,26 +1002,37 @@ async def test_full_line(runtime: LocalRuntime) -> None:
 
 
 @pytest.mark.parametrize("where", ["client", "request", "view"])
-async def test_timeout_is_a_deadline(client: Client, runtime: LocalRuntime, where: str) -> None:
+async def test_timeout_is_a_deadline(
+    client: Client, runtime: LocalRuntime, where: str, virtual_time: VirtualTime
+) -> None:
+    virtual_time.drive(client)
     runtime.inject("llm", faults.Stall())
     ours = client.with_options(deadline=0.05) if where == "view" else client
     options: dict[str, Any] = {"timeout": 0.05} if where == "client" else {}
     ask: dict[str, Any] = {"timeout": 0.05 if where == "request" else 60.0} if where != "client" else {}
     async with async_openai(ours, max_retries=5, **options) as llm:
+        call = asyncio.create_task(llm.chat.completions.create(**ASK, **ask))
+        await runtime.wait_for_stalled(1)
+        await virtual_time.advance(0.05)
         with pytest.raises(openai.APITimeoutError, match=r"did not finish within its deadline of 0\.05 s"):
-            await llm.chat.completions.create(**ASK, **ask)
+            await call
     (record,) = await runtime.wait_for_requests(1)
     assert record.outcome == "disconnected"
 
 
-async def test_timeout_is_the_longest_silence_of_a_stream() -> None:
+async def test_timeout_is_the_longest_silence_of_a_stream(virtual_time: VirtualTime) -> None:
     model = GatedModel()
     async with serving(model.speak) as (llm, _):
         model.say(event("first"))
-        async with await llm.chat.completions.create(**ASK, stream=True, timeout=0.5) as stream:
+        async with await llm.chat.completions.create(**ASK, stream=True, timeout=20.0) as stream:
             await anext(stream)
+            silence = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+            began = virtual_time.now
+            while not silence.done():
+                await virtual_time.advance(1.0)
+            assert 20.0 <= virtual_time.now - began <= 60.0
             with pytest.raises(openai.APITimeoutError, match="timeout"):
-                await anext(stream)
+                await silence
 
 
 async def test_the_sdks_own_default_timeout_is_none(client: Client, runtime: LocalRuntime) -> None:

@@ -165,6 +165,12 @@ async def test_cancelled_caller(llm: openai.AsyncOpenAI, model: GatedModel, runt
         ),
         (faults.ModelFailure(413, '["unreadable"]'), openai.APIStatusError, 413, '["unreadable"]'),
         (faults.ModelFailure(400, '{"detail": "FastAPI"}'), openai.BadRequestError, 400, "400 - FastAPI"),
+        (
+            faults.ModelFailure(422, '{"detail": [{"msg": "too long"}]}'),
+            openai.UnprocessableEntityError,
+            422,
+            '{"detail": [{"msg": "too long"}]}',
+        ),
     ],
 )
 @pytest.mark.parametrize("streams", [False, True])
@@ -338,7 +344,7 @@ async def test_full_queue_of_the_container() -> None:
 async def test_other_paths_are_not_sent(llm: openai.AsyncOpenAI, runtime: LocalRuntime) -> None:
     with pytest.raises(openai.NotFoundError, match="only POST requests to chat/completions are sent"):
         await llm.embeddings.create(model="llm", input="x")
-    with pytest.raises(openai.BadRequestError, match="CustomAttributes"):
+    with pytest.raises(openai.BadRequestError, match="custom-attributes"):
         await llm.chat.completions.create(**ASK, extra_headers={"X-Amzn-SageMaker-Custom-Attributes": "a"})
     assert list(runtime.requests) == []
 

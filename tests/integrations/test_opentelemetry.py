@@ -45,9 +45,10 @@ from aiosmrt.integrations.opentelemetry import OpenTelemetryObserver
 from aiosmrt.local import ContainerFailure, Invocation, LocalRuntime, faults
 from tests.support.openai_models import MESSAGES, speaker
 from tests.support.peers import CLIENT_ARGUMENTS, REGION, isolate_aws
-from tests.support.probes import shorten_probe_pauses
+from tests.support.probes import Pauses, shorten_probe_pauses
 from tests.support.recording_server import RecordingServer, respond
 from tests.support.runtime import echo, local_runtime, words
+from tests.support.virtual_time import VirtualTime
 
 ROOT = Path(__file__).parents[2]
 
@@ -460,11 +461,15 @@ async def test_a_call_that_is_never_sent(telemetry: Telemetry, runtime: LocalRun
 
 
 async def test_a_deadline(telemetry: Telemetry, gated: Gated, make_client: MakeClient) -> None:
-    client = make_client(telemetry.observer())
+    time_of_client = VirtualTime()
+    client = time_of_client.drive(make_client(telemetry.observer()))
     await client.invoke_endpoint(EndpointName="echo", Body=b"1")  # so that the next one has a connection
     hurried = client.with_options(deadline=0.3)
+    call = asyncio.create_task(hurried.invoke_endpoint(EndpointName="gated", Body=b"1"))
+    await until(lambda: len(gated.asked) == 1)
+    await time_of_client.advance(0.3)
     with pytest.raises(errors.DeadlineExceededError):
-        await hurried.invoke_endpoint(EndpointName="gated", Body=b"1")
+        await call
     _, span = telemetry.spans(CALL)
     assert span.status.status_code is StatusCode.ERROR
     assert attributes(span)["error.type"] == "DeadlineExceededError"
@@ -579,13 +584,18 @@ async def test_outcomes_of_outage_waits(
     shorten_probe_pauses(monkeypatch)
     runtime.inject("gated", faults.internal_failure().next(3))
     client = make_client(telemetry.observer())
+    pauses = Pauses(client, longest=0.5)
 
     def begin(client: Client, size: int) -> asyncio.Task[Any]:
         return asyncio.create_task(client.invoke_endpoint(EndpointName="gated", Body=bytes(size)))
 
     prober = begin(client, 1)
     await until(lambda: len(gated.asked) == 1)
-    waiting, leaving, hurried = begin(client, 2), begin(client, 3), begin(client.with_options(patience=0.5), 4)
+    waiting, leaving = begin(client, 2), begin(client, 3)
+    pauses.hold()
+    hurried = begin(client.with_options(patience=0.5), 4)
+    await until(lambda: client.statistics().endpoints["gated"].held_back == 3)
+    pauses.release()
     with pytest.raises(errors.InternalFailure):
         await hurried
     await until(lambda: client.statistics().endpoints["gated"].held_back == 2)
@@ -598,7 +608,7 @@ async def test_outcomes_of_outage_waits(
     assert outcomes == {1: "probe", 2: "recovered", 3: "abandoned", 4: "timeout"}
     assert [calls[size]["aiosmrt.attempts"] for size in (1, 2, 3, 4)] == [4, 1, 0, 0]
     assert calls[4]["error.type"] == "InternalFailure"
-    assert 0 < calls[4]["aiosmrt.outage_wait.duration"] < 5
+    assert calls[4]["aiosmrt.outage_wait.duration"] == pytest.approx(0.5)
     points = telemetry.points("aiosmrt.client.outage_wait.duration")
     assert {point.attributes["aiosmrt.outage_wait.outcome"]: point.sum for point in points} == {
         outcomes[size]: pytest.approx(calls[size]["aiosmrt.outage_wait.duration"]) for size in calls
@@ -994,7 +1004,7 @@ def test_examples() -> None:
 UNWATCHED = """
 import asyncio, sys
 from aiosmrt import Client, events
-from tests.support.probes import shorten_probe_pauses
+from tests.support.probes import Pauses, shorten_probe_pauses
 from tests.support.recording_server import RecordingServer
 
 RECORDS = {name for name in events.__all__ if hasattr(getattr(events, name), "_fields")}

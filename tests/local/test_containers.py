@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from aiosmrt.errors import AiosmrtError, ClientStateError
 from aiosmrt.local.containers import ContainerError, ModelContainer
+from tests.support.virtual_time import VirtualTime
 
 PROGRAM = Path(__file__).with_name("container_program.py")
 COMMAND = (sys.executable, "-I", str(PROGRAM))
@@ -156,17 +158,27 @@ async def test_missing_working_folder(tmp_path: Path) -> None:
         await container(working_dir=tmp_path / "missing").start()
 
 
-async def test_container_that_never_listens_is_stopped() -> None:
+async def start_until_it_is_late(model: ModelContainer, virtual_time: VirtualTime) -> None:
+    """Start a container, and let the 0.3 seconds that it has pass once it was pinged."""
+    starting = asyncio.create_task(model.start())
+    # The pause between two pings.
+    await virtual_time.until(lambda: any(seconds < 0.3 for seconds in virtual_time.pending))
+    await virtual_time.advance(0.3)
+    await starting
+
+
+async def test_container_that_never_listens_is_stopped(virtual_time: VirtualTime) -> None:
     model = ModelContainer(["sleep", "3600"], startup_timeout=0.3)
     with pytest.raises(ContainerError, match=r"within 0\.3 s \(last: ClientConnectorError\)") as caught:
-        await model.start()
+        await start_until_it_is_late(model, virtual_time)
     assert caught.value.returncode is None
     assert model.returncode == -signal.SIGTERM
 
 
-async def test_container_that_stays_unready_is_stopped() -> None:
+async def test_container_that_stays_unready_is_stopped(virtual_time: VirtualTime) -> None:
     async def loading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        with suppress(asyncio.IncompleteReadError):  # the last ping is given up
+            await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         writer.close()
         await writer.wait_closed()
@@ -175,7 +187,7 @@ async def test_container_that_stays_unready_is_stopped() -> None:
     async with server:
         model = ModelContainer(["sleep", "3600"], port=server.sockets[0].getsockname()[1], startup_timeout=0.3)
         with pytest.raises(ContainerError, match=r"within 0\.3 s \(last: HTTP 503\)"):
-            await model.start()
+            await start_until_it_is_late(model, virtual_time)
     assert model.returncode == -signal.SIGTERM
 
 

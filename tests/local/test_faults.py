@@ -22,6 +22,7 @@ from tests.support.runtime import (
     local_runtime,
     words,
 )
+from tests.support.virtual_time import VirtualTime
 
 NOW = 1_700_000_000.0
 STREAM = "/endpoints/words/invocations-response-stream"
@@ -261,7 +262,9 @@ class TestConnections:
             assert await connection.rest() == (b"", "closed")
         assert runtime.requests[0].outcome == "answered"
 
-    async def test_connection_reused_before_its_idle_close(self, runtime: LocalRuntime) -> None:
+    async def test_connection_reused_before_its_idle_close(
+        self, runtime: LocalRuntime, virtual_time: VirtualTime
+    ) -> None:
         runtime.inject("echo", faults.IdleClose(0.3).next(1))
         async with RawConnection.to(runtime.url) as connection:
             request = Draft(runtime.url).sign(at=NOW).encode()
@@ -269,8 +272,9 @@ class TestConnections:
             runtime.inject("echo", faults.Stall().next(1))
             await connection.write(request)
             await runtime.wait_for_stalled(1)
-            while runtime.statistics()["closes_to_come"]:
-                await asyncio.sleep(0.01)
+            assert runtime.statistics()["closes_to_come"] == 1
+            await virtual_time.advance(0.3)
+            assert runtime.statistics()["closes_to_come"] == 0
             runtime.release_stalled()
             assert (await connection.answer()).status == 200
             assert (await connection.exchange(request)).status == 200

@@ -25,6 +25,7 @@ from aiosmrt.local import (
     MultiContainer,
     ProductionVariant,
 )
+from aiosmrt.local.backends import ModelTimeoutError, model_limit
 from tests.support.peers import boto3_client
 from tests.support.runtime import (
     Draft,
@@ -221,6 +222,15 @@ class TestCallables:
         patient = EndpointConfiguration([ProductionVariant(model)], model_timeout=0.01)
         async with local_runtime({"churn": patient}) as runtime:
             assert (await model_failure(runtime, "churn"))[0] == 0
+
+    async def test_a_timeout_of_another_origin_is_no_timeout_of_the_model(self) -> None:
+        later = asyncio.get_running_loop().time() + 60
+        with pytest.raises(TimeoutError, match="another"):
+            async with model_limit(later):
+                raise TimeoutError("another")
+        with pytest.raises(ModelTimeoutError):
+            async with model_limit(0.0):
+                await asyncio.Event().wait()
 
     async def test_disconnect_cancels_the_invocation(self) -> None:
         model = Stuck()

@@ -60,7 +60,7 @@ def port_of(server: ObjectServer) -> int:
     return int(server.url.rpartition(":")[2])
 
 
-async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     give_up_at = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < give_up_at, "the condition did not become true"
@@ -134,16 +134,14 @@ def test_started_on_one_loop_and_stopped_on_another() -> None:
 
 
 async def test_cancelled_stop_kills() -> None:
-    server = ObjectServer()
+    server = ObjectServer(grace=600.0)
     await server.start()
     port = port_of(server)
     stopping = asyncio.create_task(server.stop())
     await asyncio.sleep(0)
     stopping.cancel()
-    began = time.monotonic()
     await asyncio.wait({stopping})
     assert stopping.cancelled()
-    assert time.monotonic() - began < 1
     assert not server.running
     assert traces(port) == []
     await server.stop()

@@ -1,5 +1,6 @@
 """The OpenAI route of the local runtime: tokens, the container's path, errors in OpenAI's envelope."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from aiosmrt.local import (
 )
 from tests.support.peers import REGION
 from tests.support.runtime import ACCEPTED, Draft, InProcessContainer, RawAnswer, RawConnection, local_runtime
+from tests.support.virtual_time import VirtualTime
 
 NOW = 1_800_000_000.0
 ROUTE = "/openai/v1/chat/completions"
@@ -238,13 +240,19 @@ async def test_container_fails_in_its_stream() -> None:
         assert (record.outcome, record.error_code) == ("cut", "ContainerFailure")
 
 
-async def test_stream_takes_too_long() -> None:
+async def test_stream_takes_too_long(virtual_time: VirtualTime) -> None:
+    silent = asyncio.Event()
+
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         yield b"data: {}\n\n"
+        silent.set()
         await runtime.wait_for_requests(1)
 
-    async with local_runtime({"llm": model}, clock=lambda: NOW, stream_timeout=0.2, model_timeout=0.2) as runtime:
-        answer = await asked(runtime, f"/endpoints/llm{ROUTE}", token(), body=b'{"stream": true}')
+    async with local_runtime({"llm": model}, clock=lambda: NOW, stream_timeout=20.0, model_timeout=10.0) as runtime:
+        asking = asyncio.create_task(asked(runtime, f"/endpoints/llm{ROUTE}", token(), body=b'{"stream": true}'))
+        await silent.wait()
+        await virtual_time.advance(20.0)
+        answer = await asking
         assert (answer.body, answer.ended) == (b"data: {}\n\n", "closed")
 
 

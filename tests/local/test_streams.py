@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError, EventStreamError
 
 from aiosmrt._wire.eventstream import Decoder
 from aiosmrt.local import ContainerFailure, EndpointConfiguration, Invocation, LocalRuntime, ProductionVariant
+from tests.support.progress import stands_still
 from tests.support.runtime import (
     Draft,
     InProcessContainer,
@@ -20,6 +21,7 @@ from tests.support.runtime import (
     local_runtime,
     words,
 )
+from tests.support.virtual_time import VirtualTime
 
 PATH = "/endpoints/llm/invocations-response-stream"
 
@@ -177,7 +179,9 @@ async def stream_error(runtime: LocalRuntime, count: int) -> tuple[str, dict[str
     return headers[":exception-type"], json.loads(payload)
 
 
-@pytest.mark.parametrize("error", [ContainerFailure(500, "secret detail"), ValueError("secret detail")])
+@pytest.mark.parametrize(
+    "error", [ContainerFailure(500, "secret detail"), ValueError("secret detail"), TimeoutError("secret detail")]
+)
 async def test_failure_after_the_head(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         yield b"one"
@@ -208,19 +212,25 @@ async def test_container_dies_during_its_stream(framing: str) -> None:
     assert (kind, document["ErrorCode"]) == ("ModelStreamError", "StreamBroken")
 
 
-async def test_stream_timeout() -> None:
-    ended = asyncio.Event()
+async def test_stream_timeout(virtual_time: VirtualTime) -> None:
+    silent, ended = asyncio.Event(), asyncio.Event()
 
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         try:
             yield b"one"
+            silent.set()
             await asyncio.Event().wait()
         finally:
             ended.set()
 
-    endpoint = EndpointConfiguration([ProductionVariant(model)], model_timeout=0.05)
-    async with local_runtime({"llm": endpoint}, stream_timeout=0.05) as runtime:
-        kind, document = await stream_error(runtime, 1)
+    endpoint = EndpointConfiguration([ProductionVariant(model)], model_timeout=10.0)
+    async with local_runtime({"llm": endpoint}, stream_timeout=20.0) as runtime:
+        found = asyncio.create_task(stream_error(runtime, 1))
+        await silent.wait()
+        await virtual_time.advance(19.0)
+        assert not ended.is_set()
+        await virtual_time.advance(1.0)
+        kind, document = await found
         assert ended.is_set()
     assert (kind, document["ErrorCode"]) == ("ModelStreamError", "ModelInvocationTimeExceeded")
 
@@ -290,11 +300,7 @@ async def test_slow_reader_applies_back_pressure() -> None:
     async with local_runtime({"llm": model}) as runtime, RawConnection.to(runtime.url) as connection:
         await connection.write(Draft(runtime.url, PATH).sign().encode())
         await connection.reader.readexactly(100_000)
-        before = -1
-        while made != before:  # until the model is blocked
-            before = made
-            await asyncio.sleep(0.02)
-        assert made < 500
+        assert await stands_still(lambda: made) < 500
 
 
 async def test_stream_of_an_unknown_endpoint() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 import aiosmrt
+from aiosmrt._extras import installed
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import (
     AsyncInferenceConfig,
@@ -27,6 +29,19 @@ def no_aiobotocore(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "aiosmrt._aws.s3session", raising=False)
     monkeypatch.setitem(sys.modules, "aiobotocore", None)
+
+
+@pytest.mark.parametrize("fault", [None, ImportError("a library it links to is missing")])
+def test_what_is_missing_and_what_is_broken_are_told_apart(
+    fault: ImportError | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if fault is not None:
+        (tmp_path / "partly_there.py").write_text(f"raise ImportError({str(fault)!r})")
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError) as caught:
+        installed("partly_there", "numpy")
+    what = "is not installed" if fault is None else "cannot be imported"
+    assert str(caught.value) == f"partly_there {what}; run: pip install 'aiosmrt[numpy]'"
 
 
 @pytest.mark.usefixtures("no_aiobotocore")

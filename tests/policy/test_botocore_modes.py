@@ -7,9 +7,9 @@ botocore's ``standard`` here is revision 2.1, which ``AWS_NEW_RETRIES_2026`` swi
 answer                                          standard  legacy   aiosmrt, in both
 =============================================== ========= ======== =================================================
 no answer in time (read timeout)                repeats   repeats  gives up: the model may still be running
-no TLS connection (SSLError)                    repeats   repeats  gives up: a certificate does not get better
+a certificate that is not valid (SSLError)      repeats   repeats  gives up: it does not get better
 429 ModelNotReadyException                      gives up  repeats  repeats without tokens; until the deadline, if any
-530 InternalDependencyException                 gives up  gives up repeats: it says nothing about the request
+408, 421, 530 InternalDependencyException       gives up  gives up repeats: they say nothing about the request
 429 without a known code                        gives up  repeats  repeats as throttling
 400 with a code of botocore.retries.standard's  repeats   gives up repeats as throttling; legacy knows five of them
 500 with ModelError or ValidationError          repeats   repeats  gives up: the code is the better witness
@@ -79,10 +79,15 @@ EXCEPTIONS: dict[str, Exception] = {
 }
 CONNECTION_ERRORS = [
     Outcome(0, name)
-    for name in ("ConnectionClosedError", "ConnectTimeoutError", "EndpointConnectionError", "ProxyConnectionError")
+    for name in (
+        "ConnectionClosedError",
+        "ConnectTimeoutError",
+        "EndpointConnectionError",
+        "ProxyConnectionError",
+        "SSLError",  # not of a certificate
+    )
 ]
 READ_TIMEOUT = Outcome(0, "ReadTimeoutError")
-SSL_ERROR = Outcome(0, "SSLError")
 
 
 class Call(NamedTuple):
@@ -359,9 +364,10 @@ LEGACY = [0.5, 1.0, 2.0, 4.0]
     ("outcome", "ours_standard", "ours_legacy", "standard_delays", "legacy_delays"),
     [
         (READ_TIMEOUT, GIVES_UP, GIVES_UP, TRANSIENT, LEGACY),
-        (SSL_ERROR, GIVES_UP, GIVES_UP, TRANSIENT, LEGACY),
         (Outcome(429, "ModelNotReadyException"), THROTTLED, LEGACY, GIVES_UP, LEGACY),
         (Outcome(530, "InternalDependencyException"), TRANSIENT, LEGACY, GIVES_UP, GIVES_UP),
+        (Outcome(408), TRANSIENT, LEGACY, GIVES_UP, GIVES_UP),
+        (Outcome(421), TRANSIENT, LEGACY, GIVES_UP, GIVES_UP),
         (Outcome(429), THROTTLED, LEGACY, GIVES_UP, LEGACY),
         (Outcome(429, "Unheard"), THROTTLED, LEGACY, GIVES_UP, LEGACY),
         (Outcome(500, "ModelError"), GIVES_UP, GIVES_UP, TRANSIENT, LEGACY),

@@ -190,6 +190,8 @@ def test_throttling_codes_are_those_of_botocore() -> None:
         (504, "", "transient"),
         (530, "InternalDependencyException", "transient"),
         (530, "", "transient"),
+        (408, "", "transient"),
+        (421, "", "transient"),
         (424, "ModelError", "model"),
         # The type decides where it is known: a container's status must not make the service look ill.
         (500, "ModelError", "model"),
@@ -792,6 +794,10 @@ def test_every_call_without_a_bound_on_attempts_ends_with_its_patience_or_at_its
         assert now + decision <= first_failure + patience + 1e-9
         assert deadline is None or now + decision < deadline
         now += decision + took
+    else:
+        # So many short waits have not used up its time.
+        now = max(now, first_failure + patience if deadline is None else min(first_failure + patience, deadline))
+        decision = state.decide("transient", now=now, rand=data.draw(jitter))
     if decision == "patience":
         assert now >= first_failure + patience
     else:

@@ -112,6 +112,20 @@ async def cancel_everywhere(
     raise AssertionError(f"the call did not end within {at_most} suspensions")
 
 
+async def no_task_is_left(before: set[asyncio.Task[Any]]) -> None:
+    """Wait until every task has ended that was not there before, whatever its name.
+
+    Args:
+        before: the tasks that may be there.
+
+    Raises:
+        AssertionError: one does not end.
+    """
+    while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
+        _, pending = await asyncio.wait(left, timeout=30)
+        assert not pending, f"tasks were left: {pending}"
+
+
 async def _awaited(run: CancelledRun[T]) -> T:
     return await run
 

@@ -6,16 +6,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import aiosmrt
 from tests.support.peers import CREDENTIALS, REGION
 
 # A warning would stand on standard error, which the tests compare.
 PROGRAM = (sys.executable, "-W", "error", "-m", "aiosmrt.cli")
+
+
+T = TypeVar("T")
 
 
 class Ended(NamedTuple):
@@ -65,6 +69,50 @@ async def started(
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+@contextmanager
+def limited(process: asyncio.subprocess.Process, seconds: float = 90.0) -> Iterator[None]:
+    """Kill a process that is still there after a time, whatever the loop's clock says, so that no read of it hangs.
+
+    Args:
+        process: the process; it must have ended at the end of the block.
+        seconds: how long it may take. Defaults to less than a test may.
+
+    Raises:
+        AssertionError: it was killed.
+    """
+    timer = threading.Timer(seconds, os.kill, (process.pid, signal.SIGKILL))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    assert process.returncode != -signal.SIGKILL, f"a program did not end within {seconds:g} s"
+
+
+async def unless_ended(process: asyncio.subprocess.Process, awaited: Awaitable[T]) -> T:
+    """Wait for something that a process is to bring about.
+
+    Args:
+        process: the process.
+        awaited: what is waited for.
+
+    Returns:
+        Its result.
+
+    Raises:
+        AssertionError: the process ended before.
+    """
+    waiting, ending = asyncio.ensure_future(awaited), asyncio.ensure_future(process.wait())
+    try:
+        await asyncio.wait({waiting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        assert waiting.done(), f"the process has ended with {process.returncode}"
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        ending.cancel()
+        await asyncio.wait({waiting, ending})
 
 
 async def run(*command: str, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> Ended:

@@ -45,6 +45,7 @@ class Outcome(NamedTuple):
         resumed_calls: the same as ``calls`` for a job that was run twice.
         written_before: rows of that job that were written before it failed.
         killed: the worker that was killed.
+        lost: how many calls of ``double`` ended without an answer, because their caller was gone.
         folder: where the output is.
     """
 
@@ -56,6 +57,7 @@ class Outcome(NamedTuple):
     resumed_calls: Counter[int]
     written_before: set[int]
     killed: int | None
+    lost: int
     folder: Path
 
     def table(self, name: str) -> list[dict[str, Any]]:
@@ -80,7 +82,9 @@ class Service:
 
     Args:
         total: calls that must be in flight at once before the first is answered, so that all workers take part.
-        kill_after: calls after which `due` is set. If None, never.
+        kill_after: calls after which none is answered any more until `killed` is set, and `due` is set as soon as the
+            most that are allowed are in flight: every worker has part in them. It must be so few that no worker comes
+            to the end of its batch before. If None, never.
         folder: where a job writes.
     """
 
@@ -91,7 +95,9 @@ class Service:
         self.calls: Counter[int] = Counter()
         self.in_flight = 0
         self.peak = 0
+        self.lost = 0
         self.due = asyncio.Event()
+        self.killed = asyncio.Event()
         self._complete = asyncio.Event()
         self.resumed_calls: Counter[int] = Counter()
         self.written_before: set[int] = set()
@@ -105,17 +111,25 @@ class Service:
         self.peak = max(self.peak, self.in_flight)
         if self.in_flight >= self._total:
             self._complete.set()
-        if self.calls.total() == self._kill_after:
+        if self._is_time_to_kill() and self.in_flight >= self._total:
             self.due.set()
         try:
             await self._complete.wait()
             # Time for a call too many to come.
             await asyncio.sleep(0.02)
+            if self._is_time_to_kill():
+                await self.killed.wait()
+        except asyncio.CancelledError:
+            self.lost += 1
+            raise
         finally:
             self.in_flight -= 1
         if n - 1 == REFUSED:
             raise ContainerFailure(400, "not this one")
         return json.dumps(2 * n).encode(), JSON
+
+    def _is_time_to_kill(self) -> bool:
+        return self._kill_after is not None and self.calls.total() >= self._kill_after
 
     async def parsed(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
         """Returns text as the JSON that it is."""
@@ -182,6 +196,7 @@ async def run_engine(python: Path, program: Path, folder: Path, kill_after: int 
         resumed_calls=service.resumed_calls,
         written_before=service.written_before,
         killed=killed,
+        lost=service.lost,
         folder=folder,
     )
 
@@ -189,10 +204,15 @@ async def run_engine(python: Path, program: Path, folder: Path, kill_after: int 
 async def _kill_a_worker(service: Service, port: int) -> int:
     """Kill a process that has connections to the service, while its calls are in flight."""
     await service.due.wait()
-    while not (workers := _connected_to(port)):
-        await asyncio.sleep(0.01)
-    os.kill(workers[0], signal.SIGKILL)
-    return workers[0]
+    worker = _connected_to(port)[0]
+    try:
+        os.kill(worker, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while service.lost < TOTAL // 2:
+                await asyncio.sleep(0.01)
+    finally:
+        service.killed.set()
+    return worker
 
 
 def _connected_to(port: int) -> list[int]:

@@ -297,6 +297,14 @@ def busy_listener() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+@contextmanager
+def refusing_url() -> Iterator[str]:
+    """The URL of a port that refuses connections, which no other program gets before the block ends."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
+
+
 async def _set_or_gone(event: asyncio.Event, reader: asyncio.StreamReader) -> bool:
     """Wait for the event, or for the client to go away; whether it was the event."""
     waits = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(reader.read(1))}

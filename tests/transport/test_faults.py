@@ -551,10 +551,8 @@ def test_garbage(name: str, carry: Carry, sent: bytes, cut: int, end: End | None
 
 
 @each_way
-async def test_a_refused_connection(carry: Carry, make_transport: MakeTransport) -> None:
-    async with RawServer() as gone:
-        url = gone.url
-    transport = make_transport(url)
+async def test_a_refused_connection(carry: Carry, make_transport: MakeTransport, refusing_url: str) -> None:
+    transport = make_transport(refusing_url)
     for _ in range(2):
         with pytest.raises(EndpointConnectionError) as caught:
             await carry(transport, request())
@@ -673,9 +671,7 @@ async def test_a_proxy(make_transport: MakeTransport, server: RawServer) -> None
 
 
 @only_session
-async def test_a_proxy_that_is_not_there(make_transport: MakeTransport) -> None:
-    async with RawServer() as gone:
-        url = gone.url
-    transport = make_transport("http://runtime.example:8080", proxy=url)
+async def test_a_proxy_that_is_not_there(make_transport: MakeTransport, refusing_url: str) -> None:
+    transport = make_transport("http://runtime.example:8080", proxy=refusing_url)
     with pytest.raises(ProxyConnectionError):
         await transport.send(request())

@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -25,14 +25,17 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
+from hpack import Encoder
 from hyperframe.frame import GoAwayFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosmrt._transport.http2.connection import Link
+from aiosmrt._transport.http2.connection import Connection, Link
 from aiosmrt._transport.http2.core import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Core
 from aiosmrt._transport.http2.pool import Http2Pool
-from aiosmrt._wire.http2 import FRAME_HEAD, LAST_STREAM_ID, MAX_FRAME_BYTES, Connection, header_fields
+from aiosmrt._wire.http2 import FRAME_HEAD, LAST_STREAM_ID, MAX_FRAME_BYTES, header_fields
+from aiosmrt._wire.http2 import Connection as Repaired
 from aiosmrt.errors import (
     ClientStateError,
     ConnectionClosedError,
@@ -40,6 +43,7 @@ from aiosmrt.errors import (
     EndpointConnectionError,
     ResponseStreamingError,
     SSLError,
+    TransportError,
 )
 from tests.support.http2_peer import Http2Server, http2_server
 from tests.support.tls import client_context, server_context
@@ -64,6 +68,10 @@ async def begin(pool: Http2Pool, on_change: Callable[[], object] = lambda: None)
     link = (await pool.acquire(20.0)).open(HEADERS, on_change)
     assert link is not None
     return link
+
+
+def frame_of(kind: int, payload: bytes, flags: int = 0, stream: int = 1) -> bytes:
+    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
 
 
 async def everything(link: Link) -> bytes:
@@ -418,44 +426,100 @@ async def test_an_unknown_authority_and_a_server_without_http2_fail_at_once() ->
             await pool.acquire(20.0)
 
 
-@given(st.lists(st.binary(max_size=64), max_size=8))
-def test_no_bytes_of_a_server_raise(pieces: list[bytes]) -> None:
-    core = Core()
-    core.output()
+class Sink(asyncio.Transport):
+    """Takes what a connection sends."""
+
+    def write(self, data: Any) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+
+async def outcomes(pieces: list[bytes]) -> None:
+    """Have a server send these bytes on a connection with two streams; raises what is no `TransportError`."""
+    connection = Connection("http://x", lambda _: None)
+    connection.connection_made(Sink())
+    links = [connection.open(header_fields(HEADERS), lambda: None) for _ in range(2)]
     for piece in pieces:
-        core.feed(piece)
-        core.output()
+        connection.data_received(piece)
+    connection.connection_lost(None)
+    for link in links:
+        assert link is not None
+        with suppress(TransportError):
+            await link.wait_for_head()
+            while await link.read():
+                pass
+        assert link.is_over
+        link.close()
 
 
-@given(st.data())
-def test_no_damage_to_a_servers_bytes_raises(data: st.DataObject) -> None:
-    good = bytearray(GOOD)
-    for _ in range(data.draw(st.integers(1, 4))):
-        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
-    core = Core()
-    stream = core.open(header_fields(HEADERS))
-    assert stream is not None
-    core.feed(bytes(good))
-    core.take(stream)
-    core.close(stream)
-    core.goodbye()
-    core.output()
+SETTINGS = frame_of(4, b"")
+FRAMES = st.builds(
+    frame_of,
+    st.integers(0, 10),
+    st.binary(max_size=40),
+    st.integers(0, 255),
+    st.sampled_from([0, 1, 2, 3, 5, 2**31 + 1]),
+)
+
+
+@given(greets=st.booleans(), pieces=st.lists(FRAMES | st.binary(max_size=64), max_size=8))
+def test_whatever_bytes_a_server_sends_the_outcome_is_an_answer_or_a_typed_error(
+    greets: bool, pieces: list[bytes]
+) -> None:
+    asyncio.run(outcomes([SETTINGS, *pieces] if greets else pieces))
+
+
+@given(
+    damage=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 255)), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(0, 1000), max_size=4),
+)
+def test_whatever_damage_a_servers_bytes_take_the_outcome_is_an_answer_or_a_typed_error(
+    damage: list[tuple[int, int]], cuts: list[int]
+) -> None:
+    octets = bytearray(GOOD)
+    for place, value in damage:
+        octets[place % len(octets)] = value
+    places = [0, *sorted(min(cut, len(octets)) for cut in cuts), len(octets)]
+    asyncio.run(outcomes([bytes(octets[start:end]) for start, end in pairwise(places)]))
 
 
 def _good() -> bytes:
+    """Two responses, with all that may come between."""
     core = Core()
-    core.open(header_fields(HEADERS))
+    for _ in range(2):
+        core.open(header_fields(HEADERS))
     server = H2Connection(H2Configuration(client_side=False))
     server.initiate_connection()
     server.receive_data(core.output())
+    server.send_headers(1, [(":status", "100")])
     server.send_headers(1, [(":status", "200"), ("x-name", "value")])
-    server.send_data(1, b"some data", end_stream=False)
+    server.send_headers(3, [(":status", "400"), ("content-length", "4")])
+    server.send_data(1, b"some data", pad_length=3)
     server.ping(b"12345678")
-    server.send_data(1, b"", end_stream=True)
-    return bytes(server.data_to_send())
+    server.increment_flow_control_window(1000)
+    server.increment_flow_control_window(1000, 1)
+    server.send_data(3, b"body", end_stream=True)
+    server.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 1000})
+    server.send_headers(1, [("x-trailer", "value")], end_stream=True)
+    return bytes(server.data_to_send()) + GoAwayFrame(0, last_stream_id=3).serialize()
 
 
 GOOD = _good()
+
+
+async def test_the_answers_that_are_damaged_are_whole_before() -> None:
+    connection = Connection("http://x", lambda _: None)
+    connection.connection_made(Sink())
+    links = [connection.open(header_fields(HEADERS), lambda: None) for _ in range(2)]
+    connection.data_received(GOOD)
+    found = [(link.status, await everything(link), link.failure()) for link in links if link is not None]
+    assert found == [(200, b"some data", None), (400, b"body", None)]
+    connection.close()
 
 
 async def test_what_is_written_in_one_turn_of_the_loop_goes_out_in_one_frame() -> None:
@@ -537,13 +601,8 @@ def test_windows_are_opened_for_ever() -> None:
     assert core.failure is None
 
 
-# A response with a Content-Length goes through h2.
-LENGTHS = pytest.mark.parametrize("fields", [[], [("content-length", str(2**40))]], ids=["without a length", "with"])
-
-
-@LENGTHS
-def test_padding_opens_a_streams_window_without_its_reader(fields: list[tuple[str, str]]) -> None:
-    core, server, stream = core_and_server(*fields)
+def test_padding_opens_a_streams_window_without_its_reader() -> None:
+    core, server, stream = core_and_server()
     for _ in range(2 * STREAM_WINDOW_BYTES // 256):
         assert server.local_flow_control_window(1) >= 256
         server.send_data(1, b"", pad_length=255)
@@ -554,9 +613,8 @@ def test_padding_opens_a_streams_window_without_its_reader(fields: list[tuple[st
     assert (core.failure, core.take(stream)) == (None, b"the data")
 
 
-@LENGTHS
-def test_padding_opens_no_window_for_what_waits_to_be_taken(fields: list[tuple[str, str]]) -> None:
-    core, server, stream = core_and_server(*fields)
+def test_padding_opens_no_window_for_what_waits_to_be_taken() -> None:
+    core, server, stream = core_and_server()
     room = server.local_flow_control_window(1)
     while room >= 512:
         server.send_data(1, bytes(256), pad_length=255)
@@ -569,10 +627,6 @@ def test_padding_opens_no_window_for_what_waits_to_be_taken(fields: list[tuple[s
     assert server.local_flow_control_window(1) > STREAM_WINDOW_BYTES // 2
     core.feed(frame_of(0, bytes(2**14)) * 17)
     assert goaway_code(core) == ErrorCodes.FLOW_CONTROL_ERROR
-
-
-def frame_of(kind: int, payload: bytes, flags: int = 0, stream: int = 1) -> bytes:
-    return FRAME_HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
 
 
 @pytest.mark.parametrize(
@@ -603,9 +657,8 @@ def test_data_that_violates_the_protocol_breaks_the_connection(octets: bytes, co
     assert goaway_code(core) == code
 
 
-@LENGTHS
-def test_nothing_is_raised_or_sent_after_a_violation_when_a_window_is_due(fields: list[tuple[str, str]]) -> None:
-    core, server, stream = core_and_server(*fields)
+def test_nothing_is_raised_or_sent_after_a_violation_when_a_window_is_due() -> None:
+    core, server, stream = core_and_server()
     # The window is opened once a quarter of it is used up, and one more byte.
     for _ in range(CONNECTION_WINDOW_BYTES // 4 // 2**14):
         server.send_data(1, bytes(2**14))
@@ -673,9 +726,8 @@ def test_data_after_the_end_is_no_data() -> None:
     assert (reset[3], int.from_bytes(reset[-4:])) == (3, ErrorCodes.STREAM_CLOSED)
 
 
-@pytest.mark.parametrize("bypasses", [True, False], ids=["without a length", "with"])
-def test_late_data_of_a_stream_that_was_reset_is_dropped_in_silence(bypasses: bool) -> None:
-    core, server, stream = core_and_server(*([] if bypasses else [("content-length", str(2**40))]))
+def test_late_frames_of_a_stream_that_was_reset_are_dropped_in_silence() -> None:
+    core, server, stream = core_and_server(("content-length", str(2**40)))
     other = core.open(header_fields(HEADERS))
     assert other is not None
     server.receive_data(core.output())
@@ -686,6 +738,7 @@ def test_late_data_of_a_stream_that_was_reset_is_dropped_in_silence(bypasses: bo
     for _ in range(2000):
         core.feed(frame_of(0, bytes(100)) + frame_of(0, b"\x01x\0", 0x8))
         assert core.output() == b""
+    core.feed(head_of((":status", "100"), stream=1) + head_of(("x-late", "value"), stream=1))
     core.feed(frame_of(0, b"the end", 0x1))
     assert (core.output(), stream.received_bytes) == (b"", 0)
     server.send_data(3, b"the other's")
@@ -725,18 +778,107 @@ def test_data_of_a_stream_that_a_goaway_has_refused_is_dropped() -> None:
     assert (core.failure, core.output()) == (None, b"")
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_a_body_of_another_length_than_its_head_says_is_an_error(size: int) -> None:
-    core = Core()
+# Malformed responses
+
+
+def head_of(*fields: tuple[str, str], end: bool = False, stream: int = 3) -> bytes:
+    """HEADERS that need no table."""
+    block = Encoder().encode([(name, value, True) for name, value in fields], huffman=False)
+    return frame_of(1, block, 0x5 if end else 0x4, stream=stream)
+
+
+OK = (":status", "200")
+THREE = ("content-length", "3")
+MALFORMED: dict[str, bytes] = {
+    "more than its length": head_of(OK, THREE) + frame_of(0, b"four", stream=3),
+    "more than its length, and the end": head_of(OK, THREE) + frame_of(0, b"four", 0x1, stream=3),
+    "less than its length": head_of(OK, THREE) + frame_of(0, b"xx", 0x1, stream=3),
+    "less than its length, in pieces": head_of(OK, THREE) + frame_of(0, b"x", stream=3) * 2 + frame_of(0, b"", 1, 3),
+    "less than its length before trailers": head_of(OK, THREE) + head_of(("x-trailer", "value"), end=True),
+    "no body, with a length": head_of(OK, THREE, end=True),
+    "a length that is no number": head_of(OK, ("content-length", "three")),
+    "a negative length": head_of(OK, ("content-length", "-3")),
+    "an endless length": head_of(OK, ("content-length", "9" * 5000)),
+    "two lengths": head_of(OK, THREE, ("content-length", "4")),
+    "no status": head_of(("x-name", "value")),
+    "no status, and the end": head_of(("x-name", "value"), end=True),
+    "a status that is no number": head_of((":status", "ok")),
+    "a status of two digits": head_of((":status", "20")),
+    "a name with a capital": head_of(OK, ("X-Name", "value")),
+    "a field of the connection": head_of(OK, ("connection", "close")),
+    "a request's pseudo-header": head_of(OK, (":path", "/")),
+    "a second head": head_of(OK) + head_of(OK),
+    "data before its head": frame_of(0, b"early", stream=3) + head_of(OK),
+    "data after an informational head": head_of((":status", "100")) + frame_of(0, b"early", stream=3),
+}
+
+
+@pytest.mark.parametrize("input_ended", [False, True])
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_response_breaks_its_stream_and_no_other(name: str, input_ended: bool) -> None:
+    core, server, other = core_and_server()
     stream = core.open(header_fields(HEADERS))
     assert stream is not None
-    server = Connection(client_side=False, stream_window_bytes=2**16)
-    server.initiate_connection()
-    server.receive_data(core.output())
-    server.send_headers(1, header_fields([(":status", "400"), ("content-length", "3")]))
-    server.send_data(1, bytes(size), end_stream=True)
+    if input_ended:
+        core.end_input(stream)
+    core.output()
+    assert stream in core.feed(MALFORMED[name])
+    assert stream.failure == ("malformed", "PROTOCOL_ERROR")
+    assert not stream.ended
+    assert core.failure is None
+    sent = core.output()
+    # It is closed where both sides have ended it.
+    assert sent in (frame_of(3, ErrorCodes.PROTOCOL_ERROR.to_bytes(4), stream=3), b"" if input_ended else None)
+    core.feed(frame_of(0, b"late", stream=3) + head_of(("x-late", "value"), end=True) if sent else b"")
+    core.take(stream)
+    core.close(stream)
+    assert (core.open_streams, core.output()) == (1, b"")
+    server.send_data(1, b"the other's", end_stream=True)
     core.feed(server.data_to_send())
-    assert stream.failure is not None
+    assert (core.take(other), other.ended, other.failure) == (b"the other's", True, None)
+    # The number of open streams is h2's, too.
+    for _ in range(core.max_streams - 1):
+        assert core.open(header_fields(HEADERS)) is not None
+
+
+@pytest.mark.parametrize("status", ["204", "304"])
+def test_a_response_without_a_body_may_have_a_length(status: str) -> None:
+    core, _, _ = core_and_server()
+    stream = core.open(header_fields(HEADERS))
+    assert stream is not None
+    core.feed(head_of((":status", status), THREE, end=True))
+    assert (stream.status, stream.ended, stream.failure) == (int(status), True, None)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [frame_of(1, b"\x40\x01\xff", 0x4, stream=3), head_of(OK, stream=2), head_of(OK, stream=5)],
+    ids=["a block that cannot be decoded", "a stream that the server begins", "a stream that never was"],
+)
+def test_a_head_that_is_wrong_for_all_streams_breaks_the_connection(octets: bytes) -> None:
+    core, _, other = core_and_server()
+    stream = core.open(header_fields(HEADERS))
+    assert set(core.feed(octets)) == {stream, other}
+    assert core.failure is not None
+
+
+async def test_a_malformed_response_is_an_error_of_its_call_alone() -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        link, other = await begin(pool), await begin(pool)
+        peer = await server.peer()
+        first, second = await peer.request(), await peer.request()
+        peer.answer(second)
+        peer.answer(first, content_length="3")
+        # h2 would not send it.
+        peer.write_raw(frame_of(0, b"four", stream=first))
+        await link.wait_for_head()
+        with pytest.raises(ResponseStreamingError, match=r"HTTP/2 was violated by .* \(PROTOCOL_ERROR\)"):
+            await link.read()
+        assert (await peer.event(StreamReset, stream_id=first)).error_code == ErrorCodes.PROTOCOL_ERROR
+        peer.send(second, b"goes on", end=True)
+        await other.wait_for_head()
+        assert await everything(other) == b"goes on"
+        assert pool.connections == 1
 
 
 # The core beside h2, which sees every frame
@@ -770,12 +912,14 @@ class Reference:
     """What h2 makes of a server's bytes when it is given one frame at a time."""
 
     def __init__(self) -> None:
-        self.h2 = Connection(client_side=True, stream_window_bytes=STREAM_WINDOW_BYTES)
+        self.h2 = Repaired(client_side=True, stream_window_bytes=STREAM_WINDOW_BYTES)
         self.h2.initiate_connection()
         for number in (1, 3, 5):
             self.h2.send_headers(number, header_fields(HEADERS))
         self.received: dict[int, bytes] = dict.fromkeys((1, 3, 5), b"")
         self.over: set[int] = set()
+        self.lengths: dict[int, int | None] = {}
+        self._within_head = self._is_greeted = False
         self.ended: set[int] = set()
         self.has_failed = False
         self._rest = b""
@@ -789,14 +933,29 @@ class Reference:
                 # h2 would wait for the whole of a frame that is too large.
                 self.has_failed = end > FRAME_HEAD.size + MAX_FRAME_BYTES
                 return
+            if self._is_early(self._rest[:end]) and self._is_greeted:
+                self.reset(int.from_bytes(self._rest[5:9]) & 2**31 - 1)
+                self._rest = self._rest[end:]
+                continue
             try:
                 events = self.h2.receive_data(self._rest[:end])
             except ProtocolError:
                 self.has_failed = True
                 return
+            self._is_greeted = True
             self._rest = self._rest[end:]
             for event in events:
                 self._handle(event)
+
+    def _is_early(self, frame: bytes) -> bool:
+        """Whether this is DATA before a head, which h2 takes for an error of the connection."""
+        kind, flags = frame[3:5]
+        if kind in (1, 5, 9):
+            self._within_head = not flags & 0x4
+        number = int.from_bytes(frame[5:9]) & 2**31 - 1
+        is_padded_well = not flags & 0x8 or (len(frame) > 9 and frame[9] < len(frame) - 9)
+        is_open = number in self.received and number not in self.over and number not in self.lengths
+        return kind == 0 and not self._within_head and is_padded_well and is_open
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, ConnectionTerminated):
@@ -805,14 +964,20 @@ class Reference:
         if number in self.over or number not in self.received:
             return
         if isinstance(event, ResponseReceived):
-            status = dict(event.headers or ())[b":status"]
-            if not re.fullmatch(b"[1-9][0-9]{2}", status):
-                self.over.add(number)
+            fields = dict(event.headers or ())
+            length = fields.get(b"content-length")
+            self.lengths[number] = None if length is None else int(length)
+            if not re.fullmatch(b"[1-9][0-9]{2}", fields[b":status"]):
+                self.reset(number)
         elif isinstance(event, DataReceived):
             self.received[number] += event.data or b""
         elif isinstance(event, StreamEnded):
-            self.ended.add(number)
-            self.over.add(number)
+            # h2 compares them when DATA ends the stream.
+            if self.lengths[number] in (None, len(self.received[number])):
+                self.ended.add(number)
+                self.over.add(number)
+            else:
+                self.reset(number)
         elif isinstance(event, StreamReset):
             self.over.add(number)
 
@@ -878,7 +1043,9 @@ def test_the_core_takes_frames_as_h2_does(
         for stream in streams:
             if stream.stream_id not in closed:
                 received[stream.stream_id] += core.take(stream)
-                assert received[stream.stream_id] == reference.received[stream.stream_id]
+                found, expected = received[stream.stream_id], reference.received[stream.stream_id]
+                # h2 drops the last of a body that is too short.
+                assert found == expected or (stream.failure is not None and found.startswith(expected))
                 assert (stream.ended, stream.is_over) == (
                     stream.stream_id in reference.ended,
                     stream.stream_id in reference.over,

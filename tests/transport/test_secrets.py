@@ -110,10 +110,8 @@ async def test_cancellation(name: str, size: int, carry: Carry, transport: Trans
 
 
 @each_way
-async def test_no_connection(carry: Carry, make_transport: MakeTransport) -> None:
-    async with RawServer() as gone:
-        url = gone.url
-    transport = make_transport(url)
+async def test_no_connection(carry: Carry, make_transport: MakeTransport, refusing_url: str) -> None:
+    transport = make_transport(refusing_url)
     with pytest.raises(AiosmrtError) as caught:
         await carry(transport, secret_request())
     assert leaks(caught.value) == []

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from aiosmrt._transport.base import MAX_TIMEOUTS, Reply, Request, Transport, header_lines
+from tests.support.progress import stands_still
 from tests.support.raw_server import BODY, CLOSE, EARLY, LAST_CHUNK, RawServer, Script, chunk, response
 from tests.support.tls import client_context, server_context
 from tests.support.virtual_time import VirtualTime
@@ -264,9 +265,7 @@ async def test_a_stream_that_is_not_read_stops_its_server(wire: Wire, transport:
     body = ALPHABET * (2**25 // 256)
     server.play([response(200, body)])
     stream = await transport.send_streaming(request())
-    for _ in range(500):
-        await asyncio.sleep(0)
-    assert wire.received < 2**20
+    assert await stands_still(lambda: wire.received) < 2**20
     received = await stream.read()
     assert received
     received += await whole(stream)

@@ -43,7 +43,7 @@ class Busy:
     """Keeps the loop from running for longer than the read timeout: asyncio's by its clock, uvloop's in fact."""
 
     def __init__(self, loop: str) -> None:
-        self.read_timeout = 10.0 if loop == "asyncio" else 0.5
+        self.read_timeout = 10.0 if loop == "asyncio" else 0.8
         self._ahead: float | None = None
         if loop == "asyncio":
             running: Any = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ class Busy:
 
     def be(self) -> None:
         if self._ahead is None:
-            time.sleep(2 * self.read_timeout)
+            time.sleep(1.25 * self.read_timeout)
         else:
             self._ahead += 2 * self.read_timeout
 

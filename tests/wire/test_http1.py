@@ -314,6 +314,14 @@ def test_statuses_without_a_body(status: bytes) -> None:
     assert (head.length, head.chunked, head.persistent) == (0, False, True)
 
 
+@pytest.mark.parametrize("status", [b"408", b"421"])
+@pytest.mark.parametrize("more", [(), (b"Connection: keep-alive",)])
+@pytest.mark.parametrize("length", [b"Content-Length: 0", b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+def test_statuses_for_which_another_connection_is_taken(status: bytes, more: tuple[bytes, ...], length: bytes) -> None:
+    assert not parse(b"HTTP/1.1 " + status + b" x", length, *more).persistent
+    assert parse(b"HTTP/1.1 409 x", length, *more).persistent
+
+
 @pytest.mark.parametrize("announcement", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
 def test_a_body_that_must_not_be(announcement: bytes) -> None:
     with pytest.raises(HTTPResponseError, match="1xx response"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from aiosmrt._transport.base import MAX_ERROR_BYTES, OnData
 from aiosmrt._transport.failures import closed_during_call
 from aiosmrt._transport.http2.core import Core, Failure, Stream
+from aiosmrt._wire.http2 import FLUSH_BYTES
 from aiosmrt.errors import AiosmrtError, ClientStateError, ConnectionClosedError, ResponseStreamingError
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ __all__ = ["PING_AFTER_SECONDS", "PING_LIMIT_SECONDS", "Connection", "Link"]
 
 PING_AFTER_SECONDS: Final = 5.0
 PING_LIMIT_SECONDS: Final = 5.0
-
-FLUSH_BYTES: Final = 2**16
-"""How much of what is written in one turn of the loop is held back."""
 
 _REASONS: Final = {
     "reset": "The stream was reset by",

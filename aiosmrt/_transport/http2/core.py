@@ -6,14 +6,14 @@ as much again, and the rest of one part, may wait in parts that are not read yet
 the window is opened without the reader, who never learns of it. The connection's own window is opened at once: a reader
 that is slow, or gone, must not hold up the other streams.
 
-DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core` cuts them out of what arrives and
-keeps count of their windows itself. DATA of a stream that is over only counts for the connection's window: the server
-may not have learnt yet that the stream was reset. Everything else is h2's: other frames, the ends of streams, and DATA
-of responses with a Content-Length, which h2 compares with it.
+DATA frames, which are nearly all that comes, go past h2 and its accounts: `Core` cuts them out of what arrives, keeps
+count of their windows and compares their length with the response's Content-Length. DATA of a stream that is over only
+counts for the connection's window: the server may not have learnt yet that the stream was reset. Everything else is
+h2's: other frames, and the ends of streams.
 
 A stream ends in one of two ways: the server ends it (END_STREAM), or something breaks. The second is never taken for
 the first: a reset, a GOAWAY that names an earlier stream, a lost connection and a violation of the protocol each become
-the stream's `Failure`.
+the stream's `Failure`. A malformed response breaks its own stream; any other violation breaks the connection.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Final, Literal, NamedTuple
 from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
-    DataReceived,
     Event,
     RemoteSettingsChanged,
     ResponseReceived,
@@ -37,7 +36,7 @@ from h2.exceptions import NoAvailableStreamIDError, ProtocolError
 from hpack import HeaderTuple
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PushPromiseFrame
 
-from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FRAME_HEAD, LAST_STREAM_ID, MAX_FRAME_BYTES, Connection
+from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FRAME_HEAD, MAX_FRAME_BYTES, STREAM_ID_BITS, Connection
 
 __all__ = ["CONNECTION_WINDOW_BYTES", "STREAM_WINDOW_BYTES", "Core", "Failure", "Stream"]
 
@@ -53,6 +52,9 @@ _HEADS: Final = (HeadersFrame.type, PushPromiseFrame.type, ContinuationFrame.typ
 
 _NO_FAILURE: Final = (ErrorCodes.NO_ERROR, ErrorCodes.CANCEL)
 
+# Statuses of responses that have no body, whatever their Content-Length says (RFC 9110, 6.4.1).
+_WITHOUT_BODY: Final = (204, 304)
+
 Reason = Literal["reset", "refused", "lost", "malformed", "silent", "closed"]
 
 
@@ -62,7 +64,7 @@ class Failure(NamedTuple):
     Args:
         reason: the server reset the stream; it did not begin with it (GOAWAY, REFUSED_STREAM); the connection was lost;
             it broke the protocol; it was silent for too long; this side closed the connection.
-        code: HTTP/2's name for the error, if the server gave one.
+        code: HTTP/2's name for the error, if there is one.
     """
 
     reason: Reason
@@ -84,8 +86,8 @@ class Stream:
     __slots__ = (
         "_pending",
         "_received",
+        "_still_due",
         "_unopened",
-        "bypasses_h2",
         "ended",
         "failure",
         "headers",
@@ -105,8 +107,8 @@ class Stream:
         self._received = bytearray()
         # bytes, padding included, for which the window has to be opened again
         self._unopened = 0
-        # whether its DATA goes past h2; set with the head
-        self.bypasses_h2 = False
+        # bytes of the body that have not come; None without a Content-Length
+        self._still_due: int | None = None
 
     def __repr__(self) -> str:
         return f"<Stream {self.stream_id} status={self.status} received_bytes={len(self._received)}>"
@@ -131,14 +133,13 @@ class Core:
     def __init__(self) -> None:
         self._h2 = Connection(client_side=True, stream_window_bytes=STREAM_WINDOW_BYTES)
         self._streams: dict[int, Stream] = {}
-        # bytes for which the connection's window has to be opened again: those that h2 has counted, and the others
+        # bytes for which the connection's window has to be opened again
         self._unopened = 0
-        self._unopened_past_h2 = 0
         # a frame that has not arrived whole
         self._partial = b""
         self._within_head = False
-        # Of the streams that have something pending.
-        self._pending: dict[int, Stream] = {}
+        # the streams with something pending, by number, and how much that is together
+        self._writing: dict[int, Stream] = {}
         self._pending_bytes = 0
         # The server's GOAWAY, or a broken connection: no further streams.
         self.is_draining = False
@@ -167,7 +168,7 @@ class Core:
 
     def output(self) -> bytes:
         """What must be sent now; may be empty."""
-        if self._pending:
+        if self._writing:
             self._send_pending()
         return self._h2.data_to_send()
 
@@ -206,12 +207,12 @@ class Core:
             return 0
         piece = data if len(data) <= room else data[:room]
         stream._pending += piece
-        self._pending[stream.stream_id] = stream
+        self._writing[stream.stream_id] = stream
         self._pending_bytes += len(piece)
         return len(piece)
 
     def _send_pending(self) -> None:
-        for stream in list(self._pending.values()):
+        for stream in list(self._writing.values()):
             if stream.is_over:
                 self._drop_pending(stream)
                 continue
@@ -223,13 +224,13 @@ class Core:
             self._drop_pending(stream)
             if rest:
                 stream._pending += rest
-                self._pending[stream.stream_id] = stream
+                self._writing[stream.stream_id] = stream
                 self._pending_bytes += len(rest)
 
     def _drop_pending(self, stream: Stream) -> None:
         self._pending_bytes -= len(stream._pending)
         stream._pending = bytearray()
-        self._pending.pop(stream.stream_id, None)
+        self._writing.pop(stream.stream_id, None)
 
     def end_input(self, stream: Stream) -> bool:
         """End the request; return False if something must be sent before, for which there is no room."""
@@ -252,10 +253,7 @@ class Core:
         """Let the server send again as much as it has sent and the reader has taken; padding counts as taken."""
         size = stream._unopened - len(stream._received)
         if size >= STREAM_WINDOW_BYTES // 4 and not stream.is_over:
-            if stream.bypasses_h2:
-                self._h2.open_window(stream.stream_id, size)
-            else:
-                self._h2.increment_flow_control_window(size, stream.stream_id)
+            self._h2.open_window(stream.stream_id, size)
             stream._unopened -= size
 
     def close(self, stream: Stream) -> None:
@@ -299,14 +297,9 @@ class Core:
 
     def _open_own_window(self) -> None:
         """Let the server send as much again on the connection as it has sent."""
-        if self._unopened + self._unopened_past_h2 <= CONNECTION_WINDOW_BYTES // 4:
-            return
-        if self._unopened:
-            self._h2.increment_flow_control_window(self._unopened)
+        if self._unopened > CONNECTION_WINDOW_BYTES // 4:
+            self._h2.open_window(0, self._unopened)
             self._unopened = 0
-        if self._unopened_past_h2:
-            self._h2.open_window(0, self._unopened_past_h2)
-            self._unopened_past_h2 = 0
 
     def _feed(self, data: bytes, changed: dict[int, Stream]) -> int:
         """Process the frames that have arrived whole, and return where the next one begins."""
@@ -327,11 +320,12 @@ class Core:
                 if begin < position:
                     self._handle_all(data[begin:position], changed)
                     begin = position
-                number &= LAST_STREAM_ID  # the first bit means nothing
+                number &= STREAM_ID_BITS
                 stream = self._streams.get(number)
                 if stream is not None and stream.is_over:
                     stream = None
-                if self._was_open(number) if stream is None else stream.bypasses_h2:
+                # Before SETTINGS, h2 knows what to say.
+                if self.has_settings and (stream is not None or self._was_open(number)):
                     padding = 0
                     if flags & _PADDED:
                         padding = data[start] + 1 if length else 1
@@ -342,7 +336,7 @@ class Core:
                         if stream is not None:
                             self._keep(stream, data[start : end + 1 - padding if padding else end], length)
                             changed[number] = stream
-                            if flags & _END_STREAM:
+                            if flags & _END_STREAM and stream.failure is None:
                                 self._handle_all(_empty_frame(number, _END_STREAM), changed)
                         elif not self._h2.has_reset(number):
                             # And of DATA after the end.
@@ -360,17 +354,22 @@ class Core:
         return number % 2 == 1 and number <= self._h2.highest_outbound_stream_id
 
     def _count(self, length: int) -> None:
-        """Count what has come past h2 on the connection, padding included."""
-        self._unopened_past_h2 += length
-        if self._unopened + self._unopened_past_h2 > CONNECTION_WINDOW_BYTES:
+        """Count what has come on the connection, padding included."""
+        self._unopened += length
+        if self._unopened > CONNECTION_WINDOW_BYTES:
             raise self._h2.violated(ErrorCodes.FLOW_CONTROL_ERROR)
 
     def _keep(self, stream: Stream, data: bytes, length: int) -> None:
-        """Keep what has come past h2 for a stream, and its length with padding."""
-        stream._received += data
+        """Keep what has come for a stream, and its length with padding."""
         stream._unopened += length
         if stream._unopened > STREAM_WINDOW_BYTES:
             raise self._h2.violated(ErrorCodes.FLOW_CONTROL_ERROR)
+        if stream._still_due is not None:
+            stream._still_due -= len(data)
+        if stream.status is None or (stream._still_due or 0) < 0:
+            self._refuse(stream)
+        else:
+            stream._received += data
 
     def _handle_all(self, data: bytes, changed: dict[int, Stream]) -> None:
         """Process frames with h2."""
@@ -384,22 +383,20 @@ class Core:
             return self._streams.values()
         if isinstance(event, ConnectionTerminated):
             return self._handle_goaway(event)
-        if isinstance(event, DataReceived):
-            self._unopened += event.flow_controlled_length
         if isinstance(event, WindowUpdated) and not event.stream_id:
             return self._streams.values()
         stream = self._streams.get(getattr(event, "stream_id", None) or 0)
         if stream is None:
             return ()
         if isinstance(event, ResponseReceived):
+            self._h2.bypass(stream.stream_id)
             if not _take_head(stream, event.headers):
-                stream.failure = Failure("malformed")
-            stream.bypasses_h2 = "content-length" not in stream.headers
-        elif isinstance(event, DataReceived):
-            stream._received += event.data
-            stream._unopened += event.flow_controlled_length
+                self._refuse(stream)
         elif isinstance(event, StreamEnded):
-            stream.ended = True
+            if stream._still_due and stream.status not in _WITHOUT_BODY:
+                self._refuse(stream)
+            else:
+                stream.ended = True
         elif isinstance(event, StreamReset):
             # After END_STREAM the server needs no more of the request (RFC 9113, 8.1), unless the code stands for a
             # failure: nghttp2 ends a stream before it resets it.
@@ -407,8 +404,14 @@ class Core:
                 stream.input_ended = True
             else:
                 refused = event.error_code == ErrorCodes.REFUSED_STREAM
-                stream.failure = Failure("refused" if refused else "reset", _name(event.error_code))
+                reason: Reason = "refused" if refused else "reset" if event.remote_reset else "malformed"
+                stream.failure = stream.failure or Failure(reason, _name(event.error_code))
         return (stream,)
+
+    def _refuse(self, stream: Stream) -> None:
+        """Break a stream whose response is malformed (RFC 9113, 8.1.1)."""
+        stream.failure = stream.failure or Failure("malformed", ErrorCodes.PROTOCOL_ERROR.name)
+        self._h2.refuse(stream.stream_id)
 
     def _handle_goaway(self, event: ConnectionTerminated) -> list[Stream]:
         self.is_draining = True
@@ -442,13 +445,17 @@ def _empty_frame(number: int, flags: int = 0) -> bytes:
 
 
 def _take_head(stream: Stream, headers: Iterable[tuple[bytes, bytes]] | None) -> bool:
-    """Take in the head of a response; return whether it has a status."""
+    """Take in the head of a response; return whether its status and Content-Length are well formed."""
     for raw_name, raw_value in headers or ():
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name == ":status":
             stream.status = int(value) if re.fullmatch("[1-9][0-9]{2}", value) else None
         elif not name.startswith(":"):
             stream.headers[name] = f"{stream.headers[name]}, {value}" if name in stream.headers else value
+            if name == "content-length":
+                if not re.fullmatch("[0-9]{1,18}", value) or stream._still_due not in (None, int(value)):
+                    return False
+                stream._still_due = int(value)
     return stream.status is not None
 
 

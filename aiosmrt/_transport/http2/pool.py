@@ -16,9 +16,10 @@ from aiohappyeyeballs import AddrInfoType as AddressInfo
 from aiohappyeyeballs import start_connection
 
 from aiosmrt._transport.base import IDLE_SECONDS
-from aiosmrt._transport.failures import closed_during_call
+from aiosmrt._transport.failures import bad_certificate, closed_during_call
 from aiosmrt._transport.http2.connection import PING_AFTER_SECONDS, PING_LIMIT_SECONDS, Connection, Link
 from aiosmrt._transport.sockets import create_socket
+from aiosmrt._wire.http1 import DEFAULT_PORTS
 from aiosmrt._wire.http2 import header_fields
 from aiosmrt.errors import (
     AiosmrtError,
@@ -30,7 +31,6 @@ from aiosmrt.errors import (
 
 __all__ = ["Http2Pool", "Lease"]
 
-_PORTS: Final = {"http": 80, "https": 443}
 # Why a connection is of no use from the beginning.
 _REASONS: Final[Mapping[str | None, str]] = {
     None: "it allows no streams",
@@ -206,7 +206,7 @@ class Http2Pool:
         try:
             async with asyncio.timeout(connect_timeout):
                 addresses = await self._loop.getaddrinfo(
-                    host, parts.port or _PORTS[parts.scheme], type=socket.SOCK_STREAM
+                    host, parts.port or DEFAULT_PORTS[parts.scheme], type=socket.SOCK_STREAM
                 )
                 sock = await start_connection(
                     addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY, interleave=1, socket_factory=create
@@ -253,9 +253,9 @@ class Http2Pool:
         error.__traceback__ = None
         ours: AiosmrtError
         if isinstance(error, _NoHttp2Error):
-            return SSLError(f'HTTP/2 is not spoken by endpoint URL: "{origin}"', endpoint_url=origin)
+            return SSLError(f'HTTP/2 is not spoken by endpoint URL: "{origin}"', endpoint_url=origin, cause="none")
         if isinstance(error, ssl.SSLCertVerificationError):
-            ours = SSLError(f'The certificate is not valid for endpoint URL: "{origin}"', endpoint_url=origin)
+            ours = bad_certificate(origin)
         elif isinstance(error, ssl.SSLError):
             ours = SSLError(f'TLS failed with endpoint URL: "{origin}"', endpoint_url=origin)
         elif isinstance(error, TimeoutError) and not isinstance(error, socket.gaierror):

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from aiosmrt._wire.decoders.base import Decoder
-from aiosmrt._wire.decoders.sse import EventDecoder
+from aiosmrt._wire.decoders.sse import FIELDS, EventDecoder
 from aiosmrt._wire.decoders.text import LinewiseDecoder, decode_utf8
 
 __all__ = ["JSONDecoder", "JSONLinesDecoder"]
@@ -34,8 +34,6 @@ _BRACKETS: Final = b"{[}]"
 _STEPS: Final = bytes.maketrans(_BRACKETS, b"\x01\x01\xff\xff")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(_BRACKETS))
 
-# A stream of events begins with one of these; a JSON value cannot.
-_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 # Data without a value; the latter ends the streams of OpenAI and of compatible servers.
 _SKIPPED: Final = ("", "[DONE]")
 _END_MARKER: Final = "[DONE]"
@@ -183,10 +181,11 @@ class JSONDecoder(Decoder[Any]):
             data = data.removeprefix(BOM_UTF8)
         start = data.lstrip(_BLANK_BYTES)
         self._offset += len(data) - len(start)
-        if start.startswith(_FIELDS):
+        # No JSON value begins so.
+        if start.startswith(FIELDS):
             self._events = _JSONEventDecoder()
             self._events._offset = self._offset
-        elif any(mark.startswith(start) for mark in (BOM_UTF8, *_FIELDS)):
+        elif any(mark.startswith(start) for mark in (BOM_UTF8, *FIELDS)):
             self._pending += start
             return b""
         self._begun = True

@@ -9,13 +9,14 @@ from typing import Final
 from aiosmrt._wire.decoders.base import Decoder, T
 from aiosmrt._wire.decoders.event import ServerSentEvent
 
-__all__ = ["EventDecoder", "SSEDecoder"]
+__all__ = ["FIELDS", "EventDecoder", "SSEDecoder"]
 
 # 10^18 milliseconds are 30 million years; int() needs some bound.
 _MAX_RETRY_DIGITS: Final = 18
 
 _MESSAGE: Final = "message"
-_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+"""How a line of server-sent events begins."""
 
 _NOT_A_FIELD: Final = "has a line that is not a field of server-sent events (data, event, id, retry) or a comment"
 _UNFINISHED: Final = "is unfinished: the stream ends inside a line"
@@ -181,4 +182,4 @@ class SSEDecoder(EventDecoder[ServerSentEvent]):
 
 def _is_begin_of_field(line: bytes | bytearray) -> bool:
     """Return whether a line is a field, a comment, or the beginning of one."""
-    return any(field.startswith(line) or line.startswith(field) for field in _FIELDS)
+    return any(field.startswith(line) or line.startswith(field) for field in FIELDS)

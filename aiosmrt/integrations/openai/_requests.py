@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import httpx2
 
-from aiosmrt._wire.operations import INVOKE_ENDPOINT
+from aiosmrt._wire.operations import CHAT_COMPLETIONS, INVOKE_ENDPOINT
 from aiosmrt.config import UNSET, Unset, shown
 from aiosmrt.errors import ParamValidationError
 from aiosmrt.integrations.openai._json import dumps, loads
@@ -29,6 +29,7 @@ _MEMBERS: Final = {
     for member in INVOKE_ENDPOINT.members
     if member.header is not None and member.header.lower().startswith(_OF_SAGEMAKER.decode())
 }
+_OF_OPENAI_ROUTE: Final = {member.name for member in CHAT_COMPLETIONS.members}
 
 
 class Deployment(NamedTuple):
@@ -121,11 +122,17 @@ class RequestReader:
         elif paths is not None and route == "openai":
             faults.append("paths does not go with route 'openai', which serves chat/completions alone")
         self._deployments = None if models is None else _deployments(models, faults)
+        if isinstance(default_model, str) and self._deployments and default_model not in self._deployments:
+            known = ", ".join(self._deployments)
+            faults.append(f"default_model must be one of models: {known}; got {shown(default_model)}")
         if faults:
             raise ParamValidationError(faults)
         given = (_CHAT,) if route == "openai" else PATHS if paths is None else [path.strip("/") for path in paths]
         # The longest first: "completions" is the end of "chat/completions".
         self._paths = sorted(dict.fromkeys(given), key=len, reverse=True)
+        self._members = {
+            header: name for header, name in _MEMBERS.items() if route != "openai" or name in _OF_OPENAI_ROUTE
+        }
         self._default_model = default_model
         self._container_model = container_model
 
@@ -162,12 +169,14 @@ class RequestReader:
             params["InferenceComponentName"] = component
         if any(name.lower().startswith(_OF_SAGEMAKER) for name, _ in request.headers.raw):
             for name, value in request.headers.items():
-                member = _MEMBERS.get(name)
+                member = self._members.get(name)
                 if member is not None:
                     params[member] = value
                 elif name.encode().startswith(_OF_SAGEMAKER):
-                    known = ", ".join(sorted(_MEMBERS))
-                    raise Refusal(400, "unknown_header", f"no call has a header {shown(name)}; known are {known}")
+                    known = ", ".join(sorted(self._members))
+                    raise Refusal(
+                        400, "unknown_header", f"no call on this route has a header {shown(name)}; known are {known}"
+                    )
         return Generation(path, model, streams, params)
 
     def _path(self, request: httpx2.Request) -> str:

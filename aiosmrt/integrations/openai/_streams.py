@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 import httpx2
 import openai
 
+from aiosmrt._wire.decoders.sse import FIELDS
 from aiosmrt.errors import AiosmrtError, DeserializationError, ResponseStreamingError
 from aiosmrt.integrations.openai._errors import envelope, envelope_of, stream_failure
 from aiosmrt.integrations.openai._json import loads
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["EventBytes", "LineEvents", "ServedStream"]
 
 _DONE: Final = b"data: [DONE]\n\n"
-_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 class Fault(NamedTuple):
@@ -249,7 +249,7 @@ def _fault_of_last(block: bytes) -> Fault | None:
     lines = block.split(b"\n")
     last = lines[-1].strip()
     if last and not last.startswith((b"data:", b":")):
-        begins = any(field.startswith(last) or last.startswith(field) for field in _FIELDS)
+        begins = any(field.startswith(last) or last.startswith(field) for field in FIELDS)
         return _UNFINISHED if begins else _NOT_EVENTS
     if all(not line.strip() or line.startswith(b":") for line in lines):
         return None
@@ -258,7 +258,7 @@ def _fault_of_last(block: bytes) -> Fault | None:
         return None
     # A whole line that is no field is the fault of the event, which tells so.
     whole = [line for line in lines[:-1] if line.strip()]
-    return _UNFINISHED if all(line.startswith(_FIELDS) for line in whole) else _NOT_EVENTS
+    return _UNFINISHED if all(line.startswith(FIELDS) for line in whole) else _NOT_EVENTS
 
 
 class LineEvents(Events):

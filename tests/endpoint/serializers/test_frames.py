@@ -149,7 +149,7 @@ def test_json_of_every_kind_of_pandas_column() -> None:
         {"i": 1, "n": 1, "f": 0.5, "b": True, "s": "x", "o": {"a": [1]}, "t": "2020-01-01 00:00:00"},
         {"i": 2, "n": None, "f": None, "b": False, "s": None, "o": None, "t": None},
     ]
-    assert refused(frame, JSON) == "data[0][6] is a Timestamp, which JSON lacks"
+    assert refused(frame, JSON) == "data[0][6] is of type Timestamp, which JSON lacks"
 
 
 @every_frame

@@ -88,19 +88,19 @@ def test_json_of_other_objects(data: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({1, 2}, "data is a set, which JSON lacks"),
-        ({"a": [0, {"b": [1, b"x"]}]}, "data[0][1][0][1] is a bytes, which JSON lacks"),
+        ({1, 2}, "data is of type set, which JSON lacks"),
+        ({"a": [0, {"b": [1, b"x"]}]}, "data[0][1][0][1] is of type bytes, which JSON lacks"),
         ([[1.0, 2.0], [3.0, math.nan]], "data[1][1] is NaN or infinite"),
         ({"scores": np.array([[0.0, math.inf]])}, "data[0][0][1] is NaN or infinite"),
         ([np.float32("nan")], "data[0] is NaN or infinite"),
-        ([1, np.datetime64("2020-01-01")], "data[1] is a datetime64, which JSON lacks"),
-        ([1, np.longdouble(1)], "data[1] is a longdouble, which JSON lacks"),
-        (np.array([1, 1j]), "data[0] is a complex, which JSON lacks"),
-        ([{"a": 1, (1, 2): 3}], "data[0] has an invalid JSON key: number 1 is a tuple"),
+        ([1, np.datetime64("2020-01-01")], "data[1] is of type datetime64, which JSON lacks"),
+        ([1, np.longdouble(1)], "data[1] is of type longdouble, which JSON lacks"),
+        (np.array([1, 1j]), "data[0] is of type complex, which JSON lacks"),
+        ([{"a": 1, (1, 2): 3}], "data[0] has an invalid JSON key: number 1 is of type tuple"),
         ([0, 10**5000], "data[1] is an integer with more digits than Python writes"),
         (CIRCLE, "data contains itself, or has a fault more than 100 levels down"),
-        (Color.RED, "data is a Color, which JSON lacks"),
-        ((i for i in range(3)), "data is a generator, which JSON lacks"),
+        (Color.RED, "data is of type Color, which JSON lacks"),
+        ((i for i in range(3)), "data is of type generator, which JSON lacks"),
     ],
 )
 def test_json_errors_name_the_fault_and_its_position(data: Any, said: str) -> None:
@@ -109,7 +109,7 @@ def test_json_errors_name_the_fault_and_its_position(data: Any, said: str) -> No
 
 def test_json_of_any_depth_is_written_or_refused() -> None:
     assert JSON.serialize(nested(90, 1)) == b"[" * 90 + b"1" + b"]" * 90
-    assert refused(nested(90, {1})) == f"data{'[0]' * 90} is a set, which JSON lacks"
+    assert refused(nested(90, {1})) == f"data{'[0]' * 90} is of type set, which JSON lacks"
     assert "more than 100 levels down" in refused(nested(100_000, 1))
     assert "nested too deeply" in unreadable(b"[" * 200_000)
 
@@ -118,7 +118,7 @@ def test_json_of_any_depth_is_written_or_refused() -> None:
 def test_json_reports_the_first_fault(first: int, more: int) -> None:
     values: list[Any] = list(range(200))
     values[first], values[first + more] = {1}, {2}
-    assert refused({"a": 1, "b": values}).startswith(f"data[1][{first}] is a set")
+    assert refused({"a": 1, "b": values}).startswith(f"data[1][{first}] is of type set")
 
 
 def test_nan_is_sent_on_request_and_always_read() -> None:
@@ -148,7 +148,7 @@ def test_default_is_called_for_unknown_types() -> None:
 )
 def test_a_default_that_does_not_help(default: Callable[[Any], object]) -> None:
     said = refused([1, Color.RED], JSONCodec(default=default))
-    assert said == "data[1] is a Color, for which default returned nothing that JSON can express"
+    assert said == "data[1] is of type Color, for which default returned nothing that JSON can express"
 
 
 class Moody:
@@ -166,7 +166,7 @@ class Moody:
 
 def test_a_default_that_helps_only_the_second_time() -> None:
     assert refused({"a": Color.RED}, JSONCodec(default=Moody())) == (
-        "data is a dict, for which default returned nothing that JSON can express"
+        "data is of type dict, for which default returned nothing that JSON can express"
     )
 
 
@@ -220,7 +220,7 @@ def test_json_lines_of_other_objects(data: Any, expected: bytes) -> None:
         (7, "data must be an ordered iterable of values; got a int"),
         (np.float64(7), "data must be an ordered iterable of values; got a float64"),
         (np.array(7), "data must be an ordered iterable of values; got a ndarray"),
-        ([1, {"a": {2}}], "data[1][0] is a set, which JSON lacks"),
+        ([1, {"a": {2}}], "data[1][0] is of type set, which JSON lacks"),
         ([1, math.nan], "data[1] is NaN or infinite"),
     ],
 )

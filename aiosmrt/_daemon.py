@@ -1,8 +1,8 @@
 """Blocking work in a daemon thread, for which no one waits once its caller is cancelled.
 
-Finding credentials blocks: botocore is imported, files are read, services are called, a code is asked for on the
-terminal. None of that can be interrupted, and it may take minutes. A thread of a pool would delay the end of the
-program, which joins it; and a shared pool may be full of the application's own work.
+It is for work that may block for minutes and cannot be interrupted: finding credentials, reading from a terminal. A
+thread of a pool would delay the end of the program, which joins it; and a shared pool may be full of the application's
+own work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["run_in_daemon_thread"]
 T = TypeVar("T")
 
 
-async def run_in_daemon_thread(function: Callable[[], T], name: str = "aiosmrt-credentials") -> T:
+async def run_in_daemon_thread(function: Callable[[], T], name: str = "aiosmrt-blocking") -> T:
     """Call a function in a new thread.
 
     When cancelled, this ends at once. The function then runs to its end in the thread, and its result is dropped; the
@@ -26,7 +26,7 @@ async def run_in_daemon_thread(function: Callable[[], T], name: str = "aiosmrt-c
 
     Args:
         function: the work.
-        name: the thread's name.
+        name: the thread's name. Defaults to ``"aiosmrt-blocking"``.
 
     Raises:
         Exception: what the function raised.

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from aiosmrt._aws.daemon import run_in_daemon_thread
+from aiosmrt._daemon import run_in_daemon_thread
 
 
 async def test_the_result_comes_from_another_thread_with_the_callers_context() -> None:
@@ -19,7 +19,7 @@ async def test_the_result_comes_from_another_thread_with_the_callers_context() -
     variable.set("mine")
     thread, value = await run_in_daemon_thread(lambda: (threading.current_thread(), variable.get()))
     assert thread is not threading.current_thread()
-    assert thread.daemon
+    assert (thread.daemon, thread.name) == (True, "aiosmrt-blocking")
     assert value == "mine"
 
 
@@ -89,7 +89,7 @@ async def test_cancelling_ends_the_wait_at_once_and_the_thread_by_itself(fails: 
 
 PROGRAM = """
 import asyncio, threading
-from aiosmrt._aws.daemon import run_in_daemon_thread
+from aiosmrt._daemon import run_in_daemon_thread
 
 entered = threading.Event()
 
