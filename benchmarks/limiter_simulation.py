@@ -734,16 +734,34 @@ def table(cells: dict[str, dict[str, list[Cell]]]) -> str:
     return "\n".join(lines)
 
 
-def bounds(seed: int) -> str:
-    """What no rule can do that sees only what a client sees, as tables in Markdown."""
-    lines = ["| factor | first 5 s | 10 s | 20 s | 60 s |", "|---|--:|--:|--:|--:|"]
-    service = Service("silent queue", ((0.0, 64),), _SILENT, seconds=60.0)
+def starts(service: Service, factors: Sequence[float], ends: Sequence[float], seed: int) -> list[list[float]]:
+    """What a rule carries out from the start to some seconds, as shares of what the right fixed number does.
+
+    Args:
+        service: where the right number does not change.
+        factors: by which the rule multiplies its number in a round trip, to the right one and no further.
+        ends: the seconds.
+        seed: of all runs.
+
+    Returns:
+        The shares by factor.
+    """
     right = round(service.ideal(0.0))
     knowing = simulate(service, lambda: Fixed(right), seed)
-    for factor in (1.3, 1.5, 2.0, 3.0, 4.0):
-        run = simulate(service, partial(Ramp, factor, right), seed)
-        shares = [f"{run.goodput(0.0, end) / knowing.goodput(0.0, end):.3f}" for end in (5.0, 10.0, 20.0, 60.0)]
-        lines.append(f"| {factor} | {' | '.join(shares)} |")
+    runs = [simulate(service, partial(Ramp, factor, right), seed) for factor in factors]
+    return [[run.goodput(0.0, end) / knowing.goodput(0.0, end) for end in ends] for run in runs]
+
+
+def bounds(seed: int) -> str:
+    """What no rule can do that sees only what a client sees, as tables in Markdown."""
+    factors, ends = (1.3, 1.5, 2.0, 3.0, 4.0), (5.0, 10.0, 20.0, 60.0)
+    lines = ["| service | factor | first 5 s | 10 s | 20 s | 60 s |", "|---|--:|--:|--:|--:|--:|"]
+    for service in (
+        Service("silent queue, 64 workers", ((0.0, 64),), _SILENT, seconds=60.0),
+        replace(next(service for service in SERVICES if service.batch), name="batching, 128 slots", seconds=60.0),
+    ):
+        for factor, shares in zip(factors, starts(service, factors, ends, seed), strict=True):
+            lines.append(f"| {service.name} | {factor} | {' | '.join(f'{share:.3f}' for share in shares)} |")
     lines += ["", "| calls of the one client | refused of four's | refused at random | calls to tell | seconds |"]
     lines.append("|---|--:|--:|--:|--:|")
     shared = replace(

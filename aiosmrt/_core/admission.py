@@ -393,16 +393,17 @@ class Admission:
             sent_among: requests that were outstanding when it was sent, this one included.
         """
         self._used_at = now = self._clockwork.clock()
-        if self.state.illness is None and caller is not self._prober:
+        state = self.state
+        if state.illness is None and caller is not self._prober:
             # It does not make a healthy target ill: all that may follow is more slots.
-            self.state.on_success(started_at, now, self.in_use, sent_among=sent_among)
+            state.on_success(started_at, now, self.in_use, sent_among=sent_among)
             if self.waiting:
                 self._attend()
             return
         probe = self._probe_answered(caller)
-        before, ill_before = self.state.illness, self.seconds_ill(now)
-        self.state.on_success(started_at, now, self.in_use, sent_among=sent_among, probe=probe)
-        if self.state.illness is not None:
+        before, ill_before = state.illness, self.seconds_ill(now)
+        state.on_success(started_at, now, self.in_use, sent_among=sent_among, probe=probe)
+        if state.illness is not None:
             # It has made the next probe due.
             self._stop_probe_timer()
         self._changed(before, ill_before)

@@ -7,9 +7,10 @@ were in flight. Round trips are not: they grow both where calls wait in a silent
 and in a server that batches, which more calls make productive. No threshold on latency tells the two apart.
 
 - *Spread.* Waiting adds the same time to every round trip, so it squeezes the spread of their logarithms; batching
-  multiplies them, and leaves that spread alone. The rule compares the present spread (the mean difference between the
-  logarithms of successive round trips) with the one when nothing waited. Where it is squeezed, the limit is cut in
-  proportion; where it is not, the limit grows.
+  multiplies them, and leaves that spread alone. The rule compares the present spread (the standard deviation of the
+  logarithms of a batch of round trips) with the one when nothing waited. Where it is squeezed, the limit is cut in
+  proportion; where it is not, the limit grows. The order of the round trips says nothing: calls that were sent
+  together come back in the order of their times, so that each is like the one before.
 - *Rate.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the rule
   measures: calls in flight divided by their round trip are the rate at which calls complete (Little's law). While the
   rate grows with their number the limit goes up, where it does not the limit goes back and stays, and tries a
@@ -36,7 +37,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from math import ceil, exp, inf, log, sqrt
+from math import ceil, dist, exp, inf, log, log2, pi, sqrt
 from operator import sub
 from typing import Final, Literal
 
@@ -53,8 +54,12 @@ _ROUND_TRIPS_OF_BATCH: Final = 0.7
 _SMALLEST_BATCH: Final = 8
 _SMALL_BATCH: Final = 24
 _LARGEST_BATCH: Final = 64
-# The shortest round trip in seconds, for logarithms and rates: a coarse clock reads 0.
+# By how much more, where that completes a measurement.
+_STRETCHED: Final = 1.5
+# What a round trip that a coarse clock reads as 0 counts for, in seconds.
 _SHORTEST: Final = 1e-6
+# Logarithms of round trips are taken to the base of 2: math.log2 has one argument, and costs half of math.log or less.
+_LN_2: Final = log(2)
 # A limit of which less is in use is not being tested.
 _TESTED: Final = 0.7
 
@@ -64,7 +69,18 @@ _SLOW: Final = 128
 _LEVEL: Final = 32
 # The share of a batch of so many in each of the three.
 _SHARES: Final = tuple(
-    tuple(1 - (1 - 1 / reach) ** count for reach in (_FAST, _SLOW, _LEVEL)) for count in range(_LARGEST_BATCH + 1)
+    tuple(1 - (1 - 1 / reach) ** count for reach in (_FAST, _SLOW, _LEVEL))
+    for count in range(int(_STRETCHED * _LARGEST_BATCH) + 1)
+)
+# The spread of a batch of so many for the distance of its logarithms from their mean: the standard deviation, without
+# the bias of a small sample, times the mean difference between two normal numbers of standard deviation 1.
+_SPREADS: Final = (
+    0.0,
+    0.0,
+    *(
+        _LN_2 * (1 + 0.25 / (count - 1)) / sqrt(count - 1) * 2 / sqrt(pi)
+        for count in range(2, int(_STRETCHED * _LARGEST_BATCH) + 1)
+    ),
 )
 # Successes that tell spread and level without waiting at the start, and at most so many while the level stays.
 _FIRST: Final = 48
@@ -124,6 +140,9 @@ _TRIAL: Final = 0.5
 _IN_VAIN: Final = 0.2
 _RISING: Final = 0.15
 _REVERSALS: Final = 0.2
+# The share of the limit in flight at a refusal from which on it is the limit that decides how many are. Below, calls
+# hold their slots in back-off, and the number is chance.
+_GOVERNED: Final = 0.85
 _FEWER: Final = 0.7
 # Round trips in which a limit that falls so far shows less capacity, and not others; and the calls below the largest at
 # which it begins to fall.
@@ -273,7 +292,8 @@ class AdaptiveRule:
         self._times: list[float] = []
         self._sent: list[int] = []
         self._left = 1
-        # Averages of the spread and the level, and both without waiting.
+        # Averages of the spread and the level, and both without waiting; the spread as the mean difference between the
+        # logarithms of two round trips.
         self._samples = 0
         self._last = 0.0
         self._fast = self._slow = self._ref = 0.0
@@ -356,7 +376,7 @@ class AdaptiveRule:
                 self._high = in_flight / _FEWER
             else:
                 self._shared = _SHARED_FOR
-        elif direction:
+        elif direction and in_flight >= _GOVERNED * self.limit:
             self._reversals += 0.1 * ((direction == -self._direction) - self._reversals)
             self._direction = direction
             if self._reversals > _REVERSALS:
@@ -409,7 +429,7 @@ class AdaptiveRule:
             left = least
         elif left > _LARGEST_BATCH:
             left = _LARGEST_BATCH
-        if self._ref < _REGULAR and 0 < self._climb.left < left:
+        if self._ref < _REGULAR and 0 < self._climb.left <= _STRETCHED * left:
             left = self._climb.left
         self._left = left
 
@@ -419,11 +439,8 @@ class AdaptiveRule:
 
     def _look(self) -> None:
         """Judge a batch of successes."""
-        times, limit = self._times, self._exact
-        count = len(times)
-        if min(times) < _SHORTEST:
-            # A clock may stand still between two events.
-            times[:] = [max(seconds, _SHORTEST) for seconds in times]
+        limit = self._exact
+        count = len(self._times)
         among = sum(self._sent) / count
         self._average(count, among)
         trips = count / limit
@@ -461,12 +478,22 @@ class AdaptiveRule:
 
     def _average(self, count: int, among: float) -> None:
         """Take a batch of so many, sent among so many, into the averages."""
-        logs = [*map(log, self._times)]
+        try:
+            logs = [*map(log2, self._times)]
+        except ValueError:
+            # A clock may stand still between two events.
+            self._times = [max(seconds, _SHORTEST) for seconds in self._times]
+            logs = [*map(log2, self._times)]
         mean = sum(logs) / count
-        logs.append(self._last if self._samples else logs[0])
-        self._last = logs[-2]
-        # From each to the next, and from the one before them to the first.
-        spread = (sum(map(abs, map(sub, logs, logs[1:-1]))) + abs(logs[0] - logs[-1])) / count
+        if count == 1 or self._ref < _REGULAR:
+            # From each to the next, and from the one before them to the first: of regular round trips a few that are
+            # far longer would make all of the standard deviation.
+            before = self._last if self._samples else logs[0]
+            spread = _LN_2 * (sum(map(abs, map(sub, logs, logs[1:]))) + abs(logs[0] - before)) / count
+        else:
+            spread = _SPREADS[count] * dist(logs, [mean] * count)
+        self._last = logs[-1]
+        mean *= _LN_2
         size = log(among)
         self._samples = samples = self._samples + count
         if samples <= _WAITLESS and (samples <= _FIRST or self._is_waitless()):
@@ -633,7 +660,7 @@ class _Climb:
         """Begin a measurement, without so many calls that were sent before."""
         self._skip = skip
         self._count, self._sum, self._sent = 0, 0.0, 0
-        # Successes to the end of the measurement; 0 while it has not begun.
+        # Successes to the end of the measurement, or to its begin; 0 where that is not known.
         self.left = 0
 
     def judge(self, times: list[float], sent: list[int], limit: float) -> float:
@@ -657,12 +684,12 @@ class _Climb:
                 return max(wanted, 0.25 * limit)
         if self._skip > 0:
             self._skip -= count
+            self.left = ceil(self._skip) if self._skip > 0 else self._needed(limit)
             return limit
         self._count += count
         self._sum += seconds
         self._sent += among
-        trips = max(ceil(_ENOUGH / int(limit)), 2 if self._mode == "up" and self._step < 0.1 else 1)
-        self.left = max(int(limit) * trips - self._count, 0)
+        self.left = max(self._needed(limit) - self._count, 0)
         if self.left:
             return limit
         number, seconds = self._sent / self._count, self._sum / self._count
@@ -670,7 +697,13 @@ class _Climb:
         self._lowest = min(self._lowest, seconds)
         wanted = self._measured(number, seconds, limit)
         self._begin(max(limit, wanted) if int(wanted) != int(limit) else 0.0)
+        self.left = ceil(self._skip) or self._needed(wanted)
         return wanted
+
+    def _needed(self, limit: float) -> int:
+        """The successes that make a measurement."""
+        whole = max(int(limit), 1)
+        return whole * max(ceil(_ENOUGH / whole), 2 if self._mode == "up" and self._step < 0.1 else 1)
 
     def _at_the_rate_of(self, number: float, seconds: float, times: float) -> float:
         """The calls that complete as fast with the usual round trip, if they take so many times longer; else inf."""

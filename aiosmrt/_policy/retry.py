@@ -204,32 +204,31 @@ class RetryBucket:
     RetryBucketStatistics(tokens=7, max_tokens=20, granted=1, refused=1)
     """
 
-    __slots__ = ("_granted", "_max_tokens", "_refused", "_tokens")
+    __slots__ = ("_granted", "_max_tokens", "_refused", "_tokens", "is_full")
 
     def __init__(self, max_tokens: int = 500) -> None:
         self._max_tokens = max_tokens
         self._tokens = max_tokens
         self._granted = 0
         self._refused = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it holds all that it can."""
-        return self._tokens == self._max_tokens
+        # Whether it holds all that it can: read for every success, so an attribute and not a computation.
+        self.is_full = True
 
     def withdraw(self, cost: int) -> bool:
         """Take ``cost`` tokens for a retry, all or none, and return whether they were there."""
         if cost > self._tokens:
             self._refused += 1
             return False
-        self._tokens -= cost
+        self._tokens = tokens = self._tokens - cost
+        self.is_full = tokens == self._max_tokens
         self._granted += 1
         return True
 
     def on_success(self, refund: int = 1) -> None:
         """Give tokens back after a call's success: what its last retry took, or 1 when it took nothing."""
-        if self._tokens != self._max_tokens:
-            self._tokens = min(self._tokens + refund, self._max_tokens)
+        if not self.is_full:
+            self._tokens = tokens = min(self._tokens + refund, self._max_tokens)
+            self.is_full = tokens == self._max_tokens
 
     def statistics(self) -> RetryBucketStatistics:
         """Count tokens and retries."""

@@ -259,7 +259,8 @@ class AdmissionState:
         """
         self._streak = self._failures = 0
         self._slowest_refusal = 0.0
-        self.bucket.on_success()
+        if not self.bucket.is_full:
+            self.bucket.on_success()
         if self.illness is None:
             limit = self._limit
             limit.on_success(started_at, now, in_flight, sent_among=sent_among)

@@ -21,6 +21,7 @@ from benchmarks.limiter_simulation import (
     moved,
     rules,
     simulate,
+    starts,
     table,
 )
 
@@ -125,3 +126,20 @@ def test_the_all_knowing_limit_compares_with_itself_as_one() -> None:
     cell = measure(run, run)
     assert cell == Cell(1.0, 1.0, 0.0, None, None, None, None, cell.start)
     assert "| AllKnowing | silent queue | 1.00 | 1.00 | 0.00 |" in table({"AllKnowing": {"silent queue": [cell]}})
+
+
+def test_the_best_start_loses_what_its_round_trips_to_the_right_number_cost() -> None:
+    """A success multiplies the number n by f^(1/n), and those of a moment were sent a round trip before: n grows by a
+    factor of e^x in a round trip, with x e^x = log f, from 4 to all 64 workers.
+    """
+    service = replace(SERVICES[2], name="start", workers=((0.0, 64),), sigma=0.05, network=0.0, seconds=8.0)
+    factors, ends = (1.5, 2.0, 4.0), (4.0, 8.0)
+    for factor, shares in zip(factors, starts(service, factors, ends, seed=1), strict=True):
+        x = 0.5
+        for _ in range(20):
+            x -= (x * math.exp(x) - math.log(factor)) / ((1 + x) * math.exp(x))
+        # In round trips of all workers: the climb, without what is at work in it.
+        lost = (math.log(64 / 4) - (1 - 4 / 64)) / x
+        for end, share in zip(ends, shares, strict=True):
+            assert 1 - share == pytest.approx(lost * service.mean / end, rel=0.15)
+    assert starts(service, (1.0,), ends, seed=1)[0] == pytest.approx([4 / 64, 4 / 64], rel=0.05)

@@ -113,6 +113,18 @@ def test_round_trips_that_are_all_longer_by_a_factor_do_not_lower_it() -> None:
     assert rule.limit >= before
 
 
+def test_round_trips_that_come_back_in_the_order_of_their_lengths_do_not_lower_it() -> None:
+    """As of calls that were sent together: each is like the one before, but all together they vary as ever."""
+    rule = AdaptiveLimit(initial=50).new()
+    seconds = lognormal(1)
+    succeed(rule, seconds, 400)
+    for _ in range(40):
+        before = rule.limit
+        sent_together = iter(sorted(seconds() for _ in range(12)))
+        succeed(rule, lambda: next(sent_together), 12)  # noqa: B023
+        assert rule.limit >= before
+
+
 def test_refusals_lower_it_by_exactly_the_excess() -> None:
     rule = AdaptiveLimit(initial=64).new()
     for in_flight in range(64, 8, -1):
@@ -163,6 +175,19 @@ def test_refusals_at_one_call_more_or_less_do_not_show_other_clients(further: in
     stand_still(rule, seconds, 8)
     for number in range(24):
         rule.on_throttle(0.0, 0.001, 60 - further * (number % 2))
+        succeed(rule, seconds, 48)
+    assert is_cut_where_calls_wait(rule, seconds) is is_cut
+
+
+@pytest.mark.parametrize(("in_flight", "is_cut"), [(45, True), (57, False)])
+def test_refusals_while_calls_hold_their_slots_in_back_off_do_not_show_other_clients(
+    in_flight: int, is_cut: bool
+) -> None:
+    rule, seconds = AdaptiveLimit(initial=60).new(), lognormal(1)
+    stand_still(rule, seconds, 8)
+    for number in range(6):
+        # The number in flight goes up and down below the limit.
+        rule.on_throttle(0.0, 0.001, in_flight + 3 * (number % 2))
         succeed(rule, seconds, 48)
     assert is_cut_where_calls_wait(rule, seconds) is is_cut
 
@@ -389,6 +414,13 @@ def figures(name: str, seed: int, seconds: float | None = None) -> Cell:
     return measure(simulate(service, AdaptiveLimit().new, seed), simulate(service, AllKnowing, seed))
 
 
+def variant(name: str, seed: int, number: int) -> Cell:
+    """The figures of the simulator's variant with this number and seed."""
+    service = moved(BY_NAME[name], random.Random(f"{seed} {name} {number}"))
+    seed += number
+    return measure(simulate(service, AdaptiveLimit().new, seed), simulate(service, AllKnowing, seed))
+
+
 @pytest.mark.parametrize("name", ["bounded queue", "silent queue", "wide, no queue", "wide, silent", "quota"])
 def test_a_steady_service_is_used_without_a_queue(name: str) -> None:
     cell = figures(name, seed=11, seconds=20.0)
@@ -423,22 +455,25 @@ def test_four_clients_that_start_one_after_the_other_come_to_the_same_limit() ->
     assert cell.refused <= 0.1
 
 
-def test_clients_that_start_later_leave_the_first_one_its_share() -> None:
-    """Here the first client takes the others for a queue that it cannot shorten, before it is refused among fewer."""
-    service = moved(BY_NAME["four clients"], random.Random("1 four clients 6"))
-    run = simulate(service, AdaptiveLimit().new, 7)
+@pytest.mark.parametrize("seed", [1, 3])
+def test_four_clients_that_are_hard_to_tell_apart_come_to_the_same_limit(seed: int) -> None:
+    """The first takes the others for a queue that it cannot shorten; or calls come back in the order of their times."""
+    service = moved(BY_NAME["four clients"], random.Random(f"{seed} four clients 6"))
+    run = simulate(service, AdaptiveLimit().new, seed + 6)
     assert run.jain(service.seconds * 2 / 3, service.seconds) >= 0.95
 
 
 def test_a_queue_of_refusals_after_lost_capacity_is_not_taken_for_other_clients() -> None:
-    service = moved(BY_NAME["steps, refusing"], random.Random("1 steps, refusing 7"))
-    cell = measure(simulate(service, AdaptiveLimit().new, 8), simulate(service, AllKnowing, 8))
-    assert cell.p95 <= 1.5
+    assert variant("steps, refusing", 1, 7).p95 <= 1.5
 
 
 def test_a_few_refusals_at_random_do_not_make_a_service_slow() -> None:
-    cell = figures("refused at random", seed=15)
-    assert cell.goodput >= 0.75
+    assert figures("refused at random", seed=15).goodput >= 0.85
+    assert variant("refused at random", 161803, 2).goodput >= 0.8
+
+
+def test_a_slow_server_that_batches_is_filled_though_its_calls_come_back_in_the_order_of_their_lengths() -> None:
+    assert variant("batching", 161803, 2).goodput >= 0.95
 
 
 @pytest.mark.parametrize("name", [service.name for service in REGULAR])
