@@ -264,6 +264,25 @@ async def test_a_graceful_goaway_lets_streams_finish_and_takes_no_more() -> None
         await peer.lost.wait()
 
 
+@pytest.mark.parametrize("status", [408, 421])
+async def test_a_status_that_asks_for_another_connection_lets_other_streams_finish(status: int) -> None:
+    async with http2_server() as server, pool_of(server) as pool:
+        refused, other = await begin(pool), await begin(pool)
+        peer = await server.peer()
+        first, second = await peer.request(), await peer.request()
+        peer.answer(first, status, end=True)
+        await refused.wait_for_head()
+        refused.close()
+        await begin(pool)
+        assert await (await server.peer(1)).request() == 1
+        peer.answer(second)
+        peer.send(second, b"two", end=True)
+        assert await everything(other) == b"two"
+        other.end_input()
+        other.close()
+        await peer.lost.wait()
+
+
 async def test_a_limit_of_streams_opens_another_connection() -> None:
     async with http2_server(max_streams=2) as server, pool_of(server) as pool:
         links = await asyncio.gather(*(begin(pool) for _ in range(7)))

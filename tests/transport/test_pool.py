@@ -415,6 +415,23 @@ async def test_a_cancelled_task_whose_connection_is_anothers_already(
 
 
 @each_way
+@pytest.mark.parametrize("status", [408, 421])
+@pytest.mark.parametrize("whole_at_once", [True, False])
+async def test_a_status_that_asks_for_another_connection(
+    carry: Carry, status: int, whole_at_once: bool, transport: Transport, server: RawServer
+) -> None:
+    rest = asyncio.Event()
+    answer = response(status, b"no")
+    server.play([answer] if whole_at_once else [answer[:-1], rest, answer[-1:]])
+    first = asyncio.create_task(_as_task(carry(transport, request())))
+    await server.received(1)
+    rest.set()
+    assert (await first).status == status
+    assert [(await carry(transport, request())).status for _ in range(2)] == [200, 200]
+    assert [asked.connection for asked in server.requests] == [0, 1, 1]
+
+
+@each_way
 @only_pooled
 async def test_a_cancelled_task_whose_connection_is_idle(carry: Carry, transport: Transport, server: RawServer) -> None:
     """Its response was complete, so the connection is reused."""

@@ -13,6 +13,7 @@ from aiosmrt._transport.aiohttp_session.orphans import OpenResponses
 from aiosmrt._transport.base import MAX_ERROR_BYTES, OnData, Reply
 from aiosmrt._transport.failures import body_error, broken_off, too_large
 from aiosmrt._transport.sockets import UnreadCheck, unread_check, was_closed_properly
+from aiosmrt._wire.http1 import ON_ANOTHER_CONNECTION
 
 __all__ = ["Response", "SessionReplyStream"]
 
@@ -100,6 +101,8 @@ class SessionReplyStream:
             # The session is the caller's. A response without a connection is a mock's.
             self._handler = None if connection is None else connection.protocol
             self._tls = None if transport is None else transport.get_extra_info("ssl_object")
+        if self.status in ON_ANOTHER_CONNECTION and self._handler is not None:
+            self._handler.force_close()
         open_responses.add(response)
 
     async def receive(self, on_data: OnData) -> bool:

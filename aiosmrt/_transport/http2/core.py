@@ -36,6 +36,7 @@ from h2.exceptions import NoAvailableStreamIDError, ProtocolError
 from hpack import HeaderTuple
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PushPromiseFrame
 
+from aiosmrt._wire.http1 import ON_ANOTHER_CONNECTION
 from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, FRAME_HEAD, MAX_FRAME_BYTES, STREAM_ID_BITS, Connection
 
 __all__ = ["CONNECTION_WINDOW_BYTES", "STREAM_WINDOW_BYTES", "Core", "Failure", "Stream"]
@@ -141,7 +142,7 @@ class Core:
         # the streams with something pending, by number, and how much that is together
         self._writing: dict[int, Stream] = {}
         self._pending_bytes = 0
-        # The server's GOAWAY, or a broken connection: no further streams.
+        # The server's GOAWAY, a status that asks for another connection, or a broken one: no further streams.
         self.is_draining = False
         self.failure: Failure | None = None
         self.has_settings = False
@@ -392,6 +393,8 @@ class Core:
             self._h2.bypass(stream.stream_id)
             if not _take_head(stream, event.headers):
                 self._refuse(stream)
+            if stream.status in ON_ANOTHER_CONNECTION:
+                self.is_draining = True
         elif isinstance(event, StreamEnded):
             if stream._still_due and stream.status not in _WITHOUT_BODY:
                 self._refuse(stream)
