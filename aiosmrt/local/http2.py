@@ -13,7 +13,7 @@ import math
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from email.utils import formatdate
 from typing import Any, Final, cast
 
@@ -284,17 +284,18 @@ class _Exchange:
     async def _run(self) -> None:
         record = self._record
         try:
-            async with AsyncExitStack() as stack:
-                await self._answer(stack)
-            record.outcome = "answered"
-            if not self.input_ended:
+            # A model may fail as it is left, which is in the log and changes no outcome.
+            with suppress(ContainerFailure):
+                async with AsyncExitStack() as stack:
+                    try:
+                        await self._answer(stack)
+                        record.outcome = "answered"
+                    except _Cut:
+                        record.outcome = "cut"
+            if record.outcome == "answered" and not self.input_ended:
                 await self._linger()
-        except _Cut:
-            record.outcome = "cut"
         except ProtocolError:
             pass  # the client has reset the stream, or its connection is lost
-        except ContainerFailure:
-            pass  # as the model was left, which is in the log
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._connection.flush()

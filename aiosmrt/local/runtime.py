@@ -440,11 +440,13 @@ class LocalRuntime:
 
     def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the thread of the runtime's event loop."""
-        return function(*arguments) if self._thread is None else self._thread.call(function, *arguments)
+        thread = self._thread  # another thread may end the runtime
+        return function(*arguments) if thread is None else thread.call(function, *arguments)
 
     async def _until(self, predicate: Callable[[], bool]) -> None:
         waiting = self._progress.until(predicate)
-        await (waiting if self._thread is None else self._thread.wait_for(waiting))
+        thread = self._thread
+        await (waiting if thread is None else thread.wait_for(waiting))
 
     def __enter__(self) -> Self:
         if self._web is not None:

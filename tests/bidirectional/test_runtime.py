@@ -412,6 +412,24 @@ async def test_a_callable_that_fails_as_its_caller_leaves_is_in_the_log_and_in_n
     assert "secret" not in caplog.text
 
 
+async def test_a_callable_that_fails_as_it_is_left_changes_no_outcome() -> None:
+    async def failing(invocation: Invocation) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"one"
+        finally:
+            raise OSError
+
+    async with local_runtime({"echo": failing}, http2_port=0) as runtime, client_of(runtime) as client:
+        runtime.inject("echo", faults.Truncate(after_parts=1, after_bytes=5))
+        async with conversation(client) as stream:
+            await anext(stream)
+            with pytest.raises(aiosmrt.EventStreamFormatError):
+                await anext(stream)
+        (record,) = await runtime.wait_for_requests(1)
+    assert record.outcome == "cut"
+
+
 # Faults and limits
 
 
