@@ -20,6 +20,7 @@ import aiohttp
 import pytest
 
 from aiosmrt.errors import AiosmrtError, ClientStateError
+from aiosmrt.local import containers
 from aiosmrt.local.containers import ContainerError, ModelContainer
 from tests.support.virtual_time import VirtualTime
 
@@ -414,3 +415,36 @@ async def test_ends_when_its_supervisor_is_killed() -> None:
         os.kill(supervisor, signal.SIGKILL)
         assert wait_for_end(main)
         assert await model.wait() == -signal.SIGKILL
+
+
+# Runs the supervisor; the process that it forks may get a signal before anything else happens in it.
+BEGINNING = """
+import os, runpy, signal, sys
+
+fork = os.fork
+
+
+def stopped_at_once():
+    pid = fork()
+    if not pid:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return pid
+
+
+if sys.argv.pop(1) == "stopped":
+    os.fork = stopped_at_once
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+BLOCKED = "import signal, sys; sys.exit(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
+
+
+@pytest.mark.parametrize(
+    ("begins", "code", "status"),
+    [("stopped", "", -signal.SIGTERM), ("unhindered", BLOCKED, 0)],
+    ids=["a signal is not lost", "no signal is blocked"],
+)
+def test_a_command_has_its_own_signals_from_the_beginning(begins: str, code: str, status: int) -> None:
+    supervisor = str(Path(containers.__file__).with_name("supervisor.py"))
+    command = [sys.executable, "-ISc", BEGINNING, begins, supervisor, "60", str(os.getpid()), "0"]
+    with subprocess.Popen([*command, sys.executable, "-ISc", code], stdin=subprocess.PIPE) as process:
+        assert process.wait(60) == status
