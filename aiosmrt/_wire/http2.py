@@ -35,7 +35,7 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, Event, StreamReset
 from h2.exceptions import InvalidBodyLengthError, ProtocolError, StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
-from h2.stream import StreamClosedBy
+from h2.stream import StreamClosedBy, StreamState
 from hpack import Decoder, HeaderTuple, HPACKError, NeverIndexedHeaderTuple, OversizedHeaderListError
 from hpack.hpack import log as _log_of_blocks
 from hpack.table import log as _log_of_tables
@@ -212,14 +212,12 @@ class Connection(H2Connection):
                 raise
         except ProtocolError as error:
             stream = self.streams.get(frame.stream_id)
-            # What is wrong with more than a message has its own class, or closes a state machine by itself.
-            if (
-                type(error) is not ProtocolError
-                or stream is None
-                or (stream.closed and stream.closed_by is None)
-                or self.state_machine.state is ConnectionState.CLOSED
-            ):
+            # What is wrong with more than a message has its own class, or closes the connection's state machine.
+            if type(error) is not ProtocolError or stream is None or self.state_machine.state is ConnectionState.CLOSED:
                 raise
+            if stream.closed and stream.closed_by is None:
+                # h2 has closed it in silence, for an informational head after the final one: then nothing resets it.
+                stream.state_machine.state = StreamState.OPEN
         return [], [] if was_reset else self._refused(frame.stream_id)
 
     def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:

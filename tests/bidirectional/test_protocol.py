@@ -283,6 +283,7 @@ STREAM_ERRORS: dict[str, tuple[bytes, set[ErrorCodes]]] = {
     "8.2.2 TE that is not trailers": (head(changed("te", "trailers, deflate;q=0.5")), PROTOCOL),
     "8.3 an unknown pseudo-header": (head(changed(":unknown", "value")), PROTOCOL),
     "8.3 a response's pseudo-header": (head(changed(":status", "200")), PROTOCOL),
+    "8.3 an informational response's pseudo-header": (head(changed(":status", "100")), PROTOCOL),
     "8.3 a pseudo-header after another field": (head([("x-name", "value"), *REQUEST]), PROTOCOL),
     "8.3 a pseudo-header in trailers": (head() + head([(":method", "GET")], end=True), PROTOCOL),
     "8.3.1 an empty path": (head(changed(":path", "")), PROTOCOL),

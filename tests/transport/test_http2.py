@@ -476,7 +476,7 @@ async def outcomes(pieces: list[bytes]) -> None:
         link.close()
 
 
-SETTINGS = frame_of(4, b"")
+SETTINGS = frame_of(4, b"", stream=0)
 FRAMES = st.builds(
     frame_of,
     st.integers(0, 10),
@@ -797,6 +797,33 @@ def test_data_of_a_stream_that_a_goaway_has_refused_is_dropped() -> None:
     assert (core.failure, core.output()) == (None, b"")
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda: frame_of(3, ErrorCodes.INTERNAL_ERROR.to_bytes(4)),
+        lambda: head_of(OK, ("content-length", "+1"), stream=1),
+        lambda: head_of((":status", "20"), stream=1),
+    ],
+    ids=["a reset", "a malformed length", "a malformed status"],
+)
+def test_the_first_failure_of_a_stream_stays(second: Callable[[], bytes]) -> None:
+    core = Core()
+    stream = core.open(header_fields(HEADERS))
+    assert stream is not None
+    core.feed(SETTINGS + GoAwayFrame(0, last_stream_id=0).serialize())
+    core.feed(GoAwayFrame(0, last_stream_id=0).serialize())
+    core.feed(second())
+    assert (stream.failure, core.failure) == (("refused", "NO_ERROR"), None)
+
+
+def test_data_before_settings_breaks_the_connection() -> None:
+    core = Core()
+    stream = core.open(header_fields(HEADERS))
+    core.output()
+    assert core.feed(frame_of(0, b"x") + SETTINGS) == [stream]
+    assert goaway_code(core) == ErrorCodes.PROTOCOL_ERROR
+
+
 # Malformed responses
 
 
@@ -827,6 +854,7 @@ MALFORMED: dict[str, bytes] = {
     "a field of the connection": head_of(OK, ("connection", "close")),
     "a request's pseudo-header": head_of(OK, (":path", "/")),
     "a second head": head_of(OK) + head_of(OK),
+    "an informational head after the final one": head_of(OK) + head_of((":status", "103")),
     "data before its head": frame_of(0, b"early", stream=3) + head_of(OK),
     "data after an informational head": head_of((":status", "100")) + frame_of(0, b"early", stream=3),
 }

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import DataReceived
 from h2.exceptions import ProtocolError
 
-from aiosmrt._wire.http2 import LAST_STREAM_ID, Connection, header_fields
+from aiosmrt._wire.http2 import DEFAULT_WINDOW_BYTES, LAST_STREAM_ID, Connection, header_fields
 
 REQUEST = header_fields([(":method", "POST"), (":path", "/"), (":scheme", "http"), (":authority", "x")])
 
@@ -59,6 +60,21 @@ def test_a_stream_goes_on_after_goaway_in_both_directions() -> None:
     server.send_headers(1, header_fields([(":status", "200")]))
     server.send_data(1, b"down", end_stream=True)
     assert [event.data for event in exchange(server, client) if isinstance(event, DataReceived)] == [b"down"]
+
+
+def test_a_body_of_another_length_takes_nothing_off_the_connections_window() -> None:
+    client, server = h2s_own(client_side=True), ours(client_side=False)
+    client.initiate_connection()
+    server.initiate_connection()
+    exchange(client, server)
+    exchange(server, client)
+    for number in range(1, 21, 2):
+        client.send_headers(number, [*REQUEST, *header_fields([("content-length", "3")])])
+        client.send_data(number, bytes(10_000))
+        reset = exchange(client, server)[-1]
+        assert (reset.stream_id, reset.error_code) == (number, ErrorCodes.PROTOCOL_ERROR)
+        exchange(server, client)
+    assert client.outbound_flow_control_window == DEFAULT_WINDOW_BYTES
 
 
 def test_no_secret_is_logged_or_compressed(caplog: pytest.LogCaptureFixture) -> None:
