@@ -90,10 +90,12 @@ class Outbox:
     Args:
         now: the time of signatures in seconds since 1970.
         max_resend_bytes: how much of what was sent is kept.
+        count: called with how many bytes of the request's body have gone out.
     """
 
-    def __init__(self, now: Callable[[], float], max_resend_bytes: int) -> None:
+    def __init__(self, now: Callable[[], float], max_resend_bytes: int, count: Callable[[int], object]) -> None:
         self._now = now
+        self._count = count
         self._max_resend_bytes = max_resend_bytes
         # The messages that are kept, by number and in order. Those below _next have gone out; numbers may be missing.
         self._messages: OrderedDict[int, bytes] = OrderedDict()
@@ -196,7 +198,9 @@ class Outbox:
             # Unsigned, there is nothing to say at the end but the end.
             self._frame = memoryview(message if signer is None else signer.sign(self._now(), message))
         if self._frame:
-            self._frame = self._frame[link.write(self._frame) :]
+            taken = link.write(self._frame)
+            self._count(taken)
+            self._frame = self._frame[taken:]
             if self._frame:
                 return False
         if self._is_last_frame:
@@ -251,11 +255,14 @@ class DuplexCall(Call):
         super().__init__(core, view, codec, head._replace(headers=signed, lasting=False), b"")
         self._digest = EVENTS_PAYLOAD
         self._pin_credentials = pin_credentials
-        self.outbox: Outbox = Outbox(lambda: core.wall_clock() + core.clock_offset, max_resend_bytes)
+        self.outbox: Outbox = Outbox(lambda: core.wall_clock() + core.clock_offset, max_resend_bytes, self._count_sent)
         # when the current attempt's stream was opened, by the client's clock
         self.opened_at: float = 0.0
         # when the credentials expire that sign the current attempt's messages, seconds since 1970
         self.expires_at: float | None = None
+
+    def _count_sent(self, size: int) -> None:
+        self._core.counters.bytes_sent += size
 
     @property
     def core(self) -> ClientCore:

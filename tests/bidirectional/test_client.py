@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -421,6 +422,17 @@ async def test_what_was_sent_is_sent_again(fault: Any) -> None:
                 await stream.send(word)
             assert [(await anext(stream))["PayloadPart"]["Bytes"] for _ in range(2)] == [b"one", b"two"]
         assert client.statistics().attempts == 3
+
+
+async def test_bytes_of_the_request_are_counted_as_they_are_sent() -> None:
+    async with echo_client() as (_, client), conversation(client) as stream:
+        sent = [client.statistics().bytes_sent]
+        for word in ("x" * 1000, "y" * 1000, "z"):
+            await stream.send(word)
+            sent.append(client.statistics().bytes_sent)
+        large, same, small = (after - before for before, after in itertools.pairwise(sent))
+        # Each is framed and signed.
+        assert large == same == small + 999 > 1000
 
 
 async def test_more_than_max_resend_bytes_is_not_sent_again() -> None:
