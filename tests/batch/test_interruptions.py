@@ -26,7 +26,8 @@ from aiosmrt.local import LocalRuntime
 from aiosmrt.serializers import JSON
 from tests.batch.kill_loop import KILLS_IN_FLIGHT, kill_until_done
 from tests.support.command_line import PROGRAM, environment, started, unless_ended
-from tests.support.scoring import Models, doubled, lines_of, write_rows
+from tests.support.scoring import Models, doubled, files_that_end_at, lines_of, write_rows
+from tests.support.tracebacks import shown_locals
 
 FILES = ("out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.journal")
 
@@ -185,6 +186,35 @@ async def test_a_file_that_may_not_grow(
         assert stderr.count(b"\n") == 1
     await score_by_command(runtime, tmp_path, source)
     scored_or_failed(tmp_path, count, set())
+
+
+@pytest.mark.parametrize("ends_with", ["full disk", "function", "cancellation"])
+async def test_tracebacks_hold_neither_rows_nor_answers(client: Client, tmp_path: Path, ends_with: str) -> None:
+    secret = "swordfish"
+    rows = [{"n": secret * 10}] * 2000
+    endpoint = client.endpoint("echo", serializer=JSON, deserializer=JSON)
+    out = tmp_path / "out.jsonl"
+    if ends_with == "full disk":
+        with files_that_end_at(20_000), pytest.raises(BatchOutputError, match="File too large") as caught:
+            await score(endpoint, rows, out)
+        error: BaseException = caught.value
+    elif ends_with == "function":
+        with pytest.raises(LookupError) as raised:
+            await score(endpoint, rows, refuse)
+        error = raised.value
+    else:
+        running = asyncio.Event()
+        job = asyncio.create_task(score(endpoint, rows, out, on_progress=lambda progress: running.set()))
+        await running.wait()
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await job
+        error = cancelled.value
+    assert shown_locals(error, {"row": secret}) == []
+
+
+def refuse(some: list[dict[str, Any]]) -> None:
+    raise LookupError("the database is gone")
 
 
 async def score_by_command(runtime: LocalRuntime, folder: Path, source: Path) -> None:
