@@ -274,7 +274,12 @@ class JobsUnderWay:
                 old, self._file = self._file, self._rewritten()
                 os.close(old)
             else:
-                _write(self._file, line)
+                try:
+                    _write(self._file, line)
+                except OSError:
+                    # A torn line would spoil the one behind it.
+                    os.ftruncate(self._file, self._size)
+                    raise
                 self._size += len(line)
                 self._unsynced = True
         except OSError as error:

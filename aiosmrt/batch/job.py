@@ -1056,6 +1056,9 @@ class _Job:
                 # Not the row's fault: it stays open for the next run.
                 self._error_of_all = error
                 continue
+            elif isinstance(error, BatchOutputError):
+                # Of the file of jobs under way, which ends the job.
+                raise error
             if self._kind == "openai-batch":
                 failed[row.number] = openai_failure(row, error)
             else:
