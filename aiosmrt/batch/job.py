@@ -31,7 +31,7 @@ from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
 from aiosmrt.batch.answers import Verbatim
-from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file
+from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file, rewritten
 from aiosmrt.batch.calls import RowCalls
 from aiosmrt.batch.destination import Deliver, Destination
 from aiosmrt.batch.feed import Feed
@@ -1145,7 +1145,8 @@ def _openai_options(row: Row) -> CallOptions:
 
 def _written(output: Destination) -> list[Path | str]:
     """The files and objects that a job may write."""
-    return [*output.all(), jobs_file(output.files.out)]
+    jobs = jobs_file(output.files.out)
+    return [*output.all(), jobs, rewritten(jobs)]
 
 
 def _copied(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import resource
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -540,6 +542,26 @@ def test_a_line_that_is_cut_off_spoils_no_other(tmp_path: Path) -> None:
     jobs.record([2], HANDLE)
     jobs.close()
     assert set(jobs_in(path)) == {0, 2}
+
+
+def test_a_sync_without_a_free_descriptor_is_reported_and_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = under_way(tmp_path / "jobs")
+    jobs.record([0], HANDLE)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(BatchOutputError, match=r"cannot write .*jobs: Too many open files"):
+            jobs.sync()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    jobs.sync()
+    jobs.sync()
+    assert len(synced) == 1
+    jobs.close()
 
 
 def test_the_file_does_not_grow_with_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -296,6 +296,15 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
     scored_or_failed(tmp_path, 30, set())
 
 
+async def test_what_a_kill_leaves_beside_the_output_is_no_input(endpoint: Endpoint[Any, Any], tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 5)
+    for end in (".jobs", ".jobs.new", ".sorting", ".journal.sorting", ".errors.jsonl.sorting"):
+        (tmp_path / f"out.jsonl{end}").write_text('{"n": 100}\n')
+    report = await score(endpoint, tmp_path, tmp_path / "out.jsonl", input_format="jsonl")
+    assert report.rows == 5
+    scored_or_failed(tmp_path, 5, set())
+
+
 async def test_what_was_added_behind_a_finished_job_is_not_cut_off(
     endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path
 ) -> None:
