@@ -24,11 +24,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from reporting import environment, print_table, write_json
 
-from aiosmrt._core.admission import Admission
+from aiosmrt._core.admission import Admission, CallLater, Timer
 from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt._policy.limit import ConcurrencyLimit, WorkingLimit
 from aiosmrt.local.capacity import service_seconds
@@ -36,15 +35,18 @@ from aiosmrt.local.capacity import service_seconds
 COLUMNS = ("rule", "working", "report", "fixed", "more")
 
 
+def no_timer(delay: float, callback: Callable[..., None], *arguments: object) -> Timer:
+    """A success sets none."""
+    raise AssertionError
+
+
 class Clockwork:
     """A client's clock that tells the end of one call after the other; all began at 0."""
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = lambda: 0.0
-        self.random = random.Random(0).random
-
-    def call_later(self, delay: float, callback: Callable[..., None], *arguments: object) -> Any:
-        raise AssertionError("a success sets no timer")
+        self.random: Callable[[], float] = random.Random(0).random
+        self.call_later: CallLater = no_timer
 
 
 class Caller:
