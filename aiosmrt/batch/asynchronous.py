@@ -34,7 +34,7 @@ from aiosmrt.endpoint.fanout import Answer
 from aiosmrt.endpoint.groups import rows_reader
 from aiosmrt.errors import AiosmrtError, BatchOutputError, ObjectStoreError, SerializationError, ServiceError
 
-__all__ = ["JobsUnderWay", "QueuedScoring", "jobs_file"]
+__all__ = ["JobsUnderWay", "QueuedScoring", "jobs_file", "rewritten"]
 
 # The file is rewritten without what has ended, once it is this large and four times what is left of it.
 _REWRITE_BYTES: Final = 4 << 20
@@ -53,6 +53,11 @@ _SUFFIX: Final = ".out"
 def jobs_file(out: Path) -> Path:
     """The file of an output's jobs under way."""
     return out.with_name(f"{out.name}.jobs")
+
+
+def rewritten(path: Path) -> Path:
+    """What a file of jobs is while it is rewritten; a kill leaves it behind."""
+    return path.with_name(f"{path.name}.new")
 
 
 class Place(NamedTuple):
@@ -148,7 +153,7 @@ class JobsUnderWay:
 
     def _rewritten(self) -> int:
         """Write what is under way to a new file, and return its descriptor."""
-        new = self._path.with_name(f"{self._path.name}.new")
+        new = rewritten(self._path)
         descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             head = self._head if self.place is None else self._head + _line({"place": list(self.place)})
@@ -274,7 +279,12 @@ class JobsUnderWay:
                 old, self._file = self._file, self._rewritten()
                 os.close(old)
             else:
-                _write(self._file, line)
+                try:
+                    _write(self._file, line)
+                except OSError:
+                    # A torn line would spoil the one behind it.
+                    os.ftruncate(self._file, self._size)
+                    raise
                 self._size += len(line)
                 self._unsynced = True
         except OSError as error:
@@ -286,18 +296,19 @@ class JobsUnderWay:
         Raises:
             BatchOutputError: the disk does not take it.
         """
-        with self._lock:
-            if not self._unsynced:
-                return
-            self._unsynced = False
-            # Another descriptor: this one may be replaced at any time, and the loop must not wait for the disk.
-            descriptor = os.dup(self._file)
         try:
-            getattr(os, "fdatasync", os.fsync)(descriptor)
+            with self._lock:
+                if not self._unsynced:
+                    return
+                # Another descriptor: this one may be replaced at any time, and the loop must not wait for the disk.
+                descriptor = os.dup(self._file)
+                self._unsynced = False
+            try:
+                getattr(os, "fdatasync", os.fsync)(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise self._refused(error) from error
-        finally:
-            os.close(descriptor)
 
     def close(self) -> None:
         """Close the file, and remove it if nothing is under way."""

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import MaxConcurrency
+from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
 from aiosmrt.batch.answers import Verbatim
-from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file
+from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file, rewritten
 from aiosmrt.batch.calls import RowCalls
 from aiosmrt.batch.destination import Deliver, Destination
 from aiosmrt.batch.feed import Feed
@@ -56,6 +57,7 @@ from aiosmrt.batch.source import STANDARD_INPUT, FileSet, InputFormat, Line, Sou
 from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Results
+from aiosmrt.endpoint.bodies import in_thread
 from aiosmrt.endpoint.fanout import CALLS_FOR_A_SHARE, Outcome, failure_limit
 from aiosmrt.endpoint.groups import GroupedResults
 from aiosmrt.endpoint.jobs import INLINE_BYTES
@@ -370,7 +372,13 @@ async def score(
         progress_interval=progress_interval,
         report_page=None if report_page is None else Path(report_page),
     )
-    return await job.run(source if inputs is None else inputs, input_format)
+    try:
+        return await job.run(source if inputs is None else inputs, input_format)
+    except BaseException as error:
+        # Error trackers report locals, and those of jobs hold rows and answers.
+        del source, inputs
+        clear_locals(error)
+        raise
 
 
 @dataclass(kw_only=True)
@@ -520,7 +528,7 @@ class _Job:
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a thread; a job that is cancelled waits for it."""
-        return await uninterrupted(asyncio.to_thread(function, *arguments), self._abandon)
+        return await uninterrupted(in_thread(function, *arguments), self._abandon)
 
     def _abandon(self) -> None:
         self._abandoned = True
@@ -978,20 +986,20 @@ class _Job:
     async def _write(self, results: list[Outcome]) -> None:
         """Write results; those of a function only when it has taken them."""
         if (deliver := self._output.deliver) is None:
-            await asyncio.to_thread(lambda: self._append(*self._records_of(results)))
+            await in_thread(lambda: self._append(*self._records_of(results)))
             return
         values: list[dict[str, Any]] = []
-        scored, failed = await asyncio.to_thread(self._records_of, results, values)
+        scored, failed = await in_thread(self._records_of, results, values)
         if values and not await self._delivered(deliver, values):
             # The job was cancelled: these rows stay open.
             scored = {}
-        await asyncio.to_thread(self._append, scored, failed)
+        await in_thread(self._append, scored, failed)
 
     async def _delivered(self, deliver: Deliver, scored: list[dict[str, Any]]) -> bool:
         """Have the function take records; returns whether it did, before the job was cancelled."""
         if self._delivery_stopped:
             return False
-        taken = await asyncio.to_thread(deliver, scored)
+        taken = await in_thread(deliver, scored)
         if not isawaitable(taken):
             return True
         self._delivery = delivery = asyncio.ensure_future(taken)
@@ -1048,6 +1056,9 @@ class _Job:
                 # Not the row's fault: it stays open for the next run.
                 self._error_of_all = error
                 continue
+            elif isinstance(error, BatchOutputError):
+                # Of the file of jobs under way, which ends the job.
+                raise error
             if self._kind == "openai-batch":
                 failed[row.number] = openai_failure(row, error)
             else:
@@ -1134,7 +1145,8 @@ def _openai_options(row: Row) -> CallOptions:
 
 def _written(output: Destination) -> list[Path | str]:
     """The files and objects that a job may write."""
-    return [*output.all(), jobs_file(output.files.out)]
+    jobs = jobs_file(output.files.out)
+    return [*output.all(), jobs, rewritten(jobs)]
 
 
 def _copied(

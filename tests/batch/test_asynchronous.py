@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import resource
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from aiosmrt.serializers import JSON
 from tests.support.command_line import PROGRAM, environment, started, unless_ended
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.runtime import local_runtime
-from tests.support.scoring import doubled, lines_of, write_rows
+from tests.support.scoring import doubled, files_that_end_at, lines_of, write_rows
 from tests.support.seaweed import OWNER, s3_client
 
 
@@ -232,6 +234,19 @@ async def test_a_store_that_refuses_stops_the_job_and_fails_no_row(
     assert isinstance(caught.value.__cause__, ObjectStoreError)
     assert not out.with_name("out.jsonl.errors.jsonl").exists()
     assert len(model.calls) <= 9
+
+
+@pytest.mark.parametrize("rows_per_request", [1, 2])
+async def test_a_file_of_jobs_that_cannot_grow_ends_the_job_and_fails_no_row(
+    endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path, rows_per_request: int
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 100)
+    with files_that_end_at(8000), pytest.raises(BatchOutputError, match=r"cannot write .*\.jobs: File too large"):
+        await score(endpoint, rows, out, asynchronous=True, rows_per_request=rows_per_request)
+    assert model.calls
+    report = await score(endpoint, rows, out, asynchronous=True, rows_per_request=rows_per_request)
+    assert (report.scored, report.failed) == (100, 0)
+    assert lines_of(out) == doubled(100)
 
 
 async def test_custom_ids_are_inference_ids(endpoint: Endpoint[Any, Any], tmp_path: Path, out: Path) -> None:
@@ -516,6 +531,37 @@ def test_a_file_in_place_of_the_jobs_is_not_overwritten(tmp_path: Path, content:
         under_way(path)
     assert path.read_bytes() == content
     under_way(path, fresh=True).close()
+
+
+def test_a_line_that_is_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "jobs"
+    jobs = under_way(path)
+    jobs.record([0], HANDLE)
+    with files_that_end_at(path.stat().st_size + 20), pytest.raises(BatchOutputError, match="File too large"):
+        jobs.record([1], HANDLE)
+    jobs.record([2], HANDLE)
+    jobs.close()
+    assert set(jobs_in(path)) == {0, 2}
+
+
+def test_a_sync_without_a_free_descriptor_is_reported_and_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = under_way(tmp_path / "jobs")
+    jobs.record([0], HANDLE)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(BatchOutputError, match=r"cannot write .*jobs: Too many open files"):
+            jobs.sync()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    jobs.sync()
+    jobs.sync()
+    assert len(synced) == 1
+    jobs.close()
 
 
 def test_the_file_does_not_grow_with_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ from aiosmrt.local import LocalRuntime
 from aiosmrt.serializers import JSON
 from tests.batch.kill_loop import KILLS_IN_FLIGHT, kill_until_done
 from tests.support.command_line import PROGRAM, environment, started, unless_ended
-from tests.support.scoring import Models, doubled, lines_of, write_rows
+from tests.support.scoring import Models, doubled, files_that_end_at, lines_of, write_rows
+from tests.support.tracebacks import shown_locals
 
 FILES = ("out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.journal")
 
@@ -187,6 +188,35 @@ async def test_a_file_that_may_not_grow(
     scored_or_failed(tmp_path, count, set())
 
 
+@pytest.mark.parametrize("ends_with", ["full disk", "function", "cancellation"])
+async def test_tracebacks_hold_neither_rows_nor_answers(client: Client, tmp_path: Path, ends_with: str) -> None:
+    secret = "swordfish"
+    rows = [{"n": secret * 10}] * 2000
+    endpoint = client.endpoint("echo", serializer=JSON, deserializer=JSON)
+    out = tmp_path / "out.jsonl"
+    if ends_with == "full disk":
+        with files_that_end_at(20_000), pytest.raises(BatchOutputError, match="File too large") as caught:
+            await score(endpoint, rows, out)
+        error: BaseException = caught.value
+    elif ends_with == "function":
+        with pytest.raises(LookupError) as raised:
+            await score(endpoint, rows, refuse)
+        error = raised.value
+    else:
+        running = asyncio.Event()
+        job = asyncio.create_task(score(endpoint, rows, out, on_progress=lambda progress: running.set()))
+        await running.wait()
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await job
+        error = cancelled.value
+    assert shown_locals(error, {"row": secret}) == []
+
+
+def refuse(some: list[dict[str, Any]]) -> None:
+    raise LookupError("the database is gone")
+
+
 async def score_by_command(runtime: LocalRuntime, folder: Path, source: Path) -> None:
     command = (*PROGRAM, "score", str(source), "--endpoint-name", "double", "--output", "out.jsonl", "--quiet")
     env = environment(folder, AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME=runtime.url)
@@ -264,6 +294,15 @@ async def test_a_second_signal_ends_the_command_at_once(runtime: LocalRuntime, m
     models.before = None
     await score_by_command(runtime, tmp_path, source)
     scored_or_failed(tmp_path, 30, set())
+
+
+async def test_what_a_kill_leaves_beside_the_output_is_no_input(endpoint: Endpoint[Any, Any], tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 5)
+    for end in (".jobs", ".jobs.new", ".sorting", ".journal.sorting", ".errors.jsonl.sorting"):
+        (tmp_path / f"out.jsonl{end}").write_text('{"n": 100}\n')
+    report = await score(endpoint, tmp_path, tmp_path / "out.jsonl", input_format="jsonl")
+    assert report.rows == 5
+    scored_or_failed(tmp_path, 5, set())
 
 
 async def test_what_was_added_behind_a_finished_job_is_not_cut_off(

@@ -872,6 +872,14 @@ async def test_a_function_that_cancels_itself_ends_the_job(double: Endpoint[Any,
         await asyncio.wait_for(score(double, list(records(2000)), take, spool=tmp_path), 60)
 
 
+async def test_a_function_whose_iterator_has_ended_ends_the_job(double: Endpoint[Any, Any], tmp_path: Path) -> None:
+    def take(some: list[dict[str, Any]]) -> None:
+        next(iter(()))
+
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        await asyncio.wait_for(score(double, list(records(2000)), take, spool=tmp_path), 60)
+
+
 async def test_the_reasons_of_failed_rows_outlive_a_job_that_calls_a_function(
     double: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
