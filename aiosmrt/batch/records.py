@@ -98,7 +98,7 @@ class RecordSource(Source):
                 self._rest = iter(source)
             self._first = list(islice(self._rest, 1))
             facts = {"first": _hash(self._first)}
-        self.is_known = self.rows_in_all is not None
+        self.is_known: bool = self.rows_in_all is not None
         if self.is_known:
             facts["rows"] = self.rows_in_all
         return {NAME: facts}

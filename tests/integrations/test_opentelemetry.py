@@ -562,7 +562,9 @@ async def test_outage_waits_are_summed(
 ) -> None:
     shorten_probe_pauses(monkeypatch)
     runtime.inject("echo", faults.internal_failure().next(4))  # the third makes it an outage, the fourth is a probe's
-    await make_client(telemetry.observer()).invoke_endpoint(EndpointName="echo", Body=b"1")
+    client = make_client(telemetry.observer())
+    Pauses(client)
+    await client.invoke_endpoint(EndpointName="echo", Body=b"1")
     span = telemetry.span(CALL)
     found = attributes(span)
     assert span.status.status_code is StatusCode.UNSET
