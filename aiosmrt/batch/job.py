@@ -903,9 +903,13 @@ class _Job:
                 self._time_limit = limit
                 try:
                     async with self._results(endpoint, rows) as results:
-                        while some := await results._take_ready():
-                            if not writer.add(some):
-                                await writer.room()
+                        try:
+                            while some := await results._take_ready():
+                                if not writer.add(some):
+                                    await writer.room()
+                        finally:
+                            # What was answered is paid for, though the time limit came while there was no room.
+                            writer.add(results._take_at_once())
                 finally:
                     self._time_limit = None
         except TimeoutError:

@@ -312,6 +312,10 @@ class Results(Generic[In, Out]):
                 await self._wait_for_next()
             except StopAsyncIteration:
                 return []
+        return self._take_at_once()
+
+    def _take_at_once(self) -> list[Outcome]:
+        """All results that are there, if any."""
         ready, self._ready = self._ready, {}
         self._read += len(ready)
         self._release(ready)

@@ -8,6 +8,7 @@ import decimal
 import json
 import math
 import tempfile
+import threading
 import tracemalloc
 import uuid
 from bisect import bisect_left
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aiosmrt import Client
-from aiosmrt.batch import ANY_ANSWER, Report, score
+from aiosmrt.batch import ANY_ANSWER, Progress, Report, score
 from aiosmrt.batch.tables import records_of, write_parquet
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, BatchStoppedError, ParamValidationError
@@ -862,6 +863,35 @@ async def test_cancelling_does_not_wait_for_a_function_and_its_rows_stay_open(
     report = await score(double, list(records(500)), got.extend, spool=tmp_path)
     assert report.resumed == 0
     assert sorted(got, key=lambda record: record["index"]) == doubled(500)
+
+
+async def test_answers_that_a_slow_function_kept_waiting_are_not_dropped_by_a_stop(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path
+) -> None:
+    stop, goes_on, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+    got: list[dict[str, Any]] = []
+    stalled: list[int] = []
+
+    def take(some: list[dict[str, Any]]) -> None:
+        assert goes_on.wait(60)
+        got.extend(some)
+
+    def see(progress: Progress) -> None:
+        seen = models.seen.total()
+        if progress.in_flight or stalled[-1:] != [seen]:
+            stalled.clear()
+        stalled.append(seen)
+        if len(stalled) == 20 and not stop.is_set():
+            stop.set()
+            # After the calls' time limit.
+            loop.call_later(0.3, goes_on.set)
+
+    job = score(
+        double, list(records(5000)), take, spool=tmp_path, stop=stop, drain=0.1, on_progress=see, progress_interval=0.01
+    )
+    report = await asyncio.wait_for(job, 100)
+    assert not report.finished
+    assert report.scored == len(got) == models.seen.total()
 
 
 async def test_a_function_that_cancels_itself_ends_the_job(double: Endpoint[Any, Any], tmp_path: Path) -> None:
