@@ -19,7 +19,8 @@ OPENAI_CLIENTS := 'openai>=3.57,<4' 'langchain-openai>=1.7,<2' 'pydantic-ai-slim
 TOKEN_GENERATOR := 'sagemaker-core>=2.27,<3'
 
 # What another aiohttp or aiobotocore could break, and what another Python could. Clients and endpoints run on the newest
-# Python with eager tasks, everything else there without. The rest has run before on this machine's own.
+# Python with eager tasks, everything else there without. The rest has run before on this machine's own, and so have the
+# long ones.
 ON_AIOHTTP := tests/cancellation tests/client tests/transport tests/aws/test_s3.py tests/endpoint/test_jobs.py \
 	tests/local/test_async_inference.py
 ON_EAGER_TASKS := tests/client tests/endpoint
@@ -80,10 +81,10 @@ test-newest: ## the tests on the newest Python of this machine
 	@test -n "$(NEWEST)"
 	@$(MAKE) --no-print-directory .venv-newest/.test peers
 	.venv-newest/bin/python -m pytest $(ON_PYTHON) $(PYTEST_FLAGS)
-	.venv-newest/bin/python -m pytest --eager $(ON_EAGER_TASKS) $(PYTEST_FLAGS)
+	.venv-newest/bin/python -m pytest --eager -m 'not long' $(ON_EAGER_TASKS) $(PYTEST_FLAGS)
 
 test-oldest: .venv-oldest/.test peers ## the tests on the oldest aiobotocore and aiohttp, calls through aiohttp's session
-	.venv-oldest/bin/python -m pytest --transport=session $(ON_AIOHTTP) $(PYTEST_FLAGS)
+	.venv-oldest/bin/python -m pytest --transport=session -m 'not long' $(ON_AIOHTTP) $(PYTEST_FLAGS)
 
 lint: .venv/.dev ## ruff, spelling, wording, workflows
 	.venv/bin/ruff check
