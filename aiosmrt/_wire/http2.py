@@ -109,7 +109,7 @@ class _Decoder(Decoder):
 
 
 class Connection(H2Connection):
-    """One end of a connection; the module says what is changed about it.
+    """One end of a connection; the module's docstring lists what differs from h2's.
 
     Args:
         client_side: whether it is the client's end.
@@ -226,7 +226,7 @@ class Connection(H2Connection):
         except InvalidBodyLengthError:
             pass
         if frame.flow_controlled_length:
-            # h2 has counted it, and nobody else will.
+            # h2 has counted it, and no reader takes it.
             self.increment_flow_control_window(frame.flow_controlled_length)
         return [], self._refused(frame.stream_id)
 

@@ -458,7 +458,7 @@ class QueuedScoring:
         async with self._first:
             if not self._knows_place:
                 handle = await self._sent(rows, numbers)
-                # If there is none now, the service names answers as it likes, and what is in doubt cannot be found.
+                # If it is still unknown, the service ignores the names asked for, and what is in doubt cannot be found.
                 self._knows_place = True
                 return handle
         return await self._sent(rows, numbers)

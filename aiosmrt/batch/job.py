@@ -281,7 +281,7 @@ async def score(
         faults.append(f"the output must be a file; got {name_of_sink!r:.80}")
     if name_of_sink == STANDARD_INPUT:
         # As an input it is standard input; a file of that name is ./-
-        faults.append("the output must be a file, from which the job resumes; standard output is none")
+        faults.append("the output must be a file, from which the job resumes; standard output is not one")
     formats = ("jsonl", "csv", "parquet", "text", "openai-batch", None)
     for name, value, allowed in (
         ("input_format", input_format, (*formats[:-1], "file", None)),
@@ -908,7 +908,7 @@ class _Job:
                                 if not writer.add(some):
                                     await writer.room()
                         finally:
-                            # What was answered is paid for, though the time limit came while there was no room.
+                            # What was answered is paid for, even if the time limit came while the writer was full.
                             writer.add(results._take_at_once())
                 finally:
                     self._time_limit = None

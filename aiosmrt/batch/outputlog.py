@@ -17,9 +17,9 @@ refuses to go on. A mark also has two checksums of what follows the mark before 
 records. Opening checks by these and looks at single records only where they do not fit, so a finished job with a
 million rows opens in a fraction of a second.
 
-When all rows are done, the last entry says how many the input has. Nothing is torn then, so what is found behind the
-records later was added by something else, and the job refuses to cut it off. A job that goes on all the same, with
-further rows or failed ones, notes that first.
+When all rows are done, the last entry holds the number of rows in the input. Nothing is torn then, so what is found
+behind the records later was added by something else, and the job refuses to cut it off. A job that goes on all the
+same, with further rows or failed ones, notes that first.
 
 At the end, the records are put in input order: sorted copies of all three files are written and synced, the
 journal's copy is renamed to OUT.journal.commit, which decides, and then each copy is renamed over its original. What
