@@ -84,7 +84,7 @@ async def test_a_malformed_chunk_ends_a_stream(malformed: bytes, virtual_time: V
 
 
 async def test_a_slow_body_is_left_alone(virtual_time: VirtualTime) -> None:
-    """Looks come again and again while a body is on its way, and while one that ends with its connection is complete."""
+    """Looks come again and again while a body arrives, and while one that ends with its connection is complete."""
     steps = [asyncio.Event(), asyncio.Event()]
     chunked: Script = [response(200, b"one", chunked=True), steps[0], chunk(b"two"), b"0\r\n\r\n"]
     until_the_end: Script = [b"HTTP/1.1 200 OK\r\n\r\none", steps[1], b"two", CLOSE]
