@@ -54,7 +54,7 @@ from aiosmrt.batch.requests import (
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
 from aiosmrt.batch.source import STANDARD_INPUT, FileSet, InputFormat, Line, Source, format_of, is_compressed
-from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
+from aiosmrt.batch.tasks import JobStoppedError, close_all, note_failed_close, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Results
 from aiosmrt.endpoint.bodies import in_thread
@@ -502,6 +502,26 @@ class _Job:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
+            report = await self._scored(inputs, input_format)
+        except BaseException as error:
+            try:
+                await uninterrupted(self._release(watcher))
+            except Exception as failure:
+                note_failed_close(error, failure)
+            raise
+        await uninterrupted(self._release(watcher))
+        return report
+
+    async def _release(self, watcher: asyncio.Task[None] | None) -> None:
+        """Release what the job has, whatever it ended with."""
+        self._unwanted.set()
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+        await asyncio.to_thread(self._close)
+
+    async def _scored(self, inputs: Any, input_format: InputFormat | None) -> Report:
+        try:
             await self._in_thread(self._open, inputs, input_format)
             if self._settings.retry_failed:
                 self._to_retry = self._log.failed.copy(self._settings.limit)
@@ -519,12 +539,6 @@ class _Job:
             if self._output.keeps_errors:
                 error.add_note(f"rows that failed are listed in {self._output.errors}")
             raise
-        finally:
-            self._unwanted.set()
-            if watcher is not None:
-                watcher.cancel()
-                await uninterrupted(asyncio.wait([watcher]))
-            await uninterrupted(asyncio.to_thread(self._close))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a thread; a job that is cancelled waits for it."""
@@ -815,10 +829,7 @@ class _Job:
             self._stop_delivery()
             raise
         finally:
-            await uninterrupted(writer.close(), self._stop_delivery)
-            for task in helpers:
-                task.cancel()
-            await uninterrupted(asyncio.wait(helpers))
+            await uninterrupted(_ended(writer, helpers), self._stop_delivery)
         if isinstance(failure, TooManyFailuresError) and self._is_in_vain(failure):
             failure = None
         failure = self._error or failure or self._error_of_all
@@ -1131,13 +1142,16 @@ class _Job:
 
     def _close(self) -> None:
         """Release the files."""
-        if self._under_way is not None:
-            self._under_way.close()
-        if (log := self._opened_log) is not None:
-            log.close()
-        if self._opened_source is not None:
-            self._opened_source.close()
-        self._output.close()
+        opened = (self._under_way, self._opened_log, self._opened_source, self._output)
+        close_all(*(one.close for one in opened if one is not None))
+
+
+async def _ended(writer: _Writer, helpers: list[asyncio.Task[None]]) -> None:
+    """Have all results written, and end what runs beside the calls."""
+    await writer.close()
+    for task in helpers:
+        task.cancel()
+    await asyncio.wait(helpers)
 
 
 def _openai_options(row: Row) -> CallOptions:

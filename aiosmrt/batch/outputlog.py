@@ -43,6 +43,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from operator import add, itemgetter
@@ -51,7 +52,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from aiosmrt.batch.rowset import RowSet
-from aiosmrt.batch.tasks import check_wanted
+from aiosmrt.batch.tasks import check_wanted, close_all, note_failed_close
 from aiosmrt.errors import BatchOutputError
 
 __all__ = ["LogFiles", "OutputLog"]
@@ -181,7 +182,11 @@ class _File:
             raise _refused(self.path, error) from error
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        try:
+            os.close(self.descriptor)
+        except OSError as error:
+            # As a disk on the network says it.
+            raise _refused(self.path, error) from error
 
 
 class _Sequence:
@@ -279,10 +284,14 @@ class OutputLog:
         log = cls(files, journal)
         try:
             log._start(dict(facts), preamble, fresh, dict(noted or {}))
-        except BaseException:
-            if created and not journal.size:
-                journal.path.unlink(missing_ok=True)
-            log.close()
+        except BaseException as error:
+            try:
+                close_all(
+                    *([partial(journal.path.unlink, missing_ok=True)] if created and not journal.size else []),
+                    log.close,
+                )
+            except Exception as failure:
+                note_failed_close(error, failure)
             raise
         return log
 
@@ -724,12 +733,21 @@ class OutputLog:
                 yield _records_at(self._out, found[0]), _records_at(self._errors, found[1])
 
     def close(self) -> None:
-        """Release the output. An empty errors file is removed."""
+        """Release the output. An empty errors file is removed.
+
+        Raises:
+            BatchOutputError: it cannot be removed, or the disk does not take what was written.
+        """
         files = [file for name in ("_out", "_errors") if (file := getattr(self, name, None)) is not None]
-        if len(files) == 2 and not self._errors.size:
-            self._errors.path.unlink(missing_ok=True)
-        for file in (*files, self._journal):
-            file.close()
+        remove = [self._remove_empty_errors] if len(files) == 2 else []
+        close_all(*remove, *(file.close for file in (*files, self._journal)))
+
+    def _remove_empty_errors(self) -> None:
+        try:
+            if not self._errors.size:
+                self._errors.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _refused(self._errors_path, error) from error
 
 
 def _packed(kind: int, row: int, length: int = 0, checksum: int = 0) -> bytes:
