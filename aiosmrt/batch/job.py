@@ -463,6 +463,9 @@ class _Job:
         self._group_bytes = 0
         # Rows that failed in earlier runs, and are still to be scored again.
         self._to_retry = RowSet()
+        # Rows that are scored, and rows that failed and are not to be scored again by this run: those of one moment,
+        # because others look while a thread writes.
+        self._counts = (0, 0)
         # Jobs of an asynchronous endpoint, and those rows of earlier ones that were read.
         self._under_way: JobsUnderWay | None = None
         self._queued: QueuedScoring | None = None
@@ -523,8 +526,6 @@ class _Job:
     async def _scored(self, inputs: Any, input_format: InputFormat | None) -> Report:
         try:
             await self._in_thread(self._open, inputs, input_format)
-            if self._settings.retry_failed:
-                self._to_retry = self._log.failed.copy(self._settings.limit)
             self._resumed = self._done()
             if self._is_done():
                 self._finishing = True
@@ -597,6 +598,9 @@ class _Job:
         self._opened_log = log = OutputLog.open(
             self._output.files, about, preamble=self._sink.preamble, fresh=settings.fresh, noted=noted
         )
+        if settings.retry_failed:
+            self._to_retry = log.failed.copy(settings.limit)
+        self._count()
         self._output.check(log, self._bucket)
         if settings.asynchronous:
             self._under_way = JobsUnderWay(
@@ -1040,6 +1044,7 @@ class _Job:
         if self._to_retry:
             for row in (*scored, *failed):
                 self._to_retry.discard(row)
+        self._count()
         if self._under_way is not None:
             self._under_way.end(list(scored), list(failed))
 
@@ -1082,12 +1087,12 @@ class _Job:
 
     # What others see
 
-    def _done(self) -> int:
-        return len(self._log.scored) + self._failed()
+    def _count(self) -> None:
+        """Count the rows that are done; called by whoever has changed what is done."""
+        self._counts = len(self._log.scored), len(self._log.failed) - len(self._to_retry)
 
-    def _failed(self) -> int:
-        """Rows that failed, and are not to be scored again by this run."""
-        return len(self._log.failed) - len(self._to_retry)
+    def _done(self) -> int:
+        return sum(self._counts)
 
     def _all_retries(self) -> int:
         return sum(self._client.statistics().retries.values())
@@ -1097,14 +1102,14 @@ class _Job:
 
     def _progress(self) -> Progress:
         statistics = self._client.statistics()
-        log, source = self._log, self._source
-        fraction = source.fraction
+        fraction = self._source.fraction
+        scored, failed = self._counts
         progress = progress_of(
             self._pace,
             time.monotonic(),
             started=self._started,
-            scored=len(log.scored),
-            failed=self._failed(),
+            scored=scored,
+            failed=failed,
             resumed=self._resumed,
             limiter=statistics.endpoints.get(self._endpoint.name),
             ceiling=self._client.max_concurrency,
@@ -1126,8 +1131,7 @@ class _Job:
         return self._log.rows_in_input if self._source.is_known else None
 
     def _report(self, *, finished: bool) -> Report:
-        log = self._opened_log
-        scored, failed = (0, 0) if log is None else (len(log.scored), self._failed())
+        scored, failed = self._counts
         return Report(
             rows=scored + failed,
             scored=scored,
