@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from aiosmrt._core.call import AnyReply, Call
 from aiosmrt._core.outcome import stream_error
-from aiosmrt._core.response_bodies import decoded
+from aiosmrt._core.response_bodies import decoded_parts
 from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.eventstream import Decoder, encode_payload_part
 from aiosmrt._wire.messages import COMPLETION_STATES, DATA_TYPES, MAX_PART_BYTES, Message, MessageJoiner, faulty_limit
@@ -667,25 +667,18 @@ class BidirectionalStream:
         """Decode what has arrived, up to the first failure."""
         if self._failure is not None:
             return
-        messages, self._failure = decoded(self._decoder, data)
-        if messages is None:
-            return
-        for headers, payload in messages:
-            if headers.event_type == "PayloadPart":
-                part: dict[str, Any] = {"Bytes": payload}
-                for name in ("DataType", "CompletionState"):
-                    value = headers.get(name)
-                    if isinstance(value, str):
-                        part[name] = value
-                self._ready.append(cast("BidirectionalStreamEvent", {"PayloadPart": part}))
-                self._parts += 1
-                self._payload_bytes += len(payload)
-                if self._parts == 1:
-                    self._call.first_part(self._call.elapsed())
-            elif headers.message_type != "event":
-                self._failure = self._call.message_error(headers, payload)
-                return
-        self._failure = self._decoder.failure
+        parts, self._failure = decoded_parts(self._decoder, data, self._call.message_error)
+        if parts and not self._parts:
+            self._call.first_part(self._call.elapsed())
+        self._parts += len(parts)
+        for headers, payload in parts:
+            part: dict[str, Any] = {"Bytes": payload}
+            for name in ("DataType", "CompletionState"):
+                value = headers.get(name)
+                if isinstance(value, str):
+                    part[name] = value
+            self._ready.append(cast("BidirectionalStreamEvent", {"PayloadPart": part}))
+            self._payload_bytes += len(payload)
 
     def messages(self, *, max_message_bytes: int = MAX_PART_BYTES) -> AsyncIterator[str | bytes]:
         """Iterate over whole messages: parts joined up to ``COMPLETE``, as str if they are UTF8, else as bytes.

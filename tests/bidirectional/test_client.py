@@ -801,6 +801,6 @@ async def test_secrets_stay_out_of_reprs_and_logs(caplog: pytest.LogCaptureFixtu
     async with echo_client() as (_, client), conversation(client, ModelQueryString="token=hidden") as stream:
         await stream.send("payload-text")
         await anext(stream)
-        shown = f"{stream!r} {stream._outbox!r} {stream._link!r}{caplog.text}"
+        shown = f"{stream!r} {vars(stream)!r} {caplog.text}"
     for secret in ("payload-text", "hidden", CLIENT_ARGUMENTS["aws_secret_access_key"], "Signature="):
         assert secret not in shown

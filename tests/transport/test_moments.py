@@ -10,6 +10,7 @@ import ssl
 from contextlib import suppress
 from typing import Any
 
+import aiohttp
 import pytest
 
 from aiosmrt._transport.connection import Connection
@@ -128,7 +129,7 @@ async def test_a_reader_whose_data_came_in_time_is_not_late(
     def take(data: bytes | memoryview) -> None:
         taken.append(bytes(data))
         clock.now += 100.0
-        loop.call_soon(pooled._check_silence)
+        loop.call_soon(clock.fire_due)
 
     waiting = asyncio.ensure_future(stream.receive(take))
     await asyncio.sleep(0)
@@ -159,7 +160,7 @@ async def test_a_stream_that_begins_during_an_upload_is_watched_while_somebody_r
 async def test_closing_when_a_connection_has_just_come_up(
     pooled: PooledTransport, server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = pooled._connector.connect
+    connect = aiohttp.TCPConnector.connect
     closing: list[asyncio.Task[None]] = []
 
     async def connect_and_close(*arguments: Any) -> Any:
@@ -168,7 +169,7 @@ async def test_closing_when_a_connection_has_just_come_up(
         closing.append(asyncio.create_task(pooled.close()))
         return lease
 
-    monkeypatch.setattr(pooled._connector, "connect", connect_and_close)
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect_and_close)
     with pytest.raises(ClientStateError):
         await pooled.send(request())
     await closing[0]
