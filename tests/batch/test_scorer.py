@@ -529,7 +529,7 @@ def test_process_ends_without_a_warning_or_a_wait(
         try:
             if end == "in flight":
                 asyncio.run(runtime.wait_for_in_flight(1))
-            _, stderr = process.communicate(b"x", timeout=100)
+            _, stderr = process.communicate(b"x")
         finally:
             process.kill()
     # asyncio's debug mode tells of callbacks that were slow on a busy machine.
@@ -562,7 +562,7 @@ def test_interrupt_ends_a_batch_and_its_calls(runtime: LocalRuntime, models: Mod
         try:
             asyncio.run(runtime.wait_for_in_flight(5))
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=100)
+            _, stderr = process.communicate()
         finally:
             process.kill()
     assert stderr.decode().splitlines()[-1] == "KeyboardInterrupt"

@@ -491,7 +491,6 @@ asyncio.run(main())
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "{'answer': 1}\n"

@@ -1134,7 +1134,7 @@ def test_missing_sdk_names_the_extra() -> None:
         "try:\n    import aiosmrt.integrations.openai\n"
         "except ModuleNotFoundError as error:\n    print(error)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "openai is not installed; run: pip install 'aiosmrt[openai]'"
 
 
