@@ -306,7 +306,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "secret": ({"client_options": {"aws_secret_access_key": SECRET}}, "each finds its own credentials"),
     "token": ({"client_options": {"aws_session_token": SECRET}}, "each finds its own credentials"),
     "credentials": ({"client_options": {"credentials": object()}}, "each finds its own credentials"),
-    "session": ({"client_options": {"session": None}}, "which is none of connect_timeout"),
+    "session": ({"client_options": {"session": None}}, "accepted are connect_timeout"),
     "own": ({"client_options": {"max_concurrency": 3}}, "the scorer's own arguments"),
     "context": ({"client_options": {"verify": object()}}, "verify must be True, False or a path"),
     "no mapping": ({"client_options": [1]}, "client_options must be a mapping"),

@@ -786,7 +786,7 @@ async def test_a_stop_ends_an_iterable_that_waits(double: Endpoint[Any, Any], mo
         ({"source": {"n": [1]}}, "got <class 'dict'>"),
         ({"source": 7}, "got <class 'int'>"),
         ({"source": []}, "source must name at least one file"),
-        ({"source": iter(()), "input_format": "csv"}, "input_format is for files; the source is none"),
+        ({"source": iter(()), "input_format": "csv"}, "input_format is for files; the source is an iterable"),
         ({"sink": 7}, "sink must be a path, a URI or a function; got <class 'int'>"),
         ({"sink": print, "output_format": "csv"}, "output_format must be jsonl, or left out, for a function"),
         ({"spool": "x"}, "spool is for output in S3 and for functions"),

@@ -260,7 +260,7 @@ async def test_bad_request_is_not_sent(
     ("arguments", "message"),
     [
         ({"route": "v1"}, "route must be 'invocations' or 'openai'; got 'v1'"),
-        ({"route": "openai", "paths": ["embeddings"]}, "paths does not go with route 'openai'"),
+        ({"route": "openai", "paths": ["embeddings"]}, "paths cannot be given with route 'openai'"),
         ({"paths": "embeddings"}, "paths must be OpenAI's paths"),
         ({"paths": [""]}, "paths must be OpenAI's paths"),
         ({"models": ["qwen"]}, "models must map names to endpoints"),
