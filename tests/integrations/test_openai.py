@@ -269,7 +269,7 @@ async def test_bad_request_is_not_sent(
         ({"default_model": 7}, "default_model must be a string or None"),
         ({"models": {"qwen": "llm"}, "default_model": "llm"}, "default_model must be one of models: qwen; got 'llm'"),
         ({"container_model": 7}, "container_model must be a string or None"),
-        ({"http_client": None}, "http_client is made here"),
+        ({"http_client": None}, "http_client cannot be given here"),
     ],
 )
 def test_invalid_argument(arguments: dict[str, Any], message: str) -> None:

@@ -1,7 +1,7 @@
 """Errors as an OpenAI client knows them: responses with an error's JSON, and errors of the SDK's own.
 
-A response makes the SDK raise its error for that status, with the message in it. A failure without one, such as a deadline
-or a lost connection, is raised here as the SDK's error, because the SDK replaces the message of any other.
+A response makes the SDK raise its error for that status, with the message in it. A failure without one, such as a
+deadline or a lost connection, is raised here as the SDK's error, because the SDK replaces the message of any other.
 
 Every response says ``x-should-retry: false``: the client has made its retries.
 """
