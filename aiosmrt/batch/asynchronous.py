@@ -19,6 +19,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -27,7 +28,7 @@ from zlib import crc32
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._policy.polling import next_pause
 from aiosmrt.batch.requests import Row
-from aiosmrt.batch.tasks import uninterrupted
+from aiosmrt.batch.tasks import close_all, uninterrupted
 from aiosmrt.config import JOB_PATIENCE, Unset
 from aiosmrt.endpoint import CallOptions, Endpoint, JobHandle
 from aiosmrt.endpoint.fanout import Answer
@@ -311,10 +312,18 @@ class JobsUnderWay:
             raise self._refused(error) from error
 
     def close(self) -> None:
-        """Close the file, and remove it if nothing is under way."""
-        os.close(self._file)
-        if not self._rows:
-            self._path.unlink(missing_ok=True)
+        """Close the file, and remove it if nothing is under way.
+
+        Raises:
+            BatchOutputError: it cannot be removed, or the disk does not take what was written.
+        """
+        try:
+            close_all(partial(os.close, self._file), *([] if self._rows else [self._remove]))
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _remove(self) -> None:
+        self._path.unlink(missing_ok=True)
 
     def _refused(self, error: OSError) -> BatchOutputError:
         return BatchOutputError(f"cannot write {self._path}: {error.strerror or error}")

@@ -54,7 +54,7 @@ from aiosmrt.batch.requests import (
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
 from aiosmrt.batch.source import STANDARD_INPUT, FileSet, InputFormat, Line, Source, format_of, is_compressed
-from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
+from aiosmrt.batch.tasks import JobStoppedError, close_all, note_failed_close, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Results
 from aiosmrt.endpoint.bodies import in_thread
@@ -465,6 +465,9 @@ class _Job:
         self._group_bytes = 0
         # Rows that failed in earlier runs, and are still to be scored again.
         self._to_retry = RowSet()
+        # Rows that are scored, and rows that failed and are not to be scored again by this run: those of one moment,
+        # because others look while a thread writes.
+        self._counts = (0, 0)
         # Jobs of an asynchronous endpoint, and those rows of earlier ones that were read.
         self._under_way: JobsUnderWay | None = None
         self._queued: QueuedScoring | None = None
@@ -504,9 +507,27 @@ class _Job:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
+            report = await self._scored(inputs, input_format)
+        except BaseException as error:
+            try:
+                await uninterrupted(self._release(watcher))
+            except Exception as failure:
+                note_failed_close(error, failure)
+            raise
+        await uninterrupted(self._release(watcher))
+        return report
+
+    async def _release(self, watcher: asyncio.Task[None] | None) -> None:
+        """Release what the job has, whatever it ended with."""
+        self._unwanted.set()
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+        await asyncio.to_thread(self._close)
+
+    async def _scored(self, inputs: Any, input_format: InputFormat | None) -> Report:
+        try:
             await self._in_thread(self._open, inputs, input_format)
-            if self._settings.retry_failed:
-                self._to_retry = self._log.failed.copy(self._settings.limit)
             self._resumed = self._done()
             if self._is_done():
                 self._finishing = True
@@ -521,12 +542,6 @@ class _Job:
             if self._output.keeps_errors:
                 error.add_note(f"rows that failed are listed in {self._output.errors}")
             raise
-        finally:
-            self._unwanted.set()
-            if watcher is not None:
-                watcher.cancel()
-                await uninterrupted(asyncio.wait([watcher]))
-            await uninterrupted(asyncio.to_thread(self._close))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a thread; a job that is cancelled waits for it."""
@@ -587,6 +602,9 @@ class _Job:
         self._opened_log = log = OutputLog.open(
             self._output.files, about, preamble=self._sink.preamble, fresh=settings.fresh, noted=noted
         )
+        if settings.retry_failed:
+            self._to_retry = log.failed.copy(settings.limit)
+        self._count()
         self._output.check(log, self._bucket)
         if settings.asynchronous:
             self._under_way = JobsUnderWay(
@@ -819,10 +837,7 @@ class _Job:
             self._stop_delivery()
             raise
         finally:
-            await uninterrupted(writer.close(), self._stop_delivery)
-            for task in helpers:
-                task.cancel()
-            await uninterrupted(asyncio.wait(helpers))
+            await uninterrupted(_ended(writer, helpers), self._stop_delivery)
         if isinstance(failure, TooManyFailuresError) and self._is_in_vain(failure):
             failure = None
         failure = self._error or failure or self._error_of_all
@@ -1033,6 +1048,7 @@ class _Job:
         if self._to_retry:
             for row in (*scored, *failed):
                 self._to_retry.discard(row)
+        self._count()
         if self._under_way is not None:
             self._under_way.end(list(scored), list(failed))
 
@@ -1075,12 +1091,12 @@ class _Job:
 
     # What others see
 
-    def _done(self) -> int:
-        return len(self._log.scored) + self._failed()
+    def _count(self) -> None:
+        """Count the rows that are done; called by whoever has changed what is done."""
+        self._counts = len(self._log.scored), len(self._log.failed) - len(self._to_retry)
 
-    def _failed(self) -> int:
-        """Rows that failed, and are not to be scored again by this run."""
-        return len(self._log.failed) - len(self._to_retry)
+    def _done(self) -> int:
+        return sum(self._counts)
 
     def _all_retries(self) -> int:
         return sum(self._client.statistics().retries.values())
@@ -1090,14 +1106,14 @@ class _Job:
 
     def _progress(self) -> Progress:
         statistics = self._client.statistics()
-        log, source = self._log, self._source
-        fraction = source.fraction
+        fraction = self._source.fraction
+        scored, failed = self._counts
         progress = progress_of(
             self._pace,
             time.monotonic(),
             started=self._started,
-            scored=len(log.scored),
-            failed=self._failed(),
+            scored=scored,
+            failed=failed,
             resumed=self._resumed,
             limiter=statistics.endpoints.get(self._endpoint.name),
             ceiling=self._client.max_concurrency,
@@ -1119,8 +1135,7 @@ class _Job:
         return self._log.rows_in_input if self._source.is_known else None
 
     def _report(self, *, finished: bool) -> Report:
-        log = self._opened_log
-        scored, failed = (0, 0) if log is None else (len(log.scored), self._failed())
+        scored, failed = self._counts
         return Report(
             rows=scored + failed,
             scored=scored,
@@ -1135,13 +1150,16 @@ class _Job:
 
     def _close(self) -> None:
         """Release the files."""
-        if self._under_way is not None:
-            self._under_way.close()
-        if (log := self._opened_log) is not None:
-            log.close()
-        if self._opened_source is not None:
-            self._opened_source.close()
-        self._output.close()
+        opened = (self._under_way, self._opened_log, self._opened_source, self._output)
+        close_all(*(one.close for one in opened if one is not None))
+
+
+async def _ended(writer: _Writer, helpers: list[asyncio.Task[None]]) -> None:
+    """Have all results written, and end what runs beside the calls."""
+    await writer.close()
+    for task in helpers:
+        task.cancel()
+    await asyncio.wait(helpers)
 
 
 def _openai_options(row: Row) -> CallOptions:

@@ -164,7 +164,7 @@ class RequestMaker:
                     self._frame = (before, b",", behind)
         self._choose = choose
         self._fill = None if template is None else _filler(template)
-        # A line that is the body as it stands is sent without being read.
+        # A line that is the body as it stands is sent as it was written.
         as_it_stands = (JSONCodec, JSONLinesCodec, BytesCodec) if input_format == "jsonl" else (BytesCodec,)
         self._raw = (
             self._whole
@@ -175,14 +175,16 @@ class RequestMaker:
         if input_format == "file":
             # Not even its encoding is of interest.
             self._raw = type(serializer) in _JOINABLE
-        # A line that is not JSON would spoil the bodies of others.
-        self._reads = not self._raw or id_field is not None or join or (several and input_format == "jsonl")
-        # Nothing but the line is needed, whatever it is.
+        needs_record = id_field is not None or join
+        # A line that is not JSON is unreadable, and would spoil the bodies of others.
+        self._reads = not self._raw or needs_record or input_format == "jsonl"
+        # Nothing but the line is needed, whatever it is; or whatever it is, as long as it is JSON.
         self._takes_any = self._raw and not self._reads and max_bytes is None
+        self._takes_json = self._raw and not (needs_record or several) and input_format == "jsonl" and max_bytes is None
 
     def row(self, line: Line) -> Row:
         """Make a row, with an error in place of a body where that fails."""
-        if self._takes_any:
+        if self._takes_any or (self._takes_json and _is_json(line.data)):
             return Row(line.row, None, None, line.data, None)
         record: Any = None
         row_id: Any = None
@@ -318,6 +320,20 @@ class RequestMaker:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             return text if isinstance(serializer, TextCodec) else text.encode()
         return value
+
+
+# Returns a value and where it ends; unlike `decode`, it does not look for space around it, which costs as much as a
+# small value.
+_parse: Final = json.JSONDecoder().raw_decode
+
+
+def _is_json(data: bytes) -> bool:
+    """Whether a line is a JSON value, without space around it. If not, it may still be one with space."""
+    try:
+        text = data.decode()
+        return _parse(text)[1] == len(text)
+    except (ValueError, RecursionError):
+        return False
 
 
 def csv_line(fields: Any) -> str:

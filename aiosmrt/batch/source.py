@@ -27,7 +27,7 @@ from aiosmrt._aws.s3 import ObjectFacts
 from aiosmrt._extras import installed
 from aiosmrt.batch.objects import Bucket, ObjectFile, is_s3
 from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
-from aiosmrt.batch.tasks import JobStoppedError
+from aiosmrt.batch.tasks import JobStoppedError, close_all
 from aiosmrt.errors import BatchInputError
 
 __all__ = ["STANDARD_INPUT", "InputFormat", "Line", "Source", "format_of"]
@@ -303,9 +303,9 @@ class Source:
     def close(self) -> None:
         """Close what was opened."""
         self.stopped.set()
-        for file in self._opened.values():
-            file.close()
+        files = list(self._opened.values())
         self._opened.clear()
+        close_all(*(file.close for file in files))
 
     def prepare(self) -> dict[str, Any]:
         """Read what is needed before the first row: the columns of CSV, and what the input is known by.

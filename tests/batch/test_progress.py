@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from aiosmrt import Client, LimiterStatistics
 from aiosmrt.batch import ANY_ANSWER, Progress, score
+from aiosmrt.batch.outputlog import OutputLog
 from aiosmrt.batch.progress import Pace, progress_of
 from aiosmrt.errors import BatchOutputError, BatchStoppedError
 from aiosmrt.local import LocalRuntime, faults
@@ -159,6 +161,33 @@ async def test_rows_of_a_small_file_are_estimated_by_those_that_were_taken_from_
     await score(endpoint, rows, out, stop=stop, drain=0.0, on_progress=seen.append)
     assert seen[-1].rows == pytest.approx(2000, rel=0.3)
     assert seen[-1].is_estimate is is_estimate
+
+
+async def test_progress_is_of_one_moment_also_while_a_thread_writes(
+    client: Client, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, out = write_rows(tmp_path / "rows.jsonl", 40), tmp_path / "out.jsonl"
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    models.refused = {f'{{"n": {number}}}'.encode() for number in range(30)}
+    await score(endpoint, rows, out)
+    models.refused = {b'{"n": 7}', b'{"n": 20}'}
+    seen: list[Progress] = []
+    append = OutputLog.append
+
+    def slow(log: OutputLog, *records: Mapping[int, bytes]) -> None:
+        append(log, *records)
+        before, patience = len(seen), time.monotonic() + 30
+        while len(seen) < before + 2 and time.monotonic() < patience:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(OutputLog, "append", slow)
+    await score(endpoint, rows, out, retry_failed=True, on_progress=seen.append, progress_interval=0.001)
+    done = [(progress.scored, progress.failed) for progress in seen]
+    assert (done[0], done[-1]) == ((10, 0), (38, 2))
+    assert len(done) > 4
+    # Neither fewer failures than there were before, nor rows that are counted twice or not at all.
+    assert done == sorted(done)
+    assert all(failed >= 0 and scored + failed <= 40 for scored, failed in done)
 
 
 async def test_rows_that_are_scored_again_are_not_done_yet(
