@@ -123,7 +123,7 @@ class Outbox:
         return number
 
     def take_back(self, number: int) -> None:
-        """Forget a message that nobody wants any more, unless it is on its way."""
+        """Drop a message that is no longer wanted, unless it is being sent."""
         is_under_way = number < self._next or (number == self._next and self._frame is not None)
         if not is_under_way:
             self._kept_bytes -= len(self._messages.pop(number))
@@ -573,7 +573,7 @@ class BidirectionalStream:
         link = self._link
         if link is None or not link.is_over or not self._beginning.done():
             return
-        # What is still to be read may say why.
+        # What has not been read yet may contain the reason.
         link.take(self._take)
         error = self._failure or link.failure() or self._truncation(link)
         if error is None:
@@ -597,7 +597,7 @@ class BidirectionalStream:
         """The facts of the response: ``ResponseMetadata`` and ``InvokedProductionVariant``, once its head is there.
 
         Raises:
-            ServiceError, TransportError, DeadlineExceededError: there is no response.
+            ServiceError, TransportError, DeadlineExceededError: the request failed before a response.
         """
         while self._response is None:
             self._raise_if_over()

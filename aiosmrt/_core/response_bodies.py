@@ -228,7 +228,7 @@ class StreamTiming(NamedTuple):
     Times are taken when a reader gets what has arrived. The gap between parts that arrived together is 0.
 
     Args:
-        first_part: until the first part, waits and attempts before it included. None while there is none.
+        first_part: until the first part, waits and attempts before it included. None before the first part.
         longest_gap: the longest wait from one part to the next. None before the second part.
         mean_gap: the mean wait from one part to the next. None before the second part.
         total: until the stream's end, or until now.

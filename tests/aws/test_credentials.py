@@ -818,10 +818,8 @@ async def test_a_thread_whose_request_outlives_close_leaves_no_connection(
         await caller
     services.gate.set()
     gc.collect()
-    deadline = time.monotonic() + 5
-    while len(open_descriptors()) > before and time.monotonic() < deadline:
+    while len(open_descriptors()) > before:
         await asyncio.sleep(0.01)  # the server's end of the connection
-    assert len(open_descriptors()) <= before
 
 
 async def test_close_during_a_credential_process_leaves_no_process(tmp_path: Path, config_files: ConfigFiles) -> None:
@@ -837,9 +835,8 @@ async def test_close_during_a_credential_process_leaves_no_process(tmp_path: Pat
     await cache.close()
     with pytest.raises(errors.ClientStateError):
         await caller
-    deadline = time.monotonic() + 10
     with pytest.raises(ProcessLookupError):
-        while time.monotonic() < deadline:
+        while True:
             os.kill(pid, 0)
             await asyncio.sleep(0.001)  # until its thread has reaped it
 

@@ -160,8 +160,8 @@ async def test_closing_when_a_connection_has_just_come_up(
 
     async def connect_and_close(*arguments: Any) -> Any:
         lease = await connect(*arguments)
-        # runs before the one who waits for the connection
-        closing.append(asyncio.create_task(pooled.close()))
+        # Runs before the one who waits for the connection, and not at once, whatever makes the loop's tasks.
+        closing.append(asyncio.Task(pooled.close()))
         return lease
 
     monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect_and_close)
