@@ -146,8 +146,8 @@ class Client:
         verify: True checks certificates against the system's authorities (or ``AWS_CA_BUNDLE``), False checks
             nothing, a path names a file or folder of authorities, an ``ssl.SSLContext`` is used as it is.
         connect_timeout: seconds for a new connection, TLS included. If None, no limit.
-        read_timeout: seconds that the service may be silent. If None, no limit. The model has 60 s to answer, and
-            AWS asks for 70 here (API reference, InvokeEndpoint).
+        read_timeout: seconds that the service may take for the head of its response, and then be silent. If None, no
+            limit. The model has 60 s to answer, and AWS asks for 70 here (API reference, InvokeEndpoint).
         deadline: seconds for a whole call: reading the body, waiting for a slot and for the service, attempts and
             back-off; for a stream, everything up to the response's head. If None, no limit.
         patience: seconds after a call's first failure for which it waits and is sent again while the service throttles,

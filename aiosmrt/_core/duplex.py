@@ -575,7 +575,7 @@ class BidirectionalStream:
             return
         # What has not been read yet may contain the reason.
         link.take(self._take)
-        error = self._failure or link.failure() or self._truncation()
+        error = self._failure or link.failure() or self._truncation(link)
         if error is None:
             raise ClientStateError("the service has ended the stream: nothing more can be sent")
         try:
@@ -583,10 +583,10 @@ class BidirectionalStream:
         finally:
             del error
 
-    def _truncation(self) -> EventStreamFormatError | None:
-        """The error of a stream that has ended inside a frame."""
+    def _truncation(self, link: Link) -> EventStreamFormatError | None:
+        """The error of a stream that has ended inside a frame, or is none."""
         try:
-            self._decoder.finish()
+            self._decoder.finish(link.headers.get("content-type"))
         except EventStreamFormatError as error:
             return error.with_traceback(None)
         return None
@@ -616,7 +616,8 @@ class BidirectionalStream:
         Raises:
             ModelStreamError: the container closed its connection or failed; ``error_code`` has the reason.
             InternalStreamFailure: the service failed.
-            EventStreamFormatError: a malformed frame, or the stream ended inside one.
+            EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer that is no event
+                stream.
             TransportError: the stream was reset, or its connection lost.
             ClientStateError: another task is waiting for the next part, or the block was left.
         """
@@ -658,7 +659,7 @@ class BidirectionalStream:
             if not await link.receive(self._take):
                 if self._is_closed:
                     return
-                self._decoder.finish()
+                self._decoder.finish(link.headers.get("content-type"))
                 self._is_complete = True
                 self._outbox.wake()
 

@@ -361,7 +361,8 @@ class EventStream:
 
         Raises:
             ModelStreamError, InternalStreamFailure: the service reported a failure inside the stream.
-            EventStreamFormatError: a malformed frame, or the stream ended inside one.
+            EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer that is no event
+                stream.
             ReadTimeoutError: silence for longer than ``read_timeout``.
             ResponseStreamingError: the connection was lost.
             ClientStateError: another task is waiting for the next part, or an earlier wait for it was cancelled.
@@ -403,7 +404,7 @@ class EventStream:
                                 self._ready, self._arrived = self._arrived, self._ready
                                 return True
                             if not more:
-                                self._decoder.finish()
+                                self._decoder.finish(self._stream.headers.get("content-type"))
                                 self._close(complete=True)
                             continue
                         except (TransportError, EventStreamFormatError) as error:

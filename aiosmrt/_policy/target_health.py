@@ -263,7 +263,7 @@ class AdmissionState:
             self.bucket.on_success()
         if self.illness is None:
             limit = self._limit
-            limit.on_success(started_at, now, in_flight, sent_among=sent_among)
+            limit.on_success(started_at, now, in_flight, sent_among)
             if self.learns:
                 # Every call under an adaptive limit comes here; there is nothing else to settle.
                 self.slots = limit.limit

@@ -158,6 +158,7 @@ async def score(
     max_payload_mb: float | None = None,
     split: Callable[[Any, int], Sequence[Any]] | None = None,
     asynchronous: bool = False,
+    doubt: float = 60.0,
     max_concurrency: MaxConcurrency | None = None,
     patience: float | Unset | None = UNSET,
     max_failures: int | float | str | None = None,
@@ -222,6 +223,9 @@ async def score(
         asynchronous: whether the endpoint is an asynchronous one. Each request is then a job whose answer is awaited in
             S3; ``SINK.jobs`` lists those under way, and a later run waits for them in place of sending their rows
             again. Bodies over 128,000 bytes need the endpoint's ``upload_to``.
+        doubt: seconds for which the answer to an asynchronous request that may have been accepted unheard is looked for
+            in S3, before its rows fail or a later run sends them again; or twice as long as any other answer took, if
+            that is longer.
         max_concurrency: calls in flight, or jobs under way, at the same time; or ``"adaptive"``, see `aiosmrt.Client`.
             Defaults to the client's.
         patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
@@ -326,7 +330,7 @@ async def score(
         faults.append(f"max_payload_mb must be a number > 0 or None; got {max_payload_mb!r:.80}")
     if limit is not None and not is_whole(limit, 1):
         faults.append(f"limit must be an integer >= 1 or None; got {limit!r:.80}")
-    for name, seconds in (("drain", drain), ("progress_interval", progress_interval)):
+    for name, seconds in (("drain", drain), ("doubt", doubt), ("progress_interval", progress_interval)):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
             faults.append(f"{name} must be a non-negative number of seconds; got {seconds!r:.80}")
     filters = {"input_filter": input_filter, "output_filter": output_filter}
@@ -362,6 +366,7 @@ async def score(
         max_bytes=None if max_payload_mb is None else int(max_payload_mb * (1 << 20)),
         split=split,
         asynchronous=asynchronous,
+        doubt=doubt,
         header=header,
         patience=patience,
         max_failures=max_failures,
@@ -398,6 +403,7 @@ class _Settings:
     max_bytes: int | None
     split: Callable[[Any, int], Sequence[Any]] | None
     asynchronous: bool
+    doubt: float
     header: bool
     patience: float | Unset | None
     max_failures: int | float | str | None
@@ -877,6 +883,7 @@ class _Job:
                 several=settings.several,
                 split=settings.split,
                 patience=settings.patience,
+                doubt=settings.doubt,
                 options_for=_openai_options if self._source.input_format == "openai-batch" else None,
             )
             return GroupedResults(

@@ -59,7 +59,7 @@ from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.tasks import check_wanted, close_all, note_failed_close
 from aiosmrt.errors import BatchOutputError
 
-__all__ = ["LogFiles", "OutputLog"]
+__all__ = ["LogFiles", "OutputLog", "sync_folder"]
 
 # Among the facts, what was noted when the job began, and does not have to be the same; what the output begins with is
 # among that.
@@ -348,7 +348,7 @@ class OutputLog:
             self._journal.write(self._head)
             self._out.write(preamble)
             self.sync()
-            _sync_folder(self._out_path.parent)
+            sync_folder(self._out_path.parent)
         else:
             self._recover()
 
@@ -712,7 +712,7 @@ class OutputLog:
             raise
         # The copies keep their descriptors, the journal's its lock, under their new names.
         try:
-            _sync_folder(self._out_path.parent)
+            sync_folder(self._out_path.parent)
             _roll_forward(self._files)
         except OSError as error:
             raise _refused(self._out_path, error) from error
@@ -964,12 +964,13 @@ def _roll_forward(files: LogFiles) -> None:
     for path in (out, errors):
         with suppress(FileNotFoundError):
             path.with_name(f"{path.name}{_COPY}").replace(path)
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
     commit.replace(journal)
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
