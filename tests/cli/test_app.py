@@ -137,6 +137,13 @@ def test_run_as_a_module(module: str) -> None:
     assert done.stdout.startswith(f"aiosmrt/{aiosmrt.__version__} ")
 
 
+def test_a_command_does_not_load_what_others_need() -> None:
+    program = "import sys, aiosmrt.cli.app; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    of_others = [f"aiosmrt.{room}" for room in ("batch", "bench", "endpoint", "integrations", "local", "serializers")]
+    assert [name for name in done.stdout.split() if name.startswith(tuple(of_others))] == []
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_script(shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_AIOSMRT_COMPLETE", f"{shell}_source")
