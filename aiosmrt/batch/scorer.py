@@ -481,7 +481,8 @@ class _BodyMaker(RequestMaker):
 
     def row_of(self, number: int, record: dict[str, Any]) -> Row:
         """Make a row, with an error in place of a body where that fails."""
-        body, value, error = b"", None, None
+        body, value = b"", None
+        error: Exception | None = None
         try:
             body, value = self._part(record)
         except BadRowError as bad:
