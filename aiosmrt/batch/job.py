@@ -578,6 +578,7 @@ class _Job:
             raise ParamValidationError(["openai-batch says what is sent: leave rows_per_request and input_filter out"])
         if source.input_format == "openai-batch" and settings.id_field is None:
             settings.id_field = "custom_id"
+        _check_names(_written(self._output))
         noted = self._output.prepare(self._bucket, fresh=settings.fresh)
         self._maker = RequestMaker(
             source.input_format,
@@ -1168,6 +1169,22 @@ def _written(output: Destination) -> list[Path | str]:
     """The files and objects that a job may write."""
     jobs = jobs_file(output.files.out)
     return [*output.all(), jobs, rewritten(jobs)]
+
+
+def _check_names(files: Iterable[Path | str]) -> None:
+    """Refuse names of files that cannot be, before rows are paid for whose answers could not be put in order.
+
+    Raises:
+        BatchOutputError: one of them is too long, or its folder cannot be looked into.
+    """
+    for path in files:
+        if isinstance(path, Path):
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _copied(

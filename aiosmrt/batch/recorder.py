@@ -156,7 +156,8 @@ def write_page(path: Path, text: str) -> None:
         raise BatchOutputError(fault)
     temporary = _temporary(path)
     try:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may have bytes that are no text.
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
         # What a link leads to, not the link.
         os.replace(temporary, os.path.realpath(path))  # noqa: PTH105 (both are there)
     except BaseException:

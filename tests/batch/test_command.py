@@ -131,6 +131,7 @@ async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path)
         (("rows.jsonl", "--output", "o.jsonl", "--report", "mine.parquet"), 252, "mine.parquet is not a report page"),
         (("rows.jsonl", "--output", "o.jsonl", "--report", "/dev/null"), 252, "/dev/null is not a regular file"),
         (("rows.jsonl", "--output", "o.jsonl", "--report", "none/r.html"), 255, "cannot write none/r.html"),
+        (("rows.jsonl", "--output", f"{'o' * 230}.jsonl"), 255, "File name too long"),
         (("s3://b", "--output", "o.jsonl"), 252, "form s3://bucket/key, with a bucket of 3 to 255"),
     ],
 )

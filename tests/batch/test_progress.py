@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -248,6 +249,13 @@ async def test_a_page_replaces_a_page_and_nothing_else(client: Client, models: M
     with pytest.raises(ParamValidationError, match=r"latest\.html is not a report page"):
         await score(endpoint, rows, tmp_path / "other.jsonl", report_page=link)
     assert (page.read_text(), models.seen.total()) == ("mine", 0)
+
+
+async def test_a_page_of_an_output_whose_name_is_no_text(client: Client, tmp_path: Path) -> None:
+    endpoint, page = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER), tmp_path / "page.html"
+    out = tmp_path / os.fsdecode(b"out-\xff.jsonl")
+    await score(endpoint, write_rows(tmp_path / "rows.jsonl", 1), out, report_page=page)
+    assert "out-\\udcff.jsonl: 1 rows done" in page.read_text()
 
 
 async def test_a_page_says_why_the_job_stopped(client: Client, models: Models, tmp_path: Path) -> None:
