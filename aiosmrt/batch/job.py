@@ -271,7 +271,7 @@ async def score(
     elif (fault := records_fault(source)) is not None:
         faults.append(fault)
     elif input_format is not None:
-        faults.append("input_format is for files; the source is none")
+        faults.append("input_format is for files; the source is an iterable or a table")
     if inputs is not None and "" in inputs:
         faults.append("source has an empty name")
     if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
@@ -302,18 +302,20 @@ async def score(
             faults.append(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r:.80}")
     if kind is None and is_file:
         faults.append(
-            f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} stands for none of jsonl, csv, "
+            f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} is not one of jsonl, csv, "
             "parquet and text"
         )
     if is_compressed(name_of_sink):
         faults.append("the output cannot be compressed: it is written at its end and resumed")
     ways = (column, template, id_field, input_filter)
     if input_format == "openai-batch" and any(way is not None for way in ways):
-        faults.append("openai-batch says what is sent: leave column, template, id_field and input_filter out")
+        faults.append(
+            "lines of openai-batch are complete requests; leave out column, template, id_field and input_filter"
+        )
     if kind == "openai-batch" and join_source == "Input":
-        faults.append("openai-batch repeats no input; leave join_source out")
+        faults.append("openai-batch output cannot include the input; leave out join_source")
     if kind == "openai-batch" and input_format != "openai-batch" and id_field is None:
-        faults.append("openai-batch as the output needs it as the input, or an id_field")
+        faults.append("output_format openai-batch needs input_format openai-batch, or an id_field")
     sends_a_part = not (column is None and template is None and input_filter is None)
     if input_format == "file" and (sends_a_part or rows_per_request != 1):
         faults.append("a file is sent as it is: leave column, template, input_filter and rows_per_request out")
@@ -322,13 +324,13 @@ async def score(
     if column is not None and template is not None:
         faults.append("column and template exclude each other")
     if kind == "text" and (id_field is not None or join_source == "Input"):
-        faults.append("text has the answers alone; id_field and join_source need another format")
+        faults.append("text holds answers only; id_field and join_source need another output_format")
     if input_filter is not None and (column is not None or template is not None):
         faults.append("input_filter excludes column and template")
     if not (rows_per_request is None or is_whole(rows_per_request, 1)):
         faults.append(f"rows_per_request must be an integer >= 1 or None; got {rows_per_request!r:.80}")
     if split is not None and rows_per_request == 1:
-        faults.append("split needs several rows_per_request")
+        faults.append("split needs rows_per_request > 1 or None")
     if max_payload_mb is not None and not (is_seconds(max_payload_mb) and max_payload_mb > 0):
         faults.append(f"max_payload_mb must be a number > 0 or None; got {max_payload_mb!r:.80}")
     if limit is not None and not is_whole(limit, 1):
@@ -575,7 +577,9 @@ class _Job:
                 ["join_source='Input' writes CSV of CSV with a header only; use jsonl for the output"]
             )
         if source.input_format == "openai-batch" and (settings.several or settings.choose is not None):
-            raise ParamValidationError(["openai-batch says what is sent: leave rows_per_request and input_filter out"])
+            raise ParamValidationError(
+                ["lines of openai-batch are complete requests; leave out rows_per_request and input_filter"]
+            )
         if source.input_format == "openai-batch" and settings.id_field is None:
             settings.id_field = "custom_id"
         _check_names(_written(self._output))

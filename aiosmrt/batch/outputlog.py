@@ -947,7 +947,7 @@ def _lock(descriptor: int, out: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
-        raise BatchOutputError("batch scoring needs file locks as POSIX has them, which this system lacks") from None
+        raise BatchOutputError("batch scoring needs POSIX file locks, which this system lacks") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

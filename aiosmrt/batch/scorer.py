@@ -513,7 +513,7 @@ def _option_faults(options: object) -> list[str]:
         faults.append("client_options must not have max_concurrency or patience, which are the scorer's own arguments")
     known = _PLAIN_OPTIONS | _SECRET_OPTIONS | {"max_concurrency", "patience"}
     faults += [
-        f"client_options has {shown(name)}, which is none of {', '.join(sorted(_PLAIN_OPTIONS))}"
+        f"client_options has {shown(name)}; accepted are {', '.join(sorted(_PLAIN_OPTIONS))}"
         for name in options
         if name not in known
     ]

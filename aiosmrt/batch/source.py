@@ -749,9 +749,9 @@ def _common_format(inputs: list[_Input]) -> InputFormat:
     kinds = set(formats.values())
     unknown = next((name for name, kind in formats.items() if kind is None), None)
     if unknown is not None:
-        what = "standard input" if unknown == STANDARD_INPUT else f"{unknown}, whose suffix stands for none"
+        what = "standard input" if unknown == STANDARD_INPUT else f"{unknown}, whose suffix does not name one"
         raise BatchInputError(
-            f"an input format is needed for {what}; there are jsonl, csv, parquet, text and openai-batch"
+            f"an input format is needed for {what}: one of jsonl, csv, parquet, text and openai-batch"
         )
     if len(kinds) > 1:
         raise BatchInputError(f"the input files have more than one format: {', '.join(sorted(map(str, kinds)))}")

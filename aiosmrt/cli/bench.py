@@ -68,7 +68,7 @@ def _callers(context: click.Context, parameter: click.Parameter, value: str | No
     if numbers is None:
         return None
     if not all(number.is_integer() for number in numbers):
-        raise click.BadParameter(f"must be whole numbers; got {value!r:.80}")
+        raise click.BadParameter(f"must be integers; got {value!r:.80}")
     return [int(number) for number in numbers]
 
 
@@ -131,7 +131,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
 def _run(**given: Any) -> None:
     context = click.get_current_context()
     if given["concurrency"] is not None and given["rate"] is not None:
-        raise click.UsageError("--concurrency and --rate exclude each other", context)
+        raise click.UsageError("only one of --concurrency and --rate may be given", context)
     if (given["body"] is None) == (given["bodies"] is None):
         raise click.UsageError("exactly one of --body and --bodies is required", context)
     if given["max_concurrency"] is not None and not given["as_client"]:
@@ -141,7 +141,7 @@ def _run(**given: Any) -> None:
     operation = BY_NAME["InvokeEndpointWithResponseStream" if given["stream"] else "InvokeEndpoint"]
     accepted = {member.name for member in operation.members}
     if refused := [option_name(name) for name in _MEMBERS if given[name] is not None and name not in accepted]:
-        raise click.UsageError(f"--stream does not go with {', '.join(refused)}", context)
+        raise click.UsageError(f"--stream cannot be combined with {', '.join(refused)}", context)
     options = GlobalOptions.of(context)
     members = {name: given[name] for name in _MEMBERS if given[name] is not None}
     members["EndpointName"] = given["endpoint_name"]

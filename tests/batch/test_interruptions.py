@@ -45,10 +45,13 @@ def scored_or_failed(folder: Path, count: int, refused: set[int]) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-async def test_kills_lose_and_repeat_no_row(runtime: LocalRuntime, models: Models, tmp_path: Path, kind: str) -> None:
-    outcome = await kill_until_done(runtime, models, tmp_path, kills=10, seed=7, kind=kind)
-    assert (outcome.lost, outcome.twice, outcome.kills) == (0, 0, 10)
+@pytest.mark.parametrize(("kind", "kills"), [("jsonl", 10), ("csv", 4), ("parquet", 4)])
+async def test_kills_lose_and_repeat_no_row(
+    runtime: LocalRuntime, models: Models, tmp_path: Path, kind: str, kills: int
+) -> None:
+    """The log is the same for all kinds; what is made of it in the end differs."""
+    outcome = await kill_until_done(runtime, models, tmp_path, kills=kills, seed=7, kind=kind)
+    assert (outcome.lost, outcome.twice, outcome.kills) == (0, 0, kills)
     assert outcome.repeated <= outcome.kills * KILLS_IN_FLIGHT
 
 

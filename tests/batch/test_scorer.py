@@ -381,7 +381,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "secret": ({"client_options": {"aws_secret_access_key": SECRET}}, "each finds its own credentials"),
     "token": ({"client_options": {"aws_session_token": SECRET}}, "each finds its own credentials"),
     "credentials": ({"client_options": {"credentials": object()}}, "each finds its own credentials"),
-    "session": ({"client_options": {"session": None}}, "which is none of connect_timeout"),
+    "session": ({"client_options": {"session": None}}, "accepted are connect_timeout"),
     "own": ({"client_options": {"max_concurrency": 3}}, "the scorer's own arguments"),
     "context": ({"client_options": {"verify": object()}}, "verify must be True, False or a path"),
     "no mapping": ({"client_options": [1]}, "client_options must be a mapping"),
@@ -604,7 +604,7 @@ def test_process_ends_without_a_warning_or_a_wait(
         try:
             if end == "in flight":
                 asyncio.run(runtime.wait_for_in_flight(1))
-            _, stderr = process.communicate(b"x", timeout=100)
+            _, stderr = process.communicate(b"x")
         finally:
             process.kill()
     # asyncio's debug mode tells of callbacks that were slow on a busy machine.
@@ -637,7 +637,7 @@ def test_interrupt_ends_a_batch_and_its_calls(runtime: LocalRuntime, models: Mod
         try:
             asyncio.run(runtime.wait_for_in_flight(5))
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=100)
+            _, stderr = process.communicate()
         finally:
             process.kill()
     assert stderr.decode().splitlines()[-1] == "KeyboardInterrupt"

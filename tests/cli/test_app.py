@@ -134,7 +134,7 @@ def test_help_is_not_cut_and_names_what_options_take(command: str | None, capsys
 
 @pytest.mark.parametrize("module", ["aiosmrt", "aiosmrt.cli"])
 def test_run_as_a_module(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"aiosmrt/{aiosmrt.__version__} ")
 
