@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from aiosmrt.cli import main
 from aiosmrt.cli.app import cli
 from aiosmrt.cli.parameters import option_name
 
+ROOT = Path(__file__).parents[2]
 INVOKE = ("invoke-endpoint", "--endpoint-name", "x", "--body", "x")
 
 
@@ -120,6 +124,36 @@ def test_help_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert main(["--help"]) == 0
     assert (printed.out, printed.err) == ("", capsys.readouterr().out)
+
+
+def test_help_of_a_group_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sagemaker-runtime"]) == 252
+    printed = capsys.readouterr()
+    assert main(["sagemaker-runtime", "--help"]) == 0
+    assert (printed.out, printed.err) == ("", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("group", [[], ["sagemaker-runtime"]])
+def test_options_without_a_command(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--region", "us-east-1", *group]) == 252
+    assert re.fullmatch("aiosmrt: error: Missing command.*\n", capsys.readouterr().err)
+
+
+def test_ctrl_c_while_the_package_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "aiohttp.py").write_text("import signal\nprint('importing', flush=True)\nsignal.pause()\n")
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["aiosmrt"]
+    module, _, function = script.partition(":")
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; from {module} import {function}; sys.exit({function}())", "--version"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    _, problems = process.communicate(timeout=60)
+    assert (process.returncode, problems) == (-signal.SIGINT, b"")  # 130 in a shell
 
 
 @pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
