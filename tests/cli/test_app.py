@@ -20,6 +20,7 @@ from aiosmrt.cli.app import cli
 from aiosmrt.cli.parameters import option_name
 from tests.support.command_line import environment, run
 
+ROOT = Path(__file__).parents[2]
 INVOKE = ("invoke-endpoint", "--endpoint-name", "x", "--body", "x")
 
 
@@ -124,6 +125,19 @@ def test_help_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert (printed.out, printed.err) == ("", capsys.readouterr().out)
 
 
+def test_help_of_a_group_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sagemaker-runtime"]) == 252
+    printed = capsys.readouterr()
+    assert main(["sagemaker-runtime", "--help"]) == 0
+    assert (printed.out, printed.err) == ("", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("group", [[], ["sagemaker-runtime"]])
+def test_options_without_a_command(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--region", "us-east-1", *group]) == 252
+    assert re.fullmatch("aiosmrt: error: Missing command.*\n", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
 def test_help_is_not_cut_and_names_what_options_take(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"] if command is None else [command, "--help"]) == 0
@@ -191,7 +205,7 @@ class Interrupt:
 
 module = sys.argv.pop(1)
 sys.meta_path.insert(0, Interrupt())
-from aiosmrt_command import main
+from _aiosmrt_command import main
 sys.exit(main())
 """
 ARGUMENTS = {
