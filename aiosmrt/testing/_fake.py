@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from aiosmrt._core.configure import Configuration
 from aiosmrt._transport.base import Reply, Request
-from aiosmrt._wire.operations import OPERATIONS, Operation
+from aiosmrt._wire.operations import EVENT_STREAM, OPERATIONS, Operation
 from aiosmrt.client import Client
 from aiosmrt.errors import AiosmrtError, ClientStateError, EndpointNotFoundError, fresh_copy
 from aiosmrt.testing._errors import REQUEST_ID, make_error
@@ -168,7 +168,11 @@ class _FakeTransport:
     async def send_streaming(self, request: Request) -> PartsReply:
         _, answer = await self._answer(request)
         error = None if answer.error is None else _raisable(answer.error)
-        headers = {**_headers(answer), "x-amzn-sagemaker-content-type": answer.content_type}
+        headers = {
+            **_headers(answer),
+            "content-type": EVENT_STREAM,
+            "x-amzn-sagemaker-content-type": answer.content_type,
+        }
         return PartsReply(_parts(answer), error, headers)
 
     async def close(self) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from aiosmrt.cli import main
 from aiosmrt.client import Client
 from aiosmrt.local import ModelContainer
-from tests.support.command_line import PROGRAM, environment, run, started
+from tests.support.command_line import PROGRAM, environment, started
 from tests.support.peers import CLIENT_ARGUMENTS
 
 CONTAINER = Path(__file__).parent.parent / "local" / "container_program.py"
@@ -107,10 +108,20 @@ async def test_options_extend_the_file(tmp_path: Path) -> None:
         (("--handler", "m=json:loads", "--endpoint", "m=http://127.0.0.1:1"), {}, 252, "endpoint 'm' is given twice"),
     ],
 )
-async def test_missing_settings_are_reported(
-    arguments: tuple[str, ...], variables: dict[str, str], code: int, problem: str, tmp_path: Path
+def test_missing_settings_are_reported(
+    arguments: tuple[str, ...],
+    variables: dict[str, str],
+    code: int,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ended = await run(*PROGRAM, "serve", *arguments, env=environment(tmp_path, **variables), cwd=tmp_path)
-    assert (ended.code, ended.stdout) == (code, b"")
-    assert problem in ended.stderr.decode()
-    assert ended.stderr.count(b"\n") == 1
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment(tmp_path, **variables).items():
+        monkeypatch.setenv(name, value)
+    assert main(["serve", *arguments]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert problem in printed.err
+    assert printed.err.count("\n") == 1
