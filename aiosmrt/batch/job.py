@@ -1092,7 +1092,7 @@ class _Job:
     # What others see
 
     def _count(self) -> None:
-        """Count the rows that are done; called after each change of what is done."""
+        """Count the rows that are done: on opening, and after each write."""
         self._counts = len(self._log.scored), len(self._log.failed) - len(self._to_retry)
 
     def _done(self) -> int:
