@@ -45,7 +45,8 @@ class RowCalls:
             if row.error is not None:
                 raise row.error  # noqa: TRY301 (as if it were the call's)
             call = self._call(row.body)
-            _, headers, body = await call.run()
+            reply = await call.run()
+            headers, body = reply.headers, reply.body
             call.count_received(len(body))
             request_id = headers.get("x-amzn-requestid")
             try:
