@@ -265,15 +265,9 @@ class Call:
             body = EventStream(self, reply, plain=codec.openai)
         else:
             body = reply.body
-            # Not count_received, which would be one function call more in each call.
-            self._core.counters.bytes_received += len(body)
             if codec.has_payload:
                 body = StreamingBody(body)
         return codec.reader.result(reply.status, reply.headers, body, self.sent)
-
-    def count_received(self, size: int) -> None:
-        """Count what a reply's body had, in bytes."""
-        self._core.counters.bytes_received += size
 
     async def presigned_url(self, method: str, expires_in: int) -> str:
         """A URL with which the call can be made without credentials; nothing is sent.
@@ -472,6 +466,7 @@ class Call:
                                 del reply
                                 raise
                         if not codec.streams:
+                            counters.bytes_received += len(reply.body)  # type: ignore[union-attr]
                             admission.outstanding -= 1
                             self._is_outstanding = self._holds_slot = False
                             admission.release(self)
