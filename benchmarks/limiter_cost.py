@@ -65,7 +65,7 @@ def told_directly(limit: ConcurrencyLimit, in_flight: int) -> Callable[[Sequence
     def tell(round_trips: Sequence[float]) -> None:
         on_success = limit.on_success
         for seconds in round_trips:
-            on_success(0.0, seconds, in_flight, sent_among=in_flight)
+            on_success(0.0, seconds, in_flight, in_flight)
 
     return tell
 

@@ -291,7 +291,7 @@ class AllKnowing:
     def __init__(self) -> None:
         self.limit = 1
 
-    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+    def on_success(self, started_at: float, now: float, in_flight: int, sent_among: int = 0) -> None:
         """Know it already."""
 
     def on_throttle(
@@ -325,7 +325,7 @@ class Aimd(AllKnowing):
         self._cut_at = -math.inf
         self.limit = 4
 
-    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+    def on_success(self, started_at: float, now: float, in_flight: int, sent_among: int = 0) -> None:
         """Grow, if it is in use."""
         if 2 * in_flight >= self.limit:
             self._set(self._exact + 1 / self._exact)
@@ -352,7 +352,7 @@ class Gradient2(Aimd):
         self._samples = 0
         self._set(20.0)
 
-    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+    def on_success(self, started_at: float, now: float, in_flight: int, sent_among: int = 0) -> None:
         """Follow the gradient."""
         short = now - started_at
         self._samples += 1
@@ -378,7 +378,7 @@ class VectorArc(Aimd):
         self._reached = self._refused = False
         self._set(1.0)
 
-    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+    def on_success(self, started_at: float, now: float, in_flight: int, sent_among: int = 0) -> None:
         """Measure, and decide at the end of the round trip."""
         self._sum += now - started_at
         self._count += 1
@@ -420,7 +420,7 @@ class Ramp(Fixed):
         super().__init__(4)
         self._exact, self._factor, self._end = 4.0, factor, end
 
-    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+    def on_success(self, started_at: float, now: float, in_flight: int, sent_among: int = 0) -> None:
         """Grow."""
         self._exact = min(self._end, self._exact * self._factor ** (1 / self._exact))
         self.limit = int(self._exact)

@@ -35,7 +35,6 @@ Times are seconds of whichever monotonic clock the caller uses throughout.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from math import ceil, dist, exp, inf, log, log2, pi, sqrt
 from operator import sub
@@ -85,6 +84,8 @@ _SPREADS: Final = (
 # Successes that tell spread and level without waiting at the start, and at most so many while the level stays.
 _FIRST: Final = 48
 _WAITLESS: Final = 128
+# By then, batches have the size of later ones.
+_SETTLED: Final = _WAITLESS + int(_STRETCHED * _LARGEST_BATCH)
 # Successes over which the spread without waiting follows a larger one.
 _CREEP: Final = 240
 _REGULAR_CREEP: Final = 4000
@@ -96,10 +97,12 @@ _DRIFT: Final = 512
 _SQUEEZED: Final = 0.92
 _SQUEEZED_BY_SPREAD: Final = 0.19
 
-# What the difference of two levels scatters by, in spreads; the elasticity below which nothing waits whatever was
-# measured; and the successes that the spread without waiting is known from.
+# What the difference of two levels scatters by, in spreads, and at least; how many times that is a difference; the
+# elasticity below which nothing waits whatever was measured; and the successes that the spread without waiting is known
+# from.
 _DOUBT: Final = 0.6
 _LEAST_DOUBT: Final = 0.25
+_DOUBTLESS: Final = 1.4
 _NO_QUEUE: Final = 0.8
 _KNOWN: Final = 64.0
 # By how much less the spread may be in the meantime, in what a mean of so many scatters by, if it is chance: for growth
@@ -131,9 +134,11 @@ _ACCIDENT: Final = 0.27
 _SHORTER: Final = 0.3
 _SHORTER_BY_SPREAD: Final = 0.5
 
-# Round trips for which a finding about other clients holds.
+# Round trips for which a finding about other clients holds, and the share of its spread without waiting below which
+# calls wait for whomever.
 _SHARED_FOR: Final = 100.0
 _BLIND_FOR: Final = 300.0
+_CLEARLY_SQUEEZED: Final = 0.55
 # Cuts that are put to the test together (the difference of logarithms), the share of it by which round trips must have
 # become shorter, and how much longer ones make the test void.
 _TRIAL: Final = 0.5
@@ -150,8 +155,15 @@ _SUDDEN: Final = 10.0
 _CLOSE: Final = 1.0
 _ROUND_TRIPS_TO_FORGET: Final = 50.0
 
-# Spreads below this have nothing to be squeezed, and need other means. The round trips without a refusal before that.
+# Round trips of which the largest limit is remembered for an outage; so many before them, too.
+_STRETCH: Final = 2.0
+# Answers that are kept for a refusal, of which `REMEMBERED` are looked at.
+_TOO_MANY: Final = 8 * REMEMBERED
+
+# Spreads below this have nothing to be squeezed, and need other means: they are looked at once in so many successes, to
+# see whether they still are. The round trips without a refusal before that.
 _REGULAR: Final = 0.08
+_STILL_REGULAR: Final = 192
 _UNREFUSED: Final = 16.0
 # Successes that make a measurement, if they are whole round trips; the elasticity of the round trip that shows a queue;
 # and how many times longer round trips are that show less capacity, in a batch and in a measurement.
@@ -235,12 +247,16 @@ class AdaptiveRule:
     """
 
     __slots__ = (
-        "_anchor",
+        "_anchor_level",
+        "_anchor_samples",
+        "_anchor_size",
         "_base",
+        "_batch",
         "_below",
-        "_blind",
+        "_blind_until",
         "_climb",
         "_cut_at",
+        "_cut_from",
         "_direction",
         "_exact",
         "_fast",
@@ -254,24 +270,23 @@ class AdaptiveRule:
         "_left",
         "_level",
         "_peak",
-        "_peak_left",
+        "_peak_until",
         "_recent",
         "_ref",
         "_refused",
         "_refused_level",
+        "_refused_trips",
         "_restoring",
         "_reversals",
-        "_round_trips",
         "_samples",
         "_sent",
-        "_shared",
-        "_since",
+        "_shared_until",
         "_size",
         "_slow",
         "_spread_since",
         "_times",
         "_trial",
-        "_until_cut",
+        "_trips",
         "limit",
         "maximum",
         "minimum",
@@ -288,47 +303,54 @@ class AdaptiveRule:
         self.limit: int = initial
         self.reason: Reason | None = "start"
         self._exact = float(initial)
-        # The batch: round trips in seconds, among how many calls each was sent, and how many are to come.
+        # The batch: round trips in seconds, among how many calls each was sent, how many are to come, and how many a
+        # batch of this limit has.
         self._times: list[float] = []
         self._sent: list[int] = []
-        self._left = 1
+        self._left = self._batch = 1
+        # Round trips so far.
+        self._trips = 0.0
         # Averages of the spread and the level, and both without waiting; the spread as the mean difference between the
         # logarithms of two round trips.
         self._samples = 0
         self._last = 0.0
         self._fast = self._slow = self._ref = 0.0
         self._level = self._base = 0.0
-        self._until_cut = 0
-        # The logarithm of the number of calls, averaged as the level is; both, and the spread, since an earlier time.
+        # The samples after which the limit may be cut again.
+        self._cut_from = 0
+        # The logarithm of the number of calls, averaged as the level is; both at an earlier time, the samples by then,
+        # and the sum of the spread since.
         self._size = 0.0
-        self._anchor = (0.0, 0.0)
+        self._anchor_size = self._anchor_level = 0.0
+        self._anchor_samples, self._spread_since = 0, 0.0
         # The logarithm of the number up to which round trips have shown that nothing waits.
         self._free = 0.0
-        self._spread_since, self._since = 0.0, 0
-        # Refusals: whether there was any, the round trips since, and what tells of other clients.
+        # Refusals: whether there was any, from which round trip growth counts, and what tells of other clients.
         self._refused = False
         self._refused_level = 0.0
-        self._round_trips = 0.0
+        self._refused_trips = 0.0
         self._last_refused_at = 0
         self._direction = 0
         self._reversals = 0.0
-        self._shared = 0.0
+        self._shared_until = 0.0
         # The largest limit lately, slowly forgotten, and the round trips for which it was clearly lower.
         self._high = float(initial)
         self._below = 0.0
-        # The level and the limit before the cuts that are on trial, the highest level since, and the round trips still
-        # to go without cuts.
+        # The level and the limit before the cuts that are on trial, the highest level since, and the round trip up to
+        # which there are no cuts.
         self._trial = (0.0, 0.0)
         self._is_trial = False
         self._highest = 0.0
-        self._blind = 0.0
+        self._blind_until = 0.0
         self._cut_at = -inf
         # The largest limits of this and the former stretch of round trips, and what is restored after an outage.
         self._peak = self._former_peak = initial
-        self._peak_left = 2.0
+        self._peak_until = _STRETCH
         self._restoring = 0
-        self._recent: deque[int] = deque(maxlen=REMEMBERED)
-        self._climb = _Climb()
+        # What was sent among how many, the newest last, with a minus if it was refused; no more of it is read than
+        # `REMEMBERED`.
+        self._recent: list[int] = []
+        self._climb = _Climb(maximum)
         self._set(self._exact)
 
     @property
@@ -341,7 +363,7 @@ class AdaptiveRule:
         """The present round trip in seconds, as a geometric mean; None before the first success."""
         return exp(self._level) if self._samples else None
 
-    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+    def on_success(self, started_at: float, now: float, in_flight: int, sent_among: int = 0) -> None:
         """Take note of a success; see `ConcurrencyLimit.on_success`."""
         self._times.append(now - started_at)
         self._sent.append(sent_among or in_flight)
@@ -353,12 +375,14 @@ class AdaptiveRule:
         self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0, strict: bool = True
     ) -> None:
         """Lower the limit by one, less for an accident, unless calls that still hold their slots explain it."""
-        says_little = not strict and is_accident((*self._recent, *self._sent), sent_among)
+        recent = self._recent
+        del recent[:-REMEMBERED]
+        says_little = not strict and is_accident((*recent, *self._sent), sent_among)
         if sent_among:
-            self._recent.append(-sent_among)
+            recent.append(-sent_among)
         if says_little:
             if in_flight <= self.limit + 1:
-                self._round_trips *= 1 - _ACCIDENT
+                self._refused_trips += _ACCIDENT * (self._trips - self._refused_trips)
                 self._move(self._exact - _ACCIDENT, "refusal")
             return
         self._refused = True
@@ -375,14 +399,14 @@ class AdaptiveRule:
             if self._below < _SUDDEN:
                 self._high = in_flight / _FEWER
             else:
-                self._shared = _SHARED_FOR
+                self._shared_until = self._trips + _SHARED_FOR
         elif direction and in_flight >= _GOVERNED * self.limit:
             self._reversals += 0.1 * ((direction == -self._direction) - self._reversals)
             self._direction = direction
             if self._reversals > _REVERSALS:
-                self._shared = _SHARED_FOR
+                self._shared_until = self._trips + _SHARED_FOR
         if in_flight <= self.limit + 1:
-            self._round_trips = 0.0
+            self._refused_trips = self._trips
             self._climb.reset()
             self._move(self._exact - 1, "refusal")
 
@@ -399,10 +423,10 @@ class AdaptiveRule:
     def on_recovery(self, now: float) -> None:
         """Begin a slow start to the largest limit of the last round trips before the outage."""
         self._restoring = max(self._peak, self._former_peak, self.limit)
-        self._shared = 0.0
-        self._high = 0.0
+        self._shared_until = self._high = 0.0
         self._climb.reset()
-        self._forget_batch()
+        self._recent += self._sent
+        self._times, self._sent = [], []
         self._move(max(self.minimum, min(FIRST_WINDOW, self._restoring)), "recovery")
 
     def _move(self, exact: float, reason: Reason | None) -> None:
@@ -417,75 +441,67 @@ class AdaptiveRule:
         elif exact > self.maximum:
             exact = float(self.maximum)
         self._exact = exact
-        self.limit = limit = int(exact)
-        if self._times:
-            return
-        if self._restoring:
-            self._left = 1
-            return
-        left = int(limit * _ROUND_TRIPS_OF_BATCH)
-        least = _SMALL_BATCH if self._samples > _WAITLESS else _SMALLEST_BATCH
-        if left < least:
-            left = least
-        elif left > _LARGEST_BATCH:
-            left = _LARGEST_BATCH
-        if self._ref < _REGULAR and 0 < self._climb.left <= _STRETCHED * left:
-            left = self._climb.left
-        self._left = left
-
-    def _forget_batch(self) -> None:
-        self._recent.extend(self._sent)
-        self._times, self._sent = [], []
+        limit = int(exact)
+        if limit != self.limit or self._samples <= _SETTLED:
+            self.limit = limit
+            least = _SMALL_BATCH if self._samples > _WAITLESS else _SMALLEST_BATCH
+            self._batch = max(least, min(int(limit * _ROUND_TRIPS_OF_BATCH), _LARGEST_BATCH))
+        if not self._times:
+            self._left = left = self._batch
+            if self._restoring:
+                self._left = 1
+            elif self._ref < _REGULAR and 0 < self._climb.left <= _STRETCHED * left:
+                self._left = self._climb.left
 
     def _look(self) -> None:
         """Judge a batch of successes."""
-        limit = self._exact
-        count = len(self._times)
-        among = sum(self._sent) / count
-        self._average(count, among)
+        # Here and below, what is used twice is a local name: this is most of what a success costs.
+        times, sent, limit = self._times, self._sent, self._exact
+        self._times, self._sent = [], []
+        recent = self._recent
+        recent += sent
+        if len(recent) > _TOO_MANY:
+            del recent[:-REMEMBERED]
+        count, calls = len(times), sum(sent)
         trips = count / limit
-        self._round_trips += trips
-        self._until_cut -= count
-        self._remember(trips)
-        exact, reason = limit, self.reason
-        if self._restoring:
-            exact, reason = limit + count, "recovery"
-            if exact >= self._restoring:
-                exact, self._restoring = max(limit, float(self._restoring)), 0
-        elif among >= _TESTED * self.limit:
-            exact, reason = self._decide(count)
-        self._forget_batch()
-        self._move(exact, reason)
-
-    def _remember(self, trips: float) -> None:
+        self._trips = passed = self._trips + trips
         if self.limit > self._peak:
             self._peak = self.limit
-        above = self._high - self._exact
-        if above > 0:
-            self._high -= min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * above
-        else:
-            self._high = self._exact
-        # The largest limit is never quite forgotten: one that stands still close to it is not falling.
-        self._below = self._below + trips if above > _CLOSE else 0.0
-        if self._shared > 0:
-            self._shared -= trips
-        if self._blind > 0:
-            self._blind -= trips
-        self._peak_left -= trips
-        if self._peak_left <= 0:
+        if passed >= self._peak_until:
             self._former_peak, self._peak = self._peak, self.limit
-            self._peak_left = 2.0
-
-    def _average(self, count: int, among: float) -> None:
-        """Take a batch of so many, sent among so many, into the averages."""
-        try:
-            logs = [*map(log2, self._times)]
-        except ValueError:
+            self._peak_until = passed + _STRETCH
+        above = self._high - limit
+        if above:
+            self._high = self._high - min(1.0, trips / _ROUND_TRIPS_TO_FORGET) * above if above > 0 else limit
+            # The largest limit is never quite forgotten: one that stands still close to it is not falling.
+            self._below = self._below + trips if above > _CLOSE else 0.0
+        seconds = 0.0
+        if self._ref < _REGULAR:
             # A clock may stand still between two events.
-            self._times = [max(seconds, _SHORTEST) for seconds in self._times]
-            logs = [*map(log2, self._times)]
+            seconds = max(sum(times), _SHORTEST * count)
+        if seconds and self._samples > _WAITLESS:
+            self._average_regular(times, seconds, calls)
+        else:
+            self._average(times, calls)
+        if self._restoring:
+            exact = limit + count
+            if exact >= self._restoring:
+                exact, self._restoring = max(limit, float(self._restoring)), 0
+            self._move(exact, "recovery")
+        elif calls >= _TESTED * self.limit * count:
+            self._decide(times, seconds, calls)
+        else:
+            self._set(limit)
+
+    def _average(self, times: list[float], calls: int) -> None:
+        """Take a batch, sent among so many in sum, into the averages."""
+        try:
+            logs = [*map(log2, times)]
+        except ValueError:
+            logs = [log2(max(seconds, _SHORTEST)) for seconds in times]
+        count, ref = len(times), self._ref
         mean = sum(logs) / count
-        if count == 1 or self._ref < _REGULAR:
+        if count == 1 or ref < _REGULAR:
             # From each to the next, and from the one before them to the first: of regular round trips a few that are
             # far longer would make all of the standard deviation.
             before = self._last if self._samples else logs[0]
@@ -494,7 +510,7 @@ class AdaptiveRule:
             spread = _SPREADS[count] * dist(logs, [mean] * count)
         self._last = logs[-1]
         mean *= _LN_2
-        size = log(among)
+        size = log(calls / count)
         self._samples = samples = self._samples + count
         if samples <= _WAITLESS and (samples <= _FIRST or self._is_waitless()):
             share = count / samples
@@ -508,44 +524,70 @@ class AdaptiveRule:
             return
         of_fast, of_slow, share = _SHARES[count]
         self._fast += of_fast * (spread - self._fast)
-        self._slow += of_slow * (spread - self._slow)
-        self._level += share * (mean - self._level)
-        self._size += share * (size - self._size)
+        self._slow = slow = self._slow + of_slow * (spread - self._slow)
+        self._level = level = self._level + share * (mean - self._level)
+        self._size = size = self._size + share * (size - self._size)
         self._spread_since += spread * count
-        self._since += count
-        if self._level > self._highest:
-            self._highest = self._level
-        self._compare()
-        above = self._level - self._base
-        if above < 0.1 * self._ref:
-            self._base += (count / _SLOW if above < 0 else count / _DRIFT) * above
-            self._ref += count / _CREEP * (self._slow - self._ref)
-        elif self._slow > self._ref:
-            # A queue that comes and goes scatters regular round trips, too.
-            reach = _CREEP if self._ref >= _REGULAR else _REGULAR_CREEP
-            self._ref += count / reach * (self._slow - self._ref)
-
-    def _mark(self) -> None:
-        self._anchor = (self._size, self._level)
-        self._spread_since, self._since = 0.0, 0
-
-    def _compare(self) -> None:
-        """Correct the spread without waiting where more calls were sent and round trips show that no queue grew."""
-        size, level = self._anchor
-        moved, risen = self._size - size, self._level - level
-        # What the averages scatter by.
-        doubt = _DOUBT * max(self._ref, _LEAST_DOUBT)
+        if level > self._highest:
+            self._highest = level
+        moved = size - self._anchor_size
         if moved < 0:
             self._mark()
-        elif moved > 1.4 * doubt:
+        elif moved > _DOUBTLESS * _DOUBT * _LEAST_DOUBT:
+            self._compare(moved)
+            ref = self._ref
+        above = level - self._base
+        if above < 0.1 * ref:
+            self._base += (count / _SLOW if above < 0 else count / _DRIFT) * above
+            self._ref = ref + count / _CREEP * (slow - ref)
+        elif slow > ref:
+            # A queue that comes and goes scatters regular round trips, too.
+            self._ref = ref + count / (_CREEP if ref >= _REGULAR else _REGULAR_CREEP) * (slow - ref)
+
+    def _average_regular(self, times: list[float], seconds: float, calls: int) -> None:
+        """The same of regular round trips, so many seconds in sum, whose spread is looked at now and then."""
+        count, ref = len(times), self._ref
+        share = _SHARES[count][2]
+        self._samples += count
+        self._level = level = self._level + share * (log(seconds / count) - self._level)
+        above = level - self._base
+        if above < 0.1 * ref:
+            self._base += (count / _SLOW if above < 0 else count / _DRIFT) * above
+        since = self._samples - self._anchor_samples
+        if since >= _STILL_REGULAR and count >= _SMALLEST_BATCH:
+            spread = sum(map(abs, map(sub, times, times[1:]))) / seconds * count / (count - 1)
+            of_fast, of_slow, _ = _SHARES[count]
+            self._fast += of_fast * (spread - self._fast)
+            self._slow += of_slow * (spread - self._slow)
+            self._size = log(calls / count)
+            if above < 0.1 * ref or self._slow > ref:
+                reach = _CREEP if above < 0.1 * ref else _REGULAR_CREEP
+                self._ref = ref + min(1.0, since / reach) * (self._slow - ref)
+            self._mark()
+
+    def _mark(self) -> None:
+        self._anchor_size, self._anchor_level = self._size, self._level
+        self._anchor_samples, self._spread_since = self._samples, 0.0
+
+    def _compare(self, moved: float) -> None:
+        """Correct the spread without waiting where more calls were sent and round trips show that no queue grew.
+
+        Args:
+            moved: by how much, as a difference of logarithms.
+        """
+        ref, risen = self._ref, self._level - self._anchor_level
+        # What the averages scatter by.
+        doubt = _DOUBT * max(ref, _LEAST_DOUBT)
+        if moved > _DOUBTLESS * doubt:
             if -0.2 < risen < min(moved - doubt, _NO_QUEUE * moved):
-                spread = self._spread_since / self._since
-                less, scatter = self._ref - spread, self._ref * sqrt(1 / _WAITLESS + 1 / self._since)
+                since = self._samples - self._anchor_samples
+                spread = self._spread_since / since
+                less, scatter = ref - spread, ref * sqrt(1 / _WAITLESS + 1 / since)
                 # Even less is squeezed: a queue began within this growth.
                 if less < _CHANCE * scatter:
                     self._free = self._size + _FREELY
                 if 0 < less < _LITTLE_CHANCE * scatter and risen < _CLEARLY_NO_QUEUE * moved:
-                    self._ref += self._since / (self._since + _KNOWN) * (spread - self._ref)
+                    self._ref = ref + since / (since + _KNOWN) * (spread - ref)
             elif moved < 3 * doubt:
                 return
             self._mark()
@@ -553,26 +595,46 @@ class AdaptiveRule:
     def _is_waitless(self) -> bool:
         return self._samples <= _WAITLESS and self._level - self._base < 0.05 + 0.2 * self._ref
 
-    def _decide(self, count: int) -> tuple[float, Reason]:
-        limit, ref = self._exact, self._ref
-        waitless = self._is_waitless()
-        if not waitless and ref < _REGULAR and (not self._refused or self._round_trips > _UNREFUSED):
-            wanted = self._climb.judge(self._times, self._sent, limit)
-            return wanted, "growth" if wanted > limit else "waiting"
+    def _decide(self, times: list[float], seconds: float, calls: int) -> None:
+        """Move the limit after a batch, so many seconds in sum, sent among so many in sum."""
+        limit, ref, trips, count = self._exact, self._ref, self._trips, len(times)
         push = 1.0
-        if not waitless and ref >= _REGULAR:
+        if self._samples <= _WAITLESS and self._is_waitless():
+            pass
+        elif ref < _REGULAR:
+            if not self._refused or trips - self._refused_trips > _UNREFUSED:
+                # It may be this batch that has made them regular.
+                climb = self._climb
+                wanted = climb.judge(count, seconds or max(sum(times), _SHORTEST * count), calls, limit)
+                if wanted != limit or self._samples <= _SETTLED:
+                    self._move(wanted, "growth" if wanted > limit else "waiting")
+                else:
+                    left, usual = climb.left, self._batch
+                    self._left = left if 0 < left <= _STRETCHED * usual else usual
+                return
+        else:
             ratio = self._fast / ref
             if ratio > 1.0:
                 ratio = 1.0
             theta = _SQUEEZED - _SQUEEZED_BY_SPREAD * ref
             if ratio < theta and (ratio < theta - 0.1 or self._slow < theta * ref):
-                if self._until_cut <= 0 and self._blind <= 0 and (self._shared <= 0 or ratio < 0.55):
-                    return self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting"
-                if self._shared <= 0:
-                    return limit, "waiting"
+                shared = trips < self._shared_until
+                if (
+                    self._samples >= self._cut_from
+                    and trips >= self._blind_until
+                    and (not shared or ratio < _CLEARLY_SQUEEZED)
+                ):
+                    self._move(self._cut(max(0.5, (ratio / theta) ** 0.7)), "waiting")
+                    return
+                if not shared:
+                    self._set(limit)
+                    return
             if self._size >= self._free and ratio < theta + _FULL_PUSH:
                 push = (ratio - theta) / _FULL_PUSH if ratio > theta else 0.0
-        return self._grown(count, push), "growth"
+        if limit < self.maximum or self._samples <= _SETTLED:
+            self._move(self._grown(count, push), "growth")
+        else:
+            self._left = self._batch
 
     def _cut(self, factor: float) -> float:
         """Return the limit after a cut, or the one before a few of them, if round trips have not followed."""
@@ -584,21 +646,25 @@ class AdaptiveRule:
             self._is_trial = False
             if level - self._level < _IN_VAIN * size:
                 # It is not this client's calls that wait for each other.
-                self._blind = _BLIND_FOR
+                self._blind_until = self._trips + _BLIND_FOR
                 return limit
         self._free = 0.0
-        self._until_cut = self.limit + _FAST
+        self._cut_from = self._samples + self.limit + _FAST
         return self._exact * factor
 
     def _grown(self, count: int, push: float) -> float:
-        limit, shared = self._exact, self._shared > 0
+        limit, shared = self._exact, self._trips < self._shared_until
+        freely = not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref)
+        gain = 0.0
+        if freely:
+            gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
+            if not shared:
+                return limit + gain
         step = _STEP if shared or limit <= _LARGE else _STEP * (limit / _LARGE) ** 0.8
         if step > _STEP_SHARE * limit:
             step = _STEP_SHARE * limit
-        if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
-            gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
-        else:
-            faster = 1 + (self._round_trips / _ROUND_TRIPS_TO_DOUBLE) ** 2
+        if not freely:
+            faster = 1 + ((self._trips - self._refused_trips) / _ROUND_TRIPS_TO_DOUBLE) ** 2
             gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
         if shared:
             gain = max(gain, step * count / limit)
@@ -619,23 +685,26 @@ class _Climb:
 
     __slots__ = (
         "_back",
+        "_calls",
         "_clear",
         "_count",
         "_failures",
         "_full",
         "_lowest",
+        "_maximum",
         "_mode",
-        "_sent",
+        "_needed",
+        "_seconds",
         "_skip",
         "_slow",
         "_step",
-        "_sum",
         "_trips",
         "_usual",
         "left",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
         # The shortest round trip, and the largest rate at which calls complete.
         self._lowest = inf
         self.reset()
@@ -654,56 +723,78 @@ class _Climb:
         self._clear = 0.0
         self._failures = 0
         self._trips = 0.0
-        self._begin(0.0)
-
-    def _begin(self, skip: float) -> None:
-        """Begin a measurement, without so many calls that were sent before."""
-        self._skip = skip
-        self._count, self._sum, self._sent = 0, 0.0, 0
-        # Successes to the end of the measurement, or to its begin; 0 where that is not known.
+        self._skip = 0.0
+        # The measurement: successes, the sum of their round trips and that of the calls among which they were sent, and
+        # the successes that it needs; 0 where that is not known.
+        self._count, self._seconds, self._calls, self._needed = 0, 0.0, 0, 0
+        # Successes to its end, or to its begin; 0 where that is not known.
         self.left = 0
 
-    def judge(self, times: list[float], sent: list[int], limit: float) -> float:
+    def _begin(self, skip: float, limit: float) -> None:
+        """Begin a measurement, without so many calls that were sent before."""
+        self._skip = skip
+        self._count, self._seconds, self._calls = 0, 0.0, 0
+        whole = max(int(limit), 1)
+        trips = -(-_ENOUGH // whole)
+        if trips == 1 and self._mode == "up" and self._step < 0.1:
+            trips = 2
+        self._needed = whole * trips
+        self.left = ceil(skip) if skip > 0 else self._needed
+
+    def judge(self, count: int, seconds: float, calls: int, limit: float) -> float:
         """Take in a batch.
 
         Args:
-            times: round trips in seconds.
-            sent: among how many calls each was sent.
+            count: the successes.
+            seconds: the sum of their round trips.
+            calls: the sum of the calls among which each was sent.
             limit: the limit.
 
         Returns:
             The limit that should be; the same while measuring.
         """
-        count, seconds, among = len(times), sum(times), sum(sent)
-        if self._usual[0] and (self._mode != "down" or among > 1.2 * limit * count):
-            wanted = self._at_the_rate_of(among / count, seconds / count, 2.0 if self._mode == "up" else _SLOWER)
+        mode = self._mode
+        usual = self._usual[1]
+        if seconds > _SLOWER * usual * count and usual and (mode != "down" or calls > 1.2 * limit * count):
+            among = calls / count
+            wanted = self._at_the_rate_of(among, seconds / count, 2.0 if mode == "up" else _SLOWER)
             if wanted < 0.8 * limit:
-                self._slow = (among / count, seconds / count)
+                self._slow = (among, seconds / count)
                 self._mode = "down"
-                self._begin(max(self._skip, among / count))
+                self._begin(max(self._skip, among), limit)
+                self.left = 0
                 return max(wanted, 0.25 * limit)
         if self._skip > 0:
-            self._skip -= count
-            self.left = ceil(self._skip) if self._skip > 0 else self._needed(limit)
+            skip = self._skip - count
+            self._skip = skip
+            if skip > 0:
+                self.left = ceil(skip)
+            else:
+                self._begin(skip, limit)
             return limit
-        self._count += count
-        self._sum += seconds
-        self._sent += among
-        self.left = max(self._needed(limit) - self._count, 0)
-        if self.left:
+        if not self._needed:
+            self._begin(0.0, limit)
+        self._count = count = self._count + count
+        self._seconds = seconds = self._seconds + seconds
+        self._calls = calls = self._calls + calls
+        left = self._needed - count
+        if left > 0:
+            self.left = left
             return limit
-        number, seconds = self._sent / self._count, self._sum / self._count
-        self._trips += self._count / limit
-        self._lowest = min(self._lowest, seconds)
-        wanted = self._measured(number, seconds, limit)
-        self._begin(max(limit, wanted) if int(wanted) != int(limit) else 0.0)
-        self.left = ceil(self._skip) or self._needed(wanted)
+        seconds /= count
+        self._trips += count / limit
+        if seconds < self._lowest:
+            self._lowest = seconds
+        if mode == "hold":
+            wanted = self._held(calls / count, seconds, limit)
+            if wanted == limit and self._mode == mode:
+                # The next one is like this one.
+                self._count, self._seconds, self._calls, self.left = 0, 0.0, 0, self._needed
+                return limit
+        else:
+            wanted = self._measured(calls / count, seconds, limit)
+        self._begin(max(limit, wanted) if int(wanted) != int(limit) else 0.0, wanted)
         return wanted
-
-    def _needed(self, limit: float) -> int:
-        """The successes that make a measurement."""
-        whole = max(int(limit), 1)
-        return whole * max(ceil(_ENOUGH / whole), 2 if self._mode == "up" and self._step < 0.1 else 1)
 
     def _at_the_rate_of(self, number: float, seconds: float, times: float) -> float:
         """The calls that complete as fast with the usual round trip, if they take so many times longer; else inf."""
@@ -715,8 +806,6 @@ class _Climb:
         if not self._usual[0]:
             self._usual, self._clear = (number, seconds), number
             return self._up(limit)
-        if self._mode == "hold":
-            return self._held(number, seconds, limit)
         size, usual = self._usual
         moved, risen = log(number / size), log(seconds / usual)
         if self._mode == "up":
@@ -756,12 +845,13 @@ class _Climb:
 
     def _held(self, number: float, seconds: float, limit: float) -> float:
         size, usual = self._usual
-        wanted = self._at_the_rate_of(number, seconds, _LONGER)
-        if wanted < limit:
-            self._slow = (number, seconds)
-            self._mode = "down"
-            return wanted
-        if usual > _LONGER * seconds:
+        if seconds > _LONGER * usual:
+            wanted = self._at_the_rate_of(number, seconds, _LONGER)
+            if wanted < limit:
+                self._slow = (number, seconds)
+                self._mode = "down"
+                return wanted
+        elif usual > _LONGER * seconds:
             self._failures = 0
             self._trips = inf
         # Not of another number of calls.
@@ -779,5 +869,8 @@ class _Climb:
         return limit
 
     def _up(self, limit: float) -> float:
+        if limit >= self._maximum:
+            self._mode, self._trips = "hold", 0.0
+            return limit
         self._mode = "up"
-        return max(limit * (1 + self._step), limit + 1)
+        return min(max(limit * (1 + self._step), limit + 1), self._maximum)

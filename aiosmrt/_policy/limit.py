@@ -78,7 +78,7 @@ class ConcurrencyLimit(Protocol):
         """The present round trip in seconds, where it looks at that; None where it does not, and before the first."""
         ...
 
-    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+    def on_success(self, started_at: float, now: float, in_flight: int, sent_among: int = 0) -> None:
         """Take note of a call that the service carried out.
 
         Args:
@@ -208,7 +208,7 @@ class WorkingLimit:
         """None: it does not look at that."""
         return None
 
-    def on_success(self, started_at: float, now: float, in_flight: int, *, sent_among: int = 0) -> None:
+    def on_success(self, started_at: float, now: float, in_flight: int, sent_among: int = 0) -> None:
         """Raise the limit, if it is in use; see `ConcurrencyLimit.on_success`."""
         limit = self.limit
         self._refusals = 0

@@ -263,7 +263,7 @@ class AdmissionState:
             self.bucket.on_success()
         if self.illness is None:
             limit = self._limit
-            limit.on_success(started_at, now, in_flight, sent_among=sent_among)
+            limit.on_success(started_at, now, in_flight, sent_among)
             if self.learns:
                 # Every call under an adaptive limit comes here; there is nothing else to settle.
                 self.slots = limit.limit
@@ -317,8 +317,8 @@ class AdmissionState:
 
         Args:
             started_at, now, in_flight, rand, probe, retry_after: as in `on_throttle`.
-            repeated: whether the same call has failed a few times before. While others are in flight, that is no part
-                of a streak: the request may be what fails.
+            repeated: whether the same call has failed a few times before. While others are in flight, that does not
+                count towards a streak: the request itself may be at fault.
         """
         if repeated and in_flight > 1 and self.illness is None:
             self.bucket.withdraw(1)

@@ -51,7 +51,9 @@ class Request:
             characters; the transport does not check.
         body: the body. It must not change until the response has arrived.
         connect_timeout: limit for making a connection, TLS handshake included, seconds. If None, no limit.
-        read_timeout: how long the service may be silent, seconds. If None, no limit.
+        read_timeout: how long the service may take for the whole head of its response, once the request is sent, and
+            then be silent; seconds. What comes before the head's end, interim responses (1xx) included, does not extend
+            it, except in the caller's session. If None, no limit.
         resend: whether to send the request again, on a fresh connection, if a pooled one turns out to be closed before
             the first byte of the response. Needs ``renew_headers``. aiohttp's session never resends a POST. Defaults
             to True.

@@ -59,7 +59,7 @@ _DIRECT_BYTES = 2**26
 
 _TLS_RECORD_BYTES = 2**14
 
-# A service that is busy with a request may send an interim response every second, but not without end.
+# They do not restart the read timeout, which a client may have set to none.
 _MAX_INTERIM_RESPONSES = 1000
 
 _new = object.__new__
@@ -404,7 +404,6 @@ class Connection(asyncio.BufferedProtocol):
                     end = partial.find(b"\r\n\r\n", max(0, had - 3))
                     if end < 0:
                         check_partial_head(partial, had)
-                        self._restart_silence()
                         return
                     text = bytes(partial[:end])
                     start += end + 4 - had
@@ -415,7 +414,6 @@ class Connection(asyncio.BufferedProtocol):
                         self._response_began = True
                         partial += receiver.view[start:nbytes]
                         check_partial_head(partial, 0)
-                        self._restart_silence()
                         return
                     text = receiver.view[start:end].tobytes()
                     start = end + 4
@@ -427,7 +425,6 @@ class Connection(asyncio.BufferedProtocol):
                 if self._interim_responses > _MAX_INTERIM_RESPONSES:
                     raise HTTPResponseError("too many 1xx responses")  # noqa: TRY301
                 if start == nbytes:
-                    self._restart_silence()
                     return
         except HTTPResponseError as error:
             what = str(error)

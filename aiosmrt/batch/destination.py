@@ -27,6 +27,7 @@ from typing import Any, Final, TypeAlias
 from aiosmrt.batch.objects import Bucket, is_s3, spool_name
 from aiosmrt.batch.outputlog import LogFiles, OutputLog
 from aiosmrt.batch.tables import parquet_facts, pyarrow, write_parquet
+from aiosmrt.batch.tasks import close_all
 from aiosmrt.errors import BatchOutputError, ParamValidationError
 
 __all__ = ["Deliver", "Destination"]
@@ -214,15 +215,22 @@ class Destination:
         return None
 
     def close(self) -> None:
-        """Remove what does not outlive the job: a temporary folder, but for the errors of rows that failed."""
-        if not self._is_temporary or self._folder is None or not self._folder.exists():
+        """Remove what does not outlive the job: a temporary folder, but for the errors of rows that failed.
+
+        Raises:
+            BatchOutputError: it cannot be removed.
+        """
+        folder = self._folder
+        if not self._is_temporary or folder is None:
             return
-        kept = [self.files.errors] if self.keeps_errors else []
-        for path in self._folder.iterdir():
-            if path not in kept:
-                path.unlink()
-        if not kept:
-            self._folder.rmdir()
+        try:
+            if folder.exists():
+                kept = [self.files.errors] if self.keeps_errors else []
+                close_all(*(path.unlink for path in folder.iterdir() if path not in kept))
+                if not kept:
+                    folder.rmdir()
+        except OSError as error:
+            raise BatchOutputError(f"cannot remove {folder}: {error.strerror or error}") from error
 
 
 def _facts(log: OutputLog) -> dict[str, str]:

@@ -137,7 +137,7 @@ class Endpoint(Generic[In, Out]):
 
     @property
     def upload_to(self) -> str | None:
-        """The S3 URI under which `submit` puts large bodies; None if there is none."""
+        """The S3 URI under which `submit` puts large bodies; None if it was not given."""
         return self._upload_to
 
     @property
@@ -782,7 +782,7 @@ class _Scoring(Generic[In, Out]):
     Args:
         endpoint: makes the call.
         options: the map's.
-        options_for: returns an item's own. If None, it has none.
+        options_for: returns those of a single item. If None, all items share the map's.
     """
 
     __slots__ = ("_endpoint", "_options", "_options_for")

@@ -103,7 +103,7 @@ class PredictionStream:
             ClientStateError: the stream has not been entered.
         """
         if self._timed is None:
-            raise ClientStateError("a stream has timing from when its `async with` block is entered")
+            raise ClientStateError("a stream has timing once its `async with` block is entered")
         return self._timed.timing
 
     async def __aenter__(self) -> PredictionStream:

@@ -168,8 +168,8 @@ async def test_an_object_that_was_replaced_is_refused(
 @pytest.mark.parametrize(
     ("name", "error", "problem"),
     [
-        ("none.jsonl", BatchInputError, "no object of S3 matches"),
-        ("none/*.jsonl", BatchInputError, "no object of S3 matches"),
+        ("none.jsonl", BatchInputError, "no S3 object matches"),
+        ("none/*.jsonl", BatchInputError, "no S3 object matches"),
         ("x.xml", BatchInputError, "an input format is needed"),
     ],
 )

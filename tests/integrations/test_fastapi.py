@@ -1701,7 +1701,7 @@ except ModuleNotFoundError as error:
 )
 def test_a_missing_extra_is_named(module: str, missing: str, message: str) -> None:
     command = [sys.executable, "-c", WITHOUT_EXTRA, f"aiosmrt.integrations.{module}", missing]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert message in done.stdout
 

@@ -260,7 +260,7 @@ async def test_bad_request_is_not_sent(
     ("arguments", "message"),
     [
         ({"route": "v1"}, "route must be 'invocations' or 'openai'; got 'v1'"),
-        ({"route": "openai", "paths": ["embeddings"]}, "paths does not go with route 'openai'"),
+        ({"route": "openai", "paths": ["embeddings"]}, "paths cannot be given with route 'openai'"),
         ({"paths": "embeddings"}, "paths must be OpenAI's paths"),
         ({"paths": [""]}, "paths must be OpenAI's paths"),
         ({"models": ["qwen"]}, "models must map names to endpoints"),
@@ -269,7 +269,7 @@ async def test_bad_request_is_not_sent(
         ({"default_model": 7}, "default_model must be a string or None"),
         ({"models": {"qwen": "llm"}, "default_model": "llm"}, "default_model must be one of models: qwen; got 'llm'"),
         ({"container_model": 7}, "container_model must be a string or None"),
-        ({"http_client": None}, "http_client is made here"),
+        ({"http_client": None}, "http_client cannot be given here"),
     ],
 )
 def test_invalid_argument(arguments: dict[str, Any], message: str) -> None:
@@ -1178,7 +1178,7 @@ def test_missing_sdk_names_the_extra() -> None:
         "try:\n    import aiosmrt.integrations.openai\n"
         "except ModuleNotFoundError as error:\n    print(error)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "openai is not installed; run: pip install 'aiosmrt[openai]'"
 
 

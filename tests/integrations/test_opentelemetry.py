@@ -186,9 +186,8 @@ def parent_of(span: ReadableSpan) -> int | None:
 
 async def until(true: Callable[[], bool]) -> None:
     """Run the event loop until a condition is true."""
-    async with asyncio.timeout(10):
-        while not true():
-            await asyncio.sleep(0)
+    while not true():
+        await asyncio.sleep(0)
 
 
 # A call
@@ -1039,9 +1038,7 @@ assert [name for name in sys.modules if name.startswith(unwanted)] == []
 
 
 def test_clients_without_observers_do_no_extra_work() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", UNWATCHED], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", UNWATCHED], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -186,6 +186,11 @@ def connections_in_use(transport: Transport) -> int:
     return len(_connector(transport)._acquired)
 
 
+def bodies_arriving(transport: SessionTransport) -> int:
+    """Count the responses whose bodies have not arrived in full."""
+    return len(transport._open_responses)
+
+
 def connections_remembered(transport: PooledTransport) -> int:
     """Count the connections that a transport or aiohttp's connector below it still knows."""
     connector = _connector(transport)

@@ -120,8 +120,7 @@ async def test_closing_during_a_signature(carry: Carry, make_transport: MakeTran
     await signatures.begun.wait()
     await transport.close()
     signatures.gate.set()
-    _, pending = await asyncio.wait([call], timeout=5)
-    assert not pending
+    await asyncio.wait([call])
     assert call.exception() is not None
     await server.until(lambda: server.connections_open == 0)
 

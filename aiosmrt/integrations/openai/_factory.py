@@ -104,7 +104,7 @@ def async_openai(
     >>> llm = async_openai(Client("eu-central-1"), models={"qwen": ("llm", "qwen-component")}, timeout=30.0)
     """
     if "http_client" in options:
-        raise ParamValidationError(["http_client is made here; give a client of your own to openai.AsyncOpenAI"])
+        raise ParamValidationError(["http_client cannot be given here; pass your own to openai.AsyncOpenAI"])
     http = http_client(
         client,
         route=route,

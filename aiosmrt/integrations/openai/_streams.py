@@ -34,7 +34,7 @@ _DONE: Final = b"data: [DONE]\n\n"
 
 
 class Fault(NamedTuple):
-    """Why a stream is not a whole answer: a message, and the class of our error that says so to observers."""
+    """Why a stream is not a whole answer: a message, and the class of our error that observers see."""
 
     message: str
     error: type[AiosmrtError]
@@ -271,7 +271,7 @@ def _fault_of_last(block: bytes) -> Fault | None:
     data = b"\n".join([line[5:] for line in lines if line.startswith(b"data:")]).strip()
     if data == b"[DONE]" or _is_json(data):
         return None
-    # A whole line that is no field is the fault of the event, which tells so.
+    # A complete line that is not a field is a fault of the event and decides its message.
     whole = [line for line in lines[:-1] if line.strip()]
     return _UNFINISHED if all(line.startswith(FIELDS) for line in whole) else _NOT_EVENTS
 
