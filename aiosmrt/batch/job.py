@@ -898,7 +898,7 @@ class _Job:
                 )
             reader = Verbatim.of(endpoint.deserializer) if self._sink.repeats_json else endpoint.deserializer
             return Results(
-                RowCalls(endpoint.for_job(settings.patience), reader),
+                RowCalls(endpoint.for_job(settings.patience), reader).call,
                 rows,
                 concurrency=endpoint.client.max_concurrency,
                 ordered=False,
