@@ -437,7 +437,8 @@ async def test_connect_timeout(make_client: MakeClient, busy_url: str, read_time
 
 
 async def test_the_callers_session_is_used_and_left_open(server: RecordingServer) -> None:
-    server.answer = respond(200, b"", [("Set-Cookie", "a=b; Path=/")])
+    headers = [("Set-Cookie", "a=b; Path=/"), ("Content-Type", "application/vnd.amazon.eventstream")]
+    server.answer = respond(200, b"", headers)
     async with aiohttp.ClientSession(headers={"X-Mine": "1"}) as session:
         async with Client(endpoint_url=server.url, session=session, **CLIENT_ARGUMENTS) as client:
             await client.invoke_endpoint(**CALL)

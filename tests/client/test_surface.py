@@ -37,7 +37,7 @@ async def test_make_request_for_the_other_operations(client: Client, server: Rec
     server.answer = respond(202, b'{"InferenceId": "id-1"}')
     queued = await client.make_request("InvokeEndpointAsync", {"EndpointName": "e", "InputLocation": "s3://b/k"})
     assert queued["InferenceId"] == "id-1"
-    server.answer = respond(200)
+    server.answer = respond(200, headers=[("Content-Type", "application/vnd.amazon.eventstream")])
     streamed = await client.make_request("InvokeEndpointWithResponseStream", CALL)
     async with streamed["Body"] as stream:
         assert [event async for event in stream] == []
