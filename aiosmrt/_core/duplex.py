@@ -61,6 +61,10 @@ NOTICE_SECONDS: Final = 60.0
 # away, lost, an internal error, restarting, try again later, a bad gateway.
 _TRANSIENT_CLOSURES: Final = frozenset({"1001", "1006", "1011", "1012", "1013", "1014"})
 
+# Statuses by which a container refuses a WebSocket for good, such as 404 where it has none: those of a client's error
+# but for the ones that say "later".
+_REFUSALS: Final = frozenset(range(400, 500)) - {408, 421, 425, 429}
+
 
 def check_duplex(unknown: Mapping[str, object], *, max_resend_bytes: object, pin_credentials: object) -> None:
     """Check the arguments of a bidirectional stream that are not the service's.
@@ -323,7 +327,7 @@ class DuplexCall(Call):
 
     def _refusal(self, reply: Any) -> ServiceError:
         error = super()._refusal(reply)
-        if isinstance(error, ModelError) and error.cause == "model":
+        if isinstance(error, ModelError) and error.cause == "model" and error.original_status_code not in _REFUSALS:
             # No message has reached the model: its container could not be connected to.
             error.cause = "transient"
         return error

@@ -655,6 +655,7 @@ class AdaptiveRule:
     def _grown(self, count: int, push: float) -> float:
         limit, shared = self._exact, self._trips < self._shared_until
         freely = not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref)
+        gain = 0.0
         if freely:
             gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
             if not shared:

@@ -29,7 +29,7 @@ from zlib import crc32
 
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._policy.polling import next_pause
-from aiosmrt.batch.outputlog import sync_folder
+from aiosmrt.batch.outputlog import is_at, sync_folder
 from aiosmrt.batch.requests import Row
 from aiosmrt.batch.tasks import close_all, uninterrupted
 from aiosmrt.config import JOB_PATIENCE, Unset
@@ -341,12 +341,13 @@ class JobsUnderWay:
             BatchOutputError: it cannot be removed, or the disk does not take what was written.
         """
         try:
-            close_all(partial(os.close, self._file), *([] if self._rows else [self._remove]))
+            close_all(*([] if self._rows else [self._remove]), partial(os.close, self._file))
         except OSError as error:
             raise self._refused(error) from error
 
     def _remove(self) -> None:
-        self._path.unlink(missing_ok=True)
+        if is_at(self._path, self._file):
+            self._path.unlink(missing_ok=True)
 
     def _refused(self, error: OSError) -> BatchOutputError:
         return BatchOutputError(f"cannot write {self._path}: {error.strerror or error}")

@@ -5,8 +5,9 @@
     reader thread ── rows ──► Results (map) ── results ──► writer thread ──► OutputLog
      (Source, RequestMaker)      Feed, RowCalls            (Sink)
 
-Both threads work on many rows at a time. At most one batch of rows is read ahead, and a bounded number of results waits
-to be written, so memory does not grow with the input.
+Both threads work on many rows at a time. At most one batch of rows is read ahead. A map holds twice as many items as it
+makes calls, and those whose results wait to be written are among them, but for a few hundred results if they are small:
+memory does not grow with the input.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ from aiosmrt.batch.recorder import Recorder, check_page, write_page
 from aiosmrt.batch.records import RecordSource, records_fault
 from aiosmrt.batch.requests import (
     FILE_COLUMN,
+    GROUP_BYTES,
     TEXT_COLUMN,
+    Groups,
     JoinSource,
     Prepared,
     RequestMaker,
@@ -87,12 +90,13 @@ Records: TypeAlias = Iterable[Any] | AsyncIterable[Any] | SupportsArrowStream | 
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 1 << 20
 
-# The most that rows are grouped to where no size is given: the default of Batch Transform's MaxPayloadInMB.
-_GROUP_BYTES: Final = 6 << 20
-
 # Results that are gathered before they are written: so long, or so many.
 _GATHER_SECONDS: Final = 0.005
 _GATHER_RESULTS: Final = 256
+
+# Results that wait to be written while other items are called in their places: so many, of so many bytes in all.
+_AHEAD_RESULTS: Final = 512
+_AHEAD_BYTES: Final = 4 << 20
 
 # How often written records are made to survive a power failure, in seconds.
 _SYNC_SECONDS: Final = 1.0
@@ -242,7 +246,8 @@ async def score(
         drain: seconds for calls in flight to end once ``stop`` is set.
         on_progress: called with the progress, on the event loop.
         progress_interval: seconds between these calls.
-        report_page: a file for a page of HTML with charts of the run, written when it ends, however it does.
+        report_page: a file for a page of HTML with charts of the run, written when it ends, however it does. An older
+            page is replaced, any other file refused.
 
     Returns:
         What the job came to; with ``finished=False`` if ``stop`` was set.
@@ -467,8 +472,7 @@ class _Job:
         self._all_taken = False
         self._rows_taken = self._rows_ended = 0
         # Rows of the input that wait for others.
-        self._group: list[Row] = []
-        self._group_bytes = 0
+        self._groups: Groups
         # Rows that failed in earlier runs, and are still to be scored again.
         self._to_retry = RowSet()
         # Rows that are scored, and rows that failed and are not to be scored again by this run: those of one moment,
@@ -578,6 +582,7 @@ class _Job:
             )
         if source.input_format == "openai-batch" and settings.id_field is None:
             settings.id_field = "custom_id"
+        _check_names(_written(self._output))
         noted = self._output.prepare(self._bucket, fresh=settings.fresh)
         self._maker = RequestMaker(
             source.input_format,
@@ -591,6 +596,7 @@ class _Job:
             choose=settings.choose,
             max_bytes=settings.max_bytes,
         )
+        self._groups = Groups(self._maker, settings.rows_per_request, self._most_bytes())
         facts = source.prepare()
         self._check_columns()
         if self._kind == "parquet":
@@ -746,16 +752,14 @@ class _Job:
             if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
                 return batch
         self._all_taken = not self._unwanted.is_set()
-        if self._group:
-            batch.append(self._group)
-            self._group = []
+        if in_groups:
+            batch += self._groups.rest()
         batch += self._of_jobs.values()
         self._of_jobs.clear()
         return batch
 
     def _grouped(self, row: Row) -> Iterator[list[Row]]:
         """The groups that are full with this row; the open one is kept for the next."""
-        settings, group = self._settings, self._group
         if row.error is not None:
             yield [row]
             return
@@ -767,25 +771,14 @@ class _Job:
             if len(rows) == len(self._under_way.rows_of(job)) and not self._under_way.is_in_doubt(job):
                 yield self._of_jobs.pop(job)
             return
-        # What is not serialized yet counts by an estimate.
-        size = len(row.body) + row.nbytes
-        self._group_bytes += size
-        if group and self._maker.size(self._group_bytes, len(group) + 1) > self._most_bytes():
-            yield group
-            self._group = group = []
-            self._group_bytes = size
-        group.append(row)
-        if len(group) == settings.rows_per_request:
-            yield group
-            self._group = []
-            self._group_bytes = 0
+        yield from self._groups.add(row)
 
     def _most_bytes(self) -> int:
         """The size up to which rows share a body."""
         if self._settings.max_bytes is not None:
             return self._settings.max_bytes
         inline = self._settings.asynchronous and self._endpoint.upload_to is None
-        return INLINE_BYTES if inline else _GROUP_BYTES
+        return INLINE_BYTES if inline else GROUP_BYTES
 
     # On the event loop
 
@@ -931,11 +924,10 @@ class _Job:
                     async with self._results(endpoint, rows) as results:
                         try:
                             while some := await results._take_ready():
-                                if not writer.add(some):
-                                    await writer.room()
+                                writer.add(some, results._release)
                         finally:
-                            # What was answered is paid for, even if the time limit came while the writer was full.
-                            writer.add(results._take_at_once())
+                            # What was answered is paid for, even if the time limit came.
+                            writer.add(results._take_at_once(), results._release)
                 finally:
                     self._time_limit = None
         except TimeoutError:
@@ -1013,17 +1005,16 @@ class _Job:
         except Exception as error:
             self._abort(error)
 
-    async def _write(self, results: list[Outcome]) -> None:
-        """Write results; those of a function only when it has taken them."""
+    async def _write(self, results: list[Outcome]) -> int:
+        """Write results; those of a function only when it has taken them. Returns the bytes of rows and records."""
         if (deliver := self._output.deliver) is None:
-            await in_thread(lambda: self._append(*self._records_of(results)))
-            return
+            return await in_thread(lambda: self._append(results, *self._records_of(results)))
         values: list[dict[str, Any]] = []
         scored, failed = await in_thread(self._records_of, results, values)
         if values and not await self._delivered(deliver, values):
             # The job was cancelled: these rows stay open.
             scored = {}
-        await in_thread(self._append, scored, failed)
+        return await in_thread(self._append, results, scored, failed)
 
     async def _delivered(self, deliver: Deliver, scored: list[dict[str, Any]]) -> bool:
         """Have the function take records; returns whether it did, before the job was cancelled."""
@@ -1049,7 +1040,7 @@ class _Job:
         if self._delivery is not None:
             self._delivery.cancel()
 
-    def _append(self, scored: dict[int, bytes], failed: dict[int, bytes]) -> None:
+    def _append(self, results: list[Outcome], scored: dict[int, bytes], failed: dict[int, bytes]) -> int:
         self._log.append(scored, failed)
         self._rows_ended += len(scored) + len(failed)
         if self._to_retry:
@@ -1058,6 +1049,8 @@ class _Job:
         self._count()
         if self._under_way is not None:
             self._under_way.end(list(scored), list(failed))
+        records = sum(map(len, scored.values())) + sum(map(len, failed.values()))
+        return records + sum([len(outcome[1].body) for outcome in results])
 
     def _records_of(
         self, results: list[Outcome], values: list[dict[str, Any]] | None = None
@@ -1099,7 +1092,7 @@ class _Job:
     # What others see
 
     def _count(self) -> None:
-        """Count the rows that are done; called by whoever has changed what is done."""
+        """Count the rows that are done; called after each change of what is done."""
         self._counts = len(self._log.scored), len(self._log.failed) - len(self._to_retry)
 
     def _done(self) -> int:
@@ -1182,6 +1175,22 @@ def _written(output: Destination) -> list[Path | str]:
     return [*output.all(), jobs, rewritten(jobs)]
 
 
+def _check_names(files: Iterable[Path | str]) -> None:
+    """Refuse names of files that cannot be, before rows are paid for whose answers could not be put in order.
+
+    Raises:
+        BatchOutputError: one of them is too long, or its folder cannot be looked into.
+    """
+    for path in files:
+        if isinstance(path, Path):
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def _copied(
     endpoint: Endpoint[Any, Any], *, client: EndpointClient | None = None, serializer: Serializer[Any] | None = None
 ) -> Endpoint[Any, Any]:
@@ -1199,57 +1208,72 @@ def _copied(
 class _Writer:
     """Hands results to a function that writes them, many at a time.
 
+    The place of a result in its map is free for another item once the result is written; small ones are ahead of that.
+
     Args:
-        write: writes results.
+        write: writes results, and returns how many bytes they took.
         on_error: called with the error that `write` raised; nothing is written afterwards.
     """
 
     def __init__(
-        self, write: Callable[[list[Outcome]], Awaitable[None]], on_error: Callable[[BaseException], None]
+        self, write: Callable[[list[Outcome]], Awaitable[int]], on_error: Callable[[BaseException], None]
     ) -> None:
         self._write = write
         self._on_error = on_error
+        self._release: Callable[[list[int]], None] = _release_none
+        # Results that wait; of these, how many have given up their places, and the indices of the others.
         self._results: list[Outcome] = []
+        self._waiting_ahead = 0
+        self._holding: list[int] = []
+        # How many have given up their places in all, those being written among them, and how many may.
+        self._ahead = 0
+        self._most_ahead = 0
         self._any = asyncio.Event()
         self._many = asyncio.Event()
-        self._room = asyncio.Event()
         self._closing = False
         self._ended = asyncio.Event()
-        self._broken = False
 
-    def add(self, some: list[Outcome]) -> bool:
-        """Have results written; returns whether there is room for more of them."""
-        results = self._results
-        results += some
+    def add(self, some: list[Outcome], release: Callable[[list[int]], None]) -> None:
+        """Have results written.
+
+        Args:
+            some: the results.
+            release: frees their places in the map, by their indices.
+        """
+        self._release = release
+        self._results += some
+        indices = [outcome[0] for outcome in some]
+        ahead = max(min(self._most_ahead - self._ahead, len(some)), 0)
+        self._ahead += ahead
+        self._waiting_ahead += ahead
+        self._holding += indices[ahead:]
+        release(indices[:ahead])
         self._any.set()
-        if len(results) >= _GATHER_RESULTS:
+        # Items wait for the places that are held.
+        if self._holding or len(self._results) >= _GATHER_RESULTS:
             self._many.set()
-        return len(results) < 2 * _GATHER_RESULTS
-
-    async def room(self) -> None:
-        """Wait until there is room for more results."""
-        while len(self._results) >= 2 * _GATHER_RESULTS and not self._broken:
-            self._room.clear()
-            await self._room.wait()
 
     async def run(self) -> None:
         try:
             while not (self._closing and not self._results):
                 await self._any.wait()
-                if not self._closing and len(self._results) < _GATHER_RESULTS:
+                if not self._closing and not self._many.is_set():
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_GATHER_SECONDS):
                             await self._many.wait()
                 results, self._results = self._results, []
+                ahead, self._waiting_ahead = self._waiting_ahead, 0
+                holding, self._holding = self._holding, []
                 self._many.clear()
                 if not self._closing:
                     self._any.clear()
-                self._room.set()
                 if results:
-                    await self._write(results)
+                    size = await self._write(results)
+                    self._most_ahead = min(_AHEAD_RESULTS, _AHEAD_BYTES * len(results) // max(size, 1))
+                    self._ahead -= ahead
+                    self._release(holding)
+                    results.clear()
         except Exception as error:
-            self._broken = True
-            self._room.set()
             self._on_error(error)
         finally:
             self._ended.set()
@@ -1260,3 +1284,7 @@ class _Writer:
         self._any.set()
         self._many.set()
         await self._ended.wait()
+
+
+def _release_none(indices: list[int]) -> None:
+    pass

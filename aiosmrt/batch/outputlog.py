@@ -59,7 +59,7 @@ from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.tasks import check_wanted, close_all, note_failed_close
 from aiosmrt.errors import BatchOutputError
 
-__all__ = ["LogFiles", "OutputLog", "sync_folder"]
+__all__ = ["LogFiles", "OutputLog", "is_at", "sync_folder"]
 
 # Among the facts, what was noted when the job began, and does not have to be the same; what the output begins with is
 # among that.
@@ -653,8 +653,11 @@ class OutputLog:
         """Have everything written so far survive a power failure.
 
         Raises:
-            BatchOutputError: the disk does not take it.
+            BatchOutputError: the disk does not take it, or a file is not there any more.
         """
+        for file in (self._out, self._errors, self._journal):
+            if not is_at(file.path, file.descriptor):
+                raise BatchOutputError(f"{file.path} was removed, or replaced by something else, while the job ran")
         with self._journal_lock:
             entries = self._entries
         if entries == self._synced and entries:
@@ -795,7 +798,7 @@ class OutputLog:
 
     def _remove_empty_errors(self) -> None:
         try:
-            if not self._errors.size:
+            if not self._errors.size and is_at(self._errors.path, self._errors.descriptor):
                 self._errors.path.unlink(missing_ok=True)
         except OSError as error:
             raise _refused(self._errors_path, error) from error
@@ -903,7 +906,7 @@ def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
         try:
             _lock(descriptor, out)
             # Another process may have renamed its sorted copy over the file, or removed it, before the lock.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if is_at(path, descriptor):
                 if not commit.exists():
                     for leftover in files.all():
                         if leftover.name.endswith(_COPY):
@@ -926,7 +929,7 @@ def _locked_output(path: Path) -> _File:
         file = _File.open(path)
         try:
             _lock(file.descriptor, path)
-            if path.exists() and os.path.samestat(os.fstat(file.descriptor), path.stat()):
+            if is_at(path, file.descriptor):
                 return file
         except BaseException:
             file.close()
@@ -967,6 +970,14 @@ def _roll_forward(files: LogFiles) -> None:
     sync_folder(out.parent)
     commit.replace(journal)
     sync_folder(out.parent)
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:

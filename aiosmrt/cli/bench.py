@@ -39,7 +39,7 @@ from aiosmrt.cli.options import (
     number_option,
     version_line,
 )
-from aiosmrt.cli.outfile import Outfile
+from aiosmrt.cli.outfile import STANDARD_OUTPUT, Outfile
 from aiosmrt.cli.parameters import HELP, ParameterError, option_name, request_parameters
 
 __all__ = ["bench"]
@@ -148,6 +148,7 @@ def _run(**given: Any) -> None:
     params = request_parameters(operation, members)
     params.setdefault("ContentType", "application/json")
     bodies = _bodies(options, given)
+    _check_page(given["report"])
     with ExitStack() as files:
         # Opened before the first call: a file that cannot be written must not cost a load test.
         json_file, page_file = (
@@ -165,6 +166,17 @@ By default, with steps of concurrency: so many callers, each of which calls agai
 was meant to begin. Stops when more load brings no more answers.
 """
 bench: click.Command = make_command("bench", _run, _OWN_OPTIONS, _NOT_HERE, _HELP)
+
+
+def _check_page(name: str | None) -> None:
+    if name is None or name == STANDARD_OUTPUT:
+        return
+    from aiosmrt.batch.recorder import page_fault
+
+    path = Path(name)
+    # Devices and pipes are written to, not replaced.
+    if path.is_file() and (fault := page_fault(path)) is not None:
+        raise ParameterError("--report", fault)
 
 
 def _bodies(options: GlobalOptions, given: dict[str, Any]) -> list[bytes]:

@@ -305,7 +305,8 @@ class Results(Generic[In, Out]):
     async def _take_ready(self) -> list[Outcome]:
         """All results that are there, at least one; none at the end. Raises what iteration raises.
 
-        For a map whose results are not ordered.
+        For a map whose results are not ordered. They count as not yet read, and no further items are taken in their
+        places, until `_release` is called with their indices.
         """
         if not self._is_next_ready():
             try:
@@ -315,10 +316,9 @@ class Results(Generic[In, Out]):
         return self._take_at_once()
 
     def _take_at_once(self) -> list[Outcome]:
-        """All results that are there, if any."""
+        """All results that are there, if any; see `_take_ready`."""
         ready, self._ready = self._ready, {}
         self._read += len(ready)
-        self._release(ready)
         return list(ready.values())
 
     def _is_next_ready(self) -> bool:

@@ -434,6 +434,33 @@ def test_a_write_that_the_disk_takes_in_part_leaves_nothing(tmp_path: Path) -> N
     log.close()
 
 
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_a_file_that_something_else_replaces_meanwhile_is_not_overwritten(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, name: str, replaced: bool, concurrency: int
+) -> None:
+    """Neither by what is put in order, nor as an empty file of errors."""
+
+    async def replace(body: bytes) -> None:
+        if models.seen.total() == 30:
+            (tmp_path / name).unlink()
+            if replaced:
+                (tmp_path / name).write_text("mine")
+
+    models.before = replace
+    with pytest.raises(BatchOutputError, match=f"{name} was removed, or replaced by something else, while the job ran"):
+        await score(
+            endpoint,
+            write_rows(tmp_path / "rows.jsonl", 40),
+            tmp_path / "out.jsonl",
+            max_concurrency=concurrency,
+        )
+    assert ((tmp_path / name).read_text() if replaced else (tmp_path / name).exists()) == (
+        "mine" if replaced else False
+    )
+
+
 def test_a_copy_that_somebody_sorted_stays(tmp_path: Path) -> None:
     out, mine = tmp_path / "out", tmp_path / "out.sorted"
     mine.write_text("mine")

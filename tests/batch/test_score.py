@@ -20,7 +20,7 @@ from aiosmrt.batch import ANY_ANSWER, Progress, Report, score
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, BatchStoppedError
 from aiosmrt.local import LocalRuntime, faults
-from aiosmrt.serializers import JSON
+from aiosmrt.serializers import JSON, TEXT
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.scoring import Models, doubled, lines_of, write_rows
 
@@ -637,3 +637,35 @@ async def test_a_cancellation_while_the_last_answers_are_written_leaves_nothing_
     assert [
         one for one in coroutines if isinstance(one, CoroutineType) and "batch/job" in one.cr_code.co_filename
     ] == []
+
+
+@pytest.mark.parametrize(("row_bytes", "ahead"), [(10, 512), (50_000, 4 * 2**20 // 50_000)])
+async def test_a_slow_sink_holds_up_the_calls(
+    client: Client, tmp_path: Path, models: Models, row_bytes: int, ahead: int
+) -> None:
+    """Twice as many rows as there are calls in flight are held, and a few hundred more if they are small."""
+    count = ahead * 3
+    rows = tmp_path / "rows.txt"
+    rows.write_text("".join(f"{number:0{row_bytes}d}\n" for number in range(count)))
+    taken: list[dict[str, Any]] = []
+    gate, blocked = asyncio.Event(), asyncio.Event()
+
+    async def take(records: list[dict[str, Any]]) -> None:
+        if taken:
+            blocked.set()
+            await gate.wait()
+        taken.extend(records)
+
+    endpoint = client.endpoint("echo", serializer=TEXT, deserializer=TEXT)
+    job = asyncio.create_task(score(endpoint, rows, take, max_concurrency=4))
+    await blocked.wait()
+    written, before = len(taken), 0
+    while (seen := models.seen.total()) > before:
+        # As long as it makes calls while as many others are made.
+        before = seen
+        for _ in range(30):
+            await client.endpoint("double", serializer=JSON, deserializer=JSON).predict({"n": -1})
+        models.seen.pop(b'{"n":-1}')
+    assert seen - written <= 2 * 4 + ahead
+    gate.set()
+    assert (await job).scored == count == len(taken)

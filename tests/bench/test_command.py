@@ -178,6 +178,7 @@ async def test_an_interrupted_test_keeps_what_was_measured(runtime: LocalRuntime
         (("--bodies", "empty"), 252, "has no lines"),
         (("--body", "{}", "--stream", "--target-model", "m"), 252, "--stream cannot be combined with --target-model"),
         (("--body", "{}", "--report", "no/folder/page.html"), 255, "No such file"),
+        (("--body", "{}", "--report", "empty"), 252, "empty is not a report page"),
     ],
 )
 def test_one_line_says_what_is_wrong(

@@ -297,8 +297,9 @@ async def test_faulty_parameters_are_refused_before_anything_is_sent(arguments: 
 
 async def test_an_unknown_parameter_is_a_type_error_too() -> None:
     async with client_of("http://127.0.0.1:1") as client:
-        with pytest.raises(ParameterNameError, match="Reigon"):
+        with pytest.raises(ParameterNameError, match="Reigon") as raised:
             conversation(client, Reigon="x")
+    assert "Body" not in str(raised.value)  # which is refused too
 
 
 @pytest.mark.parametrize(

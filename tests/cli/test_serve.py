@@ -44,12 +44,19 @@ async def test_a_python_function_serves_an_endpoint(tmp_path: Path) -> None:
     (tmp_path / "models.py").write_text(
         "async def to_upper(invocation):\n    return invocation.body.upper()\n"
         "async def twice(invocation):\n    return invocation.body * 2\n"
+        "class Model:\n    async def predict(self, invocation):\n        return invocation.body[::-1]\n"
+        "model = Model()\n"
     )
-    command = ("serve", "--handler", "models:to_upper", "--handler", "double=models:twice")
+    handlers = ("models:to_upper", "double=models:twice", "models:model.predict")
+    command = ("serve", *(part for handler in handlers for part in ("--handler", handler)))
     async with started(*PROGRAM, *command, env=environment(tmp_path), cwd=tmp_path) as process:
         assert process.stdout is not None
         url = (await process.stdout.readline()).decode().strip()
-        assert [await invoke(url, name) for name in ("to-upper", "double")] == [b"BODY", b"bodybody"]
+        assert [await invoke(url, name) for name in ("to-upper", "double", "predict")] == [
+            b"BODY",
+            b"bodybody",
+            b"ydob",
+        ]
         process.terminate()
         _, stderr = await process.communicate()
     assert (process.returncode, stderr) == (0, b"")
