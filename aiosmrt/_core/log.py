@@ -18,7 +18,7 @@ from aiosmrt import events
 if TYPE_CHECKING:
     from aiosmrt.errors import AiosmrtError
 
-__all__ = ["LOGGER", "apply_environment", "log_event", "log_failure", "logs_debug"]
+__all__ = ["KNOWN_LEVELS", "LOGGER", "apply_environment", "log_event", "log_failure", "logs_debug"]
 
 LOGGER: Final = logging.getLogger("aiosmrt")
 # An application that has not set up logging gets no lines on standard error.
@@ -34,12 +34,12 @@ _MAX_TEXT: Final = 100
 # What the logger knows of levels already, in an attribute that is private to logging; without it, the logger is asked
 # each time. It forgets all whenever any logger's level changes. An application's own class may decide otherwise.
 _is_ordinary: Final = type(LOGGER).isEnabledFor is logging.Logger.isEnabledFor
-_known: Final[dict[int, bool]] = getattr(LOGGER, "_cache", {}) if _is_ordinary else {}
+KNOWN_LEVELS: Final[dict[int, bool]] = getattr(LOGGER, "_cache", {}) if _is_ordinary else {}
 
 
 def logs_debug() -> bool:
     """Whether single attempts are logged; a quarter of the time that the logger takes, which counts in each call."""
-    return _known.get(logging.DEBUG, True) and LOGGER.isEnabledFor(logging.DEBUG)
+    return KNOWN_LEVELS.get(logging.DEBUG, True) and LOGGER.isEnabledFor(logging.DEBUG)
 
 
 @cache

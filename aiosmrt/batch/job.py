@@ -898,7 +898,7 @@ class _Job:
                 )
             reader = Verbatim.of(endpoint.deserializer) if self._sink.repeats_json else endpoint.deserializer
             return Results(
-                RowCalls(endpoint.for_job(settings.patience), reader),
+                RowCalls(endpoint.for_job(settings.patience), reader).call,
                 rows,
                 concurrency=endpoint.client.max_concurrency,
                 ordered=False,
@@ -1092,7 +1092,7 @@ class _Job:
     # What others see
 
     def _count(self) -> None:
-        """Count the rows that are done; called after each change of what is done."""
+        """Count the rows that are done: on opening, and after each write."""
         self._counts = len(self._log.scored), len(self._log.failed) - len(self._to_retry)
 
     def _done(self) -> int:

@@ -195,7 +195,7 @@ class Results(Generic[In, Out]):
 
     def __init__(
         self,
-        call: Callable[[In], Awaitable[Answer[Out]]],
+        call: Callable[[In], Awaitable[Answer[Out] | tuple[Out, int, float, str | None]]],
         items: Iterable[In] | AsyncIterable[In],
         *,
         concurrency: int,

@@ -109,7 +109,7 @@ async def test_tracebacks_hold_neither_body_nor_answer(client: Client, models: M
     """An answer that cannot be read, and a row that the model refuses."""
     models.refused = {b'"secret"'}
     endpoint = client.endpoint("echo" if row.startswith(b"{") else "double", serializer=JSON, deserializer=JSON)
-    call = RowCalls(endpoint, JSON)
+    call = RowCalls(endpoint, JSON).call
     with pytest.raises(AiosmrtError) as raised:
         await call(Row(0, None, None, row, None))
     held = [

@@ -834,6 +834,48 @@ async def test_json_of_events_is_that_of_python(text: str, ours: openai.AsyncOpe
     assert repr(one.json()) == repr(json.loads(text))
 
 
+async def test_an_event_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes | str] = []
+
+    def counted(text: bytes | str) -> Any:
+        parsed.append(text)
+        return json.loads(text)
+
+    monkeypatch.setattr("aiosmrt.integrations.openai._streams.loads", counted)
+    monkeypatch.setattr("aiosmrt.integrations.openai._answers.loads", counted)
+    model = GatedModel()
+    words = ["one", "two", "three"]
+    async with serving(model.speak) as (llm, _):
+        model.say(event(words[0]))
+        async with await llm.chat.completions.create(**ASK, stream=True) as stream:
+            for word, later in zip(words, [*words[1:], None], strict=True):
+                assert (await anext(stream)).choices[0].delta.content == word
+                assert len(parsed) == words.index(word) + 1
+                model.say(event(later), end=later is None)
+    assert all(word in str(text) for word, text in zip(words, parsed, strict=False))
+
+
+def test_an_event_that_was_parsed_may_be_parsed_again() -> None:
+    given = QuickEvent('{"a": 1}', {"a": 1})
+    given.json()["a"] = 2
+    assert given.json() == {"a": 1}
+
+
+async def test_a_new_base_url_holds_from_the_next_request(client: Client) -> None:
+    def paths() -> list[str]:
+        return [str(http.build_request("POST", url).url) for url in ("/a", "/a", "b", "https://h.invalid/c")]
+
+    async with http_client(client) as http:
+        before = paths()
+        http.base_url = "https://other.invalid/v2"
+        assert [url.replace("https://aiosmrt.invalid/v1", "https://other.invalid/v2") for url in before] == paths()
+    async with async_openai(client, paths=["embeddings"]) as llm:
+        for base in ("https://one.invalid/v1", "https://one.invalid/v1", "https://two.invalid/v2"):
+            llm.base_url = base
+            raw = await llm.embeddings.with_raw_response.create(model="llm", input="x", encoding_format="float")
+            assert str(raw.http_request.url) == f"{base}/embeddings"
+
+
 def test_hooks_pass_on_whatever_arguments_the_sdk_gives(
     monkeypatch: pytest.MonkeyPatch, ours: openai.AsyncOpenAI
 ) -> None:
@@ -851,7 +893,9 @@ def test_hooks_pass_on_whatever_arguments_the_sdk_gives(
 
     monkeypatch.setattr(openai.AsyncOpenAI, "_process_response_data", same)
     monkeypatch.setattr(openai.AsyncOpenAI, "_make_sse_decoder", decoder)
+    monkeypatch.setattr(openai.AsyncOpenAI, "_prepare_url", same)
     hooks: Any = ours
+    assert hooks._prepare_url("/a", base="b") == (("/a",), {"base": "b"})
     kind, data = openai.types.Completion, {"id": "c", "choices": [], "created": 1, "model": "m"}
     data["object"] = "text_completion"
     known = {"data": data, "cast_to": kind, "response": httpx2.Response(200)}

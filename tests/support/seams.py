@@ -92,7 +92,7 @@ def expire_credentials(client: Client, renew: Callable[[], Awaitable[Credentials
         renew: returns the new credentials.
     """
     cache: Any = client._core.credentials
-    cache.current = lambda: None
+    cache.current = lambda now=None: None
     cache.get = renew
 
 
@@ -104,7 +104,7 @@ def replace_credentials(client: Client, credentials: Credentials) -> None:
         credentials: the new ones.
     """
     cache: Any = client._core.credentials
-    cache.current = lambda: credentials
+    cache.current = lambda now=None: credentials
 
 
 # Settings
