@@ -882,6 +882,10 @@ class Call:
         )
         if isinstance(decision, str):
             try:
+                if decision == "deadline" and self._deadline is not None and core.clock() >= self._deadline:
+                    # The failure was read before the deadline's timer had its turn.
+                    self._own_history().last_error = None
+                    raise self._deadline_exceeded() from error
                 raise self._ended(error, decision)
             finally:
                 del error

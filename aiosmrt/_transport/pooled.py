@@ -85,7 +85,7 @@ class PooledTransport:
 
     def send_streaming(self, request: Request) -> Coroutine[Any, Any, Reply | ReplyStream]:
         """Send a request and receive its response's head; see `aiosmrt._transport.base.Transport.send_streaming`."""
-        # Not what somebody may have put in its place, who knows nothing of streams.
+        # Not `self.send`: a method that replaces it need not know of streams.
         return PooledTransport.send(self, request, streams=True)
 
     async def send(self, request: Request, *, streams: bool = False) -> Any:

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import MaxConcurrency
-from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
 from aiosmrt.batch.answers import Verbatim
 from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file, rewritten
@@ -1092,7 +1092,7 @@ class _Job:
     # What others see
 
     def _count(self) -> None:
-        """Count the rows that are done; called after each change of what is done."""
+        """Count the rows that are done: on opening, and after each write."""
         self._counts = len(self._log.scored), len(self._log.failed) - len(self._to_retry)
 
     def _done(self) -> int:

@@ -27,8 +27,8 @@ from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, get_args
 
-from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt.batch.answers import ANY_ANSWER, codec_for
 from aiosmrt.batch.requests import (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack, overl
 
 from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.frames import clear_locals
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._wire.messages import MAX_PART_BYTES
 from aiosmrt._wire.operations import (
     INVOKE_ENDPOINT,

@@ -461,13 +461,14 @@ async def test_what_was_perhaps_accepted_fails_once_it_was_looked_for(
 
 
 async def test_a_request_that_was_not_sent_is_not_in_doubt(
-    runtime: LocalRuntime, endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
+    runtime: LocalRuntime, client: Client, endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
 ) -> None:
     """The run is cancelled while a call waits, all of whose requests were refused."""
     runtime.inject("queued", faults.throttling())
     rows = write_rows(tmp_path / "rows.jsonl", 2)
     job = asyncio.create_task(score(endpoint, rows, out, asynchronous=True))
-    while not runtime.requests:
+    # Refused, and no request is under way.
+    while not client.statistics().attempts or client.statistics().in_use:
         await asyncio.sleep(0.001)
     job.cancel()
     with pytest.raises(asyncio.CancelledError):

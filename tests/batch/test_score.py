@@ -549,7 +549,7 @@ async def test_a_symbolic_link_stays_one(endpoint: Endpoint[Any, Any], rows: Pat
         ({"join_source": "input"}, "join_source must be one of 'None', 'Input'; got 'input'"),
         ({"sink": "x.out"}, "output_format is needed"),
         ({"sink": "x.jsonl.gz"}, "cannot be compressed"),
-        ({"sink": "x.txt", "id_field": "n"}, "text has the answers alone"),
+        ({"sink": "x.txt", "id_field": "n"}, "text holds answers only"),
         ({"sink": "x.csv", "join_source": "Input"}, "CSV of CSV with a header only"),
         ({"sink": "no/such/x.jsonl"}, "the folder of the output does not exist"),
         ({"source": []}, "source must name at least one file"),

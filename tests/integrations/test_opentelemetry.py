@@ -1006,9 +1006,10 @@ UNWATCHED = """
 import asyncio, sys
 from aiosmrt import Client, events
 from tests.support.probes import Pauses, shorten_probe_pauses
-from tests.support.recording_server import RecordingServer
+from tests.support.recording_server import RecordingServer, respond
 
 RECORDS = {name for name in events.__all__ if hasattr(getattr(events, name), "_fields")}
+EMPTY = respond(headers=[("Content-Type", "application/vnd.amazon.eventstream")])
 made = set()
 
 def note(frame, event, argument):
@@ -1018,7 +1019,7 @@ def note(frame, event, argument):
 
 async def work(**arguments):
     made.clear()
-    async with RecordingServer() as server:
+    async with RecordingServer(EMPTY) as server:
         async with Client("eu-central-1", endpoint_url=server.url, sign=False, **arguments) as client:
             await client.invoke_endpoint(EndpointName="e", Body=b"1")
             response = await client.invoke_endpoint_with_response_stream(EndpointName="e", Body=b"1")
