@@ -113,6 +113,9 @@ _FREELY: Final = 0.3
 _LITTLE_CHANCE: Final = 1.7
 _CLEARLY_NO_QUEUE: Final = 0.65
 
+# How far the mean of a batch is from the level if it is a trend, in spreads.
+_TREND: Final = 1.3
+
 # What the spread exceeds that share by where growth is not held back.
 _FULL_PUSH: Final = 0.2
 
@@ -501,9 +504,9 @@ class AdaptiveRule:
             logs = [log2(max(seconds, _SHORTEST)) for seconds in times]
         count, ref = len(times), self._ref
         mean = sum(logs) / count
-        if count == 1 or ref < _REGULAR:
+        if count == 1 or ref < _REGULAR or abs(_LN_2 * mean - self._level) > _TREND * ref:
             # From each to the next, and from the one before them to the first: of regular round trips a few that are
-            # far longer would make all of the standard deviation.
+            # far longer would make all of the standard deviation, and so would a queue that grows or shrinks.
             before = self._last if self._samples else logs[0]
             spread = _LN_2 * (sum(map(abs, map(sub, logs, logs[1:]))) + abs(logs[0] - before)) / count
         else:
@@ -654,15 +657,12 @@ class AdaptiveRule:
 
     def _grown(self, count: int, push: float) -> float:
         limit, shared = self._exact, self._trips < self._shared_until
-        freely = not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref)
-        if freely:
-            gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
-            if not shared:
-                return limit + gain
         step = _STEP if shared or limit <= _LARGE else _STEP * (limit / _LARGE) ** 0.8
         if step > _STEP_SHARE * limit:
             step = _STEP_SHARE * limit
-        if not freely:
+        if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
+            gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
+        else:
             faster = 1 + ((self._trips - self._refused_trips) / _ROUND_TRIPS_TO_DOUBLE) ** 2
             gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
         if shared:
