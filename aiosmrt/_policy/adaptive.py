@@ -10,7 +10,8 @@ and in a server that batches, which more calls make productive. No threshold on 
   multiplies them, and leaves that spread alone. The rule compares the present spread (the standard deviation of the
   logarithms of a batch of round trips) with the one when nothing waited. Where it is squeezed, the limit is cut in
   proportion; where it is not, the limit grows. The order of the round trips says nothing: calls that were sent
-  together come back in the order of their times, so that each is like the one before.
+  together come back in the order of their times, so that each is like the one before. But where a batch is far from
+  the level, a queue grows or shrinks within it, and only neighbours show the spread.
 - *Rate.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the rule
   measures: calls in flight divided by their round trip are the rate at which calls complete (Little's law). While the
   rate grows with their number the limit goes up, where it does not the limit goes back and stays, and tries a
