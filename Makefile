@@ -23,8 +23,9 @@ TOKEN_GENERATOR := 'sagemaker-core>=2.27,<3'
 # long ones.
 ON_AIOHTTP := tests/cancellation tests/client tests/transport tests/aws/test_s3.py tests/endpoint/test_jobs.py \
 	tests/local/test_async_inference.py
-ON_EAGER_TASKS := tests/client tests/endpoint
+ON_EAGER_TASKS := tests/client tests/endpoint --ignore=tests/endpoint/serializers
 ON_PYTHON := tests/aws tests/bidirectional tests/cancellation tests/core tests/transport tests/soak \
+	tests/endpoint/serializers/test_csvtext.py tests/endpoint/serializers/test_jsontext.py \
 	tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
 	tests/local/test_runtime.py tests/local/test_streams.py tests/wire/test_event_signing.py
 # What most changes break first.

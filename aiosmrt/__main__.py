@@ -2,7 +2,7 @@
 
 import sys
 
-from aiosmrt.cli import main
+from _aiosmrt_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

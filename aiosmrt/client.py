@@ -146,14 +146,14 @@ class Client:
         verify: True checks certificates against the system's authorities (or ``AWS_CA_BUNDLE``), False checks
             nothing, a path names a file or folder of authorities, an ``ssl.SSLContext`` is used as it is.
         connect_timeout: seconds for a new connection, TLS included. If None, no limit.
-        read_timeout: seconds that the service may be silent. If None, no limit. The model has 60 s to answer, and
-            AWS asks for 70 here (API reference, InvokeEndpoint).
+        read_timeout: seconds that the service may take for the head of its response, and then be silent. If None, no
+            limit. The model has 60 s to answer, and AWS asks for 70 here (API reference, InvokeEndpoint).
         deadline: seconds for a whole call: reading the body, waiting for a slot and for the service, attempts and
             back-off; for a stream, everything up to the response's head. If None, no limit.
         patience: seconds after a call's first failure for which it waits and is sent again while the service throttles,
             fails or cannot be reached; then the last failure is raised. While nothing gets through, one call probes now
-            and then, and the others wait for it without slots. 0 fails at once; None waits until the deadline, without
-            end if there is none. Defaults to 20, or to the ``deadline`` if there is one. AWS's retry modes count
+            and then, and the others wait for it without slots. 0 fails at once; None waits until the deadline, and
+            without end if the call lacks one. Defaults to 20, or to the ``deadline`` if given. AWS's retry modes count
             attempts and ignore patience.
         wait_for_capacity: seconds that a call waits, in all, while its inference component is scaled to zero and scales
             out, in the same way. If None, a NoCapacityError is raised at once.

@@ -96,14 +96,17 @@ class CredentialsCache:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._closed else f'source={self._source!r}'}>"
 
-    def current(self) -> Credentials | None:
+    def current(self, now: float | None = None) -> Credentials | None:
         """The known credentials, or None if ``get`` has to be awaited; takes about 0.1 µs.
+
+        Args:
+            now: the time in seconds since 1970. Defaults to None, for the present.
 
         >>> from aiosmrt._aws.providers import provider_for
         >>> CredentialsCache(provider_for()).current() is None
         True
         """
-        return self._credentials if self._clock() < self._check_at else None
+        return self._credentials if (self._clock() if now is None else now) < self._check_at else None
 
     async def get(self) -> Credentials:
         """Valid credentials, without a wait as long as any are known.

@@ -273,7 +273,7 @@ def environment_credentials(environ: Mapping[str, str]) -> Found | None:
 
 
 def profile_keys(profile_name: str | None) -> Found | None:
-    """Read a profile's static keys; None if there are none or anything else may take precedence.
+    """Read a profile's static keys; None if it lacks them or another source may take precedence.
 
     Args:
         profile_name: the profile. Defaults to the environment's, then ``default``.

@@ -2,7 +2,7 @@
 
 An argument takes precedence over an environment variable, and that over the profile, as in botocore's configuration
 chain; names and order are botocore's. So is what an empty value means: it hides later sources, and is refused where it
-is no valid value; only for endpoint URLs it counts as unset. The region differs on purpose: there, too, an empty value
+is not valid; only for endpoint URLs it counts as unset. The region differs on purpose: there, too, an empty value
 counts as unset, and ``AWS_REGION``, which every other AWS SDK reads, comes right after ``AWS_DEFAULT_REGION``.
 
 Settings that have no effect here are checked all the same, where botocore's client refuses a wrong value: the modes of

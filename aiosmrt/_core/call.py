@@ -28,13 +28,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
+from logging import DEBUG
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
 from aiosmrt._core.configure import trace_line
 from aiosmrt._core.deadline import OverdueError, within
-from aiosmrt._core.log import LOGGER, log_event, log_failure, logs_debug
+from aiosmrt._core.log import KNOWN_LEVELS, LOGGER, log_event, log_failure, logs_debug
 from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.response_bodies import EventStream, StreamingBody
@@ -222,7 +224,10 @@ class Call:
         self._head = head
         self._body: Any = body
         self._invocation_id = next(core.invocation_ids)
-        self._observers = (*view.observers, log_event) if logs_debug() else view.observers
+        # The first look saves a function call, where it tells that nothing is logged.
+        self._observers = view.observers
+        if KNOWN_LEVELS.get(DEBUG, True) and logs_debug():
+            self._observers = (*view.observers, log_event)
         self._deadline: float | None = None
         # when it began, if there is a deadline or an observer, and of a stream
         self._started = began
@@ -255,19 +260,14 @@ class Call:
     def result(self, reply: Any) -> Any:
         """The result dictionary for a reply, with an open stream under ``"Body"`` where the operation streams."""
         codec = self._codec
-        body: object
+        body: Any
         if codec.streams:
             body = EventStream(self, reply, plain=codec.openai)
         else:
             body = reply.body
-            self.count_received(len(reply.body))
             if codec.has_payload:
-                body = StreamingBody(reply.body)
+                body = StreamingBody(body)
         return codec.reader.result(reply.status, reply.headers, body, self.sent)
-
-    def count_received(self, size: int) -> None:
-        """Count what a reply's body had, in bytes."""
-        self._core.counters.bytes_received += size
 
     async def presigned_url(self, method: str, expires_in: int) -> str:
         """A URL with which the call can be made without credentials; nothing is sent.
@@ -376,7 +376,13 @@ class Call:
         counters = core.counters
         try:
             if not self._ready:
-                if type(self._body) is bytes and core.is_ready() and codec.has_payload:
+                # The last two are core.is_ready(), without another function call.
+                if (
+                    type(self._body) is bytes
+                    and codec.has_payload
+                    and core.ready_in == get_ident()
+                    and core.loop.is_running()
+                ):
                     self._ready = True
                 else:
                     await self._make_ready()
@@ -412,15 +418,17 @@ class Call:
                     self._holds_slot = True
                 if not view.is_patient and view.quota.send_rate is not None:
                     await self._wait_for_rate(view.quota.send_rate)
+                now = core.wall_clock()
                 credentials = None
-                if view.sign:
-                    credentials = core.credentials.current() or await core.credentials.get()
+                if view.sign and (credentials := core.credentials.current(now)) is None:
+                    credentials = await core.credentials.get()
+                    now = core.wall_clock()
                 if failure is not None and self._history.finished:
                     raise failure  # noqa: TRY301 (it has ended the stream, which was closed since)
                 self.sent = attempt = self.sent + 1
-                self._sent_at = now = core.wall_clock()
-                self._signed_offset = core.clock_offset
-                now += self._signed_offset
+                self._sent_at = now
+                self._signed_offset = offset = core.clock_offset
+                now += offset
                 if (
                     attempt == 1
                     and credentials is not None
@@ -458,6 +466,7 @@ class Call:
                                 del reply
                                 raise
                         if not codec.streams:
+                            counters.bytes_received += len(reply.body)  # type: ignore[union-attr]
                             admission.outstanding -= 1
                             self._is_outstanding = self._holds_slot = False
                             admission.release(self)
@@ -811,7 +820,7 @@ class Call:
     def _refusal(self, reply: Any) -> ServiceError:
         """The error that a reply reports; a clock found wrong is corrected on the way."""
         core = self._core
-        status, headers, body = reply
+        status, headers, body = reply.status, reply.headers, reply.body
         core.reached = True
         core.counters.bytes_received += len(body)
         operation = self._codec.operation.name
@@ -873,6 +882,10 @@ class Call:
         )
         if isinstance(decision, str):
             try:
+                if decision == "deadline" and self._deadline is not None and core.clock() >= self._deadline:
+                    # The failure was read before the deadline's timer had its turn.
+                    self._own_history().last_error = None
+                    raise self._deadline_exceeded() from error
                 raise self._ended(error, decision)
             finally:
                 del error

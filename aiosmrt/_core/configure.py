@@ -46,6 +46,10 @@ class Configuration(NamedTuple):
     proxy: str | None
     ca_bundle: CaBundle | None
 
+    def __repr__(self) -> str:
+        # The proxy's URL may contain a password.
+        return f"<{type(self).__name__} origin={self.origin!r}>"
+
 
 def configure(settings_arguments: dict[str, Any], verify: Verify, *, session_given: bool) -> Configuration:
     """Resolve arguments, environment and files; reads files and may import botocore.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from aiosmrt._core.call import AnyReply, Call
 from aiosmrt._core.outcome import stream_error
-from aiosmrt._core.response_bodies import decoded
+from aiosmrt._core.response_bodies import decoded_parts
 from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.eventstream import Decoder, encode_payload_part
 from aiosmrt._wire.messages import COMPLETION_STATES, DATA_TYPES, MAX_PART_BYTES, Message, MessageJoiner, faulty_limit
@@ -60,6 +60,10 @@ NOTICE_SECONDS: Final = 60.0
 # Codes of WebSocket's Close frame (RFC 6455, 7.4.1, and IANA's registry) that say nothing about what was sent: going
 # away, lost, an internal error, restarting, try again later, a bad gateway.
 _TRANSIENT_CLOSURES: Final = frozenset({"1001", "1006", "1011", "1012", "1013", "1014"})
+
+# Statuses by which a container refuses a WebSocket for good, such as 404 where it has none: those of a client's error
+# but for the ones that say "later".
+_REFUSALS: Final = frozenset(range(400, 500)) - {408, 421, 425, 429}
 
 
 def check_duplex(unknown: Mapping[str, object], *, max_resend_bytes: object, pin_credentials: object) -> None:
@@ -123,7 +127,7 @@ class Outbox:
         return number
 
     def take_back(self, number: int) -> None:
-        """Forget a message that nobody wants any more, unless it is on its way."""
+        """Drop a message that is no longer wanted, unless it is being sent."""
         is_under_way = number < self._next or (number == self._next and self._frame is not None)
         if not is_under_way:
             self._kept_bytes -= len(self._messages.pop(number))
@@ -323,7 +327,7 @@ class DuplexCall(Call):
 
     def _refusal(self, reply: Any) -> ServiceError:
         error = super()._refusal(reply)
-        if isinstance(error, ModelError) and error.cause == "model":
+        if isinstance(error, ModelError) and error.cause == "model" and error.original_status_code not in _REFUSALS:
             # No message has reached the model: its container could not be connected to.
             error.cause = "transient"
         return error
@@ -573,9 +577,9 @@ class BidirectionalStream:
         link = self._link
         if link is None or not link.is_over or not self._beginning.done():
             return
-        # What is still to be read may say why.
+        # What has not been read yet may contain the reason.
         link.take(self._take)
-        error = self._failure or link.failure() or self._truncation()
+        error = self._failure or link.failure() or self._truncation(link)
         if error is None:
             raise ClientStateError("the service has ended the stream: nothing more can be sent")
         try:
@@ -583,10 +587,10 @@ class BidirectionalStream:
         finally:
             del error
 
-    def _truncation(self) -> EventStreamFormatError | None:
-        """The error of a stream that has ended inside a frame."""
+    def _truncation(self, link: Link) -> EventStreamFormatError | None:
+        """The error of a stream that has ended inside a frame, or is none."""
         try:
-            self._decoder.finish()
+            self._decoder.finish(link.headers.get("content-type"))
         except EventStreamFormatError as error:
             return error.with_traceback(None)
         return None
@@ -597,7 +601,7 @@ class BidirectionalStream:
         """The facts of the response: ``ResponseMetadata`` and ``InvokedProductionVariant``, once its head is there.
 
         Raises:
-            ServiceError, TransportError, DeadlineExceededError: there is no response.
+            ServiceError, TransportError, DeadlineExceededError: the request failed before a response.
         """
         while self._response is None:
             self._raise_if_over()
@@ -616,7 +620,8 @@ class BidirectionalStream:
         Raises:
             ModelStreamError: the container closed its connection or failed; ``error_code`` has the reason.
             InternalStreamFailure: the service failed.
-            EventStreamFormatError: a malformed frame, or the stream ended inside one.
+            EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer that is no event
+                stream.
             TransportError: the stream was reset, or its connection lost.
             ClientStateError: another task is waiting for the next part, or the block was left.
         """
@@ -658,7 +663,7 @@ class BidirectionalStream:
             if not await link.receive(self._take):
                 if self._is_closed:
                     return
-                self._decoder.finish()
+                self._decoder.finish(link.headers.get("content-type"))
                 self._is_complete = True
                 self._outbox.wake()
 
@@ -666,25 +671,18 @@ class BidirectionalStream:
         """Decode what has arrived, up to the first failure."""
         if self._failure is not None:
             return
-        messages, self._failure = decoded(self._decoder, data)
-        if messages is None:
-            return
-        for headers, payload in messages:
-            if headers.event_type == "PayloadPart":
-                part: dict[str, Any] = {"Bytes": payload}
-                for name in ("DataType", "CompletionState"):
-                    value = headers.get(name)
-                    if isinstance(value, str):
-                        part[name] = value
-                self._ready.append(cast("BidirectionalStreamEvent", {"PayloadPart": part}))
-                self._parts += 1
-                self._payload_bytes += len(payload)
-                if self._parts == 1:
-                    self._call.first_part(self._call.elapsed())
-            elif headers.message_type != "event":
-                self._failure = self._call.message_error(headers, payload)
-                return
-        self._failure = self._decoder.failure
+        parts, self._failure = decoded_parts(self._decoder, data, self._call.message_error)
+        if parts and not self._parts:
+            self._call.first_part(self._call.elapsed())
+        self._parts += len(parts)
+        for headers, payload in parts:
+            part: dict[str, Any] = {"Bytes": payload}
+            for name in ("DataType", "CompletionState"):
+                value = headers.get(name)
+                if isinstance(value, str):
+                    part[name] = value
+            self._ready.append(cast("BidirectionalStreamEvent", {"PayloadPart": part}))
+            self._payload_bytes += len(payload)
 
     def messages(self, *, max_message_bytes: int = MAX_PART_BYTES) -> AsyncIterator[str | bytes]:
         """Iterate over whole messages: parts joined up to ``COMPLETE``, as str if they are UTF8, else as bytes.

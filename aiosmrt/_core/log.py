@@ -13,24 +13,12 @@ import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from aiosmrt.events import (
-    AttemptEnded,
-    AttemptStarted,
-    CallEnded,
-    CallStarted,
-    ClockSkewCorrected,
-    CredentialsRefreshed,
-    CredentialsRefreshFailed,
-    Event,
-    FirstPart,
-    LimiterWaited,
-    StreamEnded,
-)
+from aiosmrt import events
 
 if TYPE_CHECKING:
     from aiosmrt.errors import AiosmrtError
 
-__all__ = ["LOGGER", "apply_environment", "log_event", "log_failure", "logs_debug"]
+__all__ = ["KNOWN_LEVELS", "LOGGER", "apply_environment", "log_event", "log_failure", "logs_debug"]
 
 LOGGER: Final = logging.getLogger("aiosmrt")
 # An application that has not set up logging gets no lines on standard error.
@@ -46,12 +34,12 @@ _MAX_TEXT: Final = 100
 # What the logger knows of levels already, in an attribute that is private to logging; without it, the logger is asked
 # each time. It forgets all whenever any logger's level changes. An application's own class may decide otherwise.
 _is_ordinary: Final = type(LOGGER).isEnabledFor is logging.Logger.isEnabledFor
-_known: Final[dict[int, bool]] = getattr(LOGGER, "_cache", {}) if _is_ordinary else {}
+KNOWN_LEVELS: Final[dict[int, bool]] = getattr(LOGGER, "_cache", {}) if _is_ordinary else {}
 
 
 def logs_debug() -> bool:
     """Whether single attempts are logged; a quarter of the time that the logger takes, which counts in each call."""
-    return _known.get(logging.DEBUG, True) and LOGGER.isEnabledFor(logging.DEBUG)
+    return KNOWN_LEVELS.get(logging.DEBUG, True) and LOGGER.isEnabledFor(logging.DEBUG)
 
 
 @cache
@@ -93,14 +81,14 @@ def log_failure(operation: str, endpoint: str, attempt: int, error: AiosmrtError
     )
 
 
-def log_event(event: Event) -> None:
+def log_event(event: events.Event) -> None:
     """Write what an observer is told, unless it is written where it happens."""
     match event:
-        case CallStarted():
+        case events.CallStarted():
             _debug(event, "call %s begins", event.invocation_id)
-        case AttemptStarted():
+        case events.AttemptStarted():
             _debug(event, "attempt %d sends %d bytes", event.attempt, event.body_bytes)
-        case AttemptEnded():
+        case events.AttemptEnded():
             outcome = "failed" if event.error is not None else "succeeded"
             status = "no response" if event.status is None else f"status {event.status}"
             error = "" if event.error is None else f": {_text(event.error)}"
@@ -114,14 +102,14 @@ def log_event(event: Event) -> None:
                 status,
                 _text(event.request_id),
             )
-        case LimiterWaited():
+        case events.LimiterWaited():
             _debug(event, "waited %.3f s for a slot", event.duration)
-        case FirstPart():
+        case events.FirstPart():
             _debug(event, "first part after %.3f s", event.duration)
-        case CallEnded():
+        case events.CallEnded():
             error = "" if event.error is None else f" with {event.error}"
             _debug(event, "call ended%s after %.3f s, attempts: %d", error, event.duration, event.attempts)
-        case StreamEnded():
+        case events.StreamEnded():
             state = "complete" if event.complete else "incomplete" if event.error is None else f"failed: {event.error}"
             _debug(
                 event,
@@ -131,18 +119,18 @@ def log_event(event: Event) -> None:
                 event.payload_bytes,
                 state,
             )
-        case CredentialsRefreshed():
+        case events.CredentialsRefreshed():
             expiry = event.expires_at
             LOGGER.info(
                 "credentials obtained from %s, %s",
                 event.source,
                 "without expiry" if expiry is None else f"expiry at {expiry:.0f} (epoch seconds)",
             )
-        case CredentialsRefreshFailed():
+        case events.CredentialsRefreshFailed():
             LOGGER.warning(
                 "credentials from %s could not be renewed: %s; those known are still valid", event.source, event.error
             )
-        case ClockSkewCorrected():
+        case events.ClockSkewCorrected():
             LOGGER.warning("the local clock is %.0f s behind the service's; signatures correct for it", event.offset)
         case _:
             # Retries and waits are written by the call, which knows more.
@@ -150,7 +138,13 @@ def log_event(event: Event) -> None:
 
 
 def _debug(
-    event: CallStarted | AttemptStarted | AttemptEnded | LimiterWaited | FirstPart | CallEnded | StreamEnded,
+    event: events.CallStarted
+    | events.AttemptStarted
+    | events.AttemptEnded
+    | events.LimiterWaited
+    | events.FirstPart
+    | events.CallEnded
+    | events.StreamEnded,
     text: str,
     *facts: object,
 ) -> None:

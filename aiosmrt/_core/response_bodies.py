@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from aiosmrt._transport.base import ReplyStream
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aiosmrt._wire.openai_route import PlainParts
     from aiosmrt.types import ResponseStreamEvent
 
-__all__ = ["EventStream", "StreamOwner", "StreamTiming", "StreamingBody", "decoded"]
+__all__ = ["EventStream", "StreamOwner", "StreamTiming", "StreamingBody", "decoded_parts"]
 
 _CHUNK_BYTES = 1024
 # Small enough that the values of a batch stay in the processor's cache: JSON is a third faster than in thousands.
@@ -228,7 +228,7 @@ class StreamTiming(NamedTuple):
     Times are taken when a reader gets what has arrived. The gap between parts that arrived together is 0.
 
     Args:
-        first_part: until the first part, waits and attempts before it included. None while there is none.
+        first_part: until the first part, waits and attempts before it included. None before the first part.
         longest_gap: the longest wait from one part to the next. None before the second part.
         mean_gap: the mean wait from one part to the next. None before the second part.
         total: until the stream's end, or until now.
@@ -361,7 +361,8 @@ class EventStream:
 
         Raises:
             ModelStreamError, InternalStreamFailure: the service reported a failure inside the stream.
-            EventStreamFormatError: a malformed frame, or the stream ended inside one.
+            EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer that is no event
+                stream.
             ReadTimeoutError: silence for longer than ``read_timeout``.
             ResponseStreamingError: the connection was lost.
             ClientStateError: another task is waiting for the next part, or an earlier wait for it was cancelled.
@@ -403,7 +404,7 @@ class EventStream:
                                 self._ready, self._arrived = self._arrived, self._ready
                                 return True
                             if not more:
-                                self._decoder.finish()
+                                self._decoder.finish(self._stream.headers.get("content-type"))
                                 self._close(complete=True)
                             continue
                         except (TransportError, EventStreamFormatError) as error:
@@ -444,19 +445,11 @@ class EventStream:
         """Decode what has arrived and keep the payloads up to the first failure."""
         if self._failure is not None:
             return
-        messages, self._failure = decoded(self._decoder, data)
-        if messages is None:
-            return
-        arrived = self._arrived
-        for headers, payload in messages:
-            if headers.event_type == "PayloadPart":
-                arrived.append(payload)
-                self._payload_bytes += len(payload)
-                self._parts += 1
-            elif headers.message_type != "event":
-                self._failure = self._owner.stream_error(headers, payload)
-                return
-        self._failure = self._decoder.failure
+        parts, self._failure = decoded_parts(self._decoder, data, self._owner.stream_error)
+        self._parts += len(parts)
+        for _, payload in parts:
+            self._arrived.append(payload)
+            self._payload_bytes += len(payload)
 
     async def get_initial_response(self) -> NoReturn:
         """Not supported; this service does not send an initial response. The parts stay to be read.
@@ -502,15 +495,31 @@ class EventStream:
                     )
 
 
-def decoded(
-    decoder: Decoder | PlainParts, data: bytes | memoryview
-) -> tuple[list[tuple[EventHeaders, bytes]] | None, AiosmrtError | None]:
-    """The messages that are complete with ``data``; None and the reason where they are malformed."""
+def decoded_parts(
+    decoder: Decoder | PlainParts,
+    data: bytes | memoryview,
+    error_of: Callable[[EventHeaders, bytes], AiosmrtError],
+) -> tuple[list[tuple[EventHeaders, bytes]], AiosmrtError | None]:
+    """The parts that are complete with ``data``, up to the first failure, and that failure.
+
+    Args:
+        decoder: decodes the stream.
+        data: what has arrived.
+        error_of: makes the error of an ``exception`` or ``error`` message.
+    """
     try:
-        return decoder.feed(data), None
+        messages = decoder.feed(data)
     except EventStreamFormatError as error:
         # Its frames hold what was received.
-        return None, error.with_traceback(None)
+        return [], error.with_traceback(None)
+    parts = []
+    for message in messages:
+        headers = message[0]
+        if headers.event_type == "PayloadPart":
+            parts.append(message)
+        elif headers.message_type != "event":
+            return parts, error_of(*message)
+    return parts, decoder.failure
 
 
 def _close_forgotten(owner: StreamOwner, stream: ReplyStream, parts: int, payload_bytes: int) -> None:

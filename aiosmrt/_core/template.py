@@ -24,6 +24,9 @@ _COMPONENT_HEADER: Final = "X-Amzn-SageMaker-Inference-Component"
 _VARIANT_HEADER: Final = "X-Amzn-SageMaker-Target-Variant"
 
 
+_new: Final = object.__new__
+
+
 class OperationCodec:
     """An operation with what builds its requests and reads its replies.
 
@@ -101,19 +104,16 @@ class RequestTemplate:
             renew_headers: returns ``headers`` with a new signature.
         """
         # Request's own constructor is a function in Python, which takes twice as long.
-        return tuple.__new__(
-            Request,
-            (
-                self._target,
-                headers,
-                body,
-                self._connect_timeout,
-                self._read_timeout,
-                self._resend,
-                renew_headers,
-                self._max_response_bytes,
-            ),
-        )
+        request = _new(Request)
+        request.target = self._target
+        request.headers = headers
+        request.body = body
+        request.connect_timeout = self._connect_timeout
+        request.read_timeout = self._read_timeout
+        request.resend = self._resend
+        request.renew_headers = renew_headers
+        request.max_response_bytes = self._max_response_bytes
+        return request
 
 
 def template_of(core: ClientCore, view: View, head: Head, *, over_http2: bool = False) -> RequestTemplate:

@@ -99,7 +99,7 @@ class View:
         if not (patience is None or isinstance(patience, Unset) or is_seconds(patience)):
             faults.append(f"patience must be a non-negative number of seconds, or None; got {shown(patience)}")
         elif retry.mode is not None and not isinstance(patience, Unset) and patience is not None:
-            faults.append(f"patience does not go with retry mode {retry.mode!r}, which counts attempts; pass None")
+            faults.append(f"patience cannot be given with retry mode {retry.mode!r}, which counts attempts; pass None")
         if max_waiting is not None and not is_whole(max_waiting, 0):
             faults.append(f"max_waiting must be an integer >= 0, or None; got {shown(max_waiting)}")
         if max_response_bytes is not None and not is_whole(max_response_bytes, 0):

@@ -317,8 +317,8 @@ class AdmissionState:
 
         Args:
             started_at, now, in_flight, rand, probe, retry_after: as in `on_throttle`.
-            repeated: whether the same call has failed a few times before. While others are in flight, that is no part
-                of a streak: the request may be what fails.
+            repeated: whether the same call has failed a few times before. While others are in flight, that does not
+                count towards a streak: the request itself may be at fault.
         """
         if repeated and in_flight > 1 and self.illness is None:
             self.bucket.withdraw(1)

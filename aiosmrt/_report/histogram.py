@@ -121,7 +121,7 @@ class Histogram:
         return sum(count for bucket, count in self._buckets.items() if bucket <= last) / self.count
 
     def as_dict(self) -> Mapping[str, float | int | None]:
-        """Its figures, in seconds; None where there are none."""
+        """Its figures, in seconds; only the count if nothing was recorded."""
         if not self.count:
             return {"count": 0}
         return {

@@ -28,6 +28,7 @@ __all__ = [
     "distribution",
     "failures_over_time",
     "in_flight_over_time",
+    "is_page",
     "latency_over_time",
     "over_time",
     "page",
@@ -98,6 +99,22 @@ footer{margin-top:24px}
 """
 
 
+# By which a page is known again.
+_GENERATOR: Final = '<meta name=generator content="aiosmrt">'
+
+
+def is_page(start: bytes) -> bool:
+    """Whether a file is a report page, by its first bytes.
+
+    Args:
+        start: at least 200 of them, or all.
+
+    >>> is_page(page("Batch job", "", None, [], [], "").encode()), is_page(b"<!doctype html>")
+    (True, False)
+    """
+    return _GENERATOR.encode() in start
+
+
 class Fact(NamedTuple):
     """A figure at the top of a page; ``is_bad`` shows it in red."""
 
@@ -116,7 +133,8 @@ def page(
     )
     accuracy = f"Percentiles are within {RELATIVE_ERROR:.1%} of the exact ones."
     return (
-        '<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">'
+        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8>{_GENERATOR}"
+        '<meta name=viewport content="width=device-width">'
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; "
         'img-src data:"><link rel=icon href="data:,">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"

@@ -27,7 +27,7 @@ class Slice:
         latency: how long they took.
         failures: failures by cause.
         in_flight: most calls in flight that were seen; None if that was not recorded.
-        limit: least limit of calls in flight that was seen; None if nobody looked.
+        limit: least limit of calls in flight that was seen; None if that was not recorded.
         waiting: most calls that were seen waiting; None if that was not recorded.
         rows: rows that were done in it.
         reason: what calls were seen waiting for; None if nothing.

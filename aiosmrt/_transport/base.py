@@ -6,7 +6,8 @@ cancelled, its connection is closed; after a response was received to its exact 
 """
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
 
 __all__ = [
     "IDLE_SECONDS",
@@ -39,7 +40,9 @@ def header_lines(pairs: Iterable[tuple[str, str]]) -> str:
     return "".join([f"{name}: {value}\r\n" for name, value in pairs])
 
 
-class Request(NamedTuple):
+# These two have slots, because each call makes one and reads it: tuples with names take twice as long to do so.
+@dataclass(slots=True, repr=False)
+class Request:
     """A POST request, ready to be sent.
 
     Args:
@@ -48,7 +51,9 @@ class Request(NamedTuple):
             characters; the transport does not check.
         body: the body. It must not change until the response has arrived.
         connect_timeout: limit for making a connection, TLS handshake included, seconds. If None, no limit.
-        read_timeout: how long the service may be silent, seconds. If None, no limit.
+        read_timeout: how long the service may take for the whole head of its response, once the request is sent, and
+            then be silent; seconds. What comes before the head's end, interim responses (1xx) included, does not extend
+            it, except in the caller's session. If None, no limit.
         resend: whether to send the request again, on a fresh connection, if a pooled one turns out to be closed before
             the first byte of the response. Needs ``renew_headers``. aiohttp's session never resends a POST. Defaults
             to True.
@@ -71,7 +76,8 @@ class Request(NamedTuple):
         return f"<Request {self.target} body_bytes={len(self.body)}>"
 
 
-class Reply(NamedTuple):
+@dataclass(slots=True, repr=False)
+class Reply:
     """A whole response.
 
     Args:

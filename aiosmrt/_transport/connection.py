@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from aiosmrt._transport.base import MAX_ERROR_BYTES, Reply
@@ -58,8 +59,10 @@ _DIRECT_BYTES = 2**26
 
 _TLS_RECORD_BYTES = 2**14
 
-# A service that is busy with a request may send an interim response every second, but not without end.
+# They do not restart the read timeout, which a client may have set to none.
 _MAX_INTERIM_RESPONSES = 1000
+
+_new = object.__new__
 
 _IDLE, _HEAD, _DIRECT, _COUNTED, _CHUNKED, _UNTIL_CLOSE, _GONE = range(7)
 
@@ -401,7 +404,6 @@ class Connection(asyncio.BufferedProtocol):
                     end = partial.find(b"\r\n\r\n", max(0, had - 3))
                     if end < 0:
                         check_partial_head(partial, had)
-                        self._restart_silence()
                         return
                     text = bytes(partial[:end])
                     start += end + 4 - had
@@ -412,9 +414,8 @@ class Connection(asyncio.BufferedProtocol):
                         self._response_began = True
                         partial += receiver.view[start:nbytes]
                         check_partial_head(partial, 0)
-                        self._restart_silence()
                         return
-                    text = bytes(receiver.view[start:end])
+                    text = receiver.view[start:end].tobytes()
                     start = end + 4
                 head = receiver.parser.parse(text)
                 if head.status >= 200:
@@ -424,7 +425,6 @@ class Connection(asyncio.BufferedProtocol):
                 if self._interim_responses > _MAX_INTERIM_RESPONSES:
                     raise HTTPResponseError("too many 1xx responses")  # noqa: TRY301
                 if start == nbytes:
-                    self._restart_silence()
                     return
         except HTTPResponseError as error:
             what = str(error)
@@ -435,7 +435,7 @@ class Connection(asyncio.BufferedProtocol):
                 and self._max_bytes is None
                 and nbytes < len(receiver.buffer)
             ):
-                self._complete(head, bytes(receiver.view[start:nbytes]))
+                self._complete(head, receiver.view[start:nbytes].tobytes())
             else:
                 self._begin_body(head, start, nbytes)
             return
@@ -528,7 +528,7 @@ class Connection(asyncio.BufferedProtocol):
         elif ended:
             if end == len(receiver.buffer):
                 # The buffer is full, so there may be more data that is not visible here.
-                self._head = self._head._replace(persistent=False)
+                self._head = replace(self._head, persistent=False)
             self._body_completed()
 
     def _exceeded(self, max_bytes: int) -> None:
@@ -537,24 +537,19 @@ class Connection(asyncio.BufferedProtocol):
         if head.status < 300:
             self.fail(too_large(self._origin, max_bytes))
         else:
-            self._complete(head._replace(persistent=False), b"".join(self._pieces)[:max_bytes])
+            self._complete(replace(head, persistent=False), b"".join(self._pieces)[:max_bytes])
 
     def _body_completed(self) -> None:
         if self._stream is None:
             self._complete(self._head, b"".join(self._pieces))
         else:
             self._stream.completed()
-            self._release(self._head)
+            # Its caller has the stream already, so the body goes to nobody.
+            self._complete(self._head, b"")
 
     def _complete(self, head: ResponseHead, body: bytes) -> None:
         """Return the connection to the pool and the response to the caller, which wakes up later."""
         waiter = self._waiter
-        self._release(head)
-        if waiter is not None and not waiter.done():
-            # Reply's constructor is a Python function and takes twice as long.
-            waiter.set_result(tuple.__new__(Reply, (head.status, head.headers, body)))
-
-    def _release(self, head: ResponseHead) -> None:
         if head.persistent and self._unsent is None and not self._transport.get_write_buffer_size():
             if self._state != _HEAD:
                 self._forget_body()
@@ -564,6 +559,13 @@ class Connection(asyncio.BufferedProtocol):
             self._owner.released(self)
         else:
             self.discard()
+        if waiter is not None and not waiter.done():
+            # Reply's constructor is a Python function and takes twice as long.
+            reply = _new(Reply)
+            reply.status = head.status
+            reply.headers = head.headers
+            reply.body = body
+            waiter.set_result(reply)
 
     def _forget_body(self) -> None:
         self._body = self._rest = self._stream = None

@@ -83,20 +83,35 @@ class PooledTransport:
     def __repr__(self) -> str:
         return f"<PooledTransport {self.origin} connections={len(self._connections)} idle={len(self._idle)}>"
 
-    def send(self, request: Request) -> Coroutine[Any, Any, Reply]:
-        """Send a request and receive its whole response; see `aiosmrt._transport.base.Transport.send`."""
-        return self._send(request, False)
-
     def send_streaming(self, request: Request) -> Coroutine[Any, Any, Reply | ReplyStream]:
         """Send a request and receive its response's head; see `aiosmrt._transport.base.Transport.send_streaming`."""
-        return self._send(request, True)
+        # Not `self.send`: a method that replaces it need not know of streams.
+        return PooledTransport.send(self, request, streams=True)
 
-    async def _send(self, request: Request, streams: bool) -> Any:
-        target, headers, body, connect_timeout, read_timeout, resend, renew_headers, max_bytes = request
+    async def send(self, request: Request, *, streams: bool = False) -> Any:
+        """Send a request and receive its whole response; see `aiosmrt._transport.base.Transport.send`.
+
+        Args:
+            request: the request.
+            streams: whether to return a `ReplyStream` when the head has arrived. Defaults to False.
+        """
+        target, headers, body, renew_headers = request.target, request.headers, request.body, request.renew_headers
+        connect_timeout, silence = request.connect_timeout, request.read_timeout
+        resend, max_bytes = request.resend and renew_headers is not None, request.max_response_bytes
+        # Many calls wait below at the same time, so they should hold few objects.
         del request
-        silence = math.inf if read_timeout is None else read_timeout
+        if silence is None:
+            silence = math.inf
         now = self._time()
-        connection = self._pop_idle(now) if self._idle else None
+        connection: Connection | None = None
+        idle = self._idle
+        while idle:
+            connection, since = idle.popitem()
+            # A connection with something to read has ended, or would give this call what is not its response.
+            if now - since <= IDLE_SECONDS and not connection.has_unread():
+                break
+            connection.discard()
+            connection = None
         try:
             while True:
                 if connection is None:
@@ -113,12 +128,11 @@ class PooledTransport:
                     f"POST {target} HTTP/1.1\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode(),
                     body,
                     streams,
-                    resend and renew_headers is not None,
+                    resend,
                     silence,
                     now,
                     max_bytes,
                 )
-                # Many calls wait here at the same time, so they should hold few objects.
                 headers = ""
                 try:
                     response: Response = await waiter
@@ -196,16 +210,6 @@ class PooledTransport:
             await asyncio.sleep(0)
 
     # Connections
-
-    def _pop_idle(self, now: float) -> Connection | None:
-        """Remove and return an idle connection that is still usable, if there is one."""
-        while self._idle:
-            connection, since = self._idle.popitem()
-            # A connection with something to read has ended, or would give the next call what is not its response.
-            if now - since <= IDLE_SECONDS and not connection.has_unread():
-                return connection
-            connection.discard()
-        return None
 
     async def _connect(self, connect_timeout: float | None) -> Connection:
         if self._closed or self._request is None:

@@ -30,6 +30,7 @@ from io import BytesIO
 from typing import Any, Final, TypeAlias, TypeVar
 
 from aiosmrt._wire.eventheaders import EventHeaders, encode_header, parse_headers
+from aiosmrt._wire.operations import EVENT_STREAM
 from aiosmrt.errors import ChecksumMismatchError, EventStreamFormatError, FrameLengthError, TruncatedStreamError
 
 try:
@@ -113,6 +114,8 @@ class Decoder:
     def __init__(self) -> None:
         # Class and message of the error. The error itself would keep frames alive, and payloads in them.
         self._fault: tuple[type[EventStreamFormatError], str] | None = None
+        # whether not a byte has come
+        self._is_empty = True
         self._heads: dict[bytes, _Head] = {}
         self._header_blocks: dict[bytes, EventHeaders] = {}
         self._latest: _Head | None = None
@@ -152,6 +155,8 @@ class Decoder:
         if self._fault is not None:
             raise self._fault[0](self._fault[1])
         messages: list[Message] = []
+        if chunk:
+            self._is_empty = False
         try:
             if isinstance(chunk, bytes):
                 self._decode(chunk, messages)
@@ -171,13 +176,20 @@ class Decoder:
         del chunk
         raise fault
 
-    def finish(self) -> None:
+    def finish(self, content_type: str | None = EVENT_STREAM) -> None:
         """Check that the stream ends here.
+
+        Args:
+            content_type: the response's media type, which alone tells a stream without messages from an answer that is
+                none. None if it has no type.
 
         Raises:
             TruncatedStreamError: the stream ends inside a frame.
-            EventStreamFormatError: the stream was malformed before.
+            EventStreamFormatError: the stream was malformed before; or not a byte came, and the type is not an event
+                stream's.
         """
+        if self._is_empty and not _is_event_stream(content_type):
+            self._fail(EventStreamFormatError(f"the response is empty, and its content type is not {EVENT_STREAM}"))
         if self._fault is None and self._partial:
             expected = self._head.frame_bytes if self._head is not None else None
             self._fail(
@@ -327,6 +339,15 @@ def _cache(cache: dict[bytes, _T], block: bytes, value: _T) -> None:
         if len(cache) >= _MAX_CACHED:
             cache.clear()
         cache[block] = value
+
+
+def _is_event_stream(content_type: str | None) -> bool:
+    """Whether a media type is an event stream's.
+
+    >>> _is_event_stream("Application/vnd.amazon.eventstream; version=1"), _is_event_stream("text/html")
+    (True, False)
+    """
+    return content_type is not None and content_type.partition(";")[0].strip().lower() == EVENT_STREAM
 
 
 def _message_checksum_mismatch(frame_bytes: int) -> ChecksumMismatchError:

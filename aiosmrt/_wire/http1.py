@@ -30,7 +30,8 @@ would cause backtracking, and checks of an incomplete line continue where they s
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 __all__ = [
     "DEFAULT_PORTS",
@@ -78,11 +79,16 @@ ON_ANOTHER_CONNECTION = frozenset({408, 421})
 _NO_TRAILERS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
 
+_new = object.__new__
+
+
 class HTTPResponseError(Exception):
     """A response that is malformed or ambiguous. The message must not quote it."""
 
 
-class ResponseHead(NamedTuple):
+# With slots, because each response makes one and it is read several times: a tuple with names takes twice as long to.
+@dataclass(slots=True, repr=False)
+class ResponseHead:
     """A parsed head.
 
     Args:
@@ -158,7 +164,13 @@ class HeadParser:
         elif (length is None and not chunked) or status in ON_ANOTHER_CONNECTION:
             persistent = False
         # The class's constructor is a Python function, which would be 5 % of the time here.
-        return tuple.__new__(ResponseHead, (status, headers, length, chunked, persistent))
+        found = _new(ResponseHead)
+        found.status = status
+        found.headers = headers
+        found.length = length
+        found.chunked = chunked
+        found.persistent = persistent
+        return found
 
     def _joined(self, lines: list[bytes]) -> dict[str, str]:
         headers: dict[str, str] = {}

@@ -203,7 +203,7 @@ class Connection(H2Connection):
 
     def _receive_headers_frame(self, frame: HeadersFrame) -> tuple[list[Frame], list[Event]]:
         if self.config.client_side and frame.stream_id % 2 == 0:
-            raise ProtocolError("a server has begun a stream")
+            raise ProtocolError("the server has opened a stream")
         was_reset = self.has_reset(frame.stream_id)
         try:
             return super()._receive_headers_frame(frame)

@@ -147,5 +147,5 @@ class PlainParts:
         """Return the bytes as a part."""
         return [(self._headers, bytes(data))]
 
-    def finish(self) -> None:
-        """Do nothing: the connection knows where a body ends."""
+    def finish(self, content_type: str | None = None) -> None:
+        """Do nothing: the connection knows where a body ends, and who reads it what it has to hold."""

@@ -98,7 +98,8 @@ class HeadBuilder:
 
     def _unknown(self, params: Mapping[str, Any]) -> list[str]:
         """An error message for each name that the operation does not have."""
-        known = [member.name for member in self.operation.members]
+        # A stream of messages is no parameter.
+        known = [member.name for member in self.operation.members if member.rule.type != "stream"]
         return [
             f'Unknown parameter in input: "{_quote(name)}", must be one of: {", ".join(known)}'
             for name in params

@@ -4,10 +4,11 @@
 when the service has accepted it, so that a later run waits for the answer in place of paying for another. A row belongs
 to the last job that has it. Lines that were torn by a kill are ignored.
 
-A request whose acceptance did not arrive before the process was killed is *in doubt*: the service cannot be asked for
-it, not even by its ``InferenceId``. But its answer, if there is to be one, appears under its name in the place in which
-the answers of others are. The next run looks for it last of all, and sends the request again if nothing is there once
-all others have ended. So that this place is known, the first request of all is sent alone.
+A request that was sent, but not answered, may have been accepted: it is *in doubt*. The service cannot be asked for it,
+not even by its ``InferenceId``. But its answer, if there is to be one, appears under its name in the place in which the
+answers of others are. If its call fails, its answer is looked for there before its rows fail. If the run is killed, or
+stopped by an error that all calls meet, the next one looks for it last of all, and sends the request again if nothing
+is there once all others have ended. So that this place is known, the first request of all is sent alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -26,13 +29,23 @@ from zlib import crc32
 
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._policy.polling import next_pause
+from aiosmrt.batch.outputlog import is_at, sync_folder
 from aiosmrt.batch.requests import Row
-from aiosmrt.batch.tasks import uninterrupted
+from aiosmrt.batch.tasks import close_all, uninterrupted
 from aiosmrt.config import JOB_PATIENCE, Unset
 from aiosmrt.endpoint import CallOptions, Endpoint, JobHandle
 from aiosmrt.endpoint.fanout import Answer
 from aiosmrt.endpoint.groups import rows_reader
-from aiosmrt.errors import AiosmrtError, BatchOutputError, ObjectStoreError, SerializationError, ServiceError
+from aiosmrt.errors import (
+    AiosmrtError,
+    BatchOutputError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ObjectStoreError,
+    ProxyConnectionError,
+    SSLError,
+)
+from aiosmrt.events import AttemptEnded, Event
 
 __all__ = ["JobsUnderWay", "QueuedScoring", "jobs_file", "rewritten"]
 
@@ -43,8 +56,8 @@ _REWRITE_BYTES: Final = 4 << 20
 _TRANSIENT: Final = frozenset({None, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE: Final = 30.0
 
-# How long a request in doubt is waited for, when nothing else is: so long, or twice as long as any other took.
-_DOUBT_SECONDS: Final = 60.0
+# How many places are kept in which answers were: they are in another one once the endpoint has another configuration.
+_PLACES: Final = 4
 
 # What names of answers end with, as those that the service makes do. It allows 32 characters.
 _SUFFIX: Final = ".out"
@@ -82,6 +95,10 @@ class Place(NamedTuple):
         failure = handle.failure_location
         return cls(stem, handle.output_location, failure if failure is not None and stem in failure else None)
 
+    def is_that_of(self, other: Place) -> bool:
+        """Whether another job shows the same place."""
+        return self.at(other.stem) == (other.answer, other.failure)
+
     def at(self, name: str) -> tuple[str, str | None]:
         """The URIs of the answer of a name and of its failure."""
         stem = name.removesuffix(_SUFFIX)
@@ -104,7 +121,7 @@ class JobsUnderWay:
         is_done: whether a row is done.
 
     Attributes:
-        place: where answers are; None as long as that is not known.
+        places: where answers are, the latest first; none as long as that is not known.
 
     Raises:
         BatchOutputError: the file cannot be read or written.
@@ -114,7 +131,7 @@ class JobsUnderWay:
         self._path = path
         self._head = _line({"key": sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()})
         self._lock = threading.Lock()
-        self.place: Place | None = None
+        self.places: list[Place] = []
         # For each row the number of its job, and for each job its rows that are not done, its line, and its handle or,
         # as long as it is in doubt, the name of its answer.
         self._jobs: dict[int, int] = {}
@@ -142,7 +159,7 @@ class JobsUnderWay:
             if (record := _record(line)) is None:
                 continue
             if "place" in record:
-                self.place = Place(*record["place"])
+                self._add_place(Place(*record["place"]))
             elif "handle" in record:
                 self._add(record["rows"], JobHandle(*record["handle"]), line)
             elif "name" in record:
@@ -156,16 +173,22 @@ class JobsUnderWay:
         new = rewritten(self._path)
         descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            head = self._head if self.place is None else self._head + _line({"place": list(self.place)})
+            head = self._head + b"".join(map(_place_line, reversed(self.places)))
             _write(descriptor, b"".join([head, *self._lines.values()]))
             os.fsync(descriptor)
             new.replace(self._path)
+            # So that a power failure does not bring back the file before.
+            sync_folder(self._path.parent)
         except BaseException:
             os.close(descriptor)
             new.unlink(missing_ok=True)
             raise
         self._size = len(head) + self._live
         return descriptor
+
+    def _add_place(self, place: Place) -> None:
+        others = [known for known in self.places if not known.is_that_of(place)]
+        self.places = [place, *others][:_PLACES]
 
     def _add(self, rows: Sequence[int], handle: JobHandle | str, line: bytes) -> None:
         self._end(rows)
@@ -240,14 +263,15 @@ class JobsUnderWay:
         """
         line = _line({"rows": list(rows), "handle": list(handle)})
         with self._lock:
-            if self.place is None and name is not None and (place := Place.of(name, handle)) is not None:
-                self.place = place
-                self._append(_line({"place": list(place)}))
+            place = None if name is None else Place.of(name, handle)
+            if place is not None and not (self.places and self.places[0].is_that_of(place)):
+                self._add_place(place)
+                self._append(_place_line(place))
             self._add(rows, handle, line)
             self._append(line)
 
     def withdraw(self, rows: Sequence[int]) -> None:
-        """Note a request that the service has refused, so that it is not in doubt.
+        """Note a request that was not sent, or refused each time, so that it is not in doubt.
 
         Raises:
             BatchOutputError: the file cannot be written.
@@ -311,9 +335,18 @@ class JobsUnderWay:
             raise self._refused(error) from error
 
     def close(self) -> None:
-        """Close the file, and remove it if nothing is under way."""
-        os.close(self._file)
-        if not self._rows:
+        """Close the file, and remove it if nothing is under way.
+
+        Raises:
+            BatchOutputError: it cannot be removed, or the disk does not take what was written.
+        """
+        try:
+            close_all(*([] if self._rows else [self._remove]), partial(os.close, self._file))
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _remove(self) -> None:
+        if is_at(self._path, self._file):
             self._path.unlink(missing_ok=True)
 
     def _refused(self, error: OSError) -> BatchOutputError:
@@ -324,6 +357,10 @@ def _write(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def _place_line(place: Place) -> bytes:
+    return _line({"place": list(place)})
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -359,6 +396,36 @@ def _whole(deserializer: Any) -> Callable[[int, bytes, str], Sequence[Any]]:
     return read
 
 
+# Errors of attempts that sent nothing.
+_NOTHING_SENT: Final = frozenset(
+    error.__name__ for error in (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)
+)
+
+
+class _Fate:
+    """What became of a call's requests. One on a connection that turned out to be closed does not count.
+
+    Attributes:
+        is_unknown: whether one of them may have been accepted.
+    """
+
+    def __init__(self) -> None:
+        self.is_unknown: bool = False
+
+
+# That of the call that the current task makes.
+_fate: ContextVar[_Fate | None] = ContextVar("aiosmrt-fate", default=None)
+
+
+def _see(event: Event) -> None:
+    """Take note of a call's requests; an observer."""
+    if (fate := _fate.get()) is None:
+        return
+    if isinstance(event, AttemptEnded):
+        refused = event.error is not None and (event.status is not None or event.error in _NOTHING_SENT)
+        fate.is_unknown = fate.is_unknown or not refused
+
+
 class QueuedScoring:
     """One call for several rows, or for one, through an asynchronous endpoint.
 
@@ -368,6 +435,8 @@ class QueuedScoring:
         several: whether rows share bodies. If not, a row's value is the answer as it is.
         split: as for `Endpoint.map`.
         patience: seconds for which S3 may fail; left out, as long as for calls.
+        doubt: seconds for which the answer to a request in doubt is looked for, or twice as long as any other answer
+            took, if that is longer; see `aiosmrt.batch.score`.
         options_for: the members of a row's call, where it does not share it; None if there are none.
     """
 
@@ -379,20 +448,29 @@ class QueuedScoring:
         several: bool,
         split: Callable[[Any, int], Sequence[Any]] | None,
         patience: float | Unset | None,
+        doubt: float,
         options_for: Callable[[Any], CallOptions] | None = None,
     ) -> None:
-        self._endpoint = endpoint
+        self._endpoint = Endpoint(
+            endpoint.client._observed_by(_see),
+            endpoint.name,
+            serializer=endpoint.serializer,
+            deserializer=endpoint.deserializer,
+            upload_to=endpoint.upload_to,
+            **endpoint.options,
+        )
         self._options_for = options_for
         self._under_way = under_way
         self._several = several
         self._patience = JOB_PATIENCE if isinstance(patience, Unset) else math.inf if patience is None else patience
+        self._doubt = doubt
         self._read = rows_reader(endpoint.deserializer, split) if several else _whole(endpoint.deserializer)
         self._earlier = under_way.jobs()
         # Held by the first request, until its acceptance shows where answers are.
         self._first = asyncio.Lock()
-        self._knows_place = under_way.place is not None
-        # How many of those in flight are, or were, in doubt; when the run began; the longest time from a request to its
-        # answer.
+        self._knows_place = bool(under_way.places)
+        # How many of those in flight are, or were, an earlier run's in doubt; when the run began; the longest time from
+        # a request to its answer.
         self._in_doubt = 0
         self._began = asyncio.get_running_loop().time()
         self._longest = 0.0
@@ -423,9 +501,13 @@ class QueuedScoring:
         return await self._answered(rows, sent, handle)
 
     async def _score_in_doubt(self, rows: list[Row], sent: list[int], name: str) -> Answer[Sequence[Any]]:
+        def is_over() -> bool:
+            # Until then, its answer may appear.
+            return self._is_late(self._began) and self.in_flight == self._in_doubt
+
         self._in_doubt += 1
         try:
-            return await self._answered(rows, sent, await self._found(name))
+            return await self._answered(rows, sent, await self._found(name, is_over))
         finally:
             self._in_doubt -= 1
 
@@ -466,40 +548,62 @@ class QueuedScoring:
     async def _sent(self, rows: list[Row], numbers: list[int]) -> JobHandle:
         under_way, name = self._under_way, new_name()
         options: CallOptions = {} if self._options_for is None else self._options_for(rows[0])
-        await uninterrupted(asyncio.to_thread(under_way.intend, numbers, name))
+        fate = _Fate()
+        told = _fate.set(fate)
         try:
+            await uninterrupted(asyncio.to_thread(under_way.intend, numbers, name))
             job = await self._endpoint.submit(rows if self._several else rows[0], filename=name, **options)
-        except AiosmrtError as error:
-            if isinstance(error, (ServiceError, SerializationError)) or concerns_every_call(error):
+            handle = job.handle
+        except BaseException as error:
+            if not fate.is_unknown:
                 await uninterrupted(asyncio.to_thread(under_way.withdraw, numbers))
-            raise
+                raise
+            if not isinstance(error, AiosmrtError) or concerns_every_call(error):
+                raise
+            # Before its rows fail: one of its requests may have been accepted.
+            began = asyncio.get_running_loop().time()
+            if (found := await self._found(name, lambda: self._is_late(began))) is None:
+                raise
+            handle = found
+        finally:
+            _fate.reset(told)
         # What is accepted is paid for.
-        await uninterrupted(asyncio.to_thread(under_way.record, numbers, job.handle, name))
-        return job.handle
+        await uninterrupted(asyncio.to_thread(under_way.record, numbers, handle, name))
+        return handle
 
-    async def _found(self, name: str) -> JobHandle | None:
-        """Wait for the answer to a request in doubt; returns None if it has to be sent again."""
-        clock, pause = asyncio.get_running_loop().time, 0.0
-        if (place := self._under_way.place) is None:
-            return None
-        answer, failure = place.at(name)
-        while True:
-            if await self._is_there(answer):
-                return JobHandle(self._endpoint.name, None, answer, failure)
-            # Its body may have been deleted by the run that did not hear of its acceptance.
-            if failure is not None and await self._is_there(failure):
-                return None
-            is_late = clock() - self._began >= max(_DOUBT_SECONDS, 2 * self._longest)
-            if is_late and self.in_flight == self._in_doubt:
-                return None
+    def _is_late(self, since: float) -> bool:
+        """Whether an answer in doubt is not to be expected any more."""
+        return asyncio.get_running_loop().time() - since >= max(self._doubt, 2 * self._longest)
+
+    async def _found(self, name: str, is_over: Callable[[], bool]) -> JobHandle | None:
+        """Wait for the answer to a request in doubt; returns None if it has to be sent again.
+
+        Args:
+            name: the name of its answer.
+            is_over: whether to wait no longer.
+        """
+        pause = 0.0
+        while places := self._under_way.places:
+            for place in places:
+                answer, failure = place.at(name)
+                is_current = place is places[0]
+                if await self._is_there(answer, is_current=is_current):
+                    return JobHandle(self._endpoint.name, None, answer, failure)
+                # Its body may have been deleted by the run that did not hear of its acceptance.
+                if failure is not None and await self._is_there(failure, is_current=is_current):
+                    return None
+            if is_over():
+                break
             pause = next_pause(pause)
-            await asyncio.sleep(min(pause, _DOUBT_SECONDS))
+            await asyncio.sleep(min(pause, self._doubt))
+        return None
 
-    async def _is_there(self, uri: str) -> bool:
+    async def _is_there(self, uri: str, *, is_current: bool) -> bool:
         try:
             return await self._endpoint.job(JobHandle(self._endpoint.name, None, uri)).done()
         except ObjectStoreError as error:
-            if error.status not in _TRANSIENT:
+            # A place of before may be gone.
+            if is_current and error.status not in _TRANSIENT:
                 raise
             return False
 

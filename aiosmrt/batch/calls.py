@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aiosmrt._core.call import NO_WAITS
-from aiosmrt._core.frames import clear_locals
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT
 from aiosmrt.batch.requests import Row
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.endpoint.bodies import in_thread
-from aiosmrt.endpoint.fanout import Answer
 from aiosmrt.errors import AiosmrtError
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer
 
@@ -40,13 +39,18 @@ class RowCalls:
         self._endpoint_name = endpoint.name
         self._deserialize: Callable[[bytes, str], Any] = deserializer.deserialize
 
-    async def __call__(self, row: Row) -> Answer[Any]:
+    async def call(self, row: Row) -> tuple[Any, int, float, str | None]:
+        """Make the call for a row; returns what an `Answer` has, which would take longer to make.
+
+        Raises:
+            AiosmrtError: the row's own, if it could not be made, or that of its call.
+        """
         try:
             if row.error is not None:
                 raise row.error  # noqa: TRY301 (as if it were the call's)
             call = self._call(row.body)
-            _, headers, body = await call.run()
-            call.count_received(len(body))
+            reply = await call.run()
+            headers, body = reply.headers, reply.body
             request_id = headers.get("x-amzn-requestid")
             try:
                 content_type = headers.get("content-type", "")
@@ -61,8 +65,8 @@ class RowCalls:
                 raise
         except BaseException as error:
             # error trackers report locals
-            row = call = body = headers = None  # type: ignore[assignment]
+            row = call = reply = body = headers = None  # type: ignore[assignment]
             clear_locals(error)
             raise
         waited = call.waited
-        return Answer(value, call.sent, waited.total_waiting if waited is not NO_WAITS else 0.0, request_id)
+        return value, call.sent, waited.total_waiting if waited is not NO_WAITS else 0.0, request_id

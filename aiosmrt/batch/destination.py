@@ -27,6 +27,7 @@ from typing import Any, Final, TypeAlias
 from aiosmrt.batch.objects import Bucket, is_s3, spool_name
 from aiosmrt.batch.outputlog import LogFiles, OutputLog
 from aiosmrt.batch.tables import parquet_facts, pyarrow, write_parquet
+from aiosmrt.batch.tasks import close_all
 from aiosmrt.errors import BatchOutputError, ParamValidationError
 
 __all__ = ["Deliver", "Destination"]
@@ -42,7 +43,7 @@ _CONTENT_TYPES: Final = {
 }
 
 # The facts of what was made, and of what a fresh job may replace.
-_RUN, _STATE, _REPLACES = "aiosmrt-run", "aiosmrt-state", "replaces"
+_RUN, _STATE, _REPLACES, _REPLACES_ERRORS = "aiosmrt-run", "aiosmrt-state", "replaces", "replaces errors"
 
 
 class Destination:
@@ -130,10 +131,17 @@ class Destination:
                 f"{self.shown} exists without a journal{where}, so no job can resume it; "
                 "choose another output, or start over with fresh (--fresh)"
             )
+        errors = self._foreign_errors(bucket)
+        if errors is not None and is_new and not fresh:
+            raise BatchOutputError(
+                f"{self.errors} exists, and no job has written it; choose another output, or start over with fresh "
+                "(--fresh)"
+            )
         if self._uri is not None and is_new:
             # Before any row is paid for.
             bucket.check_writable(self._uri)
-        return {} if found is None else {_REPLACES: found[0]}
+        noted = {_REPLACES: None if found is None else found[0], _REPLACES_ERRORS: errors}
+        return {name: identity for name, identity in noted.items() if identity is not None}
 
     @property
     def keeps_errors(self) -> bool:
@@ -147,11 +155,15 @@ class Destination:
         Raises:
             BatchOutputError: it was not.
         """
-        found = self._found(bucket)
-        if found is None or found[1].get(_RUN) == log.run or found[0] == log.noted.get(_REPLACES):
+        found, errors = self._found(bucket), self._foreign_errors(bucket)
+        if found is not None and found[1].get(_RUN) != log.run and found[0] != log.noted.get(_REPLACES):
+            replaced = self.shown
+        elif errors is not None and errors != log.noted.get(_REPLACES_ERRORS):
+            replaced = self.errors
+        else:
             return
         raise BatchOutputError(
-            f"{self.shown} was written by something else since the job began; the job's answers are in "
+            f"{replaced} was written by something else since the job began; the job's answers are in "
             f"{self.files.out}; choose another output, or start over with fresh (--fresh)"
         )
 
@@ -213,16 +225,30 @@ class Destination:
                 return f"{status.st_mtime_ns} {status.st_size}", parquet_facts(self._parquet) or {}
         return None
 
+    def _foreign_errors(self, bucket: Bucket) -> str | None:
+        """The identity of an object that is where errors are put in S3, if no job has written it."""
+        if self._uri is None:
+            return None
+        stored = bucket.facts(str(self.errors))
+        return None if stored is None or _RUN in stored.metadata else stored.etag
+
     def close(self) -> None:
-        """Remove what does not outlive the job: a temporary folder, but for the errors of rows that failed."""
-        if not self._is_temporary or self._folder is None or not self._folder.exists():
+        """Remove what does not outlive the job: a temporary folder, but for the errors of rows that failed.
+
+        Raises:
+            BatchOutputError: it cannot be removed.
+        """
+        folder = self._folder
+        if not self._is_temporary or folder is None:
             return
-        kept = [self.files.errors] if self.keeps_errors else []
-        for path in self._folder.iterdir():
-            if path not in kept:
-                path.unlink()
-        if not kept:
-            self._folder.rmdir()
+        try:
+            if folder.exists():
+                kept = [self.files.errors] if self.keeps_errors else []
+                close_all(*(path.unlink for path in folder.iterdir() if path not in kept))
+                if not kept:
+                    folder.rmdir()
+        except OSError as error:
+            raise BatchOutputError(f"cannot remove {folder}: {error.strerror or error}") from error
 
 
 def _facts(log: OutputLog) -> dict[str, str]:

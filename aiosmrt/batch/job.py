@@ -5,8 +5,9 @@
     reader thread ── rows ──► Results (map) ── results ──► writer thread ──► OutputLog
      (Source, RequestMaker)      Feed, RowCalls            (Sink)
 
-Both threads work on many rows at a time. At most one batch of rows is read ahead, and a bounded number of results waits
-to be written, so memory does not grow with the input.
+Both threads work on many rows at a time. At most one batch of rows is read ahead. A map holds twice as many items as it
+makes calls, and those whose results wait to be written are among them, but for a few hundred results if they are small:
+memory does not grow with the input.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import MaxConcurrency
-from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
 from aiosmrt.batch.answers import Verbatim
 from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file, rewritten
@@ -43,7 +44,9 @@ from aiosmrt.batch.recorder import Recorder, check_page, write_page
 from aiosmrt.batch.records import RecordSource, records_fault
 from aiosmrt.batch.requests import (
     FILE_COLUMN,
+    GROUP_BYTES,
     TEXT_COLUMN,
+    Groups,
     JoinSource,
     Prepared,
     RequestMaker,
@@ -54,7 +57,7 @@ from aiosmrt.batch.requests import (
 from aiosmrt.batch.rowset import RowSet
 from aiosmrt.batch.sink import OutputFormat, Sink, failure_record, openai_failure
 from aiosmrt.batch.source import STANDARD_INPUT, FileSet, InputFormat, Line, Source, format_of, is_compressed
-from aiosmrt.batch.tasks import JobStoppedError, uninterrupted
+from aiosmrt.batch.tasks import JobStoppedError, close_all, note_failed_close, uninterrupted
 from aiosmrt.config import UNSET, Unset, is_seconds, is_whole
 from aiosmrt.endpoint import CallOptions, Endpoint, Results
 from aiosmrt.endpoint.bodies import in_thread
@@ -87,12 +90,13 @@ Records: TypeAlias = Iterable[Any] | AsyncIterable[Any] | SupportsArrowStream | 
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 1 << 20
 
-# The most that rows are grouped to where no size is given: the default of Batch Transform's MaxPayloadInMB.
-_GROUP_BYTES: Final = 6 << 20
-
 # Results that are gathered before they are written: so long, or so many.
 _GATHER_SECONDS: Final = 0.005
 _GATHER_RESULTS: Final = 256
+
+# Results that wait to be written while other items are called in their places: so many, of so many bytes in all.
+_AHEAD_RESULTS: Final = 512
+_AHEAD_BYTES: Final = 4 << 20
 
 # How often written records are made to survive a power failure, in seconds.
 _SYNC_SECONDS: Final = 1.0
@@ -158,6 +162,7 @@ async def score(
     max_payload_mb: float | None = None,
     split: Callable[[Any, int], Sequence[Any]] | None = None,
     asynchronous: bool = False,
+    doubt: float = 60.0,
     max_concurrency: MaxConcurrency | None = None,
     patience: float | Unset | None = UNSET,
     max_failures: int | float | str | None = None,
@@ -222,6 +227,9 @@ async def score(
         asynchronous: whether the endpoint is an asynchronous one. Each request is then a job whose answer is awaited in
             S3; ``SINK.jobs`` lists those under way, and a later run waits for them in place of sending their rows
             again. Bodies over 128,000 bytes need the endpoint's ``upload_to``.
+        doubt: seconds for which the answer to an asynchronous request that may have been accepted unheard is looked for
+            in S3, before its rows fail or a later run sends them again; or twice as long as any other answer took, if
+            that is longer.
         max_concurrency: calls in flight, or jobs under way, at the same time; or ``"adaptive"``, see `aiosmrt.Client`.
             Defaults to the client's.
         patience: seconds after its first failure for which a call is tried again; see `Endpoint.map`.
@@ -238,7 +246,8 @@ async def score(
         drain: seconds for calls in flight to end once ``stop`` is set.
         on_progress: called with the progress, on the event loop.
         progress_interval: seconds between these calls.
-        report_page: a file for a page of HTML with charts of the run, written when it ends, however it does.
+        report_page: a file for a page of HTML with charts of the run, written when it ends, however it does. An older
+            page is replaced, any other file refused.
 
     Returns:
         What the job came to; with ``finished=False`` if ``stop`` was set.
@@ -262,7 +271,7 @@ async def score(
     elif (fault := records_fault(source)) is not None:
         faults.append(fault)
     elif input_format is not None:
-        faults.append("input_format is for files; the source is none")
+        faults.append("input_format is for files; the source is an iterable or a table")
     if inputs is not None and "" in inputs:
         faults.append("source has an empty name")
     if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
@@ -293,18 +302,20 @@ async def score(
             faults.append(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r:.80}")
     if kind is None and is_file:
         faults.append(
-            f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} stands for none of jsonl, csv, "
+            f"output_format is needed: the suffix of {Path(name_of_sink).name!r:.80} is not one of jsonl, csv, "
             "parquet and text"
         )
     if is_compressed(name_of_sink):
         faults.append("the output cannot be compressed: it is written at its end and resumed")
     ways = (column, template, id_field, input_filter)
     if input_format == "openai-batch" and any(way is not None for way in ways):
-        faults.append("openai-batch says what is sent: leave column, template, id_field and input_filter out")
+        faults.append(
+            "lines of openai-batch are complete requests; leave out column, template, id_field and input_filter"
+        )
     if kind == "openai-batch" and join_source == "Input":
-        faults.append("openai-batch repeats no input; leave join_source out")
+        faults.append("openai-batch output cannot include the input; leave out join_source")
     if kind == "openai-batch" and input_format != "openai-batch" and id_field is None:
-        faults.append("openai-batch as the output needs it as the input, or an id_field")
+        faults.append("output_format openai-batch needs input_format openai-batch, or an id_field")
     sends_a_part = not (column is None and template is None and input_filter is None)
     if input_format == "file" and (sends_a_part or rows_per_request != 1):
         faults.append("a file is sent as it is: leave column, template, input_filter and rows_per_request out")
@@ -313,18 +324,18 @@ async def score(
     if column is not None and template is not None:
         faults.append("column and template exclude each other")
     if kind == "text" and (id_field is not None or join_source == "Input"):
-        faults.append("text has the answers alone; id_field and join_source need another format")
+        faults.append("text holds answers only; id_field and join_source need another output_format")
     if input_filter is not None and (column is not None or template is not None):
         faults.append("input_filter excludes column and template")
     if not (rows_per_request is None or is_whole(rows_per_request, 1)):
         faults.append(f"rows_per_request must be an integer >= 1 or None; got {rows_per_request!r:.80}")
     if split is not None and rows_per_request == 1:
-        faults.append("split needs several rows_per_request")
+        faults.append("split needs rows_per_request > 1 or None")
     if max_payload_mb is not None and not (is_seconds(max_payload_mb) and max_payload_mb > 0):
         faults.append(f"max_payload_mb must be a number > 0 or None; got {max_payload_mb!r:.80}")
     if limit is not None and not is_whole(limit, 1):
         faults.append(f"limit must be an integer >= 1 or None; got {limit!r:.80}")
-    for name, seconds in (("drain", drain), ("progress_interval", progress_interval)):
+    for name, seconds in (("drain", drain), ("doubt", doubt), ("progress_interval", progress_interval)):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
             faults.append(f"{name} must be a non-negative number of seconds; got {seconds!r:.80}")
     filters = {"input_filter": input_filter, "output_filter": output_filter}
@@ -360,6 +371,7 @@ async def score(
         max_bytes=None if max_payload_mb is None else int(max_payload_mb * (1 << 20)),
         split=split,
         asynchronous=asynchronous,
+        doubt=doubt,
         header=header,
         patience=patience,
         max_failures=max_failures,
@@ -396,6 +408,7 @@ class _Settings:
     max_bytes: int | None
     split: Callable[[Any, int], Sequence[Any]] | None
     asynchronous: bool
+    doubt: float
     header: bool
     patience: float | Unset | None
     max_failures: int | float | str | None
@@ -459,10 +472,12 @@ class _Job:
         self._all_taken = False
         self._rows_taken = self._rows_ended = 0
         # Rows of the input that wait for others.
-        self._group: list[Row] = []
-        self._group_bytes = 0
+        self._groups: Groups
         # Rows that failed in earlier runs, and are still to be scored again.
         self._to_retry = RowSet()
+        # Rows that are scored, and rows that failed and are not to be scored again by this run: those of one moment,
+        # because others look while a thread writes.
+        self._counts = (0, 0)
         # Jobs of an asynchronous endpoint, and those rows of earlier ones that were read.
         self._under_way: JobsUnderWay | None = None
         self._queued: QueuedScoring | None = None
@@ -502,9 +517,27 @@ class _Job:
         stop = self._settings.stop
         watcher = None if stop is None else asyncio.create_task(self._watch(stop))
         try:
+            report = await self._scored(inputs, input_format)
+        except BaseException as error:
+            try:
+                await uninterrupted(self._release(watcher))
+            except Exception as failure:
+                note_failed_close(error, failure)
+            raise
+        await uninterrupted(self._release(watcher))
+        return report
+
+    async def _release(self, watcher: asyncio.Task[None] | None) -> None:
+        """Release what the job has, whatever it ended with."""
+        self._unwanted.set()
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+        await asyncio.to_thread(self._close)
+
+    async def _scored(self, inputs: Any, input_format: InputFormat | None) -> Report:
+        try:
             await self._in_thread(self._open, inputs, input_format)
-            if self._settings.retry_failed:
-                self._to_retry = self._log.failed.copy(self._settings.limit)
             self._resumed = self._done()
             if self._is_done():
                 self._finishing = True
@@ -519,12 +552,6 @@ class _Job:
             if self._output.keeps_errors:
                 error.add_note(f"rows that failed are listed in {self._output.errors}")
             raise
-        finally:
-            self._unwanted.set()
-            if watcher is not None:
-                watcher.cancel()
-                await uninterrupted(asyncio.wait([watcher]))
-            await uninterrupted(asyncio.to_thread(self._close))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a thread; a job that is cancelled waits for it."""
@@ -550,9 +577,12 @@ class _Job:
                 ["join_source='Input' writes CSV of CSV with a header only; use jsonl for the output"]
             )
         if source.input_format == "openai-batch" and (settings.several or settings.choose is not None):
-            raise ParamValidationError(["openai-batch says what is sent: leave rows_per_request and input_filter out"])
+            raise ParamValidationError(
+                ["lines of openai-batch are complete requests; leave out rows_per_request and input_filter"]
+            )
         if source.input_format == "openai-batch" and settings.id_field is None:
             settings.id_field = "custom_id"
+        _check_names(_written(self._output))
         noted = self._output.prepare(self._bucket, fresh=settings.fresh)
         self._maker = RequestMaker(
             source.input_format,
@@ -566,6 +596,7 @@ class _Job:
             choose=settings.choose,
             max_bytes=settings.max_bytes,
         )
+        self._groups = Groups(self._maker, settings.rows_per_request, self._most_bytes())
         facts = source.prepare()
         self._check_columns()
         if self._kind == "parquet":
@@ -583,6 +614,9 @@ class _Job:
         self._opened_log = log = OutputLog.open(
             self._output.files, about, preamble=self._sink.preamble, fresh=settings.fresh, noted=noted
         )
+        if settings.retry_failed:
+            self._to_retry = log.failed.copy(settings.limit)
+        self._count()
         self._output.check(log, self._bucket)
         if settings.asynchronous:
             self._under_way = JobsUnderWay(
@@ -718,16 +752,14 @@ class _Job:
             if batch and (rows >= _BATCH_ROWS or size >= _BATCH_BYTES):
                 return batch
         self._all_taken = not self._unwanted.is_set()
-        if self._group:
-            batch.append(self._group)
-            self._group = []
+        if in_groups:
+            batch += self._groups.rest()
         batch += self._of_jobs.values()
         self._of_jobs.clear()
         return batch
 
     def _grouped(self, row: Row) -> Iterator[list[Row]]:
         """The groups that are full with this row; the open one is kept for the next."""
-        settings, group = self._settings, self._group
         if row.error is not None:
             yield [row]
             return
@@ -739,25 +771,14 @@ class _Job:
             if len(rows) == len(self._under_way.rows_of(job)) and not self._under_way.is_in_doubt(job):
                 yield self._of_jobs.pop(job)
             return
-        # What is not serialized yet counts by an estimate.
-        size = len(row.body) + row.nbytes
-        self._group_bytes += size
-        if group and self._maker.size(self._group_bytes, len(group) + 1) > self._most_bytes():
-            yield group
-            self._group = group = []
-            self._group_bytes = size
-        group.append(row)
-        if len(group) == settings.rows_per_request:
-            yield group
-            self._group = []
-            self._group_bytes = 0
+        yield from self._groups.add(row)
 
     def _most_bytes(self) -> int:
         """The size up to which rows share a body."""
         if self._settings.max_bytes is not None:
             return self._settings.max_bytes
         inline = self._settings.asynchronous and self._endpoint.upload_to is None
-        return INLINE_BYTES if inline else _GROUP_BYTES
+        return INLINE_BYTES if inline else GROUP_BYTES
 
     # On the event loop
 
@@ -815,10 +836,7 @@ class _Job:
             self._stop_delivery()
             raise
         finally:
-            await uninterrupted(writer.close(), self._stop_delivery)
-            for task in helpers:
-                task.cancel()
-            await uninterrupted(asyncio.wait(helpers))
+            await uninterrupted(_ended(writer, helpers), self._stop_delivery)
         if isinstance(failure, TooManyFailuresError) and self._is_in_vain(failure):
             failure = None
         failure = self._error or failure or self._error_of_all
@@ -858,6 +876,7 @@ class _Job:
                 several=settings.several,
                 split=settings.split,
                 patience=settings.patience,
+                doubt=settings.doubt,
                 options_for=_openai_options if self._source.input_format == "openai-batch" else None,
             )
             return GroupedResults(
@@ -879,7 +898,7 @@ class _Job:
                 )
             reader = Verbatim.of(endpoint.deserializer) if self._sink.repeats_json else endpoint.deserializer
             return Results(
-                RowCalls(endpoint.for_job(settings.patience), reader),
+                RowCalls(endpoint.for_job(settings.patience), reader).call,
                 rows,
                 concurrency=endpoint.client.max_concurrency,
                 ordered=False,
@@ -905,11 +924,10 @@ class _Job:
                     async with self._results(endpoint, rows) as results:
                         try:
                             while some := await results._take_ready():
-                                if not writer.add(some):
-                                    await writer.room()
+                                writer.add(some, results._release)
                         finally:
-                            # What was answered is paid for, even if the time limit came while the writer was full.
-                            writer.add(results._take_at_once())
+                            # What was answered is paid for, even if the time limit came.
+                            writer.add(results._take_at_once(), results._release)
                 finally:
                     self._time_limit = None
         except TimeoutError:
@@ -987,17 +1005,16 @@ class _Job:
         except Exception as error:
             self._abort(error)
 
-    async def _write(self, results: list[Outcome]) -> None:
-        """Write results; those of a function only when it has taken them."""
+    async def _write(self, results: list[Outcome]) -> int:
+        """Write results; those of a function only when it has taken them. Returns the bytes of rows and records."""
         if (deliver := self._output.deliver) is None:
-            await in_thread(lambda: self._append(*self._records_of(results)))
-            return
+            return await in_thread(lambda: self._append(results, *self._records_of(results)))
         values: list[dict[str, Any]] = []
         scored, failed = await in_thread(self._records_of, results, values)
         if values and not await self._delivered(deliver, values):
             # The job was cancelled: these rows stay open.
             scored = {}
-        await in_thread(self._append, scored, failed)
+        return await in_thread(self._append, results, scored, failed)
 
     async def _delivered(self, deliver: Deliver, scored: list[dict[str, Any]]) -> bool:
         """Have the function take records; returns whether it did, before the job was cancelled."""
@@ -1023,14 +1040,17 @@ class _Job:
         if self._delivery is not None:
             self._delivery.cancel()
 
-    def _append(self, scored: dict[int, bytes], failed: dict[int, bytes]) -> None:
+    def _append(self, results: list[Outcome], scored: dict[int, bytes], failed: dict[int, bytes]) -> int:
         self._log.append(scored, failed)
         self._rows_ended += len(scored) + len(failed)
         if self._to_retry:
             for row in (*scored, *failed):
                 self._to_retry.discard(row)
+        self._count()
         if self._under_way is not None:
             self._under_way.end(list(scored), list(failed))
+        records = sum(map(len, scored.values())) + sum(map(len, failed.values()))
+        return records + sum([len(outcome[1].body) for outcome in results])
 
     def _records_of(
         self, results: list[Outcome], values: list[dict[str, Any]] | None = None
@@ -1071,12 +1091,12 @@ class _Job:
 
     # What others see
 
-    def _done(self) -> int:
-        return len(self._log.scored) + self._failed()
+    def _count(self) -> None:
+        """Count the rows that are done: on opening, and after each write."""
+        self._counts = len(self._log.scored), len(self._log.failed) - len(self._to_retry)
 
-    def _failed(self) -> int:
-        """Rows that failed, and are not to be scored again by this run."""
-        return len(self._log.failed) - len(self._to_retry)
+    def _done(self) -> int:
+        return sum(self._counts)
 
     def _all_retries(self) -> int:
         return sum(self._client.statistics().retries.values())
@@ -1086,14 +1106,14 @@ class _Job:
 
     def _progress(self) -> Progress:
         statistics = self._client.statistics()
-        log, source = self._log, self._source
-        fraction = source.fraction
+        fraction = self._source.fraction
+        scored, failed = self._counts
         progress = progress_of(
             self._pace,
             time.monotonic(),
             started=self._started,
-            scored=len(log.scored),
-            failed=self._failed(),
+            scored=scored,
+            failed=failed,
             resumed=self._resumed,
             limiter=statistics.endpoints.get(self._endpoint.name),
             ceiling=self._client.max_concurrency,
@@ -1115,8 +1135,7 @@ class _Job:
         return self._log.rows_in_input if self._source.is_known else None
 
     def _report(self, *, finished: bool) -> Report:
-        log = self._opened_log
-        scored, failed = (0, 0) if log is None else (len(log.scored), self._failed())
+        scored, failed = self._counts
         return Report(
             rows=scored + failed,
             scored=scored,
@@ -1131,13 +1150,16 @@ class _Job:
 
     def _close(self) -> None:
         """Release the files."""
-        if self._under_way is not None:
-            self._under_way.close()
-        if (log := self._opened_log) is not None:
-            log.close()
-        if self._opened_source is not None:
-            self._opened_source.close()
-        self._output.close()
+        opened = (self._under_way, self._opened_log, self._opened_source, self._output)
+        close_all(*(one.close for one in opened if one is not None))
+
+
+async def _ended(writer: _Writer, helpers: list[asyncio.Task[None]]) -> None:
+    """Have all results written, and end what runs beside the calls."""
+    await writer.close()
+    for task in helpers:
+        task.cancel()
+    await asyncio.wait(helpers)
 
 
 def _openai_options(row: Row) -> CallOptions:
@@ -1151,6 +1173,22 @@ def _written(output: Destination) -> list[Path | str]:
     """The files and objects that a job may write."""
     jobs = jobs_file(output.files.out)
     return [*output.all(), jobs, rewritten(jobs)]
+
+
+def _check_names(files: Iterable[Path | str]) -> None:
+    """Refuse names of files that cannot be, before rows are paid for whose answers could not be put in order.
+
+    Raises:
+        BatchOutputError: one of them is too long, or its folder cannot be looked into.
+    """
+    for path in files:
+        if isinstance(path, Path):
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise BatchOutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _copied(
@@ -1170,57 +1208,72 @@ def _copied(
 class _Writer:
     """Hands results to a function that writes them, many at a time.
 
+    The place of a result in its map is free for another item once the result is written; small ones are ahead of that.
+
     Args:
-        write: writes results.
+        write: writes results, and returns how many bytes they took.
         on_error: called with the error that `write` raised; nothing is written afterwards.
     """
 
     def __init__(
-        self, write: Callable[[list[Outcome]], Awaitable[None]], on_error: Callable[[BaseException], None]
+        self, write: Callable[[list[Outcome]], Awaitable[int]], on_error: Callable[[BaseException], None]
     ) -> None:
         self._write = write
         self._on_error = on_error
+        self._release: Callable[[list[int]], None] = _release_none
+        # Results that wait; of these, how many have given up their places, and the indices of the others.
         self._results: list[Outcome] = []
+        self._waiting_ahead = 0
+        self._holding: list[int] = []
+        # How many have given up their places in all, those being written among them, and how many may.
+        self._ahead = 0
+        self._most_ahead = 0
         self._any = asyncio.Event()
         self._many = asyncio.Event()
-        self._room = asyncio.Event()
         self._closing = False
         self._ended = asyncio.Event()
-        self._broken = False
 
-    def add(self, some: list[Outcome]) -> bool:
-        """Have results written; returns whether there is room for more of them."""
-        results = self._results
-        results += some
+    def add(self, some: list[Outcome], release: Callable[[list[int]], None]) -> None:
+        """Have results written.
+
+        Args:
+            some: the results.
+            release: frees their places in the map, by their indices.
+        """
+        self._release = release
+        self._results += some
+        indices = [outcome[0] for outcome in some]
+        ahead = max(min(self._most_ahead - self._ahead, len(some)), 0)
+        self._ahead += ahead
+        self._waiting_ahead += ahead
+        self._holding += indices[ahead:]
+        release(indices[:ahead])
         self._any.set()
-        if len(results) >= _GATHER_RESULTS:
+        # Items wait for the places that are held.
+        if self._holding or len(self._results) >= _GATHER_RESULTS:
             self._many.set()
-        return len(results) < 2 * _GATHER_RESULTS
-
-    async def room(self) -> None:
-        """Wait until there is room for more results."""
-        while len(self._results) >= 2 * _GATHER_RESULTS and not self._broken:
-            self._room.clear()
-            await self._room.wait()
 
     async def run(self) -> None:
         try:
             while not (self._closing and not self._results):
                 await self._any.wait()
-                if not self._closing and len(self._results) < _GATHER_RESULTS:
+                if not self._closing and not self._many.is_set():
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_GATHER_SECONDS):
                             await self._many.wait()
                 results, self._results = self._results, []
+                ahead, self._waiting_ahead = self._waiting_ahead, 0
+                holding, self._holding = self._holding, []
                 self._many.clear()
                 if not self._closing:
                     self._any.clear()
-                self._room.set()
                 if results:
-                    await self._write(results)
+                    size = await self._write(results)
+                    self._most_ahead = min(_AHEAD_RESULTS, _AHEAD_BYTES * len(results) // max(size, 1))
+                    self._ahead -= ahead
+                    self._release(holding)
+                    results.clear()
         except Exception as error:
-            self._broken = True
-            self._room.set()
             self._on_error(error)
         finally:
             self._ended.set()
@@ -1231,3 +1284,7 @@ class _Writer:
         self._any.set()
         self._many.set()
         await self._ended.wait()
+
+
+def _release_none(indices: list[int]) -> None:
+    pass

@@ -140,7 +140,7 @@ class Bucket:
             found = [one for one in found if self._is_shown(one.key[len(literal) :])]
         objects = [(uri, one) for one in found if (uri := f"s3://{bucket}/{one.key}") not in excluded]
         if not objects:
-            raise BatchInputError(f"no object of S3 matches {name}")
+            raise BatchInputError(f"no S3 object matches {name}")
         return objects
 
     def _listed(self, bucket: str, prefix: str) -> list[ObjectFacts]:

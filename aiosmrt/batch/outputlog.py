@@ -17,6 +17,10 @@ refuses to go on. A mark also has two checksums of what follows the mark before 
 records. Opening checks by these and looks at single records only where they do not fit, so a finished job with a
 million rows opens in a fraction of a second.
 
+What is cut off has to be the job's own, though, and where no record is whole, anything may have been put in the file's
+place. So the first record of a file is announced: entries with its first bytes are on the disk before the record is. A
+file that begins otherwise is refused.
+
 When all rows are done, the last entry holds the number of rows in the input. Nothing is torn then, so what is found
 behind the records later was added by something else, and the job refuses to cut it off. A job that goes on all the
 same, with further rows or failed ones, notes that first.
@@ -43,6 +47,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from operator import add, itemgetter
@@ -51,13 +56,15 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from aiosmrt.batch.rowset import RowSet
-from aiosmrt.batch.tasks import check_wanted
+from aiosmrt.batch.tasks import check_wanted, close_all, note_failed_close
 from aiosmrt.errors import BatchOutputError
 
-__all__ = ["LogFiles", "OutputLog"]
+__all__ = ["LogFiles", "OutputLog", "is_at", "sync_folder"]
 
-# Among the facts, what was noted when the job began, and does not have to be the same.
+# Among the facts, what was noted when the job began, and does not have to be the same; what the output begins with is
+# among that.
 _NOTED: Final = "noted"
+_PREAMBLE: Final = "preamble"
 
 # Kind and row, length of the record, its CRC, CRC of the 16 bytes before.
 _ENTRY: Final = struct.Struct("<QIII")
@@ -67,8 +74,14 @@ _CHECKED_BODY: Final = struct.Struct("<16sI")
 _SCORED, _FAILED, _SYNCED, _FINISHED = range(4)
 _ROW: Final = (1 << 62) - 1
 
-# In place of a record's length, which _FINISHED lacks: records follow after all.
+# In place of a record's length, which _FINISHED lacks: records follow after all; the first record of a file follows.
 _REOPENED: Final = 1
+_ANNOUNCED: Final = 2
+
+# How much of a first record is announced, and by an entry: six bytes in place of the row, four of the checksum.
+_ANNOUNCED_BYTES: Final = 60
+_SHARE: Final = 10
+_SHARE_OF_ROW: Final = 6
 
 _MAGIC: Final = b"aiosmrt batch journal 1\n"
 
@@ -158,6 +171,9 @@ class _File:
                 rest = rest[written:]
                 position += written
         except OSError as error:
+            # A full disk takes a part.
+            with suppress(OSError):
+                os.ftruncate(self.descriptor, self.end)
             raise _refused(self.path, error) from error
         self.end = position
 
@@ -181,7 +197,11 @@ class _File:
             raise _refused(self.path, error) from error
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        try:
+            os.close(self.descriptor)
+        except OSError as error:
+            # As a disk on the network says it.
+            raise _refused(self.path, error) from error
 
 
 class _Sequence:
@@ -239,6 +259,8 @@ class OutputLog:
         self._ended = False
         self._last = {_SCORED: -1, _FAILED: -1}
         self._journal_lock = threading.Lock()
+        # What was announced of the files' first records.
+        self._announced = {_SCORED: b"", _FAILED: b""}
         # Checksums of the entries since the last mark and of their scored records. If None, they are not known.
         self._since_mark: tuple[int, int] | None = (0, 0)
 
@@ -279,10 +301,14 @@ class OutputLog:
         log = cls(files, journal)
         try:
             log._start(dict(facts), preamble, fresh, dict(noted or {}))
-        except BaseException:
-            if created and not journal.size:
-                journal.path.unlink(missing_ok=True)
-            log.close()
+        except BaseException as error:
+            try:
+                close_all(
+                    *([partial(journal.path.unlink, missing_ok=True)] if created and not journal.size else []),
+                    log.close,
+                )
+            except Exception as failure:
+                note_failed_close(error, failure)
             raise
         return log
 
@@ -298,7 +324,11 @@ class OutputLog:
         self.noted = {} if found is None else found.pop(_NOTED, {})
         same = json.loads(json.dumps(facts))
         if found is not None and found != same and self._journal.size == len(self._head):
-            # Nothing was scored, so there is nothing to lose.
+            # No record was written, so nothing of the job is lost.
+            before = self.noted.get(_PREAMBLE, "").encode()
+            for path, start in ((self._out_path, before), (self._errors_path, b"")):
+                if _first_of(path, len(start) + 1) not in (b"", start):
+                    raise _replaced(path)
             found = None
         if found is not None and found != same:
             raise BatchOutputError(
@@ -312,13 +342,13 @@ class OutputLog:
             self._journal.cut(0)
             self._out.cut(0)
             self._errors.cut(0)
-            self.noted = {**noted, "run": secrets.token_hex(8)}
+            self.noted = {**noted, "run": secrets.token_hex(8), _PREAMBLE: preamble.decode()}
             head = json.dumps({**facts, _NOTED: self.noted}, separators=(",", ":")).encode()
             self._head = _MAGIC + b"%d %d\n" % (len(head), crc32(head)) + head + b"\n"
             self._journal.write(self._head)
             self._out.write(preamble)
             self.sync()
-            _sync_folder(self._out_path.parent)
+            sync_folder(self._out_path.parent)
         else:
             self._recover()
 
@@ -355,7 +385,7 @@ class OutputLog:
                 facts: dict[str, Any] = json.loads(head)
                 return facts
         # The head is on the disk before the first record is written.
-        if journal.size and self._out_path.exists() and self._out_path.stat().st_size:
+        if journal.size and any(_first_of(path, 1) for path in (self._out_path, self._errors_path)):
             raise BatchOutputError(f"{journal.path} is not a journal of this version, or is damaged")
         return None
 
@@ -415,6 +445,7 @@ class OutputLog:
                         f"{file.path} was changed by something else: {file.size - end} bytes were added after the job "
                         "ended; restore the file, or start over with fresh (--fresh)"
                     )
+        self._check_own(ends)
         self._entries = good
         # The next mark is preceded by entries of the run before, unless that one ended with a mark.
         self._since_mark = (0, 0) if good == self._synced else None
@@ -424,6 +455,27 @@ class OutputLog:
             self._out.write(self._preamble)
         self._out.cut(ends[_SCORED])
         self._errors.cut(ends[_FAILED])
+
+    def _check_own(self, ends: Mapping[int, int]) -> None:
+        """Refuse files of which no record is whole, unless what they have begins like the job's first record.
+
+        Args:
+            ends: where the whole records end.
+
+        Raises:
+            BatchOutputError: a file was replaced by something else, which would be cut off.
+        """
+        for kind, file, preamble in ((_SCORED, self._out, self._preamble), (_FAILED, self._errors, b"")):
+            if ends[kind] > len(preamble):
+                continue
+            found = file.read(len(preamble) + _ANNOUNCED_BYTES, 0)
+            begins, rest = found[: len(preamble)], found[len(preamble) :]
+            # What was torn by a power failure may have zeros.
+            announced = self._announced[kind]
+            # All of it where nothing is announced.
+            first = (rest[: len(announced)] or rest).rstrip(b"\0")
+            if not (preamble.startswith(begins.rstrip(b"\0")) and announced.startswith(first)):
+                raise _replaced(file.path)
 
     def _take_singly(self, entries: list[tuple[int, int, int, int]], ends: dict[int, int]) -> tuple[int, _File | None]:
         """Note entries whose records are whole; returns their number, and the file of the first that is not."""
@@ -438,6 +490,8 @@ class OutputLog:
                 ends[kind] += length
                 self._ended = False
                 self._note(kind, [word & _ROW])
+            elif kind == _FINISHED and length == _ANNOUNCED:
+                self._announced[word & 1] = _with_share(self._announced[word & 1], word & _ROW, checksum)
             elif kind == _FINISHED:
                 self.rows_in_input = word & _ROW
                 self._ended = length != _REOPENED
@@ -568,9 +622,15 @@ class OutputLog:
             self._add([_packed(_FINISHED, self.rows_in_input or 0, _REOPENED)])
             self._journal.sync()
             self._ended = False
-        data = b"".join(scored.values())
+        data, errors = b"".join(scored.values()), b"".join(failed.values())
+        firsts = (_SCORED, data, self._out.end - len(self._preamble)), (_FAILED, errors, self._errors.end)
+        if announced := [
+            entry for kind, first, before in firsts if first and not before for entry in _announcement(kind, first)
+        ]:
+            self._add(announced)
+            self._journal.sync()
         self._out.write(data)
-        self._errors.write(b"".join(failed.values()))
+        self._errors.write(errors)
         self._add([*_entries(_SCORED, scored), *_entries(_FAILED, failed)], data)
         self._note(_SCORED, list(scored))
         self._note(_FAILED, list(failed))
@@ -593,8 +653,11 @@ class OutputLog:
         """Have everything written so far survive a power failure.
 
         Raises:
-            BatchOutputError: the disk does not take it.
+            BatchOutputError: the disk does not take it, or a file is not there any more.
         """
+        for file in (self._out, self._errors, self._journal):
+            if not is_at(file.path, file.descriptor):
+                raise BatchOutputError(f"{file.path} was removed, or replaced by something else, while the job ran")
         with self._journal_lock:
             entries = self._entries
         if entries == self._synced and entries:
@@ -652,7 +715,7 @@ class OutputLog:
             raise
         # The copies keep their descriptors, the journal's its lock, under their new names.
         try:
-            _sync_folder(self._out_path.parent)
+            sync_folder(self._out_path.parent)
             _roll_forward(self._files)
         except OSError as error:
             raise _refused(self._out_path, error) from error
@@ -724,17 +787,54 @@ class OutputLog:
                 yield _records_at(self._out, found[0]), _records_at(self._errors, found[1])
 
     def close(self) -> None:
-        """Release the output. An empty errors file is removed."""
+        """Release the output. An empty errors file is removed.
+
+        Raises:
+            BatchOutputError: it cannot be removed, or the disk does not take what was written.
+        """
         files = [file for name in ("_out", "_errors") if (file := getattr(self, name, None)) is not None]
-        if len(files) == 2 and not self._errors.size:
-            self._errors.path.unlink(missing_ok=True)
-        for file in (*files, self._journal):
-            file.close()
+        remove = [self._remove_empty_errors] if len(files) == 2 else []
+        close_all(*remove, *(file.close for file in (*files, self._journal)))
+
+    def _remove_empty_errors(self) -> None:
+        try:
+            if not self._errors.size and is_at(self._errors.path, self._errors.descriptor):
+                self._errors.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _refused(self._errors_path, error) from error
 
 
 def _packed(kind: int, row: int, length: int = 0, checksum: int = 0) -> bytes:
     body = _BODY.pack(kind << 62 | row, length, checksum)
     return body + crc32(body).to_bytes(4, "little")
+
+
+def _announcement(kind: int, data: bytes) -> list[bytes]:
+    """The entries that announce the first record of a file.
+
+    Args:
+        kind: which file it is.
+        data: the record, and what follows it.
+    """
+    entries = []
+    for at in range(0, min(len(data), _ANNOUNCED_BYTES), _SHARE):
+        share = data[at : min(at + _SHARE, _ANNOUNCED_BYTES)]
+        of_row, of_checksum = share[:_SHARE_OF_ROW], share[_SHARE_OF_ROW:]
+        row = int.from_bytes(of_row, "little") << 8 | at // _SHARE << 5 | len(share) << 1 | kind
+        entries.append(_packed(_FINISHED, row, _ANNOUNCED, int.from_bytes(of_checksum, "little")))
+    return entries
+
+
+def _with_share(announced: bytes, row: int, checksum: int) -> bytes:
+    """What is announced by the entries before and one more.
+
+    Args:
+        announced: by those before.
+        row, checksum: the entry's.
+    """
+    share = (row >> 8).to_bytes(_SHARE_OF_ROW + 1, "little")[:_SHARE_OF_ROW] + checksum.to_bytes(4, "little")
+    # A first record that did not reach the file is announced once more.
+    return announced[: (row >> 5 & 7) * _SHARE] + share[: row >> 1 & 15]
 
 
 def _entries(kind: int, records: Mapping[int, bytes]) -> list[bytes]:
@@ -806,7 +906,7 @@ def _locked_journal(files: LogFiles) -> tuple[_File, bool]:
         try:
             _lock(descriptor, out)
             # Another process may have renamed its sorted copy over the file, or removed it, before the lock.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if is_at(path, descriptor):
                 if not commit.exists():
                     for leftover in files.all():
                         if leftover.name.endswith(_COPY):
@@ -829,7 +929,7 @@ def _locked_output(path: Path) -> _File:
         file = _File.open(path)
         try:
             _lock(file.descriptor, path)
-            if path.exists() and os.path.samestat(os.fstat(file.descriptor), path.stat()):
+            if is_at(path, file.descriptor):
                 return file
         except BaseException:
             file.close()
@@ -847,7 +947,7 @@ def _lock(descriptor: int, out: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
-        raise BatchOutputError("batch scoring needs file locks as POSIX has them, which this system lacks") from None
+        raise BatchOutputError("batch scoring needs POSIX file locks, which this system lacks") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -855,22 +955,54 @@ def _lock(descriptor: int, out: Path) -> None:
 
 
 def _roll_forward(files: LogFiles) -> None:
-    """Rename the sorted copies over their originals; may be repeated after any interruption."""
+    """Rename the sorted copies over their originals; may be repeated after any interruption.
+
+    Raises:
+        BatchOutputError: the journal's copy is none.
+    """
     out, errors, journal = files
+    commit = journal.with_name(f"{journal.name}.commit")
+    if _first_of(commit, len(_MAGIC)) != _MAGIC:
+        raise BatchOutputError(f"{commit} is not a journal of this version; move it away")
     for path in (out, errors):
         with suppress(FileNotFoundError):
             path.with_name(f"{path.name}{_COPY}").replace(path)
-    _sync_folder(out.parent)
-    journal.with_name(f"{journal.name}.commit").replace(journal)
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
+    commit.replace(journal)
+    sync_folder(out.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _first_of(path: Path, size: int) -> bytes:
+    """The first bytes of a file; none if it does not exist."""
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        return b""
+
+
+def _replaced(path: Path) -> BatchOutputError:
+    return BatchOutputError(
+        f"{path} was put there by something else: the job has written nothing of what is in it; move it away, or start "
+        "over with fresh (--fresh)"
+    )
 
 
 def _changed(file: _File) -> BatchOutputError:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiosmrt._report import page as pages
 from aiosmrt._report.charts import Series, count_text, duration_text, linear_axis
 from aiosmrt._report.timeline import Timeline
 from aiosmrt._version import __version__
 from aiosmrt.batch.progress import Progress
+from aiosmrt.errors import BatchOutputError, ParamValidationError
 from aiosmrt.events import AttemptEnded, Event
 
 if TYPE_CHECKING:
     from aiosmrt.batch.job import Report
 
-__all__ = ["Recorder", "check_page", "write_page"]
+__all__ = ["Recorder", "check_page", "page_fault", "write_page"]
+
+# Bytes at its beginning by which a page is known.
+_KNOWN_BY: Final = 4096
 
 
 class Recorder:
@@ -105,15 +110,37 @@ class Recorder:
         )
 
 
+def page_fault(path: Path) -> str | None:
+    """Why a page may not be written to a file: something else is there. None if there is nothing, or a page.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path} is not a regular file, which a page could replace"
+    with path.open("rb") as file:
+        start = file.read(_KNOWN_BY)
+    if start and not pages.is_page(start):
+        return f"{path} is not a report page, and is not overwritten; remove it, or choose another name"
+    return None
+
+
 def check_page(path: Path) -> None:
     """See whether a page can be written, and leave no trace.
 
     Raises:
-        OSError: it cannot.
+        ParamValidationError: the file is something else.
+        OSError: it cannot be written.
     """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}")
+    if (fault := page_fault(path)) is not None:
+        raise ParamValidationError([fault])
+    temporary = _temporary(path)
     temporary.touch(exist_ok=False)
     temporary.unlink()
 
@@ -122,12 +149,23 @@ def write_page(path: Path, text: str) -> None:
     """Write a page, in place of an older one.
 
     Raises:
+        BatchOutputError: something else has been put there.
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}")
+    if (fault := page_fault(path)) is not None:
+        raise BatchOutputError(fault)
+    temporary = _temporary(path)
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)  # noqa: PTH105 (both are there)
+        # Names of files may have bytes that are no text.
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
+        # What a link leads to, not the link.
+        os.replace(temporary, os.path.realpath(path))  # noqa: PTH105 (both are there)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(path: Path) -> Path:
+    """A new file beside the one that a path leads to."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f".{target.name}.{token_hex(4)}")

@@ -18,6 +18,7 @@ from typing import Any, Final
 from aiosmrt.batch.objects import result_while_wanted
 from aiosmrt.batch.source import Line, Source
 from aiosmrt.batch.tables import records_of, table_batches
+from aiosmrt.batch.tasks import close_all
 from aiosmrt.errors import BatchInputError
 from aiosmrt.serializers.frames import is_frame
 
@@ -123,9 +124,7 @@ class RecordSource(Source):
                 return
 
     def close(self) -> None:
-        super().close()
-        if self._ahead is not None:
-            self._ahead.close()
+        close_all(super().close, *([] if self._ahead is None else [self._ahead.close]))
 
 
 class _Ahead:

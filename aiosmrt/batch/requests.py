@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from aiosmrt.batch.filters import Selection
@@ -23,7 +23,17 @@ from aiosmrt.serializers import (
     estimated_size,
 )
 
-__all__ = ["JoinSource", "Prepared", "RequestMaker", "Row", "names_whole_row", "template_columns"]
+__all__ = [
+    "GROUP_BYTES",
+    "BadRowError",
+    "Groups",
+    "JoinSource",
+    "Prepared",
+    "RequestMaker",
+    "Row",
+    "names_whole_row",
+    "template_columns",
+]
 
 JoinSource: TypeAlias = Literal["None", "Input"]
 
@@ -38,6 +48,9 @@ _JOINABLE: Final = frozenset({JSONCodec, JSONLinesCodec, CSVCodec, TextCodec, By
 
 # Stands for the parts where a body is taken apart.
 _MARK: Final = "aiosmrt-rows-of-a-body"
+
+GROUP_BYTES: Final = 6 << 20
+"""The most that rows are grouped to where no size is given: the default of Batch Transform's ``MaxPayloadInMB``."""
 
 # The only column of text.
 TEXT_COLUMN: Final = "text"
@@ -97,8 +110,8 @@ class Prepared:
         return self._body_of(data) if isinstance(data, list) else data.body
 
 
-class _BadRowError(Exception):
-    """What is wrong with a row, without its content."""
+class BadRowError(Exception):
+    """What is wrong with a row, without its content; the row is the sentence's subject."""
 
 
 class RequestMaker:
@@ -164,7 +177,7 @@ class RequestMaker:
                     self._frame = (before, b",", behind)
         self._choose = choose
         self._fill = None if template is None else _filler(template)
-        # A line that is the body as it stands is sent without being read.
+        # A line that is the body as it stands is sent as it was written.
         as_it_stands = (JSONCodec, JSONLinesCodec, BytesCodec) if input_format == "jsonl" else (BytesCodec,)
         self._raw = (
             self._whole
@@ -175,14 +188,16 @@ class RequestMaker:
         if input_format == "file":
             # Not even its encoding is of interest.
             self._raw = type(serializer) in _JOINABLE
-        # A line that is not JSON would spoil the bodies of others.
-        self._reads = not self._raw or id_field is not None or join or (several and input_format == "jsonl")
-        # Nothing but the line is needed, whatever it is.
+        needs_record = id_field is not None or join
+        # A line that is not JSON is unreadable, and would spoil the bodies of others.
+        self._reads = not self._raw or needs_record or input_format == "jsonl"
+        # Nothing but the line is needed, whatever it is; or whatever it is, as long as it is JSON.
         self._takes_any = self._raw and not self._reads and max_bytes is None
+        self._takes_json = self._raw and not (needs_record or several) and input_format == "jsonl" and max_bytes is None
 
     def row(self, line: Line) -> Row:
         """Make a row, with an error in place of a body where that fails."""
-        if self._takes_any:
+        if self._takes_any or (self._takes_json and _is_json(line.data)):
             return Row(line.row, None, None, line.data, None)
         record: Any = None
         row_id: Any = None
@@ -205,15 +220,11 @@ class RequestMaker:
                 body = line.data if isinstance(line.data, bytes) else b""
             elif self._format == "file":
                 body = self._serializer.serialize(line.data)
-            elif self._several and self._frame is None:
-                value = self._value(record)
             else:
-                body = self._serializer.serialize(part := self._fit(self._value(record)))
-                if self._several and self._by_lines and isinstance(part, (str, bytes)):
-                    _check_line(body)
+                body, value = self._part(record)
             if self._max_bytes is not None:
                 _check_size(self.size(len(body), 1), self._max_bytes)
-        except _BadRowError as bad:
+        except BadRowError as bad:
             error = SerializationError(f"row {line.row} ({line.file}, line {line.line}) {bad}")
         except AiosmrtError as failure:
             error = SerializationError(f"row {line.row} ({line.file}, line {line.line}): {failure}")
@@ -221,6 +232,15 @@ class RequestMaker:
             # Raised by a serializer that is not ours; fails this row, as in `Endpoint.map`.
             error = failure
         return Row(line.row, row_id, joined if error is None else None, body, error, value)
+
+    def _part(self, record: Any) -> tuple[bytes, Any]:
+        """What is sent of a row: its body or its part of one, or, where the serializer makes no parts, its value."""
+        if self._several and self._frame is None:
+            return b"", self._value(record)
+        body = self._serializer.serialize(part := self._fit(self._value(record)))
+        if self._several and self._by_lines and isinstance(part, (str, bytes)):
+            _check_line(body)
+        return body, None
 
     def _as_written(self, value: Any, what: str) -> Any:
         """What the output repeats of a row, as a JSON value: a row that cannot be written is not sent either."""
@@ -263,28 +283,28 @@ class RequestMaker:
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            raise _BadRowError(f"is not UTF-8 at byte {error.start}") from None
+            raise BadRowError(f"is not UTF-8 at byte {error.start}") from None
         if self._format == "text":
             return {TEXT_COLUMN: text}
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
-            raise _BadRowError(f"is not JSON at column {error.colno}") from None
+            raise BadRowError(f"is not JSON at column {error.colno}") from None
         except (RecursionError, ValueError):
-            raise _BadRowError(
+            raise BadRowError(
                 "is JSON that Python cannot read: nested too deeply, or a number of too many digits"
             ) from None
 
     def _read_fields(self, fields: list[str]) -> dict[str, str]:
         columns = self._columns() or []
         if len(fields) != len(columns):
-            raise _BadRowError(f"has {len(fields)} fields, not {len(columns)}")
+            raise BadRowError(f"has {len(fields)} fields, not {len(columns)}")
         joined = "".join(fields)
         if not joined.isascii():
             try:
                 joined.encode()
             except UnicodeEncodeError:
-                raise _BadRowError("is not UTF-8") from None
+                raise BadRowError("is not UTF-8") from None
         return dict(zip(columns, fields, strict=True))
 
     def _value(self, record: Any) -> Any:
@@ -318,6 +338,56 @@ class RequestMaker:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             return text if isinstance(serializer, TextCodec) else text.encode()
         return value
+
+
+class Groups:
+    """Gathers the rows of requests.
+
+    Args:
+        maker: knows how large a body will be.
+        most_rows: rows in a group. If None, no limit.
+        most_bytes: bytes in a body, as far as they are known; a row that is larger is a group by itself.
+    """
+
+    def __init__(self, maker: RequestMaker, most_rows: int | None, most_bytes: int) -> None:
+        self._maker = maker
+        self._most_rows = most_rows
+        self._most_bytes = most_bytes
+        self._open: list[Row] = []
+        self._bytes = 0
+
+    def add(self, row: Row) -> Iterator[list[Row]]:
+        """The groups that are full with a row, which may be its own."""
+        # What is not serialized yet counts by an estimate.
+        size = len(row.body) + row.nbytes
+        self._bytes += size
+        if self._open and self._maker.size(self._bytes, len(self._open) + 1) > self._most_bytes:
+            yield from self.rest()
+            self._bytes = size
+        self._open.append(row)
+        if len(self._open) == self._most_rows:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[list[Row]]:
+        """The group that is not full, if there is one."""
+        group, self._open = self._open, []
+        self._bytes = 0
+        if group:
+            yield group
+
+
+# Returns a value and where it ends; unlike `decode`, it does not look for space around it, which costs as much as a
+# small value.
+_parse: Final = json.JSONDecoder().raw_decode
+
+
+def _is_json(data: bytes) -> bool:
+    """Whether a line is a JSON value, without space around it. If not, it may still be one with space."""
+    try:
+        text = data.decode()
+        return _parse(text)[1] == len(text)
+    except (ValueError, RecursionError):
+        return False
 
 
 def csv_line(fields: Any) -> str:
@@ -434,17 +504,17 @@ def _as_text(value: Any) -> str:
 
 def _check_line(body: bytes) -> None:
     if b"\n" in body or not body:
-        raise _BadRowError("is not a single line, and so cannot share a body with other rows")
+        raise BadRowError("is not a single line, and so cannot share a body with other rows")
 
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
-        raise _BadRowError(f"makes a body of {size} bytes; the limit is {most}")
+        raise BadRowError(f"makes a body of {size} bytes; the limit is {most}")
 
 
 def _check_object(record: Any) -> None:
     if not isinstance(record, dict):
-        raise _BadRowError("is not a JSON object")
+        raise BadRowError("is not a JSON object")
 
 
 def _check_openai(record: Any) -> None:
@@ -454,9 +524,9 @@ def _check_openai(record: Any) -> None:
     _check_object(record)
     for name, kind, what in (("custom_id", str, "text"), ("url", str, "text"), ("body", dict, "an object")):
         if not isinstance(record.get(name), kind):
-            raise _BadRowError(f"is not a line of a batch: {name} must be {what}")
+            raise BadRowError(f"is not a line of a batch: {name} must be {what}")
     if record.get("method") != "POST":
-        raise _BadRowError("is not a line of a batch: method must be POST")
+        raise BadRowError("is not a line of a batch: method must be POST")
 
 
 def _field(record: Any, name: str) -> Any:
@@ -464,4 +534,4 @@ def _field(record: Any, name: str) -> Any:
     try:
         return record[name]
     except KeyError:
-        raise _BadRowError(f"has no column {name!r:.80}") from None
+        raise BadRowError(f"has no column {name!r:.80}") from None

@@ -27,14 +27,22 @@ from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, get_args
 
-from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt.batch.answers import ANY_ANSWER, codec_for
-from aiosmrt.batch.requests import Prepared, RequestMaker, Row, template_columns
+from aiosmrt.batch.requests import (
+    GROUP_BYTES,
+    BadRowError,
+    Groups,
+    Prepared,
+    RequestMaker,
+    Row,
+    template_columns,
+)
 from aiosmrt.client import Client
 from aiosmrt.config import UNSET, Unset, is_whole, shown
-from aiosmrt.endpoint import CallOptions, Endpoint
+from aiosmrt.endpoint import CallOptions, Endpoint, Results
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
@@ -98,7 +106,7 @@ _EXIT_SECONDS: Final = 2.0
 
 
 class Scorer:
-    """Scores batches of records with an endpoint, one call for each record::
+    """Scores batches of records with an endpoint, a call for each record or for several::
 
         scorer = Scorer("churn", template=["{age}", "{calls}"], content_type="text/csv", output_type="float64")
         scored = scorer({"age": [41, 28], "calls": [3, 1]})
@@ -116,6 +124,10 @@ class Scorer:
         content_type: the bodies' content type, by which they are made; without a column or a template, JSON is an
             object of all columns and CSV their values. Defaults to ``"application/json"``.
         accept: the answers' content type, if the endpoint has a choice. Answers are read by the type they have.
+        rows_per_request: the most rows of a call, all of one batch, and up to 6 MiB. If None, as many as these are.
+            By default, the row is the body, and the answer is its value; otherwise the answer must have a value for
+            each row, see `aiosmrt.endpoint.split_answer`, and what fails by a row's fault is halved until the bad row
+            is known, as in `aiosmrt.Endpoint.map` with ``batch_size``.
         output_column: the name of the added column. Defaults to ``"prediction"``.
         output_type: the type of the added column: ``"string"`` (text as it is, anything else as JSON), ``"binary"``
             (bytes and text), ``"bool"``, ``"int64"``, ``"float64"`` or ``"list<float64>"``. A list of one item stands
@@ -148,6 +160,7 @@ class Scorer:
         template: Any = None,
         content_type: str = "application/json",
         accept: str | None = None,
+        rows_per_request: int | None = 1,
         output_column: str = "prediction",
         output_type: OutputType = "string",
         on_error: OnError = "raise",
@@ -181,6 +194,8 @@ class Scorer:
             )
             if value not in allowed
         ]
+        if not (rows_per_request is None or is_whole(rows_per_request, 1)):
+            faults.append(f"rows_per_request must be an integer >= 1 or None; got {shown(rows_per_request)}")
         if on_error == "columns" and output_column in _ERROR_COLUMNS:
             faults.append(f"output_column {output_column!r} is the name of an error's column")
         if faults:
@@ -190,6 +205,7 @@ class Scorer:
             "column": column,
             "template": copy.deepcopy(template),
             "content_type": content_type,
+            "rows_per_request": rows_per_request,
             "output_column": output_column,
             "output_type": output_type,
             "on_error": on_error,
@@ -215,7 +231,9 @@ class Scorer:
         # Stands for this object with the service.
         self._token = object()
         self._serializer = codec_for(settings["content_type"])
-        self._maker = _BodyMaker(self._serializer, settings["column"], settings["template"])
+        self._maker = _BodyMaker(
+            self._serializer, settings["column"], settings["template"], several=settings["rows_per_request"] != 1
+        )
         self._service_key = pickle.dumps((sorted(settings["client_options"].items()), settings["max_concurrency"]))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -369,10 +387,18 @@ class Scorer:
         convert = _CONVERTERS[self._settings["output_type"]]
         raises = self._settings["on_error"] == "raise"
         outcomes: list[Any] = [None] * len(rows)
-        mapping = self._endpoint(client).map(
-            rows, concurrency=concurrency, ordered=False, patience=self._settings["patience"]
-        )
-        async with mapping as results:
+
+        def fail(number: int, error: Exception) -> None:
+            if raises or concerns_every_call(error):
+                error.add_note(f"row {number} of the batch")
+                raise error
+            outcomes[number] = _Failure(error)
+
+        for row in rows:
+            # A request that a row cannot be part of is not sent.
+            if row.error is not None:
+                fail(row.number, row.error)
+        async with self._results(client, [row for row in rows if row.error is None], concurrency) as results:
             async for result in results:
                 number, error = result.item.number, result.error
                 if error is None:
@@ -382,11 +408,18 @@ class Scorer:
                     except DeserializationError as misfit:
                         misfit.operation, misfit.endpoint_name = "InvokeEndpoint", self.endpoint_name
                         error = misfit
-                if raises or concerns_every_call(error):
-                    error.add_note(f"row {number} of the batch")
-                    raise error
-                outcomes[number] = _Failure(error)
+                fail(number, error)
         return outcomes
+
+    def _results(self, client: Client, rows: list[Row], concurrency: int) -> Results[Row, Any]:
+        """The calls for rows, or for groups of them."""
+        endpoint, patience = self._endpoint(client), self._settings["patience"]
+        most_rows = self._settings["rows_per_request"]
+        if most_rows == 1:
+            return endpoint.map(rows, concurrency=concurrency, ordered=False, patience=patience)
+        groups = Groups(self._maker, most_rows, GROUP_BYTES)
+        full = [group for row in rows for group in groups.add(row)]
+        return endpoint.map_groups([*full, *groups.rest()], concurrency=concurrency, ordered=False, patience=patience)
 
     def _service(self) -> _Service:
         """This process's service for these settings, made if there is none."""
@@ -429,26 +462,37 @@ class _BodyMaker(RequestMaker):
         serializer: makes bodies of values.
         column: the column that is the body, if one is.
         template: JSON that is the body, if it is.
+        several: whether rows share bodies.
     """
 
-    def __init__(self, serializer: Serializer[Any], column: str | None, template: Any) -> None:
+    def __init__(self, serializer: Serializer[Any], column: str | None, template: Any, *, several: bool) -> None:
         # A record is like a row of CSV: columns with an order, none of them the body as it stands.
         super().__init__(
-            "csv", serializer, columns=lambda: None, column=column, template=template, id_field=None, join=False
+            "csv",
+            serializer,
+            columns=lambda: None,
+            column=column,
+            template=template,
+            id_field=None,
+            join=False,
+            several=several,
         )
         self._takes_bytes = isinstance(serializer, (TextCodec, BytesCodec))
 
     def row_of(self, number: int, record: dict[str, Any]) -> Row:
         """Make a row, with an error in place of a body where that fails."""
-        body, error = b"", None
+        body, value = b"", None
+        error: Exception | None = None
         try:
-            body = self._serializer.serialize(self._fit(self._value(record)))
+            body, value = self._part(record)
+        except BadRowError as bad:
+            error = SerializationError(f"the record {bad}")
         except AiosmrtError as failure:
             error = failure
         except Exception as failure:
             # Of `json`, for values that it does not have; its message may quote them.
             error = SerializationError(f"the record cannot be expressed ({type(failure).__name__})")
-        return Row(number, None, None, body, error)
+        return Row(number, None, None, body, error, value)
 
     def _fit(self, value: Any) -> Any:
         if self._takes_bytes and isinstance(value, (bytes, bytearray, memoryview)):
@@ -469,7 +513,7 @@ def _option_faults(options: object) -> list[str]:
         faults.append("client_options must not have max_concurrency or patience, which are the scorer's own arguments")
     known = _PLAIN_OPTIONS | _SECRET_OPTIONS | {"max_concurrency", "patience"}
     faults += [
-        f"client_options has {shown(name)}, which is none of {', '.join(sorted(_PLAIN_OPTIONS))}"
+        f"client_options has {shown(name)}; accepted are {', '.join(sorted(_PLAIN_OPTIONS))}"
         for name in options
         if name not in known
     ]

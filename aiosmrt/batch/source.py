@@ -27,7 +27,7 @@ from aiosmrt._aws.s3 import ObjectFacts
 from aiosmrt._extras import installed
 from aiosmrt.batch.objects import Bucket, ObjectFile, is_s3
 from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
-from aiosmrt.batch.tasks import JobStoppedError
+from aiosmrt.batch.tasks import JobStoppedError, close_all
 from aiosmrt.errors import BatchInputError
 
 __all__ = ["STANDARD_INPUT", "InputFormat", "Line", "Source", "format_of"]
@@ -303,9 +303,9 @@ class Source:
     def close(self) -> None:
         """Close what was opened."""
         self.stopped.set()
-        for file in self._opened.values():
-            file.close()
+        files = list(self._opened.values())
         self._opened.clear()
+        close_all(*(file.close for file in files))
 
     def prepare(self) -> dict[str, Any]:
         """Read what is needed before the first row: the columns of CSV, and what the input is known by.
@@ -749,9 +749,9 @@ def _common_format(inputs: list[_Input]) -> InputFormat:
     kinds = set(formats.values())
     unknown = next((name for name, kind in formats.items() if kind is None), None)
     if unknown is not None:
-        what = "standard input" if unknown == STANDARD_INPUT else f"{unknown}, whose suffix stands for none"
+        what = "standard input" if unknown == STANDARD_INPUT else f"{unknown}, whose suffix does not name one"
         raise BatchInputError(
-            f"an input format is needed for {what}; there are jsonl, csv, parquet, text and openai-batch"
+            f"an input format is needed for {what}: one of jsonl, csv, parquet, text and openai-batch"
         )
     if len(kinds) > 1:
         raise BatchInputError(f"the input files have more than one format: {', '.join(sorted(map(str, kinds)))}")

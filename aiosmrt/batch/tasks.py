@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-__all__ = ["JobStoppedError", "check_wanted", "uninterrupted"]
+__all__ = ["JobStoppedError", "check_wanted", "close_all", "note_failed_close", "uninterrupted"]
 
 T = TypeVar("T")
 
@@ -42,3 +42,38 @@ async def uninterrupted(work: Awaitable[T], on_cancel: Callable[[], object] | No
             task.exception()
         raise cancelled
     return task.result()
+
+
+def close_all(*steps: Callable[[], object]) -> None:
+    """Take all steps of closing something, in this order, whichever of them fail.
+
+    Args:
+        steps: what releases a part of it.
+
+    Raises:
+        BaseException: what the first step raised that failed; its notes have what later ones raised.
+    """
+    first: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                note_failed_close(first, error)
+    if first is not None:
+        try:
+            raise first
+        finally:
+            del first
+
+
+def note_failed_close(error: BaseException, failure: BaseException) -> None:
+    """Note on an error that closing failed as well, which would otherwise hide the error, or be hidden by it.
+
+    Args:
+        error: the error that is raised.
+        failure: why closing failed.
+    """
+    error.add_note(f"closing also failed: {str(failure) or type(failure).__name__}")

@@ -167,7 +167,7 @@ class LoadTest:
         random: Callable[[], float] = random_numbers.random,
     ) -> None:
         if not bodies:
-            raise ParamValidationError(["bodies must have at least one body"])
+            raise ParamValidationError(["bodies must contain at least one body"])
         self._send = send
         self._bodies: Iterator[bytes] = cycle(bodies)
         self._plan = plan

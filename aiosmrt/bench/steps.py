@@ -141,7 +141,7 @@ def _falls_behind(step: Step) -> bool:
 
 
 def over_saturation(steps: Sequence[Step]) -> str | None:
-    """Why no step should follow; None while there is no reason.
+    """Why no step should follow; None if one may.
 
     Args:
         steps: those that were made, in the order of their loads.

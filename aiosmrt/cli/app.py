@@ -57,13 +57,14 @@ for fish in ~/.config/fish/completions/aiosmrt.fish:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     params=global_options(),
     epilog=_EPILOG,
+    no_args_is_help=False,
 )
 @click.version_option(message=version_line())
 def cli(**_: object) -> None:
     """Call Amazon SageMaker endpoints, and run a local SageMaker Runtime."""
 
 
-@cli.group("sagemaker-runtime", params=global_options(), hidden=True)
+@cli.group("sagemaker-runtime", params=global_options(), hidden=True, no_args_is_help=False)
 def _sagemaker_runtime(**_: object) -> None:
     """The operations, where the AWS CLI has them."""
 
@@ -99,9 +100,8 @@ def _drop_output() -> None:
 def _run(arguments: Sequence[str]) -> int:
     if instruction := os.environ.get(_COMPLETION_VARIABLE):
         return shell_complete(cli, {}, _PROGRAM, _COMPLETION_VARIABLE, instruction)
-    if not arguments:
-        with cli.make_context(_PROGRAM, [], resilient_parsing=True) as context:
-            sys.stderr.write(f"{cli.get_help(context)}\n")
+    if (group := _group_alone(arguments)) is not None:
+        sys.stderr.write(f"{group.get_help()}\n")
         return 252
     try:
         # Unlike cli.main(), this leaves interrupts and broken pipes to the handlers below.
@@ -127,6 +127,17 @@ def _run(arguments: Sequence[str]) -> int:
     except (AiosmrtError, OSError) as error:
         return _fail(255, str(error) or type(error).__name__)
     return 0
+
+
+def _group_alone(arguments: Sequence[str]) -> click.Context | None:
+    """Return the context of a group of commands if the arguments name it and nothing else."""
+    context = cli.make_context(_PROGRAM, [], resilient_parsing=True)
+    for name in arguments:
+        command = context.command.commands.get(name) if isinstance(context.command, click.Group) else None
+        if not isinstance(command, click.Group):
+            return None
+        context = command.make_context(name, [], parent=context, resilient_parsing=True)
+    return context
 
 
 def _help_as_option(arguments: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ from aiosmrt.cli.options import (
     number_option,
     version_line,
 )
-from aiosmrt.cli.outfile import Outfile
+from aiosmrt.cli.outfile import STANDARD_OUTPUT, Outfile
 from aiosmrt.cli.parameters import HELP, ParameterError, option_name, request_parameters
 
 __all__ = ["bench"]
@@ -68,7 +68,7 @@ def _callers(context: click.Context, parameter: click.Parameter, value: str | No
     if numbers is None:
         return None
     if not all(number.is_integer() for number in numbers):
-        raise click.BadParameter(f"must be whole numbers; got {value!r:.80}")
+        raise click.BadParameter(f"must be integers; got {value!r:.80}")
     return [int(number) for number in numbers]
 
 
@@ -131,7 +131,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
 def _run(**given: Any) -> None:
     context = click.get_current_context()
     if given["concurrency"] is not None and given["rate"] is not None:
-        raise click.UsageError("--concurrency and --rate exclude each other", context)
+        raise click.UsageError("only one of --concurrency and --rate may be given", context)
     if (given["body"] is None) == (given["bodies"] is None):
         raise click.UsageError("exactly one of --body and --bodies is required", context)
     if given["max_concurrency"] is not None and not given["as_client"]:
@@ -141,13 +141,14 @@ def _run(**given: Any) -> None:
     operation = BY_NAME["InvokeEndpointWithResponseStream" if given["stream"] else "InvokeEndpoint"]
     accepted = {member.name for member in operation.members}
     if refused := [option_name(name) for name in _MEMBERS if given[name] is not None and name not in accepted]:
-        raise click.UsageError(f"--stream does not go with {', '.join(refused)}", context)
+        raise click.UsageError(f"--stream cannot be combined with {', '.join(refused)}", context)
     options = GlobalOptions.of(context)
     members = {name: given[name] for name in _MEMBERS if given[name] is not None}
     members["EndpointName"] = given["endpoint_name"]
     params = request_parameters(operation, members)
     params.setdefault("ContentType", "application/json")
     bodies = _bodies(options, given)
+    _check_page(given["report"])
     with ExitStack() as files:
         # Opened before the first call: a file that cannot be written must not cost a load test.
         json_file, page_file = (
@@ -165,6 +166,17 @@ By default, with steps of concurrency: so many callers, each of which calls agai
 was meant to begin. Stops when more load brings no more answers.
 """
 bench: click.Command = make_command("bench", _run, _OWN_OPTIONS, _NOT_HERE, _HELP)
+
+
+def _check_page(name: str | None) -> None:
+    if name is None or name == STANDARD_OUTPUT:
+        return
+    from aiosmrt.batch.recorder import page_fault
+
+    path = Path(name)
+    # Devices and pipes are written to, not replaced.
+    if path.is_file() and (fault := page_fault(path)) is not None:
+        raise ParameterError("--report", fault)
 
 
 def _bodies(options: GlobalOptions, given: dict[str, Any]) -> list[bytes]:

@@ -19,16 +19,17 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aiosmrt.client import Client, ClientStatistics
 from aiosmrt.config import RetryPolicy
-from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import AiosmrtError, ConfigurationError
 from aiosmrt.events import AttemptEnded, Event
-from aiosmrt.serializers import JSON, TEXT
+
+if TYPE_CHECKING:
+    from aiosmrt.endpoint import Endpoint
 
 __all__ = ["demo"]
 
@@ -133,6 +134,7 @@ async def _demo(max_concurrency: int, throttle_every: int, page: Path | None) ->
         ProductionVariant,
     )
     from aiosmrt.local.faults import throttling
+    from aiosmrt.serializers import JSON, TEXT
 
     console = Console()
     key = Credentials(ACCESS_KEY, SECRET_KEY)

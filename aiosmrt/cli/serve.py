@@ -32,7 +32,7 @@ def _handlers(context: click.Context, parameter: click.Parameter, values: tuple[
     for value in values:
         name, equals, handler = value.rpartition("=")
         if not equals:
-            name = handler.rpartition(":")[2].replace("_", "-")
+            name = handler.rpartition(":")[2].rpartition(".")[2].replace("_", "-")
         if not name:
             raise click.BadParameter(
                 f"must be MODULE:FUNCTION or NAME=MODULE:FUNCTION; got {value!r}", context, parameter

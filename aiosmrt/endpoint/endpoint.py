@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack, overl
 
 from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.frames import clear_locals
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._wire.messages import MAX_PART_BYTES
 from aiosmrt._wire.operations import (
     INVOKE_ENDPOINT,
@@ -137,7 +137,7 @@ class Endpoint(Generic[In, Out]):
 
     @property
     def upload_to(self) -> str | None:
-        """The S3 URI under which `submit` puts large bodies; None if there is none."""
+        """The S3 URI under which `submit` puts large bodies; None if it was not given."""
         return self._upload_to
 
     @property
@@ -782,7 +782,7 @@ class _Scoring(Generic[In, Out]):
     Args:
         endpoint: makes the call.
         options: the map's.
-        options_for: returns an item's own. If None, it has none.
+        options_for: returns those of a single item. If None, all items share the map's.
     """
 
     __slots__ = ("_endpoint", "_options", "_options_for")

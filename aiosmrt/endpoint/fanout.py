@@ -195,7 +195,7 @@ class Results(Generic[In, Out]):
 
     def __init__(
         self,
-        call: Callable[[In], Awaitable[Answer[Out]]],
+        call: Callable[[In], Awaitable[Answer[Out] | tuple[Out, int, float, str | None]]],
         items: Iterable[In] | AsyncIterable[In],
         *,
         concurrency: int,
@@ -305,7 +305,8 @@ class Results(Generic[In, Out]):
     async def _take_ready(self) -> list[Outcome]:
         """All results that are there, at least one; none at the end. Raises what iteration raises.
 
-        For a map whose results are not ordered.
+        For a map whose results are not ordered. They count as not yet read, and no further items are taken in their
+        places, until `_release` is called with their indices.
         """
         if not self._is_next_ready():
             try:
@@ -315,10 +316,9 @@ class Results(Generic[In, Out]):
         return self._take_at_once()
 
     def _take_at_once(self) -> list[Outcome]:
-        """All results that are there, if any."""
+        """All results that are there, if any; see `_take_ready`."""
         ready, self._ready = self._ready, {}
         self._read += len(ready)
-        self._release(ready)
         return list(ready.values())
 
     def _is_next_ready(self) -> bool:
@@ -559,10 +559,15 @@ class Results(Generic[In, Out]):
         """The next item and its index, if it may be held and is there: without a coroutine, which costs as much."""
         if self._buffered is None or not self._held.try_acquire():
             return None
-        if (ready := self._buffered.take_ready()) is None:
+        if (ready := self._take_buffered()) is None:
             self._held.release()
             return None
         return self._count(ready), ready
+
+    def _take_buffered(self) -> Any | None:
+        """The next item, if it is there and every item before it is counted; None stands for none."""
+        # A given item counts when a worker gets it, which it may not have done yet.
+        return self._buffered.take_ready() if self._buffered is not None and self._given.empty() else None
 
     async def _take(self) -> tuple[int, Any] | None:
         """Return the next item and its index, once it may be held; None if there are no more."""
@@ -571,7 +576,7 @@ class Results(Generic[In, Out]):
         if self._ended:
             return None
         if self._source is None:
-            if self._buffered is not None and (ready := self._buffered.take_ready()) is not None:
+            if (ready := self._take_buffered()) is not None:
                 return self._count(ready), ready
             self._wanted.release()
             try:

@@ -32,8 +32,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, runtime_checkable
 
-from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.errors import (
     AiosmrtError,

@@ -204,7 +204,7 @@ class Job(Generic[Out]):
         late_error = JobTimeoutError(
             f"the inference had no result within {timeout} s"
             if timeout is not None and timeout <= expiry
-            else "the inference had no result before its expiry and will have none"
+            else "the inference expired without a result"
         )
         try:
             raise self._located(late_error) from refusal

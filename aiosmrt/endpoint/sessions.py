@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
-from aiosmrt._core.frames import clear_locals
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._wire.operations import NEW_SESSION
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference

@@ -12,8 +12,8 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.deadline import OverdueError, within
-from aiosmrt._core.frames import clear_locals
 from aiosmrt._core.response_bodies import EventStream, StreamTiming
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._wire.decoders.base import StreamDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
@@ -103,7 +103,7 @@ class PredictionStream:
             ClientStateError: the stream has not been entered.
         """
         if self._timed is None:
-            raise ClientStateError("a stream has timing from when its `async with` block is entered")
+            raise ClientStateError("a stream has timing once its `async with` block is entered")
         return self._timed.timing
 
     async def __aenter__(self) -> PredictionStream:

@@ -143,7 +143,7 @@ class SignatureVerifier:
             now: the server's time in epoch seconds.
 
         Raises:
-            ErrorReply: there is no token, or it is not valid.
+            ErrorReply: the token is missing or not valid.
         """
         given = [value.strip() for name, value in headers if name.lower() == "authorization"]
         if not given:

@@ -65,6 +65,7 @@ import random
 import tomllib
 import types
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -413,7 +414,7 @@ def import_handler(handler: str) -> BackendSource:
     """Import a model that is a Python function.
 
     Args:
-        handler: its module and its name there, as ``module:function``.
+        handler: its module and its name there, as ``module:function``; for a method, ``module:object.method``.
 
     Raises:
         ConfigurationError: it has another form, cannot be imported, or is not callable.
@@ -427,7 +428,7 @@ def import_handler(handler: str) -> BackendSource:
     if not module or not attribute:
         raise ConfigurationError(f'must have the form "module:function"; got {handler!r}')
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        function = attrgetter(attribute)(importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"cannot be imported: {error}") from error
     if not callable(function):

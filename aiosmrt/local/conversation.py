@@ -61,7 +61,8 @@ async def call_handler(
         if not inspect.isasyncgen(answers):
             if inspect.iscoroutine(answers):
                 answers.close()
-            raise TypeError("a handler of a bidirectional stream must be an async generator function")
+            # as a container does that has no WebSocket
+            raise ContainerFailure(404, "a handler of a bidirectional stream must be an async generator function")
     try:
         async with aclosing(_as_messages(answers)) as messages:
             yield messages

@@ -207,7 +207,7 @@ def throttled(retry_after: float | None = None) -> ErrorAnswer:
     """Refuse a call for load: the type only in the header, a null message.
 
     Args:
-        retry_after: the hint in seconds. If None, there is none.
+        retry_after: the hint in seconds. If None, it is left out.
     """
     return ErrorAnswer(400, "ThrottlingException", None, retry_after=retry_after, message_key="message")
 

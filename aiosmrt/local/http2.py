@@ -304,7 +304,7 @@ class _Exchange:
         self._server.service.log.add(self._record)
 
     async def _linger(self) -> None:
-        """Wait a moment for the client to end its request, and then tell it that it need not (RFC 9113, 8.1).
+        """Wait a moment for the client to end its request, and then reset the rest of it (RFC 9113, 8.1).
 
         awscrt drops what it has received when a reset comes, even after the end of the response.
         """
@@ -412,7 +412,7 @@ class _Exchange:
         """The caller's messages, verified, until it ends its input.
 
         Raises:
-            _BadInputError: what arrived is no event stream, or a signature is wrong; the stream ends with that,
+            _BadInputError: the input is not an event stream, or a signature is wrong; the stream ends with that,
                 whatever the model does.
         """
         try:

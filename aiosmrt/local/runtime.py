@@ -81,7 +81,7 @@ class LocalRuntime:
         account_id: the account of the runtime, 12 digits. Defaults to 123456789012.
         port: the TCP port. Defaults to a free one.
         http2_port: the TCP port for bidirectional streams over HTTP/2, which needs the extra ``http2``; 0 for a free
-            one. If None, there are none.
+            one. If None, these streams are not served.
         http2_tls: whether that port speaks TLS: False for HTTP/2 without TLS, with prior knowledge; True with a
             certificate of the runtime's own (see `http2_authority`); or the ``ssl.SSLContext`` to use. Defaults to
             False.

@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar, cast
 
 from aiosmrt._policy.retry import classify
 from aiosmrt.errors import (
+    ERROR_CODES,
     AiosmrtError,
     EndpointNotFoundError,
     EventStreamError,
@@ -67,7 +68,8 @@ def make_error(
 
     Args:
         kind: its class, such as `aiosmrt.ModelError`.
-        message: the message; of a ParamValidationError, its only fault.
+        message: the message; of a ParamValidationError, its only fault. TooManyWaitingError and TooManyFailuresError
+            make theirs of their facts.
         operation: the API operation that failed.
         endpoint_name: the endpoint that was called.
         attempts: requests that were sent.
@@ -76,12 +78,18 @@ def make_error(
         facts: what else the class has: of an error of the service, members of its response such as
             ``OriginalStatusCode`` and ``OriginalMessage``; otherwise arguments of its constructor.
 
+    Raises:
+        TypeError: the class is none of `aiosmrt.errors`, or has no such fact, or not of that type.
+
     >>> from aiosmrt import ModelError
     >>> error = make_error(ModelError, endpoint_name="churn", OriginalStatusCode=500)
     >>> error.endpoint_name, error.original_status_code, error.cause
     ('churn', 500, 'model')
     """
     error: AiosmrtError
+    given_kind: object = kind
+    if not isinstance(given_kind, type) or not issubclass(given_kind, AiosmrtError):
+        raise TypeError(f"kind must be a class of aiosmrt.errors, such as ModelError; got {given_kind!r:.80}")
     if issubclass(kind, ServiceError):
         error = _service_error(kind, message, operation, attempts, code, status, facts)
     else:
@@ -115,6 +123,17 @@ def _service_error(
     else:
         known_code, known_status = next(_CODES[base] for base in kind.__mro__ if base in _CODES)
     code, status = code or known_code, status or known_status
+    known = {
+        name: of
+        for entry in ERROR_CODES.values()
+        if issubclass(kind, entry.error_class)
+        for name, of in entry.members or ()
+    }
+    for name, value in members.items():
+        if name not in known:
+            raise TypeError(f"{kind.__name__} has no {name}; known are: {', '.join(known) or 'none'}")
+        if not isinstance(value, known[name]):
+            raise TypeError(f"{name} must be of type {known[name].__name__}; got {type(value)}")
     metadata: dict[str, Any] = {"RequestId": REQUEST_ID, "HTTPHeaders": {}, "RetryAttempts": max(0, attempts - 1)}
     if status is not None:
         metadata["HTTPStatusCode"] = status

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, NoReturn, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from aiosmrt._core.configure import Configuration
 from aiosmrt._transport.base import Reply, Request
-from aiosmrt._wire.operations import OPERATIONS, Operation
+from aiosmrt._wire.operations import EVENT_STREAM, OPERATIONS, Operation
 from aiosmrt.client import Client
 from aiosmrt.errors import AiosmrtError, ClientStateError, EndpointNotFoundError, fresh_copy
 from aiosmrt.testing._errors import REQUEST_ID, make_error
@@ -52,12 +53,31 @@ class FakeResponse:
         content_type: the body's media type.
         custom_attributes: the response's CustomAttributes. Defaults to none.
         error: what a stream raises after its parts. If None, it ends.
+
+    Raises:
+        TypeError: one of them has another type.
     """
 
     body: bytes | Sequence[bytes] = field(default=b"", repr=False)
     content_type: str = "application/octet-stream"
     custom_attributes: str | None = field(default=None, repr=False)
     error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        body: object = self.body
+        wrong: type | None = None
+        if isinstance(body, str) or not isinstance(body, (bytes, Sequence)):
+            wrong = type(body)
+        elif not isinstance(body, bytes):
+            wrong = next((type(part) for part in body if not isinstance(part, bytes)), None)
+        if wrong is not None:
+            raise TypeError(f"body must be bytes, or a sequence of bytes with the parts of a stream; got {wrong}")
+        if not isinstance(self.content_type, str):
+            raise TypeError(f"content_type must be a string; got {type(self.content_type)}")
+        if not isinstance(self.custom_attributes, (str, NoneType)):
+            raise TypeError(f"custom_attributes must be a string; got {type(self.custom_attributes)}")
+        if not isinstance(self.error, (BaseException, NoneType)):
+            raise TypeError(f"error must be an exception; got {self.error!r:.80}")
 
 
 # What stands for a response; the last is JSON.
@@ -78,6 +98,10 @@ class FakeClient(Client):
             that returns one of these. An endpoint without an answer does not exist.
         arguments: those of `aiosmrt.Client`.
 
+    Raises:
+        TypeError: what is given as answers, or as one of them, cannot be one; an answer that a function returns is
+            looked at when it is called.
+
     Attributes:
         calls: the calls so far, oldest first; a view records in the same list.
 
@@ -91,6 +115,11 @@ class FakeClient(Client):
     """
 
     def __init__(self, answers: Mapping[str, Answer], **arguments: Any) -> None:
+        if not isinstance(answers, Mapping):
+            raise TypeError(f"answers must map the names of endpoints to their answers; got {type(answers)}")
+        for name, answer in answers.items():
+            if isinstance(answer, type) or not callable(answer):
+                _response_of(answer, name)
         super().__init__(
             **{
                 "region_name": "us-east-1",
@@ -139,7 +168,11 @@ class _FakeTransport:
     async def send_streaming(self, request: Request) -> PartsReply:
         _, answer = await self._answer(request)
         error = None if answer.error is None else _raisable(answer.error)
-        headers = {**_headers(answer), "x-amzn-sagemaker-content-type": answer.content_type}
+        headers = {
+            **_headers(answer),
+            "content-type": EVENT_STREAM,
+            "x-amzn-sagemaker-content-type": answer.content_type,
+        }
         return PartsReply(_parts(answer), error, headers)
 
     async def close(self) -> None:
@@ -152,22 +185,43 @@ class _FakeTransport:
         if answer is None:
             message = f"Endpoint {call.endpoint_name} of account 123456789012 not found."
             raise make_error(EndpointNotFoundError, message)
-        if callable(answer) and not isinstance(answer, type):
+        if callable(answer):
             answer = answer(call)
             if isinstance(answer, Awaitable):
                 answer = await answer
-        if isinstance(answer, BaseException):
-            raise _raisable(answer)
-        if isinstance(answer, FakeResponse):
-            return operation, answer
-        if isinstance(answer, bytes):
-            return operation, FakeResponse(answer)
-        if isinstance(answer, str):
-            return operation, FakeResponse(answer.encode(), "text/plain; charset=utf-8")
-        return operation, FakeResponse(json.dumps(answer).encode(), "application/json")
+        response = _response_of(answer, call.endpoint_name)
+        if isinstance(response, BaseException):
+            raise _raisable(response)
+        return operation, response
 
 
 _ACCEPTED = b'{"InferenceId": "00000000-0000-4000-8000-000000000000"}'
+
+
+def _response_of(answer: object, endpoint_name: str) -> FakeResponse | BaseException:
+    """What an answer stands for.
+
+    Raises:
+        TypeError: it cannot be one.
+    """
+    if isinstance(answer, (FakeResponse, BaseException)):
+        return answer
+    if isinstance(answer, bytes):
+        return FakeResponse(answer)
+    if isinstance(answer, str):
+        return FakeResponse(answer.encode(), "text/plain; charset=utf-8")
+    if isinstance(answer, type) and issubclass(answer, BaseException):
+        hint = f"make_error({answer.__name__})" if issubclass(answer, AiosmrtError) else f"{answer.__name__}(...)"
+        raise TypeError(f"the answer of {endpoint_name!r} is the class of an error; give an error: {hint}")
+    if answer is None:
+        raise TypeError(f"the answer of {endpoint_name!r} is None; for an empty body, give b''")
+    try:
+        return FakeResponse(json.dumps(answer).encode(), "application/json")
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the answer of {endpoint_name!r} must be bytes, text, JSON, a FakeResponse, an exception, or a function "
+            f"that returns one of these; got {type(answer)}: {error}"
+        ) from None
 
 
 def _raisable(error: BaseException) -> BaseException:

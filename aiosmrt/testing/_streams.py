@@ -11,6 +11,7 @@ from aiosmrt._core.response_bodies import EventStream
 from aiosmrt._transport.base import OnData
 from aiosmrt._wire.eventheaders import EventHeaders
 from aiosmrt._wire.eventstream import encode_payload_part
+from aiosmrt._wire.operations import EVENT_STREAM
 from aiosmrt.errors import AiosmrtError
 
 __all__ = ["PartsReply", "make_event_stream"]
@@ -22,7 +23,7 @@ class PartsReply:
     Args:
         parts: the payloads of its parts.
         error: what is raised after them. If None, the stream ends.
-        headers: the response headers, names in lower case.
+        headers: the response headers, names in lower case. Defaults to a content type alone.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class PartsReply:
         headers: dict[str, str] | None = None,
     ) -> None:
         self.status = 200
-        self.headers = {} if headers is None else headers
+        self.headers = {"content-type": EVENT_STREAM} if headers is None else headers
         self._parts = _each(parts)
         self._error = error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import resource
 from collections.abc import AsyncIterator, Callable
@@ -42,12 +43,14 @@ class Model:
     Attributes:
         calls: what it was sent.
         gate: lets answers go.
+        holds: the n of rows whose answers wait for the gate. If None, those of all.
     """
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.holds: set[int] | None = None
         self.arrived = asyncio.Condition()
 
     async def __call__(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
@@ -55,8 +58,9 @@ class Model:
         self.calls.append(body)
         async with self.arrived:
             self.arrived.notify_all()
-        await self.gate.wait()
         rows = body if isinstance(body, list) else [body]
+        if self.holds is None or any(row["n"] in self.holds for row in rows):
+            await self.gate.wait()
         if any(row["n"] < 0 for row in rows):
             raise ContainerFailure(400, "negative")
         values = [2 * row["n"] for row in rows]
@@ -350,16 +354,14 @@ async def test_what_was_not_accepted_is_sent_again(
     model: Model,
     tmp_path: Path,
     out: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("aiosmrt.batch.asynchronous._DOUBT_SECONDS", 0.0)
     rows = write_rows(tmp_path / "rows.jsonl", 30)
     model.gate.clear()
     runtime.inject("queued", faults.Stall().every(2))
     await cancelled(endpoint, rows, out, 8)
     runtime.clear_faults()
     model.gate.set()
-    report = await score(endpoint, rows, out, asynchronous=True)
+    report = await score(endpoint, rows, out, asynchronous=True, doubt=0)
     assert (report.scored, report.failed) == (30, 0)
     assert lines_of(out) == doubled(30)
     assert model.rows() == list(range(30))
@@ -410,6 +412,69 @@ async def test_what_is_in_doubt_is_found_for_the_first_of_its_rows(
         assert report.failed == 0
     assert lines_of(out) == doubled(16)
     assert model.rows() == list(range(16))
+
+
+async def test_what_was_accepted_unheard_before_it_was_refused_is_found(
+    runtime: LocalRuntime, endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
+) -> None:
+    """The first request of the second row's call is accepted, but its connection breaks; the next one is refused."""
+    runtime.inject("queued", faults.Truncate().every(2), faults.validation_failure("not this one").every(3))
+    rows = write_rows(tmp_path / "rows.jsonl", 2)
+    report = await score(endpoint, rows, out, asynchronous=True, max_concurrency=1, doubt=math.inf)
+    assert (report.scored, report.failed) == (2, 0)
+    assert lines_of(out) == doubled(2)
+    assert model.rows() == [0, 1]
+    assert len(runtime.requests) == 3
+    assert not jobs_file(out).exists()
+
+
+@pytest.mark.parametrize("gives_up", [True, False])
+async def test_what_was_perhaps_accepted_fails_once_it_was_looked_for(
+    runtime: LocalRuntime, endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path, gives_up: bool
+) -> None:
+    """Or, if the run ends before, it is found by the next one."""
+    model.holds = {1}
+    model.gate.clear()
+    runtime.inject("queued", faults.Truncate().every(2), faults.validation_failure("not this one").every(3))
+    rows = write_rows(tmp_path / "rows.jsonl", 2)
+    doubt = 0.0 if gives_up else math.inf
+    job = asyncio.create_task(score(endpoint, rows, out, asynchronous=True, max_concurrency=1, doubt=doubt))
+    while len(runtime.requests) < 3:
+        await asyncio.sleep(0.001)
+    if gives_up:
+        report = await job
+        assert (report.scored, report.failed) == (1, 1)
+        (failed,) = lines_of(out.with_name("out.jsonl.errors.jsonl"))
+        assert (failed["error"], failed["attempts"]) == ("ValidationError", 2)
+    else:
+        await asyncio.wait([job], timeout=0.2)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        runtime.clear_faults()
+        model.gate.set()
+        report = await score(endpoint, rows, out, asynchronous=True, doubt=math.inf)
+        assert (report.scored, report.failed) == (2, 0)
+    model.gate.set()
+    assert model.rows() == [0, 1]
+    assert not jobs_file(out).exists()
+
+
+async def test_a_request_that_was_not_sent_is_not_in_doubt(
+    runtime: LocalRuntime, client: Client, endpoint: Endpoint[Any, Any], model: Model, tmp_path: Path, out: Path
+) -> None:
+    """The run is cancelled while a call waits, all of whose requests were refused."""
+    runtime.inject("queued", faults.throttling())
+    rows = write_rows(tmp_path / "rows.jsonl", 2)
+    job = asyncio.create_task(score(endpoint, rows, out, asynchronous=True))
+    # Refused, and no request is under way.
+    while not client.statistics().attempts or client.statistics().in_use:
+        await asyncio.sleep(0.001)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert not jobs_file(out).exists()
+    assert model.calls == []
 
 
 async def test_a_refused_request_is_not_in_doubt(
@@ -493,9 +558,44 @@ def test_a_request_in_doubt_is_kept_with_the_place_of_answers(tmp_path: Path) ->
         assert job is not None
         assert reopened.is_in_doubt(job)
         assert reopened.handle_of(job) == ([1, 2], "bb.out")
-        assert reopened.place is not None
-        assert reopened.place.at("bb.out") == ("s3://b/out/bb.out", "s3://b/bb-error.out")
+        (place,) = reopened.places
+        assert place.at("bb.out") == ("s3://b/out/bb.out", "s3://b/bb-error.out")
         reopened.close()
+
+
+def test_places_are_kept_when_answers_go_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "jobs"
+    jobs = under_way(path)
+    jobs.intend([0], "in-doubt.out")
+    for number, folder in enumerate("aabbaacdefg"):
+        name = f"{number}x.out"
+        at = f"s3://b/{folder}/"
+        jobs.record([1], HANDLE._replace(output_location=f"{at}{name}", failure_location=f"{at}failed/{name}"), name)
+        latest = jobs.places[0].at("in-doubt.out")
+        assert latest == (f"{at}in-doubt.out", f"{at}failed/in-doubt.out")
+    jobs.close()
+    reopened = under_way(path)
+    assert [place.at("y")[0] for place in reopened.places] == [f"s3://b/{folder}/y.out" for folder in "gfed"]
+    reopened.close()
+
+
+def test_a_file_that_is_renamed_survives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content is on the disk before its name is, and so is the name then."""
+    told: list[str] = []
+    replace, fsync = Path.replace, os.fsync
+
+    def renamed(path: Path, target: Path) -> Path:
+        told.append(f"{path.name} is {target.name}")
+        return replace(path, target)
+
+    def synced(descriptor: int) -> None:
+        told.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", synced)
+    under_way(tmp_path / "jobs").close()
+    assert told == ["jobs.new", "jobs.new is jobs", tmp_path.name]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from aiosmrt.batch.answers import JSONText, Verbatim
 from aiosmrt.batch.calls import RowCalls
 from aiosmrt.batch.feed import Feed
 from aiosmrt.batch.requests import Row
-from aiosmrt.endpoint.fanout import Answer, Result, Results
+from aiosmrt.endpoint.fanout import Answer, Buffered, Result, Results
 from aiosmrt.errors import AiosmrtError, DeserializationError
 from aiosmrt.serializers import CSV, JSON, TEXT, JSONCodec
 from tests.support.scoring import Models, lines_of
@@ -109,7 +109,7 @@ async def test_tracebacks_hold_neither_body_nor_answer(client: Client, models: M
     """An answer that cannot be read, and a row that the model refuses."""
     models.refused = {b'"secret"'}
     endpoint = client.endpoint("echo" if row.startswith(b"{") else "double", serializer=JSON, deserializer=JSON)
-    call = RowCalls(endpoint, JSON)
+    call = RowCalls(endpoint, JSON).call
     with pytest.raises(AiosmrtError) as raised:
         await call(Row(0, None, None, row, None))
     held = [
@@ -237,6 +237,45 @@ async def test_a_cancelled_close_waits_for_the_thread() -> None:
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert maker.made == 1
+
+
+class Held(Buffered[int]):
+    """Numbers of which the first two have to be waited for; the others are there once the second one was given."""
+
+    def __init__(self, last: int) -> None:
+        self._numbers = iter(range(last + 1))
+        self._given = 0
+        self.second = asyncio.Event()
+
+    def take_ready(self) -> int | None:
+        return next(self._numbers, None) if self._given > 1 else None
+
+    async def __anext__(self) -> int:
+        if self._given:
+            await self.second.wait()
+        self._given += 1
+        if (number := next(self._numbers, None)) is None:
+            raise StopAsyncIteration
+        return number
+
+
+async def test_an_item_on_its_way_to_a_worker_comes_before_what_is_ready() -> None:
+    """A worker that becomes free in between takes no later item in its place."""
+    items = Held(9)
+    called, answer = asyncio.Event(), asyncio.Event()
+
+    async def call(item: int) -> Answer[int]:
+        called.set()
+        await answer.wait()
+        return Answer(2 * item, 1, 0.0, None)
+
+    async with Results(call, items, concurrency=2, ordered=True) as results:
+        await called.wait()
+        # In one turn of the loop: the second item comes for the worker that waits, and the other one becomes free.
+        items.second.set()
+        answer.set()
+        found = [(result.index, result.item, result.value) async for result in results]
+    assert found == [(n, n, 2 * n) for n in range(10)]
 
 
 async def test_a_map_takes_what_is_ready_itself() -> None:

@@ -127,7 +127,11 @@ async def test_an_endpoint_that_does_not_exist(command: Command, tmp_path: Path)
         (("rows.jsonl", "--output", "/dev/null", "--output-format", "csv"), 255, "must be a regular file; /dev/null"),
         (("", "--output", "o.jsonl"), 252, "source has an empty name"),
         (("rows.jsonl", "--output", "o.jsonl", "--report", "o.jsonl.journal"), 252, "report_page is a file of the out"),
+        (("rows.jsonl", "--output", "o.jsonl", "--report", "rows.jsonl"), 252, "rows.jsonl is not a report page"),
+        (("rows.jsonl", "--output", "o.jsonl", "--report", "mine.parquet"), 252, "mine.parquet is not a report page"),
+        (("rows.jsonl", "--output", "o.jsonl", "--report", "/dev/null"), 252, "/dev/null is not a regular file"),
         (("rows.jsonl", "--output", "o.jsonl", "--report", "none/r.html"), 255, "cannot write none/r.html"),
+        (("rows.jsonl", "--output", f"{'o' * 230}.jsonl"), 255, "File name too long"),
         (("s3://b", "--output", "o.jsonl"), 252, "form s3://bucket/key, with a bucket of 3 to 255"),
     ],
 )

@@ -114,6 +114,27 @@ async def test_bodies_of_json_lines(
     assert list(models.seen) == [expected]
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "application/jsonlines", "application/x-model"])
+async def test_a_line_that_is_not_json_is_no_row_of_json_lines(
+    client: Client, tmp_path: Path, models: Models, content_type: str
+) -> None:
+    """Rows that are sent as they were written are read all the same."""
+    good = [b'{"n": 1.50, "n": 2}', b" [1, 2] ", b"NaN", b"7", '"ü"'.encode()]
+    bad = [b'{"n": 1', b'{"n": 1} {"n": 2}', b"nil", b'"\xff"', b"[" * 100_000, b"\xef\xbb\xbf1"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b"\n".join([*good, *bad]) + b"\n")
+    report = await echoed(client, rows, tmp_path / "out.jsonl", content_type)
+    assert (report.scored, report.failed) == (len(good), len(bad))
+    assert models.seen == dict.fromkeys(good, 1)
+    errors = lines_of(tmp_path / "out.jsonl.errors.jsonl")
+    assert [error["error"] for error in errors] == ["SerializationError"] * len(bad)
+    assert [
+        re.search(r"line (\d+)\) is (not JSON|not UTF-8|JSON that Python cannot read)", e["message"]) is not None
+        for e in errors
+    ] == [True] * len(bad)
+    assert [error["attempts"] for error in errors] == [0] * len(bad)
+
+
 async def test_text_is_sent_line_by_line(client: Client, tmp_path: Path, models: Models) -> None:
     rows = tmp_path / "rows.txt"
     rows.write_bytes("\ufeffone\r\n\n two \n\xff".encode())

@@ -370,7 +370,7 @@ async def test_a_signal_ends_the_command_after_the_halves_in_flight(tmp_path: Pa
         ({"rows_per_request": True}, "rows_per_request must be"),
         ({"max_payload_mb": 0}, "max_payload_mb must be a number > 0"),
         ({"max_payload_mb": float("nan")}, "max_payload_mb must be"),
-        ({"split": len}, "split needs several rows_per_request"),
+        ({"split": len}, "split needs rows_per_request > 1"),
         ({"rows_per_request": 2, "template": {"inputs": "{n}"}}, "needs one list with one item"),
         ({"rows_per_request": 2, "template": [["{n}"], ["{n}"]]}, "needs one list with one item"),
         ({"rows_per_request": 2, "template": {"a": ["{n}"], "b": "{n}"}}, "names columns in it alone"),

@@ -45,10 +45,13 @@ def scored_or_failed(folder: Path, count: int, refused: set[int]) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-async def test_kills_lose_and_repeat_no_row(runtime: LocalRuntime, models: Models, tmp_path: Path, kind: str) -> None:
-    outcome = await kill_until_done(runtime, models, tmp_path, kills=10, seed=7, kind=kind)
-    assert (outcome.lost, outcome.twice, outcome.kills) == (0, 0, 10)
+@pytest.mark.parametrize(("kind", "kills"), [("jsonl", 10), ("csv", 4), ("parquet", 4)])
+async def test_kills_lose_and_repeat_no_row(
+    runtime: LocalRuntime, models: Models, tmp_path: Path, kind: str, kills: int
+) -> None:
+    """The log is the same for all kinds; what is made of it in the end differs."""
+    outcome = await kill_until_done(runtime, models, tmp_path, kills=kills, seed=7, kind=kind)
+    assert (outcome.lost, outcome.twice, outcome.kills) == (0, 0, kills)
     assert outcome.repeated <= outcome.kills * KILLS_IN_FLIGHT
 
 
@@ -348,6 +351,114 @@ def test_a_journal_whose_first_write_was_torn_is_begun_again(tmp_path: Path, tor
         if not scored:
             log.append({0: b"row\n"}, {})
         log.close()
+
+
+def test_a_file_in_place_of_the_sorted_journal_is_not_taken_for_it(tmp_path: Path) -> None:
+    log = OutputLog.open(tmp_path / "out", {})
+    log.append({0: b"row\n"}, {})
+    log.close()
+    commit = tmp_path / "out.journal.commit"
+    commit.write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(BatchOutputError, match=r"out\.journal\.commit is not a journal of this version"):
+            OutputLog.open(tmp_path / "out", {}, fresh=fresh)
+    assert commit.read_text() == "mine"
+    commit.unlink()
+    log = OutputLog.open(tmp_path / "out", {})
+    assert len(log.scored) == 1
+    log.close()
+
+
+FIRST = {0: b"the first record of the output\n"}
+# What the job had done when something was put in place of its output: nothing; a row; a row whose record is torn.
+BEGINNINGS = ({}, FIRST, {0: FIRST[0] * 40})
+
+
+@pytest.mark.parametrize("content", [b"x", b"the first letter\n", b"the first record of another job\n" * 1000])
+@pytest.mark.parametrize("preamble", [b"", b"index,value\n"])
+@pytest.mark.parametrize("begun", BEGINNINGS)
+@pytest.mark.parametrize("name", ["out", "out.errors.jsonl"])
+def test_a_file_in_place_of_an_output_that_has_hardly_begun_is_not_overwritten(
+    tmp_path: Path, name: str, begun: dict[int, bytes], preamble: bytes, content: bytes
+) -> None:
+    log = OutputLog.open(tmp_path / "out", {}, preamble=preamble)
+    log.append(*((begun, {}) if name == "out" else ({}, begun)))
+    log.close()
+    path = tmp_path / name
+    path.write_bytes(content)
+    for facts in ({}, *([{"other": 1}] if not begun else [])):
+        with pytest.raises(BatchOutputError, match=rf"{name} was put there by something else"):
+            OutputLog.open(tmp_path / "out", facts, preamble=preamble)
+        assert path.read_bytes() == content
+    path.unlink()
+    log = OutputLog.open(tmp_path / "out", {}, preamble=preamble)
+    assert (len(log.scored), len(log.failed)) == (0, 0)
+    log.close()
+
+
+@pytest.mark.parametrize("preamble", [b"", b"index,value\n"])
+def test_a_first_record_that_is_torn_anywhere_is_mended(tmp_path: Path, preamble: bytes) -> None:
+    """Also where a power failure has left zeros."""
+    out, record = tmp_path / "out", b"%080d\n" % 7
+    log = OutputLog.open(out, {}, preamble=preamble)
+    log.append({7: record}, {})
+    log.close()
+    journal = out.with_name("out.journal")
+    whole = preamble + record
+    noted = journal.read_bytes()
+    for end in range(len(whole)):
+        for torn in (whole[:end], whole[:end] + bytes(len(whole) - end)):
+            out.write_bytes(torn)
+            journal.write_bytes(noted)
+            log = OutputLog.open(out, {}, preamble=preamble)
+            assert len(log.scored) == 0
+            log.append({7: record}, {})
+            log.close()
+            assert out.read_bytes() == whole
+
+
+def test_a_job_that_has_not_begun_may_be_begun_with_other_settings(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for facts, preamble in (({}, b"index,value\n"), ({"other": 1}, b""), ({}, b"index,id,value\n")):
+        OutputLog.open(out, facts, preamble=preamble).close()
+        assert out.read_bytes() == preamble
+
+
+def test_a_write_that_the_disk_takes_in_part_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    log = OutputLog.open(out, {})
+    log.append({0: b"row\n"}, {})
+    with files_that_end_at(1000), pytest.raises(BatchOutputError, match="cannot write"):
+        log.append({1: b"x" * 2000}, {})
+    assert out.read_bytes() == b"row\n"
+    log.close()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_a_file_that_something_else_replaces_meanwhile_is_not_overwritten(
+    endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, name: str, replaced: bool, concurrency: int
+) -> None:
+    """Neither by what is put in order, nor as an empty file of errors."""
+
+    async def replace(body: bytes) -> None:
+        if models.seen.total() == 30:
+            (tmp_path / name).unlink()
+            if replaced:
+                (tmp_path / name).write_text("mine")
+
+    models.before = replace
+    with pytest.raises(BatchOutputError, match=f"{name} was removed, or replaced by something else, while the job ran"):
+        await score(
+            endpoint,
+            write_rows(tmp_path / "rows.jsonl", 40),
+            tmp_path / "out.jsonl",
+            max_concurrency=concurrency,
+        )
+    assert ((tmp_path / name).read_text() if replaced else (tmp_path / name).exists()) == (
+        "mine" if replaced else False
+    )
 
 
 def test_a_copy_that_somebody_sorted_stays(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosmrt import Client, LimiterStatistics
+from aiosmrt import Client, LimiterStatistics, ParamValidationError
 from aiosmrt.batch import ANY_ANSWER, Progress, score
+from aiosmrt.batch.outputlog import OutputLog
 from aiosmrt.batch.progress import Pace, progress_of
 from aiosmrt.errors import BatchOutputError, BatchStoppedError
 from aiosmrt.local import LocalRuntime, faults
@@ -161,6 +164,33 @@ async def test_rows_of_a_small_file_are_estimated_by_those_that_were_taken_from_
     assert seen[-1].is_estimate is is_estimate
 
 
+async def test_progress_is_of_one_moment_also_while_a_thread_writes(
+    client: Client, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, out = write_rows(tmp_path / "rows.jsonl", 40), tmp_path / "out.jsonl"
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    models.refused = {f'{{"n": {number}}}'.encode() for number in range(30)}
+    await score(endpoint, rows, out)
+    models.refused = {b'{"n": 7}', b'{"n": 20}'}
+    seen: list[Progress] = []
+    append = OutputLog.append
+
+    def slow(log: OutputLog, *records: Mapping[int, bytes]) -> None:
+        append(log, *records)
+        before, patience = len(seen), time.monotonic() + 30
+        while len(seen) < before + 2 and time.monotonic() < patience:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(OutputLog, "append", slow)
+    await score(endpoint, rows, out, retry_failed=True, on_progress=seen.append, progress_interval=0.001)
+    done = [(progress.scored, progress.failed) for progress in seen]
+    assert (done[0], done[-1]) == ((10, 0), (38, 2))
+    assert len(done) > 4
+    # Neither fewer failures than there were before, nor rows that are counted twice or not at all.
+    assert done == sorted(done)
+    assert all(failed >= 0 and scored + failed <= 40 for scored, failed in done)
+
+
 async def test_rows_that_are_scored_again_are_not_done_yet(
     client: Client, runtime: LocalRuntime, models: Models, tmp_path: Path
 ) -> None:
@@ -190,13 +220,42 @@ async def test_a_page_is_written(client: Client, runtime: LocalRuntime, models: 
     runtime.inject("double", faults.throttling().next(5))
     endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
     page = tmp_path / "page.html"
-    page.write_text("an older one")
     report = await score(endpoint, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", report_page=page)
     assert (report.scored, report.failed) == (59, 1)
     text = page.read_text()
     for expected in ("Batch job on double", "60 rows done, 1 of them failed", "ModelError", "ThrottlingException"):
         assert expected in text
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+async def test_a_page_replaces_a_page_and_nothing_else(client: Client, models: Models, tmp_path: Path) -> None:
+    rows, page, link = write_rows(tmp_path / "rows.jsonl", 5), tmp_path / "page.html", tmp_path / "latest.html"
+    link.symlink_to(page)
+    endpoint = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER)
+    page.touch()
+    for number, name in enumerate((page, page, link)):
+        await score(endpoint, rows, tmp_path / f"{number}.jsonl", report_page=name)
+        assert f"{number}.jsonl: 5 rows done" in page.read_text()
+    assert link.is_symlink()
+
+    async def put(body: bytes) -> None:
+        page.write_text("mine")
+
+    models.before = put
+    with pytest.raises(BatchOutputError, match=r"page\.html is not a report page"):
+        await score(endpoint, rows, tmp_path / "out.jsonl", report_page=page)
+    assert page.read_text() == "mine"
+    models.seen.clear()
+    with pytest.raises(ParamValidationError, match=r"latest\.html is not a report page"):
+        await score(endpoint, rows, tmp_path / "other.jsonl", report_page=link)
+    assert (page.read_text(), models.seen.total()) == ("mine", 0)
+
+
+async def test_a_page_of_an_output_whose_name_is_no_text(client: Client, tmp_path: Path) -> None:
+    endpoint, page = client.endpoint("double", serializer=JSON, deserializer=ANY_ANSWER), tmp_path / "page.html"
+    out = tmp_path / os.fsdecode(b"out-\xff.jsonl")
+    await score(endpoint, write_rows(tmp_path / "rows.jsonl", 1), out, report_page=page)
+    assert "out-\\udcff.jsonl: 1 rows done" in page.read_text()
 
 
 async def test_a_page_says_why_the_job_stopped(client: Client, models: Models, tmp_path: Path) -> None:

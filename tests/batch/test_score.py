@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
+from types import CoroutineType
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from aiosmrt.batch import ANY_ANSWER, Progress, Report, score
 from aiosmrt.endpoint import Endpoint
 from aiosmrt.errors import BatchInputError, BatchOutputError, BatchStoppedError
 from aiosmrt.local import LocalRuntime, faults
-from aiosmrt.serializers import JSON
+from aiosmrt.serializers import JSON, TEXT
 from tests.support.peers import CLIENT_ARGUMENTS
 from tests.support.scoring import Models, doubled, lines_of, write_rows
 
@@ -546,7 +549,7 @@ async def test_a_symbolic_link_stays_one(endpoint: Endpoint[Any, Any], rows: Pat
         ({"join_source": "input"}, "join_source must be one of 'None', 'Input'; got 'input'"),
         ({"sink": "x.out"}, "output_format is needed"),
         ({"sink": "x.jsonl.gz"}, "cannot be compressed"),
-        ({"sink": "x.txt", "id_field": "n"}, "text has the answers alone"),
+        ({"sink": "x.txt", "id_field": "n"}, "text holds answers only"),
         ({"sink": "x.csv", "join_source": "Input"}, "CSV of CSV with a header only"),
         ({"sink": "no/such/x.jsonl"}, "the folder of the output does not exist"),
         ({"source": []}, "source must name at least one file"),
@@ -587,3 +590,82 @@ async def test_no_file_stays_open(endpoint: Endpoint[Any, Any], rows: Path, out:
     with pytest.raises(BatchOutputError):
         await score(endpoint, rows, out, id_field="n")
     assert open_files() == []
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_step_of_closing_that_fails_skips_none_and_hides_nothing(
+    client: Client, rows: Path, out: Path, models: Models, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """The empty errors file cannot be removed, which is done before the output is let go."""
+    endpoint = client.endpoint("missing" if stops else "double", serializer=JSON, deserializer=JSON)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "out.jsonl.errors.jsonl":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    fault = re.escape(f"cannot write {out}.errors.jsonl: Permission denied")
+    with pytest.raises(BatchStoppedError if stops else BatchOutputError) as caught:
+        await score(endpoint, rows, out)
+    said = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert re.search(f"^stopped: .* closing also failed: {fault}$" if stops else f"^{fault}$", said)
+    monkeypatch.undo()
+    assert not any(is_open_here(path) for path in out.parent.iterdir())
+
+
+async def test_a_cancellation_while_the_last_answers_are_written_leaves_nothing_behind(
+    endpoint: Endpoint[Any, Any], rows: Path
+) -> None:
+    begun, stop = asyncio.Event(), asyncio.Event()
+
+    async def taken(records: list[dict[str, Any]]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    job = asyncio.create_task(score(endpoint, rows, taken, stop=stop, drain=0))
+    await begun.wait()
+    stop.set()
+    # Until the calls have ended, and nothing but the function is waited for.
+    while any(task.get_name().startswith("aiosmrt-map") for task in asyncio.all_tasks()):
+        await asyncio.sleep(0.001)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    coroutines = [task.get_coro() for task in asyncio.all_tasks()]
+    assert [
+        one for one in coroutines if isinstance(one, CoroutineType) and "batch/job" in one.cr_code.co_filename
+    ] == []
+
+
+@pytest.mark.parametrize(("row_bytes", "ahead"), [(10, 512), (50_000, 4 * 2**20 // 50_000)])
+async def test_a_slow_sink_holds_up_the_calls(
+    client: Client, tmp_path: Path, models: Models, row_bytes: int, ahead: int
+) -> None:
+    """Twice as many rows as there are calls in flight are held, and a few hundred more if they are small."""
+    count = ahead * 3
+    rows = tmp_path / "rows.txt"
+    rows.write_text("".join(f"{number:0{row_bytes}d}\n" for number in range(count)))
+    taken: list[dict[str, Any]] = []
+    gate, blocked = asyncio.Event(), asyncio.Event()
+
+    async def take(records: list[dict[str, Any]]) -> None:
+        if taken:
+            blocked.set()
+            await gate.wait()
+        taken.extend(records)
+
+    endpoint = client.endpoint("echo", serializer=TEXT, deserializer=TEXT)
+    job = asyncio.create_task(score(endpoint, rows, take, max_concurrency=4))
+    await blocked.wait()
+    written, before = len(taken), 0
+    while (seen := models.seen.total()) > before:
+        # As long as it makes calls while as many others are made.
+        before = seen
+        for _ in range(30):
+            await client.endpoint("double", serializer=JSON, deserializer=JSON).predict({"n": -1})
+        models.seen.pop(b'{"n":-1}')
+    assert seen - written <= 2 * 4 + ahead
+    gate.set()
+    assert (await job).scored == count == len(taken)

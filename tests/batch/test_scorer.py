@@ -85,6 +85,19 @@ class Models:
         binary = invocation.content_type == "application/octet-stream"
         return invocation.body, {"Content-Type": "application/octet-stream"} if binary else JSON
 
+    async def lists(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        """Doubles the n of several rows, in JSON or the only field of CSV."""
+        self.bodies.append((invocation.body, invocation.content_type or ""))
+        if invocation.content_type == "text/csv":
+            return b"".join(b"%d\n" % (2 * int(line)) for line in invocation.body.splitlines()), {
+                "Content-Type": "text/csv"
+            }
+        body = json.loads(invocation.body)
+        rows = body["instances"] if isinstance(body, dict) else body
+        if any(row["n"] == 13 for row in rows):
+            raise ContainerFailure(400, "unlucky")
+        return json.dumps({"predictions": [[2 * row["n"]] for row in rows]}).encode(), JSON
+
 
 @pytest.fixture
 def models() -> Models:
@@ -94,7 +107,7 @@ def models() -> Models:
 @pytest.fixture
 def runtime(models: Models, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRuntime]:
     """A runtime in its own thread: a scorer blocks the test's."""
-    with local_runtime({"double": models.double, "echo": models.echo}) as running:
+    with local_runtime({"double": models.double, "echo": models.echo, "lists": models.lists}) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
         yield running
@@ -214,6 +227,66 @@ def test_bytes_that_are_no_text_fail_a_row_of_text(runtime: LocalRuntime) -> Non
         scorer({"image": [b"\xff"]})
 
 
+# Several rows a request
+
+SEVERAL: dict[str, tuple[dict[str, Any], list[bytes]]] = {
+    "all columns": ({}, [b'[{"n":1},{"n":2}]', b'[{"n":3}]']),
+    "template": ({"template": {"instances": ["{}"]}}, [b'{"instances":[{"n":1},{"n":2}]}', b'{"instances":[{"n":3}]}']),
+    "rows of CSV": ({"content_type": "text/csv"}, [b"1\n2", b"3"]),
+    "as many as fit": ({"rows_per_request": None}, [b'[{"n":1},{"n":2},{"n":3}]']),
+}
+
+
+@pytest.mark.parametrize(("arguments", "bodies"), SEVERAL.values(), ids=list(SEVERAL))
+@pytest.mark.parametrize("is_pickled", [False, True])
+def test_several_rows_share_a_request(
+    runtime: LocalRuntime, models: Models, arguments: Any, bodies: list[bytes], is_pickled: bool
+) -> None:
+    scorer = Scorer("lists", **{"rows_per_request": 2, "output_type": "int64", **arguments}).limited(1)
+    if is_pickled:
+        scorer = pickle.loads(pickle.dumps(scorer))
+    assert scorer({"n": [1, 2, 3]})["prediction"] == [2, 4, 6]
+    assert [body for body, _ in models.bodies] == bodies
+
+
+def test_requests_of_several_rows_end_at_six_mebibytes(runtime: LocalRuntime, models: Models) -> None:
+    scorer = Scorer("lists", rows_per_request=None, output_type="float64")
+    assert scorer({"n": [1] * 8, "pad": ["x" * 2**20] * 8})["prediction"] == [2.0] * 8
+    assert sorted(body.count(b'"n"') for body, _ in models.bodies) == [3, 5]
+
+
+def test_only_the_bad_row_of_a_request_fails(runtime: LocalRuntime, models: Models) -> None:
+    arguments: dict[str, Any] = {"rows_per_request": 8, "output_type": "int64"}
+    scored = Scorer("lists", on_error="columns", **arguments)(pyarrow.table({"n": range(10, 26)})).to_pydict()
+    assert scored["prediction"] == [None if n == 13 else 2 * n for n in range(10, 26)]
+    assert [error for error in scored["error"] if error] == ["ModelError"]
+    assert len(models.bodies) == 2 + 2 * 3
+    with pytest.raises(ModelError, match="unlucky") as caught:
+        Scorer("lists", **arguments)({"n": [1, 13, 3]})
+    assert caught.value.__notes__ == ["row 1 of the batch"]
+
+
+@pytest.mark.parametrize("rows_per_request", [1, 3])
+def test_a_row_without_a_body_is_not_sent_and_spoils_no_other(
+    runtime: LocalRuntime, models: Models, rows_per_request: int
+) -> None:
+    columns = {"text": ["1", object(), "3"]}
+    arguments: dict[str, Any] = {"column": "text", "content_type": "text/csv", "rows_per_request": rows_per_request}
+    scored = Scorer("lists", output_type="int64", on_error="columns", **arguments)(columns)
+    assert scored["prediction"] == [2, None, 6]
+    assert scored["error"] == [None, "SerializationError", None]
+    models.bodies.clear()
+    with pytest.raises(SerializationError):
+        Scorer("lists", **arguments)(columns)
+    assert models.bodies == []
+
+
+def test_a_row_of_several_lines_cannot_share_a_request(runtime: LocalRuntime) -> None:
+    scorer = Scorer("lists", column="n", content_type="text/plain", rows_per_request=2, on_error="columns")
+    scored = scorer({"n": ["1\n2"]})
+    assert scored["error_message"] == ["the record is not a single line, and so cannot share a body with other rows"]
+
+
 # Failures
 
 
@@ -298,6 +371,8 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "no column": ({"column": ""}, "column must be a non-empty str"),
     "no output column": ({"output_column": 3}, "output_column must be a non-empty str"),
     "error's column": ({"output_column": "error", "on_error": "columns"}, "the name of an error's column"),
+    "rows": ({"rows_per_request": 0}, "rows_per_request must be an integer >= 1 or None"),
+    "template of one row": ({"rows_per_request": 2, "template": {"n": "{n}"}}, "template needs one list with one item"),
     "type": ({"output_type": "int"}, "output_type must be one of 'string'"),
     "on_error": ({"on_error": "ignore"}, "on_error must be one of 'raise', 'columns'"),
     "endpoint": ({"endpoint_name": "a b"}, "EndpointName"),
@@ -306,7 +381,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "secret": ({"client_options": {"aws_secret_access_key": SECRET}}, "each finds its own credentials"),
     "token": ({"client_options": {"aws_session_token": SECRET}}, "each finds its own credentials"),
     "credentials": ({"client_options": {"credentials": object()}}, "each finds its own credentials"),
-    "session": ({"client_options": {"session": None}}, "which is none of connect_timeout"),
+    "session": ({"client_options": {"session": None}}, "accepted are connect_timeout"),
     "own": ({"client_options": {"max_concurrency": 3}}, "the scorer's own arguments"),
     "context": ({"client_options": {"verify": object()}}, "verify must be True, False or a path"),
     "no mapping": ({"client_options": [1]}, "client_options must be a mapping"),
@@ -529,7 +604,7 @@ def test_process_ends_without_a_warning_or_a_wait(
         try:
             if end == "in flight":
                 asyncio.run(runtime.wait_for_in_flight(1))
-            _, stderr = process.communicate(b"x", timeout=100)
+            _, stderr = process.communicate(b"x")
         finally:
             process.kill()
     # asyncio's debug mode tells of callbacks that were slow on a busy machine.
@@ -562,7 +637,7 @@ def test_interrupt_ends_a_batch_and_its_calls(runtime: LocalRuntime, models: Mod
         try:
             asyncio.run(runtime.wait_for_in_flight(5))
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=100)
+            _, stderr = process.communicate()
         finally:
             process.kill()
     assert stderr.decode().splitlines()[-1] == "KeyboardInterrupt"

@@ -168,8 +168,8 @@ async def test_an_object_that_was_replaced_is_refused(
 @pytest.mark.parametrize(
     ("name", "error", "problem"),
     [
-        ("none.jsonl", BatchInputError, "no object of S3 matches"),
-        ("none/*.jsonl", BatchInputError, "no object of S3 matches"),
+        ("none.jsonl", BatchInputError, "no S3 object matches"),
+        ("none/*.jsonl", BatchInputError, "no S3 object matches"),
         ("x.xml", BatchInputError, "an input format is needed"),
     ],
 )
@@ -292,6 +292,29 @@ async def test_an_object_of_others_is_not_overwritten(
     with pytest.raises(BatchOutputError, match="written by something else since the job began"):
         await score(endpoint, [{"n": 1}], uri, spool=tmp_path)
     assert await storage.get("out.jsonl") == b"mine again"
+
+
+async def test_errors_do_not_overwrite_an_object_of_others(
+    endpoint: Endpoint[Any, Any], models: Models, storage: Storage, tmp_path: Path
+) -> None:
+    models.refused = {b'{"n":1}'}
+    sink, name = storage.uri("out.jsonl"), "out.jsonl.errors.jsonl"
+    await storage.put(name, b"mine")
+    with pytest.raises(BatchOutputError, match=f"{name} exists, and no job has written it"):
+        await score(endpoint, [{"n": 1}], sink, spool=tmp_path / "a")
+    assert models.seen.total() == 0
+    await score(endpoint, [{"n": 1}], sink, spool=tmp_path / "a", fresh=True)
+    assert parsed(await storage.get(name))[0]["error"] == "ModelError"
+    # Of an earlier job.
+    await score(endpoint, [{"n": 1}], storage.uri("out.jsonl"), spool=tmp_path / "b", fresh=True)
+
+    async def replace(body: bytes) -> None:
+        await storage.put(name, b"mine again")
+
+    models.before = replace
+    with pytest.raises(BatchOutputError, match=f"{name} was written by something else since the job began"):
+        await score(endpoint, [{"n": 1}], sink, spool=tmp_path / "c", fresh=True)
+    assert await storage.get(name) == b"mine again"
 
 
 async def test_the_output_is_never_input(

@@ -165,19 +165,20 @@ async def test_an_interrupted_test_keeps_what_was_measured(runtime: LocalRuntime
     [
         ((), 252, "exactly one of --body and --bodies is required"),
         (("--body", "{}", "--bodies", "rows.jsonl"), 252, "exactly one of --body and --bodies is required"),
-        (("--body", "{}", "--rate", "1", "--concurrency", "1"), 252, "exclude each other"),
+        (("--body", "{}", "--rate", "1", "--concurrency", "1"), 252, "only one of --concurrency and --rate"),
         (("--body", "{}", "--arrivals", "poisson"), 252, "--arrivals needs --rate"),
         (("--body", "{}", "--max-concurrency", "2"), 252, "--max-concurrency needs --as-client"),
         (("--body", "{}", "--concurrency", "2,1"), 252, "in ascending order"),
-        (("--body", "{}", "--concurrency", "1.5"), 252, "must be whole numbers"),
+        (("--body", "{}", "--concurrency", "1.5"), 252, "must be integers"),
         (("--body", "{}", "--concurrency", "0"), 252, "must be a number > 0"),
         (("--body", "{}", "--rate", "fast"), 252, "must be a number > 0"),
         (("--body", "{}", "--rate", "nan"), 252, "must be a number > 0"),
         (("--body", "@none"), 252, "Unable to load"),
         (("--bodies", "none"), 252, "Unable to load"),
         (("--bodies", "empty"), 252, "has no lines"),
-        (("--body", "{}", "--stream", "--target-model", "m"), 252, "--stream does not go with --target-model"),
+        (("--body", "{}", "--stream", "--target-model", "m"), 252, "--stream cannot be combined with --target-model"),
         (("--body", "{}", "--report", "no/folder/page.html"), 255, "No such file"),
+        (("--body", "{}", "--report", "empty"), 252, "empty is not a report page"),
     ],
 )
 def test_one_line_says_what_is_wrong(

@@ -297,8 +297,9 @@ async def test_faulty_parameters_are_refused_before_anything_is_sent(arguments: 
 
 async def test_an_unknown_parameter_is_a_type_error_too() -> None:
     async with client_of("http://127.0.0.1:1") as client:
-        with pytest.raises(ParameterNameError, match="Reigon"):
+        with pytest.raises(ParameterNameError, match="Reigon") as raised:
             conversation(client, Reigon="x")
+    assert "Body" not in str(raised.value)  # which is refused too
 
 
 @pytest.mark.parametrize(
@@ -641,6 +642,31 @@ async def test_nothing_can_be_sent_once_the_service_has_ended() -> None:
         await stream.end_input()
 
 
+@pytest.mark.parametrize("content_type", [None, "text/html"])
+async def test_an_empty_answer_is_no_empty_stream(content_type: str | None) -> None:
+    async with http2_server() as server, client_of(server.origin, patience=0) as client:
+        async with conversation(client) as stream:
+            peer = await server.peer()
+            number = await peer.request()
+            headers: dict[str, Any] = {} if content_type is None else {"content_type": content_type}
+            peer.answer(number, **headers)
+            peer.send(number, b"", end=True)
+            for work in (anext(stream), stream.send("x"), anext(stream)):
+                error = await failure_of(work)
+                assert isinstance(error, EventStreamFormatError)
+                assert "the response is empty" in str(error)
+        assert client.statistics().in_use == 0
+
+
+async def test_a_stream_may_be_empty() -> None:
+    async with http2_server() as server, client_of(server.origin, patience=0) as client, conversation(client) as stream:
+        peer = await server.peer()
+        number = await peer.request()
+        peer.answer(number, content_type="application/vnd.amazon.eventstream")
+        peer.send(number, b"", end=True)
+        assert [event async for event in stream] == []
+
+
 async def test_a_closed_client_ends_its_streams() -> None:
     async with http2_server() as server:
         async with client_of(server.origin) as client:
@@ -776,6 +802,6 @@ async def test_secrets_stay_out_of_reprs_and_logs(caplog: pytest.LogCaptureFixtu
     async with echo_client() as (_, client), conversation(client, ModelQueryString="token=hidden") as stream:
         await stream.send("payload-text")
         await anext(stream)
-        shown = f"{stream!r} {stream._outbox!r} {stream._link!r}{caplog.text}"
+        shown = f"{stream!r} {vars(stream)!r} {caplog.text}"
     for secret in ("payload-text", "hidden", CLIENT_ARGUMENTS["aws_secret_access_key"], "Signature="):
         assert secret not in shown

@@ -267,10 +267,24 @@ async def test_a_container_without_a_websocket_is_a_model_error() -> None:
 
     async with serve(never, "127.0.0.1", 0, process_request=refuse) as server:
         url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        async with local_runtime({"echo": url}, http2_port=0) as runtime, client_of(runtime, patience=0) as client:
+        async with local_runtime({"echo": url}, http2_port=0) as runtime, client_of(runtime) as client:
             with pytest.raises(aiosmrt.ModelError) as raised:
                 async with conversation(client) as stream:
                     await anext(stream)
+            # It would refuse the next attempt as well.
+            assert client.statistics().attempts == 1
+    assert raised.value.original_status_code == 404
+
+
+async def test_a_handler_that_holds_no_conversation_is_an_error_at_once() -> None:
+    async def answer(invocation: Invocation) -> bytes:
+        return b"0.25"
+
+    async with local_runtime({"echo": answer}, http2_port=0) as runtime, client_of(runtime) as client:
+        with pytest.raises(aiosmrt.ModelError, match="must be an async generator function") as raised:
+            async with conversation(client) as stream:
+                await anext(stream)
+        assert client.statistics().attempts == 1
     assert raised.value.original_status_code == 404
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ from aiosmrt._wire.operations import OPERATIONS
 from aiosmrt.cli import main
 from aiosmrt.cli.app import cli
 from aiosmrt.cli.parameters import option_name
+from tests.support.command_line import environment, run
 
+ROOT = Path(__file__).parents[2]
 INVOKE = ("invoke-endpoint", "--endpoint-name", "x", "--body", "x")
 
 
@@ -122,6 +125,19 @@ def test_help_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert (printed.out, printed.err) == ("", capsys.readouterr().out)
 
 
+def test_help_of_a_group_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sagemaker-runtime"]) == 252
+    printed = capsys.readouterr()
+    assert main(["sagemaker-runtime", "--help"]) == 0
+    assert (printed.out, printed.err) == ("", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("group", [[], ["sagemaker-runtime"]])
+def test_options_without_a_command(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--region", "us-east-1", *group]) == 252
+    assert re.fullmatch("aiosmrt: error: Missing command.*\n", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
 def test_help_is_not_cut_and_names_what_options_take(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"] if command is None else [command, "--help"]) == 0
@@ -132,9 +148,16 @@ def test_help_is_not_cut_and_names_what_options_take(command: str | None, capsys
 
 @pytest.mark.parametrize("module", ["aiosmrt", "aiosmrt.cli"])
 def test_run_as_a_module(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"aiosmrt/{aiosmrt.__version__} ")
+
+
+def test_a_command_does_not_load_what_others_need() -> None:
+    program = "import sys, aiosmrt.cli.app; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    of_others = [f"aiosmrt.{room}" for room in ("batch", "bench", "endpoint", "integrations", "local", "serializers")]
+    assert [name for name in done.stdout.split() if name.startswith(tuple(of_others))] == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -169,3 +192,54 @@ def test_completions(
 def test_help_documents_completion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert 'eval "$(_AIOSMRT_COMPLETE=bash_source aiosmrt)"\n' in capsys.readouterr().out
+
+
+# The script, interrupted once a module is imported.
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupt())
+from _aiosmrt_command import main
+sys.exit(main())
+"""
+ARGUMENTS = {
+    "score": ("rows.jsonl", "--output", "out.jsonl"),
+    "bench": ("--body", "x"),
+    "invoke-endpoint": ("--body", "x", "out"),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("aiosmrt.errors", "invoke-endpoint"),
+        ("click", "score"),
+        ("aiosmrt.batch.job", "score"),
+        ("aiosmrt.bench.load", "bench"),
+    ],
+)
+async def test_ctrl_c_during_imports_leaves_no_traceback(module: str, command: str, tmp_path: Path) -> None:
+    connection = ("--endpoint-name", "x", "--endpoint-url", "http://127.0.0.1:1")
+    program = (sys.executable, "-c", INTERRUPTED, module, command)
+    ended = await run(*program, *ARGUMENTS[command], *connection, env=environment(tmp_path), cwd=tmp_path)
+    assert ended.code == 130
+    assert ended.stderr.count(b"\n") <= 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_the_caller_has_ignored_stays_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "click", "--version"],
+        capture_output=True,
+        env=environment(tmp_path),
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"aiosmrt/")

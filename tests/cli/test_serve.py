@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from aiosmrt.cli import main
 from aiosmrt.client import Client
 from aiosmrt.local import ModelContainer
-from tests.support.command_line import PROGRAM, environment, run, started
+from tests.support.command_line import PROGRAM, environment, started
 from tests.support.peers import CLIENT_ARGUMENTS
 
 CONTAINER = Path(__file__).parent.parent / "local" / "container_program.py"
@@ -43,12 +44,19 @@ async def test_a_python_function_serves_an_endpoint(tmp_path: Path) -> None:
     (tmp_path / "models.py").write_text(
         "async def to_upper(invocation):\n    return invocation.body.upper()\n"
         "async def twice(invocation):\n    return invocation.body * 2\n"
+        "class Model:\n    async def predict(self, invocation):\n        return invocation.body[::-1]\n"
+        "model = Model()\n"
     )
-    command = ("serve", "--handler", "models:to_upper", "--handler", "double=models:twice")
+    handlers = ("models:to_upper", "double=models:twice", "models:model.predict")
+    command = ("serve", *(part for handler in handlers for part in ("--handler", handler)))
     async with started(*PROGRAM, *command, env=environment(tmp_path), cwd=tmp_path) as process:
         assert process.stdout is not None
         url = (await process.stdout.readline()).decode().strip()
-        assert [await invoke(url, name) for name in ("to-upper", "double")] == [b"BODY", b"bodybody"]
+        assert [await invoke(url, name) for name in ("to-upper", "double", "predict")] == [
+            b"BODY",
+            b"bodybody",
+            b"ydob",
+        ]
         process.terminate()
         _, stderr = await process.communicate()
     assert (process.returncode, stderr) == (0, b"")
@@ -100,10 +108,20 @@ async def test_options_extend_the_file(tmp_path: Path) -> None:
         (("--handler", "m=json:loads", "--endpoint", "m=http://127.0.0.1:1"), {}, 252, "endpoint 'm' is given twice"),
     ],
 )
-async def test_missing_settings_are_reported(
-    arguments: tuple[str, ...], variables: dict[str, str], code: int, problem: str, tmp_path: Path
+def test_missing_settings_are_reported(
+    arguments: tuple[str, ...],
+    variables: dict[str, str],
+    code: int,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ended = await run(*PROGRAM, "serve", *arguments, env=environment(tmp_path, **variables), cwd=tmp_path)
-    assert (ended.code, ended.stdout) == (code, b"")
-    assert problem in ended.stderr.decode()
-    assert ended.stderr.count(b"\n") == 1
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment(tmp_path, **variables).items():
+        monkeypatch.setenv(name, value)
+    assert main(["serve", *arguments]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert problem in printed.err
+    assert printed.err.count("\n") == 1

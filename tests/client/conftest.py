@@ -13,7 +13,7 @@ from tests.support.peers import CLIENT_ARGUMENTS, isolate_aws
 from tests.support.recording_server import RecordingServer
 
 # What they are about has nothing to do with a transport.
-ON_ONE_TRANSPORT = {"test_arguments", "test_construction"}
+ON_ONE_TRANSPORT = {"test_arguments", "test_construction", "test_log_setup"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

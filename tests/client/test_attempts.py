@@ -246,6 +246,24 @@ async def test_no_back_off_goes_past_the_deadline(
     assert isinstance(last, errors.ServiceUnavailable)
 
 
+async def test_a_failure_that_is_read_after_the_deadline(make_client: MakeClient, server: RecordingServer) -> None:
+    """The loop was held up, and the deadline's timer has not fired yet."""
+    client = make_client(deadline=30.0)
+    now = 1000.0
+    seams.set_clock(client, lambda: now)
+
+    def late(request: RecordedRequest) -> Response:
+        nonlocal now
+        now += 31.0
+        return UNAVAILABLE_RESPONSE
+
+    server.answer = late
+    with pytest.raises(DeadlineExceededError) as caught:
+        await client.invoke_endpoint(**CALL)
+    assert isinstance(caught.value.__cause__, errors.ServiceUnavailable)
+    assert caught.value.attempts == 1
+
+
 async def test_the_deadline_in_a_back_off_names_what_went_before(
     make_client: MakeClient, server: RecordingServer, virtual_time: VirtualTime
 ) -> None:

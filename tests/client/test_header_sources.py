@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, RetryPolicy, events
+from aiosmrt._wire.operations import EVENT_STREAM
 from tests.support.peers import CLIENT_ARGUMENTS
-from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond_in_turn
+from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
 from tests.support.runtime import local_runtime
 
 MakeClient = Callable[..., Client]
@@ -127,6 +128,7 @@ async def test_faulty_headers_are_left_out_and_the_call_goes_on(
 async def test_streams_and_deadlines(make_client: MakeClient, server: RecordingServer) -> None:
     source = Source({"traceparent": "00-1-2-01"})
     client = make_client(observers=[source], deadline=60.0)
+    server.answer = respond(200, b"", [("Content-Type", EVENT_STREAM)])
     response = await client.invoke_endpoint_with_response_stream(EndpointName="e", Body=b"1")
     async with response["Body"] as stream:
         assert [event async for event in stream] == []

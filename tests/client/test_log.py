@@ -1,10 +1,6 @@
 """What a client writes to the logger ``aiosmrt``, and when it writes nothing."""
 
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +11,6 @@ from tests.support.clients import MakeClient, no_sleep
 from tests.support.probes import Pauses, shorten_probe_pauses
 from tests.support.recording_server import RecordingServer, Response, respond, respond_in_turn
 from tests.support.seams import set_sleep, set_wall_clock
-
-ROOT = Path(__file__).parents[2]
 
 CALL: dict[str, Any] = {"EndpointName": "churn", "Body": b"1,2"}
 REQUEST_ID = "1c4468c1-3127-481f-8822-5088110ffcbe"
@@ -154,71 +148,6 @@ async def test_what_a_server_sends_stays_on_its_line(
     with pytest.raises(errors.ServiceError):
         await make_client().invoke_endpoint(**CALL)
     assert [line for line in lines(caplog) if "\n" in line or len(line) > 400] == []
-
-
-PROGRAM = """
-import asyncio, aiosmrt
-async def main():
-    client = aiosmrt.Client("eu-central-1", endpoint_url="http://127.0.0.1:9", sign=False, patience=0)
-    try:
-        await client.invoke_endpoint(EndpointName="churn", Body=b"")
-    except aiosmrt.TransportError:
-        pass
-    await client.close()
-asyncio.run(main())
-"""
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"), [("debug", True), ("DEBUG", True), ("info", False), ("", False), (None, False)]
-)
-def test_the_environment_sets_the_level(value: str | None, expected: bool, transport_name: str) -> None:
-    environment = {name: text for name, text in os.environ.items() if name != "AIOSMRT_LOG"}
-    if value is not None:
-        environment["AIOSMRT_LOG"] = value
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert ("DEBUG] InvokeEndpoint churn: attempt 1 sends 0 bytes" in done.stderr) == expected
-    assert expected or done.stderr == ""
-
-
-def test_an_unknown_level_is_a_warning(transport_name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=ROOT,
-        env={**os.environ, "AIOSMRT_LOG": "loud"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "AIOSMRT_LOG must be debug or info; got 'loud'" in done.stderr
-
-
-OWN_LOGGER = """
-import logging, sys
-
-class Logger(logging.Logger):
-    on = False
-
-    def isEnabledFor(self, level):
-        return self.on and self.name == "aiosmrt"
-
-logging.setLoggerClass(Logger)
-logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s")
-from aiosmrt._core.log import logs_debug
-
-print(logs_debug())
-Logger.on = True
-print(logs_debug())
-"""
-
-
-def test_an_applications_own_logger_decides_itself(transport_name: str) -> None:
-    done = subprocess.run([sys.executable, "-c", OWN_LOGGER], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.stdout.split(), done.stderr) == (["False", "True"], "")
 
 
 async def test_without_a_handler_nothing_is_printed(make_client: MakeClient, server: RecordingServer) -> None:

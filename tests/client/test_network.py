@@ -19,6 +19,7 @@ from aioresponses import aioresponses
 from botocore import exceptions as boto
 
 from aiosmrt import Client, ReadTimeoutError, RetryPolicy, errors
+from aiosmrt._wire.operations import EVENT_STREAM
 from tests.support import seams
 from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS
@@ -437,7 +438,7 @@ async def test_connect_timeout(make_client: MakeClient, busy_url: str, read_time
 
 
 async def test_the_callers_session_is_used_and_left_open(server: RecordingServer) -> None:
-    server.answer = respond(200, b"", [("Set-Cookie", "a=b; Path=/")])
+    server.answer = respond(200, b"", [("Content-Type", EVENT_STREAM), ("Set-Cookie", "a=b; Path=/")])
     async with aiohttp.ClientSession(headers={"X-Mine": "1"}) as session:
         async with Client(endpoint_url=server.url, session=session, **CLIENT_ARGUMENTS) as client:
             await client.invoke_endpoint(**CALL)

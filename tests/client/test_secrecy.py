@@ -59,6 +59,15 @@ class Said:
             if isinstance(one, errors.AiosmrtError):
                 self.texts.append((where, repr(pickle.dumps(one))))
 
+    def add_objects(self) -> None:
+        """Add every object of ours that is alive."""
+        ours = [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("aiosmrt.")]
+        assert len(ours) > 20
+        for thing in ours:
+            # Wire records are plain tuples and are never shown anywhere; their classes show their names.
+            if type(thing).__module__ not in ("aiosmrt._transport.base", "aiosmrt._wire.params"):
+                self.add(f"{type(thing).__module__}.{type(thing).__name__}", thing)
+
     def leaks(self) -> list[str]:
         return sorted(
             {f"{what} in {where}" for where, text in self.texts for what, marker in MARKERS.items() if marker in text}
@@ -201,12 +210,7 @@ async def test_objects_keep_their_secrets(client: Client, server: RecordingServe
     response = await client.invoke_endpoint_with_response_stream(**CALL)
     async with response["Body"] as stream:
         await anext(stream)
-        ours = [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("aiosmrt.")]
-        assert len(ours) > 20
-        for thing in ours:
-            # Wire records are plain tuples and are never shown anywhere; their classes show their names.
-            if type(thing).__module__ not in ("aiosmrt._transport.base", "aiosmrt._wire.params"):
-                said.add(f"{type(thing).__module__}.{type(thing).__name__}", thing)
+        said.add_objects()
     assert said.leaks() == []
 
 
@@ -226,6 +230,7 @@ async def test_a_proxys_password_is_kept(said: Said, monkeypatch: pytest.MonkeyP
                         await client.invoke_endpoint(EndpointName="e", Body=b"")
                     said.add_error(f"{scheme} by {address}", caught.value)
                     said.add("client", client, client.meta)
+                    said.add_objects()
         # The proxy alone received it.
         assert all(request.header("Proxy-Authorization") for request in proxy.requests)
         assert len(proxy.requests) == 2

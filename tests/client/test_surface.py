@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy, ServiceError, StreamTiming, errors, events
+from aiosmrt._wire.operations import EVENT_STREAM
 from tests.support.clients import MakeClient, no_sleep
 from tests.support.peers import CREDENTIALS, REGION
 from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
@@ -37,7 +38,7 @@ async def test_make_request_for_the_other_operations(client: Client, server: Rec
     server.answer = respond(202, b'{"InferenceId": "id-1"}')
     queued = await client.make_request("InvokeEndpointAsync", {"EndpointName": "e", "InputLocation": "s3://b/k"})
     assert queued["InferenceId"] == "id-1"
-    server.answer = respond(200)
+    server.answer = respond(200, b"", [("Content-Type", EVENT_STREAM)])
     streamed = await client.make_request("InvokeEndpointWithResponseStream", CALL)
     async with streamed["Body"] as stream:
         assert [event async for event in stream] == []

@@ -30,14 +30,21 @@ from botocore.session import get_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosmrt import Client
+from aiosmrt import Client, EventStreamFormatError
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
-from aiosmrt._wire.operations import OPERATIONS, Operation
+from aiosmrt._wire.operations import EVENT_STREAM, OPERATIONS, Operation
 from tests.support import seams
 from tests.support.eventstream import encode
 from tests.support.members import full_of
 from tests.support.peers import CREDENTIALS, REGION, aiobotocore_client, aiosmrt_client
-from tests.support.recording_server import RecordedRequest, RecordingServer, Response, respond, respond_in_turn
+from tests.support.recording_server import (
+    Answer,
+    RecordedRequest,
+    RecordingServer,
+    Response,
+    respond,
+    respond_in_turn,
+)
 from tests.support.signatures import verify_signature
 
 CLIENTS: dict[str, Callable[..., Any]] = {"aiosmrt": aiosmrt_client, "aiobotocore": aiobotocore_client}
@@ -179,10 +186,22 @@ async def test_results_are_equal(both: Both, operation: Operation) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 async def test_a_bare_answer_gives_equal_results(both: Both, operation: Operation) -> None:
-    both.server.answer = respond(operation.status)
+    both.server.answer = bare(operation)
     ours, theirs = await both.call(operation.method, **CALLS[operation.name])
     assert ours.error is theirs.error is None
     assert ours.result == theirs.result
+
+
+def bare(operation: Operation) -> Answer:
+    """As little as the operation can be answered with."""
+    return respond(operation.status, b"", [("Content-Type", EVENT_STREAM)] if operation.streams else ())
+
+
+async def test_an_empty_answer_is_a_stream_for_aiobotocore_alone(both: Both) -> None:
+    both.server.answer = respond(200)
+    ours, theirs = await both.call("invoke_endpoint_with_response_stream", EndpointName="e", Body=b"")
+    assert isinstance(ours.error, EventStreamFormatError)
+    assert theirs.error is None
 
 
 async def test_repeated_response_headers(both: Both) -> None:
@@ -701,7 +720,7 @@ async def test_each_member_goes_out_equally(both: Both, operation: Operation) ->
     # Body and InputLocation exclude each other.
     collect(full_of(operation, without=unknown | {"InputLocation"}, everything=True), 5)
 
-    both.server.answer = respond(operation.status)
+    both.server.answer = bare(operation)
     seen: set[str] = set()
     for members in cases:
         if operation.name == "InvokeEndpointAsync" and "Body" in unknown:

@@ -346,8 +346,7 @@ async def hypercorn() -> AsyncIterator[str]:
     finally:
         leave.set()
         # It ends what is left itself after a few seconds.
-        async with asyncio.timeout(60):
-            await serving
+        await serving
 
 
 async def test_hypercorn() -> None:

@@ -393,7 +393,7 @@ async def test_asynchronous_items_have_one_task_which_makes_no_calls(serve: Serv
 
     client = await serve(square=square)
     endpoint = client.endpoint("square", serializer=Looking(), deserializer=JSON)
-    async with asyncio.timeout(10), endpoint.map(items(), concurrency=4) as results:
+    async with endpoint.map(items(), concurrency=4) as results:
         assert [result.value async for result in results] == [number * number for number in range(20)]
     assert len(advancing) == 1
     assert calling.isdisjoint(advancing)
@@ -414,7 +414,7 @@ async def test_a_timeout_of_the_items_does_not_cancel_calls(serve: Serve):
 
     model = Gated()
     client = await serve(square=model)
-    async with asyncio.timeout(10), endpoint_of(client).map(items(), concurrency=2) as results:
+    async with endpoint_of(client).map(items(), concurrency=2) as results:
         await model.has(2)
         limits[0].reschedule(0)
         await ended.wait()
@@ -437,7 +437,7 @@ async def test_items_that_handle_their_timeout(serve: Serve):
 
     model = Gated()
     client = await serve(square=model)
-    async with asyncio.timeout(10), endpoint_of(client).map(items(), concurrency=2) as results:
+    async with endpoint_of(client).map(items(), concurrency=2) as results:
         await model.has(2)
         limits[0].reschedule(0)
         await some_turns()
@@ -455,7 +455,7 @@ async def test_a_timeout_of_the_items_while_they_are_awaited(serve: Serve):
             await asyncio.Event().wait()
 
     client = await serve(square=square)
-    async with asyncio.timeout(10), endpoint_of(client).map(items()) as results:
+    async with endpoint_of(client).map(items()) as results:
         _, failure = await read_out(results)
     assert isinstance(failure, TimeoutError)
 
@@ -484,7 +484,7 @@ async def test_a_failed_task_of_the_items_is_reported(serve: Serve, waiting: boo
 
     model = Gated()
     client = await serve(square=model)
-    async with asyncio.timeout(10), endpoint_of(client).map(items(), concurrency=3 if waiting else 2) as results:
+    async with endpoint_of(client).map(items(), concurrency=3 if waiting else 2) as results:
         await model.has(2)
         go.set()
         await ended.wait()
@@ -522,7 +522,7 @@ async def unimpressed() -> AsyncIterator[int]:
 async def test_a_cancelled_task_of_the_items_ends_the_map(serve: Serve, make: Callable[[], Any]):
     model = Gated()
     client = await serve(square=model)
-    async with asyncio.timeout(10), endpoint_of(client).map(make(), concurrency=2) as results:
+    async with endpoint_of(client).map(make(), concurrency=2) as results:
         await model.has(2)
         (feeder,) = tasks_named("aiosmrt-map-items")
         feeder.cancel()
@@ -538,7 +538,7 @@ async def test_a_cancelled_task_of_the_items_ends_the_map(serve: Serve, make: Ca
 @pytest.mark.parametrize("name", ["aiosmrt-map", "aiosmrt-map-items"])
 async def test_a_task_that_is_cancelled_before_it_starts_ends_the_map(serve: Serve, name: str):
     client = await serve(square=square)
-    async with asyncio.timeout(10), endpoint_of(client).map(asynchronously(range(10))) as results:
+    async with endpoint_of(client).map(asynchronously(range(10))) as results:
         (task,) = tasks_named(name)
         task.cancel()
         found, failure = await read_out(results)
@@ -553,7 +553,7 @@ async def test_items_that_are_cancelled_from_inside_end_the_map(serve: Serve):
         raise asyncio.CancelledError
 
     client = await serve(square=square)
-    async with asyncio.timeout(10), endpoint_of(client).map(items()) as results:
+    async with endpoint_of(client).map(items()) as results:
         found, failure = await read_out(results)
     assert [result.value for result in found] == [4]
     assert isinstance(failure, ClientStateError)
@@ -574,7 +574,7 @@ async def test_a_call_that_cancels_its_own_task_ends_the_map(serve: Serve, given
 
     client = await serve(square=square)
     endpoint = client.endpoint("square", serializer=Cancelling(), deserializer=JSON)
-    async with asyncio.timeout(10), endpoint.map(given(range(1000)), concurrency=1) as results:
+    async with endpoint.map(given(range(1000)), concurrency=1) as results:
         found, failure = await read_out(results)
     assert [result.value for result in found] == [0, None]
     assert isinstance(found[1].error, ClientStateError)
@@ -601,7 +601,7 @@ async def test_a_call_that_is_cancelled_from_outside_ends_the_map(
     model = Gated()
     client = await serve(square=model)
     endpoint = client.endpoint("square", serializer=Noting(), deserializer=JSON)
-    async with asyncio.timeout(10), endpoint.map(given(source), concurrency=3, ordered=ordered) as results:
+    async with endpoint.map(given(source), concurrency=3, ordered=ordered) as results:
         await model.has(3)
         calls[1].cancel()
         await asyncio.wait([calls[1]])
@@ -618,7 +618,7 @@ async def test_a_cancelled_call_ends_even_without_a_reader(serve: Serve):
     """Cancelling all tasks and waiting for them, as `asyncio.run` does at its end, does not hang."""
     model = Gated()
     client = await serve(square=model)
-    async with asyncio.timeout(10), endpoint_of(client).map(range(1000), concurrency=1):
+    async with endpoint_of(client).map(range(1000), concurrency=1):
         await model.has(1)
         model.gates[0].set()
         await model.has(2)
@@ -652,7 +652,7 @@ async def test_a_failed_map_takes_no_more_items(serve: Serve):
     model = Gated()
     client = await serve(square=model)
     endpoint = client.endpoint("square", serializer=JSON, deserializer=Refusing())
-    async with asyncio.timeout(10), endpoint.map(items, concurrency=4, ordered=False) as results:
+    async with endpoint.map(items, concurrency=4, ordered=False) as results:
         await model.has(3)
         for number in (1, 2):
             model.gates[number].set()
@@ -673,7 +673,7 @@ async def test_a_worker_that_waited_for_the_reader_takes_nothing_after_a_failure
     model = Gated()
     client = await serve(square=model)
     endpoint = client.endpoint("square", serializer=JSON, deserializer=Refusing())
-    async with asyncio.timeout(10), endpoint.map(source, concurrency=2) as results:
+    async with endpoint.map(source, concurrency=2) as results:
         for number in (1, 2, 3):
             await model.has(number + 1)
             model.gates[number].set()
@@ -698,7 +698,7 @@ async def test_a_worker_that_is_cancelled_while_it_waits_for_an_item_ends_the_ma
         await asyncio.Event().wait()
 
     client = await serve(square=square)
-    async with asyncio.timeout(10), endpoint_of(client).map(items(), concurrency=1) as results:
+    async with endpoint_of(client).map(items(), concurrency=1) as results:
         await waiting.wait()
         (worker,) = tasks_named("aiosmrt-map")
         worker.cancel()
@@ -712,7 +712,7 @@ async def test_a_worker_that_is_cancelled_while_it_waits_for_the_reader_ends_the
     serve: Serve, given: Callable[..., Any]
 ):
     client = await serve(square=square)
-    async with asyncio.timeout(10), endpoint_of(client).map(given(range(1000)), concurrency=1) as results:
+    async with endpoint_of(client).map(given(range(1000)), concurrency=1) as results:
         while client.statistics().in_use or client.statistics().calls < 2:
             await asyncio.sleep(0)
         await some_turns()
@@ -742,7 +742,7 @@ async def test_a_worker_that_is_cancelled_with_an_item_on_its_way_ends_the_map(s
 
     client = await serve(square=square)
     items = Giving()
-    async with asyncio.timeout(10), endpoint_of(client).map(items, concurrency=2) as results:
+    async with endpoint_of(client).map(items, concurrency=2) as results:
         assert [(await anext(results)).value for _ in range(2)] == [0, 1]
         await some_turns()
         more.set()
@@ -797,7 +797,7 @@ async def test_a_reader_in_another_task_after_the_block_exits(serve: Serve):
         reader = asyncio.create_task(anext(results))  # type: ignore[arg-type]
         await model.has(2)
     with pytest.raises(ClientStateError, match="inside"):
-        await asyncio.wait_for(reader, 10)
+        await reader
 
 
 # Leaving
@@ -886,8 +886,7 @@ async def test_a_second_cancellation_leaves_nothing_behind(serve: Serve):
     for _ in range(5):
         await asyncio.sleep(0)
     task.cancel()
-    async with asyncio.timeout(10):
-        await ending.wait()
+    await ending.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -908,7 +907,7 @@ async def test_leaving_ends_the_waiting_for_an_item(serve: Serve):
             ended.append(True)
 
     client = await serve(square=square)
-    async with asyncio.timeout(10), endpoint_of(client).map(items()) as results:
+    async with endpoint_of(client).map(items()) as results:
         assert (await anext(results)).value == 9
         await waiting.wait()
     assert ended == [True]
@@ -927,7 +926,7 @@ async def test_items_that_suppress_cancellation_do_not_block_the_exit(serve: Ser
     waiting = asyncio.Event()
     items = Unimpressed()
     client = await serve(square=square)
-    async with asyncio.timeout(10), endpoint_of(client).map(items) as results:
+    async with endpoint_of(client).map(items) as results:
         assert (await anext(results)).value == 0
         await waiting.wait()
     assert items.next == 2
@@ -938,7 +937,7 @@ async def test_a_started_generator_is_the_callers_to_close(serve: Serve):
     items = asynchronously(range(1000))
     model = Gated()
     client = await serve(square=model)
-    async with asyncio.timeout(10), endpoint_of(client).map(items, concurrency=2):
+    async with endpoint_of(client).map(items, concurrency=2):
         await model.has(2)
     await only_this_task()
     assert await anext(items) == 2
@@ -978,7 +977,7 @@ def test_faulty_items():
         endpoint_of(Client("eu-central-1")).map(5)  # type: ignore[arg-type]
 
 
-async def test_ten_thousand_items_hold_memory_flat():
+async def test_thousands_of_items_hold_memory_flat():
     async with RawServer() as server, Client(**{"endpoint_url": server.url, **CLIENT_ARGUMENTS}) as client:
         server.otherwise = [response(200, b'"%b"' % bytes(1000).hex().encode(), [("Content-Type", "application/json")])]
 
@@ -995,7 +994,7 @@ async def test_ten_thousand_items_hold_memory_flat():
 
         await peak(200)
         few = await peak(500)
-        assert await peak(10_000) < few + 20_000
+        assert await peak(2500) < few + 20_000
 
 
 class Item:
@@ -1046,7 +1045,7 @@ async def test_no_item_is_held_while_the_next_one_is_waited_for(serve: Serve):
 
     client = await serve(square=square)
     endpoint = client.endpoint("square", serializer=Numbers(), deserializer=JSON)
-    async with asyncio.timeout(10), endpoint.map(items(), concurrency=2) as results:
+    async with endpoint.map(items(), concurrency=2) as results:
         assert (await anext(results)).value == 1
         await asked.wait()
         assert Item.alive == 0

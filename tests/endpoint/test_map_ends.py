@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Any
 
@@ -101,7 +100,7 @@ async def test_a_service_that_was_never_reached_ends_the_map(patience: float, mo
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         async with Client(**{"endpoint_url": url, **CLIENT_ARGUMENTS}) as client:
-            found, raised = await asyncio.wait_for(results_of(endpoint_of(client), patience=patience), 30)
+            found, raised = await results_of(endpoint_of(client), patience=patience)
     assert isinstance(raised, errors.EndpointConnectionError)
     assert raised.never_reached
     assert len(found) <= CONCURRENCY + 1
@@ -186,7 +185,7 @@ async def test_what_ends_the_program_ends_the_map(serve: Serve) -> None:
     client = await serve(square=square)
     endpoint = client.endpoint("square", serializer=JSON, deserializer=Stopping())
     with pytest.raises(Stop):
-        async with asyncio.timeout(60), endpoint.map([1, 2, 3]) as results:
+        async with endpoint.map([1, 2, 3]) as results:
             async for _ in results:
                 pass
     assert client.statistics().in_use == 0

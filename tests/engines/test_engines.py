@@ -96,6 +96,12 @@ def test_daft_scores_in_threads(run_job: RunJob) -> None:
     check_scored(outcome)
     check_types(outcome)
     assert outcome.repeated == 0
+    lists = outcome.table("lists")
+    assert {row["n"]: row["prediction"] for row in lists} == {n: None if n == 7 else 2 * n for n in range(20)}
+    assert [row["error"] for row in lists if row["error"]] == ["ModelError"]
+    # Four calls, and the halves of one of them.
+    assert sorted(outcome.lists, reverse=True)[:4] == [5, 5, 5, 5]
+    assert len(outcome.lists) < 20
 
 
 def test_daft_fails_when_a_worker_is_killed(run_job: RunJob) -> None:

@@ -556,7 +556,9 @@ def read_with_connection(stream: bytes, cuts: Sequence[int], receiver: Receiver,
             answer = Reply(answer.status, answer.headers, _read_now(answer))
     except TransportError as error:
         return Outcome(refusal=str(error)), fed
-    message = Message(*answer, end=fed, until_close=until_close, persistent=not played.aborted)
+    message = Message(
+        answer.status, answer.headers, answer.body, end=fed, until_close=until_close, persistent=not played.aborted
+    )
     return Outcome(message), fed
 
 

@@ -1,6 +1,7 @@
 """The HTTP/1.1 fuzzer, briefly: its length is a number of cases, so a run is the same run everywhere."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -57,7 +58,7 @@ class _Strict(HeadParser):
 
 class _Hopeful(HeadParser):
     def parse(self, head: bytes) -> ResponseHead:
-        return super().parse(head)._replace(persistent=True)
+        return replace(super().parse(head), persistent=True)
 
 
 class _Forgetful(HeadParser):
@@ -70,7 +71,7 @@ class _Forgetful(HeadParser):
     def parse(self, head: bytes) -> ResponseHead:
         self.count += 1
         found = super().parse(head)
-        return found._replace(headers={}) if self.count % 50 == 0 else found
+        return replace(found, headers={}) if self.count % 50 == 0 else found
 
 
 class _Crashing(HeadParser):

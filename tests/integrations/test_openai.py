@@ -260,7 +260,7 @@ async def test_bad_request_is_not_sent(
     ("arguments", "message"),
     [
         ({"route": "v1"}, "route must be 'invocations' or 'openai'; got 'v1'"),
-        ({"route": "openai", "paths": ["embeddings"]}, "paths does not go with route 'openai'"),
+        ({"route": "openai", "paths": ["embeddings"]}, "paths cannot be given with route 'openai'"),
         ({"paths": "embeddings"}, "paths must be OpenAI's paths"),
         ({"paths": [""]}, "paths must be OpenAI's paths"),
         ({"models": ["qwen"]}, "models must map names to endpoints"),
@@ -269,7 +269,7 @@ async def test_bad_request_is_not_sent(
         ({"default_model": 7}, "default_model must be a string or None"),
         ({"models": {"qwen": "llm"}, "default_model": "llm"}, "default_model must be one of models: qwen; got 'llm'"),
         ({"container_model": 7}, "container_model must be a string or None"),
-        ({"http_client": None}, "http_client is made here"),
+        ({"http_client": None}, "http_client cannot be given here"),
     ],
 )
 def test_invalid_argument(arguments: dict[str, Any], message: str) -> None:
@@ -834,6 +834,48 @@ async def test_json_of_events_is_that_of_python(text: str, ours: openai.AsyncOpe
     assert repr(one.json()) == repr(json.loads(text))
 
 
+async def test_an_event_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes | str] = []
+
+    def counted(text: bytes | str) -> Any:
+        parsed.append(text)
+        return json.loads(text)
+
+    monkeypatch.setattr("aiosmrt.integrations.openai._streams.loads", counted)
+    monkeypatch.setattr("aiosmrt.integrations.openai._answers.loads", counted)
+    model = GatedModel()
+    words = ["one", "two", "three"]
+    async with serving(model.speak) as (llm, _):
+        model.say(event(words[0]))
+        async with await llm.chat.completions.create(**ASK, stream=True) as stream:
+            for word, later in zip(words, [*words[1:], None], strict=True):
+                assert (await anext(stream)).choices[0].delta.content == word
+                assert len(parsed) == words.index(word) + 1
+                model.say(event(later), end=later is None)
+    assert all(word in str(text) for word, text in zip(words, parsed, strict=False))
+
+
+def test_an_event_that_was_parsed_may_be_parsed_again() -> None:
+    given = QuickEvent('{"a": 1}', {"a": 1})
+    given.json()["a"] = 2
+    assert given.json() == {"a": 1}
+
+
+async def test_a_new_base_url_holds_from_the_next_request(client: Client) -> None:
+    def paths() -> list[str]:
+        return [str(http.build_request("POST", url).url) for url in ("/a", "/a", "b", "https://h.invalid/c")]
+
+    async with http_client(client) as http:
+        before = paths()
+        http.base_url = "https://other.invalid/v2"
+        assert [url.replace("https://aiosmrt.invalid/v1", "https://other.invalid/v2") for url in before] == paths()
+    async with async_openai(client, paths=["embeddings"]) as llm:
+        for base in ("https://one.invalid/v1", "https://one.invalid/v1", "https://two.invalid/v2"):
+            llm.base_url = base
+            raw = await llm.embeddings.with_raw_response.create(model="llm", input="x", encoding_format="float")
+            assert str(raw.http_request.url) == f"{base}/embeddings"
+
+
 def test_hooks_pass_on_whatever_arguments_the_sdk_gives(
     monkeypatch: pytest.MonkeyPatch, ours: openai.AsyncOpenAI
 ) -> None:
@@ -851,7 +893,9 @@ def test_hooks_pass_on_whatever_arguments_the_sdk_gives(
 
     monkeypatch.setattr(openai.AsyncOpenAI, "_process_response_data", same)
     monkeypatch.setattr(openai.AsyncOpenAI, "_make_sse_decoder", decoder)
+    monkeypatch.setattr(openai.AsyncOpenAI, "_prepare_url", same)
     hooks: Any = ours
+    assert hooks._prepare_url("/a", base="b") == (("/a",), {"base": "b"})
     kind, data = openai.types.Completion, {"id": "c", "choices": [], "created": 1, "model": "m"}
     data["object"] = "text_completion"
     known = {"data": data, "cast_to": kind, "response": httpx2.Response(200)}
@@ -1134,7 +1178,7 @@ def test_missing_sdk_names_the_extra() -> None:
         "try:\n    import aiosmrt.integrations.openai\n"
         "except ModuleNotFoundError as error:\n    print(error)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "openai is not installed; run: pip install 'aiosmrt[openai]'"
 
 

@@ -156,8 +156,7 @@ async def one_job(runtime: LocalRuntime, **members: Any) -> tuple[dict[str, Any]
     """The result of a call, and the record of its job once it has ended."""
     async with aiosmrt_client(runtime.url) as client:
         result = await invoke(client, **members)
-        async with asyncio.timeout(30):
-            return result, (await runtime.wait_for_jobs(1))[-1]
+        return result, (await runtime.wait_for_jobs(1))[-1]
 
 
 class TestResults:

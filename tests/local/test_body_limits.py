@@ -91,8 +91,7 @@ async def test_endless_body(status: int) -> None:
         answer = await ask(runtime.url)
         assert answer.status == 424
         assert json.loads(answer.body)["OriginalStatusCode"] == (0 if status == 200 else status)
-        async with asyncio.timeout(30):
-            await serve.ended.wait()
+        await serve.ended.wait()
     # the limit, and what sockets hold on loopback
     assert serve.sent < 20_000_000
 

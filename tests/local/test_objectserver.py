@@ -198,9 +198,7 @@ def test_leaves_nothing_however_its_owner_ends(end: str, tmp_path: Path) -> None
         f"{end}\n"
     )
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout, done.stderr
     *folders, url = done.stdout.split()
     assert len(folders) == 1

@@ -12,6 +12,7 @@ import pytest
 from aiosmrt import Client
 from aiosmrt.errors import ClientStateError, ConfigurationError
 from aiosmrt.local import Credentials, LocalRuntime, faults
+from aiosmrt.local.loopthread import LoopThread
 
 KEY = Credentials("AKIDEXAMPLE", "not-a-real-secret")
 CALL: dict[str, Any] = {"EndpointName": "churn", "Body": b"1"}
@@ -115,3 +116,52 @@ def test_settings_with_temporary_credentials() -> None:
         assert runtime.client_settings["aws_session_token"] == "token"
         assert runtime.environment["AWS_SESSION_TOKEN"] == "token"
         assert asyncio.run(called(runtime)) == b"aiosmrt-local"
+
+
+def test_a_call_that_meets_the_end_of_the_thread_returns() -> None:
+    """Threads call in a loop while it ends, which is another moment of their calls each time."""
+    missing = 0
+    for _ in range(30):
+        thread, over = LoopThread(), threading.Event()
+        results: list[int] = []
+
+        def keep_calling(thread: LoopThread = thread, over: threading.Event = over, results: Any = results) -> None:
+            while not over.is_set():
+                results.append(thread.call(int, "1"))
+
+        callers = [threading.Thread(target=keep_calling, daemon=True) for _ in range(3)]
+        for caller in callers:
+            caller.start()
+        thread.close()
+        over.set()
+        for caller in callers:
+            caller.join(10.0)
+            missing += caller.is_alive()
+        assert set(results) <= {1}
+        assert not missing
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_wait_ends_with_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiosmrt.local.loopthread._GRACE", 0.0)
+    thread = LoopThread()
+    waiting = asyncio.create_task(thread.wait_for(forever()))
+    running = asyncio.create_task(asyncio.to_thread(thread.run, forever()))
+    cancelled = asyncio.create_task(thread.wait_for(forever()))
+    while thread.call(lambda: len(asyncio.all_tasks())) < 1 + 3:
+        await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    await asyncio.to_thread(thread.close)
+    for work in (waiting, running):
+        with pytest.raises(ClientStateError, match="was closed"):
+            await work
+    with pytest.raises(ClientStateError, match="was closed"):
+        await thread.wait_for(forever())
+    with pytest.raises(ClientStateError, match="was closed"):
+        thread.run(forever())
+    assert thread.call(threading.current_thread) is threading.main_thread()

@@ -12,12 +12,14 @@ import json
 import runpy
 import sys
 import traceback
+from base64 import b64decode
 from importlib.metadata import files
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from unittest import mock
+from urllib.parse import parse_qs
 
-from botocore.credentials import Credentials
+from botocore.session import get_session
 
 import aiosmrt
 from aiosmrt.integrations.openai import async_openai, http_client
@@ -127,14 +129,13 @@ async def legacy_httpx(client):
 
 async def sagemaker_core(client):
     generator = load(next(file for file in files("sagemaker-core") if file.name == "token_generator.py"))
-    credentials = await client._core.credentials.get()
-    keys = Credentials(credentials.access_key, credentials.secret_key, credentials.token)
-    # One moment for both.
-    now = datetime.datetime.fromtimestamp(1_800_000_000, datetime.UTC)
-    client._core.wall_clock = now.timestamp
-    with mock.patch("botocore.auth.get_current_datetime", return_value=now):
-        theirs = generator.SageMakerTokenGenerator().get_token(keys, client.meta.region_name)
     ours = await client.bearer_token(expires_in=43_200)()
+    # Theirs of the moment at which ours was signed.
+    query = parse_qs(b64decode(ours.removeprefix("sagemaker-api-key-")).decode())
+    signed_at = datetime.datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
+    keys = get_session().get_credentials()
+    with mock.patch("botocore.auth.get_current_datetime", return_value=signed_at):
+        theirs = generator.SageMakerTokenGenerator().get_token(keys, client.meta.region_name)
     return {"same": ours == theirs, "length": len(ours)}
 
 

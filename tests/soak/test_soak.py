@@ -14,7 +14,7 @@ def test_nothing_is_left(transport: str) -> None:
     ended = subprocess.run(
         [
             *(sys.executable, "-X", "dev", "-m", "tests.soak.soak"),
-            *("--calls", "2000", "--in-flight", "32", "--faults", "0.1", "--transport", transport),
+            *("--calls", "1000", "--in-flight", "32", "--faults", "0.1", "--transport", transport),
         ],
         cwd=Path(__file__).parent.parent.parent,
         capture_output=True,

@@ -43,6 +43,7 @@ class Outcome(NamedTuple):
         calls: how often each row was sent to the service ``double``.
         peak: the most of these calls that were in flight at once.
         resumed_calls: the same as ``calls`` for a job that was run twice.
+        lists: how many rows each call of ``lists`` had.
         written_before: rows of that job that were written before it failed.
         killed: the worker that was killed.
         lost: how many calls of ``double`` ended without an answer, because their caller was gone.
@@ -55,6 +56,7 @@ class Outcome(NamedTuple):
     calls: Counter[int]
     peak: int
     resumed_calls: Counter[int]
+    lists: list[int]
     written_before: set[int]
     killed: int | None
     lost: int
@@ -100,6 +102,7 @@ class Service:
         self.killed = asyncio.Event()
         self._complete = asyncio.Event()
         self.resumed_calls: Counter[int] = Counter()
+        self.lists: list[int] = []
         self.written_before: set[int] = set()
         self._has_refused = False
 
@@ -140,6 +143,14 @@ class Service:
         fields = [int(field) for field in invocation.body.split(b",")]
         return str(sum(field % 2 for field in fields) / len(fields)).encode(), {"Content-Type": "text/csv"}
 
+    async def double_lists(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        """Doubles the n of several rows; refuses those with a 7."""
+        rows = [row["n"] for row in json.loads(invocation.body)]
+        self.lists.append(len(rows))
+        if 7 in rows:
+            raise ContainerFailure(400, "not this one")
+        return json.dumps([2 * n for n in rows]).encode(), JSON
+
     async def refuses_once(self, invocation: Invocation) -> tuple[bytes, dict[str, str]]:
         """Doubles n; refuses the last row the first time, once another one was written."""
         n = json.loads(invocation.body)["n"]
@@ -160,6 +171,7 @@ async def run_engine(python: Path, program: Path, folder: Path, kill_after: int 
         "parsed": service.parsed,
         "refuses-once": service.refuses_once,
         "churn": service.churn,
+        "lists": service.double_lists,
     }
     # Paths of sockets are short.
     with tempfile.TemporaryDirectory(prefix="ray-") as sockets:
@@ -194,6 +206,7 @@ async def run_engine(python: Path, program: Path, folder: Path, kill_after: int 
         calls=service.calls,
         peak=service.peak,
         resumed_calls=service.resumed_calls,
+        lists=service.lists,
         written_before=service.written_before,
         killed=killed,
         lost=service.lost,

@@ -92,7 +92,7 @@ def expire_credentials(client: Client, renew: Callable[[], Awaitable[Credentials
         renew: returns the new credentials.
     """
     cache: Any = client._core.credentials
-    cache.current = lambda: None
+    cache.current = lambda now=None: None
     cache.get = renew
 
 
@@ -104,7 +104,7 @@ def replace_credentials(client: Client, credentials: Credentials) -> None:
         credentials: the new ones.
     """
     cache: Any = client._core.credentials
-    cache.current = lambda: credentials
+    cache.current = lambda now=None: credentials
 
 
 # Settings
@@ -184,6 +184,11 @@ def connections_in_use(transport: Transport) -> int:
         assert len(_connector(transport)._acquired) == len(transport._connections)
         return len(transport._connections) - len(transport._idle)
     return len(_connector(transport)._acquired)
+
+
+def bodies_arriving(transport: SessionTransport) -> int:
+    """Count the responses whose bodies have not arrived in full."""
+    return len(transport._open_responses)
 
 
 def connections_remembered(transport: PooledTransport) -> int:

@@ -101,6 +101,11 @@ class VirtualTime:
         self._forget(timer)
         timer.function(*timer.arguments)
 
+    def fire_due(self) -> None:
+        """Fire the timers whose time has come, all in this turn of the event loop."""
+        while (timer := self._next()) is not None and timer.at <= self.now:
+            self._fire(timer)
+
     @property
     def pending(self) -> list[float]:
         """Seconds from now until each pending timer, the earliest first."""

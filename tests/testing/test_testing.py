@@ -75,6 +75,45 @@ async def test_what_can_be_an_answer(answer: Any, body: bytes, content_type: str
             assert response["ContentType"] == content_type
 
 
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        (b"0.25", "answers must map the names of endpoints to their answers; got <class 'bytes'>"),
+        ({"churn": None}, "the answer of 'churn' is None"),
+        ({"churn": object()}, "the answer of 'churn' must be bytes, text, JSON, .*; got <class 'object'>"),
+        ({"churn": {"a": {1}}}, "the answer of 'churn' must be bytes, text, JSON, .*set is not JSON serializable"),
+        ({"churn": errors.ModelError}, r"'churn' is the class of an error; give an error: make_error\(ModelError\)"),
+        ({"churn": TimeoutError}, r"'churn' is the class of an error; give an error: TimeoutError\(...\)"),
+    ],
+)
+async def test_what_cannot_be_an_answer(answers: Any, problem: str) -> None:
+    with pytest.raises(TypeError, match=problem):
+        FakeClient(answers)
+    if isinstance(answers, dict):
+        async with FakeClient({"churn": lambda call: answers["churn"]}) as client:
+            with pytest.raises(TypeError, match=problem):
+                await client.invoke_endpoint(**CALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("0.25",), "body must be bytes, or a sequence of bytes .*; got <class 'str'>"),
+        ((3,), "body must be bytes, or a sequence of bytes .*; got <class 'int'>"),
+        (([b"a", "b"],), "body must be bytes, or a sequence of bytes .*; got <class 'str'>"),
+        ((b"", None), "content_type must be a string; got <class 'NoneType'>"),
+        ((b"", "text/csv", {"a": 1}), "custom_attributes must be a string; got <class 'dict'>"),
+        (
+            (b"", "text/csv", None, errors.ModelStreamError),
+            "error must be an exception; got <class '.*ModelStreamError'>",
+        ),
+    ],
+)
+def test_what_cannot_be_a_response(arguments: tuple[Any, ...], problem: str) -> None:
+    with pytest.raises(TypeError, match=problem):
+        FakeResponse(*arguments)
+
+
 async def test_a_function_answers_by_the_call() -> None:
     async with FakeClient({"*": lambda call: {"endpoint": call.endpoint_name, "given": call.json()}}) as client:
         endpoint = client.endpoint("any", serializer=JSON, deserializer=JSON)
@@ -199,6 +238,29 @@ def test_facts_of_an_error() -> None:
     assert make_error(errors.ThrottlingError).throttling
     assert make_error(errors.TooManyWaitingError, max_waiting=7).max_waiting == 7
     assert make_error(errors.ObjectStoreError, code="NoSuchKey", status=404).status == 404
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "problem"),
+    [
+        (ValueError, {}, "kind must be a class of aiosmrt.errors, such as ModelError; got <class 'ValueError'>"),
+        ("ModelError", {}, "kind must be a class of aiosmrt.errors, such as ModelError; got 'ModelError'"),
+        (
+            errors.ModelError,
+            {"OriginalStatus": 500},
+            "ModelError has no OriginalStatus; known are: OriginalStatusCode, ",
+        ),
+        (errors.ModelError, {"OriginalStatusCode": "500"}, "OriginalStatusCode must be of type int; got <class 'str'>"),
+        (
+            errors.ThrottlingError,
+            {"OriginalStatusCode": 429},
+            "ThrottlingError has no OriginalStatusCode; known are: none",
+        ),
+    ],
+)
+def test_an_error_that_cannot_be(kind: Any, facts: dict[str, Any], problem: str) -> None:
+    with pytest.raises(TypeError, match=problem):
+        make_error(kind, **facts)
 
 
 # The pytest plugin

@@ -37,6 +37,7 @@ async def flood() -> AsyncIterator[Callable[[bytes, bytes], asyncio.Future[str]]
                 while True:
                     writer.write(again)
                     await writer.drain()
+                    await asyncio.sleep(0)  # the client's turn
             except ConnectionError:
                 writer.close()
 
@@ -53,9 +54,9 @@ ENDLESS = {
     "zeros before sizes": (CHUNKED, b"0" * 14 + b"1;" + b"a" * 100 + b"\r\na\r\n"),
     "an extension without end": (CHUNKED + b"1;", b"a" * 1000),
     "a trailer without end": (CHUNKED + b"0\r\n", b"a" * 1000),
-    "trailers without end": (CHUNKED + b"0\r\n", b"X-A: a\r\n"),
+    "trailers without end": (CHUNKED + b"0\r\n", b"X-A: a\r\n" * 1000),
     "interim responses": (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
-    "a head without end": (b"HTTP/1.1 200 OK\r\n", b"X-A: a\r\n"),
+    "a head without end": (b"HTTP/1.1 200 OK\r\n", b"X-A: a\r\n" * 1000),
 }
 
 
@@ -76,7 +77,7 @@ async def test_endless_framing(
     if transport_name == "session" and "zeros" in name:
         pytest.skip("a byte with each extension is a slow body to aiohttp")
     with pytest.raises(expected):
-        await carry(transport, request(read_timeout=30.0 if transport_name == "pooled" else 0.5))
+        await carry(transport, request(read_timeout=30.0 if transport_name == "pooled" else 0.1))
     assert connections_in_use(transport) == 0
     await transport.close()
 
@@ -129,7 +130,7 @@ async def test_an_error_without_end(carry: Carry, transport: Transport, server: 
     """The rest is not waited for."""
     never = asyncio.Event()
     server.play([response(500, b"x" * (MAX_ERROR_BYTES + 1), length=2**40), never])
-    reply = await asyncio.wait_for(carry(transport, request()), 10)
+    reply = await carry(transport, request())
     assert (reply.status, len(reply.body)) == (500, MAX_ERROR_BYTES)
     await server.until(lambda: server.connections_open == 0)
 
@@ -186,7 +187,7 @@ async def test_it_is_refused_by_its_length(transport: Transport, server: RawServ
     """Before any of it has come."""
     server.play([response(200, b"", length=2**40), asyncio.Event()])
     with pytest.raises(ResponseStreamingError, match="exceeds"):
-        await asyncio.wait_for(transport.send(request(max_response_bytes=2**30)), 10)
+        await transport.send(request(max_response_bytes=2**30))
     await server.until(lambda: server.connections_open == 0)
 
 

@@ -286,6 +286,38 @@ async def test_silence_behind_an_interim_response(
     await until_given_up(transport, server)
 
 
+HEADS_WITHOUT_END = {
+    "interim": [b"HTTP/1.1 102 Processing\r\n\r\n"] * 10,
+    "bytes": [bytes([byte]) for byte in b"HTTP/1.1 2"],
+    "lines": [b"HTTP/1.1 200 OK\r\n", *[b"X-A: b\r\n"] * 9],
+}
+
+
+@pytest.mark.parametrize("pieces", HEADS_WITHOUT_END.values(), ids=HEADS_WITHOUT_END)
+@each_way
+async def test_a_head_without_end_is_silence(
+    carry: Carry, pieces: list[bytes], clock: VirtualTime, wire: Wire, transport: Transport, server: RawServer
+) -> None:
+    """Something comes every third of the read timeout."""
+    gates = [asyncio.Event() for _ in pieces]
+    server.play([*(step for pair in zip(gates, pieces, strict=True) for step in pair), asyncio.Event()])
+    wire.cut()
+    call = asyncio.create_task(_as_task(carry(transport, request(read_timeout=30.0))))
+    await server.received(1)
+    sent = 0
+    for gate, each in zip(gates, pieces, strict=True):
+        if call.done():
+            break
+        gate.set()
+        sent += len(each)
+        await wire.has_received(sent)
+        await clock.advance(10.0)
+    assert sent < sum(map(len, pieces)) / 2
+    with pytest.raises(ReadTimeoutError):
+        await call
+    await until_given_up(transport, server)
+
+
 async def _as_task(awaited: Awaitable[T]) -> T:
     return await awaited
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -43,7 +44,7 @@ class Signatures:
         return self.headers()
 
     def request(self, **more: bool) -> Request:
-        return request(renew_headers=self.renew, **more)._replace(headers=self.headers())
+        return replace(request(renew_headers=self.renew, **more), headers=self.headers())
 
 
 def signatures_of(server: RawServer) -> list[str]:
@@ -119,8 +120,7 @@ async def test_closing_during_a_signature(carry: Carry, make_transport: MakeTran
     await signatures.begun.wait()
     await transport.close()
     signatures.gate.set()
-    _, pending = await asyncio.wait([call], timeout=5)
-    assert not pending
+    await asyncio.wait([call])
     assert call.exception() is not None
     await server.until(lambda: server.connections_open == 0)
 
@@ -163,7 +163,7 @@ async def test_headers_that_came_and_went(size: int, transport: Transport, serve
             return f"Content-Type: text/csv\r\n{lines}"
 
         server.play([response(200, b"ok", [("Connection", "close")])])
-        asked = request(bytes(size), renew_headers=renew)._replace(headers=f"Content-Type: text/csv\r\n{old}")
+        asked = replace(request(bytes(size), renew_headers=renew), headers=f"Content-Type: text/csv\r\n{old}")
         await transport.send(asked)
         headers = server.requests.pop().headers
         assert headers.get("x-amz-security-token") == ("new" if new else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -78,6 +79,8 @@ def holds_secret(value: Any, depth: int = 3) -> bool:
         return any(holds_secret(item, depth - 1) for item in value)
     if hasattr(value, "items") and callable(value.items) and depth:
         return any(holds_secret(item, depth - 1) for pair in list(value.items()) for item in pair)
+    if is_dataclass(value) and depth:
+        return any(holds_secret(getattr(value, field.name), depth - 1) for field in fields(value))
     return SECRET in repr(value)
 
 
@@ -102,7 +105,7 @@ async def test_failures(
 async def test_cancellation(name: str, size: int, carry: Carry, transport: Transport, server: RawServer) -> None:
     """A deadline is a cancellation that becomes the context of its error."""
     server.play(script(name))
-    asked = secret_request(size)._replace(read_timeout=None)
+    asked = replace(secret_request(size), read_timeout=None)
     with pytest.raises(TimeoutError) as caught:
         async with asyncio.timeout(0.1):
             await carry(transport, asked)
@@ -130,7 +133,7 @@ async def test_cancellation_of_a_connection(carry: Carry, make_transport: MakeTr
 @each_way
 async def test_closing(carry: Carry, transport: Transport, server: RawServer) -> None:
     server.play([asyncio.Event()])
-    call: asyncio.Task[Reply] = asyncio.ensure_future(carry(transport, secret_request()._replace(read_timeout=None)))  # type: ignore[assignment]
+    call: asyncio.Task[Reply] = asyncio.ensure_future(carry(transport, replace(secret_request(), read_timeout=None)))  # type: ignore[assignment]
     await server.received(1)
     await transport.close()
     with pytest.raises(AiosmrtError) as caught:

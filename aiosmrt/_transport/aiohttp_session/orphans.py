@@ -14,25 +14,22 @@ that ends with its connection is complete only one iteration of the loop later.
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import aiohttp
 
 __all__ = ["OpenResponses"]
 
-CHECK_SECONDS = 1.0
+# Seconds between two checks.
+CHECK_SECONDS: Final = 1.0
 
 
 class OpenResponses:
-    """The responses of a session whose bodies are being received.
+    """The responses of a session whose bodies are being received."""
 
-    Args:
-        interval: time between two checks, seconds. Defaults to 1.
-    """
+    __slots__ = ("_loop", "_responses", "_suspects", "_timer")
 
-    __slots__ = ("_interval", "_loop", "_responses", "_suspects", "_timer")
-
-    def __init__(self, interval: float = CHECK_SECONDS) -> None:
-        self._interval = interval
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._responses: set[aiohttp.ClientResponse] = set()
         self._suspects: set[aiohttp.ClientResponse] = set()
@@ -45,7 +42,7 @@ class OpenResponses:
         """Check a response from now on."""
         self._responses.add(response)
         if self._timer is None:
-            self._timer = self._loop.call_later(self._interval, self._check)
+            self._timer = self._loop.call_later(CHECK_SECONDS, self._check)
 
     def discard(self, response: aiohttp.ClientResponse) -> None:
         """Stop checking a response."""
@@ -68,7 +65,7 @@ class OpenResponses:
         self._suspects = suspects
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(self._interval, self._check) if self._responses else None
+        self._timer = self._loop.call_later(CHECK_SECONDS, self._check) if self._responses else None
 
 
 def _is_orphan(response: aiohttp.ClientResponse) -> bool:

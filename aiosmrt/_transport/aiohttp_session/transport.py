@@ -208,7 +208,8 @@ class SessionTransport:
     def _post(
         self, request: Request, read_timeout: float | None, watched: Watched | None
     ) -> Awaitable[aiohttp.ClientResponse]:
-        target, lines, body, connect_timeout, _, _, renew_headers, _ = request
+        target, lines, body = request.target, request.headers, request.body
+        connect_timeout, renew_headers = request.connect_timeout, request.renew_headers
         url = self._urls.get(target)
         if url is None:
             if len(self._urls) >= _MAX_URLS:

@@ -234,7 +234,7 @@ class Core:
         self._writing.pop(stream.stream_id, None)
 
     def end_input(self, stream: Stream) -> bool:
-        """End the request; return False if something must be sent before, for which there is no room."""
+        """End the request; return False if data must be sent first and the window is full."""
         if not stream.input_ended and not stream.is_over:
             self._send_pending()
             if stream._pending:

@@ -182,7 +182,7 @@ class Http2Pool:
         if self._connecting is connecting:
             self._connecting = None
         if not connecting.cancelled():
-            # Those who waited raise it; if all are gone, nobody has to.
+            # Calls that waited raise it; if all are gone, it is marked as seen.
             connecting.exception()
 
     async def _new_connection(self, connect_timeout: float | None) -> Connection:
@@ -253,7 +253,7 @@ class Http2Pool:
         error.__traceback__ = None
         ours: AiosmrtError
         if isinstance(error, _NoHttp2Error):
-            return SSLError(f'HTTP/2 is not spoken by endpoint URL: "{origin}"', endpoint_url=origin, cause="none")
+            return SSLError(f'No HTTP/2 at endpoint URL: "{origin}"', endpoint_url=origin, cause="none")
         if isinstance(error, ssl.SSLCertVerificationError):
             ours = bad_certificate(origin)
         elif isinstance(error, ssl.SSLError):

@@ -117,7 +117,9 @@ class EventVerifier(_Chain):
         """
         date, signed = headers.get(":date"), headers.get(":chunk-signature")
         if set(headers) != {":date", ":chunk-signature"}:
-            raise SignatureFormatError("a signed message must have the headers :date and :chunk-signature alone")
+            raise SignatureFormatError(
+                "a signed message must have the headers :date and :chunk-signature and no others"
+            )
         if not isinstance(date, int) or isinstance(date, bool) or not isinstance(signed, bytes):
             raise SignatureFormatError("a signed message has a :date or a :chunk-signature of another type")
         if not 0 <= date < _MAX_MILLISECONDS:

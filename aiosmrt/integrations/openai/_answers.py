@@ -2,44 +2,89 @@
 
 The SDK makes the objects of an answer field by field in Python, which is most of what it does for a streamed token.
 Pydantic's validator makes the same objects in a twentieth of the time, from data that have the declared members and
-types. Events that are one line of data each, which most model servers write, need no parser of lines.
+types. Events that are one line of data each, which most model servers write, need no parser of lines. The URLs of
+requests, which SDK and HTTP client each parse, are the same few.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import cache
 from typing import Annotated, Any, Final, get_args, get_origin
 
+import httpx2
 import openai
 from pydantic import ValidationError
 
 from aiosmrt.integrations.openai._json import loads
+from aiosmrt.integrations.openai._streams import PlainEvents
 
-__all__ = ["QuickAsyncOpenAI", "QuickEvents"]
+__all__ = ["QuickAsyncClient", "QuickAsyncOpenAI", "QuickEvents"]
 
+
+# More paths than the SDK has.
+_MAX_URLS: Final = 256
 
 # The arguments that the SDK gives with an answer.
 _KNOWN: Final = {"data", "cast_to", "response"}
 
 
+class MergedURLs(dict[str, httpx2.URL]):
+    """URLs merged with a base, by what they were merged from: making one takes as long as sending a request.
+
+    Args:
+        base: the base URL.
+        merge: makes one.
+    """
+
+    def __init__(self, base: httpx2.URL, merge: Callable[[str], httpx2.URL]) -> None:
+        super().__init__()
+        self.base = base
+        self._merge = merge
+
+    def __missing__(self, url: str) -> httpx2.URL:
+        found = self._merge(url)
+        if len(self) >= _MAX_URLS:
+            self.clear()
+        self[url] = found
+        return found
+
+
+class QuickAsyncClient(httpx2.AsyncClient):
+    """An HTTP client that parses a URL once."""
+
+    _urls: MergedURLs | None = None
+
+    # A hook of httpx2's own, as above.
+    def _merge_url(self, *positional: Any, **named: Any) -> Any:
+        if len(positional) == 1 and not named and isinstance(url := positional[0], str):
+            urls = self._urls
+            if urls is None or urls.base is not self.base_url:
+                urls = self._urls = MergedURLs(self.base_url, super()._merge_url)
+            return urls[url]
+        return super()._merge_url(*positional, **named)
+
+
 class QuickAsyncOpenAI(openai.AsyncOpenAI):
     """OpenAI's client; an answer that is not as declared, as with some containers, it reads in its own lenient way."""
 
+    _urls: MergedURLs | None = None
+
     # Hooks of the SDK's own. If their arguments change, what they get goes on unchanged.
+
+    def _prepare_url(self, *positional: Any, **named: Any) -> Any:
+        if len(positional) == 1 and not named and isinstance(url := positional[0], str):
+            urls = self._urls
+            if urls is None or urls.base is not self.base_url:
+                urls = self._urls = MergedURLs(self.base_url, super()._prepare_url)
+            return urls[url]
+        return super()._prepare_url(*positional, **named)
 
     def _process_response_data(self, *positional: Any, **named: Any) -> Any:
         kind, data = named.get("cast_to"), named.get("data")
-        # classes with `build` make their objects themselves
-        if (
-            not positional
-            and named.keys() == _KNOWN
-            and isinstance(kind, type)
-            and issubclass(kind, openai.BaseModel)
-            and not hasattr(kind, "build")
-        ):
+        if not positional and named.keys() == _KNOWN and isinstance(kind, type) and _is_declared(kind):
             try:
-                made = kind.model_validate(data, strict=True)
+                made = kind.model_validate(data, strict=True)  # type: ignore[attr-defined]
                 _forget_undeclared(made)
                 return made
             except ValidationError:
@@ -55,24 +100,36 @@ class QuickAsyncOpenAI(openai.AsyncOpenAI):
         return QuickEvents(super()._make_sse_decoder(*positional, **named))
 
 
+@cache
+def _is_declared(kind: type) -> bool:
+    """Whether the objects of a class are made of its declared members; classes with `build` make them themselves."""
+    return issubclass(kind, openai.BaseModel) and not hasattr(kind, "build")
+
+
 def _forget_undeclared(value: Any) -> None:
     """Take undeclared members out of a model's `model_fields_set`, where the SDK does not name them."""
-    if isinstance(value, openai.BaseModel):
-        if value.model_extra:
-            value.model_fields_set.difference_update(value.model_extra)
-        for name in _constructed(type(value)):
-            _forget_undeclared(getattr(value, name))
-    elif isinstance(value, list):
+    kind: Any = type(value)
+    if kind is list:
         for one in value:
             _forget_undeclared(one)
-    elif isinstance(value, dict):
+    elif kind is dict:
         for one in value.values():
             _forget_undeclared(one)
+    elif (names := _constructed(kind)) is not None:
+        if value.__pydantic_extra__:
+            value.model_fields_set.difference_update(value.__pydantic_extra__)
+        for name in names:
+            _forget_undeclared(getattr(value, name))
 
 
 @cache
-def _constructed(kind: type[openai.BaseModel]) -> tuple[str, ...]:
-    """The members whose objects the SDK makes itself; it has the validator make those of optional and other unions."""
+def _constructed(kind: type) -> tuple[str, ...] | None:
+    """The members whose objects the SDK makes itself; it has the validator make those of optional and other unions.
+
+    None of a class that is no model.
+    """
+    if not issubclass(kind, openai.BaseModel):
+        return None
     return tuple(name for name, field in kind.model_fields.items() if _is_constructed(field.annotation))
 
 
@@ -87,18 +144,25 @@ def _is_constructed(annotation: Any) -> bool:
 
 
 class QuickEvent:
-    """An event of one line of data, with what the SDK asks of one."""
+    """An event of one line of data, with what the SDK asks of one.
 
-    __slots__ = ("data",)
+    Args:
+        data: its data.
+        document: the object in them, if that is known.
+    """
+
+    __slots__ = ("_document", "data")
 
     event = id = retry = None
 
-    def __init__(self, data: str) -> None:
+    def __init__(self, data: str, document: dict[str, Any] | None = None) -> None:
         self.data = data
+        self._document = document
 
     def json(self) -> Any:
-        """The value in the data."""
-        return loads(self.data)
+        """The value in the data, a new one each time."""
+        document, self._document = self._document, None
+        return loads(self.data) if document is None else document
 
 
 class QuickEvents:
@@ -124,6 +188,10 @@ class QuickEvents:
 
     async def _read(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for piece in pieces:
+            if type(piece) is PlainEvents:
+                for text, document in zip(piece.texts, piece.documents, strict=True):
+                    yield QuickEvent(text.decode(), document)
+                continue
             texts = piece[6:-2].split(b"\n\ndata: ")
             if not (
                 piece.startswith(b"data: ")

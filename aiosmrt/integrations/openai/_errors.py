@@ -1,7 +1,7 @@
 """Errors as an OpenAI client knows them: responses with an error's JSON, and errors of the SDK's own.
 
-A response makes the SDK raise its error for that status, with the message in it. What has no status, such as a deadline
-or a lost connection, is raised here as the SDK's error, because the SDK replaces the message of any other.
+A response makes the SDK raise its error for that status, with the message in it. A failure without one, such as a
+deadline or a lost connection, is raised here as the SDK's error, because the SDK replaces the message of any other.
 
 Every response says ``x-should-retry: false``: the client has made its retries.
 """
@@ -16,7 +16,7 @@ from typing import Any, Final
 import httpx2
 import openai
 
-from aiosmrt._core.frames import clear_locals
+from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt.errors import (
     AiosmrtError,
     ConnectTimeoutError,
@@ -99,7 +99,7 @@ def stream_failure(error: AiosmrtError, request: httpx2.Request) -> openai.OpenA
 
 
 def _facts(error: AiosmrtError, request: httpx2.Request) -> tuple[int, str, str]:
-    """Status, code and message; raises what has no status."""
+    """Status, code and message; raises the SDK's error for a failure without a status."""
     if isinstance(error, ServiceError):
         return _status(error), error.code, error.message or str(error)
     if isinstance(error, ParamValidationError):
@@ -115,7 +115,7 @@ def _facts(error: AiosmrtError, request: httpx2.Request) -> tuple[int, str, str]
 
 def _status(error: ServiceError) -> int:
     if isinstance(error, ModelError):
-        # Below 400: it did not answer, or not in time (0), or with what is no answer.
+        # Below 400: it did not answer, or not in time (0), or with something else than a response.
         original = error.original_status_code or 0
         return original if original >= 400 else _BAD_GATEWAY
     if isinstance(error, (NoCapacityError, ModelNotReadyException)):

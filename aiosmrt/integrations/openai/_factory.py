@@ -11,7 +11,7 @@ import openai
 from aiosmrt.client import Client
 from aiosmrt.config import shown
 from aiosmrt.errors import ParamValidationError
-from aiosmrt.integrations.openai._answers import QuickAsyncOpenAI
+from aiosmrt.integrations.openai._answers import QuickAsyncClient, QuickAsyncOpenAI
 from aiosmrt.integrations.openai._requests import Models, RequestReader, Route
 from aiosmrt.integrations.openai._transport import ClientTransport
 
@@ -69,7 +69,7 @@ def http_client(
     )
     # Without a timeout, so that the SDK passes on those of its users alone. Variables of the environment
     # would put a proxy in the place of the transport.
-    return httpx2.AsyncClient(
+    return QuickAsyncClient(
         transport=ClientTransport(client, reader, route), base_url=BASE_URL, timeout=None, trust_env=False
     )
 
@@ -104,7 +104,7 @@ def async_openai(
     >>> llm = async_openai(Client("eu-central-1"), models={"qwen": ("llm", "qwen-component")}, timeout=30.0)
     """
     if "http_client" in options:
-        raise ParamValidationError(["http_client is made here; give a client of your own to openai.AsyncOpenAI"])
+        raise ParamValidationError(["http_client cannot be given here; pass your own to openai.AsyncOpenAI"])
     http = http_client(
         client,
         route=route,

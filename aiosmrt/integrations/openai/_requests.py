@@ -120,7 +120,7 @@ class RequestReader:
         if isinstance(paths, str) or not all(isinstance(path, str) and path.strip("/") for path in paths or ()):
             faults.append(f"paths must be OpenAI's paths, such as 'embeddings'; got {shown(paths)}")
         elif paths is not None and route == "openai":
-            faults.append("paths does not go with route 'openai', which serves chat/completions alone")
+            faults.append("paths cannot be given with route 'openai', which serves chat/completions only")
         self._deployments = None if models is None else _deployments(models, faults)
         if isinstance(default_model, str) and self._deployments and default_model not in self._deployments:
             known = ", ".join(self._deployments)

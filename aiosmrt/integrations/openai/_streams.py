@@ -28,13 +28,13 @@ from aiosmrt.integrations.openai._metering import Meter
 if TYPE_CHECKING:
     from aiosmrt._core.response_bodies import EventStream
 
-__all__ = ["EventBytes", "LineEvents", "ServedStream"]
+__all__ = ["EventBytes", "LineEvents", "PlainEvents", "ServedStream"]
 
 _DONE: Final = b"data: [DONE]\n\n"
 
 
 class Fault(NamedTuple):
-    """Why a stream is not a whole answer: a message, and the class of our error that says so to observers."""
+    """Why a stream is not a whole answer: a message, and the class of our error that observers see."""
 
     message: str
     error: type[AiosmrtError]
@@ -159,8 +159,8 @@ class EventBytes(Events):
             data.startswith(b"data: {")
             and data.endswith(b"}\n\n")
             and not (self._rest or self._after_cr or self._over)
-            and (documents := _plain_objects(plain := _in_utf8(data))) is not None
-            and all(map(self._note, documents))
+            and (plain := PlainEvents.of(_in_utf8(data))) is not None
+            and all(map(self._note, plain.documents))
         ):
             return plain
         # told again below, where its event is
@@ -228,20 +228,35 @@ class EventBytes(Events):
         return self._object_event(data, block + b"\n\n", _NO_OBJECT)
 
 
-def _plain_objects(data: bytes) -> list[dict[str, Any]] | None:
-    """The data of whole events that pass as they are: one line of a JSON object each, and no error; None of others."""
-    if b'"error"' in data or b"\r" in data:
-        return None
-    texts = data[6:-2].split(b"\n\ndata: ")
-    if data.count(b"\n") != 2 * len(texts):
-        return None
-    documents = []
-    for text in texts:
-        document = _object(text)
-        if document is None:
+class PlainEvents(bytes):
+    """Whole events that pass as they are: one line of a JSON object each, and no error.
+
+    Attributes:
+        texts: their data.
+        documents: the objects in them, so that a reader who finds them here need not parse the same text again.
+    """
+
+    texts: list[bytes]
+    documents: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, data: bytes) -> PlainEvents | None:
+        """Some bytes, if they are such events."""
+        if b'"error"' in data or b"\r" in data:
             return None
-        documents.append(document)
-    return documents
+        texts = data[6:-2].split(b"\n\ndata: ")
+        if data.count(b"\n") != 2 * len(texts):
+            return None
+        documents = []
+        for text in texts:
+            document = _object(text)
+            if document is None:
+                return None
+            documents.append(document)
+        plain = cls(data)
+        plain.texts = texts
+        plain.documents = documents
+        return plain
 
 
 def _fault_of_last(block: bytes) -> Fault | None:
@@ -256,7 +271,7 @@ def _fault_of_last(block: bytes) -> Fault | None:
     data = b"\n".join([line[5:] for line in lines if line.startswith(b"data:")]).strip()
     if data == b"[DONE]" or _is_json(data):
         return None
-    # A whole line that is no field is the fault of the event, which tells so.
+    # A complete line that is not a field is a fault of the event and decides its message.
     whole = [line for line in lines[:-1] if line.strip()]
     return _UNFINISHED if all(line.startswith(FIELDS) for line in whole) else _NOT_EVENTS
 

@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from aiosmrt.serializers import NPZ
 
 ROOT = Path(__file__).parents[3]
@@ -13,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 
 def run(program: str) -> list[str]:
     """The lines that a program prints in a fresh interpreter."""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -22,23 +20,26 @@ EXTRAS = {"numpy", "pyarrow"}
 LATER = {*EXTRAS, "csv", "zipfile"}
 
 
-@pytest.mark.parametrize(
-    ("statement", "loaded"),
-    [
-        ("pass", set()),
-        ("s.JSON.deserialize(s.JSON.serialize({'a': [1.5]}), ''); s.estimated_size([1, object()])", set()),
-        (
-            "s.JSON_LINES.deserialize(s.JSON_LINES.serialize([1]), ''); s.TEXT.serialize('a'); s.BYTES.serialize(b'')",
-            set(),
-        ),
-        ("import pickle; [pickle.loads(pickle.dumps(c)) for c in (s.NPY, s.NPZ, s.ARROW, s.PARQUET)]", set()),
-        ("s.CSV.serialize([1])", {"csv"}),
-        ("s.NPY.serialize([1])", {"numpy"}),
-    ],
-)
-def test_nothing_is_imported_before_it_is_needed(statement: str, loaded: set[str]) -> None:
-    modules = run(f"import sys; import aiosmrt.serializers as s; {statement}; print(*sys.modules, sep='\\n')")
-    assert LATER.intersection(modules) == loaded
+# Statements one after the other, each with what it is the first to load.
+STATEMENTS: list[tuple[str, set[str]]] = [
+    ("import aiosmrt.serializers as s", set()),
+    ("s.JSON.deserialize(s.JSON.serialize({'a': [1.5]}), '')", set()),
+    ("s.estimated_size([1, object()])", set()),
+    ("s.JSON_LINES.deserialize(s.JSON_LINES.serialize([1]), '')", set()),
+    ("s.TEXT.serialize('a'); s.BYTES.serialize(b'')", set()),
+    ("import pickle; [pickle.loads(pickle.dumps(c)) for c in (s.NPY, s.NPZ, s.ARROW, s.PARQUET)]", set()),
+    ("s.CSV.serialize([1])", {"csv"}),
+    ("s.NPY.serialize([1])", {"numpy"}),
+]
+
+
+def test_nothing_is_imported_before_it_is_needed() -> None:
+    watched = f"print(*sorted({LATER!r}.intersection(sys.modules)))"
+    said = run("import sys\n" + "".join(f"{statement}\n{watched}\n" for statement, _ in STATEMENTS))
+    loaded: set[str] = set()
+    for (statement, adds), line in zip(STATEMENTS, said, strict=True):
+        loaded |= adds
+        assert set(line.split()) == loaded, statement
 
 
 WITHOUT = """

@@ -3,7 +3,7 @@
 import time
 
 import daft
-from job import Job, doubler, run_example, started, typed_columns, typed_scorers
+from job import Job, doubler, list_doubler, run_example, started, typed_columns, typed_scorers
 
 from aiosmrt.integrations.daft import score
 
@@ -21,6 +21,7 @@ def main(job: Job) -> None:
     for scorer in typed_scorers():
         typed = score(typed, scorer)
     typed.write_parquet(job.typed)
+    score(daft.from_pydict({"n": list(range(20))}), list_doubler()).write_parquet(str(job.folder / "lists"))
     run_example("daft")
 
 

@@ -83,6 +83,11 @@ def doubler(endpoint_name: str = "double") -> Scorer:
     )
 
 
+def list_doubler() -> Scorer:
+    """Doubles the column n, five rows a call."""
+    return Scorer("lists", rows_per_request=5, output_type="int64", on_error="columns", client_options=_PATIENT)
+
+
 def typed_columns(job: Job) -> dict[str, list[str]]:
     """A row with a column for each type."""
     return {f"given_{number}": [job.answers[kind]] for number, kind in enumerate(TYPES)}

@@ -1,4 +1,4 @@
-"""What an error's traceback still holds."""
+"""The local variables that an error's traceback still holds, which may be a caller's data."""
 
 from __future__ import annotations
 
