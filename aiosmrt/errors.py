@@ -152,8 +152,9 @@ class Waited(NamedTuple):
         back_off: between two attempts.
         attempt: for answers to its requests.
         rate: for the rate of AWS's retry mode ``adaptive``.
-        body: for its request body to be read or serialized.
+        body: for its request body to be read or serialized, and hashed.
         preparation: for the client's configuration.
+        credentials: for credentials.
 
     >>> str(Waited(slot=0.5, attempt=0.25))
     '0.500 s for a slot, 0.250 s for an answer to its request'
@@ -167,6 +168,7 @@ class Waited(NamedTuple):
     rate: float = 0.0
     body: float = 0.0
     preparation: float = 0.0
+    credentials: float = 0.0
 
     @property
     def total_waiting(self) -> float:
@@ -183,6 +185,7 @@ class Waited(NamedTuple):
             "rate": "for the send rate of retry mode adaptive",
             "body": "for its request body",
             "preparation": "for the client's configuration",
+            "credentials": "for credentials",
         }
         known = {name: seconds for name, seconds in self._asdict().items() if seconds >= _SHOWN_SECONDS}
         return ", ".join(f"{seconds:.3f} s {texts[name]}" for name, seconds in known.items()) or "less than 1 ms"

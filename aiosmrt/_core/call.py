@@ -30,7 +30,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
 from logging import DEBUG
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import Admission
 from aiosmrt._core.body import HASH_INLINE_BYTES, body_bytes, body_digest
@@ -86,6 +86,8 @@ if TYPE_CHECKING:
     from aiosmrt.types import Body
 
 __all__ = ["NO_WAITS", "Call", "deadline_exceeded"]
+
+T = TypeVar("T")
 
 # A call that was throttled this often did not just have bad luck.
 _NO_ACCIDENT: Final = 6
@@ -351,17 +353,23 @@ class Call:
         """Have the client's configuration, and a body that does not change any more."""
         core = self._core
         if not core.is_ready():
-            self._phase = "preparation"
-            self._phase_began = core.clock()
-            await core.prepare()
-            self._account("preparation", core.clock() - self._phase_began)
-        self._phase = "body"
-        self._phase_began = core.clock()
-        self._body = await body_bytes(self._body, core.off_loop)
-        self._account("body", core.clock() - self._phase_began)
+            await self._waiting("preparation", core.prepare())
+        self._body = await self._waiting("body", body_bytes(self._body, core.off_loop))
         self._codec.heads.check_body_size(len(self._body))
-        self._phase = ""
         self._ready = True
+
+    async def _waiting(self, reason: str, work: Awaitable[T]) -> T:
+        """The result of some work, whose time is counted as a wait for that reason."""
+        core = self._core
+        self._phase = reason
+        self._phase_began = began = core.clock()
+        try:
+            return await work
+        finally:
+            # An error's frames hold this one, and the work may hold the body.
+            del work
+            self._phase = ""
+            self._account(reason, core.clock() - began)
 
     # From a slot to a reply
 
@@ -391,7 +399,7 @@ class Call:
                 counters.calls += 1
                 if view.sign and not (self._digest or codec.openai):
                     if size > HASH_INLINE_BYTES:
-                        self._digest = await core.off_loop(body_digest, self._body)
+                        self._digest = await self._waiting("body", core.off_loop(body_digest, self._body))
                     else:
                         # Not body_digest, which would be one function call more in each call.
                         self._digest = hashlib.sha256(self._body).hexdigest()
@@ -421,7 +429,7 @@ class Call:
                 now = core.wall_clock()
                 credentials = None
                 if view.sign and (credentials := core.credentials.current(now)) is None:
-                    credentials = await core.credentials.get()
+                    credentials = await self._waiting("credentials", core.credentials.get())
                     now = core.wall_clock()
                 if failure is not None and self._history.finished:
                     raise failure  # noqa: TRY301 (it has ended the stream, which was closed since)

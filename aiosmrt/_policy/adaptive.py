@@ -10,7 +10,8 @@ and in a server that batches, which more calls make productive. No threshold on 
   multiplies them, and leaves that spread alone. The rule compares the present spread (the standard deviation of the
   logarithms of a batch of round trips) with the one when nothing waited. Where it is squeezed, the limit is cut in
   proportion; where it is not, the limit grows. The order of the round trips says nothing: calls that were sent
-  together come back in the order of their times, so that each is like the one before.
+  together come back in the order of their times, so that each is like the one before. But where a batch is far from
+  the level, a queue grows or shrinks within it, and only neighbours show the spread.
 - *Rate.* Service times that hardly vary leave little spread to be squeezed, but little noise either. There the rule
   measures: calls in flight divided by their round trip are the rate at which calls complete (Little's law). While the
   rate grows with their number the limit goes up, where it does not the limit goes back and stays, and tries a
@@ -112,6 +113,9 @@ _CHANCE: Final = 2.0
 _FREELY: Final = 0.3
 _LITTLE_CHANCE: Final = 1.7
 _CLEARLY_NO_QUEUE: Final = 0.65
+
+# How far the mean of a batch is from the level if it is a trend, in spreads.
+_TREND: Final = 1.3
 
 # What the spread exceeds that share by where growth is not held back.
 _FULL_PUSH: Final = 0.2
@@ -501,9 +505,9 @@ class AdaptiveRule:
             logs = [log2(max(seconds, _SHORTEST)) for seconds in times]
         count, ref = len(times), self._ref
         mean = sum(logs) / count
-        if count == 1 or ref < _REGULAR:
+        if count == 1 or ref < _REGULAR or abs(_LN_2 * mean - self._level) > _TREND * ref:
             # From each to the next, and from the one before them to the first: of regular round trips a few that are
-            # far longer would make all of the standard deviation.
+            # far longer would make all of the standard deviation, and so would a queue that grows or shrinks.
             before = self._last if self._samples else logs[0]
             spread = _LN_2 * (sum(map(abs, map(sub, logs, logs[1:]))) + abs(logs[0] - before)) / count
         else:
@@ -654,16 +658,12 @@ class AdaptiveRule:
 
     def _grown(self, count: int, push: float) -> float:
         limit, shared = self._exact, self._trips < self._shared_until
-        freely = not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref)
-        gain = 0.0
-        if freely:
-            gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
-            if not shared:
-                return limit + gain
         step = _STEP if shared or limit <= _LARGE else _STEP * (limit / _LARGE) ** 0.8
         if step > _STEP_SHARE * limit:
             step = _STEP_SHARE * limit
-        if not freely:
+        if not self._refused or self._level < self._refused_level - max(_SHORTER, _SHORTER_BY_SPREAD * self._ref):
+            gain = (_FIRST_GROWTH if self._samples <= _WAITLESS else _GROWTH) * push * count
+        else:
             faster = 1 + ((self._trips - self._refused_trips) / _ROUND_TRIPS_TO_DOUBLE) ** 2
             gain = min(_GROWTH * limit, step * max(1.0 if push else 0.0, faster * push)) * count / limit
         if shared:

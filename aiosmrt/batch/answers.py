@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from json.scanner import make_scanner
+from typing import Any, Final, cast
 
 from aiosmrt.endpoint import split_answer
 from aiosmrt.serializers import (
@@ -171,8 +172,9 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-# Returns a value and where it ends; unlike `decode`, it looks for no space around it.
-_parse: Final = json.JSONDecoder(parse_constant=_refuse).raw_decode
+# Returns a value and where it ends; unlike `decode`, it looks for no space around it. The decoder's `raw_decode` does
+# the same by one function call more, and raises ValueError instead of StopIteration.
+_parse: Final = make_scanner(cast("Any", json.JSONDecoder(parse_constant=_refuse)))
 _SPACE: Final = b" \t\n\r"
 
 
@@ -209,8 +211,8 @@ class Verbatim:
         if _is_utf_8_json(content_type) and b"\n" not in data and b"\r" not in data:
             try:
                 text = data.decode()
-                _, end = _parse(text)
-            except (ValueError, RecursionError):
+                _, end = _parse(text, 0)
+            except (ValueError, RecursionError, StopIteration):
                 pass
             else:
                 if end == len(text):

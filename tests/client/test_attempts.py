@@ -11,7 +11,7 @@ from typing import Any
 import botocore.exceptions as boto
 import pytest
 
-from aiosmrt import Client, DeadlineExceededError, RetryPolicy, ServiceError, errors
+from aiosmrt import Client, Credentials, DeadlineExceededError, RetryPolicy, ServiceError, errors
 from tests.support import seams
 from tests.support.clients import MakeClient, no_sleep
 from tests.support.peers import REGION
@@ -358,7 +358,24 @@ async def test_credentials_count_into_the_deadline(server: RecordingServer, virt
         call = asyncio.create_task(client.invoke_endpoint(**CALL))
         await asked.wait()
         await virtual_time.advance(30.0)
-        with pytest.raises(DeadlineExceededError):
+        with pytest.raises(DeadlineExceededError, match=r"it waited 30\.000 s for credentials$") as caught:
             await call
+        assert caught.value.waited == pytest.approx(errors.Waited(credentials=30.0))
         assert client.statistics().in_use == 0
     assert server.requests == []
+
+
+async def test_an_error_counts_the_wait_for_credentials(server: RecordingServer) -> None:
+    now = 1000.0
+
+    async def slow() -> Credentials:
+        nonlocal now
+        now += 3.0
+        return Credentials("AKIDEXAMPLE", "not-a-real-secret")
+
+    server.answer = UNAVAILABLE
+    async with Client(REGION, endpoint_url=server.url, credentials=slow, patience=0) as client:
+        seams.set_clock(client, lambda: now)
+        with pytest.raises(ServiceError) as caught:
+            await client.invoke_endpoint(**CALL)
+        assert caught.value.waited == pytest.approx(errors.Waited(credentials=3.0))

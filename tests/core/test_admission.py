@@ -1364,7 +1364,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.dismissing: ModelCall | None = None
         self.problems: list[str] = []
 
-    @initialize(maximum=st.sampled_from([1, 2, 3, 5]), ending=st.sampled_from(["answers", "cancellations", "close"]))
+    @initialize(maximum=st.sampled_from([1, 2, 3, 5, 8]), ending=st.sampled_from(["answers", "cancellations", "close"]))
     def begin(self, maximum: int, ending: str) -> None:
         self.maximum = maximum
         self.ending = ending
@@ -1398,6 +1398,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             ):
                 self.problems.append(f"{call} probes again before others have")
             call.unanswered = self.illnesses
+        self._check_slot(call)
         self._check_order(call)
         call.state = "granted"
 
@@ -1416,6 +1417,13 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.illnesses += 1
             self.stretches.append((illness, now, math.inf))
             self.probe_from = now + FIRST_PAUSES[illness]
+
+    def _check_slot(self, call: ModelCall) -> None:
+        """There was one for it when it got it; later there may be fewer."""
+        admission = self.admission
+        there_are = self.maximum if admission.illness is not None else admission.statistics().max_concurrency
+        if admission.in_use > there_are:
+            self.problems.append(f"{call} got slot {admission.in_use} of {there_are}")
 
     def _check_order(self, call: ModelCall) -> None:
         always_patient = (True, True)
@@ -1458,6 +1466,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             call.state = "over"
             raise
         if granted and call.state == "waiting":
+            self._check_slot(call)
             self._check_order(call)
         call.state = "holding" if granted else "over"
         call.probes = granted and self.admission.is_prober(call)
@@ -1499,7 +1508,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(
         patience=st.sampled_from([20.0, 0.0, 0.5, None]),
         capacity=st.sampled_from([None, 60.0, 3.0]),
-        count=st.sampled_from([1, 2, 6]),
+        count=st.sampled_from([1, 2, 12]),
         at_once=st.booleans(),
     )
     def arrive(self, patience: float | None, capacity: float | None, count: int, at_once: bool) -> None:
@@ -1550,11 +1559,22 @@ class AdmissionMachine(RuleBasedStateMachine):
         self._succeed(data.draw(st.sampled_from(self._in("holding"))))
 
     def _succeed(self, call: ModelCall) -> None:
+        self._answer(call)
+        self._release(call, "over")
+
+    @precondition(lambda self: self._in("holding"))
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        """Succeed and keep the slot, as a stream does until its end; those who may go on now do so."""
+        self._answer(data.draw(st.sampled_from(self._in("holding"))))
+        self.turn()
+
+    def _answer(self, call: ModelCall) -> None:
         self._send(call)
         assert call.sent_at is not None
         if not self.admission.state.steady:
             self.admission.on_success(call, call.sent_at, call.sent_among)
-        self._release(call, "over")
+        call.unanswered = 0
 
     @precondition(lambda self: self._in("holding"))
     @rule(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -39,7 +39,7 @@ CONNECT_TIMEOUT = 5.0
 # What a float clock may be off after some sums.
 EXACT = 1e-6
 
-Call = Callable[[Client, str], Awaitable[bytes]]
+Call = Callable[[Client, str], Coroutine[Any, Any, bytes]]
 
 
 class Illness(NamedTuple):
@@ -144,7 +144,7 @@ async def streamed(client: Client, name: str) -> bytes:
 
 
 # The options of callers, and when they give up: by their patience or by their deadline. None sees the outage's end.
-CALLERS_OPTIONS: list[tuple[dict[str, float | None], float | None, float | None]] = [
+CALLERS_OPTIONS: list[tuple[dict[str, Any], float | None, float | None]] = [
     ({"patience": 20.0}, 20.0, None),
     ({"patience": 5.0}, 5.0, None),
     ({"patience": 40.0}, 40.0, None),
@@ -177,7 +177,9 @@ async def test_a_minutes_outage(name: str, call: Call, limit: Any, earlier_calls
         service.ill["llm"] = illness
         began = time.now
         time.call_later(OUTAGE, service.ill.clear)
-        views = [(client.with_options(**options), *ends) for options, *ends in CALLERS_OPTIONS]
+        views = [
+            (client.with_options(**options), patience, deadline) for options, patience, deadline in CALLERS_OPTIONS
+        ]
         callers = [views[number % len(views)] for number in range(count)]
         random.Random(2).shuffle(callers)
         tasks = [world.start(call(view, "llm")) for view, _, _ in callers]

@@ -752,16 +752,26 @@ BREAKS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BREAKS)
-async def test_failed_stream(telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, case: str) -> None:
+async def test_failed_stream(
+    telemetry: Telemetry, runtime: LocalRuntime, make_client: MakeClient, case: str, virtual_time: VirtualTime
+) -> None:
     fault, error_type = BREAKS[case]
     runtime.inject("words", fault)
-    client = make_client(telemetry.observer(), read_timeout=0.2 if error_type == "ReadTimeoutError" else 30.0)
+    client = make_client(telemetry.observer(), read_timeout=30.0)
     response = await client.invoke_endpoint_with_response_stream(EndpointName="words", Body=b"one two three")
     parts = []
-    with pytest.raises(errors.AiosmrtError):
+
+    async def read() -> None:
         async with response["Body"] as stream:
             async for event in stream:
                 parts.append(event)
+
+    reading = asyncio.create_task(read())
+    if case == "silence":
+        await until(lambda: len(parts) == 1)
+        await virtual_time.advance(60.0)
+    with pytest.raises(errors.AiosmrtError):
+        await reading
     span = telemetry.span(STREAM)
     assert len(parts) == attributes(span)["aiosmrt.stream.parts"] == 1
     assert span.status.status_code is StatusCode.ERROR

@@ -125,6 +125,18 @@ def test_round_trips_that_come_back_in_the_order_of_their_lengths_do_not_lower_i
         assert rule.limit >= before
 
 
+def test_a_queue_is_seen_while_it_grows() -> None:
+    """Longer and longer round trips differ much, but each hardly from the one before."""
+    rule = AdaptiveLimit(initial=50, maximum=60).new()
+    seconds = lognormal(1)
+    succeed(rule, seconds, 400)
+    assert rule.limit == 60
+    waits = iter([0.0125 * number for number in range(60)])
+    succeed(rule, lambda: next(waits) + seconds(), 60)
+    assert rule.limit < 60
+    assert rule.reason == "waiting"
+
+
 def test_refusals_lower_it_by_exactly_the_excess() -> None:
     rule = AdaptiveLimit(initial=64).new()
     for in_flight in range(64, 8, -1):
@@ -402,6 +414,15 @@ def test_a_service_that_becomes_slower_by_itself_gets_its_calls_back() -> None:
     limits = in_turn(rule, regular(2, lambda among: 0.4), 4_000)
     assert min(limits) < 40, "it looks like a queue at first"
     assert limits[-1] == 60
+
+
+def test_round_trips_that_are_no_longer_regular_are_judged_by_their_spread() -> None:
+    rule = AdaptiveLimit(maximum=60).new()
+    in_turn(rule, regular(1, lambda among: 0.1), 3_000)
+    seconds = lognormal(2)
+    in_turn(rule, lambda among: seconds(), 4_000)
+    # All longer by the same factor: a rate that falls would have lowered it.
+    assert min(in_turn(rule, lambda among: 3 * seconds(), 1_000)) == 60
 
 
 # Closed loops

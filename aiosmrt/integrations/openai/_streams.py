@@ -402,7 +402,16 @@ class ServedStream(httpx2.AsyncByteStream):
                 self._break_off(self._fault)
             if self._over:
                 raise StopAsyncIteration
-            data = self._passed_on(b"".join(await self._receive()))
+            failure: AiosmrtError | None = None
+            try:
+                data = self._passed_on(b"".join(await self._parts.receive()))
+            except AiosmrtError as error:
+                failure = error
+            if failure is not None:
+                try:
+                    self._fail(failure)
+                finally:
+                    del failure
             if self._meter is not None:
                 if data:
                     self._meter.streamed(data)
@@ -410,18 +419,15 @@ class ServedStream(httpx2.AsyncByteStream):
                     self._meter.ended(None)
         return data
 
-    async def _receive(self) -> list[bytes]:
-        try:
-            return await self._parts.receive()
-        except AiosmrtError as error:
-            failure = stream_failure(error, self._request)
-            if self._meter is not None:
-                self._meter.ended(type(error).__name__)
+    def _fail(self, error: AiosmrtError) -> NoReturn:
+        """Raise what an OpenAI client gets for a failure of ours."""
         self._over = True
         try:
-            raise failure
+            if self._meter is not None:
+                self._meter.ended(type(error).__name__)
+            raise stream_failure(error, self._request)
         finally:
-            del failure
+            del error
 
     def _passed_on(self, data: bytes) -> bytes:
         """What to pass on for some bytes; none are the end."""
