@@ -445,16 +445,25 @@ class OutputLog:
                         f"{file.path} was changed by something else: {file.size - end} bytes were added after the job "
                         "ended; restore the file, or start over with fresh (--fresh)"
                     )
+        if broken is not None:
+            # The first record of the other file may be announced behind what is torn.
+            for some in self._read_entries(good):
+                for word, length, checksum, _ in some:
+                    self._take_announcement(word, length, checksum)
         self._check_own(ends)
         self._entries = good
         # The next mark is preceded by entries of the run before, unless that one ended with a mark.
         self._since_mark = (0, 0) if good == self._synced else None
-        self._journal.cut(len(self._head) + good * _ENTRY.size)
         if self._out.size < len(self._preamble) or (broken is self._out and not self.scored):
             self._out.cut(0)
             self._out.write(self._preamble)
-        self._out.cut(ends[_SCORED])
-        self._errors.cut(ends[_FAILED])
+        for file, end in ((self._out, ends[_SCORED]), (self._errors, ends[_FAILED])):
+            is_torn = file.size != end
+            file.cut(end)
+            if is_torn:
+                # Before the journal, which announces what is cut off here.
+                file.sync()
+        self._journal.cut(len(self._head) + good * _ENTRY.size)
 
     def _check_own(self, ends: Mapping[int, int]) -> None:
         """Refuse files of which no record is whole, unless what they have begins like the job's first record.
@@ -490,14 +499,21 @@ class OutputLog:
                 ends[kind] += length
                 self._ended = False
                 self._note(kind, [word & _ROW])
-            elif kind == _FINISHED and length == _ANNOUNCED:
-                self._announced[word & 1] = _with_share(self._announced[word & 1], word & _ROW, checksum)
+            elif self._take_announcement(word, length, checksum):
+                pass
             elif kind == _FINISHED:
                 self.rows_in_input = word & _ROW
                 self._ended = length != _REOPENED
             else:
                 self._synced = (word & _ROW) + 1
         return len(entries), None
+
+    def _take_announcement(self, word: int, length: int, checksum: int) -> bool:
+        """Note an entry that announces a first record; returns whether it does."""
+        if word >> 62 != _FINISHED or length != _ANNOUNCED:
+            return False
+        self._announced[word & 1] = _with_share(self._announced[word & 1], word & _ROW, checksum)
+        return True
 
     def _take_marked(self, start: int, ends: dict[int, int]) -> int:
         """Note the entries before the next marks at once, where the marks' checksums fit.

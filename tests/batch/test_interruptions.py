@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -55,6 +56,15 @@ async def test_kills_lose_and_repeat_no_row(
     assert outcome.repeated <= outcome.kills * KILLS_IN_FLIGHT
 
 
+def bytes_behind_announcements(journal: bytes) -> int:
+    """How much of a journal a power failure may take: a first record is announced on the disk before it is written."""
+    for behind in range(0, len(journal) - 20, 20):
+        word, length = struct.unpack_from("<QI", journal, len(journal) - behind - 20)
+        if word >> 62 == 3 and length == 2:
+            return behind
+    raise AssertionError("nothing is announced")
+
+
 async def test_any_torn_end_is_mended(
     endpoint: Endpoint[Any, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,13 +87,13 @@ async def test_any_torn_end_is_mended(
     # The mark of the sync at the end is the last entry: without it, no record is vouched for.
     journal = begun / "out.jsonl.journal"
     os.truncate(journal, journal.stat().st_size - 20)
+    most = bytes_behind_announcements(journal.read_bytes())
     for number in range(40):
         folder = shutil.copytree(begun, tmp_path / str(number))
         for name in drawn.sample(FILES, drawn.randint(1, 3)):
             size = (folder / name).stat().st_size
-            os.truncate(
-                folder / name, size - drawn.randint(0, min(size, 60)) if name == FILES[2] else drawn.randint(0, size)
-            )
+            cut = drawn.randint(0, min(most, 60)) if name == FILES[2] else drawn.randint(0, size)
+            os.truncate(folder / name, size - cut)
         models.seen.clear()
         report = await score(endpoint, source, folder / "out.jsonl")
         assert report.finished
@@ -415,6 +425,20 @@ def test_a_first_record_that_is_torn_anywhere_is_mended(tmp_path: Path, preamble
             log.append({7: record}, {})
             log.close()
             assert out.read_bytes() == whole
+
+
+def test_a_first_failure_behind_a_torn_record_is_the_jobs_own(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    log = OutputLog.open(out, {})
+    log.append({0: b"row 0\n", 1: b"row 1\n"}, {})
+    log.append({}, {2: b"failure\n"})
+    log.close()
+    os.truncate(out, 9)
+    log = OutputLog.open(out, {})
+    assert (len(log.scored), len(log.failed)) == (1, 0)
+    log.append({}, {2: b"failure\n"})
+    log.close()
+    assert (out.read_bytes(), out.with_name("out.errors.jsonl").read_bytes()) == (b"row 0\n", b"failure\n")
 
 
 def test_a_job_that_has_not_begun_may_be_begun_with_other_settings(tmp_path: Path) -> None:
