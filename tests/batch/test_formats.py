@@ -229,9 +229,14 @@ async def test_an_input_is_never_overwritten_whatever_the_output_calls_it(
             await score(endpoint, source, out, fresh=True)
     # As are the files beside the output, and the page.
     link(rows, tmp_path / "new.jsonl.journal")
-    for arguments in ({"sink": tmp_path / "new.jsonl"}, {"sink": tmp_path / "out.jsonl", "report_page": out}):
-        with pytest.raises(BatchInputError, match="is both input and output"):
-            await score(endpoint, rows, fresh=True, **arguments)
+    with pytest.raises(BatchInputError, match="is both input and output"):
+        await score(endpoint, rows, tmp_path / "new.jsonl", fresh=True)
+    with pytest.raises(ParamValidationError, match="is not a report page"):
+        await score(endpoint, rows, tmp_path / "out.jsonl", fresh=True, report_page=out)
+    page = tmp_path / "page.html"
+    await score(endpoint, rows, tmp_path / "out.jsonl", report_page=page)
+    with pytest.raises(BatchInputError, match="is both input and output"):
+        await score(endpoint, page, tmp_path / "of page.jsonl", input_format="text", report_page=page)
     assert lines_of(rows) == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
