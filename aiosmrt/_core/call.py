@@ -226,7 +226,7 @@ class Call:
         self._head = head
         self._body: Any = body
         self._invocation_id = next(core.invocation_ids)
-        # The first look saves a function call, where it tells that nothing is logged.
+        # The first condition saves a function call while nothing is logged.
         self._observers = view.observers
         if KNOWN_LEVELS.get(DEBUG, True) and logs_debug():
             self._observers = (*view.observers, log_event)

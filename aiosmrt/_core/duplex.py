@@ -61,8 +61,8 @@ NOTICE_SECONDS: Final = 60.0
 # away, lost, an internal error, restarting, try again later, a bad gateway.
 _TRANSIENT_CLOSURES: Final = frozenset({"1001", "1006", "1011", "1012", "1013", "1014"})
 
-# Statuses by which a container refuses a WebSocket for good, such as 404 where it has none: those of a client's error
-# but for the ones that say "later".
+# Statuses by which a container refuses a WebSocket for good, such as 404 from one that does not serve WebSockets: those
+# of a client's error, without the ones that ask to try again later.
 _REFUSALS: Final = frozenset(range(400, 500)) - {408, 421, 425, 429}
 
 
@@ -588,7 +588,7 @@ class BidirectionalStream:
             del error
 
     def _truncation(self, link: Link) -> EventStreamFormatError | None:
-        """The error of a stream that has ended inside a frame, or is none."""
+        """The error of a stream that ended inside a frame, or of an empty answer of another content type."""
         try:
             self._decoder.finish(link.headers.get("content-type"))
         except EventStreamFormatError as error:
@@ -620,8 +620,8 @@ class BidirectionalStream:
         Raises:
             ModelStreamError: the container closed its connection or failed; ``error_code`` has the reason.
             InternalStreamFailure: the service failed.
-            EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer that is no event
-                stream.
+            EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer without an event
+                stream's content type.
             TransportError: the stream was reset, or its connection lost.
             ClientStateError: another task is waiting for the next part, or the block was left.
         """

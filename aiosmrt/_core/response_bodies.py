@@ -361,8 +361,8 @@ class EventStream:
 
         Raises:
             ModelStreamError, InternalStreamFailure: the service reported a failure inside the stream.
-            EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer that is no event
-                stream.
+            EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer without an event
+                stream's content type.
             ReadTimeoutError: silence for longer than ``read_timeout``.
             ResponseStreamingError: the connection was lost.
             ClientStateError: another task is waiting for the next part, or an earlier wait for it was cancelled.

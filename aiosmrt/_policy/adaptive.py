@@ -340,8 +340,8 @@ class AdaptiveRule:
         # The largest limit lately, slowly forgotten, and the round trips for which it was clearly lower.
         self._high = float(initial)
         self._below = 0.0
-        # The level and the limit before the cuts that are on trial, the highest level since, and the round trip up to
-        # which there are no cuts.
+        # The level and the limit before the cuts that are on trial, the highest level since, and the round trip from
+        # which the limit may be cut again.
         self._trial = (0.0, 0.0)
         self._is_trial = False
         self._highest = 0.0

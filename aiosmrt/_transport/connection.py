@@ -544,7 +544,7 @@ class Connection(asyncio.BufferedProtocol):
             self._complete(self._head, b"".join(self._pieces))
         else:
             self._stream.completed()
-            # Its caller has the stream already, so the body goes to nobody.
+            # The caller has the stream already; this body is dropped.
             self._complete(self._head, b"")
 
     def _complete(self, head: ResponseHead, body: bytes) -> None:

@@ -180,8 +180,7 @@ class Decoder:
         """Check that the stream ends here.
 
         Args:
-            content_type: the response's media type, which alone tells a stream without messages from an answer that is
-                none. None if it has no type.
+            content_type: the response's media type; only an event stream may be empty. None if the type is missing.
 
         Raises:
             TruncatedStreamError: the stream ends inside a frame.

@@ -98,7 +98,7 @@ class HeadBuilder:
 
     def _unknown(self, params: Mapping[str, Any]) -> list[str]:
         """An error message for each name that the operation does not have."""
-        # A stream of messages is no parameter.
+        # Messages are sent after the call has begun, not passed as a parameter.
         known = [member.name for member in self.operation.members if member.rule.type != "stream"]
         return [
             f'Unknown parameter in input: "{_quote(name)}", must be one of: {", ".join(known)}'

@@ -200,7 +200,7 @@ class _File:
         try:
             os.close(self.descriptor)
         except OSError as error:
-            # As a disk on the network says it.
+            # A network file system may report a failed write only now.
             raise _refused(self.path, error) from error
 
 
@@ -974,7 +974,7 @@ def _roll_forward(files: LogFiles) -> None:
     """Rename the sorted copies over their originals; may be repeated after any interruption.
 
     Raises:
-        BatchOutputError: the journal's copy is none.
+        BatchOutputError: the file in the place of the journal's copy is not a journal.
     """
     out, errors, journal = files
     commit = journal.with_name(f"{journal.name}.commit")

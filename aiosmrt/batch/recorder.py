@@ -156,7 +156,7 @@ def write_page(path: Path, text: str) -> None:
         raise BatchOutputError(fault)
     temporary = _temporary(path)
     try:
-        # Names of files may have bytes that are no text.
+        # File names may contain bytes that are not UTF-8.
         temporary.write_bytes(text.encode(errors="backslashreplace"))
         # What a link leads to, not the link.
         os.replace(temporary, os.path.realpath(path))  # noqa: PTH105 (both are there)

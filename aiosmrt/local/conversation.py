@@ -61,7 +61,7 @@ async def call_handler(
         if not inspect.isasyncgen(answers):
             if inspect.iscoroutine(answers):
                 answers.close()
-            # as a container does that has no WebSocket
+            # as from a container that does not serve WebSockets
             raise ContainerFailure(404, "a handler of a bidirectional stream must be an async generator function")
     try:
         async with aclosing(_as_messages(answers)) as messages:

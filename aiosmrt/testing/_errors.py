@@ -79,7 +79,7 @@ def make_error(
             ``OriginalStatusCode`` and ``OriginalMessage``; otherwise arguments of its constructor.
 
     Raises:
-        TypeError: the class is none of `aiosmrt.errors`, or has no such fact, or not of that type.
+        TypeError: ``kind`` is not a class of `aiosmrt.errors`, a fact is unknown to it, or a fact has the wrong type.
 
     >>> from aiosmrt import ModelError
     >>> error = make_error(ModelError, endpoint_name="churn", OriginalStatusCode=500)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
-import time
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -173,16 +173,22 @@ async def test_progress_is_of_one_moment_also_while_a_thread_writes(
     await score(endpoint, rows, out)
     models.refused = {b'{"n": 7}', b'{"n": 20}'}
     seen: list[Progress] = []
+    told = threading.Condition()
     append = OutputLog.append
 
-    def slow(log: OutputLog, *records: Mapping[int, bytes]) -> None:
-        append(log, *records)
-        before, patience = len(seen), time.monotonic() + 30
-        while len(seen) < before + 2 and time.monotonic() < patience:
-            time.sleep(0.001)
+    def see(progress: Progress) -> None:
+        with told:
+            seen.append(progress)
+            told.notify_all()
 
-    monkeypatch.setattr(OutputLog, "append", slow)
-    await score(endpoint, rows, out, retry_failed=True, on_progress=seen.append, progress_interval=0.001)
+    def append_and_wait(log: OutputLog, *records: Mapping[int, bytes]) -> None:
+        append(log, *records)
+        with told:
+            before = len(seen)
+            told.wait_for(lambda: len(seen) >= before + 2)
+
+    monkeypatch.setattr(OutputLog, "append", append_and_wait)
+    await score(endpoint, rows, out, retry_failed=True, on_progress=see, progress_interval=0.001)
     done = [(progress.scored, progress.failed) for progress in seen]
     assert (done[0], done[-1]) == ((10, 0), (38, 2))
     assert len(done) > 4

@@ -38,7 +38,7 @@ async def test_an_original_status_code_of_any_kind(
 
 
 STREAM_TYPE = "application/vnd.amazon.eventstream"
-# Empty answers that are no stream of events: a proxy's, a load balancer's, a server's of something else.
+# Empty answers that are not event streams: from a proxy, a load balancer, or some other server.
 NO_STREAMS: dict[str, tuple[int, list[tuple[str, str]]]] = {
     "no type": (200, []),
     "page": (200, [("Content-Type", "text/html")]),

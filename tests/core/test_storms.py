@@ -1,6 +1,6 @@
 """Thousands of calls to a service that is ill for a minute: how few requests it gets, when calls end, how load returns.
 
-Time is virtual, and the service a function: `FakeClient` has no sockets, so a storm takes a second.
+Time is virtual, and the service a function: `FakeClient` opens no sockets, so a storm takes a second.
 `tests/client/test_outages.py` has one of 503 on both transports.
 """
 

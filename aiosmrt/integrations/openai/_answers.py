@@ -126,7 +126,7 @@ def _forget_undeclared(value: Any) -> None:
 def _constructed(kind: type) -> tuple[str, ...] | None:
     """The members whose objects the SDK makes itself; it has the validator make those of optional and other unions.
 
-    None of a class that is no model.
+    None if the class is not a model.
     """
     if not issubclass(kind, openai.BaseModel):
         return None
