@@ -16,7 +16,7 @@ from aiosmrt.errors import AiosmrtError, DeserializationError
 from aiosmrt.serializers import JSON
 from tests.support.clients import MakeClient
 from tests.support.eventstream import encode
-from tests.support.recording_server import RecordingServer, Response
+from tests.support.recording_server import RecordedRequest, RecordingServer, Response
 from tests.support.tracebacks import shown_locals
 
 SECRETS = {
@@ -390,9 +390,12 @@ async def test_a_cancelled_wait_for_s3(
 ) -> None:
     arrived = asyncio.Event()
 
-    async def silent(request: Any) -> None:
+    async def silent(request: RecordedRequest) -> Response:
+        if arrived.is_set():
+            return Response(204)  # what was uploaded is deleted
         arrived.set()
         await asyncio.Event().wait()
+        raise AssertionError("unreachable")
 
     server.answer = silent
     endpoint = endpoint_of(make_client(s3_endpoint_url=server.url, **CREDENTIALS))
