@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_
 from aiosmrt import errors
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
 from aiosmrt._daemon import run_in_daemon_thread
+from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.sigv4.signer import Credentials
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def provider_for(
     )
 
 
-class _Fixed:
+class _Fixed(OneProcess):
     def __init__(self, credentials: Credentials) -> None:
         self._found = Found(credentials, "explicit")
 
@@ -137,7 +138,7 @@ class _Fixed:
         return self._found
 
 
-class _Function:
+class _Function(OneProcess):
     def __init__(self, function: CredentialsFunction) -> None:
         self._function = function
 
@@ -155,7 +156,7 @@ class _Function:
         return Found(answer if isinstance(answer, Credentials) else _thaw(answer, "function"), "function")
 
 
-class _Given:
+class _Given(OneProcess):
     """A credentials object that belongs to the caller, with the locks and connections in it."""
 
     def __init__(self, source: FrozenCredentialsSource) -> None:
@@ -183,7 +184,7 @@ class _Given:
         raise failure
 
 
-class _DefaultChain:
+class _DefaultChain(OneProcess):
     """Environment variables, then the configuration files, containers and instances."""
 
     def __init__(self, profile_name: str | None, region_name: str | None) -> None:
