@@ -2,12 +2,13 @@
 
 Theory of operation
 -------------------
-aiobotocore's S3 client does the work: S3's addressing, redirects, checksums and retries. Three things are added:
+aiobotocore's S3 client does the work: S3's addressing, redirects, checksums and retries. Four things are added:
 
 - It signs with the SageMaker client's credentials. One provider replaces the session's chain; its credentials come from
   the shared `CredentialsCache` at each signature, so that a renewal needs no new client.
 - The blocking part of making a client (imports, service models, endpoint rules) happens once in a thread, whose session
   then makes the client for the caller's loop from its caches.
+- A connection on which something has arrived while it was idle is not used again (`aiosmrt._idle`).
 - Errors become `ObjectStoreError` without the original as a cause, because that has the request with its body and
   signature.
 
@@ -451,8 +452,10 @@ class ObjectStore:
         async def prepare() -> tuple[Any, dict[str, Any]]:
             configuration = installed("aiobotocore.config", "s3")
             from aiosmrt._aws.s3session import warm_session
+            from aiosmrt._idle import checked_session
 
-            config = configuration.AioConfig(retries={"mode": "standard"}, **self._config)
+            connections = checked_session(installed("aiobotocore.httpsession", "s3").AIOHTTPSession)
+            config = configuration.AioConfig(retries={"mode": "standard"}, http_session_cls=connections, **self._config)
             arguments = {**self._arguments, "config": config}
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 

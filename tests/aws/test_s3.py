@@ -29,9 +29,11 @@ from aiosmrt.errors import (
     ParamValidationError,
 )
 from aiosmrt.local.objectserver import ObjectServer
+from tests.support.blocking_server import BlockingServer, Conversation
 from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.config_files import ConfigFiles
 from tests.support.peers import REGION
+from tests.support.raw_server import response
 from tests.support.seaweed import GUEST, GUEST_BUCKET, OWNER, s3_client
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
@@ -317,6 +319,48 @@ class TestCancellation:
             await until(lambda: sockets() == before)
 
         assert await cancel_everywhere(prepare, moment, after=after) >= 2
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+async def test_a_repeated_response_is_not_the_next_objects(
+    read: bool, half: bool, credentials: CredentialsCache
+) -> None:
+    """What arrives on an idle connection is no object: the next request goes to another connection."""
+    go_on, repeated = threading.Event(), threading.Event()
+
+    def answer(talk: Conversation) -> bytes:
+        talk.request()
+        return response(200, b"content of " + talk.target, [("Last-Modified", "Sun, 29 Nov 2026 00:00:00 GMT")])
+
+    def serve(talk: Conversation) -> None:
+        while True:
+            talk.send(answer(talk))
+
+    def repeat(talk: Conversation) -> None:
+        sent = answer(talk)
+        talk.send(sent)
+        go_on.wait(20)
+        talk.send(sent[: len(sent) // 2] if half else sent)
+        repeated.set()
+        serve(talk)
+
+    with BlockingServer([repeat, serve]) as server:
+        store = ObjectStore(credentials, region_name=REGION, endpoint_url=server.url)
+        first = await store.get("s3://results/1.out")
+        assert first is not None
+        go_on.set()
+        if read:
+            await asyncio.to_thread(repeated.wait, 20)
+            await asyncio.sleep(0.05)  # the loop reads it meanwhile, unless it is too slow: then it is unread
+        else:
+            assert repeated.wait(20)
+        for name in ("2.out", "3.out"):
+            stored = await store.get(f"s3://results/{name}")
+            assert stored is not None
+            assert stored.body == b"content of /results/" + name.encode()
+        assert server.connections_made == 2
+        await store.close()
 
 
 async def until(holds: Callable[[], bool]) -> None:
