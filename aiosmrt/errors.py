@@ -311,7 +311,8 @@ class ServiceError(AiosmrtError, boto.ClientError):
     @property
     def message(self) -> str:
         """The service's message; empty when it gave none."""
-        return self.response.get("Error", {}).get("Message") or ""
+        message: object = self.response.get("Error", {}).get("Message")
+        return message if isinstance(message, str) else str(message or "")
 
     @property
     def status(self) -> int | None:

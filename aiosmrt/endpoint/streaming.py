@@ -7,7 +7,8 @@ Parts are decoded in batches: those that have arrived since the last read are jo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
@@ -18,7 +19,7 @@ from aiosmrt._wire.decoders.base import StreamDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
 from aiosmrt._wire.decoders.sse import SSEDecoder
-from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
+from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder, TranscodingDecoder
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
 from aiosmrt.config import faulty_limits, shown
 from aiosmrt.endpoint.protocols import Requester
@@ -29,7 +30,7 @@ from aiosmrt.errors import (
     ParamValidationError,
     StreamTimeoutError,
 )
-from aiosmrt.serializers.codec import check_type
+from aiosmrt.serializers.codec import check_type, encoding_of_response
 
 __all__ = ["PredictionStream", "TimeoutsCount", "View"]
 
@@ -156,25 +157,30 @@ class PredictionStream:
         return self._view(_Whole())
 
     def text(self) -> View[str]:
-        """Iterate over text as it arrives, in UTF-8: pieces of at least one whole character.
+        """Iterate over text as it arrives: pieces of at least one whole character.
 
-        Iterating raises `DeserializationError` at bytes that are not UTF-8.
+        Text, lines and JSON are in the charset that the answer's type names, or else the request's ``Accept``; by
+        default, and in server-sent events always, in UTF-8. Iterating raises `DeserializationError` at bytes that are
+        not in that charset.
+
+        Raises:
+            DeserializationError: the charset is unknown.
         """
-        return self._view(TextDecoder())
+        return self._text_view(TextDecoder())
 
     def lines(self) -> View[str]:
-        """Iterate over lines in UTF-8, without their ends (LF or CRLF); the last one may lack its end.
+        """Iterate over lines, without their ends (LF or CRLF); the last one may lack its end.
 
-        Iterating raises `DeserializationError` at bytes that are not UTF-8.
+        Iterating raises `DeserializationError` at bytes that are not in the charset; see `text`.
         """
-        return self._view(LineDecoder())
+        return self._text_view(LineDecoder())
 
     def jsonl(self) -> View[Any]:
         """Iterate over JSON Lines: one value for each line that is not blank.
 
         Iterating raises `DeserializationError` at a line that is not JSON.
         """
-        return self._view(JSONLinesDecoder())
+        return self._text_view(JSONLinesDecoder())
 
     def sse(self, *, accept: str = "text/event-stream") -> View[ServerSentEvent]:
         """Iterate over server-sent events as the WHATWG defines them: ``event``, ``data``, ``id`` and ``retry``.
@@ -190,12 +196,8 @@ class PredictionStream:
             DeserializationError: the answer has another type, such as ``application/json`` for an error message.
         """
         view = self._view(SSEDecoder())
-        try:
+        with self._closed_by_refusal():
             check_type(self.content_type or "", accept, "text/plain")
-        except DeserializationError as error:
-            self.close()
-            self.located(error)
-            raise
         return view
 
     def json(self) -> View[Any]:
@@ -203,7 +205,29 @@ class PredictionStream:
 
         Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value.
         """
-        return self._view(JSONDecoder())
+        return self._text_view(JSONDecoder())
+
+    @contextmanager
+    def _closed_by_refusal(self) -> Iterator[None]:
+        """End the stream if its answer is of a type that cannot be read."""
+        try:
+            yield
+        except DeserializationError as error:
+            self.close()
+            self.located(error)
+            raise
+
+    def _text_view(self, decoder: StreamDecoder[T]) -> View[T]:
+        """A view of text in the charset of the answer."""
+        view = self._view(decoder)
+        content_type = self.content_type or ""
+        if content_type.partition(";")[0].strip().lower() == "text/event-stream":
+            return view  # in UTF-8, whatever its type says (WHATWG HTML, 9.2.5)
+        with self._closed_by_refusal():
+            encoding = encoding_of_response(content_type, self._params.get("Accept") or "")
+        if encoding not in ("utf-8", "ascii"):
+            view.transcode(encoding)
+        return view
 
     def _view(self, decoder: StreamDecoder[T]) -> View[T]:
         if self._parts is None:
@@ -297,6 +321,10 @@ class View(Generic[T]):
         self._reading = False
         # A cancelled reader has lost parts: decoding later ones would give wrong items.
         self._cancelled = False
+
+    def transcode(self, encoding: str) -> None:
+        """Read text in a charset other than UTF-8; before anything is read."""
+        self._decoder = TranscodingDecoder(self._decoder, encoding)
 
     def __repr__(self) -> str:
         return f"<View of {self._stream!r} with {type(self._decoder).__name__}>"

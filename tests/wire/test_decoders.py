@@ -17,7 +17,7 @@ from aiosmrt import ServerSentEvent
 from aiosmrt._wire.decoders.base import MAX_ITEM_BYTES, Decoder, StreamDecoder
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
 from aiosmrt._wire.decoders.sse import SSEDecoder
-from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
+from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder, TranscodingDecoder
 from aiosmrt.errors import DeserializationError
 
 SECRET = "hunter2"
@@ -26,6 +26,7 @@ BOM = b"\xef\xbb\xbf"
 # Type checkers see here that each has the common shape.
 DECODERS: list[Callable[..., StreamDecoder[Any]]] = [
     *(TextDecoder, LineDecoder, JSONLinesDecoder, SSEDecoder, JSONDecoder),
+    partial(TranscodingDecoder, LineDecoder(), "utf-16"),
 ]
 
 
@@ -1029,3 +1030,66 @@ def test_huge_value_in_small_pieces() -> None:
     value = ["x" * (20 * 1024 * 1024)]
     stream = json.dumps(value).encode()
     assert run(JSONDecoder(), cut(stream, list(range(0, len(stream), 1024)))) == ([value], None)
+
+
+# Other charsets
+
+
+CHARSETS = {
+    "latin-1": "é\n!",
+    "cp037": "EBCDIC\r\nx",
+    "utf-16": "\U0001f600 é\nb",
+    "utf-16-le": "é\nb",
+    "utf-32": "é\n\U0001f600",
+    "utf-7": "é\n+-\U0001f600",
+    "shift_jis": "日本\n語",
+    "iso2022_jp": "日本\n語",  # seven bits: it would pass for UTF-8
+    "gb18030": "日本\n\U0001f600é",
+}
+
+
+@pytest.mark.parametrize("charset", CHARSETS)
+def test_text_in_another_charset(charset: str) -> None:
+    text = CHARSETS[charset]
+    stream = text.encode(charset)
+    lines = text.replace("\r\n", "\n").split("\n")
+    for at in range(len(stream) + 1):
+        for make, right in ((LineDecoder, lines), (TextDecoder, [text])):
+            items, fault = run(TranscodingDecoder(make(), charset), [stream[:at], stream[at:]])
+            assert (items if make is LineDecoder else ["".join(items)], fault) == (right, None)
+
+
+@pytest.mark.parametrize(
+    ("charset", "broken"),
+    [
+        ("utf-16-le", b"\x00\xdc"),
+        ("utf-32", b"\xff\xff\xff\xff"),
+        ("shift_jis", b"\x80"),
+        ("iso2022_jp", b"\x80"),
+        ("gb18030", b"\xff"),
+        ("cp1252", b"\x81"),
+    ],
+)
+def test_text_that_is_not_in_its_charset(charset: str, broken: bytes) -> None:
+    """Neither the text before the fault nor its message depend on how the stream was cut."""
+    stream = "ab\n12".encode(charset) + broken + "c".encode(charset)
+    for at in range(len(stream) + 1):
+        decoder = TranscodingDecoder(TextDecoder(), charset)
+        items, fault = run(decoder, [stream[:at], stream[at:]])
+        assert "".join(items).removeprefix("\ufeff") == "ab\n12"
+        assert fault == f"the text after character 5 of the stream is not {charset}"
+        assert str(decoder.failure) == fault
+    items, fault = run(TranscodingDecoder(LineDecoder(), charset), [stream])
+    assert [item.removeprefix("\ufeff") for item in items] == ["ab"]
+
+
+@pytest.mark.parametrize(("charset", "half"), [("utf-16-le", b"a"), ("utf-32-be", b"abc"), ("shift_jis", b"\x93")])
+def test_a_stream_that_ends_inside_a_character_of_another_charset(charset: str, half: bytes) -> None:
+    items, fault = run(TranscodingDecoder(TextDecoder(), charset), ["ab".encode(charset) + half])
+    assert (items, fault) == (["ab"], f"the text after character 2 of the stream is not {charset}")
+
+
+def test_a_lone_surrogate_in_another_charset_is_refused() -> None:
+    items, fault = run(TranscodingDecoder(TextDecoder(), "utf-7"), [b"ab+2D0-"])
+    assert "".join(items) == "ab"
+    assert fault is not None
