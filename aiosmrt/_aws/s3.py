@@ -77,6 +77,20 @@ async def _as_it_is(answer: Any) -> Any:
     return answer
 
 
+async def _body_of(answer: Mapping[str, Any]) -> bytes:
+    """The body of an answer, all of it."""
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    async with answer["Body"] as body:
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            # Such a body ends with its connection. aiohttp does not tell whether that was closed or cut, and S3 always
+            # gives a length.
+            from botocore.exceptions import ResponseStreamingError
+
+            raise ResponseStreamingError(error="an answer without a length")
+        content: bytes = await body.read()
+        return content
+
+
 class StoredObject(NamedTuple):
     """An object of S3.
 
@@ -281,14 +295,9 @@ class ObjectStore:
         bucket, key = parse_s3_uri(uri)
         part = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{start + length - 1}", "IfMatch": etag}
 
-        async def read(answer: Mapping[str, Any]) -> bytes:
-            async with answer["Body"] as body:
-                content: bytes = await body.read()
-                return content
-
         for left in reversed(range(_READS)):
             try:
-                return await self._call("get_object", uri, part, read)
+                return await self._call("get_object", uri, part, _body_of)
             except ObjectStoreError as error:
                 if error.status is not None or not left:
                     raise
@@ -385,10 +394,9 @@ class ObjectStore:
 
         async def read(answer: Mapping[str, Any]) -> tuple[bytes, str, float]:
             modified_at = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
-            if (body := answer.get("Body")) is None:
+            if "Body" not in answer:
                 return b"", "", modified_at
-            async with body:
-                return await body.read(), answer.get("ContentType", ""), modified_at
+            return await _body_of(answer), answer.get("ContentType", ""), modified_at
 
         return await self._call(operation, uri, {"Bucket": bucket, "Key": key, **members}, read)
 
