@@ -51,7 +51,7 @@ def unread_check(transport: asyncio.BaseTransport) -> UnreadCheck:
 
 
 class IdleChecks:
-    """The connections that a connector of aiohttp has handed out, and the checks of those that come back."""
+    """The connections that a connector of aiohttp has lent, and the checks of those that come back."""
 
     __slots__ = ("_known",)
 
@@ -74,7 +74,7 @@ class IdleChecks:
         return has_unread, False
 
     def transports(self) -> list[asyncio.Transport]:
-        """The transports of the connections that were handed out and still exist."""
+        """The transports of the connections that were lent and still exist."""
         return [transport for transport, _ in self._known.values()]
 
 

@@ -363,7 +363,7 @@ async def test_a_repeated_response_is_not_the_next_objects(
         go_on.set()
         if read:
             await asyncio.to_thread(repeated.wait, 20)
-            await asyncio.sleep(0.05)  # the loop reads it meanwhile, unless it is too slow: then it is unread
+            await asyncio.sleep(0.05)  # the loop reads it in that time, unless it is too slow: then it is unread
         else:
             assert repeated.wait(20)
         for name in ("2.out", "3.out"):

@@ -79,7 +79,7 @@ async def test_an_s3_that_repeats_an_object(read: bool) -> None:
             repeating.go_on.set()
             if read:
                 await asyncio.to_thread(repeating.repeated.wait, 20)
-                await asyncio.sleep(0.05)  # the loop reads it meanwhile, unless it is too slow: then it is unread
+                await asyncio.sleep(0.05)  # the loop reads it in that time, unless it is too slow: then it is unread
             else:
                 assert repeating.repeated.wait(20)
             assert await objects.get("s3://inputs/2.csv") == b"content of /inputs/2.csv"
