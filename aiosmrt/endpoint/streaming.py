@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.response_bodies import EventStream, StreamTiming
 from aiosmrt._core.traceback_locals import clear_locals
 from aiosmrt._wire.decoders.base import StreamDecoder
+from aiosmrt._wire.decoders.charset import RecodingDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
 from aiosmrt._wire.decoders.sse import SSEDecoder
@@ -29,11 +30,18 @@ from aiosmrt.errors import (
     ParamValidationError,
     StreamTimeoutError,
 )
-from aiosmrt.serializers.codec import check_type
+from aiosmrt.serializers.codec import check_type, encoding_of
 
 __all__ = ["PredictionStream", "TimeoutsCount", "View"]
 
 TimeoutsCount: TypeAlias = Literal["parts", "values"]
+
+# The type of server-sent events, which are in UTF-8 whatever else their content type says.
+_EVENTS: Final = "text/event-stream"
+
+_UTF_8: Final = "utf-8"
+# ASCII is part of it.
+_LIKE_UTF_8: Final = (_UTF_8, "ascii")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -156,31 +164,35 @@ class PredictionStream:
         return self._view(_Whole())
 
     def text(self) -> View[str]:
-        """Iterate over text as it arrives, in UTF-8: pieces of at least one whole character.
+        """Iterate over text as it arrives: pieces of at least one whole character.
 
-        Iterating raises `DeserializationError` at bytes that are not UTF-8.
+        Iterating raises `DeserializationError` at bytes that are not in the charset, which is UTF-8 unless the answer's
+        content type names another.
+
+        Raises:
+            DeserializationError: the answer names a charset that Python does not know.
         """
-        return self._view(TextDecoder())
+        return self._view(TextDecoder(), self._encoding())
 
     def lines(self) -> View[str]:
-        """Iterate over lines in UTF-8, without their ends (LF or CRLF); the last one may lack its end.
+        """Iterate over lines, without their ends (LF or CRLF); the last one may lack its end.
 
-        Iterating raises `DeserializationError` at bytes that are not UTF-8.
+        Charset and errors are those of `text`.
         """
-        return self._view(LineDecoder())
+        return self._view(LineDecoder(), self._encoding())
 
     def jsonl(self) -> View[Any]:
         """Iterate over JSON Lines: one value for each line that is not blank.
 
-        Iterating raises `DeserializationError` at a line that is not JSON.
+        Iterating raises `DeserializationError` at a line that is not JSON. The charset is that of `text`.
         """
-        return self._view(JSONLinesDecoder())
+        return self._view(JSONLinesDecoder(), self._encoding())
 
-    def sse(self, *, accept: str = "text/event-stream") -> View[ServerSentEvent]:
+    def sse(self, *, accept: str = _EVENTS) -> View[ServerSentEvent]:
         """Iterate over server-sent events as the WHATWG defines them: ``event``, ``data``, ``id`` and ``retry``.
 
-        Iterating raises `DeserializationError` at a line that is not a field of such an event, and if the stream ends
-        inside a line.
+        They are in UTF-8, whatever charset the answer names; malformed UTF-8 becomes U+FFFD. Iterating raises
+        `DeserializationError` at a line that is not a field of such an event, and if the stream ends inside a line.
 
         Args:
             accept: the answer's type, for a model that labels its events otherwise; a list and wildcards are allowed.
@@ -193,23 +205,39 @@ class PredictionStream:
         try:
             check_type(self.content_type or "", accept, "text/plain")
         except DeserializationError as error:
-            self.close()
-            self.located(error)
+            self._refused(error)
             raise
         return view
 
     def json(self) -> View[Any]:
         """Iterate over JSON values: one after the other, one on each line, or the data of server-sent events.
 
-        Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value.
+        Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value. The
+        charset is that of `text`; that of server-sent events is UTF-8.
         """
-        return self._view(JSONDecoder())
+        is_events = (self.content_type or "").partition(";")[0].strip().lower() == _EVENTS
+        return self._view(JSONDecoder(), _UTF_8 if is_events else self._encoding())
 
-    def _view(self, decoder: StreamDecoder[T]) -> View[T]:
+    def _encoding(self) -> str:
+        """Python's name for the answer's charset."""
+        encoding = encoding_of(self.content_type or "")
+        if encoding is None:
+            raise self._refused(DeserializationError("the response is in an unknown charset"))
+        return encoding
+
+    def _refused(self, error: DeserializationError) -> DeserializationError:
+        """Close the stream, whose answer cannot be read."""
+        self.close()
+        self.located(error)
+        return error
+
+    def _view(self, decoder: StreamDecoder[T], encoding: str = _UTF_8) -> View[T]:
         if self._parts is None:
             raise ClientStateError("a stream can be read only inside its `async with` block")
         if self._viewed:
             raise ClientStateError("a stream can be read only once, and this one has a view already")
+        if encoding not in _LIKE_UTF_8:
+            decoder = RecodingDecoder(encoding, decoder)
         self._viewed = True
         return View(self, decoder)
 
