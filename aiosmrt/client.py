@@ -162,8 +162,9 @@ class Client:
             an `aiosmrt.AdaptiveLimit` finds the number for each of them.
         max_waiting: calls that may wait for each endpoint, inference component and variant; a further one fails at once
             with a TooManyWaitingError. If None, no limit.
-        max_response_bytes: largest response body to accept, bytes; a larger one is a ResponseStreamingError and is not
-            tried again. Streams are not limited, and of an error's body 64 KiB are kept. If None, no limit.
+        max_response_bytes: largest response body to accept, bytes, answers of asynchronous inference in S3 included; a
+            larger one is a ResponseStreamingError and is not tried again. Streams are not limited, and of errors 64 KiB
+            are kept. If None, no limit.
         retry: when to try again; a `RetryPolicy`, or the ``retries`` dictionary of botocore's ``Config``.
         sign: whether requests are signed. False needs no credentials, and no region if ``endpoint_url`` is given.
         user_agent_extra: text to append to the ``User-Agent`` header.
@@ -868,6 +869,10 @@ class Client:
     def _has_deadline(self) -> bool:
         """Whether calls have a deadline, which then covers the making of their bodies."""
         return self._view.deadline is not None
+
+    @property
+    def _max_response_bytes(self) -> int | None:
+        return self._view.max_response_bytes
 
     async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""

@@ -21,10 +21,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from aiosmrt._wire.operations import MAX_ERROR_BYTES
 from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
-from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, ObjectStoreError, ParamValidationError
+from aiosmrt.errors import (
+    AiosmrtError,
+    ClientStateError,
+    ConfigurationError,
+    ObjectStoreError,
+    ParamValidationError,
+    ResponseStreamingError,
+)
 
 if TYPE_CHECKING:
     from aiosmrt._aws.credentials import CredentialsCache
@@ -46,6 +55,9 @@ _PARTS_AT_ONCE: Final = 4
 # bodies.
 _READS: Final = 4
 _PAUSE_SECONDS: Final = 0.2
+
+# S3's codes are words; what is longer is none.
+_CODE_CHARACTERS: Final = 256
 
 # The second is aiobotocore's code for the response to a HEAD request, which lacks a body.
 _NOT_FOUND = ("NoSuchKey", "404")
@@ -77,18 +89,33 @@ async def _as_it_is(answer: Any) -> Any:
     return answer
 
 
-async def _body_of(answer: Mapping[str, Any]) -> bytes:
-    """The body of an answer, all of it."""
+async def _no_content(answer: Mapping[str, Any]) -> bytes:
+    return b""
+
+
+async def _content(uri: str, max_bytes: int | None, cut: bool, answer: Mapping[str, Any]) -> bytes:
+    """Read an object's content, up to a limit."""
     headers = answer["ResponseMetadata"]["HTTPHeaders"]
     async with answer["Body"] as body:
         if "content-length" not in headers and "transfer-encoding" not in headers:
             # Such a body ends with its connection. aiohttp does not tell whether that was closed or cut, and S3 always
             # gives a length.
-            from botocore.exceptions import ResponseStreamingError
+            from botocore.exceptions import ResponseStreamingError as BrokenOffError
 
-            raise ResponseStreamingError(error="an answer without a length")
-        content: bytes = await body.read()
-        return content
+            raise BrokenOffError(error="an answer without a length")
+        if max_bytes is None:
+            whole: bytes = await body.read()
+            return whole
+        content = bytearray()
+        if cut or answer.get("ContentLength", 0) <= max_bytes:
+            while len(content) <= max_bytes and (piece := await body.read(max_bytes + 1 - len(content))):
+                content += piece
+            if cut or len(content) <= max_bytes:
+                return bytes(content[:max_bytes])
+    # The frames of an error are kept with it.
+    content.clear()
+    piece = b""
+    raise ResponseStreamingError(f"the object at {uri} exceeds max_response_bytes of {max_bytes}", cause="none")
 
 
 class StoredObject(NamedTuple):
@@ -179,13 +206,16 @@ class ObjectStore:
             return "<ObjectStore closed>"
         return f"<ObjectStore {'idle' if self._client is None else self._client.meta.endpoint_url}>"
 
-    async def get(self, uri: str) -> StoredObject | None:
+    async def get(self, uri: str, max_bytes: int | None = None, *, cut: bool = False) -> StoredObject | None:
         """Read a whole object; None if it does not exist.
 
         Args:
             uri: ``s3://bucket/key``.
+            max_bytes: the largest content to read. Defaults to any.
+            cut: whether a longer content is cut, and no error. Defaults to False.
 
         Raises:
+            ResponseStreamingError: the content exceeds ``max_bytes``.
             ObjectStoreError: any other refusal or failure: ``NoSuchBucket``, or ``AccessDenied`` (status 403), which
                 also stands for a missing object if the caller may not list the bucket.
             ParamValidationError: not a valid S3 URI.
@@ -193,7 +223,7 @@ class ObjectStore:
             ClientStateError: the store is closed.
         """
         try:
-            return StoredObject(*await self._request("get_object", uri))
+            return StoredObject(*await self._request("get_object", uri, partial(_content, uri, max_bytes, cut)))
         except ObjectStoreError as error:
             if error.code in _NOT_FOUND:
                 return None
@@ -209,7 +239,7 @@ class ObjectStore:
             ObjectStoreError: as in ``get``.
         """
         try:
-            _, _, modified_at = await self._request("head_object", uri)
+            _, _, modified_at = await self._request("head_object", uri, _no_content)
         except ObjectStoreError as error:
             if error.code in _NOT_FOUND:
                 return None
@@ -228,7 +258,7 @@ class ObjectStore:
             ObjectStoreError: as in ``get``.
         """
         members = {} if content_type is None else {"ContentType": content_type}
-        await self._request("put_object", uri, Body=body, **members)
+        await self._request("put_object", uri, _no_content, Body=body, **members)
 
     async def delete(self, uri: str) -> None:
         """Remove an object, if it exists.
@@ -239,7 +269,7 @@ class ObjectStore:
         Raises:
             ObjectStoreError: as in ``get``.
         """
-        await self._request("delete_object", uri)
+        await self._request("delete_object", uri, _no_content)
 
     async def facts(self, uri: str) -> ObjectFacts | None:
         """What S3 knows of an object; None if it or its bucket does not exist.
@@ -297,7 +327,7 @@ class ObjectStore:
 
         for left in reversed(range(_READS)):
             try:
-                return await self._call("get_object", uri, part, _body_of)
+                return await self._call("get_object", uri, part, partial(_content, uri, None, False))
             except ObjectStoreError as error:
                 if error.status is not None or not left:
                     raise
@@ -388,15 +418,15 @@ class ObjectStore:
             self._client = None
             await self._stack.aclose()
 
-    async def _request(self, operation: str, uri: str, **members: Any) -> tuple[bytes, str, float]:
+    async def _request(
+        self, operation: str, uri: str, content: Callable[[Mapping[str, Any]], Awaitable[bytes]], **members: Any
+    ) -> tuple[bytes, str, float]:
         """Make a call and return the response's body, media type and time; empty and 0 where it lacks them."""
         bucket, key = parse_s3_uri(uri)
 
         async def read(answer: Mapping[str, Any]) -> tuple[bytes, str, float]:
             modified_at = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
-            if "Body" not in answer:
-                return b"", "", modified_at
-            return await _body_of(answer), answer.get("ContentType", ""), modified_at
+            return await content(answer), answer.get("ContentType", ""), modified_at
 
         return await self._call(operation, uri, {"Bucket": bucket, "Key": key, **members}, read)
 
@@ -434,9 +464,8 @@ class ObjectStore:
         if isinstance(error, boto.ClientError):
             details = error.response.get("Error", {})
             code, status = details.get("Code", ""), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return ObjectStoreError(
-                f"S3 answered {code} to {operation} of {uri}: {details.get('Message', '')}", code=code, status=status
-            )
+            code, message = str(code)[:_CODE_CHARACTERS], str(details.get("Message", ""))[:MAX_ERROR_BYTES]
+            return ObjectStoreError(f"S3 answered {code} to {operation} of {uri}: {message}", code=code, status=status)
         code = type(error).__name__
         return ObjectStoreError(f"{operation} of {uri} at {endpoint_url} failed: {code}", code=code)
 

@@ -28,6 +28,7 @@ from aiosmrt.errors import (
     NoCredentialsError,
     ObjectStoreError,
     ParamValidationError,
+    ResponseStreamingError,
 )
 from aiosmrt.local.objectserver import ObjectServer
 from tests.support.blocking_server import BlockingServer, Conversation
@@ -90,6 +91,23 @@ class TestObjects:
         body = os.urandom(24 * 1024 * 1024)
         await store.put(f"s3://{bucket}/large", body)
         assert (await store.get(f"s3://{bucket}/large")).body == body
+
+    @pytest.mark.parametrize("size", [0, 1, 1000, 1001, 2**20])
+    async def test_the_largest_object(self, store: ObjectStore, bucket: str, size: int) -> None:
+        uri = f"s3://{bucket}/sized"
+        body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        await store.put(uri, body)
+        if size <= 1000:
+            stored = await store.get(uri, 1000)
+            assert stored is not None
+            assert stored.body == body
+        else:
+            with pytest.raises(ResponseStreamingError, match="exceeds max_response_bytes of 1000"):
+                await store.get(uri, 1000)
+        beginning = await store.get(uri, 1000, cut=True)
+        assert beginning is not None
+        assert beginning.body == body[:1000]
+        assert await store.get(f"s3://{bucket}/missing", 1000) is None
 
     async def test_many_at_once(self, store: ObjectStore, bucket: str) -> None:
         uris = [f"s3://{bucket}/{number}" for number in range(100)]
@@ -330,6 +348,25 @@ class TestCancellation:
             await until(lambda: sockets() == before)
 
         assert await cancel_everywhere(prepare, moment, after=after) >= 2
+
+
+@pytest.mark.parametrize("status", [400, 403, 500])
+async def test_a_huge_error_is_cut(status: int, credentials: CredentialsCache) -> None:
+    code, message = b"C" * 2**20, b"x" * 2**22
+    error = b"<?xml version='1.0'?><Error><Code>%b</Code><Message>%b</Message></Error>" % (code, message)
+
+    def refuse(talk: Conversation) -> None:
+        while True:
+            talk.request()
+            talk.send(response(status, error))
+
+    with BlockingServer([refuse]) as server:
+        store = ObjectStore(credentials, region_name=REGION, endpoint_url=server.url)
+        refusal = await failure(store.get("s3://results/1.out"))
+        assert refusal.status == status
+        assert len(refusal.code) == 256
+        assert 2**16 < len(str(refusal)) < 2**16 + 1000
+        await store.close()
 
 
 @pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
