@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from codecs import getincrementaldecoder, utf_8_decode
 from collections.abc import Sequence
@@ -210,6 +211,11 @@ class TranscodingDecoder(Generic[T]):
             text = self._text.decode(data[: max(0, error.start - held)])
             after = self._characters + len(text)
             self._fault = f"the text after character {after} of the stream is not {self._encoding}"
+        except UnicodeError:
+            # UTF-16 or UTF-32 without a byte order mark. Python reads a whole body in the order of the machine then.
+            order = "le" if sys.byteorder == "little" else "be"
+            self._text = getincrementaldecoder(f"{self._encoding}-{order}")()
+            return self._decoded(state[0] + data, final=final)
         self._characters += len(text)
         # The other decoder refuses a lone surrogate, which UTF-7 can express.
         return text.encode(errors="surrogatepass")
