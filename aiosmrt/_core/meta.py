@@ -132,6 +132,10 @@ class ClientExceptions:
     ServiceUnavailable = errors.ServiceUnavailable
     ValidationError = errors.ValidationError
 
+    def __getattr__(self, name: str) -> Never:
+        valid = ", ".join(name for name in vars(ClientExceptions) if name[0].isupper())
+        raise AttributeError(f"client.exceptions has no {name!r}; valid exceptions are: {valid}")
+
     def from_code(self, code: str) -> type[boto.ClientError]:
         """The class for an error code; ``ClientError`` for one that the service model does not name."""
         known = errors.ERROR_CODES.get(code)

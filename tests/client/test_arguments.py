@@ -318,6 +318,14 @@ async def test_a_url_for_an_unknown_method(make_client: MakeClient, method: Any)
     assert isinstance(caught.value, ParamValidationError)
 
 
+async def test_an_unknown_exception_names_those_that_exist(make_client: MakeClient) -> None:
+    exceptions: Any = make_client().exceptions
+    with pytest.raises(AttributeError, match=r"'Nope'; valid exceptions are: ClientError, .*ModelError, ") as caught:
+        exceptions.Nope  # noqa: B018
+    named = str(caught.value).partition("are: ")[2].split(", ")
+    assert [name for name in named if not issubclass(getattr(exceptions, name), Exception)] == []
+
+
 async def test_the_service_model_is_all_of_botocores(make_client: MakeClient) -> None:
     model: Any = make_client().meta.service_model
     peer: Any = botocore.session.get_session().get_service_model("sagemaker-runtime")
