@@ -35,6 +35,7 @@ from aiosmrt.errors import (
     ApiVersionNotFoundError,
     OperationNotPageableError,
     ParamValidationError,
+    UnknownClientMethodError,
     Waited,
 )
 from aiosmrt.events import Observer
@@ -73,7 +74,8 @@ def _names_missing_parameters(operation: Operation) -> Operation:
     """
     function: Any = operation
     function.__signature__ = inspect.signature(function)  # as it is written, for help() and editors
-    function.__kwdefaults__ = {"EndpointName": None, "Body": None, **function.__kwdefaults__}
+    optional = {name: None for name in ("EndpointName", "Body") if name in function.__annotations__}
+    function.__kwdefaults__ = {**optional, **function.__kwdefaults__}
     return operation
 
 
@@ -458,6 +460,7 @@ class Client:
         result: InvokeEndpointWithResponseStreamOutput = call.result(await call.run())
         return result
 
+    @_names_missing_parameters
     def invoke_endpoint_with_bidirectional_stream(
         self,
         *,
@@ -492,12 +495,13 @@ class Client:
         <BidirectionalStream idle>
         """
         # loaded with the first one
-        from aiosmrt._core.duplex import BidirectionalStream, DuplexCall, check_duplex
+        from aiosmrt._core.duplex import BidirectionalStream, DuplexCall, duplex_faults
 
         codec = self._core.codecs["InvokeEndpointWithBidirectionalStream"]
+        values = (EndpointName, TargetVariant, ModelInvocationPath, ModelQueryString)
         try:
-            check_duplex(unknown, max_resend_bytes=max_resend_bytes, pin_credentials=pin_credentials)
-            head = codec.heads.head((EndpointName, TargetVariant, ModelInvocationPath, ModelQueryString), b"", unknown)
+            faults = duplex_faults(unknown, max_resend_bytes=max_resend_bytes, pin_credentials=pin_credentials)
+            head = codec.heads.head(values, b"", unknown, faults)
             return BidirectionalStream(
                 DuplexCall(
                     self._core,
@@ -510,7 +514,7 @@ class Client:
             )
         finally:
             # error trackers report locals
-            del ModelQueryString, unknown
+            del ModelQueryString, unknown, values
 
     async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an operation by AWS's name.
@@ -597,11 +601,11 @@ class Client:
             HttpMethod: the HTTP method. Defaults to the operation's, which is POST.
 
         Raises:
-            ParamValidationError: an unknown method or faulty parameters.
+            ParamValidationError: an unknown method, as botocore's UnknownClientMethodError, or faulty parameters.
             NoCredentialsError, NoRegionError: there is nothing to sign with.
         """
-        if ClientMethod not in _METHODS:
-            raise ParamValidationError([f"Client does not have method: {shown(ClientMethod)}"])
+        if not isinstance(ClientMethod, str) or ClientMethod not in _METHODS:
+            raise UnknownClientMethodError([f"Client does not have method: {shown(ClientMethod)}"])
         if isinstance(ExpiresIn, bool) or not isinstance(ExpiresIn, int) or not 1 <= ExpiresIn <= MAX_EXPIRES_IN:
             raise ParamValidationError([f"ExpiresIn must be 1 to {MAX_EXPIRES_IN} seconds; got {shown(ExpiresIn)}"])
         try:

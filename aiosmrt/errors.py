@@ -33,7 +33,9 @@
      │    ├── HeaderFormatError
      │    └── TruncatedStreamError        the stream ended inside a frame
      ├── ParamValidationError             refused before anything was sent
-     │    └── ParameterNameError          a parameter is missing or unknown; a TypeError too
+     │    ├── ParameterNameError          a parameter is missing or unknown; a TypeError too
+     │    ├── ParameterTypeError          a parameter is of the wrong type; a TypeError too
+     │    └── UnknownClientMethodError
      ├── OperationNotPageableError
      ├── SerializationError               an object that the serializer cannot express; nothing was sent
      ├── DeserializationError             a response that the deserializer cannot read
@@ -108,6 +110,7 @@ __all__ = [
     "OperationNotPageableError",
     "ParamValidationError",
     "ParameterNameError",
+    "ParameterTypeError",
     "PartialCredentialsError",
     "ProfileNotFoundError",
     "ProxyConnectionError",
@@ -124,6 +127,7 @@ __all__ = [
     "TooManyWaitingError",
     "TransportError",
     "TruncatedStreamError",
+    "UnknownClientMethodError",
     "ValidationError",
     "Waited",
     "fresh_copy",
@@ -557,6 +561,14 @@ class ParamValidationError(AiosmrtError, boto.ParamValidationError):
 
 class ParameterNameError(ParamValidationError, TypeError):
     """A parameter is missing, or the operation does not have one of that name; nothing was sent."""
+
+
+class ParameterTypeError(ParamValidationError, TypeError):
+    """A parameter is of the wrong type; nothing was sent."""
+
+
+class UnknownClientMethodError(ParamValidationError, boto.UnknownClientMethodError):
+    """The client does not have a method of that name, for which a URL was to be signed."""
 
 
 class OperationNotPageableError(AiosmrtError, boto.OperationNotPageableError):

@@ -519,6 +519,34 @@ async def test_nested_model_output_is_a_502(runtime: LocalRuntime, caplog: pytes
     assert caplog.text.count("Traceback") == 2
 
 
+@pytest.mark.parametrize("text", ["\udcff", "日本"])
+async def test_model_output_that_a_header_or_a_text_cannot_express_is_a_502(runtime: LocalRuntime, text: str) -> None:
+    """Attributes that are not UTF-8 have lone surrogates, as in aiobotocore."""
+    app = application(runtime)
+    install_exception_handlers(app)
+
+    @app.post("/made", response_model=None)
+    async def made() -> Response:
+        return Response(headers={"X-Model": text})
+
+    @app.post("/added")
+    async def added(response: Response) -> None:
+        response.headers["X-Model"] = text
+
+    @app.post("/text", response_model=None)
+    async def plain() -> Response:
+        return Response(text)
+
+    @app.post("/own")
+    async def own() -> None:
+        text.encode("latin-1")
+
+    async with served(app) as server:
+        assert [(await ask(server, path)).status for path in ("/made", "/added")] == [502, 502]
+        assert (await ask(server, "/text")).status == (200 if text == "日本" else 502)
+        assert (await ask(server, "/own")).status == 500
+
+
 @pytest.mark.parametrize("own", [None, RecursionError, RuntimeError])
 async def test_other_recursion_errors_are_not_handled(runtime: LocalRuntime, own: type[Exception] | None) -> None:
     app = application(runtime)

@@ -1154,6 +1154,15 @@ def test_a_stream_that_ends_inside_a_character_of_another_charset(charset: str, 
     assert (items, fault) == (["ab"], f"the text after character 2 of the stream is not {charset}")
 
 
+@pytest.mark.parametrize("charset", ["utf-16", "utf-32"])
+def test_a_charset_without_its_byte_order_mark(charset: str) -> None:
+    """It is read as Python reads a whole body."""
+    stream = "é\nb".encode(charset)[len("".encode(charset)) :]
+    assert stream.decode(charset) == "é\nb"
+    for at in range(len(stream) + 1):
+        assert run(TranscodingDecoder(LineDecoder(), charset), [stream[:at], stream[at:]]) == (["é", "b"], None)
+
+
 def test_a_lone_surrogate_in_another_charset_is_refused() -> None:
     items, fault = run(TranscodingDecoder(TextDecoder(), "utf-7"), [b"ab+2D0-"])
     assert "".join(items) == "ab"

@@ -49,7 +49,7 @@ _NOT_JSON: Final = re.compile(
 )
 
 # Modules that make a response from what a handler returns.
-_WRITERS: Final = frozenset({"fastapi.encoders", "starlette.responses"})
+_WRITERS: Final = frozenset({"fastapi.encoders", "starlette.datastructures", "starlette.responses"})
 
 _Handler: TypeAlias = Callable[[Any, Any], Response | Awaitable[Response]]
 
@@ -123,8 +123,8 @@ def install_exception_handlers(app: Starlette) -> None:
     which the server logs with a traceback.
 
     A handler that returns what a model sent may return NaN, an infinity or a lone surrogate, which a JSON response
-    cannot contain, or more levels of lists than FastAPI writes. Starlette raises a `ValueError` or a `RecursionError`
-    for it; the caller gets 502, as for any malformed model output, and the log has the traceback. An application with
+    cannot contain, more levels of lists than FastAPI writes, or a header, such as ``CustomAttributes``, with characters
+    that headers lack. Starlette raises a `ValueError` or a `RecursionError` for it; the caller gets 502, as for any malformed model output, and the log has the traceback. An application with
     its own handler for `ValueError`, `RecursionError` or `RuntimeError` keeps that one.
 
     Args:
@@ -142,7 +142,8 @@ def install_exception_handlers(app: Starlette) -> None:
         return await _respond(connection, answer)
 
     async def handle_value_error(connection: Request, error: Exception) -> Response:
-        if connection.scope["type"] != "http" or not _NOT_JSON.search(str(error)):
+        unencodable = isinstance(error, UnicodeEncodeError) and _is_raised_by_a_writer(error)
+        if connection.scope["type"] != "http" or not (unencodable or _NOT_JSON.search(str(error))):
             raise error
         return await respond_with_502(connection, error)
 
@@ -154,8 +155,8 @@ def install_exception_handlers(app: Starlette) -> None:
         return await respond_with_502(connection, error)
 
     async def respond_with_502(connection: Request, error: Exception) -> Response:
-        answer = http_exception(DeserializationError("a value cannot be expressed in JSON"))
-        _logger.error("a response cannot be expressed in JSON, answered with %d", answer.status_code, exc_info=error)
+        answer = http_exception(DeserializationError("a value cannot be expressed in a response"))
+        _logger.error("a value cannot be expressed in a response, answered with %d", answer.status_code, exc_info=error)
         return await _respond(connection, answer)
 
     app.add_exception_handler(AiosmrtError, handle)
