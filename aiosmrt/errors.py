@@ -63,9 +63,15 @@ from __future__ import annotations
 
 import sys
 from copy import deepcopy
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, cast
 
 from botocore import exceptions as boto
+
+if TYPE_CHECKING:
+    from botocore.exceptions import InvalidChecksumConfigError as _BotocoreChecksumConfigError
+else:
+    # Before 1.36, botocore does not know the setting.
+    _BotocoreChecksumConfigError = getattr(boto, "InvalidChecksumConfigError", boto.BotoCoreError)
 
 __all__ = [
     "AiosmrtError",
@@ -699,8 +705,7 @@ class InvalidDefaultsModeError(ConfigurationError, boto.InvalidDefaultsMode):
     """The defaults mode is not one that botocore knows."""
 
 
-# botocore has it since 1.36; before, it does not know the settings.
-class InvalidChecksumConfigError(ConfigurationError, getattr(boto, "InvalidChecksumConfigError", boto.BotoCoreError)):  # type: ignore[misc]
+class InvalidChecksumConfigError(ConfigurationError, _BotocoreChecksumConfigError):
     """A setting for checksums is not ``when_supported`` or ``when_required``."""
 
 
