@@ -276,7 +276,7 @@ def fresh_copy(error: AiosmrtError) -> AiosmrtError:
     >>> fresh_copy(EndpointConnectionError("refused")).args
     ('refused',)
     """
-    return _rebuild(type(error), error.args, deepcopy(error.__dict__))
+    return deepcopy(error)
 
 
 class ServiceError(AiosmrtError, boto.ClientError):

@@ -36,6 +36,9 @@ __all__ = [
 # Seconds after which a given object is asked again that may renew itself and does not say when.
 REASK_INTERVAL = 60.0
 
+# What a source may raise that is passed on as it is. Any other error of ours would be taken for the call's.
+_SAID = (errors.ConfigurationError, errors.ClientStateError)
+
 # of the threads in which credentials are looked up
 _THREAD = "aiosmrt-credentials"
 
@@ -150,7 +153,7 @@ class _Function:
             asked: Any = self._function()
             is_async = inspect.isawaitable(asked)
             answer = await asked if is_async else asked
-        except errors.AiosmrtError:
+        except _SAID:
             raise
         except Exception as error:
             # Its text may contain anything, so it is left to the cause.
@@ -183,7 +186,7 @@ class _Given:
             frozen = await (get() if inspect.iscoroutinefunction(get) else self._in_thread(get))
             if inspect.isawaitable(frozen):
                 frozen = await frozen
-        except errors.AiosmrtError:
+        except _SAID:
             raise
         except Exception as error:
             failure = translated(error, self._name)

@@ -176,6 +176,24 @@ async def test_a_function_may_raise_our_errors() -> None:
         await CredentialsCache(provider_for(credentials=obtain)).get()
 
 
+@pytest.mark.parametrize("is_object", [False, True], ids=["function", "object"])
+async def test_an_error_of_another_client_is_not_taken_for_the_calls(is_object: bool) -> None:
+    refusal = errors.ThrottlingError({"Error": {"Code": "Throttling", "Message": "slower"}}, "InvokeEndpoint")
+
+    async def obtain() -> Credentials:
+        raise refusal
+
+    class Failing:
+        get_frozen_credentials = staticmethod(obtain)
+
+    with pytest.raises(errors.CredentialRetrievalError, match="ThrottlingError") as caught:
+        await CredentialsCache(provider_for(credentials=Failing() if is_object else obtain)).get()
+    assert not isinstance(caught.value, errors.ServiceError)
+    assert not caught.value.retry_safe
+    assert isinstance(caught.value, botocore.exceptions.ClientError)
+    assert caught.value.__cause__ is refusal
+
+
 async def test_boto3s_static_credentials_are_taken() -> None:
     given = boto3.Session("AKIDEXAMPLE", SECRET, "fake-token").get_credentials()
     cache = CredentialsCache(provider_for(credentials=given))
