@@ -73,9 +73,9 @@ class Credentials:
         expires_at: when they expire, in seconds since 1970. Defaults to None, for never.
 
     Raises:
-        ValueError: a part is empty or contains characters that a header cannot carry (a space or line break from
-            copying, a non-ASCII character), or ``expires_at`` is not a number. The message names the part and not
-            its value.
+        ValueError: a part is not a str, is empty, or contains characters that a header cannot carry (a space or line
+            break from copying, a non-ASCII character) or UTF-8 cannot express, or ``expires_at`` is not a number. The
+            message names the part and not its value.
 
     >>> Credentials("AKIDEXAMPLE", "not-a-real-secret", token="not-a-real-token")
     Credentials(access_key='AKIDEXAMPLE', expires_at=None)
@@ -87,10 +87,15 @@ class Credentials:
     expires_at: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("access_key", "secret_key", "token"):
+            part: object = getattr(self, name)
+            if not isinstance(part, str) and not (part is None and name == "token"):
+                raise ValueError(f"{name} must be a str; got {type(part).__name__}")
         if not self.secret_key:
             raise ValueError("secret_key is empty")
         if not self.access_key:
             raise ValueError("access_key is empty")
+        encoded(self.secret_key, "secret_key")
         if not _is_visible_ascii(self.access_key):
             raise ValueError("access_key contains white space, a control character or a non-ASCII character")
         if self.token and not _is_visible_ascii(self.token):
