@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -1061,6 +1062,23 @@ def test_effort_is_linear(make: Callable[..., Any], begin: bytes, more: bytes) -
 
     # 16 times the bytes take 16 times the effort; 256 times if each chunk made the decoder read all again.
     assert seconds(1024 * 1024) < 64 * seconds(64 * 1024)
+
+
+@pytest.mark.parametrize(("make", "line"), [(SSEDecoder, b""), (SSEDecoder, b"ab"), (JSONDecoder, b"1,")])
+def test_many_short_lines_take_no_more_memory_than_long_ones(make: Callable[[], Any], line: bytes) -> None:
+    """An unfinished event is bounded in bytes, so it must not hold an object for each line."""
+    decoder = make()
+    decoder.feed(b"data: [\n")
+    lines = (b"data:" + line + b"\n") * 1000
+    tracemalloc.start()
+    try:
+        for _ in range(30):
+            decoder.feed(lines)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert decoder.pending_bytes >= 30_000
+    assert held < 2 * decoder.pending_bytes + 100_000
 
 
 def test_huge_value_in_small_pieces() -> None:
