@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ipaddress
 import os
@@ -139,6 +140,29 @@ async def test_a_companys_old_certificates_among_the_systems_are_accepted(
     """Also if they became the system's after aiohttp was imported."""
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
     assert await read(server, transport=transport) == b"over TLS"
+
+
+@pytest.mark.parametrize("among", ["the bundle", "the system's"])
+def test_a_companys_old_certificates_are_accepted_for_bidirectional_streams(
+    authority: OldAuthority, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, among: str
+) -> None:
+    if among != "the bundle":
+        monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    context = tls.http2_context(str(bundle) if among == "the bundle" else None, verify=True)
+    serving = authority.server_context(tmp_path)
+    serving.set_alpn_protocols(["h2"])
+    assert agreed_protocol(context, serving) == "h2"
+
+
+def agreed_protocol(client: ssl.SSLContext, server: ssl.SSLContext) -> str | None:
+    """What two ends agree on by ALPN, after a handshake in memory."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    here = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+    there = server.wrap_bio(to_server, to_client, server_side=True)
+    for end in (here, there, here, there, here):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return here.selected_alpn_protocol()
 
 
 async def test_they_are_not_accepted_without_their_authority(server: RecordingServer) -> None:
