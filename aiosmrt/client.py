@@ -145,8 +145,9 @@ class Client:
         credentials: credentials in place of the provider chain: `aiosmrt.Credentials`, an async callable that returns
             them, or a botocore or aiobotocore credentials object. Defaults to the provider chain.
         api_version: ``"2017-05-13"``, the only version of this API, or None.
-        verify: True checks certificates against the system's authorities (or ``AWS_CA_BUNDLE``), False checks
-            nothing, a path names a file or folder of authorities, an ``ssl.SSLContext`` is used as it is.
+        verify: True checks certificates against the authorities of ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or
+            ``REQUESTS_CA_BUNDLE``, or else the system's; False checks nothing; a path names a file of authorities, or a
+            folder of them (not for S3); an ``ssl.SSLContext`` is used as it is (for neither S3 nor HTTP/2).
         connect_timeout: seconds for a new connection, TLS included. If None, no limit.
         read_timeout: seconds that the service may take for the head of its response, and then be silent. If None, no
             limit. The model has 60 s to answer, and AWS asks for 70 here (API reference, InvokeEndpoint).

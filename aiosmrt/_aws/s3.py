@@ -24,12 +24,15 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from aiosmrt._aws.settings import CaBundle
+from aiosmrt._aws.tls import fault_for_botocore
 from aiosmrt._wire.operations import MAX_ERROR_BYTES
 from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
     ConfigurationError,
+    InvalidConfigError,
     ObjectStoreError,
     ParamValidationError,
     ResponseStreamingError,
@@ -162,7 +165,7 @@ class ObjectStore:
         region_name: the region. Defaults to botocore's configuration.
         endpoint_url: the endpoint. Defaults to botocore's configuration (``AWS_ENDPOINT_URL_S3``,
             ``AWS_ENDPOINT_URL``, the profile), then the service's own.
-        verify: whether to verify certificates, or the path of a file with certificate authorities. Defaults to
+        verify: whether to verify certificates, or the file with the certificate authorities to trust. Defaults to
             botocore's configuration.
         profile_name: the profile of the AWS configuration files. Defaults to the environment's.
         max_connections: maximum number of connections; further requests wait for one.
@@ -182,14 +185,19 @@ class ObjectStore:
         *,
         region_name: str | None = None,
         endpoint_url: str | None = None,
-        verify: bool | str | None = None,
+        verify: bool | CaBundle | None = None,
         profile_name: str | None = None,
         max_connections: int = MAX_CONNECTIONS,
         use_fips_endpoint: bool | None = None,
         use_dualstack_endpoint: bool | None = None,
     ) -> None:
         self._credentials = credentials
-        self._arguments = {"region_name": region_name, "endpoint_url": endpoint_url, "verify": verify}
+        self._bundle = verify if isinstance(verify, CaBundle) else None
+        self._arguments = {
+            "region_name": region_name,
+            "endpoint_url": endpoint_url,
+            "verify": verify if self._bundle is None else self._bundle.path,
+        }
         self._profile_name = profile_name
         self._config = {
             "max_pool_connections": max_connections,
@@ -494,6 +502,9 @@ class ObjectStore:
             connections = checked_session(installed("aiobotocore.httpsession", "s3").AIOHTTPSession)
             config = configuration.AioConfig(retries={"mode": "standard"}, http_session_cls=connections, **self._config)
             arguments = {**self._arguments, "config": config}
+            # aiobotocore reads the authorities also where the URL has no TLS.
+            if self._bundle is not None and (fault := fault_for_botocore(self._bundle)) is not None:
+                raise InvalidConfigError(fault)
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
