@@ -445,7 +445,10 @@ def _build(
     try:
         return Credentials(access_key, secret_key, token or None, expires_at)
     except ValueError as error:
-        raise retrieval_error(source, str(error)) from None
+        reason = str(error)
+    # error trackers report locals
+    del access_key, secret_key, token
+    raise retrieval_error(source, reason)
 
 
 def _expires_at(source: object) -> float | None:

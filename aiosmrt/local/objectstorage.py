@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from aiosmrt._extras import installed
+from aiosmrt._frames import without_frames
 from aiosmrt._idle import checked_session
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt._wire.sigv4.signer import Credentials
@@ -114,6 +115,7 @@ class ObjectStorage:
         Raises:
             ConfigurationError: the client cannot be created.
         """
+        failure: ConfigurationError | None = None
         try:
             session, arguments = await asyncio.to_thread(self._prepared)
             context = session.create_client("s3", **arguments)
@@ -121,7 +123,11 @@ class ObjectStorage:
         except ConfigurationError:
             raise
         except Exception as error:
-            raise ConfigurationError(f"the object storage cannot be used: {type(error).__name__}: {error}") from error
+            failure = ConfigurationError(f"the object storage cannot be used: {type(error).__name__}: {error}")
+            # botocore's frames hold the keys
+            failure.__cause__ = without_frames(error)
+        if failure is not None:
+            raise failure
         try:
             yield ObjectAccess(client, self)
         finally:
