@@ -1251,7 +1251,6 @@ async def test_targets_that_were_refused_once_are_not_kept_for_ever(limit: Any) 
     caller = FakeCaller(time)
     in_use = admissions.of("in use")
     assert in_use.try_acquire()
-    known = []
     for number in range(10_000):
         time.now += 0.001
         admission = admissions.of(f"endpoint-{number}")
@@ -1259,12 +1258,10 @@ async def test_targets_that_were_refused_once_are_not_kept_for_ever(limit: Any) 
         admission.outstanding = 1
         admission.on_failure(caller, time.now, 1, throttled(), waits_for_capacity=False)
         admission.release(caller)
-        known = [*known[-1022:], admission]
         assert len(admissions.by_target) <= 2050
-    assert admissions.of("in use") is in_use
-    for number, admission in zip(range(9_999, 0, -1), reversed(known), strict=False):
-        assert admissions.of(f"endpoint-{number}") is admission
+    assert admissions.by_target["in use"] is in_use
     in_use.release(caller)
+    assert admissions.by_target.keys() >= {f"endpoint-{number}" for number in range(10_000 - 1024, 10_000)}
 
 
 def test_a_new_target_costs_the_same_however_many_are_in_use(
