@@ -24,12 +24,16 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from aiosmrt._aws.settings import CaBundle
+from aiosmrt._aws.tls import fault_for_botocore
+from aiosmrt._frames import without_frames
 from aiosmrt._wire.operations import MAX_ERROR_BYTES
 from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.errors import (
     AiosmrtError,
     ClientStateError,
     ConfigurationError,
+    InvalidConfigError,
     ObjectStoreError,
     ParamValidationError,
     ResponseStreamingError,
@@ -162,7 +166,7 @@ class ObjectStore:
         region_name: the region. Defaults to botocore's configuration.
         endpoint_url: the endpoint. Defaults to botocore's configuration (``AWS_ENDPOINT_URL_S3``,
             ``AWS_ENDPOINT_URL``, the profile), then the service's own.
-        verify: whether to verify certificates, or the path of a file with certificate authorities. Defaults to
+        verify: whether to verify certificates, or the file with the certificate authorities to trust. Defaults to
             botocore's configuration.
         profile_name: the profile of the AWS configuration files. Defaults to the environment's.
         max_connections: maximum number of connections; further requests wait for one.
@@ -182,14 +186,19 @@ class ObjectStore:
         *,
         region_name: str | None = None,
         endpoint_url: str | None = None,
-        verify: bool | str | None = None,
+        verify: bool | CaBundle | None = None,
         profile_name: str | None = None,
         max_connections: int = MAX_CONNECTIONS,
         use_fips_endpoint: bool | None = None,
         use_dualstack_endpoint: bool | None = None,
     ) -> None:
         self._credentials = credentials
-        self._arguments = {"region_name": region_name, "endpoint_url": endpoint_url, "verify": verify}
+        self._bundle = verify if isinstance(verify, CaBundle) else None
+        self._arguments = {
+            "region_name": region_name,
+            "endpoint_url": endpoint_url,
+            "verify": verify if self._bundle is None else self._bundle.path,
+        }
         self._profile_name = profile_name
         self._config = {
             "max_pool_connections": max_connections,
@@ -258,7 +267,10 @@ class ObjectStore:
             ObjectStoreError: as in ``get``.
         """
         members = {} if content_type is None else {"ContentType": content_type}
-        await self._request("put_object", uri, _no_content, Body=body, **members)
+        putting = self._request("put_object", uri, _no_content, Body=body, **members)
+        # error trackers report locals
+        del body
+        await putting
 
     async def delete(self, uri: str) -> None:
         """Remove an object, if it exists.
@@ -370,11 +382,11 @@ class ObjectStore:
         async def send() -> None:
             while starts:
                 number, start = starts.pop(0)
-                body = await read(start, min(length, size - start))
-                sent: Mapping[str, str] = await self._call(
-                    "upload_part", uri, {**part_of, "PartNumber": number, "Body": body}
-                )
-                tags[number] = sent["ETag"]
+                part = {"PartNumber": number, "Body": await read(start, min(length, size - start))}
+                sending: Awaitable[Any] = self._call("upload_part", uri, {**part_of, **part})
+                # error trackers report locals
+                del part
+                tags[number] = (await sending)["ETag"]
 
         try:
             senders = [asyncio.ensure_future(send()) for _ in range(min(_PARTS_AT_ONCE, len(starts)))]
@@ -428,7 +440,10 @@ class ObjectStore:
             modified_at = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
             return await content(answer), answer.get("ContentType", ""), modified_at
 
-        return await self._call(operation, uri, {"Bucket": bucket, "Key": key, **members}, read)
+        calling = self._call(operation, uri, {"Bucket": bucket, "Key": key, **members}, read)
+        # error trackers report locals
+        del members
+        return await calling
 
     async def _call(
         self,
@@ -445,16 +460,27 @@ class ObjectStore:
             members: the call's.
             read: reads the answer, and its body if there is one.
         """
-        client = await self._opened()
+        failure: BaseException
+        client: Any = None
         try:
-            answer = await getattr(client, operation)(**members)
-            return await read(answer)
-        except AiosmrtError:  # from the credentials
-            raise
+            client = await self._opened()
+            calling = getattr(client, operation)(**members)
+            # error trackers report locals
+            del members
+            return await read(await calling)
         except Exception as error:
-            failure = self._failure(operation, uri, client.meta.endpoint_url, error)
-        # Raised out here: the original has the request.
-        raise failure
+            failure = error
+            # Ours is from the credentials.
+            if client is not None and not isinstance(error, AiosmrtError):
+                failure = self._failure(operation, uri, client.meta.endpoint_url, error)
+        except BaseException as error:
+            failure = error
+        # Out here, so that no error of the libraries becomes the context: their frames hold the request, with its
+        # payload and signature.
+        try:
+            raise without_frames(failure)
+        finally:
+            del failure
 
     def _failure(self, operation: str, uri: str, endpoint_url: str, error: Exception) -> AiosmrtError:
         from botocore import exceptions as boto
@@ -494,6 +520,9 @@ class ObjectStore:
             connections = checked_session(installed("aiobotocore.httpsession", "s3").AIOHTTPSession)
             config = configuration.AioConfig(retries={"mode": "standard"}, http_session_cls=connections, **self._config)
             arguments = {**self._arguments, "config": config}
+            # aiobotocore reads the authorities also where the URL has no TLS.
+            if self._bundle is not None and (fault := fault_for_botocore(self._bundle)) is not None:
+                raise InvalidConfigError(fault)
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
+from aiosmrt._frames import clear_locals
 from aiosmrt._policy.clockskew import parse_http_date
 from aiosmrt._policy.polling import next_pause
 from aiosmrt._wire.operations import (
@@ -179,6 +180,14 @@ class Job(Generic[Out]):
         """
         if timeout is not None and not is_seconds(timeout):
             raise ParamValidationError([f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"])
+        try:
+            return await self._result(timeout, cleanup)
+        except BaseException as error:
+            # Error trackers report locals, and these hold the answer.
+            clear_locals(error)
+            raise
+
+    async def _result(self, timeout: float | None, cleanup: bool) -> Out:
         clock = asyncio.get_running_loop().time
         expires_at = self.handle.expires_at
         expiry = math.inf if expires_at is None else max(0.0, expires_at + _GRACE_SECONDS - self._clock())

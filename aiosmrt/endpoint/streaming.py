@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.response_bodies import EventStream, StreamTiming
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.decoders.base import StreamDecoder
 from aiosmrt._wire.decoders.charset import TranscodingDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent

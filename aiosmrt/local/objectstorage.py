@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from aiosmrt._extras import installed
+from aiosmrt._frames import without_frames
 from aiosmrt._idle import checked_session
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt._wire.sigv4.signer import Credentials
@@ -114,18 +115,25 @@ class ObjectStorage:
         Raises:
             ConfigurationError: the client cannot be created.
         """
-        try:
-            session, arguments = await asyncio.to_thread(self._prepared)
-            context = session.create_client("s3", **arguments)
-            client = await context.__aenter__()
-        except ConfigurationError:
-            raise
-        except Exception as error:
-            raise ConfigurationError(f"the object storage cannot be used: {type(error).__name__}: {error}") from error
+        context, client = await self._entered()
         try:
             yield ObjectAccess(client, self)
         finally:
             await context.__aexit__(None, None, None)
+
+    async def _entered(self) -> tuple[Any, Any]:
+        """An entered context manager and its client."""
+        try:
+            session, arguments = await asyncio.to_thread(self._prepared)
+            context = session.create_client("s3", **arguments)
+            return context, await context.__aenter__()
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            failure = ConfigurationError(f"the object storage cannot be used: {type(error).__name__}: {error}")
+            # botocore's frames hold the keys
+            failure.__cause__ = without_frames(error)
+        raise failure
 
     def _prepared(self) -> tuple[Any, dict[str, Any]]:
         """A session that has created a client once, and the arguments for the next one."""
