@@ -124,8 +124,9 @@ def install_exception_handlers(app: Starlette) -> None:
 
     A handler that returns what a model sent may return NaN, an infinity or a lone surrogate, which a JSON response
     cannot contain, more levels of lists than FastAPI writes, or a header, such as ``CustomAttributes``, with characters
-    that headers lack. Starlette raises a `ValueError` or a `RecursionError` for it; the caller gets 502, as for any malformed model output, and the log has the traceback. An application with
-    its own handler for `ValueError`, `RecursionError` or `RuntimeError` keeps that one.
+    that headers lack. Starlette raises a `ValueError` or a `RecursionError` for it; the caller gets 502, as for any
+    malformed model output, and the log has the traceback. An application with its own handler for `ValueError`,
+    `RecursionError` or `RuntimeError` keeps that one.
 
     Args:
         app: the application.
