@@ -416,7 +416,7 @@ class BidirectionalStream:
             while self._outbox.link is None and not self._beginning.done():
                 await self._outbox.changed()
             if self._beginning.done() and self._error is not None:
-                raise fresh_copy(self._error)  # noqa: TRY301 (it is closed below)
+                raise fresh_copy(self._error) from self._error.__cause__  # noqa: TRY301 (it is closed below)
         except BaseException:
             await self.aclose()
             raise

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._frames import clear_locals
 from aiosmrt.config import is_seconds, is_whole, shown
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, TooManyFailuresError
 from aiosmrt.serializers.frames import is_frame, iterates_over_columns
@@ -468,6 +469,7 @@ class Results(Generic[In, Out]):
                 self._end(_cancelled("calls"))
         elif (failure := worker.exception()) is not None:
             # No Exception, which would be its item's result: what ends a program ends its map.
+            clear_locals(failure)
             self._broken = failure
             self._ended = True
             self._wake_reader()
@@ -476,9 +478,10 @@ class Results(Generic[In, Out]):
         while not self._ended and (taken := self._take_at_hand() or await self._take()) is not None:
             if self._at_work < self._concurrency:
                 self._start_next_worker()
-            await self._score(*taken)
-            # Hold nothing of this item while waiting for the next one.
+            scoring = self._score(*taken)
+            # Hold nothing of this item while waiting for the next one; and error trackers report locals.
             del taken
+            await scoring
 
     async def _score(self, index: int, item: In) -> None:
         """Make the call for an item, and add its result."""

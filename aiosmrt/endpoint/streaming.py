@@ -7,19 +7,19 @@ Parts are decoded in batches: those that have arrived since the last read are jo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.response_bodies import EventStream, StreamTiming
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.decoders.base import StreamDecoder
+from aiosmrt._wire.decoders.charset import TranscodingDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
 from aiosmrt._wire.decoders.sse import SSEDecoder
-from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder, TranscodingDecoder
+from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_RESPONSE_STREAM
 from aiosmrt.config import faulty_limits, shown
 from aiosmrt.endpoint.protocols import Requester
@@ -35,6 +35,12 @@ from aiosmrt.serializers.codec import check_type, encoding_of_response
 __all__ = ["PredictionStream", "TimeoutsCount", "View"]
 
 TimeoutsCount: TypeAlias = Literal["parts", "values"]
+
+_EVENTS: Final = "text/event-stream"
+
+_UTF_8: Final = "utf-8"
+# ASCII is part of it.
+_LIKE_UTF_8: Final = (_UTF_8, "ascii")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -166,27 +172,27 @@ class PredictionStream:
         Raises:
             DeserializationError: the charset is unknown.
         """
-        return self._text_view(TextDecoder())
+        return self._view(TextDecoder(), self._encoding())
 
     def lines(self) -> View[str]:
         """Iterate over lines, without their ends (LF or CRLF); the last one may lack its end.
 
         Iterating raises `DeserializationError` at bytes that are not in the charset; see `text`.
         """
-        return self._text_view(LineDecoder())
+        return self._view(LineDecoder(), self._encoding())
 
     def jsonl(self) -> View[Any]:
         """Iterate over JSON Lines: one value for each line that is not blank.
 
-        Iterating raises `DeserializationError` at a line that is not JSON.
+        Iterating raises `DeserializationError` at a line that is not JSON. The charset is that of `text`.
         """
-        return self._text_view(JSONLinesDecoder())
+        return self._view(JSONLinesDecoder(), self._encoding())
 
-    def sse(self, *, accept: str = "text/event-stream") -> View[ServerSentEvent]:
+    def sse(self, *, accept: str = _EVENTS) -> View[ServerSentEvent]:
         """Iterate over server-sent events as the WHATWG defines them: ``event``, ``data``, ``id`` and ``retry``.
 
-        Iterating raises `DeserializationError` at a line that is not a field of such an event, and if the stream ends
-        inside a line.
+        They are in UTF-8, whatever charset the answer names; malformed UTF-8 becomes U+FFFD. Iterating raises
+        `DeserializationError` at a line that is not a field of such an event, and if the stream ends inside a line.
 
         Args:
             accept: the answer's type, for a model that labels its events otherwise; a list and wildcards are allowed.
@@ -196,44 +202,44 @@ class PredictionStream:
             DeserializationError: the answer has another type, such as ``application/json`` for an error message.
         """
         view = self._view(SSEDecoder())
-        with self._closed_by_refusal():
+        try:
             check_type(self.content_type or "", accept, "text/plain")
+        except DeserializationError as error:
+            self._refused(error)
+            raise
         return view
 
     def json(self) -> View[Any]:
         """Iterate over JSON values: one after the other, one on each line, or the data of server-sent events.
 
-        Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value.
+        Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value. The
+        charset is that of `text`.
         """
-        return self._text_view(JSONDecoder())
+        return self._view(JSONDecoder(), self._encoding())
 
-    @contextmanager
-    def _closed_by_refusal(self) -> Iterator[None]:
-        """End the stream if its answer is of a type that cannot be read."""
+    def _encoding(self) -> str:
+        """Python's name for the answer's charset."""
+        content_type = self.content_type or ""
+        if content_type.partition(";")[0].strip().lower() == _EVENTS:
+            return _UTF_8  # whatever their type says (WHATWG HTML, 9.2.5)
         try:
-            yield
+            return encoding_of_response(content_type, self._params.get("Accept") or "")
         except DeserializationError as error:
-            self.close()
-            self.located(error)
+            self._refused(error)
             raise
 
-    def _text_view(self, decoder: StreamDecoder[T]) -> View[T]:
-        """A view of text in the charset of the answer."""
-        view = self._view(decoder)
-        content_type = self.content_type or ""
-        if content_type.partition(";")[0].strip().lower() == "text/event-stream":
-            return view  # in UTF-8, whatever its type says (WHATWG HTML, 9.2.5)
-        with self._closed_by_refusal():
-            encoding = encoding_of_response(content_type, self._params.get("Accept") or "")
-        if encoding not in ("utf-8", "ascii"):
-            view.transcode(encoding)
-        return view
+    def _refused(self, error: DeserializationError) -> None:
+        """Close the stream, whose answer cannot be read."""
+        self.close()
+        self.located(error)
 
-    def _view(self, decoder: StreamDecoder[T]) -> View[T]:
+    def _view(self, decoder: StreamDecoder[T], encoding: str = _UTF_8) -> View[T]:
         if self._parts is None:
             raise ClientStateError("a stream can be read only inside its `async with` block")
         if self._viewed:
             raise ClientStateError("a stream can be read only once, and this one has a view already")
+        if encoding not in _LIKE_UTF_8:
+            decoder = TranscodingDecoder(decoder, encoding)
         self._viewed = True
         return View(self, decoder)
 
@@ -321,10 +327,6 @@ class View(Generic[T]):
         self._reading = False
         # A cancelled reader has lost parts: decoding later ones would give wrong items.
         self._cancelled = False
-
-    def transcode(self, encoding: str) -> None:
-        """Read text in a charset other than UTF-8; before anything is read."""
-        self._decoder = TranscodingDecoder(self._decoder, encoding)
 
     def __repr__(self) -> str:
         return f"<View of {self._stream!r} with {type(self._decoder).__name__}>"

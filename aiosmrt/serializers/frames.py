@@ -89,7 +89,7 @@ def _lists(columns: list[Any]) -> list[list[Any]]:
             lists.append(column.to_list() if hasattr(column, "to_list") else column.to_pylist())
         except BaseException as error:
             # Dates out of Python's range, text that is not UTF-8, unknown time zones. A panic of polars, such as for a
-            # time out of its own range, is no Exception.
+            # time out of range, is no Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             fault = f"column {number} of data has a value that Python cannot express"

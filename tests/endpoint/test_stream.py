@@ -169,6 +169,58 @@ async def test_an_answer_without_events_is_not_empty(serve: Serve, content_type:
     assert client.statistics().in_use == 0
 
 
+@pytest.mark.parametrize("charset", ["ISO-8859-1", "utf-16le", "Shift_JIS", '"iso-2022-jp"', "us-ascii", "UTF8"])
+@pytest.mark.parametrize(
+    ("view", "text", "items"),
+    [
+        (PredictionStream.text, "two{} lines\n", ["two{} lines\n"]),
+        (PredictionStream.lines, "two{}\nlines", ["two{}", "lines"]),
+        (PredictionStream.jsonl, '"two{}"\n"lines"', ["two{}", "lines"]),
+        (PredictionStream.json, '"two{}""lines"', ["two{}", "lines"]),
+    ],
+)
+async def test_the_charset_that_the_answer_names(
+    serve: Serve, charset: str, view: Callable[[PredictionStream], View[Any]], text: str, items: list[str]
+):
+    encoding = charset.strip('"')
+    special = "語".encode(encoding, "ignore").decode(encoding) or "é".encode(encoding, "ignore").decode(encoding)
+    body = text.replace("{}", special).encode(encoding)
+    client = await serve(llm=typed(f"text/plain; charset={charset}", body[:5], body[5:6], body[6:]))
+    async with endpoint_of(client).stream({}) as stream:
+        got = [item async for item in view(stream)]
+    expected = [item.replace("{}", special) for item in items]
+    assert ("".join(got) if view is PredictionStream.text else got) == (
+        expected[0] if view is PredictionStream.text else expected
+    )
+
+
+@pytest.mark.parametrize(
+    "view", [PredictionStream.text, PredictionStream.lines, PredictionStream.jsonl, PredictionStream.json]
+)
+async def test_a_charset_that_nobody_knows(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
+    client = await serve(llm=typed("text/plain; charset=x-klingon", b"one\n"))
+    async with endpoint_of(client).stream({}) as stream:
+        with pytest.raises(DeserializationError, match="unknown charset") as raised:
+            view(stream)
+        assert client.statistics().in_use == 0
+    assert (raised.value.endpoint_name, raised.value.attempts) == ("llm", 1)
+
+
+@pytest.mark.parametrize("view", [PredictionStream.sse, PredictionStream.json])
+async def test_events_are_utf8_whatever_they_are_labelled(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
+    """Servers that label them otherwise send UTF-8 all the same."""
+    client = await serve(llm=typed("text/event-stream; charset=ISO-8859-1", 'data: "é"\n\n'.encode()))
+    async with endpoint_of(client).stream({}) as stream:
+        items = [item if isinstance(item, str) else json.loads(item.data) async for item in view(stream)]
+    assert items == ["é"]
+
+
+async def test_bytes_stay_as_they_are(serve: Serve):
+    client = await serve(llm=typed("text/plain; charset=utf-16", b"\xff\xfea\0"))
+    async with endpoint_of(client).stream({}) as stream:
+        assert b"".join([item async for item in stream.bytes()]) == b"\xff\xfea\0"
+
+
 @pytest.mark.parametrize("view", [PredictionStream.sse, PredictionStream.json])
 async def test_an_error_message_after_events_is_not_lost(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
     client = await serve(llm=saying(b'data: "one"\n\n', b'{"error": "out of memory"}\n'))

@@ -1419,6 +1419,7 @@ async def test_disconnect_during_the_request_body(
 
 
 @pytest.mark.parametrize("make", [asyncio.ensure_future, lambda coroutine: coroutine], ids=["task", "coroutine"])
+@pytest.mark.usefixtures("plain_tasks")
 async def test_failure_to_receive_the_request_body(
     make: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
 ) -> None:
@@ -1592,6 +1593,7 @@ async def test_simultaneous_result_and_disconnect(answer_first: bool, turns: int
 @pytest.mark.parametrize("heartbeat", [None, 30.0])
 @pytest.mark.parametrize("turns", range(3))
 @each_order
+@pytest.mark.usefixtures("plain_tasks")
 async def test_simultaneous_end_of_stream_and_disconnect(
     answer_first: bool, turns: int, heartbeat: float | None, cancelled_before: int
 ) -> None:
@@ -1639,6 +1641,7 @@ async def test_simultaneous_result_and_failure_to_receive(
 
 @pytest.mark.parametrize("cut_short", [False, True], ids=["the block has ended", "the block was cut short"])
 @pytest.mark.parametrize("fails", [False, True], ids=["by a return", "by a failure"])
+@pytest.mark.usefixtures("plain_tasks")
 async def test_cancelled_while_companions_end(reported: list[BaseException], cut_short: bool, fails: bool) -> None:
     """The cancellation propagates at once, and the companions still end."""
     ending, may_end, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
