@@ -527,13 +527,15 @@ async def test_a_malformed_response(name: str, carry: Carry, transport: Transpor
 async def test_data_behind_a_response(
     framing: str, extra: bytes, carry: Carry, transport_name: str, transport: Transport, server: RawServer
 ) -> None:
-    """The server counts differently; the data must not become the beginning of the next response."""
+    """The data must not become the next response. Unless they begin one themselves, the server counts differently."""
     server.play([RESPONSES[framing] + extra])
-    if transport_name == "pooled":
+    if extra != b"x":
+        assert (await carry(transport, request())).body == BODY
+    elif transport_name == "pooled":
         with pytest.raises(ResponseStreamingError):
             await carry(transport, request())
     else:
-        # aiohttp takes what comes behind it for another response, and an empty line for nothing.
+        # It depends on how aiohttp receives it.
         with suppress(ResponseStreamingError):
             assert (await carry(transport, request())).body == BODY
     assert (await carry(transport, request())).body == b"ok"
