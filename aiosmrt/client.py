@@ -36,6 +36,7 @@ from aiosmrt.errors import (
     ApiVersionNotFoundError,
     OperationNotPageableError,
     ParamValidationError,
+    UnknownClientMethodError,
     Waited,
 )
 from aiosmrt.events import Observer
@@ -74,7 +75,8 @@ def _names_missing_parameters(operation: Operation) -> Operation:
     """
     function: Any = operation
     function.__signature__ = inspect.signature(function)  # as it is written, for help() and editors
-    function.__kwdefaults__ = {"EndpointName": None, "Body": None, **function.__kwdefaults__}
+    optional = {name: None for name in ("EndpointName", "Body") if name in function.__annotations__}
+    function.__kwdefaults__ = {**optional, **function.__kwdefaults__}
     return operation
 
 
@@ -144,8 +146,9 @@ class Client:
         credentials: credentials in place of the provider chain: `aiosmrt.Credentials`, an async callable that returns
             them, or a botocore or aiobotocore credentials object. Defaults to the provider chain.
         api_version: ``"2017-05-13"``, the only version of this API, or None.
-        verify: True checks certificates against the system's authorities (or ``AWS_CA_BUNDLE``), False checks
-            nothing, a path names a file or folder of authorities, an ``ssl.SSLContext`` is used as it is.
+        verify: True checks certificates against the authorities of ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or
+            ``REQUESTS_CA_BUNDLE``, or else the system's; False checks nothing; a path names a file of authorities, or a
+            folder of them (not for S3); an ``ssl.SSLContext`` is used as it is (for neither S3 nor HTTP/2).
         connect_timeout: seconds for a new connection, TLS included. If None, no limit.
         read_timeout: seconds that the service may take for the head of its response, and then be silent. If None, no
             limit. The model has 60 s to answer, and AWS asks for 70 here (API reference, InvokeEndpoint).
@@ -163,17 +166,19 @@ class Client:
             an `aiosmrt.AdaptiveLimit` finds the number for each of them.
         max_waiting: calls that may wait for each endpoint, inference component and variant; a further one fails at once
             with a TooManyWaitingError. If None, no limit.
-        max_response_bytes: largest response body to accept, bytes; a larger one is a ResponseStreamingError and is not
-            tried again. Streams are not limited, and of an error's body 64 KiB are kept. If None, no limit.
+        max_response_bytes: largest response body to accept, bytes, answers of asynchronous inference in S3 included; a
+            larger one is a ResponseStreamingError and is not tried again. Streams are not limited, and of errors 64 KiB
+            are kept. If None, no limit.
         retry: when to try again; a `RetryPolicy`, or the ``retries`` dictionary of botocore's ``Config``.
         sign: whether requests are signed. False needs no credentials, and no region if ``endpoint_url`` is given.
         user_agent_extra: text to append to the ``User-Agent`` header.
         use_fips_endpoint: whether to call the FIPS endpoint. Defaults to ``AWS_USE_FIPS_ENDPOINT``, then the profile's.
         use_dualstack_endpoint: whether to call the dual-stack endpoint. Defaults to ``AWS_USE_DUALSTACK_ENDPOINT``,
             then the profile's.
-        session: your own ``aiohttp.ClientSession``, which is used as it is, ``verify`` aside, and not closed. Its pool
-            does not notice data that arrive on an idle connection, which a faulty service or proxy could make the next
-            call's response; ours do. If None, one is created when it is needed.
+        session: your own ``aiohttp.ClientSession``, which is used as it is, ``verify`` aside, and not closed. It lacks
+            two things. Its pool does not notice data that arrive on an idle connection, which a faulty service or proxy
+            could make the next call's response. And interim responses or chunk extensions without end keep restarting
+            ``read_timeout``, so that only a ``deadline`` ends such a call. If None, one is created when it is needed.
         transport: ``"pooled"`` is fast, and uses aiohttp for making connections only; ``"session"`` sends through an
             ``aiohttp.ClientSession``. Defaults to the first, unless a ``session`` is given or the environment names a
             proxy.
@@ -461,6 +466,7 @@ class Client:
         result: InvokeEndpointWithResponseStreamOutput = call.result(await call.run())
         return result
 
+    @_names_missing_parameters
     def invoke_endpoint_with_bidirectional_stream(
         self,
         *,
@@ -495,12 +501,13 @@ class Client:
         <BidirectionalStream idle>
         """
         # loaded with the first one
-        from aiosmrt._core.duplex import BidirectionalStream, DuplexCall, check_duplex
+        from aiosmrt._core.duplex import BidirectionalStream, DuplexCall, duplex_faults
 
         codec = self._core.codecs["InvokeEndpointWithBidirectionalStream"]
+        values = (EndpointName, TargetVariant, ModelInvocationPath, ModelQueryString)
         try:
-            check_duplex(unknown, max_resend_bytes=max_resend_bytes, pin_credentials=pin_credentials)
-            head = codec.heads.head((EndpointName, TargetVariant, ModelInvocationPath, ModelQueryString), b"", unknown)
+            faults = duplex_faults(unknown, max_resend_bytes=max_resend_bytes, pin_credentials=pin_credentials)
+            head = codec.heads.head(values, b"", unknown, faults)
             return BidirectionalStream(
                 DuplexCall(
                     self._core,
@@ -513,7 +520,7 @@ class Client:
             )
         finally:
             # error trackers report locals
-            del ModelQueryString, unknown
+            del ModelQueryString, unknown, values
 
     async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an operation by AWS's name.
@@ -600,11 +607,11 @@ class Client:
             HttpMethod: the HTTP method. Defaults to the operation's, which is POST.
 
         Raises:
-            ParamValidationError: an unknown method or faulty parameters.
+            ParamValidationError: an unknown method, as botocore's UnknownClientMethodError, or faulty parameters.
             NoCredentialsError, NoRegionError: there is nothing to sign with.
         """
-        if ClientMethod not in _METHODS:
-            raise ParamValidationError([f"Client does not have method: {shown(ClientMethod)}"])
+        if not isinstance(ClientMethod, str) or ClientMethod not in _METHODS:
+            raise UnknownClientMethodError([f"Client does not have method: {shown(ClientMethod)}"])
         if isinstance(ExpiresIn, bool) or not isinstance(ExpiresIn, int) or not 1 <= ExpiresIn <= MAX_EXPIRES_IN:
             raise ParamValidationError([f"ExpiresIn must be 1 to {MAX_EXPIRES_IN} seconds; got {shown(ExpiresIn)}"])
         try:
@@ -877,6 +884,10 @@ class Client:
     def _has_deadline(self) -> bool:
         """Whether calls have a deadline, which then covers the making of their bodies."""
         return self._view.deadline is not None
+
+    @property
+    def _max_response_bytes(self) -> int | None:
+        return self._view.max_response_bytes
 
     async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""

@@ -760,7 +760,7 @@ class Endpoint(Generic[In, Out]):
             # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
             return self._job(await submitting)
         except BaseException as error:
-            data, options, params, body = UNSET, {}, {}, None
+            del data, options, params, body
             if isinstance(error, DeserializationError):
                 error.operation, error.endpoint_name = operation.name, self.name
             clear_locals(error)

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import UserString, deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -53,6 +54,9 @@ _PERCENTAGE: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?%", re.ASCII)
 
 # Items held for each call in flight: while one is called, another's result waits for the reader.
 _HELD_PER_CALL = 2
+
+# Methods that together make a mapping, whether it is registered as one or not, such as a module dictionary of PyTorch.
+_OF_MAPPINGS: Final = ("keys", "values", "items", "__getitem__")
 
 _CUT_OFF: Final = "the call was still in flight when drain() ended"
 
@@ -217,13 +221,14 @@ class Results(OneProcess, Generic[In, Out]):
         self._asynchronous: AsyncIterator[In] | None = None
         if (mistake := mistaken_items(items)) is not None:
             faults.append(mistake)
-        try:
-            if isinstance(items, AsyncIterable):
-                self._asynchronous = aiter(items)
-            else:
-                self._source = iter(items)
-        except TypeError:
-            faults.append(f"items must be an iterable or an asynchronous iterable; got {type(items)}")
+        else:
+            try:
+                if isinstance(items, AsyncIterable):
+                    self._asynchronous = aiter(items)
+                else:
+                    self._source = iter(items)
+            except TypeError:
+                faults.append(f"items must be an iterable or an asynchronous iterable; got {type(items)}")
         if faults:
             raise ParamValidationError(faults)
         self._buffered = items if isinstance(items, Buffered) else None
@@ -660,13 +665,20 @@ def mistaken_items(items: object, for_frames: str = "use map_rows(frame), or map
         return f"{accepted}, which iterates over columns; {for_frames}"
     if iterates_over_columns(items):
         return f"{accepted}, which iterates over columns; pass its rows"
-    if isinstance(items, Mapping):
+    if isinstance(items, Mapping) or all(callable(getattr(type(items), name, None)) for name in _OF_MAPPINGS):
         return f"{accepted}, which iterates over keys; pass its values(), or a list of mappings"
-    if isinstance(items, str):
+    if isinstance(items, (str, UserString)):
         return f"{accepted}, which iterates over characters; pass a list of texts"
-    if isinstance(items, (bytes, bytearray, memoryview)):
+    if isinstance(items, (bytes, bytearray, memoryview)) or _is_mapped_file(items):
         return f"{accepted}, which iterates over bytes; pass a list of bodies"
+    if type(items).__name__.lower().endswith("groupby"):
+        return f"{accepted}, which iterates over pairs of a key and a group; pass a list of the groups"
     return None
+
+
+def _is_mapped_file(items: object) -> bool:
+    mmap = sys.modules.get("mmap")
+    return mmap is not None and isinstance(items, mmap.mmap)
 
 
 def _cancelled(what: str) -> ClientStateError:

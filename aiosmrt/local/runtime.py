@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp import web
 
 from aiosmrt._extras import installed
+from aiosmrt._idle import check_idle_connections
 from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.operations import STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.sigv4.signer import Credentials
@@ -638,6 +639,7 @@ class LocalRuntime(OneProcess):
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
+            check_idle_connections(self._session.connector)
         return self._session
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Serializer",
     "check_type",
     "encoding_of",
+    "encoding_of_response",
     "is_general",
     "is_text",
     "parsed",
@@ -109,8 +110,16 @@ def encoding_of(header: str) -> str | None:
 
 
 @lru_cache(_MAX_HEADERS)
-def _encoding_of_response(content_type: str, accept: str) -> str | None:
-    return encoding_of(content_type if _CHARSET.search(content_type) else accept)
+def encoding_of_response(content_type: str, accept: str) -> str:
+    """Return Python's name for the charset of a response: that of its type, or else of the request's ``Accept``.
+
+    Raises:
+        DeserializationError: the charset is unknown.
+    """
+    encoding = encoding_of(content_type if _CHARSET.search(content_type) else accept)
+    if encoding is None:
+        raise DeserializationError("the response is in an unknown charset")
+    return encoding
 
 
 def is_general(content_type: str) -> bool:
@@ -190,9 +199,7 @@ class Codec:
         check_type(content_type, self.accept, self._kin)
 
     def _decode(self, body: bytes, content_type: str) -> str:
-        encoding = _encoding_of_response(content_type, self.accept)
-        if encoding is None:
-            raise DeserializationError("the response is in an unknown charset")
+        encoding = encoding_of_response(content_type, self.accept)
         try:
             return body.decode(encoding)
         except UnicodeDecodeError as error:

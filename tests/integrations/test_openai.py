@@ -449,6 +449,22 @@ async def test_stream_ends_inside_an_event(last: bytes) -> None:
         assert error.message == "the stream ended inside an event"
 
 
+@pytest.mark.parametrize(
+    "begin", [b"data: {", b'{"choices": "', b"data: x\ndata: "], ids=["events", "lines", "many lines"]
+)
+async def test_an_event_without_end_is_not_held(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiosmrt.integrations.openai._streams.MAX_ITEM_BYTES", 100_000)
+
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        yield (chunk("first") + b"\n" if begin.startswith(b"{") else event("first")) + begin
+        for _ in range(100):
+            yield b"x" * 10_000
+
+    async with serving(model) as (llm, _):
+        error = await fails_with(llm, openai.APIConnectionError, ["first"])
+        assert "the stream has an event of more than" in error.message
+
+
 NOTHING = "the stream ended without an event"
 CUT = "the stream ended inside an event"
 NO_END = "the stream ended before its answer did: neither [DONE] nor a finish_reason came"
@@ -1280,6 +1296,23 @@ async def test_caller_that_leaves_before_the_client_is_ready(monkeypatch: pytest
             release.set()
     assert threading.main_thread().ident not in threads
     assert [one for one in seen if isinstance(one, GenerationEnded)] == []
+
+
+@pytest.mark.parametrize(
+    "tokens", [b"1e999", b"NaN", b"-1", b"9223372036854775808", b"1" + b"0" * 400, b"true", b'"3"']
+)
+async def test_numbers_and_names_that_exporters_do_not_take(tokens: bytes) -> None:
+    """One that OTLP cannot express would lose the metrics that are exported with it."""
+
+    async def model(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        body = b'{"model": "qwen\\ud83d", "usage": {"prompt_tokens": %b, "completion_tokens": 9223372036854775807}}'
+        return body % tokens, {"Content-Type": "application/json"}
+
+    seen: list[Any] = []
+    async with serving(model, observers=[seen.append]) as (llm, _):
+        await llm.with_raw_response.completions.create(model="llm", prompt="x")
+    (ended,) = [one for one in seen if isinstance(one, GenerationEnded)]
+    assert (ended.response_model, ended.input_tokens, ended.output_tokens) == ("qwen?", None, 2**63 - 1)
 
 
 async def test_containers_own_error_is_reported() -> None:

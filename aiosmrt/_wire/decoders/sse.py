@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from codecs import BOM_UTF8
-from typing import Final
+from typing import ClassVar, Final
 
 from aiosmrt._wire.decoders.base import Decoder, T
 from aiosmrt._wire.decoders.event import ServerSentEvent
@@ -13,6 +13,9 @@ __all__ = ["FIELDS", "EventDecoder", "SSEDecoder"]
 
 # 10^18 milliseconds are 30 million years; int() needs some bound.
 _MAX_RETRY_DIGITS: Final = 18
+
+# So many data lines of an unfinished event are joined: a line of two bytes takes the memory of forty.
+_LINES_JOINED: Final = 1024
 
 _MESSAGE: Final = "message"
 FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
@@ -25,14 +28,19 @@ _UNFINISHED: Final = "is unfinished: the stream ends inside a line"
 class EventDecoder(Decoder[T]):
     """The rules of server-sent events; `_complete` makes items of the events."""
 
-    __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_retry")
+    __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_joined", "_retry")
+
+    # What malformed UTF-8 is: an error ("strict"), or U+FFFD ("replace").
+    _malformed: ClassVar[str]
 
     def __init__(self) -> None:
         super().__init__()
         # Whether the latest byte was a CR, so that an LF would belong to the same line end.
         self._after_cr = False
-        # The unfinished event: its data lines, their length with an LF each, and its type.
+        # The unfinished event: its data lines, how many of its items are not to be joined any more (the first line and
+        # those that were joined), their length with an LF each, and its type.
         self._data: list[bytes] = []
+        self._joined = 1
         self._data_bytes = 0
         self._event = ""
         self._id = ""
@@ -112,8 +120,7 @@ class EventDecoder(Decoder[T]):
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
-            self._data.append(value)
-            self._data_bytes += len(value) + 1
+            self._hold_line(value)
         elif field == b"event":
             self._event = value.decode(errors="replace")
         elif field == b"id":
@@ -130,12 +137,26 @@ class EventDecoder(Decoder[T]):
         elif field == b"data":
             self._take_data(items)
 
+    def _hold_line(self, value: bytes) -> None:
+        """Add a data line to the unfinished event."""
+        held = self._data
+        if not held:
+            self._joined = 1
+        elif len(held) - self._joined == _LINES_JOINED:
+            held[self._joined :] = [b"\n".join(held[self._joined :])]
+            self._joined += 1
+        held.append(value)
+        self._data_bytes += len(value) + 1
+
     def _take_plain_events(self, lines: bytes, items: list[T]) -> bytes:
         """Decode the whole events at once if each is one data line; return the lines that are left."""
         if b"\r" in lines:
             lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = lines.rfind(b"\n\n") + 2
-        text = lines[:end].decode(errors="replace") if end > 1 else ""
+        try:
+            text = lines[:end].decode(errors=self._malformed) if end > 1 else ""
+        except UnicodeDecodeError:
+            return lines
         prefix = "data: " if text.startswith("data: ") else "data:"
         found = text[len(prefix) : -2].split("\n\n" + prefix)
         # Two LFs for each event leave none that could be inside an event.
@@ -146,10 +167,15 @@ class EventDecoder(Decoder[T]):
 
     def _dispatch(self, items: list[T]) -> None:
         """Complete the unfinished event."""
-        data = b"\n".join(self._data).decode(errors="replace")
+        lines = b"\n".join(self._data)
         self._data.clear()
         self._data_bytes = 0
-        self._complete([data], self._event or _MESSAGE, items)
+        try:
+            data = lines.decode(errors=self._malformed)
+        except UnicodeDecodeError:
+            self._fail("is not UTF-8", len(items))
+        else:
+            self._complete([data], self._event or _MESSAGE, items)
 
 
 class SSEDecoder(EventDecoder[ServerSentEvent]):
@@ -174,6 +200,8 @@ class SSEDecoder(EventDecoder[ServerSentEvent]):
     """
 
     __slots__ = ()
+
+    _malformed = "replace"
 
     def _complete(self, data: list[str], event: str, items: list[ServerSentEvent]) -> None:
         make, event_id, retry = tuple.__new__, self._id, self._retry

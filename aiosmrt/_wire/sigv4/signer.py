@@ -73,9 +73,9 @@ class Credentials:
         expires_at: when they expire, in seconds since 1970. Defaults to None, for never.
 
     Raises:
-        ValueError: a part is not text, is empty or contains characters that a header cannot carry (a space or line
-            break from copying, a non-ASCII character), or ``expires_at`` is not a number. The message names the part
-            and not its value.
+        ValueError: a part is not a str, is empty, or contains characters that a header cannot carry (a space or line
+            break from copying, a non-ASCII character) or UTF-8 cannot express, or ``expires_at`` is not a number. The
+            message names the part and not its value.
 
     >>> Credentials("AKIDEXAMPLE", "not-a-real-secret", token="not-a-real-token")
     Credentials(access_key='AKIDEXAMPLE', expires_at=None)
@@ -114,10 +114,13 @@ def _faulty_part(access_key: object, secret_key: object, token: object, expires_
     """What is wrong with a part of credentials; it does not quote the part."""
     for name, part in (("secret_key", secret_key), ("access_key", access_key), ("token", token)):
         if not isinstance(part, str) and not (name == "token" and part is None):
-            return f"{name} must be a str{' or None' if name == 'token' else ''}"
+            return f"{name} must be a str; got {type(part).__name__}"
         if not part and name != "token":
             return f"{name} is empty"
-        if part and name != "secret_key" and not _is_visible_ascii(part):
+        if name == "secret_key":
+            if part and not _is_encodable(part):
+                return "secret_key contains lone surrogates and cannot be encoded as UTF-8"
+        elif part and not _is_visible_ascii(part):
             return f"{name} contains white space, a control character or a non-ASCII character"
     if expires_at is not None and not _is_number(expires_at):
         return "expires_at must be a number of seconds since 1970 or None"
@@ -126,6 +129,14 @@ def _faulty_part(access_key: object, secret_key: object, token: object, expires_
 
 def _is_visible_ascii(text: str) -> bool:
     return text.isascii() and text.isprintable() and " " not in text
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: object) -> bool:
