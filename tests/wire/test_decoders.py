@@ -1166,6 +1166,14 @@ def test_text_that_is_not_in_its_charset(charset: str, broken: bytes) -> None:
     assert [item.removeprefix("\ufeff") for item in items] == ["ab"]
 
 
+def test_a_fault_after_a_shift_to_another_alphabet() -> None:
+    """What precedes it is read as it began: the charset's state is that of the bytes before."""
+    stream = b"ab" + "日".encode("iso2022_jp").removesuffix(b"\x1b(B") + b"\x80"
+    for at in range(len(stream) + 1):
+        items, fault = run(TranscodingDecoder(TextDecoder(), "iso2022_jp"), [stream[:at], stream[at:]])
+        assert ("".join(items), fault) == ("ab日", "the text after character 3 of the stream is not iso2022_jp")
+
+
 @pytest.mark.parametrize(("charset", "half"), [("utf-16-le", b"a"), ("utf-32-be", b"abc"), ("shift_jis", b"\x93")])
 def test_a_stream_that_ends_inside_a_character_of_another_charset(charset: str, half: bytes) -> None:
     items, fault = run(TranscodingDecoder(TextDecoder(), charset), ["ab".encode(charset) + half])
