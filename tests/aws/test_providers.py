@@ -644,6 +644,7 @@ async def test_an_error_whose_class_cannot_be_added_is_an_ordinary_failure(their
 
     with pytest.raises(errors.CredentialRetrievalError, match=type(theirs).__name__):
         await CredentialsCache(provider_for(credentials=Failing())).get()
+    assert not isinstance(errors.credential_retrieval_error("failed", theirs), type(theirs))
 
 
 async def test_a_clients_own_exception_class_is_a_client_error() -> None:
