@@ -34,7 +34,9 @@
      │    └── TruncatedStreamError        the stream ended inside a frame
      ├── ParamValidationError             refused before anything was sent
      │    ├── ParameterNameError          a parameter is missing or unknown; a TypeError too
-     │    └── RetriesError                an unknown key or a wrong number in a `retries` dictionary
+     │    ├── ParameterTypeError          a parameter is of the wrong type; a TypeError too
+     │    ├── RetriesError                an unknown key or a wrong number in a `retries` dictionary
+     │    └── UnknownClientMethodError
      ├── OperationNotPageableError
      ├── SerializationError               an object that the serializer cannot express; nothing was sent
      ├── DeserializationError             a response that the deserializer cannot read
@@ -118,6 +120,7 @@ __all__ = [
     "OperationNotPageableError",
     "ParamValidationError",
     "ParameterNameError",
+    "ParameterTypeError",
     "PartialCredentialsError",
     "ProfileNotFoundError",
     "ProxyConnectionError",
@@ -135,6 +138,7 @@ __all__ = [
     "TooManyWaitingError",
     "TransportError",
     "TruncatedStreamError",
+    "UnknownClientMethodError",
     "ValidationError",
     "Waited",
     "fresh_copy",
@@ -322,7 +326,8 @@ class ServiceError(AiosmrtError, boto.ClientError):
     @property
     def message(self) -> str:
         """The service's message; empty when it gave none."""
-        return self.response.get("Error", {}).get("Message") or ""
+        message: object = self.response.get("Error", {}).get("Message")
+        return message if isinstance(message, str) else str(message or "")
 
     @property
     def status(self) -> int | None:
@@ -567,6 +572,14 @@ class ParamValidationError(AiosmrtError, boto.ParamValidationError):
 
 class ParameterNameError(ParamValidationError, TypeError):
     """A parameter is missing, or the operation does not have one of that name; nothing was sent."""
+
+
+class ParameterTypeError(ParamValidationError, TypeError):
+    """A parameter is of the wrong type; nothing was sent."""
+
+
+class UnknownClientMethodError(ParamValidationError, boto.UnknownClientMethodError):
+    """The client does not have a method of that name, for which a URL was to be signed."""
 
 
 class RetriesError(ParamValidationError, boto.InvalidMaxRetryAttemptsError):

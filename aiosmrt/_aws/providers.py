@@ -18,7 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from aiosmrt import errors
+from aiosmrt._aws.settings import configured_authorities
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
+from aiosmrt._aws.tls import fault_for_botocore
 from aiosmrt._daemon import run_in_daemon_thread
 from aiosmrt._wire.sigv4.signer import Credentials
 
@@ -247,7 +249,11 @@ class _DefaultChain:
         except errors.AiosmrtError:
             raise
         except Exception as error:
-            failure = translated(error, getattr(self._source, "method", "the default chain"))
+            failure = translated(
+                error,
+                getattr(self._source, "method", "the default chain"),
+                authorities_fault(error, self._profile_name),
+            )
         else:
             if source is None:
                 raise errors.NoCredentialsError("Unable to locate credentials")
@@ -360,8 +366,27 @@ def retrieval_error(source: str, reason: str, cause: Exception | None = None) ->
     return error
 
 
-def translated(error: Exception, source: str) -> errors.AiosmrtError:
+def authorities_fault(error: Exception, profile_name: str | None) -> str | None:
+    """What is wrong with the configured authorities, if that can be why botocore's TLS has failed; reads files.
+
+    Args:
+        error: botocore's error.
+        profile_name: the profile. Defaults to the environment's, then ``default``.
+    """
+    from botocore.exceptions import SSLError
+
+    if not isinstance(error, SSLError) or (bundle := configured_authorities(profile_name)) is None:
+        return None
+    return fault_for_botocore(bundle)
+
+
+def translated(error: Exception, source: str, reason: str | None = None) -> errors.AiosmrtError:
     """Our error for one that botocore or aiobotocore raised.
+
+    Args:
+        error: the error.
+        source: the name of the credentials' source.
+        reason: what is behind the error, if more is known than its own text.
 
     Only botocore's own messages are repeated, and only its own errors become the cause: a parser's quote what was read,
     or carry it as attributes. botocore's messages contain no secrets, except that they include what a credential
@@ -381,7 +406,7 @@ def translated(error: Exception, source: str) -> errors.AiosmrtError:
     elif isinstance(error, boto.CredentialRetrievalError):
         failure = errors.CredentialRetrievalError(str(error))
     elif isinstance(error, boto.BotoCoreError | boto.ClientError):
-        failure = retrieval_error(source, f"{type(error).__name__}: {error}", error)
+        failure = retrieval_error(source, reason or f"{type(error).__name__}: {error}", error)
         failure.__cause__ = _without_frames(error)
         return failure
     elif isinstance(error, OSError) or type(error) is RuntimeError:
@@ -420,7 +445,10 @@ def _build(
     try:
         return Credentials(access_key, secret_key, token or None, expires_at)
     except ValueError as error:
-        raise retrieval_error(source, str(error)) from None
+        reason = str(error)
+    # error trackers report locals
+    del access_key, secret_key, token
+    raise retrieval_error(source, reason)
 
 
 def _expires_at(source: object) -> float | None:

@@ -28,7 +28,7 @@ from aiosmrt.errors import (
     NoRegionError,
 )
 
-__all__ = ["CaBundle", "Settings", "resolve_settings"]
+__all__ = ["CaBundle", "Settings", "configured_authorities", "resolve_settings"]
 
 # A host label that is not all digits: botocore.utils.validate_region_name, without a final line break.
 _REGION = re.compile(r"(?![0-9]+\Z)(?!-)[a-zA-Z0-9-]{1,63}(?<!-)")
@@ -151,6 +151,19 @@ def resolve_settings(
         profile_name=name,
         retry_mode="standard" if retry_mode is None and defaults_mode != "legacy" else retry_mode,
     )
+
+
+def configured_authorities(profile_name: str | None) -> CaBundle | None:
+    """The authorities that environment and profile configure; reads files.
+
+    Args:
+        profile_name: as in `resolve_settings`.
+
+    Raises:
+        ProfileNotFoundError, ConfigFileError: as in `resolve_settings`.
+    """
+    name = selected_profile(profile_name)
+    return _ca_bundle(load_shared_config().profile(name), name)
 
 
 def _setting(variable: str, section: Section, key: str) -> str | Section | None:

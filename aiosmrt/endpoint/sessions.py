@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.operations import NEW_SESSION
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference
@@ -114,6 +114,7 @@ class Session(Generic[In, Out]):
             try:
                 self.opened_with = await self._open(self._endpoint.acknowledgement, self._open_with, {})
             except BaseException as error:
+                clear_locals(error)
                 # The model may have opened the session with an answer that could not be read.
                 await self.__aexit__(type(error), error, error.__traceback__)
                 raise
@@ -127,8 +128,9 @@ class Session(Generic[In, Out]):
         try:
             if wanted and not isinstance(self._close_with, Unset) and self.is_open:
                 await self._endpoint.acknowledgement(self._close_with, {"session_id": self.id}, self._note)
-        except Exception as failure:
-            if error is None:
+        except BaseException as failure:
+            clear_locals(failure)
+            if error is None or not isinstance(failure, Exception):
                 raise
             error.add_note(f"closing the session also failed: {failure}")
         finally:
@@ -155,8 +157,8 @@ class Session(Generic[In, Out]):
         Raises:
             SessionClosedError: the session has expired or is closed, or the model did not open one.
         """
-        self._check()
         try:
+            self._check()
             if self.id is None:
                 async with self._opening:
                     self._check()
@@ -182,17 +184,19 @@ class Session(Generic[In, Out]):
         Raises:
             SessionClosedError: the session is not open; a stream cannot open one.
         """
-        self._check()
-        if self.id is None:
-            raise SessionClosedError("the session is not open yet, and a stream cannot open it; use open_with")
-        members: CallOptions = {**options, "session_id": self.id}
-        return self._endpoint.stream(
-            data,
-            first_part_timeout=first_part_timeout,
-            part_timeout=part_timeout,
-            timeouts_count=timeouts_count,
-            **members,
-        )
+        try:
+            options = {**options, "session_id": self._opened()}
+            return self._endpoint.stream(
+                data,
+                first_part_timeout=first_part_timeout,
+                part_timeout=part_timeout,
+                timeouts_count=timeouts_count,
+                **options,
+            )
+        except BaseException as error:
+            del data, options
+            clear_locals(error)
+            raise
 
     async def _open(self, call: _Call[In, R], data: In, options: CallOptions) -> Inference[R]:
         members: CallOptions = {**options, "session_id": NEW_SESSION}
@@ -212,6 +216,13 @@ class Session(Generic[In, Out]):
 
     def _expired(self) -> bool:
         return self.expires_at is not None and self._clock() >= self.expires_at.timestamp()
+
+    def _opened(self) -> str:
+        """The session's id; raise if it has none yet."""
+        self._check()
+        if self.id is None:
+            raise SessionClosedError("the session is not open yet, and a stream cannot open it; use open_with")
+        return self.id
 
     def _check(self) -> None:
         if self._closed is not None:

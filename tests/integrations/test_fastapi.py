@@ -492,6 +492,81 @@ async def test_model_output_that_json_cannot_express_is_a_502(
     assert by_pydantic.status in ((502,) if b"ud83d" in body else (200, 502))
 
 
+def too_deep() -> Any:
+    value: Any = []
+    for _ in range(5000):
+        value = [value]
+    return value
+
+
+async def test_nested_model_output_is_a_502(runtime: LocalRuntime, caplog: pytest.LogCaptureFixture) -> None:
+    """FastAPI and pydantic write fewer levels than json reads."""
+    app = application(runtime)
+    install_exception_handlers(app)
+
+    @app.post("/", response_model=None)
+    async def score() -> Any:
+        return too_deep()
+
+    @app.post("/typed")
+    async def typed() -> Any:
+        return json.loads("[" * 400 + "]" * 400)
+
+    async with served(app) as server:
+        for path in ("/", "/typed"):
+            answer = await ask(server, path)
+            assert (answer.status, answer.body) == (502, b'{"detail":"DeserializationError"}')
+    assert caplog.text.count("Traceback") == 2
+
+
+@pytest.mark.parametrize("text", ["\udcff", "日本"])
+async def test_model_output_that_a_header_or_a_text_cannot_express_is_a_502(runtime: LocalRuntime, text: str) -> None:
+    """Attributes that are not UTF-8 have lone surrogates, as in aiobotocore."""
+    app = application(runtime)
+    install_exception_handlers(app)
+
+    @app.post("/made", response_model=None)
+    async def made() -> Response:
+        return Response(headers={"X-Model": text})
+
+    @app.post("/added")
+    async def added(response: Response) -> None:
+        response.headers["X-Model"] = text
+
+    @app.post("/text", response_model=None)
+    async def plain() -> Response:
+        return Response(text)
+
+    @app.post("/own")
+    async def own() -> None:
+        text.encode("latin-1")
+
+    async with served(app) as server:
+        assert [(await ask(server, path)).status for path in ("/made", "/added")] == [502, 502]
+        assert (await ask(server, "/text")).status == (200 if text == "日本" else 502)
+        assert (await ask(server, "/own")).status == 500
+
+
+@pytest.mark.parametrize("own", [None, RecursionError, RuntimeError])
+async def test_other_recursion_errors_are_not_handled(runtime: LocalRuntime, own: type[Exception] | None) -> None:
+    app = application(runtime)
+    install_exception_handlers(app)
+    if own is not None:
+        app.add_exception_handler(own, teapot)
+
+    @app.post("/")
+    async def score() -> None:
+        raise RecursionError("in the application")
+
+    @app.post("/deep", response_model=None)
+    async def deep() -> Any:
+        return too_deep()
+
+    async with served(app) as server:
+        assert (await ask(server, "/")).status == (500 if own is None else 418)
+        assert (await ask(server, "/deep")).status == (502 if own is None else 418)
+
+
 @pytest.mark.parametrize("own", [None, "before", "after"], ids=["no handler", "handler before", "handler after"])
 async def test_other_value_errors_are_not_handled(runtime: LocalRuntime, own: str | None) -> None:
     app = application(runtime)
