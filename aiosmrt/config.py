@@ -107,7 +107,7 @@ class RetryPolicy:
             f"retry.{name} must be a non-negative number of seconds; got {shown(value)}"
             for name in ("base_delay", "throttling_base_delay", "max_delay")
             if not is_seconds(value := getattr(self, name))
-            and not (name == "max_delay" and value == math.inf)
+            and not (name == "max_delay" and isinstance(value, float) and value == math.inf)
             and value is not None
         ]
         faults += [
@@ -208,7 +208,8 @@ def check_retry_mode(mode: object) -> RetryMode | None:
     if mode is None:
         return None
     for known in RETRY_MODES:
-        if mode == known:
+        # not what only compares, such as an array
+        if isinstance(mode, str) and mode == known:
             return known
     invalid = InvalidRetryModeError(f'Invalid value provided to "mode": "{mode!s:.80}" must be one of: {RETRY_MODES}')
     invalid.kwargs = {"provided_retry_mode": mode, "valid_modes": RETRY_MODES}

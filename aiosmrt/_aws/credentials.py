@@ -33,6 +33,7 @@ from collections.abc import Callable
 from typing import Final
 
 from aiosmrt._aws.providers import Found, Provider, retrieval_error
+from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import AiosmrtError, ClientStateError
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Observer
@@ -52,7 +53,7 @@ MAX_MANDATORY_BACKOFF: Final = 10.0
 CLOSE_SECONDS: Final = 1.0
 
 
-class CredentialsCache:
+class CredentialsCache(OneProcess):
     """Credentials for signing, found when first needed and kept fresh.
 
     Args:

@@ -22,6 +22,7 @@ from aiosmrt._aws.settings import configured_authorities
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
 from aiosmrt._aws.tls import fault_for_botocore
 from aiosmrt._daemon import run_in_daemon_thread
+from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.sigv4.signer import Credentials
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def provider_for(
     )
 
 
-class _Fixed:
+class _Fixed(OneProcess):
     def __init__(self, credentials: Credentials) -> None:
         self._found = Found(credentials, "explicit")
 
@@ -142,7 +143,7 @@ class _Fixed:
         return self._found
 
 
-class _Function:
+class _Function(OneProcess):
     def __init__(self, function: CredentialsFunction) -> None:
         self._function = function
 
@@ -168,7 +169,7 @@ class _Function:
         return Found(_thaw(answer, name), "function", None if isinstance(answer, Credentials) else REASK_INTERVAL)
 
 
-class _Given:
+class _Given(OneProcess):
     """A credentials object that belongs to the caller, with the locks and connections in it."""
 
     def __init__(self, source: FrozenCredentialsSource) -> None:
@@ -214,7 +215,7 @@ class _Given:
             raise
 
 
-class _DefaultChain:
+class _DefaultChain(OneProcess):
     """Environment variables, then the configuration files, containers and instances."""
 
     def __init__(self, profile_name: str | None, region_name: str | None) -> None:

@@ -741,7 +741,7 @@ class Admissions:
     """
 
     def __init__(self, clockwork: Clockwork, max_concurrency: MaxConcurrency) -> None:
-        if max_concurrency == "adaptive":
+        if isinstance(max_concurrency, str) and max_concurrency == "adaptive":
             max_concurrency = AdaptiveLimit()
         self._adaptive = max_concurrency if isinstance(max_concurrency, AdaptiveLimit) else None
         ceiling = max_concurrency.maximum if isinstance(max_concurrency, AdaptiveLimit) else max_concurrency

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
+from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.sigv4.bearer import MAX_TOKEN_SECONDS, make_token
 from aiosmrt.config import is_whole, shown
 from aiosmrt.errors import ClientStateError, ParamValidationError
@@ -65,7 +66,7 @@ class TokenCache:
         return self._token
 
 
-class BearerToken:
+class BearerToken(OneProcess):
     """A bearer token that stays valid; made by `aiosmrt.Client.bearer_token`.
 
     Awaiting a call of it gives the token: it is what ``api_key=`` of `openai.AsyncOpenAI` takes. `httpx_auth` and
@@ -92,9 +93,6 @@ class BearerToken:
 
     def __repr__(self) -> str:
         return f"<BearerToken expires_in={self._expires_in}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a BearerToken cannot be pickled or copied: make one with each client")
 
     async def __call__(self) -> str:
         """The token, made anew where the last one is about to end.

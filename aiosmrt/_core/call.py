@@ -433,6 +433,8 @@ class Call:
                     now = core.wall_clock()
                 if failure is not None and self._history.finished:
                     raise failure  # noqa: TRY301 (it has ended the stream, which was closed since)
+                if self._deadline is not None and core.clock() >= self._deadline:
+                    raise OverdueError  # noqa: TRY301 (the loop was too busy for the timer)
                 self.sent = attempt = self.sent + 1
                 self._sent_at = now
                 self._signed_offset = offset = core.clock_offset

@@ -41,6 +41,7 @@ from aiosmrt._core.log import LOGGER, apply_environment
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
 from aiosmrt._extras import installed
+from aiosmrt._one_process import OneProcess
 from aiosmrt._policy.retry import invocation_ids
 from aiosmrt._transport.factory import TransportName, check_transport, create_transport
 from aiosmrt._transport.pooled import PooledTransport
@@ -98,7 +99,7 @@ class _SignerWithoutRegion(Signer):
     presign = sign_lines
 
 
-class ClientCore:
+class ClientCore(OneProcess):
     """What a client and its views share.
 
     Args:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from aiosmrt.errors import AiosmrtError
 
 __all__ = ["OverdueError", "within"]
 
 T = TypeVar("T")
+
+# How late, in seconds, a timer is that the loop was too busy to run in time.
+_LATE: Final = 0.001
+
+# How many iterations a loop that was busy gets, to process what has arrived meanwhile: aiohttp takes a few, and each
+# reads up to 256 KiB of a body.
+_ITERATIONS: Final = 20
 
 
 class OverdueError(Exception):
@@ -20,6 +27,9 @@ class OverdueError(Exception):
 async def within(seconds: float | None, work: Awaitable[T]) -> T:
     """Return the result of some work; cancel it when its time is over.
 
+    If the loop was busy when its time was over, what has arrived by then is processed first: an answer that lies in the
+    socket is no late answer.
+
     Args:
         seconds: the time that it may take. If None, any.
         work: makes the result.
@@ -27,7 +37,8 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
     Raises:
         OverdueError: its time is over. A TimeoutError that the work raises is passed on.
     """
-    timer = asyncio.timeout(seconds)
+    timer = asyncio.timeout(None)
+    due = None if seconds is None else _Due(seconds, timer)
     try:
         async with timer:
             return await work
@@ -35,6 +46,32 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
         if isinstance(late, AiosmrtError) or not timer.expired():
             raise
     finally:
+        if due is not None:
+            due.cancel()
         # The timer knows this task, and with it an error that leaves it; so does the TimeoutError's traceback.
-        del timer, work
+        del timer, due, work
     raise OverdueError
+
+
+class _Due:
+    """Lets a timeout expire after some time, or some iterations later if the loop was busy."""
+
+    __slots__ = ("_handle", "_iterations", "_loop", "_timeout", "_when")
+
+    def __init__(self, seconds: float, timeout: asyncio.Timeout) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._when = loop.time() + seconds
+        self._iterations = 0
+        self._handle: asyncio.Handle = loop.call_at(self._when, self._expire)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+    def _expire(self) -> None:
+        now = self._loop.time()
+        if self._iterations < _ITERATIONS and (self._iterations or now - self._when > _LATE):
+            self._iterations += 1
+            self._handle = self._loop.call_soon(self._expire)
+        else:
+            self._timeout.reschedule(now)

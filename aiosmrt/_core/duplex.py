@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 from aiosmrt._core.call import AnyReply, Call
 from aiosmrt._core.outcome import stream_error
 from aiosmrt._core.response_bodies import decoded_parts
+from aiosmrt._one_process import OneProcess
 from aiosmrt._transport.base import Reply, Request
 from aiosmrt._wire.eventstream import Decoder, encode_payload_part
 from aiosmrt._wire.messages import COMPLETION_STATES, DATA_TYPES, MAX_PART_BYTES, Message, MessageJoiner, faulty_limit
@@ -361,7 +362,7 @@ class DuplexCall(Call):
         return error
 
 
-class BidirectionalStream:
+class BidirectionalStream(OneProcess):
     """A conversation with a model, from `aiosmrt.Client.invoke_endpoint_with_bidirectional_stream`.
 
     Enter it with ``async with``; leaving the block ends it at once, whatever is still under way. Send from one task and
@@ -717,7 +718,7 @@ class BidirectionalStream:
         return self._call.place(error)
 
 
-class _Messages:
+class _Messages(OneProcess):
     """Whole messages of a stream. Not a generator, which a cancelled wait or an error would end."""
 
     def __init__(self, stream: BidirectionalStream, max_message_bytes: int) -> None:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
+from aiosmrt._one_process import OneProcess
 from aiosmrt._transport.base import ReplyStream
 from aiosmrt.errors import (
     AiosmrtError,
@@ -283,7 +284,7 @@ class StreamOwner(Protocol):
         ...
 
 
-class EventStream:
+class EventStream(OneProcess):
     """The parts of a streamed response, ``{"PayloadPart": {"Bytes": b"…"}}`` each.
 
     An asynchronous iterator and context manager. Leaving the ``async with`` block, `close`, the end, an error and

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from aiosmrt._frames import clear_locals
+from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.messages import DATA_TYPES, Message, faulty_limit
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
 from aiosmrt.config import shown
@@ -30,7 +31,7 @@ T = TypeVar("T")
 _CONTENT_TYPES: Final = {"UTF8": "text/plain; charset=utf-8", "BINARY": "application/octet-stream"}
 
 
-class DuplexStream(Generic[In, Out]):
+class DuplexStream(OneProcess, Generic[In, Out]):
     """A conversation with a model, objects in and objects out; made by `Endpoint.duplex`.
 
     Enter it with ``async with``. Each object is one message. Send from one task and iterate in another, or take turns.

@@ -35,6 +35,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
 from aiosmrt._frames import clear_locals
+from aiosmrt._one_process import OneProcess
 from aiosmrt.config import is_seconds, is_whole, shown
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, TooManyFailuresError
 from aiosmrt.serializers.frames import is_frame, iterates_over_columns
@@ -184,7 +185,7 @@ class _Room:
         self._free += places
 
 
-class Results(Generic[In, Out]):
+class Results(OneProcess, Generic[In, Out]):
     """The results of `Endpoint.map`, which documents them: an asynchronous context manager and iterator.
 
     Each item that was taken has one result. `stop` and `drain` end the map early, without losing one.

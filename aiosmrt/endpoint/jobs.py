@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
+from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._frames import clear_locals
 from aiosmrt._policy.clockskew import parse_http_date
 from aiosmrt._policy.polling import next_pause
@@ -196,13 +197,10 @@ class Job(Generic[Out]):
         refusal: ObjectStoreError | None = None
         while True:
             if self._outcome is None:
-                timer = asyncio.timeout_at(until + _LAST_LOOK_SECONDS if until < math.inf else None)
+                left = until + _LAST_LOOK_SECONDS - clock()
                 try:
-                    async with timer:
-                        refusal = await self._look()
-                except TimeoutError:
-                    if not timer.expired():
-                        raise
+                    refusal = await within(left if left < math.inf else None, self._look())
+                except OverdueError:
                     break
             if self._outcome is not None:
                 return await self._ended(self._outcome, cleanup)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
 from aiosmrt._frames import clear_locals
+from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.operations import NEW_SESSION
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference
@@ -66,7 +67,7 @@ class SessionEndpoint(Protocol[In_contra, Out]):
 _Call: TypeAlias = Callable[[In, CallOptions, Callable[["InvokeEndpointOutput"], None]], Awaitable[Inference[R]]]
 
 
-class Session(Generic[In, Out]):
+class Session(OneProcess, Generic[In, Out]):
     """A stateful session; made by `Endpoint.session`, to be used with ``async with``.
 
     Args:

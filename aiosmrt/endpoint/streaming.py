@@ -14,6 +14,7 @@ from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.response_bodies import EventStream, StreamTiming
 from aiosmrt._frames import clear_locals
+from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.decoders.base import StreamDecoder
 from aiosmrt._wire.decoders.charset import TranscodingDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
@@ -48,7 +49,7 @@ R = TypeVar("R")
 Payload: TypeAlias = bytes
 
 
-class PredictionStream:
+class PredictionStream(OneProcess):
     """A model's answer as it arrives; made by `Endpoint.stream`, to be used with ``async with``.
 
     Iterate over one of its views, once. Leaving the block closes the connection at once, wherever the view is.
@@ -309,7 +310,7 @@ class _Whole:
         return []
 
 
-class View(Generic[T]):
+class View(OneProcess, Generic[T]):
     """Iterates over the items of a stream; made by the methods of `PredictionStream`.
 
     Iterating raises `StreamTimeoutError` and what iterating over `aiosmrt.EventStream` raises. Items before an error

@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Self
 
+from aiosmrt._one_process import OneProcess
+
 __all__ = ["Startable"]
 
 
-class Startable(ABC):
+class Startable(OneProcess, ABC):
     """Runs from `start` to `stop`, or as long as an ``async with`` block."""
+
+    _instead = "start one in each process, or pass its URL on"
 
     @abstractmethod
     async def start(self) -> None:

@@ -24,6 +24,7 @@ from aiohttp import web
 
 from aiosmrt._extras import installed
 from aiosmrt._idle import check_idle_connections
+from aiosmrt._one_process import OneProcess
 from aiosmrt._wire.operations import STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
@@ -64,7 +65,7 @@ _VARIABLES: Final = {
 }
 
 
-class LocalRuntime:
+class LocalRuntime(OneProcess):
     """A SageMaker Runtime that listens on ``http://127.0.0.1:PORT`` while its ``async with`` block runs.
 
     In a ``with`` block, it runs in its own thread and event loop, where the models are called too. Its methods
@@ -112,6 +113,8 @@ class LocalRuntime:
     >>> runtime
     <LocalRuntime idle endpoints=['shout']>
     """
+
+    _instead = "start one in each process, or pass its URL on"
 
     def __init__(
         self,

@@ -7,10 +7,12 @@ import io
 import math
 import re
 import threading
+from decimal import Decimal
 from typing import Any
 
 import botocore.exceptions
 import botocore.session
+import numpy as np
 import pytest
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy, errors
@@ -216,6 +218,7 @@ async def test_signing_without_a_region(server: RecordingServer) -> None:
         ("retry_read_timeouts", None),
         ("retry_stale_connections", 0),
         ("retry_stale_connections", None),
+        ("max_delay", Decimal("sNaN")),
     ],
 )
 def test_invalid_retry_policies(name: str, value: Any) -> None:
@@ -234,6 +237,16 @@ def test_statuses_of_a_retry_policy_stay_as_they_were_given() -> None:
     statuses.clear()
     assert policy == RetryPolicy(retry_model_statuses=frozenset({429, 503}))
     assert hash(policy) == hash(RetryPolicy(retry_model_statuses={503, 429}))
+
+
+def test_values_that_compare_to_neither_true_nor_false() -> None:
+    array = np.array([1.0, 2.0])
+    with pytest.raises(ParamValidationError, match="max_concurrency"):
+        Client("eu-central-1", max_concurrency=array)  # type: ignore[arg-type]
+    with pytest.raises(ParamValidationError, match="max_delay"):
+        RetryPolicy(max_delay=array)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidRetryModeError):
+        RetryPolicy(mode=array)  # type: ignore[arg-type]
 
 
 HUGE = 10**6000

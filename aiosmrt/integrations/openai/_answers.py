@@ -16,6 +16,7 @@ import httpx2
 import openai
 from pydantic import ValidationError
 
+from aiosmrt._one_process import OneProcess
 from aiosmrt.integrations.openai._json import loads
 from aiosmrt.integrations.openai._streams import PlainEvents
 
@@ -50,7 +51,7 @@ class MergedURLs(dict[str, httpx2.URL]):
         return found
 
 
-class QuickAsyncClient(httpx2.AsyncClient):
+class QuickAsyncClient(OneProcess, httpx2.AsyncClient):
     """An HTTP client that parses a URL once."""
 
     _urls: MergedURLs | None = None
@@ -65,7 +66,7 @@ class QuickAsyncClient(httpx2.AsyncClient):
         return super()._merge_url(*positional, **named)
 
 
-class QuickAsyncOpenAI(openai.AsyncOpenAI):
+class QuickAsyncOpenAI(OneProcess, openai.AsyncOpenAI):
     """OpenAI's client; an answer that is not as declared, as with some containers, it reads in its own lenient way."""
 
     _urls: MergedURLs | None = None

@@ -9,6 +9,7 @@ from typing import Any, Final
 import httpx2
 import openai
 
+from aiosmrt._one_process import OneProcess
 from aiosmrt.client import Client
 from aiosmrt.errors import AiosmrtError
 from aiosmrt.integrations.openai._errors import answer_for, envelope_of, refusal_answer
@@ -26,7 +27,7 @@ _IN_THREAD_BYTES: Final = 512 * 1024
 _MAX_VIEWS: Final = 64
 
 
-class ClientTransport(httpx2.AsyncBaseTransport):
+class ClientTransport(OneProcess, httpx2.AsyncBaseTransport):
     """Answers the requests of an OpenAI client by calls of an endpoint.
 
     Closing it does not close the client.
