@@ -25,9 +25,11 @@ ON_AIOHTTP := tests/cancellation tests/client tests/transport tests/aws/test_s3.
 	tests/local/test_async_inference.py
 ON_EAGER_TASKS := tests/client tests/endpoint tests/aws tests/bidirectional tests/cancellation tests/core tests/transport \
 	tests/batch/test_calls.py tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
+	tests/local/test_runtime.py tests/local/test_streams.py \
+	tests/local/test_async_inference.py::TestFailures::test_internal_failure_does_not_end_the_worker \
 	--ignore=tests/endpoint/serializers
-ON_PYTHON := tests/core/test_storms.py tests/soak tests/endpoint/serializers/test_csvtext.py tests/endpoint/serializers/test_jsontext.py \
-	tests/local/test_runtime.py tests/local/test_streams.py tests/wire/test_event_signing.py
+ON_PYTHON := tests/core/test_storms.py tests/soak tests/wire/test_event_signing.py \
+	tests/endpoint/serializers/test_csvtext.py tests/endpoint/serializers/test_jsontext.py
 # What most changes break first.
 ESSENTIAL := tests/wire tests/policy tests/core tests/client tests/testing tests/test_import_contract.py
 # What has its own lane in .ci/run.

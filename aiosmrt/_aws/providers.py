@@ -163,12 +163,10 @@ class _Function(OneProcess):
             raise retrieval_error(name, type(error).__name__, error) from error
         if not is_async:
             raise retrieval_error(name, f"it must be async; it returned {type(answer).__name__}")
-        if isinstance(answer, Credentials):
-            return Found(answer, "function")
         if isinstance(answer, FrozenCredentialsSource):
             return await _Given(answer).fetch()
         # Frozen ones of botocore do not say when they expire.
-        return Found(_thaw(answer, name), "function", REASK_INTERVAL)
+        return Found(_thaw(answer, name), "function", None if isinstance(answer, Credentials) else REASK_INTERVAL)
 
 
 class _Given(OneProcess):
@@ -434,6 +432,8 @@ def _without_frames(error: Exception) -> Exception:
 
 
 def _thaw(frozen: Any, source: str, expires_at: float | None = None) -> Credentials:
+    if isinstance(frozen, Credentials):
+        return frozen
     access_key, secret_key = getattr(frozen, "access_key", None), getattr(frozen, "secret_key", None)
     if not isinstance(access_key, str) or not isinstance(secret_key, str):
         raise retrieval_error(source, f"the answer contains no keys ({type(frozen).__name__})")

@@ -15,7 +15,7 @@ T = TypeVar("T")
 # How late, in seconds, a timer is that the loop was too busy to run in time.
 _LATE: Final = 0.001
 
-# How many iterations a loop that was busy gets, to process what has arrived meanwhile: aiohttp takes a few, and each
+# How many iterations a loop that was busy gets, to process what has arrived by then: aiohttp takes a few, and each
 # reads up to 256 KiB of a body.
 _ITERATIONS: Final = 20
 

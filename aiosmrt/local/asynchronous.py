@@ -401,7 +401,10 @@ class _Queue:
         """Queue a job, and start a worker if there are fewer than slots."""
         self.waiting.append(job)
         if len(self._workers) < self._max_workers:
-            self._workers.add(asyncio.create_task(self._work(), name=f"aiosmrt-local-{self._endpoint.name}"))
+            worker = asyncio.create_task(self._work(), name=f"aiosmrt-local-{self._endpoint.name}")
+            # An eager one may have come to its end in create_task().
+            if not worker.done():
+                self._workers.add(worker)
         self._jobs.changed()
 
     async def _work(self) -> None:

@@ -41,6 +41,8 @@ async def main():
 {run}
 """
 RUN = "asyncio.run(main())"
+# It asks by itself.
+BOTOCORE_OBJECT = ", credentials=__import__('botocore.session').session.Session().get_credentials()"
 SECONDS = 60.0
 
 
@@ -121,8 +123,7 @@ def mfa_profile(config_files: ConfigFiles, monkeypatch: pytest.MonkeyPatch, serv
         program(),
         # Nothing is cancelled.
         program(run="asyncio.new_event_loop().run_until_complete(main())"),
-        # An object of botocore asks by itself.
-        program(arguments=", credentials=__import__('botocore.session').session.Session().get_credentials()"),
+        program(arguments=BOTOCORE_OBJECT),
         pytest.param(
             program(run="asyncio.Runner(loop_factory=eager).run(main())").replace(
                 "async def main",
@@ -152,14 +153,15 @@ async def test_the_first_ctrl_c_at_the_prompt_ends_the_program_and_leaves_the_te
     assert terminal.echoes
 
 
+@pytest.mark.parametrize("arguments", ["", BOTOCORE_OBJECT], ids=["chain", "a botocore object"])
 async def test_a_client_closed_at_the_prompt_leaves_the_terminal_in_order(
-    terminals: list[Terminal], tmp_path: Path
+    terminals: list[Terminal], tmp_path: Path, arguments: str
 ) -> None:
     go_on = tmp_path / "go-on"
     os.mkfifo(go_on)
     wait = "await asyncio.to_thread(open, sys.argv[2])"
     after = "print('closed', flush=True); await asyncio.sleep(600)"
-    terminal = Terminal(program(wait, after), "http://127.0.0.1:9", str(go_on))
+    terminal = Terminal(program(wait, after, arguments=arguments), "http://127.0.0.1:9", str(go_on))
     terminals.append(terminal)
     await asyncio.to_thread(terminal.read_until, b"Enter MFA code")
     while terminal.echoes:

@@ -240,6 +240,15 @@ async def test_a_given_object_without_keys_is_an_error() -> None:
         await CredentialsCache(provider_for(credentials=Empty())).get()
 
 
+async def test_the_expiry_of_our_own_credentials_counts_from_whatever_source() -> None:
+    class Ours:
+        def get_frozen_credentials(self) -> Credentials:
+            return Credentials("AKIDEXAMPLE", SECRET, None, 1_000_000_000.0)
+
+    with pytest.raises(errors.CredentialRetrievalError, match="expired"):
+        await CredentialsCache(provider_for(credentials=Ours())).get()
+
+
 async def test_a_given_object_that_fails_is_translated() -> None:
     class Failing:
         method = "sso"
@@ -635,6 +644,7 @@ async def test_an_error_whose_class_cannot_be_added_is_an_ordinary_failure(their
 
     with pytest.raises(errors.CredentialRetrievalError, match=type(theirs).__name__):
         await CredentialsCache(provider_for(credentials=Failing())).get()
+    assert not isinstance(errors.credential_retrieval_error("failed", theirs), type(theirs))
 
 
 async def test_a_clients_own_exception_class_is_a_client_error() -> None:
@@ -699,6 +709,7 @@ async def test_a_role_that_may_not_be_assumed(
         await resolved("role", "eu-west-1")
     assert isinstance(caught.value, botocore.exceptions.CredentialRetrievalError)
     assert isinstance(caught.value.__cause__, botocore.exceptions.ClientError)
+    assert caught.value.__cause__.__traceback__ is None  # botocore's frames, with the request that was signed
     report = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     assert SECRET not in "".join(report.format())
 

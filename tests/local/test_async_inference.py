@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import random
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -339,9 +340,15 @@ class TestFailures:
         (message,) = caplog.messages
         assert message.endswith(": EndpointConnectionError")
 
+    @pytest.mark.parametrize("eager", [False, True], ids=["plain tasks", "eager tasks"])
     async def test_internal_failure_does_not_end_the_worker(
-        self, objects: Objects, caplog: pytest.LogCaptureFixture
+        self, objects: Objects, caplog: pytest.LogCaptureFixture, eager: bool
     ) -> None:
+        if eager:
+            if sys.version_info < (3, 12):
+                pytest.skip("eager tasks came with Python 3.12")
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
         class Dice(random.Random):
             thrown = 0
 

@@ -267,8 +267,10 @@ class InProcessContainer:
 
     async def stop(self) -> None:
         if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+            try:
+                await self._runner.cleanup()
+            finally:
+                self._runner = None
 
     @property
     def running(self) -> bool:

@@ -505,6 +505,14 @@ def test_an_expiry_that_is_not_a_number_is_refused(expires_at):
         Credentials("AKIDEXAMPLE", "fake", expires_at=expires_at)
 
 
+@pytest.mark.parametrize("expires_at", [1_800_000_000_000, 1_800_000_000_000.5, 10**12, 1e300])
+def test_an_expiry_in_milliseconds_is_refused(expires_at):
+    """Such credentials would never be renewed."""
+    with pytest.raises(ValueError, match="looks like milliseconds"):
+        Credentials("AKIDEXAMPLE", "fake", expires_at=expires_at)
+    assert Credentials("AKIDEXAMPLE", "fake", expires_at=float("inf")).expires_at == float("inf")
+
+
 def test_an_empty_token_is_none():
     signed = [
         sign(Signer(region="eu-central-1"), Credentials("AKIDEXAMPLE", "fake", token), WHEN, **INVOCATION)

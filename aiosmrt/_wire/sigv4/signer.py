@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import isnan
+from math import inf, isnan
 from numbers import Real
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Self
@@ -55,6 +55,9 @@ _MAX_TEMPLATES: Final = 512
 _MAX_KEYS: Final = 16
 _MAX_PREFIXES: Final = 64
 
+# A time since 1970 that is larger is no number of seconds: in milliseconds it is in 2001, in seconds in the year 33658.
+_MILLISECONDS: Final = 10**12
+
 # A value's stand-in while a template is made. Control characters are refused, so no request contains it.
 _GAP: Final = "\0"
 
@@ -74,8 +77,8 @@ class Credentials:
 
     Raises:
         ValueError: a part is not a str, is empty, or contains characters that a header cannot carry (a space or line
-            break from copying, a non-ASCII character) or UTF-8 cannot express, or ``expires_at`` is not a number. The
-            message names the part and not its value.
+            break from copying, a non-ASCII character) or UTF-8 cannot express, or ``expires_at`` is not a number, or in
+            milliseconds. The message names the part and not its value.
 
     >>> Credentials("AKIDEXAMPLE", "not-a-real-secret", token="not-a-real-token")
     Credentials(access_key='AKIDEXAMPLE', expires_at=None)
@@ -124,6 +127,8 @@ def _faulty_part(access_key: object, secret_key: object, token: object, expires_
             return f"{name} contains white space, a control character or a non-ASCII character"
     if expires_at is not None and not _is_number(expires_at):
         return "expires_at must be a number of seconds since 1970 or None"
+    if isinstance(expires_at, Real) and _MILLISECONDS <= float(expires_at) < inf:
+        return "expires_at must be in seconds since 1970; it looks like milliseconds"
     return None
 
 
