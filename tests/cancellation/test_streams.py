@@ -11,6 +11,7 @@ import pytest
 import aiosmrt
 from aiosmrt._transport.aiohttp_session.transport import SessionTransport
 from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt.errors import ResponseStreamingError
 from tests.cancellation.leftovers import nothing_is_held
 from tests.support.cancellation import Moment, after_the_first, cancel_everywhere
 from tests.support.clients import MakeClient
@@ -206,7 +207,7 @@ async def leave_by_close(stream: Any) -> None:
     await anext(stream)
     stream.close()
     stream.close()
-    with pytest.raises(StopAsyncIteration):
+    with pytest.raises(ResponseStreamingError):
         await anext(stream)
 
 
