@@ -14,6 +14,7 @@ length, exceeds `OFF_LOOP_BYTES`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from aiosmrt._wire.operations import (
     INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
 )
 from aiosmrt.config import UNSET, Unset, is_whole, shown
-from aiosmrt.endpoint.bodies import in_thread, serialized
+from aiosmrt.endpoint.bodies import in_thread, name_call, serialized
 from aiosmrt.endpoint.duplex import DuplexStream, check_messages
 from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.endpoint.groups import GroupedResults, GroupScoring
@@ -41,7 +42,7 @@ from aiosmrt.endpoint.options import CallOptions, check_accepted, merged
 from aiosmrt.endpoint.protocols import EndpointClient
 from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream, TimeoutsCount
-from aiosmrt.errors import AiosmrtError, DeserializationError, ParamValidationError, Waited
+from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
 from aiosmrt.serializers.codec import is_general
 from aiosmrt.serializers.frames import batches
@@ -65,7 +66,8 @@ class Endpoint(Generic[In, Out]):
     """An endpoint, Python objects in and out; made by `aiosmrt.Client.endpoint`, which documents the arguments.
 
     It uses the client's connections, costs nothing to make, and may be used by many tasks at the same time. Large data
-    is serialized, and large answers are deserialized, in a thread; a custom serializer must allow that.
+    is serialized, and large answers are deserialized, in a thread; so is all data of a custom serializer in a stream,
+    in `submit` and under a deadline. A custom serializer must allow that.
     """
 
     __slots__ = (
@@ -233,7 +235,11 @@ class Endpoint(Generic[In, Out]):
             raise
 
     async def inference(
-        self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
+        self,
+        data: In,
+        options: CallOptions,
+        on_response: Callable[[InvokeEndpointOutput], None] | None = None,
+        began: float | None = None,
     ) -> Inference[Out]:
         """Do what `invoke` does; for `Session`, which must see a response even if its body cannot be read.
 
@@ -241,10 +247,21 @@ class Endpoint(Generic[In, Out]):
             data: what the serializer takes.
             options: see `CallOptions`.
             on_response: called with the response before it is deserialized.
+            began: when a call that has waited for its session began, by the client's clock. Defaults to now.
         """
         started = time.monotonic()
-        value, response, _ = await self._exchange(data, options, self._deserializer.deserialize, on_response)
+        value, response, _ = await self._exchange(data, options, self._deserializer.deserialize, on_response, began)
         return inference_of(value, response, time.monotonic() - started)
+
+    async def turn_to_open(self, opening: asyncio.Lock) -> float:
+        """Wait within the deadline until no other call opens the session; return when this call began.
+
+        Args:
+            opening: held while a call opens the session; held by this call afterwards.
+        """
+        began = self._client._now()
+        await self._client._before_deadline(began, INVOKE_ENDPOINT.name, self.name, opening.acquire(), "session")
+        return began
 
     async def acknowledgement(
         self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None]
@@ -273,6 +290,7 @@ class Endpoint(Generic[In, Out]):
         options: CallOptions,
         deserialize: Callable[[bytes, str], R],
         on_response: Callable[[InvokeEndpointOutput], None] | None = None,
+        began: float | None = None,
     ) -> tuple[R, InvokeEndpointOutput, Waited]:
         """Call the model; return the answer's value, the response, and how long the call waited."""
         params, head = self._params, None
@@ -293,7 +311,7 @@ class Endpoint(Generic[In, Out]):
             body = DeferredBody(partial(serialized, self._serializer, data, INVOKE_ENDPOINT.name, self.name))
         if type(body) is not bytes:
             head = None
-        response, waited = await self._client._invoke(params, body, head)
+        response, waited = await self._client._invoke(params, body, head, began, "session")
         if on_response is not None:
             on_response(response)
         answer = await response["Body"].read()
@@ -376,6 +394,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del data, options, params
+            name_call(error, operation.name, self.name)
             clear_locals(error)
             raise
 
@@ -445,6 +464,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del options, params, model_query_string
+            name_call(error, operation.name, self.name)
             clear_locals(error)
             raise
 
@@ -557,6 +577,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del items, options
+            name_call(error, INVOKE_ENDPOINT.name, self.name)
             clear_locals(error)
             raise
 
@@ -594,6 +615,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del groups, options
+            name_call(error, INVOKE_ENDPOINT.name, self.name)
             clear_locals(error)
             raise
 
@@ -668,6 +690,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del frame, options
+            name_call(error, INVOKE_ENDPOINT.name, self.name)
             clear_locals(error)
             raise
 
@@ -728,26 +751,27 @@ class Endpoint(Generic[In, Out]):
             AiosmrtError: as for `aiosmrt.Client.invoke_endpoint_async`.
         """
         began = self._client._now()
-        given = not isinstance(data, Unset)
-        if given == (input_location is not None):
-            raise ParamValidationError(["exactly one of data and input_location must be given"])
-        if upload_to is None:
-            upload_to = self._upload_to
-        else:
-            check_upload_to(upload_to)
         operation = INVOKE_ENDPOINT_ASYNC
-        own = {
-            "Filename": filename,
-            "S3OutputPathExtension": output_extension,
-            "RequestTTLSeconds": request_ttl,
-            "InvocationTimeoutSeconds": invocation_timeout,
-        }
-        params = merged({**self._params, **own}, options)
-        check_accepted(operation, params)
-        # Checked before anything is serialized or uploaded.
-        self._client._check(operation.name, {**params, "InputLocation": input_location or _ANY_LOCATION})
         body = None
+        params: dict[str, Any] = {}
         try:
+            given = not isinstance(data, Unset)
+            if given == (input_location is not None):
+                raise ParamValidationError(["exactly one of data and input_location must be given"])  # noqa: TRY301
+            if upload_to is None:
+                upload_to = self._upload_to
+            else:
+                check_upload_to(upload_to)
+            own = {
+                "Filename": filename,
+                "S3OutputPathExtension": output_extension,
+                "RequestTTLSeconds": request_ttl,
+                "InvocationTimeoutSeconds": invocation_timeout,
+            }
+            params = merged({**self._params, **own}, options)
+            check_accepted(operation, params)
+            # Checked before anything is serialized or uploaded.
+            self._client._check(operation.name, {**params, "InputLocation": input_location or _ANY_LOCATION})
             if not isinstance(data, Unset):
                 making = serialized(self._serializer, data, operation.name, self.name)
                 body = await self._client._before_deadline(began, operation.name, self.name, making)
@@ -755,8 +779,7 @@ class Endpoint(Generic[In, Out]):
             return self._job(await submit(self._client, params, body, input_location, upload_to, began))
         except BaseException as error:
             del data, options, params, body
-            if isinstance(error, DeserializationError):
-                error.operation, error.endpoint_name = operation.name, self.name
+            name_call(error, operation.name, self.name)
             clear_locals(error)
             raise
 
@@ -769,7 +792,11 @@ class Endpoint(Generic[In, Out]):
         Raises:
             ParamValidationError: ``handle`` is not a `JobHandle`, or belongs to another endpoint.
         """
-        check_handle(handle, self.name)
+        try:
+            check_handle(handle, self.name)
+        except ParamValidationError as error:
+            name_call(error, INVOKE_ENDPOINT_ASYNC.name, self.name)
+            raise
         return self._job(handle)
 
     def _job(self, handle: JobHandle) -> Job[Out]:

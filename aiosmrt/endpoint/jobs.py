@@ -12,7 +12,8 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
@@ -27,6 +28,7 @@ from aiosmrt._wire.operations import (
 )
 from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.config import is_seconds
+from aiosmrt.endpoint.bodies import name_call
 from aiosmrt.endpoint.protocols import StorageClient
 from aiosmrt.errors import (
     AiosmrtError,
@@ -146,11 +148,12 @@ class Job(Generic[Out]):
         """
         if self._outcome is not None:
             return True
-        store = await self._client._object_store()
-        if self._is_new(await _modified_at(store, self.handle.output_location, _is_pending)):
-            return True
-        failure = self.handle.failure_location
-        return failure is not None and self._is_new(await _modified_at(store, failure, _may_be_pending))
+        with self._naming():
+            store = await self._client._object_store()
+            if self._is_new(await _modified_at(store, self.handle.output_location, _is_pending)):
+                return True
+            failure = self.handle.failure_location
+            return failure is not None and self._is_new(await _modified_at(store, failure, _may_be_pending))
 
     async def result(self, timeout: float | None = None, *, cleanup: bool = False) -> Out:
         """Wait for the answer.
@@ -175,8 +178,13 @@ class Job(Generic[Out]):
                 JobFailedError has a note.
             ParamValidationError: ``timeout`` is not a number of seconds.
         """
-        if timeout is not None and not is_seconds(timeout):
-            raise ParamValidationError([f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"])
+        with self._naming():
+            if timeout is not None and not is_seconds(timeout):
+                fault = f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"
+                raise ParamValidationError([fault])
+            return await self._result(timeout, cleanup=cleanup)
+
+    async def _result(self, timeout: float | None, *, cleanup: bool) -> Out:
         clock = asyncio.get_running_loop().time
         expires_at = self.handle.expires_at
         expiry = math.inf if expires_at is None else max(0.0, expires_at + _GRACE_SECONDS - self._clock())
@@ -207,7 +215,7 @@ class Job(Generic[Out]):
             else "the inference expired without a result"
         )
         try:
-            raise self._located(late_error) from refusal
+            raise late_error from refusal
         finally:
             del late_error, refusal
 
@@ -219,11 +227,12 @@ class Job(Generic[Out]):
         Raises:
             ObjectStoreError: S3 failed.
         """
-        store = await self._client._object_store()
-        # The answer last: it stays if anything fails.
-        for uri in (self.handle.uploaded_to, self.handle.failure_location, self.handle.output_location):
-            if uri is not None:
-                await store.delete(uri)
+        with self._naming():
+            store = await self._client._object_store()
+            # The answer last: it stays if anything fails.
+            for uri in (self.handle.uploaded_to, self.handle.failure_location, self.handle.output_location):
+                if uri is not None:
+                    await store.delete(uri)
 
     async def _look(self) -> ObjectStoreError | None:
         """Look for the outcome; return S3's refusal, if any."""
@@ -231,11 +240,7 @@ class Job(Generic[Out]):
         handle = self.handle
         found, refusal = await _read(store, handle.output_location, _is_pending)
         if found is not None and self._is_new(found.modified_at):
-            try:
-                self._outcome = (await self._deserialized(found.body, found.content_type),)
-            except AiosmrtError as error:
-                self._located(error)
-                raise
+            self._outcome = (await self._deserialized(found.body, found.content_type),)
         elif handle.failure_location is not None:
             found, second_refusal = await _read(store, handle.failure_location, _may_be_pending)
             if found is not None and self._is_new(found.modified_at):
@@ -263,20 +268,23 @@ class Job(Generic[Out]):
                 self._outcome = None
         except ObjectStoreError as error:
             if failure is None:
-                self._located(error)
                 raise
             failure.add_note(f"the job's objects could not be deleted: {error}")
         if failure is None:
             return cast("tuple[Out]", outcome)[0]
         try:
-            raise self._located(failure)
+            raise failure
         finally:
             del failure
 
-    def _located(self, error: AiosmrtError) -> AiosmrtError:
-        error.operation = INVOKE_ENDPOINT_ASYNC.name
-        error.endpoint_name = self.handle.endpoint_name
-        return error
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Have errors name the call that the job comes of."""
+        try:
+            yield
+        except AiosmrtError as error:
+            name_call(error, INVOKE_ENDPOINT_ASYNC.name, self.handle.endpoint_name)
+            raise
 
 
 async def submit(
@@ -440,6 +448,6 @@ async def _read(store: ObjectStore, uri: str, pending: _Pending) -> tuple[Stored
     try:
         return await store.get(uri), None
     except ObjectStoreError as error:
-        if pending(error, str(error).partition(f" of {uri}: ")[2]):
+        if pending(error, str(error.args[0]).partition(f" of {uri}: ")[2]):
             return None, error
         raise

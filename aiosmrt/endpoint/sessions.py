@@ -11,16 +11,22 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
 from aiosmrt._core.traceback_locals import clear_locals
-from aiosmrt._wire.operations import NEW_SESSION
+from aiosmrt._wire.operations import (
+    INVOKE_ENDPOINT,
+    INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
+    NEW_SESSION,
+    Operation,
+)
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference
 from aiosmrt.endpoint.options import CallOptions
 from aiosmrt.endpoint.streaming import PredictionStream, TimeoutsCount
-from aiosmrt.errors import ClientStateError, SessionClosedError
+from aiosmrt.errors import AiosmrtError, ClientStateError, SessionClosedError
 
 if TYPE_CHECKING:
     from aiosmrt.types import InvokeEndpointOutput
@@ -38,8 +44,16 @@ class SessionEndpoint(Protocol[In_contra, Out]):
 
     name: str
 
+    async def turn_to_open(self, opening: asyncio.Lock) -> float:
+        """See `aiosmrt.endpoint.Endpoint.turn_to_open`."""
+        ...
+
     async def inference(
-        self, data: In_contra, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
+        self,
+        data: In_contra,
+        options: CallOptions,
+        on_response: Callable[[InvokeEndpointOutput], None] | None = None,
+        began: float | None = None,
     ) -> Inference[Out]:
         """See `aiosmrt.endpoint.Endpoint.inference`."""
         ...
@@ -107,7 +121,7 @@ class Session(Generic[In, Out]):
 
     async def __aenter__(self) -> Session[In, Out]:
         if self._entered:
-            raise ClientStateError("a session can be entered only once; get another one from the endpoint")
+            raise self._named(ClientStateError("a session can be entered only once; get another one from the endpoint"))
         self._entered = True
         self._closed = None
         if not isinstance(self._open_with, Unset):
@@ -157,12 +171,16 @@ class Session(Generic[In, Out]):
         """
         self._check()
         try:
+            began = None
             if self.id is None:
-                async with self._opening:
+                began = await self._endpoint.turn_to_open(self._opening)
+                try:
                     self._check()
                     if self.id is None:
-                        return await self._open(self._endpoint.inference, data, options)
-            return await self._endpoint.inference(data, {**options, "session_id": self.id}, self._note)
+                        return await self._open(partial(self._endpoint.inference, began=began), data, options)
+                finally:
+                    self._opening.release()
+            return await self._endpoint.inference(data, {**options, "session_id": self.id}, self._note, began)
         except BaseException as error:
             del data, options
             clear_locals(error)
@@ -182,9 +200,10 @@ class Session(Generic[In, Out]):
         Raises:
             SessionClosedError: the session is not open; a stream cannot open one.
         """
-        self._check()
+        self._check(INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
         if self.id is None:
-            raise SessionClosedError("the session is not open yet, and a stream cannot open it; use open_with")
+            fault = "the session is not open yet, and a stream cannot open it; use open_with"
+            raise self._named(SessionClosedError(fault), INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
         members: CallOptions = {**options, "session_id": self.id}
         return self._endpoint.stream(
             data,
@@ -198,7 +217,8 @@ class Session(Generic[In, Out]):
         members: CallOptions = {**options, "session_id": NEW_SESSION}
         answer = await call(data, members, self._note)
         if self.id is None:
-            raise SessionClosedError("the model did not open a session: its answer to NEW_SESSION lacks a session id")
+            fault = "the model did not open a session: its answer to NEW_SESSION lacks a session id"
+            raise self._named(SessionClosedError(fault))
         return answer
 
     def _note(self, response: InvokeEndpointOutput) -> None:
@@ -213,11 +233,17 @@ class Session(Generic[In, Out]):
     def _expired(self) -> bool:
         return self.expires_at is not None and self._clock() >= self.expires_at.timestamp()
 
-    def _check(self) -> None:
+    def _check(self, operation: Operation = INVOKE_ENDPOINT) -> None:
         if self._closed is not None:
-            raise SessionClosedError(f"the session is not usable: {self._closed}")
+            raise self._named(SessionClosedError(f"the session is not usable: {self._closed}"), operation)
         if self._expired():
-            raise SessionClosedError(f"the session expired at {self.expires_at:%Y-%m-%d %H:%M:%S} UTC")
+            fault = f"the session expired at {self.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+            raise self._named(SessionClosedError(fault), operation)
+
+    def _named(self, error: AiosmrtError, operation: Operation = INVOKE_ENDPOINT) -> AiosmrtError:
+        """Name the call that an error belongs to."""
+        error.note_call(operation.name, self._endpoint.name)
+        return error
 
 
 def _expiry(attributes: str) -> datetime | None:
