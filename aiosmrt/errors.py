@@ -50,7 +50,8 @@
           ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
           ├── ProfileNotFoundError, ConfigFileError, InvalidConfigError, InvalidRetryModeError
           ├── InvalidMaxAttemptsError, InvalidDefaultsModeError, InvalidStsRegionalEndpointsError
-          └── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
+          ├── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
+          └── MissingExtraError           a package that an extra installs; an ImportError too
 
 Errors that have a counterpart in botocore inherit from it as well, so ``except`` clauses written for boto3 or
 aiobotocore keep catching. Each error carries the facts that retry decisions rest on, and never a payload, a custom
@@ -98,6 +99,7 @@ __all__ = [
     "InvalidStsRegionalEndpointsError",
     "JobFailedError",
     "JobTimeoutError",
+    "MissingExtraError",
     "ModelError",
     "ModelNotReadyException",
     "ModelStreamError",
@@ -690,6 +692,19 @@ class ConfigurationError(AiosmrtError):
     """Something in arguments, environment or AWS configuration files is missing or contradictory."""
 
     _text_is_botocores = True
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """Something needs a package that is not installed, or cannot be imported; names the extra that installs it.
+
+    Args:
+        message: what is missing, with the command that installs it.
+        name: the module.
+    """
+
+    def __init__(self, message: str, *, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class NoRegionError(ConfigurationError, boto.NoRegionError):

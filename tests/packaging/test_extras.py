@@ -42,6 +42,7 @@ def test_what_is_missing_and_what_is_broken_are_told_apart(
         installed("partly_there", "numpy")
     what = "is not installed" if fault is None else "cannot be imported"
     assert str(caught.value) == f"partly_there {what}; run: pip install 'aiosmrt[numpy]'"
+    assert isinstance(caught.value, ImportError)
 
 
 @pytest.mark.usefixtures("no_aiobotocore")
