@@ -44,7 +44,6 @@ from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream, TimeoutsCount
 from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
-from aiosmrt.serializers.codec import is_general
 from aiosmrt.serializers.frames import batches
 
 if TYPE_CHECKING:
@@ -266,19 +265,17 @@ class Endpoint(Generic[In, Out]):
     async def acknowledgement(
         self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None]
     ) -> Inference[Out | bytes]:
-        """Do what `inference` does, for a request whose answer may be a sentence for people in place of model output.
+        """Do what `inference` does, for a request whose answer need not be model output.
 
-        The value of such an answer is its body: one that the deserializer cannot read, and that does not have a type
-        which says more than that it is text or bytes.
+        What opens or closes a session stands in headers. Session handlers send along a sentence for people, a JSON
+        document, a page or nothing, under any type: where the deserializer cannot read it, the value is the body.
         """
 
         def deserialize(body: bytes, content_type: str) -> Out | bytes:
             try:
                 return self._deserializer.deserialize(body, content_type)
-            except Exception:
-                if is_general(content_type):
-                    return body
-                raise
+            except Exception:  # a custom deserializer's may be any
+                return body
 
         started = time.monotonic()
         value, response, _ = await self._exchange(data, options, deserialize, on_response)
@@ -706,7 +703,8 @@ class Endpoint(Generic[In, Out]):
         Args:
             open_with: data to open the session with on entering the block. By default, the first call opens it.
             close_with: data to send on leaving the block while the session is open. By default, nothing is sent and the
-                session ends at its expiry. The answers to both may be plain text, as those of AWS's session handlers.
+                session ends at its expiry. The answers to both need not be model output; AWS's session handlers send
+                plain text.
         """
         return Session(self, open_with=open_with, close_with=close_with)
 

@@ -92,8 +92,8 @@ class Session(Generic[In, Out]):
     Attributes:
         id: the session's id; None until it is open.
         expires_at: the session's expiry in UTC; None until it is open, or if the model named none.
-        opened_with: the answer to ``open_with``, if that was given. Its value is the body if that is plain text which
-            the deserializer cannot read: a session handler may answer with a sentence for people.
+        opened_with: the answer to ``open_with``, if that was given. Its value is the body, as bytes, where the
+            deserializer cannot read that: a session handler may answer with a sentence for people.
     """
 
     def __init__(

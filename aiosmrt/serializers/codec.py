@@ -25,7 +25,6 @@ __all__ = [
     "Serializer",
     "check_type",
     "encoding_of",
-    "is_general",
     "is_text",
     "parsed",
 ]
@@ -110,12 +109,6 @@ def encoding_of(header: str) -> str | None:
 @lru_cache(_MAX_HEADERS)
 def _encoding_of_response(content_type: str, accept: str) -> str | None:
     return encoding_of(content_type if _CHARSET.search(content_type) else accept)
-
-
-def is_general(content_type: str) -> bool:
-    """Return whether a ``Content-Type`` is missing or says little: ``application/octet-stream`` or ``text/plain``."""
-    found = _media_type(content_type)
-    return found in _UNTYPED or found == "text/plain"
 
 
 TEXT_TYPES: Final = r"text/.+|[^/]+/(.+\+)?(json|xml|yaml)|application/(x-)?(jsonlines|json-lines|jsonl|ndjson|csv)"
