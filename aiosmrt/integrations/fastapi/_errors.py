@@ -167,7 +167,7 @@ def exception_handler_for(scope: Scope, error: Exception) -> _Handler | None:
         return handler  # type: ignore[no-any-return]
     # Starlette keeps these apart, for a middleware outside all others.
     own = getattr(scope.get("app"), "exception_handlers", {})
-    return own.get(500) or own.get(Exception)  # type: ignore[no-any-return]
+    return own.get(500) or own.get(Exception)
 
 
 def _handler_of_another_base(scope: Scope, error: AiosmrtError) -> _Handler | None:
