@@ -291,4 +291,10 @@ async def test_an_error_names_its_call_once(make_client: MakeClient, server: Rec
         await client.invoke_endpoint(**CALL)
     assert caught.value.attempts > 1
     assert str(caught.value).startswith("An error occurred (ServiceUnavailable) when calling the InvokeEndpoint oper")
+    # As when a stream's error is raised by each of several reads.
+    caught.value.note_call(PLAIN, "churn")
     assert caught.value.__notes__ == ["InvokeEndpoint of endpoint churn"]
+    # A call that shares its fate has its own.
+    other = errors.fresh_copy(caught.value)
+    other.note_call(STREAM, "churn")
+    assert other.__notes__ == ["InvokeEndpointWithResponseStream of endpoint churn"]
