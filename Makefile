@@ -18,15 +18,15 @@ OPENAI_CLIENTS := 'openai>=3.57,<4' 'langchain-openai>=1.7,<2' 'pydantic-ai-slim
 # AWS's own generator of tokens, which needs none of what sagemaker-core asks for but botocore.
 TOKEN_GENERATOR := 'sagemaker-core>=2.27,<3'
 
-# What another aiohttp or aiobotocore could break, and what another Python could. Clients and endpoints run on the newest
-# Python with eager tasks, everything else there without. The rest has run before on this machine's own, and so have the
-# long ones.
+# What another aiohttp or aiobotocore could break, and what another Python could. What starts tasks, or may be called in
+# them, runs on the newest Python with eager tasks, everything else there without. The rest has run before on this
+# machine's own, and so have the long ones.
 ON_AIOHTTP := tests/cancellation tests/client tests/transport tests/aws/test_s3.py tests/endpoint/test_jobs.py \
 	tests/local/test_async_inference.py
-ON_EAGER_TASKS := tests/client tests/endpoint --ignore=tests/endpoint/serializers
-ON_PYTHON := tests/aws tests/bidirectional tests/cancellation tests/core tests/transport tests/soak \
-	tests/endpoint/serializers/test_csvtext.py tests/endpoint/serializers/test_jsontext.py \
-	tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
+ON_EAGER_TASKS := tests/client tests/endpoint tests/aws tests/bidirectional tests/cancellation tests/core tests/transport \
+	tests/batch/test_calls.py tests/integrations/test_fastapi.py tests/integrations/test_opentelemetry.py \
+	--ignore=tests/endpoint/serializers
+ON_PYTHON := tests/core/test_storms.py tests/soak tests/endpoint/serializers/test_csvtext.py tests/endpoint/serializers/test_jsontext.py \
 	tests/local/test_runtime.py tests/local/test_streams.py tests/wire/test_event_signing.py
 # What most changes break first.
 ESSENTIAL := tests/wire tests/policy tests/core tests/client tests/testing tests/test_import_contract.py

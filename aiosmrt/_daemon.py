@@ -29,7 +29,7 @@ async def run_in_daemon_thread(function: Callable[[], T], name: str = "aiosmrt-b
         name: the thread's name. Defaults to ``"aiosmrt-blocking"``.
 
     Raises:
-        Exception: what the function raised.
+        Exception: what the function raised; a StopIteration and what is no Exception, as a RuntimeError.
 
     >>> asyncio.run(run_in_daemon_thread(lambda: threading.current_thread().daemon))
     True
@@ -49,6 +49,9 @@ async def run_in_daemon_thread(function: Callable[[], T], name: str = "aiosmrt-b
     def work() -> None:
         try:
             result = context.run(function)
+        except StopIteration:
+            # A future does not take it.
+            failure: Exception = RuntimeError("StopIteration")
         except Exception as error:
             failure = error
         except BaseException as error:

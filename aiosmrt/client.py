@@ -26,6 +26,7 @@ from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.meta import ClientConfig, ClientExceptions, ClientMeta
 from aiosmrt._core.observe import report
 from aiosmrt._core.view import View
+from aiosmrt._frames import clear_locals
 from aiosmrt._version import __version__
 from aiosmrt._wire.operations import API_VERSION, BY_NAME, CHAT_COMPLETIONS, CHAT_COMPLETIONS_STREAM, OPERATIONS
 from aiosmrt._wire.sigv4.canonical import MAX_EXPIRES_IN
@@ -35,6 +36,7 @@ from aiosmrt.errors import (
     ApiVersionNotFoundError,
     OperationNotPageableError,
     ParamValidationError,
+    UnknownClientMethodError,
     Waited,
 )
 from aiosmrt.events import Observer
@@ -73,7 +75,8 @@ def _names_missing_parameters(operation: Operation) -> Operation:
     """
     function: Any = operation
     function.__signature__ = inspect.signature(function)  # as it is written, for help() and editors
-    function.__kwdefaults__ = {"EndpointName": None, "Body": None, **function.__kwdefaults__}
+    optional = {name: None for name in ("EndpointName", "Body") if name in function.__annotations__}
+    function.__kwdefaults__ = {**optional, **function.__kwdefaults__}
     return operation
 
 
@@ -143,8 +146,9 @@ class Client:
         credentials: credentials in place of the provider chain: `aiosmrt.Credentials`, an async callable that returns
             them, or a botocore or aiobotocore credentials object. Defaults to the provider chain.
         api_version: ``"2017-05-13"``, the only version of this API, or None.
-        verify: True checks certificates against the system's authorities (or ``AWS_CA_BUNDLE``), False checks
-            nothing, a path names a file or folder of authorities, an ``ssl.SSLContext`` is used as it is.
+        verify: True checks certificates against the authorities of ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or
+            ``REQUESTS_CA_BUNDLE``, or else the system's; False checks nothing; a path names a file of authorities, or a
+            folder of them (not for S3); an ``ssl.SSLContext`` is used as it is (for neither S3 nor HTTP/2).
         connect_timeout: seconds for a new connection, TLS included. If None, no limit.
         read_timeout: seconds that the service may take for the head of its response, and then be silent. If None, no
             limit. The model has 60 s to answer, and AWS asks for 70 here (API reference, InvokeEndpoint).
@@ -162,8 +166,9 @@ class Client:
             an `aiosmrt.AdaptiveLimit` finds the number for each of them.
         max_waiting: calls that may wait for each endpoint, inference component and variant; a further one fails at once
             with a TooManyWaitingError. If None, no limit.
-        max_response_bytes: largest response body to accept, bytes; a larger one is a ResponseStreamingError and is not
-            tried again. Streams are not limited, and of an error's body 64 KiB are kept. If None, no limit.
+        max_response_bytes: largest response body to accept, bytes, answers of asynchronous inference in S3 included; a
+            larger one is a ResponseStreamingError and is not tried again. Streams are not limited, and of errors 64 KiB
+            are kept. If None, no limit.
         retry: when to try again; a `RetryPolicy`, or the ``retries`` dictionary of botocore's ``Config``.
         sign: whether requests are signed. False needs no credentials, and no region if ``endpoint_url`` is given.
         user_agent_extra: text to append to the ``User-Agent`` header.
@@ -219,66 +224,69 @@ class Client:
         transport: TransportName | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        if api_version not in (None, API_VERSION):
-            raise ApiVersionNotFoundError(
-                f"Unable to load data for sagemaker-runtime, API version {api_version!r}: it must be {API_VERSION}"
+        try:
+            _check_api_version(api_version)
+            _check_types(
+                str,
+                region_name=region_name,
+                endpoint_url=endpoint_url,
+                s3_endpoint_url=s3_endpoint_url,
+                http2_endpoint_url=http2_endpoint_url,
+                profile_name=profile_name,
+                aws_access_key_id=aws_access_key_id,
+                aws_secret_access_key=aws_secret_access_key,
+                aws_session_token=aws_session_token,
             )
-        _check_types(
-            str,
-            region_name=region_name,
-            endpoint_url=endpoint_url,
-            s3_endpoint_url=s3_endpoint_url,
-            http2_endpoint_url=http2_endpoint_url,
-            profile_name=profile_name,
-            aws_access_key_id=aws_access_key_id,
-            aws_secret_access_key=aws_secret_access_key,
-            aws_session_token=aws_session_token,
-        )
-        _check_types(bool, use_fips_endpoint=use_fips_endpoint, use_dualstack_endpoint=use_dualstack_endpoint)
-        checked_observers = _observers(observers)
-        self._region_name = region_name
-        self._endpoint_url = endpoint_url
-        self._core = ClientCore(
-            settings={
-                "region_name": region_name,
-                "endpoint_url": endpoint_url,
-                "profile_name": profile_name,
-                "use_fips_endpoint": use_fips_endpoint,
-                "use_dualstack_endpoint": use_dualstack_endpoint,
-                "sign": sign,
-            },
-            credentials=CredentialsCache(
-                provider_for(
-                    access_key=aws_access_key_id,
-                    secret_key=aws_secret_access_key,
-                    session_token=aws_session_token,
-                    credentials=credentials,
-                    profile_name=profile_name,
-                    region_name=region_name,
+            _check_types(bool, use_fips_endpoint=use_fips_endpoint, use_dualstack_endpoint=use_dualstack_endpoint)
+            checked_observers = _observers(observers)
+            self._region_name = region_name
+            self._endpoint_url = endpoint_url
+            self._core = ClientCore(
+                settings={
+                    "region_name": region_name,
+                    "endpoint_url": endpoint_url,
+                    "profile_name": profile_name,
+                    "use_fips_endpoint": use_fips_endpoint,
+                    "use_dualstack_endpoint": use_dualstack_endpoint,
+                    "sign": sign,
+                },
+                credentials=CredentialsCache(
+                    provider_for(
+                        access_key=aws_access_key_id,
+                        secret_key=aws_secret_access_key,
+                        session_token=aws_session_token,
+                        credentials=credentials,
+                        profile_name=profile_name,
+                        region_name=region_name,
+                    ),
+                    observer=partial(report, checked_observers),
                 ),
-                observer=partial(report, checked_observers),
-            ),
-            s3_endpoint_url=s3_endpoint_url,
-            http2_endpoint_url=http2_endpoint_url,
-            verify=verify,
-            session=session,
-            transport=transport,
-        )
-        self._view = View(
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
-            deadline=deadline,
-            patience=patience,
-            wait_for_capacity=wait_for_capacity,
-            max_waiting=max_waiting,
-            max_response_bytes=max_response_bytes,
-            retry=_policy(retry),
-            sign=sign,
-            user_agent=_user_agent(user_agent_extra),
-            observers=checked_observers,
-            admissions=self._core.new_admissions(max_concurrency),
-        )
-        self._is_view = False
+                s3_endpoint_url=s3_endpoint_url,
+                http2_endpoint_url=http2_endpoint_url,
+                verify=verify,
+                session=session,
+                transport=transport,
+            )
+            self._view = View(
+                connect_timeout=connect_timeout,
+                read_timeout=read_timeout,
+                deadline=deadline,
+                patience=patience,
+                wait_for_capacity=wait_for_capacity,
+                max_waiting=max_waiting,
+                max_response_bytes=max_response_bytes,
+                retry=_policy(retry),
+                sign=sign,
+                user_agent=_user_agent(user_agent_extra),
+                observers=checked_observers,
+                admissions=self._core.new_admissions(max_concurrency),
+            )
+            self._is_view = False
+        except BaseException as error:
+            # Error trackers report locals, and a client that is half made has no representation.
+            del self, aws_access_key_id, aws_secret_access_key, aws_session_token, credentials
+            clear_locals(error)
+            raise
 
     def __repr__(self) -> str:
         facts = [f"region_name={self._region_name!r}"] if self._region_name is not None else []
@@ -457,6 +465,7 @@ class Client:
         result: InvokeEndpointWithResponseStreamOutput = call.result(await call.run())
         return result
 
+    @_names_missing_parameters
     def invoke_endpoint_with_bidirectional_stream(
         self,
         *,
@@ -491,12 +500,13 @@ class Client:
         <BidirectionalStream idle>
         """
         # loaded with the first one
-        from aiosmrt._core.duplex import BidirectionalStream, DuplexCall, check_duplex
+        from aiosmrt._core.duplex import BidirectionalStream, DuplexCall, duplex_faults
 
         codec = self._core.codecs["InvokeEndpointWithBidirectionalStream"]
+        values = (EndpointName, TargetVariant, ModelInvocationPath, ModelQueryString)
         try:
-            check_duplex(unknown, max_resend_bytes=max_resend_bytes, pin_credentials=pin_credentials)
-            head = codec.heads.head((EndpointName, TargetVariant, ModelInvocationPath, ModelQueryString), b"", unknown)
+            faults = duplex_faults(unknown, max_resend_bytes=max_resend_bytes, pin_credentials=pin_credentials)
+            head = codec.heads.head(values, b"", unknown, faults)
             return BidirectionalStream(
                 DuplexCall(
                     self._core,
@@ -509,7 +519,7 @@ class Client:
             )
         finally:
             # error trackers report locals
-            del ModelQueryString, unknown
+            del ModelQueryString, unknown, values
 
     async def make_request(self, operation_name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an operation by AWS's name.
@@ -599,11 +609,11 @@ class Client:
             HttpMethod: the HTTP method. Defaults to the operation's, which is POST.
 
         Raises:
-            ParamValidationError: an unknown method or faulty parameters.
+            ParamValidationError: an unknown method, as botocore's UnknownClientMethodError, or faulty parameters.
             NoCredentialsError, NoRegionError: there is nothing to sign with.
         """
-        if ClientMethod not in _METHODS:
-            raise ParamValidationError([f"Client does not have method: {shown(ClientMethod)}"])
+        if not isinstance(ClientMethod, str) or ClientMethod not in _METHODS:
+            raise UnknownClientMethodError([f"Client does not have method: {shown(ClientMethod)}"])
         if isinstance(ExpiresIn, bool) or not isinstance(ExpiresIn, int) or not 1 <= ExpiresIn <= MAX_EXPIRES_IN:
             raise ParamValidationError([f"ExpiresIn must be 1 to {MAX_EXPIRES_IN} seconds; got {shown(ExpiresIn)}"])
         try:
@@ -741,9 +751,14 @@ class Client:
         from aiosmrt.endpoint import Endpoint
 
         client = self
-        if not all(isinstance(setting, Unset) for setting in (deadline, patience, wait_for_capacity)):
-            client = self.with_options(deadline=deadline, patience=patience, wait_for_capacity=wait_for_capacity)
-        return Endpoint(client, name, serializer=serializer, deserializer=deserializer, upload_to=upload_to, **options)
+        try:
+            if not all(isinstance(setting, Unset) for setting in (deadline, patience, wait_for_capacity)):
+                client = self.with_options(deadline=deadline, patience=patience, wait_for_capacity=wait_for_capacity)
+            return Endpoint(
+                client, name, serializer=serializer, deserializer=deserializer, upload_to=upload_to, **options
+            )
+        finally:
+            del options
 
     @property
     def max_concurrency(self) -> int:
@@ -872,6 +887,10 @@ class Client:
         """Whether calls have a deadline, which then covers the making of their bodies."""
         return self._view.deadline is not None
 
+    @property
+    def _max_response_bytes(self) -> int | None:
+        return self._view.max_response_bytes
+
     async def _object_store(self) -> ObjectStore:
         """Access to S3 with this client's credentials."""
         return await self._core.object_store()
@@ -975,6 +994,13 @@ class Client:
     def _observed_by(self, observer: Observer) -> Self:
         """A view with an observer more."""
         return self._with_view({"observers": (*self._view.observers, observer)})
+
+
+def _check_api_version(api_version: str | None) -> None:
+    if api_version not in (None, API_VERSION):
+        raise ApiVersionNotFoundError(
+            f"Unable to load data for sagemaker-runtime, API version {api_version!r}: it must be {API_VERSION}"
+        )
 
 
 def _check_types(kind: type, **arguments: object) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from aiosmrt.errors import Cause, InvalidRetryModeError, ParamValidationError
+from aiosmrt.errors import Cause, InvalidRetryModeError, ParamValidationError, RetriesError
 
 __all__ = [
     "DEFAULT_PATIENCE",
@@ -174,7 +174,7 @@ class RetryPolicy:
                 the second; ``mode`` is ``"standard"``, ``"legacy"`` or ``"adaptive"``.
 
         Raises:
-            ParamValidationError: an unknown key or a value out of range, by botocore's own rules.
+            RetriesError: an unknown key or a value out of range, by botocore's own rules.
             InvalidRetryModeError: an unknown mode.
 
         >>> RetryPolicy.from_retries({"max_attempts": 4, "mode": "standard"}).max_attempts
@@ -190,7 +190,7 @@ class RetryPolicy:
             if value is not None and not is_whole(value, least):
                 faults.append(f"retries.{key} must be an integer >= {least}; got {shown(value)}")
         if faults:
-            raise ParamValidationError(faults)
+            raise RetriesError(faults)
         mode = check_retry_mode(retries.get("mode"))
         if (total := retries.get("total_max_attempts")) is not None:
             return cls(max_attempts=total, mode=mode)

@@ -33,7 +33,10 @@
      │    ├── HeaderFormatError
      │    └── TruncatedStreamError        the stream ended inside a frame
      ├── ParamValidationError             refused before anything was sent
-     │    └── ParameterNameError          a parameter is missing or unknown; a TypeError too
+     │    ├── ParameterNameError          a parameter is missing or unknown; a TypeError too
+     │    ├── ParameterTypeError          a parameter is of the wrong type; a TypeError too
+     │    ├── RetriesError                an unknown key or a wrong number in a `retries` dictionary
+     │    └── UnknownClientMethodError
      ├── OperationNotPageableError
      ├── SerializationError               an object that the serializer cannot express; nothing was sent
      ├── DeserializationError             a response that the deserializer cannot read
@@ -50,6 +53,7 @@
           ├── NoRegionError, InvalidRegionError, ApiVersionNotFoundError, EndpointResolutionError
           ├── ProfileNotFoundError, ConfigFileError, InvalidConfigError, InvalidRetryModeError
           ├── InvalidMaxAttemptsError, InvalidDefaultsModeError, InvalidStsRegionalEndpointsError
+          ├── InvalidChecksumConfigError
           ├── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
           └── MissingExtraError           a package that an extra installs; an ImportError too
 
@@ -60,10 +64,17 @@ attribute or a credential. They are in one module so that the tree can be seen w
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, cast
 
 from botocore import exceptions as boto
+
+if TYPE_CHECKING:
+    from botocore.exceptions import InvalidChecksumConfigError as _BotocoreChecksumConfigError
+else:
+    # Before 1.36, botocore does not know the setting.
+    _BotocoreChecksumConfigError = getattr(boto, "InvalidChecksumConfigError", boto.BotoCoreError)
 
 __all__ = [
     "AiosmrtError",
@@ -91,6 +102,7 @@ __all__ = [
     "InternalDependencyException",
     "InternalFailure",
     "InternalStreamFailure",
+    "InvalidChecksumConfigError",
     "InvalidConfigError",
     "InvalidDefaultsModeError",
     "InvalidMaxAttemptsError",
@@ -110,11 +122,13 @@ __all__ = [
     "OperationNotPageableError",
     "ParamValidationError",
     "ParameterNameError",
+    "ParameterTypeError",
     "PartialCredentialsError",
     "ProfileNotFoundError",
     "ProxyConnectionError",
     "ReadTimeoutError",
     "ResponseStreamingError",
+    "RetriesError",
     "SSLError",
     "SerializationError",
     "ServiceError",
@@ -126,6 +140,7 @@ __all__ = [
     "TooManyWaitingError",
     "TransportError",
     "TruncatedStreamError",
+    "UnknownClientMethodError",
     "ValidationError",
     "Waited",
     "fresh_copy",
@@ -297,7 +312,7 @@ def fresh_copy(error: AiosmrtError) -> AiosmrtError:
     >>> fresh_copy(EndpointConnectionError("refused")).args
     ('refused',)
     """
-    copy = _rebuild(type(error), error.args, deepcopy(error.__dict__))
+    copy = deepcopy(error)
     copy.__dict__.pop("__notes__", None)
     return copy
 
@@ -346,7 +361,8 @@ class ServiceError(AiosmrtError, boto.ClientError):
     @property
     def message(self) -> str:
         """The service's message; empty when it gave none."""
-        return self.response.get("Error", {}).get("Message") or ""
+        message: object = self.response.get("Error", {}).get("Message")
+        return message if isinstance(message, str) else str(message or "")
 
     @property
     def status(self) -> int | None:
@@ -596,6 +612,18 @@ class ParameterNameError(ParamValidationError, TypeError):
     """A parameter is missing, or the operation does not have one of that name; nothing was sent."""
 
 
+class ParameterTypeError(ParamValidationError, TypeError):
+    """A parameter is of the wrong type; nothing was sent."""
+
+
+class UnknownClientMethodError(ParamValidationError, boto.UnknownClientMethodError):
+    """The client does not have a method of that name, for which a URL was to be signed."""
+
+
+class RetriesError(ParamValidationError, boto.InvalidMaxRetryAttemptsError):
+    """A ``retries`` dictionary has an unknown key, or a number of attempts that is out of range."""
+
+
 class OperationNotPageableError(AiosmrtError, boto.OperationNotPageableError):
     """No operation of this service is paginated."""
 
@@ -719,8 +747,8 @@ class ApiVersionNotFoundError(ConfigurationError, boto.ApiVersionNotFoundError):
     """The requested API version does not exist."""
 
 
-class EndpointResolutionError(ConfigurationError, boto.EndpointProviderError):
-    """The service's endpoint rules do not cover this configuration."""
+class EndpointResolutionError(ConfigurationError, boto.EndpointProviderError, ValueError):
+    """The service's endpoint rules do not cover this configuration, or a URL is not valid (botocore: a ValueError)."""
 
 
 class ProfileNotFoundError(ConfigurationError, boto.ProfileNotFound):
@@ -735,12 +763,16 @@ class InvalidConfigError(ConfigurationError, boto.InvalidConfigError):
     """A value in the environment or in an AWS configuration file makes no sense."""
 
 
-class InvalidMaxAttemptsError(InvalidConfigError, boto.InvalidMaxRetryAttemptsError):
-    """The configured number of attempts is not an integer >= 1."""
+class InvalidMaxAttemptsError(InvalidConfigError, boto.InvalidMaxRetryAttemptsError, ValueError):
+    """The configured number of attempts is not an integer (botocore: a ValueError), or not >= 1."""
 
 
 class InvalidDefaultsModeError(ConfigurationError, boto.InvalidDefaultsMode):
     """The defaults mode is not one that botocore knows."""
+
+
+class InvalidChecksumConfigError(ConfigurationError, _BotocoreChecksumConfigError):
+    """A setting for checksums is not ``when_supported`` or ``when_required``."""
 
 
 class InvalidStsRegionalEndpointsError(ConfigurationError, boto.InvalidSTSRegionalEndpointsConfigError):
@@ -762,31 +794,32 @@ class PartialCredentialsError(ConfigurationError, boto.PartialCredentialsError):
 class CredentialRetrievalError(ConfigurationError, boto.CredentialRetrievalError):
     """A source of credentials failed.
 
-    If botocore raised an error, ``except`` clauses for its class catch this one too: ``UnauthorizedSSOTokenError``,
-    ``TokenRetrievalError``, or ``ClientError`` with the ``response`` in which STS refused.
+    ``except`` clauses for the class of the error behind it catch this one too: ``UnauthorizedSSOTokenError``,
+    ``TokenRetrievalError``, ``ClientError`` with the ``response`` in which STS refused, Python's ``FileNotFoundError``.
     """
 
     _also: ClassVar[type[Exception] | None] = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_retrieval_error, (self._also, self.args, self.__dict__)
+        facts = {name: getattr(self, name) for name in _OS_FACTS} if isinstance(self, OSError) else {}
+        return _rebuild_retrieval_error, (self._also, self.args, self.__dict__, facts)
+
+
+# An OSError keeps them outside its dictionary.
+_OS_FACTS = ("errno", "strerror", "filename")
 
 
 def credential_retrieval_error(message: str, error: Exception | None = None) -> CredentialRetrievalError:
-    """A `CredentialRetrievalError` that is also an instance of the botocore class of the error behind it.
+    """A `CredentialRetrievalError` that is also an instance of the class of the error behind it.
 
     Args:
         message: what happened.
-        error: the error behind it, if any; one that is not botocore's adds no class.
+        error: the error behind it, if any; a class that is neither botocore's nor Python's is left out.
 
     >>> isinstance(credential_retrieval_error("expired", boto.UnauthorizedSSOTokenError()), boto.SSOError)
     True
     """
-    also = next(
-        # The classes of a client's own exceptions are made with that client, and cannot be named.
-        (cls for cls in type(error).__mro__ if cls.__module__ == boto.__name__ and issubclass(cls, _BOTO_ERRORS)),
-        None,
-    )
+    also = next((cls for cls in type(error).__mro__ if _can_be_added(cls)), None)
     failure = _retrieval_error_class(also)(message)
     if isinstance(error, boto.ClientError):
         failure.__dict__.update(response=error.response, operation_name=error.operation_name)
@@ -794,10 +827,22 @@ def credential_retrieval_error(message: str, error: Exception | None = None) -> 
         failure.kwargs = dict(error.kwargs)
         if isinstance(error, boto.HTTPClientError):
             failure.__dict__.update(request=None, response=None)
+    elif isinstance(error, OSError):
+        for name in _OS_FACTS:
+            setattr(failure, name, getattr(error, name))
     return failure
 
 
-_BOTO_ERRORS = (boto.BotoCoreError, boto.ClientError)
+def _can_be_added(cls: type[BaseException]) -> bool:
+    """Whether a `CredentialRetrievalError` can be of this class too, and says more by it."""
+    if cls.__module__ == "builtins":
+        # The first two mean something else to a coroutine, and a group cannot be made of a message.
+        others = (StopIteration, StopAsyncIteration, BaseExceptionGroup)
+        return issubclass(cls, Exception) and cls is not Exception and not issubclass(cls, others)
+    # The classes of a client's own exceptions are made with that client, and cannot be named.
+    return (
+        cls.__module__.startswith("botocore.") and getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls
+    )
 
 
 _retrieval_error_classes: dict[type[Exception], type[CredentialRetrievalError]] = {}
@@ -814,9 +859,12 @@ def _retrieval_error_class(also: type[Exception] | None) -> type[CredentialRetri
 
 
 def _rebuild_retrieval_error(
-    also: type[Exception] | None, args: tuple[Any, ...], state: dict[str, Any]
+    also: type[Exception] | None, args: tuple[Any, ...], state: dict[str, Any], facts: dict[str, Any]
 ) -> CredentialRetrievalError:
-    return cast("CredentialRetrievalError", _rebuild(_retrieval_error_class(also), args, state))
+    error = cast("CredentialRetrievalError", _rebuild(_retrieval_error_class(also), args, state))
+    for name, value in facts.items():
+        setattr(error, name, value)
+    return error
 
 
 class ErrorCode(NamedTuple):

@@ -28,7 +28,7 @@ Body: TypeAlias = "bytes | bytearray | memoryview | str | IO[bytes]"
 class ResponseMetadata(TypedDict):
     """About the response; ``HTTPHeaders`` has its names in lower case, ``RetryAttempts`` counts retries."""
 
-    RequestId: NotRequired[str]
+    RequestId: str
     HostId: NotRequired[str]
     HTTPStatusCode: int
     HTTPHeaders: dict[str, str]
@@ -41,7 +41,7 @@ class InvokeEndpointOutput(TypedDict):
     ResponseMetadata: ResponseMetadata
     Body: "StreamingBody"
     ContentType: str
-    InvokedProductionVariant: NotRequired[str]
+    InvokedProductionVariant: str
     CustomAttributes: NotRequired[str]
     NewSessionId: NotRequired[str]
     ClosedSessionId: NotRequired[str]
@@ -95,5 +95,5 @@ class InvokeEndpointWithResponseStreamOutput(TypedDict):
     ResponseMetadata: ResponseMetadata
     Body: "EventStream"
     ContentType: str
-    InvokedProductionVariant: NotRequired[str]
+    InvokedProductionVariant: str
     CustomAttributes: NotRequired[str]

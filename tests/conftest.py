@@ -73,6 +73,12 @@ def transport_name(
 
 
 @pytest.fixture
+async def plain_tasks() -> None:
+    """Tasks that begin in the loop's next turn, also with ``--eager``, for tests that count turns."""
+    asyncio.get_running_loop().set_task_factory(None)
+
+
+@pytest.fixture
 async def virtual_time() -> AsyncIterator[VirtualTime]:
     """The running loop's time, which stands still until the test lets it pass."""
     time = VirtualTime()

@@ -49,7 +49,7 @@ MAX_BACKOFF: Final = 60.0
 MAX_MANDATORY_BACKOFF: Final = 10.0
 
 # How long ``close()`` waits for a cancelled fetch, as it may have to close a connection.
-CLOSE_SECONDS: Final = 5.0
+CLOSE_SECONDS: Final = 1.0
 
 
 class CredentialsCache:
@@ -117,7 +117,7 @@ class CredentialsCache:
             CredentialRetrievalError: A source failed, or its credentials are expired.
             ProfileNotFoundError: The profile does not exist.
             ConfigFileError: A configuration file cannot be parsed.
-            ClientStateError: The cache is closed.
+            ClientStateError: The cache is closed, or the provider itself asks.
 
         >>> given = Credentials("AKIDEXAMPLE", "not-a-real-secret")
         >>> from aiosmrt._aws.providers import provider_for
@@ -144,6 +144,8 @@ class CredentialsCache:
                 self._task = task
             elif (credentials := self.current()) is not None:
                 return credentials
+        elif task is asyncio.current_task():
+            raise ClientStateError("the credentials function makes a call that needs the credentials which it obtains")
         if not task.done():
             if self._credentials is not None and self._clock() < (expires_at := _expiry(self._credentials)):
                 # The task sets this anew; until then no call needs to come here.
@@ -163,7 +165,7 @@ class CredentialsCache:
     async def close(self) -> None:
         """Forget the credentials and end the task under way; may be called again.
 
-        Waits up to 5 seconds for a credentials function that ignores its cancellation; then it warns (ResourceWarning),
+        Waits up to 1 second for a credentials function that ignores its cancellation; then it warns (ResourceWarning),
         and the function's task is left to itself.
 
         >>> from aiosmrt._aws.providers import provider_for
@@ -199,6 +201,8 @@ class CredentialsCache:
             return self.current() or error
 
     async def _fetch(self) -> Credentials | AiosmrtError:
+        # Known before create_task() returns: an eager task may make others ask, who have to wait for it.
+        self._task = asyncio.current_task()
         failure: AiosmrtError
         try:
             found = await self._provider.fetch()
@@ -212,7 +216,9 @@ class CredentialsCache:
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             # The provider's own, such as of a task that it awaited.
-            failure = retrieval_error("a provider", type(error).__name__)
+            failure = retrieval_error(
+                "a provider", type(error).__name__, error if isinstance(error, Exception) else None
+            )
             failure.__cause__ = error
         finally:
             self._task = None

@@ -55,6 +55,8 @@ def evaluate_rules(
         scope = {name: declared.get("default") for name, declared in rule_set["parameters"].items()}
         scope |= {name: value for name, value in parameters.items() if value is not None}
         answer = _first_answer(rule_set["rules"], scope, partitions["partitions"])
+    except EndpointResolutionError:
+        raise  # the rules' own answer
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UnsupportedRuleError(f"{type(error).__name__}: {error}") from error
     if answer is None:

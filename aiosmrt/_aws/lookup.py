@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import getpass
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,7 @@ _TERMINAL = Path("/dev/tty")
 
 
 class LookUp:
-    """A look-up in a thread that can be abandoned.
-
-    The thread itself cannot be ended. If the program ends first, a prompt does not turn the terminal's echo on again.
-    """
+    """A look-up in a thread that can be abandoned, but not ended."""
 
     def __init__(self) -> None:
         self._abandoned = False
@@ -31,11 +30,26 @@ class LookUp:
         Raises:
             RuntimeError: the look-up was abandoned.
         """
+        with self.prompting():
+            return getpass.getpass(prompt)
+
+    @contextmanager
+    def prompting(self) -> Iterator[None]:
+        """A block that may turn the terminal's echo off, and may never end.
+
+        If the look-up is abandoned or the program ends before, the terminal is returned to its state.
+
+        Raises:
+            RuntimeError: the look-up was abandoned.
+        """
         self._terminal_attributes = _terminal_attributes()
+        # A KeyboardInterrupt may end the program without cancelling anything.
+        atexit.register(self._restore_terminal)
         try:
             self._check()
-            return getpass.getpass(prompt)
+            yield
         finally:
+            atexit.unregister(self._restore_terminal)
             self._terminal_attributes = None
 
     def start_process(self, command: list[str], **options: Any) -> subprocess.Popen[Any]:
@@ -57,6 +71,9 @@ class LookUp:
         if self._process is not None and self._process.returncode is None:
             # The thread is waiting for its end.
             self._process.kill()
+        self._restore_terminal()
+
+    def _restore_terminal(self) -> None:
         if self._terminal_attributes is not None:
             _set_terminal_attributes(self._terminal_attributes)
 

@@ -18,7 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from aiosmrt import errors
+from aiosmrt._aws.settings import configured_authorities
 from aiosmrt._aws.shared_config import load_shared_config, selected_profile
+from aiosmrt._aws.tls import fault_for_botocore
 from aiosmrt._daemon import run_in_daemon_thread
 from aiosmrt._wire.sigv4.signer import Credentials
 
@@ -35,6 +37,9 @@ __all__ = [
 
 # Seconds after which a given object is asked again that may renew itself and does not say when.
 REASK_INTERVAL = 60.0
+
+# What a source may raise that is passed on as it is. Any other error of ours would be taken for the call's.
+_SAID = (errors.ConfigurationError, errors.ClientStateError)
 
 # of the threads in which credentials are looked up
 _THREAD = "aiosmrt-credentials"
@@ -145,14 +150,24 @@ class _Function:
         return None
 
     async def fetch(self) -> Found:
+        name = "the credentials function"
         try:
-            answer: object = await self._function()
-        except errors.AiosmrtError:
+            asked: Any = self._function()
+            is_async = inspect.isawaitable(asked)
+            answer = await asked if is_async else asked
+        except _SAID:
             raise
         except Exception as error:
             # Its text may contain anything, so it is left to the cause.
-            raise retrieval_error("the credentials function", type(error).__name__, error) from error
-        return Found(answer if isinstance(answer, Credentials) else _thaw(answer, "function"), "function")
+            raise retrieval_error(name, type(error).__name__, error) from error
+        if not is_async:
+            raise retrieval_error(name, f"it must be async; it returned {type(answer).__name__}")
+        if isinstance(answer, Credentials):
+            return Found(answer, "function")
+        if isinstance(answer, FrozenCredentialsSource):
+            return await _Given(answer).fetch()
+        # Frozen ones of botocore do not say when they expire.
+        return Found(_thaw(answer, name), "function", REASK_INTERVAL)
 
 
 class _Given:
@@ -170,10 +185,10 @@ class _Given:
         frozen: Any
         try:
             # A plain one may renew itself, which blocks.
-            frozen = await (get() if inspect.iscoroutinefunction(get) else run_in_daemon_thread(get, _THREAD))
+            frozen = await (get() if inspect.iscoroutinefunction(get) else self._in_thread(get))
             if inspect.isawaitable(frozen):
                 frozen = await frozen
-        except errors.AiosmrtError:
+        except _SAID:
             raise
         except Exception as error:
             failure = translated(error, self._name)
@@ -181,6 +196,24 @@ class _Given:
             credentials = _thaw(frozen, self._name, _expires_at(self._source))
             return Found(credentials, self._name, None if credentials.expires_at is not None else REASK_INTERVAL)
         raise failure
+
+    async def _in_thread(self, get: Callable[[], Any]) -> Any:
+        if self._name != "assume-role":
+            return await run_in_daemon_thread(get, _THREAD)
+        # It may ask for an MFA code.
+        from aiosmrt._aws.lookup import LookUp
+
+        look_up = LookUp()
+
+        def ask() -> Any:
+            with look_up.prompting():
+                return get()
+
+        try:
+            return await run_in_daemon_thread(ask, _THREAD)
+        except asyncio.CancelledError:
+            look_up.abandon()
+            raise
 
 
 class _DefaultChain:
@@ -218,7 +251,11 @@ class _DefaultChain:
         except errors.AiosmrtError:
             raise
         except Exception as error:
-            failure = translated(error, getattr(self._source, "method", "the default chain"))
+            failure = translated(
+                error,
+                getattr(self._source, "method", "the default chain"),
+                authorities_fault(error, self._profile_name),
+            )
         else:
             if source is None:
                 raise errors.NoCredentialsError("Unable to locate credentials")
@@ -249,7 +286,7 @@ def environment_credentials(environ: Mapping[str, str]) -> Found | None:
 
     Raises:
         PartialCredentialsError: ``AWS_SECRET_ACCESS_KEY`` is unset or empty.
-        CredentialRetrievalError: ``AWS_CREDENTIAL_EXPIRATION`` is not an ISO 8601 time.
+        CredentialRetrievalError: ``AWS_CREDENTIAL_EXPIRATION`` is not a time.
 
     Source: botocore.credentials.EnvProvider.
 
@@ -265,10 +302,11 @@ def environment_credentials(environ: Mapping[str, str]) -> Found | None:
     token = environ.get("AWS_SECURITY_TOKEN") or environ.get("AWS_SESSION_TOKEN")
     expires_at = None
     if expiration := environ.get("AWS_CREDENTIAL_EXPIRATION"):
-        try:
-            expires_at = _timestamp(datetime.fromisoformat(expiration.strip()))
-        except ValueError:
-            raise retrieval_error("env", "AWS_CREDENTIAL_EXPIRATION is not an ISO 8601 time") from None
+        expires_at = _time_of(expiration.strip())
+        if expires_at is None:
+            raise retrieval_error(
+                "env", "AWS_CREDENTIAL_EXPIRATION is not a time, such as one in ISO 8601", ValueError()
+            )
     return Found(_build("env", access_key, secret_key, token, expires_at), "env")
 
 
@@ -322,15 +360,35 @@ def retrieval_error(source: str, reason: str, cause: Exception | None = None) ->
     Args:
         source: the source's name.
         reason: the failure.
-        cause: the error behind it; if it is one of botocore's, ``except`` clauses for its class catch the result too.
+        cause: the error behind it; ``except`` clauses for its class catch the result too, if it is botocore's or
+            Python's own.
     """
     error = errors.credential_retrieval_error(f"Error when retrieving credentials from {source}: {reason}", cause)
     error.kwargs |= {"provider": source, "error_msg": reason}
     return error
 
 
-def translated(error: Exception, source: str) -> errors.AiosmrtError:
+def authorities_fault(error: Exception, profile_name: str | None) -> str | None:
+    """What is wrong with the configured authorities, if that can be why botocore's TLS has failed; reads files.
+
+    Args:
+        error: botocore's error.
+        profile_name: the profile. Defaults to the environment's, then ``default``.
+    """
+    from botocore.exceptions import SSLError
+
+    if not isinstance(error, SSLError) or (bundle := configured_authorities(profile_name)) is None:
+        return None
+    return fault_for_botocore(bundle)
+
+
+def translated(error: Exception, source: str, reason: str | None = None) -> errors.AiosmrtError:
     """Our error for one that botocore or aiobotocore raised.
+
+    Args:
+        error: the error.
+        source: the name of the credentials' source.
+        reason: what is behind the error, if more is known than its own text.
 
     Only botocore's own messages are repeated, and only its own errors become the cause: a parser's quote what was read,
     or carry it as attributes. botocore's messages contain no secrets, except that they include what a credential
@@ -350,16 +408,16 @@ def translated(error: Exception, source: str) -> errors.AiosmrtError:
     elif isinstance(error, boto.CredentialRetrievalError):
         failure = errors.CredentialRetrievalError(str(error))
     elif isinstance(error, boto.BotoCoreError | boto.ClientError):
-        failure = retrieval_error(source, f"{type(error).__name__}: {error}", error)
+        failure = retrieval_error(source, reason or f"{type(error).__name__}: {error}", error)
         failure.__cause__ = _without_frames(error)
         return failure
     elif isinstance(error, OSError) or type(error) is RuntimeError:
         # A program or file that does not exist; "credentials were refreshed, but … are still expired".
-        failure = retrieval_error(source, str(error) or type(error).__name__)
+        failure = retrieval_error(source, str(error) or type(error).__name__, error)
         failure.__cause__ = _without_frames(error)
         return failure
     else:
-        return retrieval_error(source, type(error).__name__)
+        return retrieval_error(source, type(error).__name__, error)
     failure.kwargs = error.kwargs
     failure.__cause__ = _without_frames(error)
     return failure
@@ -387,12 +445,29 @@ def _build(
     try:
         return Credentials(access_key, secret_key, token or None, expires_at)
     except ValueError as error:
-        raise retrieval_error(source, str(error)) from None
+        reason = str(error)
+    # error trackers report locals
+    del access_key, secret_key, token
+    raise retrieval_error(source, reason)
 
 
 def _expires_at(source: object) -> float | None:
     expiry = getattr(source, "_expiry_time", None)
     return _timestamp(expiry) if isinstance(expiry, datetime) else None
+
+
+def _time_of(text: str) -> float | None:
+    """A time in seconds since 1970; None if the text is no time."""
+    try:
+        return _timestamp(datetime.fromisoformat(text))
+    except ValueError:
+        # botocore's parser, which knows more forms
+        from dateutil.parser import parse  # type: ignore[import-untyped]
+
+        try:
+            return _timestamp(parse(text))
+        except (ValueError, OverflowError):
+            return None
 
 
 def _timestamp(moment: datetime) -> float:

@@ -2,12 +2,13 @@
 
 Theory of operation
 -------------------
-aiobotocore's S3 client does the work: S3's addressing, redirects, checksums and retries. Three things are added:
+aiobotocore's S3 client does the work: S3's addressing, redirects, checksums and retries. Four things are added:
 
 - It signs with the SageMaker client's credentials. One provider replaces the session's chain; its credentials come from
   the shared `CredentialsCache` at each signature, so that a renewal needs no new client.
 - The blocking part of making a client (imports, service models, endpoint rules) happens once in a thread, whose session
   then makes the client for the caller's loop from its caches.
+- A connection on which something has arrived while it was idle is not used again (`aiosmrt._idle`).
 - Errors become `ObjectStoreError` without the original as a cause, because that has the request with its body and
   signature.
 
@@ -20,10 +21,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from aiosmrt._aws.settings import CaBundle
+from aiosmrt._aws.tls import fault_for_botocore
+from aiosmrt._frames import without_frames
+from aiosmrt._wire.operations import MAX_ERROR_BYTES
 from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
-from aiosmrt.errors import AiosmrtError, ClientStateError, ConfigurationError, ObjectStoreError, ParamValidationError
+from aiosmrt.errors import (
+    AiosmrtError,
+    ClientStateError,
+    ConfigurationError,
+    InvalidConfigError,
+    ObjectStoreError,
+    ParamValidationError,
+    ResponseStreamingError,
+)
 
 if TYPE_CHECKING:
     from aiosmrt._aws.credentials import CredentialsCache
@@ -45,6 +59,9 @@ _PARTS_AT_ONCE: Final = 4
 # bodies.
 _READS: Final = 4
 _PAUSE_SECONDS: Final = 0.2
+
+# S3's codes are words; what is longer is none.
+_CODE_CHARACTERS: Final = 256
 
 # The second is aiobotocore's code for the response to a HEAD request, which lacks a body.
 _NOT_FOUND = ("NoSuchKey", "404")
@@ -74,6 +91,35 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
 
 async def _as_it_is(answer: Any) -> Any:
     return answer
+
+
+async def _no_content(answer: Mapping[str, Any]) -> bytes:
+    return b""
+
+
+async def _content(uri: str, max_bytes: int | None, cut: bool, answer: Mapping[str, Any]) -> bytes:
+    """Read an object's content, up to a limit."""
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    async with answer["Body"] as body:
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            # Such a body ends with its connection. aiohttp does not tell whether that was closed or cut, and S3 always
+            # gives a length.
+            from botocore.exceptions import ResponseStreamingError as BrokenOffError
+
+            raise BrokenOffError(error="an answer without a length")
+        if max_bytes is None:
+            whole: bytes = await body.read()
+            return whole
+        content = bytearray()
+        if cut or answer.get("ContentLength", 0) <= max_bytes:
+            while len(content) <= max_bytes and (piece := await body.read(max_bytes + 1 - len(content))):
+                content += piece
+            if cut or len(content) <= max_bytes:
+                return bytes(content[:max_bytes])
+    # The frames of an error are kept with it.
+    content.clear()
+    piece = b""
+    raise ResponseStreamingError(f"the object at {uri} exceeds max_response_bytes of {max_bytes}", cause="none")
 
 
 class StoredObject(NamedTuple):
@@ -120,7 +166,7 @@ class ObjectStore:
         region_name: the region. Defaults to botocore's configuration.
         endpoint_url: the endpoint. Defaults to botocore's configuration (``AWS_ENDPOINT_URL_S3``,
             ``AWS_ENDPOINT_URL``, the profile), then the service's own.
-        verify: whether to verify certificates, or the path of a file with certificate authorities. Defaults to
+        verify: whether to verify certificates, or the file with the certificate authorities to trust. Defaults to
             botocore's configuration.
         profile_name: the profile of the AWS configuration files. Defaults to the environment's.
         max_connections: maximum number of connections; further requests wait for one.
@@ -140,14 +186,19 @@ class ObjectStore:
         *,
         region_name: str | None = None,
         endpoint_url: str | None = None,
-        verify: bool | str | None = None,
+        verify: bool | CaBundle | None = None,
         profile_name: str | None = None,
         max_connections: int = MAX_CONNECTIONS,
         use_fips_endpoint: bool | None = None,
         use_dualstack_endpoint: bool | None = None,
     ) -> None:
         self._credentials = credentials
-        self._arguments = {"region_name": region_name, "endpoint_url": endpoint_url, "verify": verify}
+        self._bundle = verify if isinstance(verify, CaBundle) else None
+        self._arguments = {
+            "region_name": region_name,
+            "endpoint_url": endpoint_url,
+            "verify": verify if self._bundle is None else self._bundle.path,
+        }
         self._profile_name = profile_name
         self._config = {
             "max_pool_connections": max_connections,
@@ -164,13 +215,16 @@ class ObjectStore:
             return "<ObjectStore closed>"
         return f"<ObjectStore {'idle' if self._client is None else self._client.meta.endpoint_url}>"
 
-    async def get(self, uri: str) -> StoredObject | None:
+    async def get(self, uri: str, max_bytes: int | None = None, *, cut: bool = False) -> StoredObject | None:
         """Read a whole object; None if it does not exist.
 
         Args:
             uri: ``s3://bucket/key``.
+            max_bytes: the largest content to read. Defaults to any.
+            cut: whether a longer content is cut, and no error. Defaults to False.
 
         Raises:
+            ResponseStreamingError: the content exceeds ``max_bytes``.
             ObjectStoreError: any other refusal or failure: ``NoSuchBucket``, or ``AccessDenied`` (status 403), which
                 also stands for a missing object if the caller may not list the bucket.
             ParamValidationError: not a valid S3 URI.
@@ -178,7 +232,7 @@ class ObjectStore:
             ClientStateError: the store is closed.
         """
         try:
-            return StoredObject(*await self._request("get_object", uri))
+            return StoredObject(*await self._request("get_object", uri, partial(_content, uri, max_bytes, cut)))
         except ObjectStoreError as error:
             if error.code in _NOT_FOUND:
                 return None
@@ -194,7 +248,7 @@ class ObjectStore:
             ObjectStoreError: as in ``get``.
         """
         try:
-            _, _, modified_at = await self._request("head_object", uri)
+            _, _, modified_at = await self._request("head_object", uri, _no_content)
         except ObjectStoreError as error:
             if error.code in _NOT_FOUND:
                 return None
@@ -213,7 +267,10 @@ class ObjectStore:
             ObjectStoreError: as in ``get``.
         """
         members = {} if content_type is None else {"ContentType": content_type}
-        await self._request("put_object", uri, Body=body, **members)
+        putting = self._request("put_object", uri, _no_content, Body=body, **members)
+        # error trackers report locals
+        del body
+        await putting
 
     async def delete(self, uri: str) -> None:
         """Remove an object, if it exists.
@@ -224,7 +281,7 @@ class ObjectStore:
         Raises:
             ObjectStoreError: as in ``get``.
         """
-        await self._request("delete_object", uri)
+        await self._request("delete_object", uri, _no_content)
 
     async def facts(self, uri: str) -> ObjectFacts | None:
         """What S3 knows of an object; None if it or its bucket does not exist.
@@ -280,14 +337,9 @@ class ObjectStore:
         bucket, key = parse_s3_uri(uri)
         part = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{start + length - 1}", "IfMatch": etag}
 
-        async def read(answer: Mapping[str, Any]) -> bytes:
-            async with answer["Body"] as body:
-                content: bytes = await body.read()
-                return content
-
         for left in reversed(range(_READS)):
             try:
-                return await self._call("get_object", uri, part, read)
+                return await self._call("get_object", uri, part, partial(_content, uri, None, False))
             except ObjectStoreError as error:
                 if error.status is not None or not left:
                     raise
@@ -330,11 +382,11 @@ class ObjectStore:
         async def send() -> None:
             while starts:
                 number, start = starts.pop(0)
-                body = await read(start, min(length, size - start))
-                sent: Mapping[str, str] = await self._call(
-                    "upload_part", uri, {**part_of, "PartNumber": number, "Body": body}
-                )
-                tags[number] = sent["ETag"]
+                part = {"PartNumber": number, "Body": await read(start, min(length, size - start))}
+                sending: Awaitable[Any] = self._call("upload_part", uri, {**part_of, **part})
+                # error trackers report locals
+                del part
+                tags[number] = (await sending)["ETag"]
 
         try:
             senders = [asyncio.ensure_future(send()) for _ in range(min(_PARTS_AT_ONCE, len(starts)))]
@@ -378,18 +430,20 @@ class ObjectStore:
             self._client = None
             await self._stack.aclose()
 
-    async def _request(self, operation: str, uri: str, **members: Any) -> tuple[bytes, str, float]:
+    async def _request(
+        self, operation: str, uri: str, content: Callable[[Mapping[str, Any]], Awaitable[bytes]], **members: Any
+    ) -> tuple[bytes, str, float]:
         """Make a call and return the response's body, media type and time; empty and 0 where it lacks them."""
         bucket, key = parse_s3_uri(uri)
 
         async def read(answer: Mapping[str, Any]) -> tuple[bytes, str, float]:
             modified_at = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
-            if (body := answer.get("Body")) is None:
-                return b"", "", modified_at
-            async with body:
-                return await body.read(), answer.get("ContentType", ""), modified_at
+            return await content(answer), answer.get("ContentType", ""), modified_at
 
-        return await self._call(operation, uri, {"Bucket": bucket, "Key": key, **members}, read)
+        calling = self._call(operation, uri, {"Bucket": bucket, "Key": key, **members}, read)
+        # error trackers report locals
+        del members
+        return await calling
 
     async def _call(
         self,
@@ -406,16 +460,27 @@ class ObjectStore:
             members: the call's.
             read: reads the answer, and its body if there is one.
         """
-        client = await self._opened()
+        failure: BaseException
+        client: Any = None
         try:
-            answer = await getattr(client, operation)(**members)
-            return await read(answer)
-        except AiosmrtError:  # from the credentials
-            raise
+            client = await self._opened()
+            calling = getattr(client, operation)(**members)
+            # error trackers report locals
+            del members
+            return await read(await calling)
         except Exception as error:
-            failure = self._failure(operation, uri, client.meta.endpoint_url, error)
-        # Raised out here: the original has the request.
-        raise failure
+            failure = error
+            # Ours is from the credentials.
+            if client is not None and not isinstance(error, AiosmrtError):
+                failure = self._failure(operation, uri, client.meta.endpoint_url, error)
+        except BaseException as error:
+            failure = error
+        # Out here, so that no error of the libraries becomes the context: their frames hold the request, with its
+        # payload and signature.
+        try:
+            raise without_frames(failure)
+        finally:
+            del failure
 
     def _failure(self, operation: str, uri: str, endpoint_url: str, error: Exception) -> AiosmrtError:
         from botocore import exceptions as boto
@@ -424,6 +489,7 @@ class ObjectStore:
             return ClientStateError("the object store was closed")
         if isinstance(error, boto.ClientError):
             code, message, status = _refusal(error.response, has_body=not operation.startswith("head_"))
+            code, message = code[:_CODE_CHARACTERS], message[:MAX_ERROR_BYTES]
             return ObjectStoreError(f"S3 answered {code} to {operation} of {uri}: {message}", code=code, status=status)
         code = type(error).__name__
         return ObjectStoreError(f"{operation} of {uri} at {endpoint_url} failed: {code}", code=code)
@@ -448,9 +514,14 @@ class ObjectStore:
         async def prepare() -> tuple[Any, dict[str, Any]]:
             configuration = installed("aiobotocore.config", "s3")
             from aiosmrt._aws.s3session import warm_session
+            from aiosmrt._idle import checked_session
 
-            config = configuration.AioConfig(retries={"mode": "standard"}, **self._config)
+            connections = checked_session(installed("aiobotocore.httpsession", "s3").AIOHTTPSession)
+            config = configuration.AioConfig(retries={"mode": "standard"}, http_session_cls=connections, **self._config)
             arguments = {**self._arguments, "config": config}
+            # aiobotocore reads the authorities also where the URL has no TLS.
+            if self._bundle is not None and (fault := fault_for_botocore(self._bundle)) is not None:
+                raise InvalidConfigError(fault)
             return await warm_session(self._credentials, self._profile_name, arguments), arguments
 
         try:
@@ -480,6 +551,8 @@ def _refusal(response: Mapping[str, Any], *, has_body: bool) -> tuple[str, str, 
     >>> facts = {"HTTPStatusCode": 403, "HTTPHeaders": {"content-length": "120"}}
     >>> _refusal({"Error": {"Code": "403", "Message": "Forbidden"}, "ResponseMetadata": facts}, has_body=True)
     ('Unknown', 'the body of the response, with status 403, is not an error of S3', 403)
+    >>> _refusal({"Error": {"Code": "403", "Message": "Forbidden"}, "ResponseMetadata": facts}, has_body=False)
+    ('403', 'Forbidden', 403)
     """
     details, facts = response.get("Error", {}), response.get("ResponseMetadata", {})
     status = facts.get("HTTPStatusCode")

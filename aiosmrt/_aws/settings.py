@@ -6,7 +6,8 @@ is not valid; only for endpoint URLs it counts as unset. The region differs on p
 counts as unset, and ``AWS_REGION``, which every other AWS SDK reads, comes right after ``AWS_DEFAULT_REGION``.
 
 Settings that have no effect here are checked all the same, where botocore's client refuses a wrong value: the modes of
-defaults, of account-based endpoints and of STS endpoints.
+account-based endpoints and of STS endpoints, checksums, compression and S3 Express. A mode of defaults other than
+``legacy`` implies the retry mode ``standard``, as in botocore.
 
 Nothing of botocore is loaded if neither configuration file exists.
 """
@@ -18,6 +19,7 @@ from typing import Final, NamedTuple
 from aiosmrt._aws.shared_config import Section, SharedConfig, load_shared_config, selected_profile
 from aiosmrt.config import RetryMode, check_retry_mode
 from aiosmrt.errors import (
+    InvalidChecksumConfigError,
     InvalidConfigError,
     InvalidDefaultsModeError,
     InvalidMaxAttemptsError,
@@ -26,7 +28,7 @@ from aiosmrt.errors import (
     NoRegionError,
 )
 
-__all__ = ["CaBundle", "Settings", "resolve_settings"]
+__all__ = ["CaBundle", "Settings", "configured_authorities", "resolve_settings"]
 
 # A host label that is not all digits: botocore.utils.validate_region_name, without a final line break.
 _REGION = re.compile(r"(?![0-9]+\Z)(?!-)[a-zA-Z0-9-]{1,63}(?<!-)")
@@ -35,6 +37,9 @@ _REGION = re.compile(r"(?![0-9]+\Z)(?!-)[a-zA-Z0-9-]{1,63}(?<!-)")
 _DEFAULTS_MODES: Final = ("legacy", "auto", "standard", "in-region", "cross-region", "mobile")
 _ACCOUNT_ID_ENDPOINT_MODES: Final = ("preferred", "disabled", "required")
 _STS_REGIONAL_ENDPOINTS: Final = ("legacy", "regional")
+_CHECKSUM_SETTINGS: Final = ("request_checksum_calculation", "response_checksum_validation")
+_CHECKSUM_MODES: Final = ("when_supported", "when_required")
+_MAX_COMPRESSION_SIZE: Final = 1_048_576
 
 _SERVICE_VARIABLE = "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"
 _SERVICE_KEY = "sagemaker_runtime"
@@ -106,6 +111,7 @@ def resolve_settings(
     Raises:
         ProfileNotFoundError: The named profile does not exist.
         ConfigFileError: A configuration file cannot be parsed.
+        InvalidChecksumConfigError: A setting for checksums is not ``when_supported`` or ``when_required``.
         InvalidConfigError: A setting has an invalid value.
         InvalidDefaultsModeError: The defaults mode is not one of botocore's.
         InvalidRegionError: The region cannot be part of a host name.
@@ -131,7 +137,9 @@ def resolve_settings(
         endpoint_url = _configured_endpoint_url(shared, profile)
     if region_name is None and (sign or endpoint_url is None):
         raise NoRegionError("You must specify a region.")
-    _check_modes(profile, sign=sign)
+    defaults_mode = _defaults_mode(profile)
+    _check_others(profile, sign=sign)
+    retry_mode = check_retry_mode(_setting("AWS_RETRY_MODE", profile, "retry_mode"))
     return Settings(
         region_name=region_name,
         endpoint_url=endpoint_url,
@@ -141,19 +149,35 @@ def resolve_settings(
         ca_bundle=_ca_bundle(profile, name),
         user_agent_appid=_value("AWS_SDK_UA_APP_ID", profile, "sdk_ua_app_id") or None,
         profile_name=name,
-        retry_mode=check_retry_mode(_value("AWS_RETRY_MODE", profile, "retry_mode")),
+        retry_mode="standard" if retry_mode is None and defaults_mode != "legacy" else retry_mode,
     )
 
 
-def _value(variable: str, section: Section, key: str) -> str | None:
-    """A setting, which may be empty; None if neither the environment nor the profile has it."""
+def configured_authorities(profile_name: str | None) -> CaBundle | None:
+    """The authorities that environment and profile configure; reads files.
+
+    Args:
+        profile_name: as in `resolve_settings`.
+
+    Raises:
+        ProfileNotFoundError, ConfigFileError: as in `resolve_settings`.
+    """
+    name = selected_profile(profile_name)
+    return _ca_bundle(load_shared_config().profile(name), name)
+
+
+def _setting(variable: str, section: Section, key: str) -> str | Section | None:
+    """A setting, which may be empty, or a nested section; None if neither the environment nor the profile has it."""
     value = os.environ.get(variable)
-    if value is None:
-        value = section.get(key)
-    # botocore passes an indented block under such a key on until something breaks.
-    if isinstance(value, dict):
-        raise InvalidConfigError(f"{key} in the profile must be a value; got a nested section")
-    return value
+    return section.get(key) if value is None else value
+
+
+def _value(variable: str, section: Section, key: str) -> str | None:
+    """The same, but no nested section, which botocore passes on until something breaks."""
+    value = _setting(variable, section, key)
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidConfigError(f"{key} in the profile must be a value; got a nested section")
 
 
 def _env(variable: str) -> str | None:
@@ -170,19 +194,16 @@ def _text(section: Section, key: str) -> str | None:
 def _flag(argument: bool | None, profile: Section, key: str) -> bool:
     if argument is not None:
         return argument
-    value = _value(f"AWS_{key.upper()}", profile, key)
-    return value is not None and value.lower() == "true"
+    value = _setting(f"AWS_{key.upper()}", profile, key)
+    return isinstance(value, str) and value.lower() == "true"
 
 
 def _max_attempts(profile: Section) -> int | None:
     value = _value("AWS_MAX_ATTEMPTS", profile, "max_attempts")
     if value is None:
         return None
-    try:
-        max_attempts = int(value)
-    except ValueError:
-        max_attempts = 0
-    if max_attempts < 1:
+    max_attempts = _whole(value)
+    if max_attempts is None or max_attempts < 1:
         raise InvalidMaxAttemptsError(f"AWS_MAX_ATTEMPTS or max_attempts must be an integer >= 1; got {value!r}")
     return max_attempts
 
@@ -199,28 +220,64 @@ def _ca_bundle(profile: Section, profile_name: str | None) -> CaBundle | None:
     return None
 
 
-def _check_modes(profile: Section, *, sign: bool) -> None:
+def _defaults_mode(profile: Section) -> str:
     mode = _value("AWS_DEFAULTS_MODE", profile, "defaults_mode")
-    if mode is not None and mode.lower() not in _DEFAULTS_MODES:
-        defaults = InvalidDefaultsModeError(
-            f"Client configured with invalid defaults mode: {mode}. "
-            f"Valid defaults modes include: {', '.join(_DEFAULTS_MODES)}."
+    if mode is None:
+        return "legacy"
+    if mode.lower() not in _DEFAULTS_MODES:
+        modes = ", ".join(_DEFAULTS_MODES)
+        invalid = InvalidDefaultsModeError(
+            f"Client configured with invalid defaults mode: {mode}. Valid defaults modes include: {modes}."
         )
-        defaults.kwargs = {"mode": mode, "valid_modes": ", ".join(_DEFAULTS_MODES)}
-        raise defaults
-    mode = _value("AWS_ACCOUNT_ID_ENDPOINT_MODE", profile, "account_id_endpoint_mode")
-    if sign and mode is not None and mode.lower() not in _ACCOUNT_ID_ENDPOINT_MODES:
+        invalid.kwargs = {"mode": mode, "valid_modes": modes}
+        raise invalid
+    return mode.lower()
+
+
+def _check_others(profile: Section, *, sign: bool) -> None:
+    """Check the settings that have no effect."""
+    mode = _value("AWS_ACCOUNT_ID_ENDPOINT_MODE", profile, "account_id_endpoint_mode") if sign else None
+    if mode is not None and mode.lower() not in _ACCOUNT_ID_ENDPOINT_MODES:
         raise InvalidConfigError(
             f"AWS_ACCOUNT_ID_ENDPOINT_MODE or account_id_endpoint_mode must be one of "
             f"{', '.join(_ACCOUNT_ID_ENDPOINT_MODES)}; got {mode!r}"
         )
-    mode = _value("AWS_STS_REGIONAL_ENDPOINTS", profile, "sts_regional_endpoints")
-    if mode and mode not in _STS_REGIONAL_ENDPOINTS:
+    regional = _setting("AWS_STS_REGIONAL_ENDPOINTS", profile, "sts_regional_endpoints")
+    if regional and regional not in _STS_REGIONAL_ENDPOINTS:
         sts = InvalidStsRegionalEndpointsError(
-            f'STS regional endpoints option {mode} is invalid. Valid options are: "legacy", "regional"'
+            f'STS regional endpoints option {regional} is invalid. Valid options are: "legacy", "regional"'
         )
-        sts.kwargs = {"sts_regional_endpoints_config": mode}
+        sts.kwargs = {"sts_regional_endpoints_config": regional}
         raise sts
+    for key in _CHECKSUM_SETTINGS:
+        when = _setting(f"AWS_{key.upper()}", profile, key)
+        when = when.lower() if isinstance(when, str) else when
+        if when is not None and when not in _CHECKSUM_MODES:
+            checksum = InvalidChecksumConfigError(
+                f"Unsupported configuration value for {key}. Expected one of {_CHECKSUM_MODES} but got {when}."
+            )
+            checksum.kwargs = {"config_key": key, "config_value": when, "valid_options": _CHECKSUM_MODES}
+            raise checksum
+    size = _value("AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES", profile, "request_min_compression_size_bytes")
+    if size is not None and not 1 <= (_whole(size) or 0) <= _MAX_COMPRESSION_SIZE:
+        raise InvalidConfigError(
+            f"AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES or request_min_compression_size_bytes must be an integer between "
+            f"1 and {_MAX_COMPRESSION_SIZE}; got {size!r}"
+        )
+    express = _value("AWS_S3_DISABLE_EXPRESS_SESSION_AUTH", profile, "s3_disable_express_session_auth")
+    if express is not None and express.lower() not in ("true", "false"):
+        raise InvalidConfigError(
+            f"AWS_S3_DISABLE_EXPRESS_SESSION_AUTH or s3_disable_express_session_auth must be true or false; "
+            f"got {express!r}"
+        )
+    _value("AWS_AUTH_SCHEME_PREFERENCE", profile, "auth_scheme_preference")
+
+
+def _whole(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
 
 
 def _configured_endpoint_url(shared: SharedConfig, profile: Section) -> str | None:

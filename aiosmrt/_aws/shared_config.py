@@ -64,12 +64,16 @@ class SharedConfig(NamedTuple):
 def selected_profile(profile_name: str | None) -> str | None:
     """The profile to use: the argument, ``AWS_DEFAULT_PROFILE``, ``AWS_PROFILE``, or None.
 
+    The first that is there counts, even if it is empty: then there is no such profile, as in botocore.
+
     Source: ``BOTOCORE_DEFAUT_SESSION_VARIABLES`` in botocore.configprovider, which has them in this order.
 
     >>> selected_profile("prod")
     'prod'
     """
-    return profile_name or os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE") or None
+    if profile_name is not None:
+        return profile_name
+    return os.environ.get("AWS_DEFAULT_PROFILE", os.environ.get("AWS_PROFILE"))
 
 
 def load_shared_config() -> SharedConfig:

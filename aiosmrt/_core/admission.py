@@ -57,7 +57,8 @@ __all__ = [
     "target_of",
 ]
 
-# Endpoints and components whose admissions are kept while no call uses them.
+# Targets whose admissions are kept while no call uses them: any of them up to this number of targets, beyond it those
+# that know of a limit or of failures, the ones used last.
 _MAX_IDLE = 1024
 
 # as the log names them
@@ -204,11 +205,11 @@ class Admission:
         "_prober",
         "_returning",
         "_target",
-        "_used_at",
         "failure",
         "in_use",
         "outstanding",
         "state",
+        "used_at",
         "waiting",
     )
 
@@ -220,7 +221,7 @@ class Admission:
         self._target = target
         self.state = AdmissionState(WorkingLimit(maximum) if limit is None else limit, maximum)
         # the last outcome, in seconds
-        self._used_at = clockwork.clock()
+        self.used_at = clockwork.clock()
         # Slots held or granted; requests with the service, which those in back-off do not have; and calls in line.
         self.in_use = 0
         self.outstanding = 0
@@ -261,7 +262,7 @@ class Admission:
         if self.in_use or self.waiting:
             return False
         state = self.state
-        if state.learns and self._clockwork.clock() - self._used_at > _KNOWN_FOR:
+        if state.learns and self._clockwork.clock() - self.used_at > _KNOWN_FOR:
             return True
         return state.steady or state.illness is not None
 
@@ -392,7 +393,7 @@ class Admission:
             started_at: when its request was sent, in seconds of the client's clock.
             sent_among: requests that were outstanding when it was sent, this one included.
         """
-        self._used_at = now = self._clockwork.clock()
+        self.used_at = now = self._clockwork.clock()
         state = self.state
         if state.illness is None and caller is not self._prober:
             # It does not make a healthy target ill: all that may follow is more slots.
@@ -433,7 +434,7 @@ class Admission:
         """
         probe = self._probe_answered(caller)
         clockwork = self._clockwork
-        self._used_at = now = clockwork.clock()
+        self.used_at = now = clockwork.clock()
         state = self.state
         before, ill_before, slots, limit = state.illness, self.seconds_ill(now), state.slots, state.limit
         cause, hint = error.cause, error.retry_after
@@ -798,9 +799,14 @@ class Admissions:
             admission.close()
 
     def _drop_idle(self) -> None:
+        unused = []
         for target, admission in [*self.by_target.items()]:
             if admission.is_idle:
                 self._dropped[target] = self.by_target.pop(target)
+            elif not (admission.in_use or admission.waiting):
+                unused.append((admission.used_at, target))
+        for _, target in sorted(unused)[: max(0, len(unused) - _MAX_IDLE)]:
+            self._dropped[target] = self.by_target.pop(target)
         # What a look at all of them costs is shared by as many new ones.
         self._drop_at = max(_MAX_IDLE, 2 * len(self.by_target))
 

@@ -16,6 +16,8 @@ __all__ = ["HASH_INLINE_BYTES", "DeferredBody", "OffLoop", "body_bytes", "body_d
 
 T = TypeVar("T")
 
+_ASYNCHRONOUS: Final = "Body: the file is asynchronous; read it and pass its bytes"
+
 HASH_INLINE_BYTES: Final = 256 * 1024
 """Above this size, moving to a thread costs less than stalling the loop.
 
@@ -93,13 +95,32 @@ def body_digest(body: bytes | memoryview) -> str:
 
 def _read_file(file: Any) -> bytes:
     if inspect.iscoroutinefunction(file.read):
-        raise ParamValidationError(["Body: the file is asynchronous; read it and pass its bytes"])
+        raise ParamValidationError([_ASYNCHRONOUS])
     # Objects that have seek() and not seekable() can seek, as boto3 takes it.
-    if not hasattr(file, "seek") or (hasattr(file, "seekable") and not file.seekable()):
+    seekable = getattr(file, "seekable", True)
+    if not hasattr(file, "seek") or not (seekable() if callable(seekable) else seekable):
         raise ParamValidationError(["Body: the file is not seekable; read it and pass its bytes"])
     # nothing is read yet: the type shows whether it is a text file
-    if isinstance(file.read(0), str):
+    nothing = file.read(0)
+    if inspect.isawaitable(nothing):
+        if inspect.iscoroutine(nothing):
+            nothing.close()
+        raise ParamValidationError([_ASYNCHRONOUS])
+    if isinstance(nothing, str):
         raise ParamValidationError(['Body: the file is open in text mode; open it with "rb"'])
+    parts: list[bytes] = []
+    try:
+        # Some files return less than everything at once; only nothing is their end.
+        while not parts or parts[-1]:
+            parts.append(_next_bytes(file))
+    except BaseException:
+        # error trackers report locals
+        parts.clear()
+        raise
+    return parts[0] if len(parts) <= 2 else b"".join(parts)
+
+
+def _next_bytes(file: Any) -> bytes:
     data = file.read()
     if not isinstance(data, (bytes, bytearray, memoryview)):
         fault = f"Body: the file's read() returned {type(data)} in place of bytes"

@@ -41,7 +41,7 @@ from aiosmrt._core.observe import emit, report, with_observers_headers
 from aiosmrt._core.outcome import refusal, stream_error
 from aiosmrt._core.response_bodies import EventStream, StreamingBody
 from aiosmrt._core.template import RequestTemplate, template_of
-from aiosmrt._policy.clockskew import correct_offset, expired_on_the_way
+from aiosmrt._policy.clockskew import correct_offset
 from aiosmrt._policy.retry import RetryState, StopReason, sdk_request
 from aiosmrt._policy.target_health import Illness, is_sign_of_life
 from aiosmrt._transport.base import Reply, ReplyStream, Request
@@ -862,24 +862,23 @@ class Call:
         operation = self._codec.operation.name
         openai = self._codec.openai
         error = refusal(status, headers, body, operation, self.sent, openai=openai)
-        received_at = core.wall_clock()
-        offset = correct_offset(
+        if not self._view.sign:
+            return error
+        correction = correct_offset(
             error.code,
             self._signed_offset,
             self._sent_at,
-            received_at,
-            headers.get("date"),
+            core.wall_clock(),
+            # A cache's answer has the date of another call's.
+            None if "age" in headers else headers.get("date"),
             confirmed_offset=core.confirmed_clock_offset,
         )
-        if offset is None:
-            age = expired_on_the_way(error.code, self._sent_at, received_at)
-            if age is None:
-                return error
-            return refusal(status, headers, body, operation, self.sent, skew=age, openai=openai)
-        if offset != core.clock_offset:
-            core.clock_offset = offset
-            report(self._view.observers, ClockSkewCorrected(offset))
-        return refusal(status, headers, body, operation, self.sent, skew=offset - self._signed_offset, openai=openai)
+        if correction is None:
+            return error
+        if correction.offset is not None and correction.offset != core.clock_offset:
+            core.clock_offset = correction.offset
+            report(self._view.observers, ClockSkewCorrected(correction.offset))
+        return refusal(status, headers, body, operation, self.sent, skew=correction.skew, openai=openai)
 
     async def _wait_after(self, error: AiosmrtError, *, stream_started: bool) -> None:
         """Wait until the next attempt may be made; raise the error if it was the last one."""

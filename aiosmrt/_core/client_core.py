@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import cache, partial
+from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -24,10 +24,19 @@ from weakref import WeakSet
 
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.hosts import ResolvedEndpoint, http2_endpoint
-from aiosmrt._aws.tls import http2_context
+from aiosmrt._aws.settings import CaBundle
+from aiosmrt._aws.tls import UnusableAuthoritiesError, http2_context
 from aiosmrt._core.admission import Admissions, CallLater, MaxConcurrency, Timer
 from aiosmrt._core.bearer import TOKEN_SECONDS, TokenCache
-from aiosmrt._core.configure import Configuration, Verify, app_id_of, check_verify, configure, is_in_lambda
+from aiosmrt._core.configure import (
+    Configuration,
+    Verify,
+    app_id_of,
+    authorities_error,
+    check_verify,
+    configure,
+    is_in_lambda,
+)
 from aiosmrt._core.log import LOGGER, apply_environment
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
@@ -382,10 +391,7 @@ class ClientCore:
                         "bidirectional streams cannot use an ssl.SSLContext, whose ALPN is that of HTTP/1.1: give "
                         "`verify` the path of its authorities"
                     )
-                bundle = configuration.ca_bundle
-                context = await self.off_loop(
-                    partial(http2_context, None if bundle is None else bundle.path, verify=self._verify is not False)
-                )
+                context = await self.off_loop(self._http2_context, configuration.ca_bundle)
             if self.closed:
                 raise ClientStateError("the client is closed")
             if self._http2_pool is None:
@@ -417,9 +423,19 @@ class ClientCore:
                 profile_name=settings.profile_name,
                 use_fips_endpoint=settings.use_fips_endpoint,
                 use_dualstack_endpoint=settings.use_dualstack_endpoint,
-                verify=False if self._verify is False else None if bundle is None else bundle.path,
+                verify=False if self._verify is False else bundle,
             )
         return self._object_store
+
+    def _http2_context(self, bundle: CaBundle | None) -> ssl.SSLContext:
+        verify = self._verify is not False
+        if bundle is None:
+            return http2_context(None, verify=verify)
+        try:
+            return http2_context(bundle.path, verify=verify)
+        except UnusableAuthoritiesError as error:
+            # The service's other URL may have no TLS, and then nothing has looked at the path yet.
+            raise authorities_error(bundle, error) from error
 
     def _call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
         return self.loop.call_later(seconds, function, *arguments)

@@ -13,9 +13,18 @@ from aiosmrt._aws.hosts import ResolvedEndpoint, resolve_endpoint
 from aiosmrt._aws.settings import CaBundle, Settings, resolve_settings
 from aiosmrt._aws.tls import UnusableAuthoritiesError, context_of_bundle, default_verification
 from aiosmrt.config import shown
-from aiosmrt.errors import InvalidConfigError, ParamValidationError
+from aiosmrt.errors import AiosmrtError, InvalidConfigError, ParamValidationError
 
-__all__ = ["Configuration", "Verify", "app_id_of", "check_verify", "configure", "is_in_lambda", "trace_line"]
+__all__ = [
+    "Configuration",
+    "Verify",
+    "app_id_of",
+    "authorities_error",
+    "check_verify",
+    "configure",
+    "is_in_lambda",
+    "trace_line",
+]
 
 Verify = bool | str | os.PathLike[str] | ssl.SSLContext
 
@@ -146,12 +155,13 @@ def _tls(verify: Verify, bundle: CaBundle | None, *, is_https: bool, session_giv
     try:
         return context_of_bundle(bundle.path)
     except UnusableAuthoritiesError as error:
-        fault = (
-            f"{bundle.setting} must be a file or folder of CA certificates in PEM format; got {bundle.path!r}: {error}"
-        )
-        if bundle.setting == "verify":
-            raise ParamValidationError([fault]) from error
-        raise InvalidConfigError(fault) from error
+        raise authorities_error(bundle, error) from error
+
+
+def authorities_error(bundle: CaBundle, error: UnusableAuthoritiesError) -> AiosmrtError:
+    """The error for a path that does not lead to certificate authorities, which names the setting it comes from."""
+    fault = f"{bundle.setting} must be a file or folder of CA certificates in PEM format; got {bundle.path!r}: {error}"
+    return ParamValidationError([fault]) if bundle.setting == "verify" else InvalidConfigError(fault)
 
 
 def _proxy(scheme: str, netloc: str, host: str) -> str | None:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from aiosmrt._wire.params import Head
     from aiosmrt._wire.sigv4.events import EventSigner
 
-__all__ = ["MAX_PART_BYTES", "BidirectionalStream", "DuplexCall", "check_duplex"]
+__all__ = ["MAX_PART_BYTES", "BidirectionalStream", "DuplexCall", "duplex_faults"]
 
 NOTICE_SECONDS: Final = 60.0
 """How long before its end a stream's observers are told."""
@@ -66,16 +66,13 @@ _TRANSIENT_CLOSURES: Final = frozenset({"1001", "1006", "1011", "1012", "1013", 
 _REFUSALS: Final = frozenset(range(400, 500)) - {408, 421, 425, 429}
 
 
-def check_duplex(unknown: Mapping[str, object], *, max_resend_bytes: object, pin_credentials: object) -> None:
-    """Check the arguments of a bidirectional stream that are not the service's.
+def duplex_faults(unknown: Mapping[str, object], *, max_resend_bytes: object, pin_credentials: object) -> list[str]:
+    """What is wrong with the arguments of a bidirectional stream that are not the service's.
 
     Args:
         unknown: parameters that the client's method does not have.
         max_resend_bytes: as there.
         pin_credentials: as there.
-
-    Raises:
-        ParamValidationError: one of them is wrong.
     """
     faults = []
     if "Body" in unknown:
@@ -84,8 +81,7 @@ def check_duplex(unknown: Mapping[str, object], *, max_resend_bytes: object, pin
         faults.append(f"max_resend_bytes must be an integer >= 0; got {shown(max_resend_bytes)}")
     if not isinstance(pin_credentials, bool):
         faults.append(f"pin_credentials must be True or False; got {shown(pin_credentials)}")
-    if faults:
-        raise ParamValidationError(faults)
+    return faults
 
 
 class Outbox:
@@ -420,7 +416,8 @@ class BidirectionalStream:
             while self._outbox.link is None and not self._beginning.done():
                 await self._outbox.changed()
             if self._beginning.done() and self._error is not None:
-                raise self._call.place(fresh_copy(self._error))  # noqa: TRY301 (it is closed below)
+                # It is closed below.
+                raise self._call.place(fresh_copy(self._error)) from self._error.__cause__  # noqa: TRY301
         except BaseException:
             await self.aclose()
             raise

@@ -1,11 +1,12 @@
 """Facts about a client in the places where botocore has them: ``client.meta`` and ``client.exceptions``."""
 
-from typing import TYPE_CHECKING, NamedTuple, Never, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, Never, NoReturn
 
 from botocore import exceptions as boto
 
 from aiosmrt import errors
 from aiosmrt._aws.hosts import partition_of
+from aiosmrt._aws.service_model import whole_service_model
 from aiosmrt._wire.operations import API_VERSION, BY_NAME, OPERATIONS, SERVICE_ID, SIGNING_NAME
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ __all__ = ["ClientConfig", "ClientExceptions", "ClientMeta", "ServiceModel"]
 
 
 class ServiceModel(NamedTuple):
-    """What the service model says about the service."""
+    """What the service model says about the service.
+
+    What is not here, such as ``operation_model()``, is that of botocore's model, whose file the first use reads.
+    """
 
     service_name: str = "sagemaker-runtime"
     service_id: str = SERVICE_ID
@@ -26,11 +30,11 @@ class ServiceModel(NamedTuple):
     protocol: str = "rest-json"
     operation_names: tuple[str, ...] = tuple(BY_NAME)
 
-    def __getattr__(self, name: str) -> Never:
-        raise AttributeError(
-            f"client.meta.service_model has no {name!r}: the whole model is "
-            "botocore.session.get_session().get_service_model('sagemaker-runtime')"
-        )
+    def __getattr__(self, name: str) -> Any:
+        # Copying and pickling ask for special methods.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(whole_service_model(), name)
 
 
 class ClientConfig(NamedTuple):
@@ -127,6 +131,10 @@ class ClientExceptions:
     ModelStreamError = errors.ModelStreamError
     ServiceUnavailable = errors.ServiceUnavailable
     ValidationError = errors.ValidationError
+
+    def __getattr__(self, name: str) -> Never:
+        valid = ", ".join(name for name in vars(ClientExceptions) if name[0].isupper())
+        raise AttributeError(f"client.exceptions has no {name!r}; valid exceptions are: {valid}")
 
     def from_code(self, code: str) -> type[boto.ClientError]:
         """The class for an error code; ``ClientError`` for one that the service model does not name."""

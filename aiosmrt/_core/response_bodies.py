@@ -82,7 +82,7 @@ class StreamingBody:
 
     async def readlines(self) -> list[bytes]:
         """Return the lines that are left, without their ends."""
-        return [line async for line in self.iter_lines()]
+        return self._read(None).splitlines()
 
     async def iter_chunks(self, chunk_size: int = _CHUNK_BYTES) -> AsyncIterator[bytes]:
         """Iterate over the rest of the body in pieces of ``chunk_size`` bytes."""
@@ -93,11 +93,23 @@ class StreamingBody:
         """Iterate over the lines that are left.
 
         Args:
-            chunk_size: ignored; aiobotocore has it.
+            chunk_size: how many bytes are taken at a time. What was taken is not read again when the iteration ends
+                early; what follows is. Defaults to 1,024.
             keepends: whether a line keeps its end. Defaults to False.
         """
-        for line in self._read(None).splitlines(keepends):
-            yield line
+        pieces: list[bytes] = []
+        async for chunk in self.iter_chunks(chunk_size):
+            within_line = not (b"\n" in chunk or b"\r" in chunk or (pieces and pieces[-1].endswith((b"\n", b"\r"))))
+            pieces.append(chunk)
+            if within_line:
+                continue
+            # The last one may go on: with the LF of a CRLF, at least.
+            *lines, last = b"".join(pieces).splitlines(keepends=True)
+            pieces = [last]
+            for line in lines:
+                yield line if keepends else line.rstrip(b"\r\n")
+        if last_line := b"".join(pieces):
+            yield last_line if keepends else last_line.rstrip(b"\r\n")
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self.iter_chunks()
@@ -217,9 +229,10 @@ class StreamingBody:
             raise ResponseStreamingError("the response body is closed")
         start = self._position
         end = len(self._data) if amt is None or amt < 0 else min(start + amt, len(self._data))
-        self._position = end
         # A slice of everything is the same object.
-        return self._data[start:end]
+        data = self._data[start:end]
+        self._position = end
+        return data
 
 
 class StreamTiming(NamedTuple):
@@ -288,6 +301,7 @@ class EventStream:
         "_arrived",
         "_cancelled",
         "_decoder",
+        "_dropped",
         "_ended_at",
         "_failure",
         "_first_part_at",
@@ -317,6 +331,8 @@ class EventStream:
         self._open = True
         # A cancelled reader has lost parts, so that reading on must not look like the end.
         self._cancelled = False
+        # Nor must reading on after `close`, which has dropped parts.
+        self._dropped = False
         self._receiving = False
         self._parts = 0
         self._payload_bytes = 0
@@ -364,7 +380,7 @@ class EventStream:
             EventStreamFormatError: a malformed frame, the stream ended inside one, or an empty answer without an event
                 stream's content type.
             ReadTimeoutError: silence for longer than ``read_timeout``.
-            ResponseStreamingError: the connection was lost.
+            ResponseStreamingError: the connection was lost, or the stream was closed before its end.
             ClientStateError: another task is waiting for the next part, or an earlier wait for it was cancelled.
         """
         if not self._ready and not await self._receive():
@@ -387,6 +403,8 @@ class EventStream:
         """Fill ``_ready`` with at least one payload, or raise; return False at the end."""
         if self._receiving:
             raise ClientStateError("another task is waiting for this stream's next part")
+        if self._dropped:
+            raise ResponseStreamingError("the response stream is closed")
         self._receiving = True
         try:
             while self._open:
@@ -462,7 +480,8 @@ class EventStream:
         raise no_initial_response()
 
     def close(self) -> None:
-        """End the stream; parts that were not read are dropped."""
+        """End the stream; parts that were not read are dropped. A task that waits for one finds the stream ended."""
+        self._dropped = self._dropped or self._open or bool(self._ready)
         self._ready.clear()
         self._close(complete=False)
 

@@ -17,14 +17,29 @@ A ``Date`` may be wrong: a proxy with a wrong clock may have written it. Two rul
 signature wrong. A date outside of `EARLIEST` to `LATEST` is ignored. And a correction with which no call has succeeded
 yet is dropped if a signature made with it is refused.
 
-A signature may also be too old because it was long on the way. It is made again, with the same offset.
+Between sending and receiving, the machine may have been suspended, or its clock set. Then nobody knows by which reading
+of the local clock the service wrote its date, and the offset is left alone. Whether the signature was too old, or from
+the future, shows all the same: by the date, or without one by how long it was on the way. It is made again.
 
 Times are float seconds since 1970 on the *uncorrected* local wall clock.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import calendar
+import re
+from typing import Final, NamedTuple
+
+__all__ = [
+    "EARLIEST",
+    "LATEST",
+    "MAX_SKEW",
+    "SIGNATURE_ERROR_CODES",
+    "Correction",
+    "correct_offset",
+    "estimate_offset",
+    "parse_http_date",
+]
 
 MAX_SKEW: Final = 240.0
 """Seconds by which a signature's time may be off before the clock counts as the reason of its refusal."""
@@ -47,71 +62,53 @@ EARLIEST: Final = 1_494_633_600.0
 LATEST: Final = 4_102_444_800.0
 """The first time in seconds since 1970 that is implausible: 2100-01-01."""
 
-_MONTHS: Final = {
-    name: number
-    for number, name in enumerate(
-        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), start=1
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_SHORT_DAY, _LONG_DAY = (f"(?P<weekday>{'|'.join(days)})" for days in ([day[:3] for day in _DAYS], _DAYS))
+_MONTH: Final = f"(?P<month>{'|'.join(_MONTHS)})"
+_TIME: Final = "(?P<hour>[01][0-9]|2[0-3]):(?P<minute>[0-5][0-9]):(?P<second>[0-5][0-9]|60)"
+_DATES: Final = tuple(
+    map(
+        re.compile,
+        (
+            f"{_SHORT_DAY}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT",  # IMF-fixdate
+            f"{_LONG_DAY}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT",  # RFC 850
+            f"{_SHORT_DAY} {_MONTH} (?P<day>[ 0-9][0-9]) {_TIME} (?P<year>[0-9]{{4}})",  # asctime
+        ),
     )
-}
-_DAYS_IN_MONTH: Final = (0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-# 1970-01-01 was a Thursday.
-_WEEKDAYS: Final = ("Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed")
+)
 
 
 def parse_http_date(value: str) -> float | None:
-    """Read a ``Date`` header in the only form that senders may generate, IMF-fixdate (RFC 9110, section 5.6.7).
+    """Read a ``Date`` header in one of the three forms that recipients must accept (RFC 9110, section 5.6.7).
 
     Args:
-        value: the header's value, 29 characters.
+        value: the header's value.
 
     Returns:
         Seconds since 1970, or None if the form is another or the time is not between `EARLIEST` and `LATEST`.
 
     >>> parse_http_date("Fri, 06 Nov 2026 08:49:37 GMT")
     1793954977.0
-    >>> parse_http_date("Friday, 06-Nov-26 08:49:37 GMT") is None
+    >>> parse_http_date("Friday, 06-Nov-26 08:49:37 GMT") == parse_http_date("Fri Nov  6 08:49:37 2026")
     True
     >>> parse_http_date("Sat, 01 Jan 0000 00:00:00 GMT") is None
     True
     """
-    if (
-        len(value) != 29
-        or value[3:5] != ", "
-        or value[7] != " "
-        or value[11] != " "
-        or value[16] != " "
-        or value[19] != ":"
-        or value[22] != ":"
-        or value[25:] != " GMT"
-    ):
+    found = next((match for form in _DATES if (match := form.fullmatch(value))), None)
+    if found is None:
         return None
-    digits = value[5:7] + value[12:16] + value[17:19] + value[20:22] + value[23:25]
-    month = _MONTHS.get(value[8:11])
-    if month is None or not (digits.isascii() and digits.isdigit()):
+    year, month, day = int(found["year"]), 1 + _MONTHS.index(found["month"]), int(found["day"])
+    if len(found["year"]) == 2:
+        year += 2000  # the century of the plausible times
+    # Before the year 1 the calendar module fails.
+    if not (year >= 1970 and 1 <= day <= calendar.monthrange(year, month)[1]):
         return None
-    number = int(digits)
-    number, second = divmod(number, 100)
-    number, minute = divmod(number, 100)
-    number, hour = divmod(number, 100)
-    day, year = divmod(number, 10_000)
-    # 60 is a leap second, which counts as the first of the next minute.
-    if hour > 23 or minute > 59 or second > 60 or not 1 <= day <= _DAYS_IN_MONTH[month]:
+    if _DAYS[calendar.weekday(year, month, day)][:3] != found["weekday"][:3]:
         return None
-    if month == 2 and day == 29 and (year % 4 or (year % 100 == 0 and year % 400)):
-        return None
-    days = _days_since_1970(year, month, day)
-    if value[:3] != _WEEKDAYS[days % 7]:
-        return None
-    seconds = float(days * 86_400 + hour * 3600 + minute * 60 + second)
+    # A second of 60 is a leap second, and counts as the first of the next minute.
+    seconds = float(calendar.timegm((year, month, day, int(found["hour"]), int(found["minute"]), int(found["second"]))))
     return seconds if EARLIEST <= seconds < LATEST else None
-
-
-def _days_since_1970(year: int, month: int, day: int) -> int:
-    # The year counts from March, so that the leap day is the last and one formula covers the lengths of the months.
-    if month <= 2:
-        year -= 1
-        month += 12
-    return year * 365 + year // 4 - year // 100 + year // 400 + (153 * (month - 3) + 2) // 5 + day - 719_469
 
 
 def estimate_offset(sent_at: float, received_at: float, date: str) -> float | None:
@@ -123,17 +120,29 @@ def estimate_offset(sent_at: float, received_at: float, date: str) -> float | No
         date: the response's ``Date`` header.
 
     Returns:
-        Seconds to add to the local clock (negative if it runs ahead), or None if the header is not a plausible date.
+        Seconds to add to the local clock (negative if it runs ahead). None if the header is not a plausible date, or
+        the clock was not one and the same from sending to receiving.
 
     >>> estimate_offset(1793954200.0, 1793954202.0, "Fri, 06 Nov 2026 08:49:37 GMT")
     776.0
     """
     server = parse_http_date(date)
-    if server is None:
+    # No refusal takes longer than that: the machine was suspended, or its clock was set.
+    if server is None or not 0 <= received_at - sent_at <= MAX_SKEW:
         return None
-    # No refusal takes that long: the local clock was set, or stood still, in between. The later reading is right.
-    is_one_clock = 0 <= received_at - sent_at <= MAX_SKEW
-    return server - ((sent_at + received_at) / 2 if is_one_clock else received_at)
+    return server - (sent_at + received_at) / 2
+
+
+class Correction(NamedTuple):
+    """What to do about a refused signature.
+
+    Attributes:
+        offset: seconds to add to the local clock from now on. If None, as many as before.
+        skew: by how many seconds the signature's time was off.
+    """
+
+    offset: float | None
+    skew: float
 
 
 def correct_offset(
@@ -144,8 +153,8 @@ def correct_offset(
     date: str | None,
     *,
     confirmed_offset: float = 0.0,
-) -> float | None:
-    """Decide whether the clock is the reason of a refused signature, and which offset to sign with from now on.
+) -> Correction | None:
+    """Decide whether the time is the reason of a refused signature, so that another one may be accepted.
 
     Args:
         code: the error's code.
@@ -156,47 +165,32 @@ def correct_offset(
         confirmed_offset: the last offset with which a call succeeded. Defaults to 0, the local clock as it is.
 
     Returns:
-        The new offset in seconds if the signature's time was more than four minutes (`MAX_SKEW`) off. The confirmed
-        offset if it was not, but was made with another one. None if the refusal has another or an unknown reason.
+        A correction if the signature's time was more than four minutes (`MAX_SKEW`) off, or if it was made with another
+        offset than the confirmed one, which then counts again. None if the refusal has another or an unknown reason.
 
     >>> date = "Fri, 06 Nov 2026 08:49:37 GMT"
     >>> correct_offset("InvalidSignatureException", 0.0, 1793954200.0, 1793954202.0, date)
-    776.0
+    Correction(offset=776.0, skew=776.0)
     >>> correct_offset("InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date)
-    0.0
+    Correction(offset=0.0, skew=-776.0)
+    >>> correct_offset("InvalidSignatureException", 0.0, 1793954200.0, 1793954800.0, None)
+    Correction(offset=None, skew=600.0)
     >>> correct_offset(
     ...     "InvalidSignatureException", 776.0, 1793954200.0, 1793954202.0, date, confirmed_offset=776.0
     ... ) is None
     True
     """
-    if date is None or code not in SIGNATURE_ERROR_CODES:
+    if code not in SIGNATURE_ERROR_CODES:
         return None
-    offset = estimate_offset(sent_at, received_at, date)
-    if offset is None:
-        return None
-    if abs(offset - signed_offset) > MAX_SKEW:
-        return offset
-    return confirmed_offset if abs(confirmed_offset - signed_offset) > MAX_SKEW else None
-
-
-def expired_on_the_way(code: str, sent_at: float, received_at: float) -> float | None:
-    """Decide whether a refused signature was right, but too old when it reached the service.
-
-    Making the connection may have taken long, or the machine was suspended while it was made.
-
-    Args:
-        code: the error's code.
-        sent_at: when the request was signed, in seconds since 1970 by the local clock.
-        received_at: when the response's head arrived, by the same clock.
-
-    Returns:
-        Its age in seconds if that was more than four minutes (`MAX_SKEW`); otherwise None.
-
-    Example:
-        >>> expired_on_the_way("InvalidSignatureException", 1793954200.0, 1793954800.0)
-        600.0
-        >>> expired_on_the_way("InvalidSignatureException", 1793954200.0, 1793954202.0) is None
-        True
-    """
-    age = received_at - sent_at
-    return age if age > MAX_SKEW and code in SIGNATURE_ERROR_CODES else None
+    server = None if date is None else parse_http_date(date)
+    offset = None if date is None else estimate_offset(sent_at, received_at, date)
+    if offset is not None:
+        skew = offset - signed_offset
+    elif server is not None:
+        skew = server - sent_at - signed_offset
+    else:
+        skew = received_at - sent_at
+    if abs(skew) > MAX_SKEW:
+        return Correction(offset, skew)
+    skew = confirmed_offset - signed_offset
+    return Correction(confirmed_offset, skew) if abs(skew) > MAX_SKEW else None

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
+from aiosmrt._wire.operations import MAX_ERROR_BYTES
+
 __all__ = [
     "IDLE_SECONDS",
     "MAX_ERROR_BYTES",
@@ -19,9 +21,6 @@ __all__ = [
     "Transport",
     "header_lines",
 ]
-
-# How much of the body of an error response is kept.
-MAX_ERROR_BYTES: Final = 2**16
 
 # A connection that was idle for longer is closed: NAT gateways and VPC endpoints drop it after 350 s, many load
 # balancers after 60 s.

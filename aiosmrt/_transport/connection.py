@@ -14,8 +14,10 @@
 - A small response is cut out of the receive buffer. All connections of a client share the buffer, as it is filled and
   parsed within one callback. A body of known length is received directly into its own memory, other bodies in pieces.
 - A connection is reusable only if its response ended exactly where head or chunks announced it, no data followed, and
-  the request was sent completely. If anything arrives while it is idle, it is closed, and so are the ones of which the
-  pool finds that something has arrived unread: what comes without a request must not become the next response.
+  the request was sent completely. If what follows begins another response, such as the same one again, the first one
+  is whole; anything else shows that server and head disagree about the length, so that the body cannot be trusted. If
+  anything arrives while it is idle, it is closed, and so are the ones of which the pool finds that something has
+  arrived unread: what comes without a request must not become the next response.
 - Data that the reader of a stream has not received yet is kept in `aiosmrt._transport.bodystream`.
 """
 
@@ -26,11 +28,12 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from aiosmrt._idle import UnreadCheck, unread_check
 from aiosmrt._transport.base import MAX_ERROR_BYTES, Reply
 from aiosmrt._transport.bodystream import BodyStream
 from aiosmrt._transport.failures import broken_off, connection_closed, malformed, timed_out, too_large
 from aiosmrt._transport.loops import clock_of, future_maker
-from aiosmrt._transport.sockets import UnreadCheck, unread_check, was_closed_properly
+from aiosmrt._transport.sockets import was_closed_properly
 from aiosmrt._wire.http1 import (
     ChunkedBody,
     HeadParser,
@@ -53,6 +56,13 @@ _MAX_RECEIVE_BYTES = 2**19
 # slices of 256 KiB, 6 MiB bodies cost 7 % more CPU and block the loop just as long (benchmarks/uploads.py).
 _WHOLE_BODY_BYTES = 2**16
 _SLICE_BYTES = 2**20
+
+# How a response begins; the line ends before it are not part of it (RFC 9112, 2.2).
+_RESPONSE = b"HTTP/1."
+_LINE_ENDS = b"\r\n"
+
+# How much data is seen after a body of known length.
+_BEYOND_BYTES = 16
 
 # A longer body is received in pieces, so that a header alone cannot make a client reserve memory.
 _DIRECT_BYTES = 2**26
@@ -296,10 +306,13 @@ class Connection(asyncio.BufferedProtocol):
         elif state == _DIRECT:
             self._restart_silence()
             rest = self._rest = self._rest[nbytes:]  # type: ignore[index]
-            if len(rest) == 1:
-                self._complete(self._head, bytes(memoryview(self._body)[:-1]))  # type: ignore[arg-type]
-            elif not rest:
-                self.fail(malformed(self._origin, "data after the end of the body"))
+            beyond = _BEYOND_BYTES - len(rest)
+            if beyond == 0:
+                self._complete(self._head, bytes(memoryview(self._body)[:-_BEYOND_BYTES]))  # type: ignore[arg-type]
+            elif beyond > 0:
+                body = memoryview(self._body)  # type: ignore[arg-type]
+                if self._is_whole_before(body[-_BEYOND_BYTES:][:beyond]):
+                    self._complete(self._head, bytes(body[:-_BEYOND_BYTES]))
         elif state == _IDLE:
             self.discard()  # a response without a request
         elif state != _GONE:
@@ -459,8 +472,8 @@ class Connection(asyncio.BufferedProtocol):
                 return
         elif length is not None and end - start < length <= _DIRECT_BYTES:
             arrived = end - start
-            # One byte more, so that data after the body is noticed. It would be taken for the next response otherwise.
-            body = self._body = bytearray(length + 1)
+            # Some bytes more, so that data after the body is noticed. It would become the next response otherwise.
+            body = self._body = bytearray(length + _BEYOND_BYTES)
             body[:arrived] = self._receiver.view[start:end]
             self._rest = memoryview(body)[arrived:]
             self._state = _DIRECT
@@ -520,16 +533,22 @@ class Connection(asyncio.BufferedProtocol):
                 if self._max_bytes is not None and self._pieces_bytes > self._max_bytes:
                     self._exceeded(self._max_bytes)
                     return
-        if fault is None and start < end and ended:
-            # The server and its own headers disagree about the length, so the body cannot be trusted.
-            fault = "data after the end of the body"
         if fault is not None:
             self.fail(malformed(self._origin, fault))
-        elif ended:
+        elif ended and (start == end or self._is_whole_before(receiver.view[start:end][:_BEYOND_BYTES])):
             if end == len(receiver.buffer):
                 # The buffer is full, so there may be more data that is not visible here.
                 self._head = replace(self._head, persistent=False)
             self._body_completed()
+
+    def _is_whole_before(self, beyond: memoryview) -> bool:
+        """Tell whether a body is whole although data follow, the first bytes of which are given; fail if it is not."""
+        follows = bytes(beyond).lstrip(_LINE_ENDS)
+        if _RESPONSE.startswith(follows[: len(_RESPONSE)]):
+            self._head = replace(self._head, persistent=False)
+            return True
+        self.fail(malformed(self._origin, "data after the end of the body"))
+        return False
 
     def _exceeded(self, max_bytes: int) -> None:
         """Fail for a body that is too large; the beginning of an error's body is enough."""

@@ -1,18 +1,12 @@
-"""Sockets that detect a dead peer and choose the size of their reads, and checks of a connection's socket and TLS."""
+"""Sockets that detect a dead peer and choose the size of their reads, and how TLS connections end."""
 
 from __future__ import annotations
 
-import asyncio
-import select
 import socket
 import ssl
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-__all__ = ["UnreadCheck", "create_socket", "unread_check", "was_closed_properly"]
-
-UnreadCheck = Callable[[], object]
+__all__ = ["create_socket", "was_closed_properly"]
 
 # A dead peer is detected 15 s after its last packet, whether the connection is idle or has unacknowledged data.
 _KEEPALIVE_IDLE_SECONDS = 5
@@ -67,26 +61,6 @@ def create_socket(address: tuple[Any, ...]) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def unread_check(transport: asyncio.BaseTransport) -> UnreadCheck:
-    """Create a function that returns a true value if data or an end waits to be read from a connection.
-
-    It looks at the socket, which costs one system call, and works on every loop that reads from sockets when they are
-    readable. Two things go unnoticed, like data that is still on its way: under TLS, the beginning of a record that the
-    loop has read already; on Windows's proactor loop, which reads ahead, data that has arrived since the loop last ran.
-
-    Args:
-        transport: the connection's transport.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        return bool
-    if not hasattr(select, "poll"):
-        return lambda: select.select([sock], [], [], 0)[0]
-    poller = select.poll()
-    poller.register(sock.fileno(), select.POLLIN)
-    return partial(poller.poll, 0)
 
 
 def was_closed_properly(connection: ssl.SSLObject | None) -> bool:

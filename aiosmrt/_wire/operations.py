@@ -17,6 +17,7 @@ __all__ = [
     "INLINE_BYTES",
     "INVOCATION_TIMEOUT_SECONDS",
     "INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM",
+    "MAX_ERROR_BYTES",
     "MAX_MESSAGE_CHARACTERS",
     "NEW_SESSION",
     "OPENAI_OPERATIONS",
@@ -51,6 +52,9 @@ EVENT_STREAM: Final = "application/vnd.amazon.eventstream"
 
 STREAM_LIFETIME_SECONDS: Final = 30 * 60.0
 """How long the service keeps a bidirectional stream."""
+
+MAX_ERROR_BYTES: Final = 2**16
+"""How much is kept of what reports an error, whoever wrote it: messages end up in logs and error reports."""
 
 MAX_MESSAGE_CHARACTERS: Final = 2048
 """As much as an error of the service has of a container's message (Message in the service model)."""

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aiosmrt._wire.operations import Member, Operation
-from aiosmrt.errors import ParameterNameError, ParamValidationError
+from aiosmrt.errors import ParameterNameError, ParameterTypeError, ParamValidationError
 
 __all__ = ["Head", "HeadBuilder", "full_pattern"]
 
@@ -26,6 +26,7 @@ _VARYING = frozenset({"CustomAttributes", "InferenceId", "SessionId", "PrefixAwa
 _UNSENDABLE = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 
 _MISSING = "Missing required parameter in input:"
+_WRONG_TYPE = "Invalid type for parameter "
 
 _NO_PARAMS: Mapping[str, Any] = MappingProxyType({})
 
@@ -107,26 +108,34 @@ class HeadBuilder:
             if name not in known
         ]
 
-    def head(self, values: tuple[Any, ...], body: object, params: Mapping[str, Any] = _NO_PARAMS) -> Head:
+    def head(
+        self,
+        values: tuple[Any, ...],
+        body: object,
+        params: Mapping[str, Any] = _NO_PARAMS,
+        found: Sequence[str] = (),
+    ) -> Head:
         """Check parameters and return the request head.
 
         Args:
             values: one per member, in the order of ``members``; None if a parameter is missing.
             body: the ``Body`` parameter; only its presence and type are checked.
             params: parameters under AWS's names; those that the operation does not have are reported.
+            found: faults of other arguments, which are reported with them.
 
         Raises:
             ParamValidationError: a parameter is invalid; the message lists all that are.
             ParameterNameError: the same, if a parameter is missing or unknown.
+            ParameterTypeError: the same, if a parameter is of the wrong type.
         """
-        if type(body) is bytes and self._input_location is None and not params:
+        if type(body) is bytes and self._input_location is None and not params and not found:
             try:
                 known = self._heads.get(values)
             except TypeError:  # an unhashable value, which the checks below report
                 known = None
             if known is not None:
                 return known
-        faults = [*(unknown := self._unknown(params)), *self._body_faults(values, body)]
+        faults = [*found, *(unknown := self._unknown(params)), *self._body_faults(values, body)]
         common = list(values)
         for i in self._fresh:
             common[i] = None
@@ -141,11 +150,13 @@ class HeadBuilder:
         if faults:
             # error trackers report locals
             names_differ = bool(unknown) or any(fault.startswith(_MISSING) for fault in faults)
+            types_differ = any(fault.startswith(_WRONG_TYPE) for fault in faults)
             wrong: list[str] = []
             self._check(self.members[self._endpoint_name], values[self._endpoint_name], wrong)
             name = None if wrong else values[self._endpoint_name]
             del values, common, key, body, params
-            error = ParameterNameError(faults) if names_differ else ParamValidationError(faults)
+            kind = ParameterTypeError if types_differ else ParamValidationError
+            error = ParameterNameError(faults) if names_differ else kind(faults)
             error.note_call(self.operation.name, name)
             try:
                 raise error
@@ -201,7 +212,7 @@ class HeadBuilder:
             faults.append("Exactly one of Body and InputLocation must be given, got both")
         if not isinstance(body, (bytes, bytearray, memoryview, str)) and not hasattr(body, "read"):
             faults.append(
-                f"Invalid type for parameter Body, type: {type(body)}, valid types: {bytes}, {bytearray}, "
+                f"{_WRONG_TYPE}Body, type: {type(body)}, valid types: {bytes}, {bytearray}, "
                 f"{memoryview}, {str}, seekable binary file"
             )
         return faults
@@ -214,14 +225,14 @@ class HeadBuilder:
             return
         if rule.type == "integer":
             if not isinstance(value, int) or isinstance(value, bool):
-                faults.append(f"Invalid type for parameter {name}, type: {type(value)}, valid types: {int}")
+                faults.append(_type_fault(member, value, int))
             elif (rule.min is not None and value < rule.min) or (rule.max is not None and value > rule.max):
                 faults.append(
                     f"Invalid value for parameter {name}, value: {_quote(value)}, valid range: {rule.min} to {rule.max}"
                 )
             return
         if not isinstance(value, str):
-            faults.append(f"Invalid type for parameter {name}, type: {type(value)}, valid types: {str}")
+            faults.append(_type_fault(member, value, str))
             return
         length = len(value)
         shown = "" if rule.sensitive else f", value: {_quote(value)}"
@@ -239,6 +250,13 @@ class HeadBuilder:
         if compiled is None:
             compiled = self._patterns[pattern] = full_pattern(pattern)
         return compiled
+
+
+def _type_fault(member: Member, value: object, right: type) -> str:
+    """A fault in botocore's words. Of a value that may be a payload in the wrong place, only the type is named."""
+    is_number = isinstance(value, (bool, int, float)) and not member.rule.sensitive
+    shown = f" value: {_quote(value)}," if is_number else ""
+    return f"{_WRONG_TYPE}{member.name},{shown} type: {type(value)}, valid types: {right}"
 
 
 def _plain(value: Any) -> str:

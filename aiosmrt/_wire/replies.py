@@ -11,7 +11,7 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from aiosmrt._wire.operations import Operation
+from aiosmrt._wire.operations import MAX_ERROR_BYTES, Operation
 from aiosmrt.errors import ERROR_CODES
 
 __all__ = ["ReplyReader", "failure", "metadata_of", "stream_failure"]
@@ -117,13 +117,13 @@ def stream_failure(message_type: str, exception_type: str | None, headers: Any, 
         message_type: the message's ``:message-type``.
         exception_type: the message's ``:exception-type``, if it has one.
         headers: all headers of the message.
-        payload: the message's payload.
+        payload: the message's payload, of which `MAX_ERROR_BYTES` are kept, as of the body of an error response.
 
     >>> stream_failure("exception", "ModelStreamError", {}, b'{"ErrorCode":"StreamBroken"}')["ErrorCode"]
     'StreamBroken'
     """
     if message_type == "exception" and exception_type is not None:
-        document = _document(payload)
+        document = _document(payload[:MAX_ERROR_BYTES])
         code = _bare_code(exception_type)
         message = next((document[key] for key in ("Message", "message") if document.get(key) is not None), "")
         return {"Error": {"Code": code, "Message": message}, **_modelled(code, document)}

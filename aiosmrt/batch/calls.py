@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aiosmrt._core.call import NO_WAITS
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT
 from aiosmrt.batch.requests import Row
 from aiosmrt.endpoint import Endpoint

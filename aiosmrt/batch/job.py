@@ -29,7 +29,7 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.admission import MaxConcurrency
 from aiosmrt._core.outcome import concerns_every_call
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_ASYNC
 from aiosmrt.batch.answers import Verbatim
 from aiosmrt.batch.asynchronous import JobsUnderWay, QueuedScoring, jobs_file, rewritten

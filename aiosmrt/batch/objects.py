@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 from aiosmrt._aws.s3 import ObjectFacts, ObjectStore, parse_s3_uri
 from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.batch.tasks import JobStoppedError
-from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
+from aiosmrt.errors import AiosmrtError, BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
 
 __all__ = ["Bucket", "ObjectFile", "is_s3", "result_while_wanted", "spool_name"]
 
@@ -190,6 +190,8 @@ class Bucket:
                     # One that is not wanted any more still has its parts to remove.
                     if begun.is_set():
                         ended.wait(_ABORT_SECONDS)
+        except AiosmrtError:
+            raise  # of S3, or of the credentials for it
         except OSError as error:
             raise BatchOutputError(f"cannot read {path}: {error.strerror or error}") from error
 

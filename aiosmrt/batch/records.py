@@ -10,19 +10,22 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiosmrt.batch.objects import result_while_wanted
 from aiosmrt.batch.source import Line, Source
 from aiosmrt.batch.tables import records_of, table_batches
 from aiosmrt.batch.tasks import close_all
-from aiosmrt.errors import BatchInputError
+from aiosmrt.errors import AiosmrtError, BatchInputError
 from aiosmrt.serializers.frames import is_frame
 
 __all__ = ["RecordSource", "is_table", "records_fault"]
+
+T = TypeVar("T")
 
 NAME: Final = "source"
 
@@ -41,9 +44,18 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 def is_table(source: object) -> bool:
     """Whether an object is a DataFrame, an Arrow table, or has one of the interfaces for exchanging them."""
-    return is_frame(source) or any(
-        hasattr(source, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
+    return is_frame(source) or (
+        any(hasattr(source, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__"))
+        and _as_list(source) is None
     )
+
+
+def _as_list(source: Any) -> Callable[[], list[Any]] | None:
+    """What makes a list of a single column, such as a series of pandas or polars or an array of Arrow."""
+    if is_frame(source):
+        return None
+    as_list: Callable[[], list[Any]] | None = getattr(source, "to_pylist", None) or getattr(source, "to_list", None)
+    return as_list
 
 
 def records_fault(source: object) -> str | None:
@@ -74,18 +86,21 @@ class RecordSource(Source):
         self._loop = loop
 
     def prepare(self) -> dict[str, Any]:
-        source = self._source
+        source: Any = self._source
+        if (as_list := _as_list(source)) is not None:
+            source = _readable(as_list)
         if is_table(source):
+            if is_frame(source):
+                _check_names(source.schema.names if hasattr(source, "num_rows") else source.columns)
             self.rows_in_all = _length(source)
             batches = table_batches(source)
-            first = next(batches, None)
+            first = _next(batches, source)
             if first is not None:
                 self.schema: Any = first.schema
                 self.columns: list[str] | None = list(first.schema.names)
-                if len(set(self.columns)) < len(self.columns):
-                    raise BatchInputError("the table has two columns of the same name")
-                self._first = records_of(first)
-            self._rest = (record for batch in batches for record in records_of(batch))
+                _check_names(self.columns)
+                self._first = _readable(partial(records_of, first))
+            self._rest = _records(batches, source)
             facts: dict[str, Any] = {"columns": self.columns or [], "first": _hash(self._first[:1])}
         elif isinstance(source, Sequence):
             self.rows_in_all = len(source)
@@ -185,6 +200,37 @@ class _Ahead:
                     self._task.exception()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result()
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    names = list(map(str, names))
+    if len(set(names)) < len(names):
+        raise BatchInputError("the table has two columns of the same name")
+
+
+def _next(batches: Iterator[Any], table: Any) -> Any:
+    """The next record batch of a table; None if there is none. A stream's own error is passed on."""
+    return _readable(lambda: next(batches, None)) if is_frame(table) else next(batches, None)
+
+
+def _records(batches: Iterator[Any], table: Any) -> Iterator[Any]:
+    while (batch := _next(batches, table)) is not None:
+        yield from _readable(partial(records_of, batch))
+
+
+def _readable(read: Callable[[], T]) -> T:
+    """Return what is read from a table.
+
+    Raises:
+        BatchInputError: the table has values that neither Arrow nor Python can express.
+    """
+    try:
+        return read()
+    except AiosmrtError:
+        raise
+    except Exception:  # of whatever library; it may quote values
+        fault = "the table has a value that cannot be read, such as a date out of range, or a column of several types"
+    raise BatchInputError(fault)
 
 
 def _length(table: Any) -> int | None:

@@ -28,7 +28,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, get_args
 
 from aiosmrt._core.outcome import concerns_every_call
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._policy.adaptive import AdaptiveLimit
 from aiosmrt.batch.answers import ANY_ANSWER, codec_for
 from aiosmrt.batch.requests import (
@@ -199,6 +199,8 @@ class Scorer:
         if on_error == "columns" and output_column in _ERROR_COLUMNS:
             faults.append(f"output_column {output_column!r} is the name of an error's column")
         if faults:
+            # Error trackers report locals, and a scorer that is half made has no representation.
+            del self, given, client_options, template, custom_attributes
             raise ParamValidationError(faults)
         self._settings: dict[str, Any] = {
             "endpoint_name": endpoint_name,
@@ -221,9 +223,14 @@ class Scorer:
                 "custom_attributes": custom_attributes,
             },
         }
-        self._prepare()
-        # Checks the arguments that are the client's and the endpoint's; sends nothing, and needs no closing.
-        self._endpoint(Client(max_concurrency=max_concurrency, **given)).map((), patience=patience)
+        try:
+            self._prepare()
+            # Checks the arguments that are the client's and the endpoint's; sends nothing, and needs no closing.
+            self._endpoint(Client(max_concurrency=max_concurrency, **given)).map((), patience=patience)
+        except BaseException as error:
+            del self, given, client_options, template, custom_attributes
+            clear_locals(error)
+            raise
 
     def _prepare(self) -> None:
         """Make what is not pickled."""

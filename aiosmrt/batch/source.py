@@ -28,7 +28,7 @@ from aiosmrt._extras import installed
 from aiosmrt.batch.objects import Bucket, ObjectFile, is_s3
 from aiosmrt.batch.tables import parquet_reader, records_of, unreadable
 from aiosmrt.batch.tasks import JobStoppedError, close_all
-from aiosmrt.errors import BatchInputError
+from aiosmrt.errors import AiosmrtError, BatchInputError
 
 __all__ = ["STANDARD_INPUT", "InputFormat", "Line", "Source", "format_of"]
 
@@ -403,6 +403,8 @@ class Source:
         try:
             try:
                 reader = parquet_reader(file)
+            except AiosmrtError:
+                raise  # of S3, or of the credentials for it
             except (OSError, ValueError) as error:
                 raise unreadable(found.name, error) from None
             with reader:
@@ -571,6 +573,8 @@ class Source:
                         rows += batch.num_rows
                         self._bytes_before = before + found.size * rows // in_all
                         yield from records_of(batch)
+                except AiosmrtError:
+                    raise
                 except (OSError, ValueError) as error:
                     raise unreadable(found.name, error) from None
         except JobStoppedError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.messages import DATA_TYPES, Message, faulty_limit
 from aiosmrt._wire.operations import INVOKE_ENDPOINT_WITH_BIDIRECTIONAL_STREAM as OPERATION
 from aiosmrt.config import shown

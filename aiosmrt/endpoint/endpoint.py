@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack, overl
 
 from aiosmrt._aws.s3 import ObjectStore
 from aiosmrt._core.body import DeferredBody
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.messages import MAX_PART_BYTES
 from aiosmrt._wire.operations import (
     INVOKE_ENDPOINT,
@@ -91,28 +91,23 @@ class Endpoint(Generic[In, Out]):
         upload_to: str | None = None,
         **options: Unpack[CallOptions],
     ) -> None:
-        faults = [
-            f"{what} must have {method}(); got {type(codec)}"
-            for what, method, codec in (
-                ("serializer", "serialize", serializer),
-                ("deserializer", "deserialize", deserializer),
-            )
-            if isinstance(codec, type) or not callable(getattr(codec, method, None))
-        ]
-        if not isinstance(name, str) or not name:
-            faults.append(f"name must be a non-empty str; got {shown(name)}")
-        if faults:
-            raise ParamValidationError(faults)
-        if upload_to is not None:
-            check_upload_to(upload_to)
+        try:
+            _check_parts(name, serializer, deserializer)
+            if upload_to is not None:
+                check_upload_to(upload_to)
+            defaults = {"EndpointName": name, "ContentType": serializer.content_type, "Accept": deserializer.accept}
+            self._params = merged(defaults, options)
+        except BaseException as error:
+            # Error trackers report locals, and an endpoint that is half made has no representation.
+            del self, options
+            clear_locals(error)
+            raise
         self.name: str = name
         self._client = client
         self._serializer = serializer
         self._deserializer = deserializer
         self._upload_to = upload_to
         self._options = options
-        defaults = {"EndpointName": name, "ContentType": serializer.content_type, "Accept": deserializer.accept}
-        self._params = merged(defaults, options)
         # What all calls without options have in common, from the first of them on.
         self._head: Head | None = None
         # The client without its read timeout, for streams that have both time limits.
@@ -179,14 +174,17 @@ class Endpoint(Generic[In, Out]):
             options: see `CallOptions`.
         """
         members: CallOptions = {**self._options, **options}
-        return Endpoint(
-            self._client.with_options(deadline=deadline, patience=patience, wait_for_capacity=wait_for_capacity),
-            self.name,
-            serializer=self._serializer,
-            deserializer=self._deserializer,
-            upload_to=self._upload_to if isinstance(upload_to, Unset) else upload_to,
-            **members,
-        )
+        try:
+            return Endpoint(
+                self._client.with_options(deadline=deadline, patience=patience, wait_for_capacity=wait_for_capacity),
+                self.name,
+                serializer=self._serializer,
+                deserializer=self._deserializer,
+                upload_to=self._upload_to if isinstance(upload_to, Unset) else upload_to,
+                **members,
+            )
+        finally:
+            del options, members
 
     def for_job(self, patience: float | Unset | None = UNSET) -> Endpoint[In, Out]:
         """Return the same endpoint, with the patience that the calls of a `map` have.
@@ -217,19 +215,22 @@ class Endpoint(Generic[In, Out]):
             DeserializationError: the deserializer cannot read the answer.
             AiosmrtError: as for `aiosmrt.Client.invoke_endpoint`.
         """
+        exchanging = self._exchange(data, options, self._deserializer.deserialize)
+        # Error trackers report locals, those of a task under way as well.
+        del data, options
         try:
-            return (await self._exchange(data, options, self._deserializer.deserialize))[0]
+            return (await exchanging)[0]
         except BaseException as error:
-            del data, options
             clear_locals(error)
             raise
 
     async def invoke(self, data: In, **options: Unpack[CallOptions]) -> Inference[Out]:
         """Get the model's answer with what the service reports about it; arguments and errors as for `predict`."""
+        inferring = self.inference(data, options)
+        del data, options
         try:
-            return await self.inference(data, options)
+            return await inferring
         except BaseException as error:
-            del data, options
             clear_locals(error)
             raise
 
@@ -308,7 +309,10 @@ class Endpoint(Generic[In, Out]):
             body = DeferredBody(partial(serialized, self._serializer, data, INVOKE_ENDPOINT.name, self.name))
         if type(body) is not bytes:
             head = None
-        response, waited = await self._client._invoke(params, body, head, began, "session")
+        invoking = self._client._invoke(params, body, head, began, "session")
+        # Nothing of the request is needed any more.
+        del data, options, params, body, head
+        response, waited = await invoking
         if on_response is not None:
             on_response(response)
         answer = await response["Body"].read()
@@ -555,13 +559,12 @@ class Endpoint(Generic[In, Out]):
             `TooManyFailuresError`; earlier results come first. Cancelling a call's task from outside raises
             `ClientStateError`.
         """
-        if batch_size is None and not (combine is None and split is None):
-            raise ParamValidationError(["combine and split need a batch_size"])
-        if not (batch_size is None or is_whole(batch_size, 1)):
-            raise ParamValidationError([f"batch_size must be an integer >= 1 or None; got {shown(batch_size)}"])
-        if batch_size is not None and options_for is not None:
-            raise ParamValidationError(["options_for is for calls with one item; leave batch_size out"])
         try:
+            _check_grouping(
+                batch_size,
+                needs_one=not (combine is None and split is None),
+                excludes_one=options_for is not None,
+            )
             return self._mapped(
                 items,
                 options_for=options_for,
@@ -753,9 +756,7 @@ class Endpoint(Generic[In, Out]):
         body = None
         params: dict[str, Any] = {}
         try:
-            given = not isinstance(data, Unset)
-            if given == (input_location is not None):
-                raise ParamValidationError(["exactly one of data and input_location must be given"])  # noqa: TRY301
+            _check_one_is_given(not isinstance(data, Unset), input_location is not None)
             if upload_to is None:
                 upload_to = self._upload_to
             else:
@@ -772,11 +773,15 @@ class Endpoint(Generic[In, Out]):
             self._client._check(operation.name, {**params, "InputLocation": input_location or _ANY_LOCATION})
             if not isinstance(data, Unset):
                 making = serialized(self._serializer, data, operation.name, self.name)
+                data, options = UNSET, {}
                 body = await self._client._before_deadline(began, operation.name, self.name, making)
+            submitting = submit(self._client, params, body, input_location, upload_to, began)
+            # Error trackers report locals, those of a task under way as well.
+            params, body = {}, None
             # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
-            return self._job(await submit(self._client, params, body, input_location, upload_to, began))
+            return self._job(await submitting)
         except BaseException as error:
-            del data, options, params, body
+            data, options, params, body = UNSET, {}, {}, None
             name_call(error, operation.name, self.name)
             clear_locals(error)
             raise
@@ -799,6 +804,37 @@ class Endpoint(Generic[In, Out]):
 
     def _job(self, handle: JobHandle) -> Job[Out]:
         return Job(self._client, handle, self.deserialized)
+
+
+def _check_parts(name: object, serializer: object, deserializer: object) -> None:
+    faults = [
+        f"{what} must have {method}(); got {type(codec)}"
+        for what, method, codec in (
+            ("serializer", "serialize", serializer),
+            ("deserializer", "deserialize", deserializer),
+        )
+        if isinstance(codec, type) or not callable(getattr(codec, method, None))
+    ]
+    if not isinstance(name, str) or not name:
+        faults.append(f"name must be a non-empty str; got {shown(name)}")
+    if faults:
+        raise ParamValidationError(faults)
+
+
+def _check_grouping(batch_size: object, *, needs_one: bool, excludes_one: bool) -> None:
+    if batch_size is None:
+        if needs_one:
+            raise ParamValidationError(["combine and split need a batch_size"])
+        return
+    if not is_whole(batch_size, 1):
+        raise ParamValidationError([f"batch_size must be an integer >= 1 or None; got {shown(batch_size)}"])
+    if excludes_one:
+        raise ParamValidationError(["options_for is for calls with one item; leave batch_size out"])
+
+
+def _check_one_is_given(data: bool, input_location: bool) -> None:
+    if data == input_location:
+        raise ParamValidationError(["exactly one of data and input_location must be given"])
 
 
 class _Scoring(Generic[In, Out]):

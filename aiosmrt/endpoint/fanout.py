@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import UserString, deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -33,6 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from aiosmrt._core.outcome import concerns_every_call
+from aiosmrt._frames import clear_locals
 from aiosmrt.config import is_seconds, is_whole, shown
 from aiosmrt.errors import AiosmrtError, ClientStateError, ParamValidationError, TooManyFailuresError
 from aiosmrt.serializers.frames import is_frame, iterates_over_columns
@@ -51,6 +53,9 @@ _PERCENTAGE: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?%", re.ASCII)
 
 # Items held for each call in flight: while one is called, another's result waits for the reader.
 _HELD_PER_CALL = 2
+
+# Methods that together make a mapping, whether it is registered as one or not, such as a module dictionary of PyTorch.
+_OF_MAPPINGS: Final = ("keys", "values", "items", "__getitem__")
 
 _CUT_OFF: Final = "the call was still in flight when drain() ended"
 
@@ -215,13 +220,14 @@ class Results(Generic[In, Out]):
         self._asynchronous: AsyncIterator[In] | None = None
         if (mistake := mistaken_items(items)) is not None:
             faults.append(mistake)
-        try:
-            if isinstance(items, AsyncIterable):
-                self._asynchronous = aiter(items)
-            else:
-                self._source = iter(items)
-        except TypeError:
-            faults.append(f"items must be an iterable or an asynchronous iterable; got {type(items)}")
+        else:
+            try:
+                if isinstance(items, AsyncIterable):
+                    self._asynchronous = aiter(items)
+                else:
+                    self._source = iter(items)
+            except TypeError:
+                faults.append(f"items must be an iterable or an asynchronous iterable; got {type(items)}")
         if faults:
             raise ParamValidationError(faults)
         self._buffered = items if isinstance(items, Buffered) else None
@@ -463,6 +469,7 @@ class Results(Generic[In, Out]):
                 self._end(_cancelled("calls"))
         elif (failure := worker.exception()) is not None:
             # No Exception, which would be its item's result: what ends a program ends its map.
+            clear_locals(failure)
             self._broken = failure
             self._ended = True
             self._wake_reader()
@@ -471,9 +478,10 @@ class Results(Generic[In, Out]):
         while not self._ended and (taken := self._take_at_hand() or await self._take()) is not None:
             if self._at_work < self._concurrency:
                 self._start_next_worker()
-            await self._score(*taken)
-            # Hold nothing of this item while waiting for the next one.
+            scoring = self._score(*taken)
+            # Hold nothing of this item while waiting for the next one; and error trackers report locals.
             del taken
+            await scoring
 
     async def _score(self, index: int, item: In) -> None:
         """Make the call for an item, and add its result."""
@@ -656,13 +664,20 @@ def mistaken_items(items: object, for_frames: str = "use map_rows(frame), or map
         return f"{accepted}, which iterates over columns; {for_frames}"
     if iterates_over_columns(items):
         return f"{accepted}, which iterates over columns; pass its rows"
-    if isinstance(items, Mapping):
+    if isinstance(items, Mapping) or all(callable(getattr(type(items), name, None)) for name in _OF_MAPPINGS):
         return f"{accepted}, which iterates over keys; pass its values(), or a list of mappings"
-    if isinstance(items, str):
+    if isinstance(items, (str, UserString)):
         return f"{accepted}, which iterates over characters; pass a list of texts"
-    if isinstance(items, (bytes, bytearray, memoryview)):
+    if isinstance(items, (bytes, bytearray, memoryview)) or _is_mapped_file(items):
         return f"{accepted}, which iterates over bytes; pass a list of bodies"
+    if type(items).__name__.lower().endswith("groupby"):
+        return f"{accepted}, which iterates over pairs of a key and a group; pass a list of the groups"
     return None
+
+
+def _is_mapped_file(items: object) -> bool:
+    mmap = sys.modules.get("mmap")
+    return mmap is not None and isinstance(items, mmap.mmap)
 
 
 def _cancelled(what: str) -> ClientStateError:

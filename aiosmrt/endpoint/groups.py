@@ -33,7 +33,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from aiosmrt._core.outcome import concerns_every_call
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.errors import (
     AiosmrtError,
@@ -362,9 +362,10 @@ class GroupedResults(Results[T, Any]):
             halves = [some[:middle], some[middle:]]
             # An error's traceback has this frame.
             del some, failure, values
+            calls = [self._call_for(half, open_items, attempts, waited, is_half=True) for half in halves]
+            del halves, open_items
             async with asyncio.TaskGroup() as group:
-                while halves:
-                    call = self._call_for(halves.pop(0), open_items, attempts, waited, is_half=True)
+                for call in calls:
                     group.create_task(call, name="aiosmrt-map-half")
             return
         for position, (index, item) in enumerate(some):
@@ -372,7 +373,7 @@ class GroupedResults(Results[T, Any]):
             value = None if failure is not None else values[position]
             self._add((index, item, value, failure, attempts, waited, request_id), called=called)
             del item, value
-        del some, failure, values
+        del some, open_items, failure, values
 
 
 class _Slots:
@@ -426,6 +427,8 @@ class _Groups(Iterator[list[T]]):
     def __next__(self) -> list[T]:
         if (failure := self._failure) is not None:
             self._failure = None
+            # the frame of the call before, with its items
+            clear_locals(failure)
             raise failure
         group: list[T] = []
         while len(group) < self._size:

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 from aiosmrt._aws.s3 import ObjectStore, StoredObject, parse_s3_uri
+from aiosmrt._frames import clear_locals
 from aiosmrt._policy.clockskew import parse_http_date
 from aiosmrt._policy.polling import next_pause
 from aiosmrt._wire.operations import (
@@ -38,6 +39,7 @@ from aiosmrt.errors import (
     JobTimeoutError,
     ObjectStoreError,
     ParamValidationError,
+    ResponseStreamingError,
 )
 
 __all__ = ["INLINE_BYTES", "Job", "JobHandle", "check_handle", "check_upload_to", "submit"]
@@ -173,6 +175,7 @@ class Job(Generic[Out]):
                 endpoint without a failure path. Its ``__cause__`` is S3's last refusal, if there was one: without the
                 permission ``s3:ListBucket``, S3 answers 403 for an object that does not exist yet.
             DeserializationError: the deserializer cannot read the answer.
+            ResponseStreamingError: the answer exceeds the client's ``max_response_bytes``.
             ObjectStoreError: S3 failed, or refused for a definite reason, such as a wrong
                 key or a missing permission to decrypt. If the clean-up after a failed inference fails, the
                 JobFailedError has a note.
@@ -182,9 +185,14 @@ class Job(Generic[Out]):
             if timeout is not None and not is_seconds(timeout):
                 fault = f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"
                 raise ParamValidationError([fault])
-            return await self._result(timeout, cleanup=cleanup)
+            try:
+                return await self._result(timeout, cleanup)
+            except BaseException as error:
+                # Error trackers report locals, and these hold the answer.
+                clear_locals(error)
+                raise
 
-    async def _result(self, timeout: float | None, *, cleanup: bool) -> Out:
+    async def _result(self, timeout: float | None, cleanup: bool) -> Out:
         clock = asyncio.get_running_loop().time
         expires_at = self.handle.expires_at
         expiry = math.inf if expires_at is None else max(0.0, expires_at + _GRACE_SECONDS - self._clock())
@@ -238,11 +246,17 @@ class Job(Generic[Out]):
         """Look for the outcome; return S3's refusal, if any."""
         store = await self._client._object_store()
         handle = self.handle
-        found, refusal = await _read(store, handle.output_location, _is_pending)
+        get = partial(store.get, max_bytes=self._client._max_response_bytes)
+        try:
+            found, refusal = await _read(get, handle.output_location, _is_pending)
+        except ResponseStreamingError:
+            if self._is_new(await store.modified_at(handle.output_location)):
+                raise
+            found = refusal = None
         if found is not None and self._is_new(found.modified_at):
             self._outcome = (await self._deserialized(found.body, found.content_type),)
         elif handle.failure_location is not None:
-            found, second_refusal = await _read(store, handle.failure_location, _may_be_pending)
+            found, second_refusal = await _read(_beginning_in(store), handle.failure_location, _may_be_pending)
             if found is not None and self._is_new(found.modified_at):
                 self._outcome = found.body.decode(errors="replace")[:_REASON_CHARACTERS]
             refusal = refusal or second_refusal
@@ -427,6 +441,7 @@ def _may_be_pending(error: ObjectStoreError, message: str) -> bool:
 
 
 _Pending: TypeAlias = Callable[[ObjectStoreError, str], bool]
+_Get: TypeAlias = Callable[[str], Awaitable[StoredObject | None]]
 
 
 async def _modified_at(store: ObjectStore, uri: str, pending: _Pending) -> float | None:
@@ -438,15 +453,20 @@ async def _modified_at(store: ObjectStore, uri: str, pending: _Pending) -> float
         modified_at = None
     if modified_at is None:
         # A response to HEAD lacks the reason: the bucket may be missing, or the key wrong.
-        found, _ = await _read(store, uri, pending)
+        found, _ = await _read(_beginning_in(store), uri, pending)
         modified_at = None if found is None else found.modified_at
     return modified_at
 
 
-async def _read(store: ObjectStore, uri: str, pending: _Pending) -> tuple[StoredObject | None, ObjectStoreError | None]:
+def _beginning_in(store: ObjectStore) -> _Get:
+    """Read of an object as much as a failure's reason may take."""
+    return partial(store.get, max_bytes=4 * _REASON_CHARACTERS, cut=True)
+
+
+async def _read(get: _Get, uri: str, pending: _Pending) -> tuple[StoredObject | None, ObjectStoreError | None]:
     """Return an object, or S3's refusal if the object may not exist yet."""
     try:
-        return await store.get(uri), None
+        return await get(uri), None
     except ObjectStoreError as error:
         if pending(error, str(error.args[0]).partition(f" of {uri}: ")[2]):
             return None, error

@@ -11,7 +11,8 @@ from aiosmrt._wire.operations import (
     INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
     Operation,
 )
-from aiosmrt.errors import ParamValidationError
+from aiosmrt.config import shown
+from aiosmrt.errors import ParameterNameError, ParamValidationError
 
 __all__ = ["CallOptions", "check_accepted", "merged"]
 
@@ -66,14 +67,17 @@ def merged(params: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
     """Merge options into parameters under AWS's names, and drop those that are None.
 
     Raises:
-        TypeError: there is no such option.
+        ParameterNameError: there is no such option; it is a TypeError, too.
 
     >>> merged({"EndpointName": "churn", "Accept": "text/csv"}, {"accept": None, "inference_id": "1"})
     {'EndpointName': 'churn', 'InferenceId': '1'}
     """
     unknown = [name for name in options if name not in _MEMBERS]
     if unknown:
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; expected one of {', '.join(_MEMBERS)}")
+        accepted = ", ".join(_MEMBERS)
+        raise ParameterNameError(
+            [f"unexpected keyword argument {shown(name)}; expected one of {accepted}" for name in unknown]
+        )
     members = {**params, **{_MEMBERS[name]: value for name, value in options.items()}}
     return {name: value for name, value in members.items() if value is not None}
 

@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.operations import (
     INVOKE_ENDPOINT,
     INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
@@ -128,6 +128,7 @@ class Session(Generic[In, Out]):
             try:
                 self.opened_with = await self._open(self._endpoint.acknowledgement, self._open_with, {})
             except BaseException as error:
+                clear_locals(error)
                 # The model may have opened the session with an answer that could not be read.
                 await self.__aexit__(type(error), error, error.__traceback__)
                 raise
@@ -141,8 +142,9 @@ class Session(Generic[In, Out]):
         try:
             if wanted and not isinstance(self._close_with, Unset) and self.is_open:
                 await self._endpoint.acknowledgement(self._close_with, {"session_id": self.id}, self._note)
-        except Exception as failure:
-            if error is None:
+        except BaseException as failure:
+            clear_locals(failure)
+            if error is None or not isinstance(failure, Exception):
                 raise
             error.add_note(f"closing the session also failed: {failure}")
         finally:
@@ -169,8 +171,8 @@ class Session(Generic[In, Out]):
         Raises:
             SessionClosedError: the session has expired or is closed, or the model did not open one.
         """
-        self._check()
         try:
+            self._check()
             began = None
             if self.id is None:
                 began = await self._endpoint.turn_to_open(self._opening)
@@ -200,18 +202,19 @@ class Session(Generic[In, Out]):
         Raises:
             SessionClosedError: the session is not open; a stream cannot open one.
         """
-        self._check(INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
-        if self.id is None:
-            fault = "the session is not open yet, and a stream cannot open it; use open_with"
-            raise self._named(SessionClosedError(fault), INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
-        members: CallOptions = {**options, "session_id": self.id}
-        return self._endpoint.stream(
-            data,
-            first_part_timeout=first_part_timeout,
-            part_timeout=part_timeout,
-            timeouts_count=timeouts_count,
-            **members,
-        )
+        try:
+            options = {**options, "session_id": self._opened()}
+            return self._endpoint.stream(
+                data,
+                first_part_timeout=first_part_timeout,
+                part_timeout=part_timeout,
+                timeouts_count=timeouts_count,
+                **options,
+            )
+        except BaseException as error:
+            del data, options
+            clear_locals(error)
+            raise
 
     async def _open(self, call: _Call[In, R], data: In, options: CallOptions) -> Inference[R]:
         members: CallOptions = {**options, "session_id": NEW_SESSION}
@@ -232,6 +235,14 @@ class Session(Generic[In, Out]):
 
     def _expired(self) -> bool:
         return self.expires_at is not None and self._clock() >= self.expires_at.timestamp()
+
+    def _opened(self) -> str:
+        """The session's id, for a stream; raise if it has none yet."""
+        self._check(INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
+        if self.id is None:
+            fault = "the session is not open yet, and a stream cannot open it; use open_with"
+            raise self._named(SessionClosedError(fault), INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
+        return self.id
 
     def _check(self, operation: Operation = INVOKE_ENDPOINT) -> None:
         if self._closed is not None:

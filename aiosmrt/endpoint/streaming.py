@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from aiosmrt._core.body import DeferredBody
 from aiosmrt._core.deadline import OverdueError, within
 from aiosmrt._core.response_bodies import EventStream, StreamTiming
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.decoders.base import StreamDecoder
+from aiosmrt._wire.decoders.charset import TranscodingDecoder
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
 from aiosmrt._wire.decoders.sse import SSEDecoder
@@ -29,11 +30,17 @@ from aiosmrt.errors import (
     ParamValidationError,
     StreamTimeoutError,
 )
-from aiosmrt.serializers.codec import check_type
+from aiosmrt.serializers.codec import check_type, encoding_of_response
 
 __all__ = ["PredictionStream", "TimeoutsCount", "View"]
 
 TimeoutsCount: TypeAlias = Literal["parts", "values"]
+
+_EVENTS: Final = "text/event-stream"
+
+_UTF_8: Final = "utf-8"
+# ASCII is part of it.
+_LIKE_UTF_8: Final = (_UTF_8, "ascii")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -156,31 +163,36 @@ class PredictionStream:
         return self._view(_Whole())
 
     def text(self) -> View[str]:
-        """Iterate over text as it arrives, in UTF-8: pieces of at least one whole character.
+        """Iterate over text as it arrives: pieces of at least one whole character.
 
-        Iterating raises `DeserializationError` at bytes that are not UTF-8.
+        Text, lines and JSON are in the charset that the answer's type names, or else the request's ``Accept``; by
+        default, and in server-sent events always, in UTF-8. Iterating raises `DeserializationError` at bytes that are
+        not in that charset.
+
+        Raises:
+            DeserializationError: the charset is unknown.
         """
-        return self._view(TextDecoder())
+        return self._view(TextDecoder(), self._encoding())
 
     def lines(self) -> View[str]:
-        """Iterate over lines in UTF-8, without their ends (LF or CRLF); the last one may lack its end.
+        """Iterate over lines, without their ends (LF or CRLF); the last one may lack its end.
 
-        Iterating raises `DeserializationError` at bytes that are not UTF-8.
+        Iterating raises `DeserializationError` at bytes that are not in the charset; see `text`.
         """
-        return self._view(LineDecoder())
+        return self._view(LineDecoder(), self._encoding())
 
     def jsonl(self) -> View[Any]:
         """Iterate over JSON Lines: one value for each line that is not blank.
 
-        Iterating raises `DeserializationError` at a line that is not JSON.
+        Iterating raises `DeserializationError` at a line that is not JSON. The charset is that of `text`.
         """
-        return self._view(JSONLinesDecoder())
+        return self._view(JSONLinesDecoder(), self._encoding())
 
-    def sse(self, *, accept: str = "text/event-stream") -> View[ServerSentEvent]:
+    def sse(self, *, accept: str = _EVENTS) -> View[ServerSentEvent]:
         """Iterate over server-sent events as the WHATWG defines them: ``event``, ``data``, ``id`` and ``retry``.
 
-        Iterating raises `DeserializationError` at a line that is not a field of such an event, and if the stream ends
-        inside a line.
+        They are in UTF-8, whatever charset the answer names; malformed UTF-8 becomes U+FFFD. Iterating raises
+        `DeserializationError` at a line that is not a field of such an event, and if the stream ends inside a line.
 
         Args:
             accept: the answer's type, for a model that labels its events otherwise; a list and wildcards are allowed.
@@ -193,23 +205,41 @@ class PredictionStream:
         try:
             check_type(self.content_type or "", accept, "text/plain")
         except DeserializationError as error:
-            self.close()
-            self.located(error)
+            self._refused(error)
             raise
         return view
 
     def json(self) -> View[Any]:
         """Iterate over JSON values: one after the other, one on each line, or the data of server-sent events.
 
-        Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value.
+        Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value. The
+        charset is that of `text`.
         """
-        return self._view(JSONDecoder())
+        return self._view(JSONDecoder(), self._encoding())
 
-    def _view(self, decoder: StreamDecoder[T]) -> View[T]:
+    def _encoding(self) -> str:
+        """Python's name for the answer's charset."""
+        content_type = self.content_type or ""
+        if content_type.partition(";")[0].strip().lower() == _EVENTS:
+            return _UTF_8  # whatever their type says (WHATWG HTML, 9.2.5)
+        try:
+            return encoding_of_response(content_type, self._params.get("Accept") or "")
+        except DeserializationError as error:
+            self._refused(error)
+            raise
+
+    def _refused(self, error: DeserializationError) -> None:
+        """Close the stream, whose answer cannot be read."""
+        self.close()
+        self.located(error)
+
+    def _view(self, decoder: StreamDecoder[T], encoding: str = _UTF_8) -> View[T]:
         if self._parts is None:
             raise self.located(ClientStateError("a stream can be read only inside its `async with` block"))
         if self._viewed:
             raise self.located(ClientStateError("a stream can be read only once, and this one has a view already"))
+        if encoding not in _LIKE_UTF_8:
+            decoder = TranscodingDecoder(decoder, encoding)
         self._viewed = True
         return View(self, decoder)
 

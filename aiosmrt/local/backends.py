@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, Self, cast, runtime_checkable
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.error_responses import PRIMARY, ErrorReply, model_not_ready, validation_error
@@ -429,7 +430,10 @@ class UrlBackend:
             if not 200 <= response.status < 300:
                 raise ContainerFailure(response.status, await _error_text(response))
             headers = {name.lower(): value for name, value in response.headers.items()}
-            async with aclosing(_arriving(response)) as parts:
+            # A body without a length ends with the connection, and aiohttp takes a reset for such an end.
+            ends_with_connection = "content-length" not in headers and "transfer-encoding" not in headers
+            protocol = response.connection.protocol if ends_with_connection and response.connection else None
+            async with aclosing(_arriving(response, protocol)) as parts:
                 yield ContainerReply(headers, parts)
         finally:
             response.close() if not response.content.at_eof() else response.release()
@@ -443,12 +447,20 @@ class UrlBackend:
             yield messages
 
 
-async def _arriving(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+async def _arriving(response: aiohttp.ClientResponse, protocol: ResponseHandler | None) -> AsyncGenerator[bytes, None]:
+    """The body's parts.
+
+    Args:
+        response: the container's response.
+        protocol: its connection's, if that ends the body.
+    """
     try:
         async for chunk in response.content.iter_any():
             yield chunk
     except aiohttp.ClientError as error:
         raise ContainerFailure(0, CONTAINER_EXITED) from error
+    if protocol is not None and isinstance(protocol.exception(), OSError):
+        raise ContainerFailure(0, CONTAINER_EXITED)
 
 
 async def _error_text(response: aiohttp.ClientResponse) -> str:

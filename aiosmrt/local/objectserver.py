@@ -243,13 +243,14 @@ class ObjectServer(Startable):
             for path in (leftovers := [*_grpc_sockets(base_port), folder]):
                 held.callback(_remove, path)
             data = folder / "data"
-            data.mkdir()
+            data.mkdir(0o700)
             _write_secret(folder / "identities.json", json.dumps({"identities": self._identities()}))
             certificate, key = self_signed("aiosmrt object server")
             _write_secret(folder / "certificate.pem", certificate)
             _write_secret(folder / "key.pem", key)
             _write_secret(data / "security.toml", _security(folder))
             # Open for as long as the run lasts, so that it can be read after the supervisor has removed the folder.
+            (folder / "output").touch(mode=0o600)
             output = held.enter_context((folder / "output").open("w+b"))
             process = subprocess.Popen(  # noqa: S603 - the program that was found, and arguments of our own
                 [
@@ -264,6 +265,8 @@ class ObjectServer(Startable):
                 cwd=data,
                 env={"PATH": os.defpath, "HOME": str(data), "TMPDIR": str(data)},
                 start_new_session=True,
+                # Not all of its files are in the folder, which is ours alone: see `_grpc_sockets`.
+                umask=0o077,
             )
             return _Run(process, base_port, folder, output, held.pop_all())
 
@@ -345,6 +348,9 @@ def _arguments(base_port: int, folder: Path) -> list[str]:
         "filer.localSocket": "filer.sock",
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
+        # By default, the answers tell a browser that any page may read them.
+        "s3.allowedOrigins": f"http://{HOST}:{base_port}",
+        "filer.allowedOrigins": f"http://{HOST}:{base_port}",
         "s3.iam": "false",
         "s3.autoCreateBucket": "false",
         "webdav": "false",

@@ -16,6 +16,8 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from aiosmrt._extras import installed
+from aiosmrt._frames import without_frames
+from aiosmrt._idle import checked_session
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ConfigurationError
@@ -116,6 +118,7 @@ class ObjectStorage:
         Raises:
             ConfigurationError: the client cannot be created.
         """
+        failure: ConfigurationError | None = None
         try:
             session, arguments = await asyncio.to_thread(self._prepared)
             context = session.create_client("s3", **arguments)
@@ -123,7 +126,11 @@ class ObjectStorage:
         except ConfigurationError:
             raise
         except Exception as error:
-            raise ConfigurationError(f"the object storage cannot be used: {type(error).__name__}: {error}") from error
+            failure = ConfigurationError(f"the object storage cannot be used: {type(error).__name__}: {error}")
+            # botocore's frames hold the keys
+            failure.__cause__ = without_frames(error)
+        if failure is not None:
+            raise failure
         try:
             yield ObjectAccess(client, self)
         finally:
@@ -132,13 +139,16 @@ class ObjectStorage:
     def _prepared(self) -> tuple[Any, dict[str, Any]]:
         """A session that has created a client once, and the arguments for the next one."""
         configuration = installed("aiobotocore.config", "s3")
+        connections = checked_session(installed("aiobotocore.httpsession", "s3").AIOHTTPSession)
         arguments = {
             "endpoint_url": self.endpoint_url,
             "region_name": self.region,
             "aws_access_key_id": self.credentials.access_key,
             "aws_secret_access_key": self.credentials.secret_key,
             "aws_session_token": self.credentials.token,
-            "config": configuration.AioConfig(retries={"mode": "standard"}, max_pool_connections=50),
+            "config": configuration.AioConfig(
+                retries={"mode": "standard"}, max_pool_connections=50, http_session_cls=connections
+            ),
         }
 
         async def make_one() -> Any:

@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp import web
 
 from aiosmrt._extras import installed
+from aiosmrt._idle import check_idle_connections
 from aiosmrt._wire.operations import STREAM_LIFETIME_SECONDS
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.errors import ClientStateError, ConfigurationError
@@ -635,6 +636,7 @@ class LocalRuntime:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
+            check_idle_connections(self._session.connector)
         return self._session
 
 

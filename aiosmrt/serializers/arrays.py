@@ -42,12 +42,18 @@ class _NumPyBased(Codec):
         numpy = installed("numpy", "numpy")
         if isinstance(data, (str, bytes, bytearray)):
             raise SerializationError(f"{where} must be an array; got a {type_name(data)}")
-        if "numpy.ma" in sys.modules and isinstance(data, numpy.ma.MaskedArray):
-            raise SerializationError(f"{where} is a masked array, whose mask NPY cannot express")
+        if "numpy.ma" in sys.modules:
+            masked = numpy.ma.MaskedArray
+            if isinstance(data, masked) or (
+                isinstance(data, (list, tuple)) and any(isinstance(item, masked) for item in data)
+            ):
+                raise SerializationError(f"{where} is a masked array, whose mask NPY cannot express")
         try:
             array: NDArray[Any] = numpy.asarray(data, self.dtype)
             return array
-        except (TypeError, ValueError, OverflowError):
+        except MemoryError:
+            raise
+        except Exception:  # an array of another library has its own, such as PyTorch's for a tensor with a gradient
             target = "an array" if self.dtype is None else f"an array of {self.dtype}"
             fault = f"{where} cannot be converted to {target}; got a {type_name(data)}"
         raise SerializationError(fault)

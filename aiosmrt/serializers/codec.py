@@ -6,9 +6,10 @@ import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar, Final, Protocol, TypeVar
+from functools import lru_cache, wraps
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
+from aiosmrt._frames import clear_locals
 from aiosmrt.errors import (
     AiosmrtError,
     DeserializationError,
@@ -25,6 +26,7 @@ __all__ = [
     "Serializer",
     "check_type",
     "encoding_of",
+    "encoding_of_response",
     "is_text",
     "parsed",
 ]
@@ -107,8 +109,16 @@ def encoding_of(header: str) -> str | None:
 
 
 @lru_cache(_MAX_HEADERS)
-def _encoding_of_response(content_type: str, accept: str) -> str | None:
-    return encoding_of(content_type if _CHARSET.search(content_type) else accept)
+def encoding_of_response(content_type: str, accept: str) -> str:
+    """Return Python's name for the charset of a response: that of its type, or else of the request's ``Accept``.
+
+    Raises:
+        DeserializationError: the charset is unknown.
+    """
+    encoding = encoding_of(content_type if _CHARSET.search(content_type) else accept)
+    if encoding is None:
+        raise DeserializationError("the response is in an unknown charset")
+    return encoding
 
 
 TEXT_TYPES: Final = r"text/.+|[^/]+/(.+\+)?(json|xml|yaml)|application/(x-)?(jsonlines|json-lines|jsonl|ndjson|csv)"
@@ -157,6 +167,12 @@ class Codec:
     # A pattern of the response types that are read besides general ones and those of `accept`.
     _kin: ClassVar[str]
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        for name in ("serialize", "deserialize"):
+            if name in cls.__dict__ and not hasattr(cls.__dict__[name], "__wrapped__"):
+                setattr(cls, name, _with_cleared_locals(cls.__dict__[name]))
+
     def __post_init__(self) -> None:
         if faults := [*self._header_faults(), *self._option_faults()]:
             raise ParamValidationError([f"{type(self).__name__}.{fault}" for fault in faults])
@@ -176,9 +192,7 @@ class Codec:
         check_type(content_type, self.accept, self._kin)
 
     def _decode(self, body: bytes, content_type: str) -> str:
-        encoding = _encoding_of_response(content_type, self.accept)
-        if encoding is None:
-            raise DeserializationError("the response is in an unknown charset")
+        encoding = encoding_of_response(content_type, self.accept)
         try:
             return body.decode(encoding)
         except UnicodeDecodeError as error:
@@ -212,6 +226,21 @@ class Codec:
                 return body
             fault = f"must contain text or bytes; its read() returned a {type_name(contents)}"
         raise SerializationError(f"the file {fault}")
+
+
+def _with_cleared_locals(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose errors hold no local variables of it: error trackers report them, and they are the payload."""
+
+    @wraps(method)
+    def call(codec: Codec, data: Any, *content_type: str) -> Any:
+        try:
+            return method(codec, data, *content_type)
+        except BaseException as error:
+            del data
+            clear_locals(error)
+            raise
+
+    return call
 
 
 _Parsed = TypeVar("_Parsed")

@@ -105,11 +105,17 @@ class CSVCodec(Codec):
         """Return what pandas writes, which is what the SageMaker SDK sends."""
         if frame.empty:
             raise SerializationError("data must have rows and columns; got an empty DataFrame")
-        for number, dtype in enumerate(frame.dtypes):
-            if dtype.kind == "O":
-                _check_fields(frame.iloc[:, number].tolist(), f"column {number} of data")
-        text: str = frame.to_csv(header=False, index=False, sep=self.delimiter, lineterminator="\n")
-        return text
+        try:
+            for number, dtype in enumerate(frame.dtypes):
+                if dtype.kind == "O":
+                    _check_fields(frame.iloc[:, number].tolist(), f"column {number} of data")
+            text: str = frame.to_csv(header=False, index=False, sep=self.delimiter, lineterminator="\n")
+            return text
+        except SerializationError:
+            raise
+        except Exception:  # of pyarrow, whose types a column may have
+            fault = "data has a value that Python cannot express"
+        raise SerializationError(fault)
 
     def deserialize(self, body: bytes, content_type: str, /) -> list[list[str]]:
         """Read rows.
@@ -145,6 +151,7 @@ def _check_fields(row: list[object], where: str) -> None:
         if (
             issubclass(kind, (bytes, bytearray, memoryview))
             or hasattr(kind, "__iter__")
+            or (hasattr(kind, "__getitem__") and hasattr(kind, "__len__"))
             or (kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__)
         ):
             number = next(number for number, value in enumerate(row) if type(value) is kind)

@@ -60,42 +60,72 @@ def frame_columns(frame: Any) -> list[list[Any]]:
     """Return the columns of a frame of polars or pyarrow as lists of Python objects.
 
     Floats of 32 and 16 bits become text: as Python floats they would have 17 digits, most of them noise.
+
+    Raises:
+        SerializationError: Python cannot express a value, such as a date after the year 9999.
     """
     if _library(frame) == "polars":
         import polars  # type: ignore[import-not-found, unused-ignore]
 
-        return [
-            (column.cast(polars.String) if column.dtype == polars.Float32 else column).to_list()
-            for column in frame.get_columns()
+        columns = [
+            column.cast(polars.String) if column.dtype == polars.Float32 else column for column in frame.get_columns()
         ]
-    import pyarrow  # type: ignore[import-untyped, unused-ignore]
+    else:
+        import pyarrow  # type: ignore[import-untyped, unused-ignore]
 
-    short = (pyarrow.float32(), pyarrow.float16())
-    return [
-        (column.cast(pyarrow.float32()).cast(pyarrow.string()) if column.type in short else column).to_pylist()
-        for column in frame.columns
-    ]
+        short = (pyarrow.float32(), pyarrow.float16())
+        columns = [
+            column.cast(pyarrow.float32()).cast(pyarrow.string()) if column.type in short else column
+            for column in frame.columns
+        ]
+    return _lists(columns)
+
+
+def _lists(columns: list[Any]) -> list[list[Any]]:
+    """Return columns of polars or pyarrow as lists of Python objects."""
+    lists = []
+    for number, column in enumerate(columns):
+        try:
+            lists.append(column.to_list() if hasattr(column, "to_list") else column.to_pylist())
+        except BaseException as error:
+            # Dates out of Python's range, text that is not UTF-8, unknown time zones. A panic of polars, such as for a
+            # time out of range, is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            fault = f"column {number} of data has a value that Python cannot express"
+        else:
+            continue
+        # Without the error as its context, which quotes values.
+        raise SerializationError(fault)
+    return lists
 
 
 def frame_records(frame: Any) -> list[dict[Any, Any]]:
     """Return the rows of a frame as dictionaries; a missing value is None.
 
     Raises:
-        SerializationError: two columns have the same name.
+        SerializationError: two columns have the same name, be it as text, or Python cannot express a value.
     """
     library = _library(frame)
-    if library == "polars":
-        records: list[dict[Any, Any]] = frame.to_dicts()
-        return records
-    names = list(frame.columns) if library == "pandas" else frame.schema.names
-    if len(set(names)) < len(names):
+    names = list(frame.schema.names if library == "pyarrow" else frame.columns)
+    if len(set(map(str, names))) < len(names):
         raise SerializationError("data has two columns of the same name")
     if library == "pandas":
+        return _pandas_records(frame)
+    columns = _lists(list(frame.columns) if library == "pyarrow" else frame.get_columns())
+    if not columns:
+        return [{} for _ in range(len(frame))]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _pandas_records(frame: Any) -> list[dict[Any, Any]]:
+    try:
         # NaN stands for a missing value there.
-        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    else:
-        records = frame.to_pylist()
-    return records
+        records: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return records
+    except Exception:  # of pyarrow, whose types a column may have
+        fault = "data has a value that Python cannot express"
+    raise SerializationError(fault)
 
 
 def batches(frame: Frame, rows: int) -> Iterator[Frame]:

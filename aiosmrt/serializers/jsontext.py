@@ -241,7 +241,7 @@ class JSONLinesCodec(_JSONBased):
         """
         if (body := self._ready_made(data)) is not None:
             return body
-        values = frame_records(data) if is_frame(data) else as_items(data, "data", "values")
+        values = as_items(frame_records(data) if is_frame(data) else data, "data", "values")
         body = self._lines(values)
         if body is None:
             raise SerializationError(self._fault(values))

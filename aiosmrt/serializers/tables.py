@@ -102,14 +102,15 @@ def _table(data: ArrowTable) -> pyarrow.Table:
     pa = installed("pyarrow", "arrow")
     if isinstance(data, pa.Table):
         return data
-    from_pandas = is_pandas_frame(data) and not hasattr(data, "__arrow_c_stream__")  # before pandas 2.2
+    from_pandas = is_pandas_frame(data)
     has_arrow = hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
     if not (isinstance(data, Mapping) or from_pandas or has_arrow):
         raise SerializationError(f"data must be a table; got a {type_name(data)}")
     fault = f"data cannot be converted to a table; got a {type_name(data)}"
     try:
         if not isinstance(data, Mapping):
-            return pa.Table.from_pandas(data) if from_pandas else pa.table(data)
+            # Through the PyCapsule interface, pandas would add some kinds of index as columns.
+            return pa.Table.from_pandas(data, preserve_index=False) if from_pandas else pa.table(data)
         columns = {}
         for number, (name, values) in enumerate(data.items()):
             fault = f"data[{number}] cannot be a column: its name is not text, or its values have different Arrow types"
@@ -125,10 +126,10 @@ def _table(data: ArrowTable) -> pyarrow.Table:
 class ArrowCodec(_ArrowBased):
     """A table as an Arrow IPC stream (https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format).
 
-    Serializes a ``pyarrow.Table``, a ``RecordBatch``, a ``RecordBatchReader``, a DataFrame of pandas, any table with
-    the Arrow PyCapsule interface, such as a DataFrame of polars from 1.3, and a mapping from names to columns.
-    Deserializes to a ``pyarrow.Table``, which is validated: reading a malformed one could read outside its memory.
-    Needs the extra ``arrow``.
+    Serializes a ``pyarrow.Table``, a ``RecordBatch``, a ``RecordBatchReader``, a DataFrame of pandas without its index,
+    any table with the Arrow PyCapsule interface, such as a DataFrame of polars from 1.3, and a mapping from names to
+    columns. Deserializes to a ``pyarrow.Table``, which is validated: reading a malformed one could read outside its
+    memory. Needs the extra ``arrow``.
 
     Args:
         compression: how to compress columns. Defaults to None, no compression.

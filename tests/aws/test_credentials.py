@@ -22,13 +22,13 @@ import pytest
 from botocore.credentials import ReadOnlyCredentials
 
 from aiosmrt import errors
-from aiosmrt._aws import credentials as credentials_module
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.providers import REASK_INTERVAL, provider_for
 from aiosmrt._wire.sigv4.signer import Credentials
 from aiosmrt.events import CredentialsRefreshed, CredentialsRefreshFailed, Event
 from tests.aws.fake_services import ROLE_ARN, CredentialServices
 from tests.support.config_files import ConfigFiles
+from tests.support.virtual_time import VirtualTime
 
 HOUR = 3600.0
 START = 1_800_000_000.0
@@ -190,8 +190,8 @@ async def test_calls_wait_for_expired_credentials_and_get_the_error(setup: Setup
     assert not any(caller.done() for caller in callers)
     setup.source.error = ValueError("broken")
     setup.source.gate.set()
-    failures = await asyncio.gather(*callers, return_exceptions=True)
-    assert [type(failure) for failure in failures] == [errors.CredentialRetrievalError] * 3
+    outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, errors.CredentialRetrievalError)]
     assert len({id(failure) for failure in failures}) == 3, "each call adds its own facts to its error"
     assert all(isinstance(failure.__cause__, ValueError) for failure in failures)
     assert setup.source.calls == 2
@@ -306,7 +306,7 @@ async def test_calls_that_wait_share_one_failure(setup: Setup) -> None:
     await setup.source.entered.wait()
     setup.source.gate.set()
     failures = await asyncio.gather(*callers, return_exceptions=True)
-    assert {type(failure) for failure in failures} == {errors.CredentialRetrievalError}
+    assert all(isinstance(failure, errors.CredentialRetrievalError) for failure in failures)
     assert setup.source.calls == 1
 
 
@@ -373,6 +373,23 @@ async def test_an_eager_renewal_that_fails_keeps_valid_credentials_and_backs_off
     eager.source.error = None
     eager.clock.now += 1
     assert (await eager.cache.get()).access_key == "AKID3"
+
+
+async def test_eager_tasks_that_a_source_starts_wait_for_it(eager: Setup) -> None:
+    """They ask while create_task() has not returned yet."""
+    calls = 0
+    others: list[asyncio.Task[Credentials]] = []
+
+    async def obtain() -> Credentials:
+        nonlocal calls
+        calls += 1
+        others.extend(asyncio.create_task(cache.get()) for _ in range(3))
+        return Credentials("AKIDEXAMPLE", "fake-secret", None, START + HOUR)
+
+    cache = CredentialsCache(provider_for(credentials=obtain), clock=eager.clock)
+    first = await cache.get()
+    assert [await other is first for other in others] == [True] * 3
+    assert calls == 1
 
 
 async def test_an_eager_failure_is_not_permanent(eager: Setup) -> None:
@@ -487,8 +504,19 @@ async def test_a_cancelled_close_can_be_repeated(setup: Setup) -> None:
         await caller
 
 
-async def test_close_gives_up_a_function_that_ignores_its_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers wake up, and what the function returns in the end is dropped."""
+async def test_a_source_that_asks_for_its_own_credentials_is_told_so() -> None:
+    """It would wait for itself."""
+
+    async def obtain() -> Credentials:
+        return await cache.get()
+
+    cache = CredentialsCache(provider_for(credentials=obtain))
+    with pytest.raises(errors.ClientStateError, match="which it obtains"):
+        await cache.get()
+
+
+async def test_close_gives_up_a_function_that_ignores_its_cancellation(virtual_time: VirtualTime) -> None:
+    """Callers wake up after a second, and what the function returns in the end is dropped."""
     release = asyncio.Event()
 
     async def deaf() -> Credentials:
@@ -497,14 +525,15 @@ async def test_close_gives_up_a_function_that_ignores_its_cancellation(monkeypat
                 await release.wait()
         return Credentials("AKIDEXAMPLE", "fake-secret")
 
-    monkeypatch.setattr(credentials_module, "CLOSE_SECONDS", 0.01)
     cache = CredentialsCache(provider_for(credentials=deaf))
     caller = asyncio.create_task(cache.get())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     (fetch,) = [task for task in asyncio.all_tasks() if task.get_name() == "aiosmrt-credentials"]
-    with pytest.warns(ResourceWarning, match="the credentials function still runs"):
-        await cache.close()
+    closing = asyncio.create_task(cache.close())
+    await virtual_time.set_to(1.0)
+    with pytest.warns(ResourceWarning, match="the credentials function still runs 1 s after"):
+        await asyncio.gather(closing, virtual_time.advance(1.0))
     with pytest.raises(errors.ClientStateError):
         await caller
     assert not fetch.done()
@@ -776,6 +805,56 @@ async def test_a_given_object_renews_itself(
     first, second = await renewed_ahead_of_time(cache, clock)
     assert first.access_key != second.access_key
     await cache.close()
+
+
+async def test_an_object_that_a_function_returns_renews_itself(
+    services: CredentialServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys are not taken for good, nor read on the loop, which its renewal would block."""
+    services.rotate = True
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{services.url}/container")
+    given = await asyncio.to_thread(boto3.Session().get_credentials)
+    threads: list[threading.Thread] = []
+
+    class Watched:
+        method = "container-role"
+        _expiry_time = given._expiry_time
+
+        def get_frozen_credentials(self) -> ReadOnlyCredentials:
+            threads.append(threading.current_thread())
+            frozen: ReadOnlyCredentials = given.get_frozen_credentials()
+            return frozen
+
+    async def obtain() -> Any:
+        return Watched()
+
+    clock = Clock()
+    clock.now = time.time()
+    cache = CredentialsCache(provider_for(credentials=obtain), clock=clock)
+    first = await cache.get()
+    assert first.expires_at == given._expiry_time.timestamp()
+    assert threads[0] is not threading.current_thread()
+    clock.now += HOUR
+    assert cache.current() is None
+    await cache.close()
+
+
+async def test_frozen_credentials_of_a_function_are_asked_for_every_minute() -> None:
+    """They do not say when they expire."""
+    keys = iter("AB")
+
+    async def obtain() -> Any:
+        return ReadOnlyCredentials(f"AKID{next(keys)}", "fake-secret", "fake-token")
+
+    clock = Clock()
+    cache = CredentialsCache(provider_for(credentials=obtain), clock=clock)
+    first = await cache.get()
+    clock.now += REASK_INTERVAL - 1
+    assert cache.current() is first
+    clock.now += 1
+    await cache.get()
+    await until_fetched()
+    assert (await cache.get()).access_key == "AKIDB"
 
 
 async def test_a_given_object_without_expiry_is_asked_every_minute() -> None:

@@ -161,6 +161,7 @@ def test_an_unusable_endpoint_url_is_refused_without_being_quoted(url: str) -> N
     with pytest.raises(EndpointResolutionError) as caught:
         resolve_endpoint("eu-central-1", endpoint_url=url)
     assert isinstance(caught.value, AiosmrtError)
+    assert isinstance(caught.value, ValueError)  # as botocore's
     assert "ses" not in repr(caught.value)
     assert caught.value.__context__ is None
 

@@ -33,14 +33,19 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # standard input becomes the terminal of t
 import aiosmrt
 
 async def main():
-    async with aiosmrt.Client(endpoint_url=sys.argv[1]) as client:
+    async with aiosmrt.Client(endpoint_url=sys.argv[1]{arguments}) as client:
         call = asyncio.create_task(client.invoke_endpoint(EndpointName="churn", Body=b"1"))
         {wait}
     {after}
 
-asyncio.run(main())
+{run}
 """
+RUN = "asyncio.run(main())"
 SECONDS = 60.0
+
+
+def program(wait: str = "await call", after: str = "pass", *, arguments: str = "", run: str = RUN) -> str:
+    return PROGRAM.format(wait=wait, after=after, arguments=arguments, run=run)
 
 
 class Terminal:
@@ -110,10 +115,32 @@ def mfa_profile(config_files: ConfigFiles, monkeypatch: pytest.MonkeyPatch, serv
     )
 
 
+@pytest.mark.parametrize(
+    "started",
+    [
+        program(),
+        # Nothing is cancelled.
+        program(run="asyncio.new_event_loop().run_until_complete(main())"),
+        # An object of botocore asks by itself.
+        program(arguments=", credentials=__import__('botocore.session').session.Session().get_credentials()"),
+        pytest.param(
+            program(run="asyncio.Runner(loop_factory=eager).run(main())").replace(
+                "async def main",
+                "def eager():\n"
+                "    loop = asyncio.new_event_loop()\n"
+                "    loop.set_task_factory(asyncio.eager_task_factory)\n"
+                "    return loop\n\n"
+                "async def main",
+            ),
+            marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12"),
+        ),
+    ],
+    ids=["asyncio.run", "run_until_complete", "a botocore object", "eager tasks"],
+)
 async def test_the_first_ctrl_c_at_the_prompt_ends_the_program_and_leaves_the_terminal_in_order(
-    terminals: list[Terminal],
+    terminals: list[Terminal], started: str
 ) -> None:
-    terminal = Terminal(PROGRAM.format(wait="await call", after="pass"), "http://127.0.0.1:9")
+    terminal = Terminal(started, "http://127.0.0.1:9")
     terminals.append(terminal)
     await asyncio.to_thread(terminal.read_until, b"Enter MFA code for arn:aws:iam::123456789012:mfa/someone: ")
     while terminal.echoes:
@@ -131,8 +158,8 @@ async def test_a_client_closed_at_the_prompt_leaves_the_terminal_in_order(
     go_on = tmp_path / "go-on"
     os.mkfifo(go_on)
     wait = "await asyncio.to_thread(open, sys.argv[2])"
-    program = PROGRAM.format(wait=wait, after="print('closed', flush=True); await asyncio.sleep(600)")
-    terminal = Terminal(program, "http://127.0.0.1:9", str(go_on))
+    after = "print('closed', flush=True); await asyncio.sleep(600)"
+    terminal = Terminal(program(wait, after), "http://127.0.0.1:9", str(go_on))
     terminals.append(terminal)
     await asyncio.to_thread(terminal.read_until, b"Enter MFA code")
     while terminal.echoes:
@@ -144,7 +171,7 @@ async def test_a_client_closed_at_the_prompt_leaves_the_terminal_in_order(
 
 async def test_a_code_is_passed_on(terminals: list[Terminal], services: CredentialServices) -> None:
     async with RecordingServer() as server:
-        terminal = Terminal(PROGRAM.format(wait="await call", after="print('done')"), server.url)
+        terminal = Terminal(program(after="print('done')"), server.url)
         terminals.append(terminal)
         await asyncio.to_thread(terminal.read_until, b"Enter MFA code")
         while terminal.echoes:

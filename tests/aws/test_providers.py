@@ -22,6 +22,7 @@ from unittest.mock import patch
 import aiobotocore.session
 import boto3
 import botocore.exceptions
+import botocore.parsers
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,6 +139,14 @@ async def test_a_function_may_return_what_botocore_returns() -> None:
     )
 
 
+async def test_a_function_that_is_not_async_is_refused() -> None:
+    def obtain() -> Credentials:
+        return Credentials("AKIDEXAMPLE", SECRET)
+
+    with pytest.raises(errors.CredentialRetrievalError, match="must be async; it returned Credentials"):
+        await CredentialsCache(provider_for(credentials=obtain)).get()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("answer", [None, 7, ("AKIDEXAMPLE", SECRET)])
 async def test_a_function_that_returns_no_credentials_is_an_error(answer: object) -> None:
     async def obtain() -> Any:
@@ -154,6 +163,7 @@ async def test_a_function_that_fails_is_the_cause_and_is_not_quoted() -> None:
 
     with pytest.raises(errors.CredentialRetrievalError) as caught:
         await CredentialsCache(provider_for(credentials=obtain)).get()
+    assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value.__cause__, ValueError)
     assert SECRET not in str(caught.value)
 
@@ -164,6 +174,24 @@ async def test_a_function_may_raise_our_errors() -> None:
 
     with pytest.raises(errors.NoCredentialsError, match="none today"):
         await CredentialsCache(provider_for(credentials=obtain)).get()
+
+
+@pytest.mark.parametrize("is_object", [False, True], ids=["function", "object"])
+async def test_an_error_of_another_client_is_not_taken_for_the_calls(is_object: bool) -> None:
+    refusal = errors.ThrottlingError({"Error": {"Code": "Throttling", "Message": "slower"}}, "InvokeEndpoint")
+
+    async def obtain() -> Credentials:
+        raise refusal
+
+    class Failing:
+        get_frozen_credentials = staticmethod(obtain)
+
+    with pytest.raises(errors.CredentialRetrievalError, match="ThrottlingError") as caught:
+        await CredentialsCache(provider_for(credentials=Failing() if is_object else obtain)).get()
+    assert not isinstance(caught.value, errors.ServiceError)
+    assert not caught.value.retry_safe
+    assert isinstance(caught.value, botocore.exceptions.ClientError)
+    assert caught.value.__cause__ is refusal
 
 
 async def test_boto3s_static_credentials_are_taken() -> None:
@@ -233,7 +261,18 @@ async def test_a_given_object_that_fails_is_translated() -> None:
         st.sampled_from(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"]),
         st.text(string.ascii_letters + "/+=", max_size=8),
     ),
-    st.sampled_from([None, "", "2999-01-01T00:00:00Z", "2999-01-01T00:00:00+02:00"]),
+    st.sampled_from(
+        [
+            None,
+            "",
+            "2999-01-01T00:00:00Z",
+            "2999-01-01T00:00:00+02:00",
+            "29990101T000000Z",
+            "2999-01-01 00:00:00 UTC",
+            "Tue, 01 Jan 2999 00:00:00 GMT",
+            "9999-12-31T23:59:59-14:00",
+        ]
+    ),
 )
 def test_environment_variables_are_read_as_by_botocore(variables: dict[str, str], expiration: str | None) -> None:
     if expiration is not None:
@@ -265,8 +304,9 @@ def test_an_expiry_without_zone_is_in_utc() -> None:
     assert found.credentials.expires_at == datetime(2999, 1, 1, tzinfo=UTC).timestamp()
 
 
-def test_an_invalid_expiry_is_refused() -> None:
-    variables = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_CREDENTIAL_EXPIRATION": "tomorrow"}
+@pytest.mark.parametrize("expiry", ["tomorrow", "NaN", "inf", "32503680000", "2999-13-01T00:00:00Z"])
+def test_an_invalid_expiry_is_refused(expiry: str) -> None:
+    variables = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_CREDENTIAL_EXPIRATION": expiry}
     with pytest.raises(errors.CredentialRetrievalError, match="AWS_CREDENTIAL_EXPIRATION"):
         environment_credentials(variables)
 
@@ -523,6 +563,11 @@ BROKEN_CHAINS = {
     "an sso-session that does not exist": "[profile p]\nsso_session = s\nsso_account_id = 1\nsso_role_name = fake\n",
     "a login without a token": "[profile p]\nregion = eu-west-1\nlogin_session = arn:aws:iam::1:user/someone\n",
     "a program that does not exist": "[profile p]\ncredential_process = /nonexistent/program\n",
+    "a program that may not be run": "[profile p]\ncredential_process = /etc/passwd\n",
+    "a program that says nothing": f"[profile p]\ncredential_process = {sys.executable} -c pass\n",
+    "a program that prints a list": f"[profile p]\ncredential_process = {sys.executable} -c 'print([])'\n",
+    "a program whose credentials are expired": "[profile p]\ncredential_process = echo '"
+    '{"Version": 1, "AccessKeyId": "A", "SecretAccessKey": "S", "Expiration": "2001-01-01T00:00:00Z"}\'\n',
     "a program that fails": f"[profile p]\ncredential_process = {sys.executable} -c 'raise SystemExit(3)'\n",
     "half a pair": "[profile p]\naws_access_key_id = AKIDONE\n",
     "nothing": "[profile p]\nregion = eu-west-1\n",
@@ -553,7 +598,43 @@ async def test_a_broken_chain_fails_as_with_botocore(
         assert isinstance(caught.value, type(theirs))
         assert str(theirs) in str(caught.value)
     else:
+        # of Python, such as json.JSONDecodeError's ValueError
+        assert isinstance(caught.value, next(cls for cls in type(theirs).__mro__ if cls.__module__ == "builtins"))
         assert isinstance(caught.value, errors.CredentialRetrievalError)
+    if isinstance(theirs, OSError):
+        for ours in (caught.value, pickle.loads(pickle.dumps(caught.value)), copy.deepcopy(caught.value)):
+            assert isinstance(ours, OSError)
+            assert (ours.errno, ours.strerror, ours.filename) == (theirs.errno, theirs.strerror, theirs.filename)
+
+
+@pytest.mark.parametrize("body", ["", "no XML", "<a/>", f"{SECRET}{{"])
+async def test_a_service_that_answers_nonsense_fails_as_with_botocore(
+    services: CredentialServices, monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles, body: str
+) -> None:
+    services.answer = lambda *_: (200, "text/xml", body)  # type: ignore[method-assign]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", services.url)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    config_files(f"{ROLE}source_profile = base\n{STATIC}")
+    with pytest.raises((botocore.parsers.ResponseParserError, KeyError)) as theirs:
+        oracle.credentials("p")
+    with pytest.raises(theirs.type) as ours:
+        await resolved("p")
+    for error in (ours.value, pickle.loads(pickle.dumps(ours.value))):
+        assert isinstance(error, errors.CredentialRetrievalError)
+        assert isinstance(error, theirs.type)
+        assert SECRET not in f"{error} {error!r} {vars(error)}"
+
+
+@pytest.mark.parametrize(
+    "theirs", [StopIteration("end"), StopAsyncIteration("end"), ExceptionGroup("several", [KeyError()])], ids=repr
+)
+async def test_an_error_whose_class_cannot_be_added_is_an_ordinary_failure(theirs: Exception) -> None:
+    class Failing:
+        def get_frozen_credentials(self) -> None:
+            raise theirs
+
+    with pytest.raises(errors.CredentialRetrievalError, match=type(theirs).__name__):
+        await CredentialsCache(provider_for(credentials=Failing())).get()
 
 
 async def test_a_clients_own_exception_class_is_a_client_error() -> None:

@@ -17,6 +17,7 @@ from aiobotocore.session import AioSession
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosmrt._aws import s3
 from aiosmrt._aws.credentials import CredentialsCache
 from aiosmrt._aws.providers import provider_for
 from aiosmrt._aws.s3 import ObjectStore, parse_s3_uri
@@ -27,11 +28,14 @@ from aiosmrt.errors import (
     NoCredentialsError,
     ObjectStoreError,
     ParamValidationError,
+    ResponseStreamingError,
 )
 from aiosmrt.local.objectserver import ObjectServer
+from tests.support.blocking_server import BlockingServer, Conversation
 from tests.support.cancellation import Moment, cancel_everywhere
 from tests.support.config_files import ConfigFiles
 from tests.support.peers import REGION
+from tests.support.raw_server import CLOSE, RawServer, response
 from tests.support.seaweed import GUEST, GUEST_BUCKET, OWNER, s3_client
 
 each_moment = pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
@@ -88,6 +92,23 @@ class TestObjects:
         await store.put(f"s3://{bucket}/large", body)
         assert (await store.get(f"s3://{bucket}/large")).body == body
 
+    @pytest.mark.parametrize("size", [0, 1, 1000, 1001, 2**20])
+    async def test_the_largest_object(self, store: ObjectStore, bucket: str, size: int) -> None:
+        uri = f"s3://{bucket}/sized"
+        body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        await store.put(uri, body)
+        if size <= 1000:
+            stored = await store.get(uri, 1000)
+            assert stored is not None
+            assert stored.body == body
+        else:
+            with pytest.raises(ResponseStreamingError, match="exceeds max_response_bytes of 1000"):
+                await store.get(uri, 1000)
+        beginning = await store.get(uri, 1000, cut=True)
+        assert beginning is not None
+        assert beginning.body == body[:1000]
+        assert await store.get(f"s3://{bucket}/missing", 1000) is None
+
     async def test_many_at_once(self, store: ObjectStore, bucket: str) -> None:
         uris = [f"s3://{bucket}/{number}" for number in range(100)]
         await asyncio.gather(*(store.put(uri, uri.encode()) for uri in uris))
@@ -140,18 +161,28 @@ class TestFailures:
             assert str(error) == f"get_object of s3://bucket/key at {url} failed: EndpointConnectionError"
             await store.close()
 
-    async def test_a_truncated_response(self, credentials: CredentialsCache, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
-            writer.close()
-
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+            b"HTTP/1.1 200 OK\r\n\r\nhalf",
+            b"HTTP/1.0 200 OK\r\n\r\nhalf",
+        ],
+        ids=["length", "chunks", "until the end", "http-1.0"],
+    )
+    async def test_a_truncated_response(
+        self, credentials: CredentialsCache, monkeypatch: pytest.MonkeyPatch, answer: bytes
+    ) -> None:
+        """What ends with its connection may be truncated too: the connection does not tell, and S3 gives a length."""
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            store = ObjectStore(credentials, region_name=REGION, endpoint_url=url)
-            error = await failure(store.get("s3://bucket/key"))
-            assert error.status is None
+        monkeypatch.setattr(s3, "_PAUSE_SECONDS", 0.0)
+        async with RawServer(otherwise=[answer, CLOSE]) as server:
+            store = ObjectStore(credentials, region_name=REGION, endpoint_url=server.url)
+            for work in (store.get("s3://bucket/key"), store.get_range("s3://bucket/key", 0, 10, "etag")):
+                error = await failure(work)
+                assert error.status is None
+                assert error.code in ("ClientPayloadError", "ResponseStreamingError")
             await store.close()
 
     async def test_no_credentials(self, object_server: ObjectServer) -> None:
@@ -317,6 +348,67 @@ class TestCancellation:
             await until(lambda: sockets() == before)
 
         assert await cancel_everywhere(prepare, moment, after=after) >= 2
+
+
+@pytest.mark.parametrize("status", [400, 403, 500])
+async def test_a_huge_error_is_cut(status: int, credentials: CredentialsCache) -> None:
+    code, message = b"C" * 2**20, b"x" * 2**22
+    error = b"<?xml version='1.0'?><Error><Code>%b</Code><Message>%b</Message></Error>" % (code, message)
+
+    def refuse(talk: Conversation) -> None:
+        while True:
+            talk.request()
+            talk.send(response(status, error))
+
+    with BlockingServer([refuse]) as server:
+        store = ObjectStore(credentials, region_name=REGION, endpoint_url=server.url)
+        refusal = await failure(store.get("s3://results/1.out"))
+        assert refusal.status == status
+        assert len(refusal.code) == 256
+        assert 2**16 < len(str(refusal)) < 2**16 + 1000
+        await store.close()
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+async def test_a_repeated_response_is_not_the_next_objects(
+    read: bool, half: bool, credentials: CredentialsCache
+) -> None:
+    """What arrives on an idle connection is no object: the next request goes to another connection."""
+    go_on, repeated = threading.Event(), threading.Event()
+
+    def answer(talk: Conversation) -> bytes:
+        talk.request()
+        return response(200, b"content of " + talk.target, [("Last-Modified", "Sun, 29 Nov 2026 00:00:00 GMT")])
+
+    def serve(talk: Conversation) -> None:
+        while True:
+            talk.send(answer(talk))
+
+    def repeat(talk: Conversation) -> None:
+        sent = answer(talk)
+        talk.send(sent)
+        go_on.wait(20)
+        talk.send(sent[: len(sent) // 2] if half else sent)
+        repeated.set()
+        serve(talk)
+
+    with BlockingServer([repeat, serve]) as server:
+        store = ObjectStore(credentials, region_name=REGION, endpoint_url=server.url)
+        first = await store.get("s3://results/1.out")
+        assert first is not None
+        go_on.set()
+        if read:
+            await asyncio.to_thread(repeated.wait, 20)
+            await asyncio.sleep(0.05)  # the loop reads it in that time, unless it is too slow: then it is unread
+        else:
+            assert repeated.wait(20)
+        for name in ("2.out", "3.out"):
+            stored = await store.get(f"s3://results/{name}")
+            assert stored is not None
+            assert stored.body == b"content of /results/" + name.encode()
+        assert server.connections_made == 2
+        await store.close()
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import botocore.args
 import botocore.exceptions
 import pytest
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
@@ -180,7 +179,7 @@ def test_an_empty_region_or_url_counts_as_unset(monkeypatch: pytest.MonkeyPatch,
     config_files("[default]\nregion = eu-west-1\nendpoint_url = http://localhost:1\n")
     expected = resolve_settings()
     assert expected == Settings(region_name="eu-west-1", endpoint_url="http://localhost:1")
-    for variable in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
+    for variable in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL"):
         monkeypatch.setenv(variable, "")
     assert resolve_settings() == expected
 
@@ -207,11 +206,13 @@ def test_region_names_are_refused_as_botocore_refuses_them(region: str) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "", " "])
 def test_invalid_max_attempts_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
     with pytest.raises(errors.InvalidConfigError, match="max_attempts") as caught:
         resolve_settings(region_name="eu-west-1")
-    # botocore raises a bare ValueError for what is not an integer at all.
-    assert isinstance(caught.value, botocore.exceptions.InvalidMaxRetryAttemptsError)
+    with pytest.raises((ValueError, botocore.exceptions.InvalidMaxRetryAttemptsError)) as theirs:
+        oracle.client()
+    assert isinstance(caught.value, theirs.type)
 
 
 MODES = [
@@ -240,6 +241,23 @@ MODES = [
         for value in ("legacy", "regional", "Regional", "LEGACY", "global", "", " ")
     ),
     *(("AWS_RETRY_MODE", "retry_mode", value) for value in ("legacy", "standard", "Standard", "none", "", " ")),
+    *(
+        (variable, key, value)
+        for variable, key in (
+            ("AWS_REQUEST_CHECKSUM_CALCULATION", "request_checksum_calculation"),
+            ("AWS_RESPONSE_CHECKSUM_VALIDATION", "response_checksum_validation"),
+        )
+        for value in ("when_supported", "When_Required", "never", "true", "", " ")
+    ),
+    *(
+        ("AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES", "request_min_compression_size_bytes", value)
+        for value in ("1", " 4 ", "1048576", "0", "-1", "1048577", "1.5", "many", "", " ")
+    ),
+    *(
+        ("AWS_S3_DISABLE_EXPRESS_SESSION_AUTH", "s3_disable_express_session_auth", value)
+        for value in ("true", "FALSE", "yes", "1", "", " ")
+    ),
+    *(("AWS_AUTH_SCHEME_PREFERENCE", "auth_scheme_preference", value) for value in ("sigv4", "nonsense,,", "")),
 ]
 
 
@@ -248,35 +266,33 @@ def test_the_defaults_modes_are_botocores() -> None:
     assert set(_DEFAULTS_MODES) == {"legacy", "auto", *data["modes"]}
 
 
-@pytest.mark.parametrize(("variable", "key", "value"), MODES)
+@pytest.mark.parametrize(
+    ("variable", "key", "value", "sign"),
+    [(*mode, sign) for mode in MODES for sign in (True, False) if sign or mode[1] == "account_id_endpoint_mode"],
+)
 @pytest.mark.parametrize("in_profile", [False, True], ids=["variable", "profile"])
-@pytest.mark.parametrize("sign", [True, False], ids=["signed", "unsigned"])
 def test_modes_are_refused_as_botocore_refuses_them(
     monkeypatch: pytest.MonkeyPatch,
     config_files: ConfigFiles,
     variable: str,
     key: str,
     value: str,
-    in_profile: bool,
     sign: bool,
+    in_profile: bool,
 ) -> None:
+    if key not in {names[0] for names in BOTOCORE_DEFAUT_SESSION_VARIABLES.values()}:
+        pytest.skip("this botocore does not know the setting")
     if in_profile:
         config_files(f"[default]\nregion = eu-west-1\n{key} = {value}\n")
     else:
         config_files("[default]\nregion = eu-west-1\n")
         monkeypatch.setenv(variable, value)
     try:
-        oracle.client(sign=sign)
+        client = oracle.client(sign=sign)
     except botocore.exceptions.BotoCoreError as error:
-        theirs: botocore.exceptions.BotoCoreError | None = error
+        theirs = error
     else:
-        theirs = None
-    if variable == "AWS_ACCOUNT_ID_ENDPOINT_MODE" and not hasattr(
-        botocore.args, "VALID_ACCOUNT_ID_ENDPOINT_MODE_CONFIG"
-    ):
-        pytest.skip("this botocore does not know the setting")
-    if theirs is None:
-        assert resolve_settings(sign=sign).region_name == "eu-west-1"
+        assert (resolve_settings(sign=sign).retry_mode or "legacy") == client.meta.config.retries["mode"]
         return
     with pytest.raises(type(theirs)) as caught:
         resolve_settings(sign=sign)
@@ -285,6 +301,56 @@ def test_modes_are_refused_as_botocore_refuses_them(
         assert value.lower() in str(ours).lower()
     if not isinstance(theirs, botocore.exceptions.InvalidConfigError):
         assert (str(caught.value), caught.value.kwargs) == (str(theirs), theirs.kwargs)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "retry_mode",
+        "sts_regional_endpoints",
+        "request_checksum_calculation",
+        "request_min_compression_size_bytes",
+        "auth_scheme_preference",
+        "use_fips_endpoint",
+        "ignore_configured_endpoint_urls",
+    ],
+)
+def test_a_section_in_place_of_a_mode_does_what_it_does_in_botocore(config_files: ConfigFiles, key: str) -> None:
+    config_files(f"[default]\nregion = eu-west-1\n{key} =\n  a = b\n")
+    try:
+        oracle.client()
+    except botocore.exceptions.BotoCoreError as error:
+        with pytest.raises(type(error)):
+            resolve_settings()
+    else:
+        assert resolve_settings() == Settings(region_name="eu-west-1")
+
+
+@pytest.mark.parametrize("mode", ["standard", "auto", "Mobile"])
+def test_a_retry_mode_takes_precedence_over_that_of_the_defaults_mode(
+    monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles, mode: str
+) -> None:
+    config_files(f"[default]\nregion = eu-west-1\ndefaults_mode = {mode}\n[profile own]\nregion = eu-west-1\n")
+    assert resolve_settings().retry_mode == oracle.client().meta.config.retries["mode"] == "standard"
+    assert resolve_settings(profile_name="own").retry_mode is None
+    monkeypatch.setenv("AWS_RETRY_MODE", "legacy")
+    assert resolve_settings().retry_mode == oracle.client().meta.config.retries["mode"] == "legacy"
+
+
+@pytest.mark.parametrize("variable", ["AWS_PROFILE", "AWS_DEFAULT_PROFILE", None])
+def test_an_empty_profile_does_not_exist_as_in_botocore(
+    monkeypatch: pytest.MonkeyPatch, config_files: ConfigFiles, variable: str | None
+) -> None:
+    config_files("[default]\nregion = eu-west-1\n[profile prod]\nregion = eu-west-2\n")
+    monkeypatch.setenv("AWS_PROFILE", "prod")
+    if variable is not None:
+        monkeypatch.setenv(variable, "")
+    name = "" if variable is None else None
+    with pytest.raises(botocore.exceptions.ProfileNotFound) as theirs:
+        oracle.client(name)
+    with pytest.raises(errors.ProfileNotFoundError) as ours:
+        resolve_settings(profile_name=name)
+    assert (str(ours.value), ours.value.kwargs) == (str(theirs.value), theirs.value.kwargs)
 
 
 def test_the_retry_mode_of_the_environment_takes_precedence_over_the_profile(

@@ -19,7 +19,14 @@ from aiosmrt import Client
 from aiosmrt._aws import s3 as object_store
 from aiosmrt.batch import codec_for, objects, score
 from aiosmrt.endpoint import Endpoint
-from aiosmrt.errors import BatchInputError, BatchOutputError, ObjectStoreError, ParamValidationError
+from aiosmrt.errors import (
+    BatchInputError,
+    BatchOutputError,
+    CredentialRetrievalError,
+    ObjectStoreError,
+    ParamValidationError,
+    credential_retrieval_error,
+)
 from aiosmrt.local import LocalRuntime, ObjectServer
 from aiosmrt.serializers import BYTES, JSON
 from tests.support.command_line import PROGRAM, environment, run
@@ -100,6 +107,21 @@ def is_large_and_whole(data: bytes) -> bool:
 
 def parsed(data: bytes) -> list[Any]:
     return [json.loads(line) for line in data.splitlines()]
+
+
+async def test_credentials_that_fail_are_not_taken_for_the_file(tmp_path: Path) -> None:
+    """Their error may be an OSError: here, of a credential process that does not exist."""
+    missing = credential_retrieval_error("no such program", FileNotFoundError(2, "No such file or directory", "/vault"))
+
+    async def store() -> object_store.ObjectStore:
+        raise missing
+
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b"{}\n")
+    bucket = objects.Bucket(asyncio.get_running_loop(), store, lambda: False)
+    with pytest.raises(CredentialRetrievalError) as caught:
+        await asyncio.to_thread(bucket.send, path, "s3://bucket/out.jsonl", {}, "application/jsonlines")
+    assert caught.value is missing
 
 
 async def test_an_output_that_s3_would_not_take_costs_no_call(

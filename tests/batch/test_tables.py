@@ -709,6 +709,44 @@ async def test_missing_values_of_pandas_are_null(echo: Endpoint[Any, Any], model
 
 
 @pytest.mark.parametrize(
+    "column",
+    [
+        lambda: pd.Series(["a", "b"], index=["r", "s"]),
+        lambda: pl.Series(["a", "b"]),
+        lambda: pa.array(["a", "b"]),
+        lambda: pa.chunked_array([["a"], ["b"]]),
+    ],
+    ids=["pandas", "polars", "array", "chunked"],
+)
+async def test_a_column_is_an_iterable_of_its_values(
+    echo: Endpoint[Any, Any], models: Models, tmp_path: Path, column: Any
+) -> None:
+    report = await score(echo, column(), tmp_path / "out.jsonl")
+    assert report.scored == 2
+    assert set(models.seen) == {b'"a"', b'"b"'}
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns of the same name"),
+        (pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), "two columns of the same name"),
+        (pd.DataFrame({"a": [1, "secret"]}), "the table has a value that cannot be read"),
+        (pa.table({"d": pa.array([10**7], pa.date32())}), "the table has a value that cannot be read"),
+        (pa.array([10**7], pa.date32()), "the table has a value that cannot be read"),
+    ],
+    ids=["pandas-names", "arrow-names", "pandas-types", "arrow-date", "array-date"],
+)
+async def test_tables_that_cannot_be_read(
+    double: Endpoint[Any, Any], models: Models, tmp_path: Path, table: Any, said: str
+) -> None:
+    with pytest.raises(BatchInputError, match=said) as caught:
+        await score(double, table, tmp_path / "out.jsonl")
+    assert "secret" not in str(caught.value)
+    assert not models.seen
+
+
+@pytest.mark.parametrize(
     ("before", "now", "difference"),
     [
         ([{"n": 1}, {"n": 2}], [{"n": 1}, {"n": 3}], "last was"),

@@ -19,6 +19,7 @@ from aiosmrt._wire.eventstream import Decoder, encode_exception, encode_payload_
 from aiosmrt.errors import (
     ClientStateError,
     ConnectionClosedError,
+    CredentialRetrievalError,
     DeserializationError,
     EventStreamFormatError,
     ParameterNameError,
@@ -396,6 +397,20 @@ async def test_an_early_error_is_raised_by_sending_and_by_the_iteration(name: st
     for raised in (sent.value, read.value):
         assert isinstance(raised, aiosmrt.ServiceError)
         assert (raised.operation, raised.endpoint_name) == ("InvokeEndpointWithBidirectionalStream", "echo")
+
+
+async def test_credentials_that_fail_are_an_error_of_entering_with_its_reason(refusing_url: str) -> None:
+    reason = LookupError("lost")
+
+    async def fail() -> aiosmrt.Credentials:
+        raise reason
+
+    async with aiosmrt.Client("eu-central-1", http2_endpoint_url=refusing_url, credentials=fail) as client:
+        with pytest.raises(CredentialRetrievalError) as caught:
+            async with client.invoke_endpoint_with_bidirectional_stream(EndpointName="e"):
+                raise AssertionError
+    assert isinstance(caught.value, LookupError)
+    assert caught.value.__cause__ is reason
 
 
 async def test_no_connection_is_an_error_of_entering(refusing_url: str) -> None:

@@ -1,6 +1,7 @@
 """What a caller may pass: unusual values arrive intact, and invalid ones raise a clear error."""
 
 import asyncio
+import copy
 import enum
 import io
 import math
@@ -9,9 +10,11 @@ import threading
 from typing import Any
 
 import botocore.exceptions
+import botocore.session
 import pytest
 
 from aiosmrt import Client, ParamValidationError, RetryPolicy, errors
+from aiosmrt.serializers import BYTES
 from tests.support.clients import MakeClient
 from tests.support.peers import CLIENT_ARGUMENTS, CREDENTIALS
 from tests.support.recording_server import RecordingServer, respond
@@ -257,6 +260,82 @@ async def test_members_that_python_does_not_print() -> None:
             await client.generate_presigned_url("invoke_endpoint", {"EndpointName": "e", "Body": b""}, HUGE)
 
 
+@pytest.mark.parametrize(
+    ("call", "faults"),
+    [
+        (
+            lambda client: client.invoke_endpoint_with_bidirectional_stream(),
+            ['Missing required parameter in input: "Endp'],
+        ),
+        (
+            lambda client: client.invoke_endpoint_with_bidirectional_stream(Bogus=1, max_resend_bytes=-1),
+            ["max_resend_bytes must be", 'Unknown parameter in input: "Bogus"', "Missing required parameter"],
+        ),
+        (
+            lambda client: client.endpoint("e", serializer=BYTES, deserializer=BYTES).map([], bogus=1, other=2),
+            ["unexpected keyword argument 'bogus'", "unexpected keyword argument 'other'"],
+        ),
+    ],
+)
+async def test_every_name_that_is_missing_or_unknown_is_reported(
+    make_client: MakeClient, call: Any, faults: list[str]
+) -> None:
+    with pytest.raises(botocore.exceptions.ParamValidationError) as caught:
+        call(make_client())
+    assert isinstance(caught.value, TypeError)
+    assert [fault.startswith(start) for fault, start in zip(caught.value.faults, faults, strict=True)] == [True] * len(
+        faults
+    )
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "shown"),
+    [
+        ("EndpointName", 5, " value: 5,"),
+        ("TargetVariant", True, " value: True,"),
+        ("EndpointName", b"secret", ""),
+        ("ContentType", ["secret"], ""),
+        ("CustomAttributes", 5, ""),
+    ],
+)
+async def test_a_member_of_the_wrong_type_is_a_type_error(
+    make_client: MakeClient, server: RecordingServer, member: str, value: Any, shown: str
+) -> None:
+    """In botocore's words; what may be a payload in the wrong place is not quoted."""
+    with pytest.raises(TypeError) as caught:
+        await make_client().invoke_endpoint(**{**CALL, member: value})
+    assert isinstance(caught.value, botocore.exceptions.ParamValidationError)
+    assert str(caught.value).splitlines()[1:] == [
+        f"Invalid type for parameter {member},{shown} type: {type(value)}, valid types: <class 'str'>"
+    ]
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("method", ["invoke_endpont", ["x"], None])
+async def test_a_url_for_an_unknown_method(make_client: MakeClient, method: Any) -> None:
+    with pytest.raises(botocore.exceptions.UnknownClientMethodError, match="Client does not have method") as caught:
+        await make_client().generate_presigned_url(method, CALL)
+    assert isinstance(caught.value, ParamValidationError)
+
+
+async def test_an_unknown_exception_names_those_that_exist(make_client: MakeClient) -> None:
+    exceptions: Any = make_client().exceptions
+    with pytest.raises(AttributeError, match=r"'Nope'; valid exceptions are: ClientError, .*ModelError, ") as caught:
+        exceptions.Nope  # noqa: B018
+    named = str(caught.value).partition("are: ")[2].split(", ")
+    assert [name for name in named if not issubclass(getattr(exceptions, name), Exception)] == []
+
+
+async def test_the_service_model_is_all_of_botocores(make_client: MakeClient) -> None:
+    model: Any = make_client().meta.service_model
+    peer: Any = botocore.session.get_session().get_service_model("sagemaker-runtime")
+    assert model.metadata == peer.metadata
+    members = model.operation_model("InvokeEndpoint").input_shape.members
+    assert list(members) == list(peer.operation_model("InvokeEndpoint").input_shape.members)
+    assert [name for name in dir(peer) if not (name.startswith("_") or hasattr(model, name))] == []
+    assert copy.copy(model) == model
+
+
 @pytest.mark.parametrize("params", [{}, {"InputLocation": None}, {"Body": None}])
 async def test_neither_body_nor_location(make_client: MakeClient, params: dict[str, Any]) -> None:
     """A missing member is a TypeError too, as that of a method of Python."""
@@ -269,7 +348,7 @@ async def test_neither_body_nor_location(make_client: MakeClient, params: dict[s
     ("name", "alternative"),
     [
         ("events", "observers="),
-        ("service_model.operation_model", "get_service_model"),
+        ("service_model.nonsense", "no attribute 'nonsense'"),
         ("config.proxies", "it has region_name, user_agent, connect_timeout"),
         ("nonsense", "no 'nonsense'"),
     ],

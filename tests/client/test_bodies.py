@@ -171,6 +171,49 @@ async def test_a_file_is_sent_again_whole(make_client: MakeClient, server: Recor
     assert [request.body for request in server.requests] == [b"3456789"] * 3
 
 
+class InPieces(io.BytesIO):
+    """A file that never returns all that is left at once, as a wrapper around a raw device may."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(3 if size is None or size < 0 else min(size, 3))
+
+
+class SaysSeekable:
+    """A wrapper whose `seekable` is no method."""
+
+    seekable = True
+
+    def __init__(self) -> None:
+        self.file = io.BytesIO(b"0123456789")
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+
+@pytest.mark.parametrize("make", [lambda: InPieces(b"0123456789"), SaysSeekable], ids=["in pieces", "attribute"])
+async def test_unusual_files_are_sent_whole(client: Client, server: RecordingServer, make: Any) -> None:
+    assert await sent(client, server, make()) == b"0123456789"
+
+
+class Deferred(io.BytesIO):
+    """A file whose `read` is a function that returns a coroutine."""
+
+    def read(self, size: int | None = -1, /) -> Any:
+        async def read() -> bytes:
+            raise AssertionError("awaited")
+
+        return read()
+
+
+async def test_a_file_that_returns_coroutines_is_refused(client: Client, server: RecordingServer) -> None:
+    with pytest.raises(ParamValidationError, match="asynchronous"):
+        await client.invoke_endpoint(EndpointName="e", Body=Deferred())
+    assert server.requests == []
+
+
 class Unseekable(io.RawIOBase):
     def readable(self) -> bool:
         return True

@@ -714,6 +714,76 @@ async def test_a_signature_that_expired_on_the_way_is_made_again_once(
     assert (caught.value.attempts, caught.value.cause) == (2, "clock_skew")
 
 
+@pytest.mark.parametrize("date", ["Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994", "", "Son, 06 Nov 1994"])
+async def test_an_unusable_date_leaves_the_clock_alone(date: str, make_client: MakeClient, server: RawServer) -> None:
+    server.play([error_response(403, "RequestExpired", "no", [("Date", date)])], OK)
+    client = make_client()
+    with pytest.raises(errors.ServiceError) as caught:
+        await invoke_endpoint(client)
+    assert caught.value.attempts == 1
+    assert await invoke_endpoint(client) == b"ok"
+    assert len({request.headers["x-amz-date"][:11] for request in server.requests}) == 1
+
+
+async def test_a_clock_that_was_set_right_during_a_call_is_left_alone(
+    make_client: MakeClient, server: RawServer
+) -> None:
+    """It was an hour ahead when the request was signed."""
+    corrections: list[aiosmrt.Event] = []
+    client = make_client(observers=(lambda event: isinstance(event, ClockSkewCorrected) and corrections.append(event),))
+    right = float(int(time.time()))
+    seams.set_wall_clock(client, lambda: right if server.requests else right + 3600.0)
+    server.play(refused("InvalidSignatureException", right), OK)
+    assert await invoke_endpoint(client) == b"ok"
+    assert [signed_at(request) - right for request in server.requests] == [3600.0, 0.0]
+    assert corrections == []
+
+
+@pytest.mark.parametrize("age", ["0", "28800"])
+async def test_an_answer_from_a_cache_leaves_the_clock_alone(
+    age: str, make_client: MakeClient, server: RawServer
+) -> None:
+    """Its date is that of the call that filled the cache (RFC 9111, 4.2.3)."""
+    local = float(int(time.time()))
+    [cached] = refused("InvalidSignatureException", local - 28800)
+    assert isinstance(cached, bytes)
+    server.play([cached.replace(b"Date:", f"Age: {age}\r\nDate:".encode())], OK)
+    client = make_client()
+    seams.set_wall_clock(client, lambda: local)
+    with pytest.raises(errors.ServiceError):
+        await invoke_endpoint(client)
+    assert await invoke_endpoint(client) == b"ok"
+    assert [signed_at(request) - local for request in server.requests] == [0.0, 0.0]
+
+
+async def test_a_refusal_of_an_unsigned_call_leaves_the_clock_alone(make_client: MakeClient, server: RawServer) -> None:
+    client = make_client(sign=False)
+    local = float(int(time.time()))
+    seams.set_wall_clock(client, lambda: local)
+    server.play(refused("InvalidSignatureException", local + 3600), OK)
+    with pytest.raises(errors.ServiceError) as caught:
+        await invoke_endpoint(client)
+    assert (caught.value.attempts, caught.value.cause) == (1, "none")
+
+
+async def test_calls_with_old_and_new_offsets_all_succeed(make_client: MakeClient, server: RawServer) -> None:
+    """A hundred are refused, while the first of them corrects the clock; later ones are signed right at once."""
+    client = make_client(max_concurrency=100)
+    local = float(int(time.time()))
+    seams.set_wall_clock(client, lambda: local)
+
+    def judge(request: Any) -> Script:
+        return OK if abs(signed_at(request) - local - 3600.0) < 300 else refused("RequestExpired", local + 3600.0)
+
+    server.otherwise = judge
+    calls = [invoke_endpoint(client) for _ in range(100)]
+    assert await asyncio.gather(*calls) == [b"ok"] * 100
+    assert len(server.requests) <= 200
+    before = len(server.requests)
+    assert await asyncio.gather(*(invoke_endpoint(client) for _ in range(10))) == [b"ok"] * 10
+    assert len(server.requests) == before + 10
+
+
 async def test_a_service_whose_clock_jumps_is_followed_once_a_call(make_client: MakeClient, server: RawServer) -> None:
     client = make_client(retry=RetryPolicy(max_attempts=5))
     local = float(int(time.time()))

@@ -42,6 +42,21 @@ async def test_the_trace_is_passed_on_as_by_botocore(
     verify_signature(server.last, CREDENTIALS.secret_key)
 
 
+async def test_calls_of_all_operations_have_the_trace(
+    make_client: MakeClient, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "scorer")
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", TRACE)
+    client = make_client()
+    await client.invoke_endpoint_async(EndpointName="e", InputLocation="s3://bucket/key")
+    (await client.invoke_endpoint_with_response_stream(**CALL))["Body"].close()
+    await client.with_options(deadline=60.0).invoke_endpoint(**CALL)
+    await client.make_request("InvokeEndpoint", CALL)
+    assert [request.header("X-Amzn-Trace-Id") for request in server.requests] == [TRACE] * 4
+    url = await client.generate_presigned_url("invoke_endpoint", CALL)
+    assert "trace" not in url.lower()
+
+
 async def test_each_invocation_has_its_own_trace(
     make_client: MakeClient, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

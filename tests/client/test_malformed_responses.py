@@ -37,6 +37,27 @@ async def test_an_original_status_code_of_any_kind(
     assert caught.value.original_status_code == expected
 
 
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (b"5", "5"),
+        (b"NaN", "nan"),
+        (b'{"a": 1}', "{'a': 1}"),
+        (b'["x"]', "['x']"),
+        (b"false", ""),
+        (b"null", ""),
+        (b'"\\ud83d"', "\ud83d"),
+    ],
+)
+async def test_a_message_of_any_kind_is_text(
+    client: Client, server: RecordingServer, message: bytes, text: str
+) -> None:
+    server.answer = respond(424, b'{"Message": %b}' % message, [("x-amzn-errortype", "ModelError")])
+    with pytest.raises(ModelError) as caught:
+        await client.invoke_endpoint(**CALL)
+    assert caught.value.message == text
+
+
 STREAM_TYPE = "application/vnd.amazon.eventstream"
 # Empty answers that are not event streams: from a proxy, a load balancer, or some other server.
 NO_STREAMS: dict[str, tuple[int, list[tuple[str, str]]]] = {

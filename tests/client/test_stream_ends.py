@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import threading
 import warnings
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from aiosmrt import Client, ClientStateError, EventStream, ResponseStreamingError, RetryPolicy
-from aiosmrt._wire.eventstream import encode_payload_part
+from aiosmrt._wire.eventstream import encode_exception, encode_payload_part
+from aiosmrt.errors import EventStreamError
 from tests.support import seams
 from tests.support.clients import MakeClient
 from tests.support.raw_server import CLOSE, RESET, RawServer, Script, chunk, response
@@ -60,6 +62,31 @@ async def test_a_broken_stream_is_told_with_its_call_and_request_id(make_client:
     error = raised.value
     assert (error.operation, error.endpoint_name) == ("InvokeEndpointWithResponseStream", "e")
     assert (error.attempts, error.request_id) == ((1, "the-first") if started else (2, "the-second"))
+
+
+@pytest.mark.parametrize("kind", ["ModelStreamError", "InternalStreamFailure", "SomethingNew"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        json.dumps({"Message": "x" * 2**22, "ErrorCode": "StreamBroken"}).encode(),
+        json.dumps({"Message": {"quoted": "x" * 2**22}}).encode(),
+        json.dumps({"ErrorCode": "x" * 2**22, "OriginalMessage": "x" * 2**22}).encode(),
+        b"x" * 2**22,
+    ],
+    ids=["message", "object", "member", "text"],
+)
+async def test_64_kib_of_an_error_inside_a_stream_are_kept(make_client: MakeClient, kind: str, payload: bytes) -> None:
+    """As of the body of an error response: it ends up in logs and error reports."""
+    async with RawServer([[response(200, ONE + encode_exception(kind, payload))]]) as server:
+        client = make_client(endpoint_url=server.url, retry=RetryPolicy(max_attempts=1))
+        async with await open_stream(client) as stream:
+            assert await part(stream) == b"one"
+            with pytest.raises(EventStreamError) as raised:
+                await part(stream)
+    error = raised.value
+    assert error.code == kind
+    assert len(str(error)) < 2**16 + 1000
+    assert len(repr(error.response)) < 2**17
 
 
 async def test_closing_a_stream_ends_the_task_that_reads_it(make_client: MakeClient) -> None:

@@ -6,6 +6,7 @@ import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 from aiobotocore.eventstream import AioEventStream
 from botocore.eventstream import NoInitialResponseError
@@ -150,6 +151,86 @@ async def test_reading_after_close_in_aiobotocore(
         body.close()
         with pytest.raises(ResponseStreamingError):
             await read(body)
+
+
+async def some(items: Any, count: int) -> list[bytes]:
+    """The first items of an iteration that is left early."""
+    found = []
+    async for item in items:
+        found.append(item)
+        if len(found) == count:
+            break
+    return found
+
+
+PARTIAL_READS: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "a line": lambda body: some(body.iter_lines(), 1),
+    "a line in small pieces": lambda body: some(body.iter_lines(chunk_size=3), 1),
+    "lines in small pieces": lambda body: some(body.iter_lines(5, True), 3),
+    "all lines in pieces": lambda body: some(body.iter_lines(2), -1),
+    "two chunks": lambda body: some(body.iter_chunks(4), 2),
+    "a chunk": lambda body: some(body, 1),
+    "no chunk": lambda body: some(body.iter_chunks(0), 1),
+}
+
+
+@pytest.mark.parametrize("read", PARTIAL_READS.values(), ids=list(PARTIAL_READS))
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        CONTENT,
+        b"a\r\nb\rc\n\n\nd",
+        b"ab\n" + b"x" * 2000 + b"\r\nend",
+        b"y" * 1023 + b"\r\n" + b"z" * 2000 + b"\r",
+    ],
+    ids=["empty", "lines", "ends", "long", "cut at an end"],
+)
+async def test_what_an_iteration_has_not_taken_can_be_read(
+    client: Client, server: RecordingServer, read: Callable[[Any], Awaitable[Any]], content: bytes
+) -> None:
+    server.answer = respond(200, content, [("Content-Type", "text/csv")])
+
+    async def outcomes(of: Any) -> list[Any]:
+        body = await body_of(of)
+        return [await read(body), body.tell(), await body.read(), body.tell()]
+
+    async with aiobotocore_client(server.url) as peer:
+        expected = await outcomes(peer)
+    assert await outcomes(client) == expected
+
+
+async def test_a_stream_that_was_closed_does_not_look_ended(client: Client, server: RecordingServer) -> None:
+    """As in aiobotocore, where reading on raises aiohttp's ClientConnectionError."""
+    parts = b"".join(encode_payload_part(part) for part in (b"To ", b"be"))
+    server.answer = respond(200, parts, [("Content-Type", "application/vnd.amazon.eventstream")])
+
+    async def opened(of: Any) -> Any:
+        return (await of.invoke_endpoint_with_response_stream(EndpointName="e", Body=b""))["Body"]
+
+    for leave in ("close", "aclose", "block"):
+        stream = await opened(client)
+        assert await some(stream, 1) == [{"PayloadPart": {"Bytes": b"To "}}]
+        if leave == "block":
+            async with stream:
+                pass
+        elif leave == "aclose":
+            await stream.aclose()
+        else:
+            stream.close()
+        with pytest.raises(ResponseStreamingError, match="closed"):
+            await some(stream, 1)
+        with pytest.raises(ResponseStreamingError, match="closed"):
+            await stream.receive()
+    read_to_its_end = await opened(client)
+    assert len(await some(read_to_its_end, -1)) == 2
+    read_to_its_end.close()
+    assert await some(read_to_its_end, 1) == []
+    async with aiobotocore_client(server.url) as peer:
+        theirs = await opened(peer)
+        theirs.close()
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await some(theirs, 1)
 
 
 async def test_a_stream_has_no_initial_response(client: Client, server: RecordingServer) -> None:

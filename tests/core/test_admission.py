@@ -1243,6 +1243,27 @@ async def test_idle_targets_are_dropped_where_there_are_many_and_others_are_not(
     assert isinstance((await asyncio.gather(wait, return_exceptions=True))[0], ClientStateError)
 
 
+@pytest.mark.parametrize("limit", [8, "adaptive"])
+async def test_targets_that_were_refused_once_are_not_kept_for_ever(limit: Any) -> None:
+    """What is known of them is forgotten, of the ones first that nobody has called for longest."""
+    time = VirtualTime()
+    admissions = Admissions(FakeClockwork(time), limit)
+    caller = FakeCaller(time)
+    in_use = admissions.of("in use")
+    assert in_use.try_acquire()
+    for number in range(10_000):
+        time.now += 0.001
+        admission = admissions.of(f"endpoint-{number}")
+        assert admission.try_acquire()
+        admission.outstanding = 1
+        admission.on_failure(caller, time.now, 1, throttled(), waits_for_capacity=False)
+        admission.release(caller)
+        assert len(admissions.by_target) <= 2050
+    assert admissions.by_target["in use"] is in_use
+    in_use.release(caller)
+    assert admissions.by_target.keys() >= {f"endpoint-{number}" for number in range(10_000 - 1024, 10_000)}
+
+
 def test_a_new_target_costs_the_same_however_many_are_in_use(
     admissions: Admissions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

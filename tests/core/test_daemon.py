@@ -34,7 +34,7 @@ async def test_an_error_arrives_as_it_is() -> None:
     assert caught.value is error
 
 
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit, StopIteration])
 async def test_exceptions_that_would_end_the_program_or_cancel_become_ordinary_errors(
     kind: type[BaseException],
 ) -> None:

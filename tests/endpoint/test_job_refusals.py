@@ -1,6 +1,7 @@
 """Refusals of S3 while waiting for a job: only one that may mean "not there yet" is waited out."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
@@ -64,9 +65,11 @@ class Storage:
         body = f"<?xml version='1.0'?>{document}".encode()
         if not code:
             body = message.encode()
+        response = Response(status, [("Content-Type", "application/xml")], body)
         if request.method == "HEAD":
-            body = b""
-        return Response(status, [("Content-Type", "application/xml")], body)
+            # The length is that of the body that GET has.
+            response = replace(response, body=b"", declared_length=len(body))
+        return response
 
 
 @pytest.fixture

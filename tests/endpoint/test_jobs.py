@@ -26,6 +26,7 @@ from aiosmrt.errors import (
     JobTimeoutError,
     ObjectStoreError,
     ParamValidationError,
+    ResponseStreamingError,
     ServiceError,
 )
 from aiosmrt.local.objectserver import ObjectServer
@@ -258,6 +259,30 @@ async def test_an_endless_failure_is_cut(endpoint: Endpoint[Any, Any], queue: Qu
     with pytest.raises(JobFailedError) as error:
         await endpoint.job(queue.handle).result()
     assert error.value.reason == "x" * 1024
+
+
+async def test_the_largest_answer(queue: Queue):
+    """`max_response_bytes` is for answers in S3 as well."""
+    largest = json.dumps({"answer": "x" * 100}).encode()
+    async with Client(
+        **{"endpoint_url": queue.server.url, **CLIENT_ARGUMENTS}, max_response_bytes=len(largest)
+    ) as client:
+        job = await client.endpoint("documents", serializer=JSON, deserializer=JSON).submit(1)
+        queue.succeed(largest + b" ")
+        with pytest.raises(ResponseStreamingError, match=f"exceeds max_response_bytes of {len(largest)}") as caught:
+            await job.result(20)
+        assert (caught.value.endpoint_name, caught.value.cause) == ("documents", "none")
+        queue.succeed(largest)
+        assert await job.result(20) == {"answer": "x" * 100}
+
+
+async def test_an_older_object_that_is_too_large_is_not_the_answer(queue: Queue):
+    queue.succeed(b"1" * 1000)
+    queue.accept(("Date", formatdate(time.time() + 3600, usegmt=True)))
+    async with Client(**{"endpoint_url": queue.server.url, **CLIENT_ARGUMENTS}, max_response_bytes=100) as client:
+        job = await client.endpoint("documents", serializer=JSON, deserializer=JSON).submit(1)
+        with pytest.raises(JobTimeoutError):
+            await job.result(0)
 
 
 async def test_without_a_failure_location(endpoint: Endpoint[Any, Any], queue: Queue):

@@ -1,7 +1,10 @@
 """`map` over objects that do not iterate over items, and `map_rows` over the rows of a table."""
 
-from collections import UserDict
+import itertools
+import mmap
+from collections import UserDict, UserString
 from collections.abc import Callable
+from email.message import Message
 from types import MappingProxyType
 from typing import Any
 
@@ -46,6 +49,13 @@ class Rows:
         return iter([[1], [2]])
 
 
+class OnlyGetitem:
+    """An object that iterates by numbers, as sequences did before they had iterators."""
+
+    def __getitem__(self, number: int) -> list[int]:
+        return [[1], [2]][number]
+
+
 def lazy_frame(columns: dict[str, Any]) -> Any:
     return polars_frame(columns).lazy()
 
@@ -55,6 +65,12 @@ MISTAKES: list[Any] = [
     (b"1,2", "got a bytes, which iterates over bytes"),
     (bytearray(b"1,2"), "got a bytearray, which iterates over bytes"),
     (memoryview(b"1,2"), "got a memoryview, which iterates over bytes"),
+    (memoryview(b"1234").cast("B", (2, 2)), "got a memoryview, which iterates over bytes"),
+    (mmap.mmap(-1, 4), "got a mmap, which iterates over bytes"),
+    (np.str_("1,2"), "got a str_, which iterates over characters"),
+    (UserString("1,2"), "got a UserString, which iterates over characters"),
+    (Message(), "got a Message, which iterates over keys"),  # a mapping that is not registered as one
+    (itertools.groupby([1, 1, 2]), "got a groupby, which iterates over pairs of a key and a group"),
     ({"age": [1, 2]}, r"got a dict, which iterates over keys; pass its values\(\)"),
     (UserDict(age=[1]), "got a UserDict, which iterates over keys"),
     (MappingProxyType({"age": [1]}), "got a mappingproxy, which iterates over keys"),
@@ -84,6 +100,14 @@ async def test_map_over_a_dataframe(make: Make):
         endpoint_of(Client("eu-central-1")).map(make(COLUMNS))
 
 
+@pytest.mark.parametrize("make", makers(pandas_frame, polars_frame))
+async def test_map_over_groups_of_a_dataframe(make: Make):
+    frame = make(COLUMNS)
+    groups = frame.groupby("age") if make is pandas_frame else frame.group_by("age")
+    with pytest.raises(ParamValidationError, match="which iterates over pairs of a key and a group; pass a list of"):
+        endpoint_of(Client("eu-central-1")).map(groups)
+
+
 @pytest.mark.parametrize("make", [pytest.param(lazy_frame, marks=[skip_without("polars")])])
 async def test_map_over_a_lazy_frame(make: Make):
     with pytest.raises(ParamValidationError, match="items must be an iterable"):
@@ -94,7 +118,11 @@ async def test_map_over_a_lazy_frame(make: Make):
     "make",
     [
         *(lambda: [[1], [2]], lambda: ([n] for n in (1, 2)), lambda: np.array([[1], [2]]), Rows),
-        *(lambda: {"a": [1], "b": [2]}.values(), lambda: pa.table({"a": [1, 2]}).to_batches(max_chunksize=1)),
+        *(
+            lambda: OnlyGetitem(),
+            lambda: {"a": [1], "b": [2]}.values(),
+            lambda: pa.table({"a": [1, 2]}).to_batches(max_chunksize=1),
+        ),
         lambda: pa.RecordBatchReader.from_batches(
             pa.schema([("a", pa.int64())]), pa.table({"a": [1, 2]}).to_batches(max_chunksize=1)
         ),

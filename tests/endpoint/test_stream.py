@@ -19,7 +19,7 @@ from aiosmrt.errors import (
     StreamTimeoutError,
 )
 from aiosmrt.local import LocalRuntime, faults
-from aiosmrt.serializers import JSON, TEXT
+from aiosmrt.serializers import JSON, TEXT, TextCodec
 from tests.support.clients import Serve
 from tests.support.peers import CLIENT_ARGUMENTS, aiosmrt_client
 from tests.support.raw_server import LAST_CHUNK, RawServer, response
@@ -113,6 +113,48 @@ async def test_an_answer_of_another_type_is_not_read_as_events(serve: Serve, con
     assert raised.value.request_id
 
 
+@pytest.mark.parametrize(
+    ("content_type", "body", "view", "items"),
+    [
+        ("text/plain; charset=ISO-8859-1", b"caf\xe9", PredictionStream.text, ["café"]),
+        ("text/plain; charset=iso-2022-jp", "日本".encode("iso2022_jp"), PredictionStream.text, ["日本"]),
+        ("text/csv; charset=utf-16", "é,1\nb".encode("utf-16"), PredictionStream.lines, ["é,1", "b"]),
+        ("application/jsonlines;charset=cp1252", b'{"a":"\x80"}\n', PredictionStream.jsonl, [{"a": "€"}]),
+        (
+            'application/json; charset="utf-16-be"',
+            '[1] {"a":"é"}'.encode("utf-16-be"),
+            PredictionStream.json,
+            [[1], {"a": "é"}],
+        ),
+        ("text/event-stream; charset=latin-1", 'data: "é"\n\n'.encode(), PredictionStream.json, ["é"]),
+        ("text/plain; charset=us-ascii", "é".encode(), PredictionStream.text, ["é"]),
+    ],
+)
+async def test_the_charset_of_an_answer(
+    serve: Serve, content_type: str, body: bytes, view: Callable[[PredictionStream], View[Any]], items: list[Any]
+):
+    client = await serve(llm=typed(content_type, body))
+    async with endpoint_of(client).stream({}) as stream:
+        got = [item async for item in view(stream)]
+    assert ["".join(got)] == items if view is PredictionStream.text else got == items
+
+
+async def test_the_charset_that_was_asked_for(serve: Serve):
+    client = await serve(llm=typed("text/plain", b"caf\xe9"))
+    endpoint = client.endpoint("llm", serializer=JSON, deserializer=TextCodec(accept="text/plain; charset=latin-1"))
+    async with endpoint.stream({}) as stream:
+        assert "".join([text async for text in stream.text()]) == await endpoint.predict({}) == "café"
+
+
+async def test_an_unknown_charset(serve: Serve):
+    client = await serve(llm=typed("text/plain; charset=x-unknown", b"abc"))
+    async with endpoint_of(client).stream({}) as stream:
+        with pytest.raises(DeserializationError, match="in an unknown charset") as raised:
+            stream.text()
+        assert client.statistics().in_use == 0
+    assert raised.value.endpoint_name == "llm"
+
+
 @pytest.mark.parametrize("content_type", ["application/octet-stream", "text/plain", "text/event-stream;charset=utf-8"])
 @pytest.mark.parametrize(
     "body",
@@ -125,6 +167,58 @@ async def test_an_answer_without_events_is_not_empty(serve: Serve, content_type:
             async for _ in stream.sse():
                 raise AssertionError("an event")
     assert client.statistics().in_use == 0
+
+
+@pytest.mark.parametrize("charset", ["ISO-8859-1", "utf-16le", "Shift_JIS", '"iso-2022-jp"', "us-ascii", "UTF8"])
+@pytest.mark.parametrize(
+    ("view", "text", "items"),
+    [
+        (PredictionStream.text, "two{} lines\n", ["two{} lines\n"]),
+        (PredictionStream.lines, "two{}\nlines", ["two{}", "lines"]),
+        (PredictionStream.jsonl, '"two{}"\n"lines"', ["two{}", "lines"]),
+        (PredictionStream.json, '"two{}""lines"', ["two{}", "lines"]),
+    ],
+)
+async def test_the_charset_that_the_answer_names(
+    serve: Serve, charset: str, view: Callable[[PredictionStream], View[Any]], text: str, items: list[str]
+):
+    encoding = charset.strip('"')
+    special = "語".encode(encoding, "ignore").decode(encoding) or "é".encode(encoding, "ignore").decode(encoding)
+    body = text.replace("{}", special).encode(encoding)
+    client = await serve(llm=typed(f"text/plain; charset={charset}", body[:5], body[5:6], body[6:]))
+    async with endpoint_of(client).stream({}) as stream:
+        got = [item async for item in view(stream)]
+    expected = [item.replace("{}", special) for item in items]
+    assert ("".join(got) if view is PredictionStream.text else got) == (
+        expected[0] if view is PredictionStream.text else expected
+    )
+
+
+@pytest.mark.parametrize(
+    "view", [PredictionStream.text, PredictionStream.lines, PredictionStream.jsonl, PredictionStream.json]
+)
+async def test_a_charset_that_nobody_knows(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
+    client = await serve(llm=typed("text/plain; charset=x-klingon", b"one\n"))
+    async with endpoint_of(client).stream({}) as stream:
+        with pytest.raises(DeserializationError, match="unknown charset") as raised:
+            view(stream)
+        assert client.statistics().in_use == 0
+    assert (raised.value.endpoint_name, raised.value.attempts) == ("llm", 1)
+
+
+@pytest.mark.parametrize("view", [PredictionStream.sse, PredictionStream.json])
+async def test_events_are_utf8_whatever_they_are_labelled(serve: Serve, view: Callable[[PredictionStream], View[Any]]):
+    """Servers that label them otherwise send UTF-8 all the same."""
+    client = await serve(llm=typed("text/event-stream; charset=ISO-8859-1", 'data: "é"\n\n'.encode()))
+    async with endpoint_of(client).stream({}) as stream:
+        items = [item if isinstance(item, str) else json.loads(item.data) async for item in view(stream)]
+    assert items == ["é"]
+
+
+async def test_bytes_stay_as_they_are(serve: Serve):
+    client = await serve(llm=typed("text/plain; charset=utf-16", b"\xff\xfea\0"))
+    async with endpoint_of(client).stream({}) as stream:
+        assert b"".join([item async for item in stream.bytes()]) == b"\xff\xfea\0"
 
 
 @pytest.mark.parametrize("view", [PredictionStream.sse, PredictionStream.json])

@@ -529,6 +529,81 @@ async def test_model_output_that_json_cannot_express_is_a_502(
     assert by_pydantic.status in ((502,) if b"ud83d" in body else (200, 502))
 
 
+def too_deep() -> Any:
+    value: Any = []
+    for _ in range(5000):
+        value = [value]
+    return value
+
+
+async def test_nested_model_output_is_a_502(runtime: LocalRuntime, caplog: pytest.LogCaptureFixture) -> None:
+    """FastAPI and pydantic write fewer levels than json reads."""
+    app = application(runtime)
+    install_exception_handlers(app)
+
+    @app.post("/", response_model=None)
+    async def score() -> Any:
+        return too_deep()
+
+    @app.post("/typed")
+    async def typed() -> Any:
+        return json.loads("[" * 400 + "]" * 400)
+
+    async with served(app) as server:
+        for path in ("/", "/typed"):
+            answer = await ask(server, path)
+            assert (answer.status, answer.body) == (502, b'{"detail":"DeserializationError"}')
+    assert caplog.text.count("Traceback") == 2
+
+
+@pytest.mark.parametrize("text", ["\udcff", "日本"])
+async def test_model_output_that_a_header_or_a_text_cannot_express_is_a_502(runtime: LocalRuntime, text: str) -> None:
+    """Attributes that are not UTF-8 have lone surrogates, as in aiobotocore."""
+    app = application(runtime)
+    install_exception_handlers(app)
+
+    @app.post("/made", response_model=None)
+    async def made() -> Response:
+        return Response(headers={"X-Model": text})
+
+    @app.post("/added")
+    async def added(response: Response) -> None:
+        response.headers["X-Model"] = text
+
+    @app.post("/text", response_model=None)
+    async def plain() -> Response:
+        return Response(text)
+
+    @app.post("/own")
+    async def own() -> None:
+        text.encode("latin-1")
+
+    async with served(app) as server:
+        assert [(await ask(server, path)).status for path in ("/made", "/added")] == [502, 502]
+        assert (await ask(server, "/text")).status == (200 if text == "日本" else 502)
+        assert (await ask(server, "/own")).status == 500
+
+
+@pytest.mark.parametrize("own", [None, RecursionError, RuntimeError])
+async def test_other_recursion_errors_are_not_handled(runtime: LocalRuntime, own: type[Exception] | None) -> None:
+    app = application(runtime)
+    install_exception_handlers(app)
+    if own is not None:
+        app.add_exception_handler(own, teapot)
+
+    @app.post("/")
+    async def score() -> None:
+        raise RecursionError("in the application")
+
+    @app.post("/deep", response_model=None)
+    async def deep() -> Any:
+        return too_deep()
+
+    async with served(app) as server:
+        assert (await ask(server, "/")).status == (500 if own is None else 418)
+        assert (await ask(server, "/deep")).status == (502 if own is None else 418)
+
+
 @pytest.mark.parametrize("own", [None, "before", "after"], ids=["no handler", "handler before", "handler after"])
 async def test_other_value_errors_are_not_handled(runtime: LocalRuntime, own: str | None) -> None:
     app = application(runtime)
@@ -1399,6 +1474,7 @@ async def test_disconnect_during_the_request_body(
 
 
 @pytest.mark.parametrize("make", [asyncio.ensure_future, lambda coroutine: coroutine], ids=["task", "coroutine"])
+@pytest.mark.usefixtures("plain_tasks")
 async def test_failure_to_receive_the_request_body(
     make: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
 ) -> None:
@@ -1572,6 +1648,7 @@ async def test_simultaneous_result_and_disconnect(answer_first: bool, turns: int
 @pytest.mark.parametrize("heartbeat", [None, 30.0])
 @pytest.mark.parametrize("turns", range(3))
 @each_order
+@pytest.mark.usefixtures("plain_tasks")
 async def test_simultaneous_end_of_stream_and_disconnect(
     answer_first: bool, turns: int, heartbeat: float | None, cancelled_before: int
 ) -> None:
@@ -1619,6 +1696,7 @@ async def test_simultaneous_result_and_failure_to_receive(
 
 @pytest.mark.parametrize("cut_short", [False, True], ids=["the block has ended", "the block was cut short"])
 @pytest.mark.parametrize("fails", [False, True], ids=["by a return", "by a failure"])
+@pytest.mark.usefixtures("plain_tasks")
 async def test_cancelled_while_companions_end(reported: list[BaseException], cut_short: bool, fails: bool) -> None:
     """The cancellation propagates at once, and the companions still end."""
     ending, may_end, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -1283,6 +1283,23 @@ async def test_caller_that_leaves_before_the_client_is_ready(monkeypatch: pytest
     assert [one for one in seen if isinstance(one, GenerationEnded)] == []
 
 
+@pytest.mark.parametrize(
+    "tokens", [b"1e999", b"NaN", b"-1", b"9223372036854775808", b"1" + b"0" * 400, b"true", b'"3"']
+)
+async def test_numbers_and_names_that_exporters_do_not_take(tokens: bytes) -> None:
+    """One that OTLP cannot express would lose the metrics that are exported with it."""
+
+    async def model(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+        body = b'{"model": "qwen\\ud83d", "usage": {"prompt_tokens": %b, "completion_tokens": 9223372036854775807}}'
+        return body % tokens, {"Content-Type": "application/json"}
+
+    seen: list[Any] = []
+    async with serving(model, observers=[seen.append]) as (llm, _):
+        await llm.with_raw_response.completions.create(model="llm", prompt="x")
+    (ended,) = [one for one in seen if isinstance(one, GenerationEnded)]
+    assert (ended.response_model, ended.input_tokens, ended.output_tokens) == ("qwen?", None, 2**63 - 1)
+
+
 async def test_containers_own_error_is_reported() -> None:
     async def model(invocation: Invocation) -> AsyncIterator[bytes]:
         yield event("first") + b'data: {"error": {"message": "out of memory"}}\n\n'

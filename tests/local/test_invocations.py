@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EventStreamError
 
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local import (
@@ -27,6 +27,7 @@ from aiosmrt.local import (
 )
 from aiosmrt.local.backends import ModelTimeoutError, model_limit
 from tests.support.peers import boto3_client
+from tests.support.raw_server import CLOSE, RESET, RawServer, response
 from tests.support.runtime import (
     Draft,
     InProcessContainer,
@@ -320,6 +321,23 @@ class TestContainers:
                 0,
                 "An error occurred while handling request as the model process exited.",
             )
+
+    @pytest.mark.parametrize("version", ["1.0", "1.1"])
+    async def test_a_response_without_length_ends_when_the_container_closes_it(self, version: str) -> None:
+        """Not when the connection is reset."""
+        answer = f"HTTP/{version} 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf".encode()
+        goes_on = asyncio.Event()
+        async with (
+            RawServer([[response(200)], [answer, CLOSE], [answer, goes_on, RESET]]) as container,
+            local_runtime({"churn": container.url}) as runtime,
+            aiobotocore_client(runtime.url) as client,
+        ):
+            assert (await invoke(runtime, "churn"))[1] == b"half"
+            result = await client.invoke_endpoint_with_response_stream(EndpointName="churn", Body=b"")
+            with pytest.raises(EventStreamError, match="ModelStreamError"):
+                async for event in result["Body"]:
+                    assert event == {"PayloadPart": {"Bytes": b"half"}}
+                    goes_on.set()
 
     async def test_container_is_not_ready(self) -> None:
         async with InProcessContainer() as container, local_runtime({"churn": container.url}) as runtime:

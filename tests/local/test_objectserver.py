@@ -36,6 +36,10 @@ def traces(port: int) -> list[str]:
     return found + [address for address in listeners() if address.rpartition(":")[2] in ports(port)]
 
 
+def is_open_to_others(path: Path) -> bool:
+    return not path.is_symlink() and path.stat().st_mode & 0o077 != 0
+
+
 def ports(port: int) -> list[str]:
     """All ports of a server's block."""
     return [str(base + number) for base in (port, port + 10_000) for number in range(10)]
@@ -97,6 +101,9 @@ async def test_listens_on_loopback_alone_and_leaves_nothing() -> None:
         addresses = [one.partition(":")[0] for one in listeners() if one.partition(":")[2] in ports(port)]
         assert len(addresses) == 10
         assert set(addresses) == {LOOPBACK}
+        sockets = [Path(path) for path in traces(port) if path.startswith("/")]
+        assert len(sockets) == 5
+        assert [path for path in (folder, *folder.rglob("*"), *sockets) if is_open_to_others(path)] == []
     assert not server.running
     assert not folder.exists()
     assert traces(port) == []
@@ -272,8 +279,8 @@ class TestAccess:
         for port in found:
             for path in paths:
                 status = self.status(port, method, path, headers)
-                # The gateway answers preflight requests and its health check; every other port speaks TLS or HTTP/2.
-                allowed = port == port_of(server) and (method == "OPTIONS" or path == "/status")
+                # The gateway answers its health check; every other port speaks TLS or HTTP/2.
+                allowed = port == port_of(server) and path == "/status"
                 assert allowed or status is None or status >= 400, (port, method, path, status)
         listed = client_of(server).list_objects_v2(Bucket="results")["Contents"]
         assert [(one["Key"], one["Size"]) for one in listed] == [("secret.txt", 11_000)]
@@ -285,6 +292,38 @@ class TestAccess:
             return connection.getresponse().status
         except (OSError, http.client.HTTPException):
             return None
+        finally:
+            connection.close()
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("GET", "/results"),
+            ("GET", "/results/secret.txt"),
+            ("OPTIONS", "/"),
+            ("OPTIONS", "/results"),
+            ("OPTIONS", "/results/secret.txt"),
+        ],
+    )
+    @pytest.mark.parametrize("host", ["127.0.0.1", "rebound.example"])
+    def test_pages_may_not_read_its_answers(self, server: ObjectServer, method: str, path: str, host: str) -> None:
+        """Not even those to signed requests, of which a page may have a URL."""
+        origin = "https://evil.example"
+        sent = {"Origin": origin, "Host": host, "Access-Control-Request-Method": "PUT"}
+        client = client_of(server)
+        target = path
+        if method == "GET" and path.count("/") == 2:
+            url = client.generate_presigned_url("get_object", {"Bucket": "results", "Key": "secret.txt"})
+            target = url.removeprefix(server.url)
+            sent["Host"] = server.url.removeprefix("http://")
+        connection = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=10)
+        try:
+            connection.request(method, target, None, sent)
+            answer = connection.getresponse()
+            assert answer.status == (403 if target == path else 200)
+            assert answer.getheader("Access-Control-Allow-Origin") is None
+        except http.client.RemoteDisconnected:
+            assert method == "OPTIONS"
         finally:
             connection.close()
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, get_args
 
+import botocore.exceptions
 import pytest
+from botocore.config import Config
 from botocore.retries.standard import ThrottledRetryableChecker
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +31,7 @@ from aiosmrt._policy.retry import (
     sdk_request,
 )
 from aiosmrt.config import RETRY_MODES, RetryMode, RetryPolicy
-from aiosmrt.errors import THROTTLING_CODES, Cause, InvalidRetryModeError, ParamValidationError
+from aiosmrt.errors import THROTTLING_CODES, AiosmrtError, Cause, InvalidRetryModeError, ParamValidationError
 
 # (status, code, x-amz-retry-after) of an answer, then what follows: a wait in seconds or a reason, and the tokens left.
 # Facts from the standard-mode cases of the AWS SDKs' retry specification, revision 2.1, with no jitter.
@@ -598,6 +601,26 @@ def test_a_call_waits_by_the_delays_of_its_policy(cause: Cause, mode: RetryMode 
 def test_an_unknown_mode_is_refused(mode: Any) -> None:
     with pytest.raises(InvalidRetryModeError, match='Invalid value provided to "mode"'):
         RetryPolicy(mode=mode)
+
+
+@pytest.mark.parametrize(
+    "retries",
+    [
+        {"max_attempts": -1},
+        {"total_max_attempts": 0},
+        {"attempts": 3},
+        {"mode": "Standard"},
+        {"mode": ""},
+        {"mode": "standard", "max_attempts": -5},
+    ],
+)
+def test_wrong_retries_are_refused_as_by_botocore(retries: dict[str, Any]) -> None:
+    with pytest.raises(botocore.exceptions.BotoCoreError) as theirs:
+        Config(retries=retries)
+    with pytest.raises(theirs.type) as ours:
+        RetryPolicy.from_retries(retries)
+    assert isinstance(ours.value, AiosmrtError)
+    assert isinstance(pickle.loads(pickle.dumps(ours.value)), theirs.type)
 
 
 @pytest.mark.parametrize("name", ["base_delay", "throttling_base_delay", "max_delay"])

@@ -23,10 +23,12 @@ class Conversation:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        # what the latest request is for
+        self.target = b""
         self._received = b""
 
     def request(self) -> bytes:
-        """Receive a request and return its body.
+        """Receive a request, take note of its target, and return its body.
 
         Raises:
             ConnectionError: the client has closed the connection.
@@ -34,6 +36,7 @@ class Conversation:
         while b"\r\n\r\n" not in self._received:
             self._receive()
         head, _, self._received = self._received.partition(b"\r\n\r\n")
+        self.target = head.split(b" ", 2)[1]
         names = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
         length = int(names.get(b"content-length", b"0"))
         while len(self._received) < length:
@@ -118,6 +121,8 @@ class BlockingServer:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
+            # What a handler has sent is on its way, and does not wait for the client to acknowledge what was before.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets.append(sock)
             handler = self._handlers[min(self.connections_made, len(self._handlers) - 1)]
             self.connections_made += 1

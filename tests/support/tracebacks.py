@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def shown_locals(error: BaseException, secrets: Mapping[str, str]) -> list[str]:
-    """Which secrets stand in the locals of frames that are the package's.
+    """Which secrets stand in the locals of frames that are the package's or a library's, rather than the tests'.
 
     Args:
         error: the error; its causes, contexts and the members of groups are included.
@@ -20,7 +20,7 @@ def shown_locals(error: BaseException, secrets: Mapping[str, str]) -> list[str]:
         reports += [other for other in (report.__cause__, report.__context__) if other is not None]
         reports += report.exceptions or []
         for frame in report.stack:
-            if "/aiosmrt/" in frame.filename and "/tests/" not in frame.filename:
+            if "/tests/" not in frame.filename:
                 for name, text in (frame.locals or {}).items():
                     found |= {f"{what}: {frame.name}, {name}" for what, secret in secrets.items() if secret in text}
     return sorted(found)

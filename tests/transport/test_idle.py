@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from aiosmrt._transport.base import Transport
-from aiosmrt.errors import ReadTimeoutError
+from aiosmrt.errors import ReadTimeoutError, ResponseStreamingError
 from tests.support.blocking_server import BlockingServer, Conversation, Handler
 from tests.support.raw_server import chunk, response
 from tests.support.seams import connections_in_use, unread, until_read
@@ -107,6 +107,104 @@ async def test_what_arrived_while_the_loop_ran(
         await until_read(transport)
         assert (await carry(transport, request(b"TWO"))).body == b"answer to TWO"
         assert (await carry(transport, request(b"THREE"))).body == b"answer to THREE"
+        await transport.close()
+
+
+HALVES = {
+    "half a head": response(200, b"answer to ONE")[:30],
+    "half a status line": b"HTTP/1.",
+    "a byte": b"H",
+    "half a field": b"HTTP/1.1 200 OK\r\nX-Note: ",
+    "half a body": response(200, b"answer to ONE")[:-1],
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+@each_way
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_half_of_it_is_read_and_the_rest_comes_with_the_answer(
+    name: str, carry: Carry, tls: bool, make_transport: MakeTransport
+) -> None:
+    """Half of something is read while the connection is idle: it is not used, so that nothing can be its other half."""
+
+    def act(talk: Conversation) -> None:
+        talk.send(HALVES[name])
+
+    intrusion = Intrusion(act)
+    with BlockingServer([intrusion, echo], tls=server_context() if tls else None) as server:
+        transport = make_transport(server.url, **({"verify": client_context()} if tls else {}))
+        assert (await carry(transport, request(b"ONE"))).body == b"answer to ONE"
+        intrusion.go_on.set()
+        await until_read(transport)
+        assert (await carry(transport, request(b"TWO"))).body == b"answer to TWO"
+        assert (await carry(transport, request(b"THREE"))).body == b"answer to THREE"
+        assert server.connections_made == 2
+        await transport.close()
+
+
+WITH_IT = {
+    "a second response": response(200, b"answer to ONE"),
+    "a second response after an empty line": b"\r\n" + response(200, b"answer to ONE"),
+    "a late 408": LATE_408,
+    "an interim response": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-",
+    "a byte of a head": b"H",
+    "empty lines": b"\r\n\r\n",
+}
+LARGE = b"answer to ONE".ljust(200_000)
+ANSWERS = {
+    "length": (response(200, b"answer to ONE"), b"answer to ONE"),
+    "large": (response(200, LARGE), LARGE),
+    "chunks": (response(200, b"answer to ONE", chunked=True) + b"0\r\n\r\n", b"answer to ONE"),
+    "trailers": (response(200, b"answer to ONE", chunked=True) + b"0\r\nX-Sum: 1\r\n\r\n", b"answer to ONE"),
+    "nothing": (response(200, b""), b""),
+    "204": (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    "500": (response(500, b"answer to ONE"), b"answer to ONE"),
+}
+
+
+@pytest.mark.parametrize("follows", WITH_IT)
+@pytest.mark.parametrize("framing", ANSWERS)
+@each_way
+async def test_what_comes_with_the_answer(
+    follows: str, framing: str, carry: Carry, make_transport: MakeTransport
+) -> None:
+    """The beginning of another response shows that the first one is whole. It is the last one on its connection."""
+    answer, body = ANSWERS[framing]
+
+    def twice(talk: Conversation) -> None:
+        talk.request()
+        talk.send(answer + WITH_IT[follows])
+        echo(talk)
+
+    with BlockingServer([twice, echo]) as server:
+        transport = make_transport(server.url)
+        same = (await carry(transport, request(b"ONE"))).body == body
+        assert same
+        assert (await carry(transport, request(b"TWO"))).body == b"answer to TWO"
+        assert (await carry(transport, request(b"THREE"))).body == b"answer to THREE"
+        await transport.close()
+
+
+@pytest.mark.parametrize("follows", [b"x", b"\0", b"\r\nx", b"0\r\n\r\n", b"HTTP/2", b"<html>"])
+@pytest.mark.parametrize("framing", ["length", "large", "chunks", "204"])
+@each_way
+async def test_bytes_beyond_the_answer(
+    follows: bytes, framing: str, carry: Carry, transport_name: str, make_transport: MakeTransport
+) -> None:
+    """Bytes that begin no response may be the body's: it is refused, and none of them is another request's."""
+
+    def too_long(talk: Conversation) -> None:
+        talk.request()
+        talk.send(ANSWERS[framing][0] + follows)
+        echo(talk)
+
+    with BlockingServer([too_long, echo]) as server:
+        transport = make_transport(server.url)
+        # aiohttp has delivered some bodies before it sees the rest.
+        with pytest.raises(ResponseStreamingError) if transport_name == "pooled" else suppress(ResponseStreamingError):
+            await carry(transport, request(b"ONE"))
+        assert (await carry(transport, request(b"TWO"))).body == b"answer to TWO"
         await transport.close()
 
 

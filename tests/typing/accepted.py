@@ -53,7 +53,9 @@ async def every_member(client: Client) -> None:
 
 async def keys_of_a_result(client: Client) -> None:
     response = await client.invoke_endpoint(EndpointName="churn", Body=b"1,2,3")
-    assert_type(response.get("InvokedProductionVariant"), str | None)
+    assert_type(response["InvokedProductionVariant"], str)
+    assert_type(response["ResponseMetadata"]["RequestId"], str)
+    assert_type(response.get("CustomAttributes"), str | None)
     assert_type(response.get("NewSessionId"), str | None)
     assert_type(response["ResponseMetadata"], ResponseMetadata)
     assert_type(response["ResponseMetadata"]["HTTPStatusCode"], int)
@@ -163,6 +165,9 @@ def facts(client: Client) -> None:
     assert_type(statistics.retries, Mapping[str, int])
     assert_type(client.meta.region_name, str | None)
     assert_type(client.can_paginate("invoke_endpoint"), bool)
+    assert_type(client.meta.partition, str)
+    assert_type(client.meta.service_model.operation_names, tuple[str, ...])
+    client.meta.service_model.operation_model("InvokeEndpoint")
 
 
 async def endpoints(client: Client) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from aiosmrt import ServerSentEvent
 from aiosmrt._wire.decoders.base import MAX_ITEM_BYTES, Decoder, StreamDecoder
+from aiosmrt._wire.decoders.charset import TranscodingDecoder
 from aiosmrt._wire.decoders.json import JSONDecoder, JSONLinesDecoder
 from aiosmrt._wire.decoders.sse import SSEDecoder
 from aiosmrt._wire.decoders.text import LineDecoder, TextDecoder
@@ -26,6 +27,7 @@ BOM = b"\xef\xbb\xbf"
 # Type checkers see here that each has the common shape.
 DECODERS: list[Callable[..., StreamDecoder[Any]]] = [
     *(TextDecoder, LineDecoder, JSONLinesDecoder, SSEDecoder, JSONDecoder),
+    partial(TranscodingDecoder, LineDecoder(), "utf-16"),
 ]
 
 
@@ -99,9 +101,11 @@ def read_lines(stream: bytes, limit: int) -> Outcome:
 
 def read_json_lines(stream: bytes, limit: int) -> Outcome:
     items: list[Any] = []
-    for line in stream.split(b"\n"):
+    for number, line in enumerate(stream.split(b"\n")):
         if len(line) > limit:
             return items, True
+        if number == 0:
+            line = line.removeprefix(BOM)
         try:
             if line.strip(b" \t\r\n"):
                 items.append(json.loads(line.decode()))
@@ -199,13 +203,20 @@ def read_json_events(stream: bytes, limit: int) -> Outcome:
     if rest.startswith(b"data:") and rest.rstrip(b" \t").endswith((b"}", b"]", b'"')):
         lines, rest = [*lines, rest], b""
     rest = rest if rest.strip() else b""
-    held: list[str] = []
+    held: list[bytes] = []
     size = 0
+
+    def read() -> bool:
+        try:
+            return read_values(b"\n".join(held).decode().split("\n"), items)
+        except UnicodeDecodeError:
+            return False
+
     for line in [*lines, rest]:
         if len(line) > limit or (rest and line is rest):
             return items, True
         if line == b"":
-            if not read_values(held, items):
+            if not read():
                 return items, True
             held, size = [], 0
             continue
@@ -214,11 +225,11 @@ def read_json_events(stream: bytes, limit: int) -> Outcome:
             return items, True
         if field == b"data":
             value = value.removeprefix(b" ")
-            held.append(value.decode("utf-8", "replace"))
+            held.append(value)
             size += len(value) + 1
             if size - 1 > limit:
                 return items, True
-            if len(held) == 1 and read_values(held, items):
+            if len(held) == 1 and read():
                 held, size = [], 0
     return items, False
 
@@ -603,6 +614,33 @@ def test_event_comes_with_the_cr_of_its_blank_line() -> None:
 def test_malformed_utf8_in_events_is_replaced() -> None:
     for chunks in ([b"data: a\xffb\xe2\x82\n\ndata: c\n\n"], bytewise(b"data: a\xffb\xe2\x82\n\ndata: c\n\n")):
         assert run(SSEDecoder(), chunks) == ([event("a\ufffdb\ufffd"), event("c")], None)
+
+
+@pytest.mark.parametrize("malformed", [b"caf\xe9", b"caf\xc3", b"\xed\xa0\xbd", b"\xff"])
+def test_malformed_utf8_in_json_is_an_error_in_events_too(malformed: bytes) -> None:
+    """A value with U+FFFD in it would be one that the model did not write."""
+    for stream in (
+        b'data: "good"\n\ndata: "%b"\n\ndata: 1\n\n' % malformed,
+        b'data: "good"\ndata: "%b"\n' % malformed,
+        b'data: "good"\n\ndata: {\ndata: "a": "%b"}\n\n' % malformed,
+        b'data: "good"\n\ndata: "%b"' % malformed,
+    ):
+        for chunks in ([stream], bytewise(stream)):
+            items, fault = run(JSONDecoder(), chunks)
+            assert items == ["good"]
+            assert fault is not None
+            assert "is not UTF-8" in fault
+
+
+@pytest.mark.parametrize("decoder", [JSONDecoder, JSONLinesDecoder])
+def test_a_byte_order_mark_before_json(decoder: Callable[[], StreamDecoder[Any]]) -> None:
+    for stream, values in ((BOM + b"1\n2\n", [1, 2]), (BOM, []), (BOM + b"\n1", [1])):
+        for chunks in ([stream], bytewise(stream)):
+            assert run(decoder(), chunks) == (values, None)
+    for stream in (b"\n" + BOM + b"1\n", BOM + BOM + b"1\n"):
+        for chunks in ([stream], bytewise(stream)):
+            items, fault = run(decoder(), chunks)
+            assert (items, fault is not None) == ([], True)
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
@@ -1029,3 +1067,103 @@ def test_huge_value_in_small_pieces() -> None:
     value = ["x" * (20 * 1024 * 1024)]
     stream = json.dumps(value).encode()
     assert run(JSONDecoder(), cut(stream, list(range(0, len(stream), 1024)))) == ([value], None)
+
+
+# Other charsets
+
+
+CHARSETS = {
+    "latin-1": "é\n!",
+    "cp037": "EBCDIC\r\nx",
+    "utf-16": "\U0001f600 é\nb",
+    "utf-16-le": "é\nb",
+    "utf-32": "é\n\U0001f600",
+    "utf-7": "é\n+-\U0001f600",
+    "shift_jis": "日本\n語",
+    "iso2022_jp": "日本\n語",  # seven bits: it would pass for UTF-8
+    "gb18030": "日本\n\U0001f600é",
+}
+
+
+@pytest.mark.parametrize("charset", CHARSETS)
+def test_text_in_another_charset(charset: str) -> None:
+    text = CHARSETS[charset]
+    stream = text.encode(charset)
+    lines = text.replace("\r\n", "\n").split("\n")
+    for at in range(len(stream) + 1):
+        for make, right in ((LineDecoder, lines), (TextDecoder, [text])):
+            items, fault = run(TranscodingDecoder(make(), charset), [stream[:at], stream[at:]])
+            assert (items if make is LineDecoder else ["".join(items)], fault) == (right, None)
+
+
+CUT_CHARSETS = (
+    "iso8859-1",
+    "cp1252",
+    "utf-16",
+    "utf-16-le",
+    "utf-32-be",
+    "shift_jis",
+    "iso2022_jp",
+    "gb18030",
+    "utf-8-sig",
+)
+
+
+@pytest.mark.parametrize("encoding", CUT_CHARSETS)
+@given(data=st.data())
+def test_another_charset_wherever_it_is_cut(encoding: str, data: st.DataObject) -> None:
+    text = data.draw(
+        st.text(alphabet="ab\n\r€éüあ語ｱ\u00a5\x7f".encode(encoding, "ignore").decode(encoding), max_size=9)
+    )
+    stream = text.encode(encoding)
+    cuts = data.draw(st.lists(st.integers(0, 50), max_size=4))
+    for make in (TextDecoder, LineDecoder):
+        expected = run(make(), [text.encode()])
+        for chunks in ([stream], cut(stream, cuts), bytewise(stream)):
+            items, fault = run(TranscodingDecoder(make(), encoding), chunks)
+            assert ("".join(items), fault) == ("".join(expected[0]), expected[1])
+
+
+@pytest.mark.parametrize(
+    ("charset", "broken"),
+    [
+        ("utf-16-le", b"\x00\xdc"),
+        ("utf-32", b"\xff\xff\xff\xff"),
+        ("shift_jis", b"\x80"),
+        ("iso2022_jp", b"\x80"),
+        ("gb18030", b"\xff"),
+        ("cp1252", b"\x81"),
+    ],
+)
+def test_text_that_is_not_in_its_charset(charset: str, broken: bytes) -> None:
+    """Neither the text before the fault nor its message depend on how the stream was cut."""
+    stream = "ab\n12".encode(charset) + broken + "c".encode(charset)
+    for at in range(len(stream) + 1):
+        decoder = TranscodingDecoder(TextDecoder(), charset)
+        items, fault = run(decoder, [stream[:at], stream[at:]])
+        assert "".join(items).removeprefix("\ufeff") == "ab\n12"
+        assert fault == f"the text after character 5 of the stream is not {charset}"
+        assert str(decoder.failure) == fault
+    items, fault = run(TranscodingDecoder(LineDecoder(), charset), [stream])
+    assert [item.removeprefix("\ufeff") for item in items] == ["ab"]
+
+
+@pytest.mark.parametrize(("charset", "half"), [("utf-16-le", b"a"), ("utf-32-be", b"abc"), ("shift_jis", b"\x93")])
+def test_a_stream_that_ends_inside_a_character_of_another_charset(charset: str, half: bytes) -> None:
+    items, fault = run(TranscodingDecoder(TextDecoder(), charset), ["ab".encode(charset) + half])
+    assert (items, fault) == (["ab"], f"the text after character 2 of the stream is not {charset}")
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "utf-32"])
+def test_a_charset_without_its_byte_order_mark(charset: str) -> None:
+    """It is read as Python reads a whole body."""
+    stream = "é\nb".encode(charset)[len("".encode(charset)) :]
+    assert stream.decode(charset) == "é\nb"
+    for at in range(len(stream) + 1):
+        assert run(TranscodingDecoder(LineDecoder(), charset), [stream[:at], stream[at:]]) == (["é", "b"], None)
+
+
+def test_a_lone_surrogate_in_another_charset_is_refused() -> None:
+    items, fault = run(TranscodingDecoder(TextDecoder(), "utf-7"), [b"ab+2D0-"])
+    assert "".join(items) == "ab"
+    assert fault is not None

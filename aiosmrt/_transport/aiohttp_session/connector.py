@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import aiohttp
 
+from aiosmrt._idle import IdleChecks, close_at_once, may_be_used_again
 from aiosmrt._transport.aiohttp_session.payloads import SlicedBody, WholeBody
 from aiosmrt._transport.aiohttp_session.responses import Response
 from aiosmrt._transport.aiohttp_session.watchdog import Watched
 from aiosmrt._transport.base import IDLE_SECONDS
-from aiosmrt._transport.sockets import UnreadCheck, create_socket, unread_check
+from aiosmrt._transport.sockets import create_socket
 
 __all__ = ["RenewalFailedError", "close_session", "create_session"]
 
@@ -37,7 +37,6 @@ class RenewalFailedError(Exception):
 class _Connector(aiohttp.TCPConnector):
     """Closes idle connections on which something has arrived, has requests signed again, and starts read timeouts.
 
-    aiohttp's pool (3.12 to 3.14) uses such a connection again, and what has arrived becomes the next call's response.
     A request is signed again when a connection was made for it, because that takes time.
 
     Args:
@@ -48,28 +47,18 @@ class _Connector(aiohttp.TCPConnector):
     def __init__(self, expected: dict[asyncio.Task[Any], Watched]) -> None:
         super().__init__(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=create_socket)
         self._expected = expected
-        # of the connections that were used before, for as long as their transports live
-        self._used: WeakKeyDictionary[Any, tuple[asyncio.Transport, UnreadCheck]] = WeakKeyDictionary()
+        self._checks = IdleChecks()
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> aiohttp.connector.Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
-            protocol, transport = connection.protocol, connection.transport
-            if protocol is None or transport is None:
+            protocol = connection.protocol
+            if protocol is None or connection.transport is None:
                 return connection  # it was lost, which aiohttp reports
-            used = self._used.get(protocol)
-            if used is None:
-                # Data on a fresh connection is the server's part of the TLS handshake.
-                has_unread = unread_check(transport)
-                self._used[protocol] = transport, has_unread
-                if await _renewed(req, connection):
-                    break
-            else:
-                has_unread = used[1]
-                if not (protocol.should_close or has_unread()):
-                    break
-            transport.abort()
-            connection.close()
+            has_unread, used = self._checks.of(connection)
+            if may_be_used_again(protocol, has_unread) if used else await _renewed(req, connection):
+                break
+            close_at_once(connection)
         watched = self._expected.get(asyncio.current_task(asyncio.get_running_loop()))  # type: ignore[arg-type]
         if watched is not None:
             watched.has_unread = has_unread
@@ -83,7 +72,7 @@ class _Connector(aiohttp.TCPConnector):
         When asyncio closes a TLS connection, it waits up to 30 s for the server's part of that, and aiohttp does not
         keep track of such connections. Nothing is left to be sent or read on them.
         """
-        for transport, _ in [*self._used.values()]:
+        for transport in self._checks.transports():
             transport.abort()
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
+from aiosmrt._idle import UnreadCheck, unread_check
 from aiosmrt._transport.aiohttp_session.orphans import OpenResponses
 from aiosmrt._transport.base import MAX_ERROR_BYTES, OnData, Reply
 from aiosmrt._transport.failures import body_error, broken_off, too_large
-from aiosmrt._transport.sockets import UnreadCheck, unread_check, was_closed_properly
+from aiosmrt._transport.sockets import was_closed_properly
 from aiosmrt._wire.http1 import ON_ANOTHER_CONNECTION
 
 __all__ = ["Response", "SessionReplyStream"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from aiosmrt._transport.sockets import UnreadCheck
+from aiosmrt._idle import UnreadCheck
 from aiosmrt.errors import ClientStateError
 
 __all__ = ["ReadWatchdog", "Watched"]

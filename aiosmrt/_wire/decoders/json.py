@@ -40,7 +40,7 @@ _END_MARKER: Final = "[DONE]"
 
 
 class JSONLinesDecoder(LinewiseDecoder[Any]):
-    """JSON Lines into values: one on each line that is not blank.
+    """JSON Lines into values: one on each line that is not blank. A byte order mark before the first one is skipped.
 
     Python's json decides what is a value: NaN and Infinity are read, the last of equal keys counts.
 
@@ -58,6 +58,8 @@ class JSONLinesDecoder(LinewiseDecoder[Any]):
         return _reason(error)
 
     def _parse(self, lines: bytes) -> list[Any]:
+        if self._offset == 0 and lines.startswith(BOM_UTF8):
+            lines = lines[len(BOM_UTF8) :]
         text = lines.decode()
         values = _parse_at_once(_filled_lines(text))
         if values is None:
@@ -75,6 +77,9 @@ class _JSONEventDecoder(EventDecoder[Any]):
 
     __slots__ = ()
 
+    # As everywhere in JSON (RFC 8259, 8.1), which the rules of events do not change.
+    _malformed = "strict"
+
     def _position(self, number: int) -> str:
         return f"JSON value {number}, in an event that ends after byte {self._offset} of the stream,"
 
@@ -82,12 +87,12 @@ class _JSONEventDecoder(EventDecoder[Any]):
         # Only the first line, so that a value on many lines is not parsed again with each of them.
         if len(self._data) > 1:
             return
-        text = self._data[0].decode(errors="replace").strip(_BLANKS)
-        if text not in _SKIPPED:
-            try:
+        try:
+            text = self._data[0].decode().strip(_BLANKS)
+            if text not in _SKIPPED:
                 items.append(_parse_json(text))
-            except (ValueError, RecursionError):
-                return
+        except (ValueError, RecursionError):
+            return
         self._data.clear()
         self._data_bytes = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from codecs import BOM_UTF8
-from typing import Final
+from typing import ClassVar, Final
 
 from aiosmrt._wire.decoders.base import Decoder, T
 from aiosmrt._wire.decoders.event import ServerSentEvent
@@ -26,6 +26,9 @@ class EventDecoder(Decoder[T]):
     """The rules of server-sent events; `_complete` makes items of the events."""
 
     __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_retry")
+
+    # What malformed UTF-8 is: an error ("strict"), or U+FFFD ("replace").
+    _malformed: ClassVar[str]
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +138,10 @@ class EventDecoder(Decoder[T]):
         if b"\r" in lines:
             lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = lines.rfind(b"\n\n") + 2
-        text = lines[:end].decode(errors="replace") if end > 1 else ""
+        try:
+            text = lines[:end].decode(errors=self._malformed) if end > 1 else ""
+        except UnicodeDecodeError:
+            return lines
         prefix = "data: " if text.startswith("data: ") else "data:"
         found = text[len(prefix) : -2].split("\n\n" + prefix)
         # Two LFs for each event leave none that could be inside an event.
@@ -146,10 +152,15 @@ class EventDecoder(Decoder[T]):
 
     def _dispatch(self, items: list[T]) -> None:
         """Complete the unfinished event."""
-        data = b"\n".join(self._data).decode(errors="replace")
+        lines = b"\n".join(self._data)
         self._data.clear()
         self._data_bytes = 0
-        self._complete([data], self._event or _MESSAGE, items)
+        try:
+            data = lines.decode(errors=self._malformed)
+        except UnicodeDecodeError:
+            self._fail("is not UTF-8", len(items))
+        else:
+            self._complete([data], self._event or _MESSAGE, items)
 
 
 class SSEDecoder(EventDecoder[ServerSentEvent]):
@@ -174,6 +185,8 @@ class SSEDecoder(EventDecoder[ServerSentEvent]):
     """
 
     __slots__ = ()
+
+    _malformed = "replace"
 
     def _complete(self, data: list[str], event: str, items: list[ServerSentEvent]) -> None:
         make, event_id, retry = tuple.__new__, self._id, self._retry

@@ -62,7 +62,7 @@ _GAP: Final = "\0"
 _Shape = tuple[str, str, str, str, int, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Credentials:
     """AWS credentials to sign requests with.
 
@@ -73,9 +73,9 @@ class Credentials:
         expires_at: when they expire, in seconds since 1970. Defaults to None, for never.
 
     Raises:
-        ValueError: a part is empty or contains characters that a header cannot carry (a space or line break from
-            copying, a non-ASCII character), or ``expires_at`` is not a number. The message names the part and not
-            its value.
+        ValueError: a part is not a str, is empty, or contains characters that a header cannot carry (a space or line
+            break from copying, a non-ASCII character) or UTF-8 cannot express, or ``expires_at`` is not a number. The
+            message names the part and not its value.
 
     >>> Credentials("AKIDEXAMPLE", "not-a-real-secret", token="not-a-real-token")
     Credentials(access_key='AKIDEXAMPLE', expires_at=None)
@@ -86,21 +86,47 @@ class Credentials:
     token: str | None = field(default=None, repr=False)
     expires_at: float | None = None
 
-    def __post_init__(self) -> None:
-        if not self.secret_key:
-            raise ValueError("secret_key is empty")
-        if not self.access_key:
-            raise ValueError("access_key is empty")
-        if not _is_visible_ascii(self.access_key):
-            raise ValueError("access_key contains white space, a control character or a non-ASCII character")
-        if self.token and not _is_visible_ascii(self.token):
-            raise ValueError("token contains white space, a control character or a non-ASCII character")
-        if self.expires_at is not None and not _is_number(self.expires_at):
-            raise ValueError("expires_at must be a number of seconds since 1970 or None")
+    # Not dataclasses' own: error trackers report locals, and those of its frame are the keys.
+    def __init__(
+        self, access_key: str, secret_key: str, token: str | None = None, expires_at: float | None = None
+    ) -> None:
+        fault = _faulty_part(access_key, secret_key, token, expires_at)
+        if fault is not None:
+            del self, access_key, secret_key, token
+            raise ValueError(fault)
+        object.__setattr__(self, "access_key", access_key)
+        object.__setattr__(self, "secret_key", secret_key)
+        object.__setattr__(self, "token", token)
+        object.__setattr__(self, "expires_at", expires_at)
+
+
+def _faulty_part(access_key: object, secret_key: object, token: object, expires_at: object) -> str | None:
+    """What is wrong with a part of credentials; it does not quote the part."""
+    for name, part in (("secret_key", secret_key), ("access_key", access_key), ("token", token)):
+        if not isinstance(part, str) and not (name == "token" and part is None):
+            return f"{name} must be a str; got {type(part).__name__}"
+        if not part and name != "token":
+            return f"{name} is empty"
+        if name == "secret_key":
+            if not _is_encodable(part):
+                return "secret_key contains lone surrogates and cannot be encoded as UTF-8"
+        elif part and not _is_visible_ascii(part):
+            return f"{name} contains white space, a control character or a non-ASCII character"
+    if expires_at is not None and not _is_number(expires_at):
+        return "expires_at must be a number of seconds since 1970 or None"
+    return None
 
 
 def _is_visible_ascii(text: str) -> bool:
     return text.isascii() and text.isprintable() and " " not in text
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: object) -> bool:

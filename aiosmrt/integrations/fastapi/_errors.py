@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 import re
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
 
@@ -43,7 +44,12 @@ __all__ = ["INTERNAL_ERROR", "exception_handler_for", "http_exception", "install
 _logger = logging.getLogger(__name__.rpartition(".")[0])
 
 # What json, str.encode and pydantic report for values that a JSON response cannot contain.
-_NOT_JSON: Final = re.compile(r"^Out of range float values are not JSON compliant|\bsurrogates not allowed$")
+_NOT_JSON: Final = re.compile(
+    r"^Out of range float values are not JSON compliant|\bsurrogates not allowed$|\bserialization depth exceeded$"
+)
+
+# Modules that make a response from what a handler returns.
+_WRITERS: Final = frozenset({"fastapi.encoders", "starlette.datastructures", "starlette.responses"})
 
 _Handler: TypeAlias = Callable[[Any, Any], Response | Awaitable[Response]]
 
@@ -124,8 +130,10 @@ def install_exception_handlers(app: Starlette) -> None:
     which the server logs with a traceback.
 
     A handler that returns what a model sent may return NaN, an infinity or a lone surrogate, which a JSON response
-    cannot contain. Starlette raises a `ValueError` for it; the caller gets 502, as for any malformed model output,
-    and the log has the traceback. An application with its own handler for `ValueError` keeps that one.
+    cannot contain, more levels of lists than FastAPI writes, or a header, such as ``CustomAttributes``, with characters
+    that headers lack. Starlette raises a `ValueError` or a `RecursionError` for it; the caller gets 502, as for any
+    malformed model output, and the log has the traceback. An application with its own handler for `ValueError`,
+    `RecursionError` or `RuntimeError` keeps that one.
 
     Args:
         app: the application.
@@ -136,7 +144,7 @@ def install_exception_handlers(app: Starlette) -> None:
         if not isinstance(error, AiosmrtError) or connection.scope["type"] != "http":
             raise error
         if (own := _handler_of_another_base(connection.scope, error)) is not None:
-            return await _call(own, connection, error)
+            return await _called(own, connection, error)
         answer = http_exception(error)
         if answer.status_code == 500:
             raise error
@@ -144,14 +152,31 @@ def install_exception_handlers(app: Starlette) -> None:
         return await _respond(connection, answer)
 
     async def handle_value_error(connection: Request, error: Exception) -> Response:
-        if connection.scope["type"] != "http" or not _NOT_JSON.search(str(error)):
+        unencodable = isinstance(error, UnicodeEncodeError) and _is_raised_by_a_writer(error)
+        if connection.scope["type"] != "http" or not (unencodable or _NOT_JSON.search(str(error))):
             raise error
-        answer = http_exception(DeserializationError("a value cannot be expressed in JSON"))
-        _logger.error("a response cannot be expressed in JSON, answered with %d", answer.status_code, exc_info=error)
+        return await respond_with_502(connection, error)
+
+    async def handle_recursion_error(connection: Request, error: Exception) -> Response:
+        if (own := exception_handler_for(connection.scope, RuntimeError())) is not None:
+            return await _called(own, connection, error)
+        if connection.scope["type"] != "http" or not _is_raised_by_a_writer(error):
+            raise error
+        return await respond_with_502(connection, error)
+
+    async def respond_with_502(connection: Request, error: Exception) -> Response:
+        answer = http_exception(DeserializationError("a value cannot be expressed in a response"))
+        _logger.error("a value cannot be expressed in a response, answered with %d", answer.status_code, exc_info=error)
         return await _respond(connection, answer)
 
     app.add_exception_handler(AiosmrtError, handle)
     app.exception_handlers.setdefault(ValueError, handle_value_error)
+    app.exception_handlers.setdefault(RecursionError, handle_recursion_error)
+
+
+def _is_raised_by_a_writer(error: Exception) -> bool:
+    """Return whether an error was raised while a response was made from what a handler returned."""
+    return any(frame.f_globals.get("__name__") in _WRITERS for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def exception_handler_for(scope: Scope, error: Exception) -> _Handler | None:
@@ -183,10 +208,10 @@ def _handler_of_another_base(scope: Scope, error: AiosmrtError) -> _Handler | No
 
 async def _respond(connection: Request, answer: HTTPException) -> Response:
     """Build the response in the application's format for HTTP exceptions."""
-    return await _call(exception_handler_for(connection.scope, answer) or http_exception_handler, connection, answer)
+    return await _called(exception_handler_for(connection.scope, answer) or http_exception_handler, connection, answer)
 
 
-async def _call(handler: _Handler, connection: Request, error: Exception) -> Response:
+async def _called(handler: _Handler, connection: Request, error: Exception) -> Response:
     if inspect.iscoroutinefunction(handler):
         return await handler(connection, error)  # type: ignore[no-any-return]
     response = await run_in_threadpool(handler, connection, error)

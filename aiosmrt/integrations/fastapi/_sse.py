@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt._wire.decoders.event import ServerSentEvent
 from aiosmrt.config import faulty_limits
 from aiosmrt.endpoint import PredictionStream

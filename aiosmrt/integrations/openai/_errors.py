@@ -16,7 +16,7 @@ from typing import Any, Final
 import httpx2
 import openai
 
-from aiosmrt._core.traceback_locals import clear_locals
+from aiosmrt._frames import clear_locals
 from aiosmrt.errors import (
     AiosmrtError,
     ConnectTimeoutError,

@@ -17,6 +17,8 @@ __all__ = ["Meter", "meter_of"]
 # What OpenTelemetry calls the operations.
 _KINDS: Final = {"chat/completions": "chat", "completions": "text_completion", "embeddings": "embeddings"}
 
+_MAX_TOKENS: Final = 1 << 63
+
 
 def meter_of(client: Client, generation: Generation) -> Meter | None:
     """A meter for a call that begins now; None without observers."""
@@ -35,7 +37,7 @@ class Meter:
         self._client = client
         self._kind = _KINDS.get(generation.path, generation.path)
         self._endpoint_name: str = generation.params["EndpointName"]
-        self._model = generation.model
+        self._model = _text(generation.model)
         self._began = client._core.clock()
         self._events: SSEDecoder | None = SSEDecoder()
         self._response_model: str | None = None
@@ -114,7 +116,7 @@ class Meter:
         if not isinstance(document, dict):
             return False
         if isinstance(model := document.get("model"), str) and model:
-            self._response_model = model
+            self._response_model = _text(model)
         if document.get("error"):
             self._failure = ModelStreamError.__name__
         if isinstance(usage := document.get("usage"), dict):
@@ -123,10 +125,20 @@ class Meter:
         return True
 
 
+def _text(name: str) -> str:
+    """A name without half surrogate pairs, which would cost an exporter of metrics the whole batch.
+
+    >>> _text("llm-\\ud83d")
+    'llm-?'
+    """
+    return name.encode(errors="replace").decode()
+
+
 def _count(usage: dict[str, Any], *names: str) -> int | None:
-    """The first of these members that is a number of tokens.
+    """The first of these members that is a number of tokens, and not more than 64 bits of them.
 
     >>> _count({"input_tokens": 3}, "prompt_tokens", "input_tokens"), _count({"prompt_tokens": "3"}, "prompt_tokens")
     (3, None)
     """
-    return next((n for n in map(usage.get, names) if isinstance(n, int) and not isinstance(n, bool) and n >= 0), None)
+    counts = (n for n in map(usage.get, names) if isinstance(n, int) and not isinstance(n, bool))
+    return next((n for n in counts if 0 <= n < _MAX_TOKENS), None)

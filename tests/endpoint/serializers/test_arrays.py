@@ -25,6 +25,13 @@ ARRAYS = st_numpy.arrays(
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
 
+class Unconvertible:
+    """An array that its library does not convert, such as a tensor of PyTorch that requires a gradient."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise RuntimeError("secret")
+
+
 @given(ARRAYS)
 @pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
 def test_npy_round_trip(array: Any) -> None:
@@ -86,6 +93,8 @@ NO_ARRAYS: list[tuple[Any, str]] = [
     ("text", "must be an array; got a str"),
     (b"\x93NUMPY", "must be an array; got a bytes"),
     (np.ma.masked_array([1, 2], [False, True]), "is a masked array, whose mask NPY cannot express"),
+    ([[1, 2], np.ma.masked_array([1, 2], [False, True])], "is a masked array, whose mask NPY cannot express"),
+    (Unconvertible(), "cannot be converted to an array; got a Unconvertible"),
 ]
 
 

@@ -4,17 +4,19 @@ import csv
 import decimal
 import io
 import math
+from collections.abc import Iterator
 from datetime import date
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from aiosmrt.serializers import CSV, CSVCodec
+from aiosmrt.serializers import CSV, JSON_LINES, CSVCodec
 from tests.endpoint.serializers.samples import Frame, refused, unreadable
 
 # A leading byte order mark is dropped, which test_codecs.py tests.
@@ -81,6 +83,70 @@ def test_csv_of_other_objects(data: Any, expected: bytes) -> None:
     assert CSV.serialize(data) == expected
 
 
+class Tensor:
+    """An array of another library, whose items are arrays too, those of a single axis included."""
+
+    def __init__(self, values: Any, *, converts: bool = True) -> None:
+        self._values = np.asarray(values)
+        self._converts = converts
+
+    @property
+    def ndim(self) -> int:
+        return self._values.ndim
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if not self._converts:
+            raise RuntimeError("secret")
+        return self._values
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.ndim:
+            raise TypeError("iteration over a tensor without axes")
+        return (Tensor(values, converts=self._converts) for values in self._values)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (Tensor([[1, 2], [3, 4]]), b"1,2\n3,4"),
+        (Tensor([1, 2]), b"1,2"),
+        ([Tensor([1, 2]), Tensor([3, 4])], b"1,2\n3,4"),
+        (Tensor(np.array([[0.1]], "f4")), b"0.1"),
+    ],
+)
+def test_arrays_of_other_libraries_are_read_as_those_of_numpy(data: Any, expected: bytes) -> None:
+    assert CSV.serialize(data) == expected
+
+
+def test_json_lines_of_an_array_of_another_library() -> None:
+    assert JSON_LINES.serialize(Tensor([[1, 2], [3, 4]])) == b"[1,2]\n[3,4]"
+    assert JSON_LINES.serialize(Tensor([1, 2])) == b"1\n2"
+
+
+@pytest.mark.parametrize(
+    ("data", "sent"),
+    [
+        (np.array([["2020-01-01", "NaT"]], "M8[ns]"), b"2020-01-01T00:00:00.000000000,NaT"),
+        (np.array(["2020-01-01"], "M8[s]"), b"2020-01-01T00:00:00"),
+        (np.array(["2020-01-01"], "M8[D]"), b"2020-01-01"),
+        (np.array([[1]], "m8[ns]"), b"1 nanoseconds"),
+        (np.array([[0.1, 0.2]], "f2"), b"0.1,0.2"),
+        (np.array([[0.1]], "f4"), b"0.1"),
+        (np.array([[1 + 2j]]), b"(1+2j)"),
+        (np.array([[True, False]]), b"True,False"),
+        (np.array([[math.nan, math.inf]]), b"nan,inf"),
+        (np.array([["a", "b"]]), b"a,b"),
+        (np.arange(8).reshape(2, 4)[:, ::2], b"0,2\n4,6"),
+        (np.array([[1, 2]], ">i4"), b"1,2"),
+        ([True, None, 1.0], b"True,,1.0"),
+    ],
+    ids=str,
+)
+def test_csv_is_what_the_sagemaker_sdk_sends(data: Any, sent: bytes) -> None:
+    """The bytes are those of CSVSerializer of sagemaker 2.257.7."""
+    assert CSV.serialize(data) == sent
+
+
 class Plain:
     """An object without a text form."""
 
@@ -105,6 +171,12 @@ class Plain:
         ([[1, 2], [3, Plain()]], "data[1][1] must have a text form; got a Plain"),
         (np.zeros((2, 2, 2)), "data[0][0] must have a text form; got a list"),
         (np.array([b"a"]), "data[0] must have a text form; got a bytes"),
+        (pa.table({"a": [1]}).to_reader(), "data[0] must have a text form; got a RecordBatch"),
+        (pa.array([{"a": 1}]), "data[0] must have a text form; got a StructScalar"),
+        ([np.array([(1, 0.5)], [("a", "i4"), ("b", "f8")])[0]], "data[0] must have a text form; got a void"),
+        ([Tensor(1), Tensor(2)], "data[0] must have a text form; got a Tensor"),
+        (Tensor(1), "data must be an ordered iterable of fields or rows; got a Tensor"),
+        (Tensor([1], converts=False), "data cannot be converted to an array of NumPy; got a Tensor"),
         ([[1], [2, 10**5000]], "data[1] contains an integer with more digits than Python writes"),
         ([10**5000], "data contains an integer with more digits than Python writes"),
     ],

@@ -130,6 +130,67 @@ def test_infinity_is_found_in_a_frame(make: Make) -> None:
     assert json.loads(JSONCodec(allow_nan=True).serialize(frame)) == [{"a": 1.5}, {"a": math.inf}]
 
 
+@every_frame
+def test_json_lines_are_not_made_of_an_empty_frame(make: Make) -> None:
+    frame = make({"a": [1]})
+    empty = frame[:0] if make is pandas_frame else frame.slice(0, 0)
+    assert refused(empty, JSON_LINES) == "data must have values; got an empty list"
+    assert JSON.serialize(empty) == b"[]"
+
+
+OUT_OF_RANGE = [
+    pa.array([10**7], pa.date32()),
+    pa.array([2**62], pa.timestamp("s")),
+    pa.array([2**62], pa.duration("s")),
+    pa.array([1], pa.timestamp("s", "No/Zone")),
+    pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]),
+]
+
+
+@pytest.mark.parametrize("values", OUT_OF_RANGE, ids=["date", "timestamp", "duration", "zone", "text"])
+@pytest.mark.parametrize("codec", [CSV, JSON, JSON_LINES])
+def test_a_value_that_python_cannot_express(values: Any, codec: Any) -> None:
+    table = pa.table({"secret": ["a"], "t": values})
+    said = "column 1 of data has a value that Python cannot express"
+    assert refused(table, codec) == refused(table.to_batches()[0], codec) == said
+    if codec is JSON:
+        assert refused({"x": table}, JSON) == said
+
+
+@skip_without("polars")
+@pytest.mark.parametrize("codec", [CSV, JSON, JSON_LINES])
+def test_a_value_of_polars_that_python_cannot_express(codec: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    import polars
+
+    for values in (
+        polars.Series([10**7]).cast(polars.Date),
+        polars.Series([2**62]).cast(polars.Datetime("ms")),  # polars panics, which is no Exception
+    ):
+        frame = polars.DataFrame({"t": values})
+        assert refused(frame, codec) == "column 0 of data has a value that Python cannot express"
+
+
+@with_pandas
+@pytest.mark.parametrize("codec", [CSV, JSON, JSON_LINES])
+def test_a_value_of_pandas_that_python_cannot_express(codec: Any) -> None:
+    import pandas as pd
+
+    for values in (OUT_OF_RANGE[0], OUT_OF_RANGE[4]):
+        frame = pd.DataFrame({"t": pd.Series(pd.arrays.ArrowExtensionArray(values))})
+        assert refused(frame, codec) == "data has a value that Python cannot express"
+
+
+@with_pandas
+@pytest.mark.parametrize("codec", [ARROW, PARQUET])
+def test_the_index_of_pandas_is_not_sent(codec: Any) -> None:
+    import pandas as pd
+
+    frame = pandas_frame(COLUMNS)
+    for index in (["x", "y", "z"], [7, 3, 5], pd.MultiIndex.from_tuples([(1, 2), (3, 4), (5, 6)])):
+        sent = codec.deserialize(codec.serialize(frame.set_axis(index)), codec.content_type)
+        assert sent.to_pydict() == COLUMNS
+
+
 @with_pandas
 def test_json_of_every_kind_of_pandas_column() -> None:
     import pandas as pd
@@ -189,6 +250,9 @@ def test_columns_of_the_same_name_in_pandas() -> None:
     frame = pd.DataFrame([[1, 2]], columns=["a", "a"])
     assert refused(frame, JSON) == "data has two columns of the same name"
     assert CSV.serialize(frame) == b"1,2\n"
+    # As names in JSON, these are the same.
+    frame = pd.DataFrame([[1, 2]], columns=[1, "1"])
+    assert refused(frame, JSON) == refused(frame, JSON_LINES) == "data has two columns of the same name"
 
 
 @every_frame

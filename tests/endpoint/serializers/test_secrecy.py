@@ -32,8 +32,13 @@ MARK = "MARKpayload"
 
 
 def leaks(error: BaseException) -> bool:
-    """Whether the mark is in anything that an error holds or prints."""
+    """Whether the mark is in anything that an error holds or prints, or in a local variable of a frame in it."""
     texts = ["".join(traceback.format_exception(error)), repr(pickle.dumps(error))]
+    for one in chain(error):
+        frames = [
+            frame for frame, _ in traceback.walk_tb(one.__traceback__) if "/tests/" not in frame.f_code.co_filename
+        ]
+        texts += [repr(value) for frame in frames for value in frame.f_locals.values()]
     for one in chain(error):
         texts += [repr(one), *map(repr, one.args), repr(vars(one)), repr(getattr(one, "__notes__", ""))]
         texts += [repr(getattr(one, name, "")) for name in ("doc", "object", "msg", "reason")]
