@@ -175,9 +175,10 @@ class Client:
         use_fips_endpoint: whether to call the FIPS endpoint. Defaults to ``AWS_USE_FIPS_ENDPOINT``, then the profile's.
         use_dualstack_endpoint: whether to call the dual-stack endpoint. Defaults to ``AWS_USE_DUALSTACK_ENDPOINT``,
             then the profile's.
-        session: your own ``aiohttp.ClientSession``, which is used as it is, ``verify`` aside, and not closed. Its pool
-            does not notice data that arrive on an idle connection, which a faulty service or proxy could make the next
-            call's response; ours do. If None, one is created when it is needed.
+        session: your own ``aiohttp.ClientSession``, which is used as it is, ``verify`` aside, and not closed. It lacks
+            two things. Its pool does not notice data that arrive on an idle connection, which a faulty service or proxy
+            could make the next call's response. And interim responses or chunk extensions without end keep restarting
+            ``read_timeout``, so that only a ``deadline`` ends such a call. If None, one is created when it is needed.
         transport: ``"pooled"`` is fast, and uses aiohttp for making connections only; ``"session"`` sends through an
             ``aiohttp.ClientSession``. Defaults to the first, unless a ``session`` is given or the environment names a
             proxy.

@@ -76,15 +76,14 @@ def fault_for_botocore(bundle: CaBundle) -> str | None:
         bundle: the authorities.
     """
     path = os.path.expanduser(bundle.path)  # noqa: PTH111
-    if Path(path).is_dir():
-        reason = "it is a folder, which botocore does not take"
+    try:
+        context_of_bundle(path)
+    except UnusableAuthoritiesError as error:
+        reason = str(error)
     else:
-        try:
-            context_of_bundle(path)
-        except UnusableAuthoritiesError as error:
-            reason = str(error)
-        else:
+        if not Path(path).is_dir():
             return None
+        reason = "it is a folder, which botocore does not take"
     return f"{bundle.setting} must be a file of CA certificates in PEM format; got {bundle.path!r}: {reason}"
 
 

@@ -54,7 +54,7 @@ STREAM_LIFETIME_SECONDS: Final = 30 * 60.0
 """How long the service keeps a bidirectional stream."""
 
 MAX_ERROR_BYTES: Final = 2**16
-"""How much is kept of what reports an error, whoever wrote it: messages end up in logs and error reports."""
+"""How much is kept of what reports an error: messages end up in logs and error reports."""
 
 MAX_MESSAGE_CHARACTERS: Final = 2048
 """As much as an error of the service has of a container's message (Message in the service model)."""

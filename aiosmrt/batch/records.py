@@ -44,15 +44,14 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 def is_table(source: object) -> bool:
     """Whether an object is a DataFrame, an Arrow table, or has one of the interfaces for exchanging them."""
-    return is_frame(source) or (
-        any(hasattr(source, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__"))
-        and _as_list(source) is None
+    return is_frame(source) or any(
+        hasattr(source, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
     )
 
 
 def _as_list(source: Any) -> Callable[[], list[Any]] | None:
     """What makes a list of a single column, such as a series of pandas or polars or an array of Arrow."""
-    if is_frame(source):
+    if is_frame(source) or not is_table(source):
         return None
     as_list: Callable[[], list[Any]] | None = getattr(source, "to_pylist", None) or getattr(source, "to_list", None)
     return as_list

@@ -781,7 +781,7 @@ class Endpoint(Generic[In, Out]):
             # The handle is not checked as in `job`: the request is queued, whatever locations the service named.
             return self._job(await submitting)
         except BaseException as error:
-            data, options, params, body = UNSET, {}, {}, None
+            del data, options, params, body
             name_call(error, operation.name, self.name)
             clear_locals(error)
             raise

@@ -118,23 +118,25 @@ class ObjectStorage:
         Raises:
             ConfigurationError: the client cannot be created.
         """
-        failure: ConfigurationError | None = None
+        context, client = await self._entered()
+        try:
+            yield ObjectAccess(client, self)
+        finally:
+            await context.__aexit__(None, None, None)
+
+    async def _entered(self) -> tuple[Any, Any]:
+        """An entered context manager and its client."""
         try:
             session, arguments = await asyncio.to_thread(self._prepared)
             context = session.create_client("s3", **arguments)
-            client = await context.__aenter__()
+            return context, await context.__aenter__()
         except ConfigurationError:
             raise
         except Exception as error:
             failure = ConfigurationError(f"the object storage cannot be used: {type(error).__name__}: {error}")
             # botocore's frames hold the keys
             failure.__cause__ = without_frames(error)
-        if failure is not None:
-            raise failure
-        try:
-            yield ObjectAccess(client, self)
-        finally:
-            await context.__aexit__(None, None, None)
+        raise failure
 
     def _prepared(self) -> tuple[Any, dict[str, Any]]:
         """A session that has created a client once, and the arguments for the next one."""

@@ -185,6 +185,8 @@ async def test_a_folder_of_authorities(server: RecordingServer, bundle: Path, tm
     assert await read(server, verify=hashed(bundle, tmp_path / "authorities")) == b"over TLS"
 
 
+TOO_LONG = "x" * 300
+
 WRONG_PATHS = {
     "missing.pem": "No such file or directory",
     "text.pem": "it contains no certificate in PEM format",
@@ -196,6 +198,7 @@ WRONG_PATHS = {
     "folder": "the folder contains no certificates under the names that `openssl rehash` makes",
     "folder-of-text": "the folder contains no certificates under the names that `openssl rehash` makes",
     "nul\0.pem": "embedded null",
+    TOO_LONG: "File name too long",
 }
 
 
@@ -255,7 +258,7 @@ async def test_a_wrong_path_is_named_with_its_setting(
     assert server.requests == []
 
 
-@pytest.mark.parametrize("name", WRONG_PATHS)
+@pytest.mark.parametrize("name", WRONG_PATHS, ids=range(len(WRONG_PATHS)))
 def test_what_is_wrong_with_a_path_is_told(tmp_path: Path, authority: OldAuthority, name: str) -> None:
     with pytest.raises(tls.UnusableAuthoritiesError, match=re.escape(WRONG_PATHS[name])):
         tls.context_of_bundle(str(wrong_path(tmp_path, name, authority)))
@@ -263,7 +266,8 @@ def test_what_is_wrong_with_a_path_is_told(tmp_path: Path, authority: OldAuthori
 
 @pytest.mark.parametrize(
     ("setting", "what"),
-    [("AWS_CA_BUNDLE", "missing.pem"), ("REQUESTS_CA_BUNDLE", "authorities"), ("ca_bundle", "missing.pem")],
+    [("AWS_CA_BUNDLE", TOO_LONG), ("REQUESTS_CA_BUNDLE", "authorities"), ("ca_bundle", "missing.pem")],
+    ids=["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "ca_bundle"],
 )
 async def test_what_other_services_cannot_use_is_named_with_its_setting(
     bundle: Path,

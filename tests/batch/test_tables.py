@@ -726,6 +726,20 @@ async def test_a_column_is_an_iterable_of_its_values(
     assert set(models.seen) == {b'"a"', b'"b"'}
 
 
+class Cursor:
+    """Documents of a database, of which `to_list` makes a list later."""
+
+    def __aiter__(self) -> AsyncIterator[dict[str, int]]:
+        return records_later(2)
+
+    async def to_list(self) -> list[Any]:
+        raise AssertionError("asked for a list")
+
+
+async def test_what_can_become_a_list_is_not_always_a_column(double: Endpoint[Any, Any], tmp_path: Path) -> None:
+    assert (await score(double, Cursor(), tmp_path / "out.jsonl")).scored == 2
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [

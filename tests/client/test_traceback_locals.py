@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -124,6 +125,22 @@ async def test_refused_parameters(
     client = make_client(**CREDENTIALS)
     with pytest.raises(Exception, match="Parameter validation failed") as caught:
         await call(client, **params)
+    assert shown_locals(caught.value, SECRETS) == []
+
+
+class BreaksInTheMiddle(io.BytesIO):
+    """A file whose second read fails."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size != 0 and self.tell():
+            raise OSError("the disk is gone")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_file_that_fails_in_the_middle(make_client: MakeClient, call: Callable[..., Awaitable[None]]) -> None:
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        await call(make_client(**CREDENTIALS), Body=BreaksInTheMiddle(SECRETS["request body"].encode()))
     assert shown_locals(caught.value, SECRETS) == []
 
 

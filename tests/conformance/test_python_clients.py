@@ -12,14 +12,24 @@ from typing import Any
 
 import aiohttp
 import pytest
-from botocore.exceptions import ClientError, EventStreamError, HTTPClientError, ReadTimeoutError, ResponseStreamingError
+from botocore.config import Config
+from botocore.exceptions import (
+    ClientError,
+    EventStreamError,
+    HTTPClientError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    SSLError,
+)
 from botocore.retries.standard import ExponentialBackoff, RetryContext
+from botocore.session import Session
 
 from aiosmrt import ParamValidationError
 from aiosmrt._wire.eventstream import encode_payload_part
 from aiosmrt.local import ContainerFailure, Credentials, Invocation, LocalRuntime, faults
 from tests.support.peers import CREDENTIALS, REGION, aiobotocore_client, aiosmrt_client, boto3_client
 from tests.support.raw_server import CLOSE, LAST_CHUNK, OK, RawServer, Script, error_response, response
+from tests.support.tls import server_context
 
 
 class Peer:
@@ -245,10 +255,61 @@ def in_mode(mode: str | None) -> dict[str, Any]:
 async def test_requests_for_an_error(
     make: Callable[..., Any], mode: str | None, answer: Script, legacy: int, standard: int, no_back_off: None
 ) -> None:
+    assert await requests_for(answer, make, mode) == (legacy if mode in (DEFAULT, "legacy") else standard)
+
+
+async def requests_for(answer: Script, make: Callable[..., Any], mode: str | None) -> int:
     async with RawServer(otherwise=answer) as server, make(server.url, **in_mode(mode)) as client:
         with pytest.raises(ClientError):
             await Peer(client).call("invoke_endpoint", EndpointName="echo", Body=b"")
-        assert len(server.requests) == (legacy if mode in (DEFAULT, "legacy") else standard)
+        return len(server.requests)
+
+
+@pytest.mark.parametrize("mode", [DEFAULT, "standard"])
+@pytest.mark.parametrize(
+    ("status", "code", "legacy", "standard"),
+    [(408, None, 1, 1), (408, "RequestTimeout", 1, 3), (421, None, 1, 1), (429, None, 5, 1)],
+)
+async def test_requests_for_a_status(
+    make: Callable[..., Any],
+    mode: str | None,
+    status: int,
+    code: str | None,
+    legacy: int,
+    standard: int,
+    no_back_off: None,
+) -> None:
+    answer: Script = [error_response(status, code)]
+    assert await requests_for(answer, make, mode) == (legacy if mode is DEFAULT else standard)
+
+
+async def test_a_certificate_that_is_not_valid_is_tried_again(make: Callable[..., Any], no_back_off: None) -> None:
+    handshakes = []
+    context = server_context("127.0.0.1", authority="unknown")
+    context.sni_callback = lambda *_: handshakes.append(1)
+    async with RawServer(tls=context) as server:
+        async with make(server.url) as client:
+            with pytest.raises(SSLError):
+                await Peer(client).call("invoke_endpoint", EndpointName="echo", Body=b"")
+        assert len(handshakes) == 5
+        async with aiosmrt_client(server.url) as ours:
+            with pytest.raises(SSLError):
+                await ours.invoke_endpoint(EndpointName="echo", Body=b"")
+        assert len(handshakes) == 6
+
+
+async def test_an_asynchronous_call_without_input_is_sent(make: Callable[..., Any]) -> None:
+    async with RawServer(otherwise=[response(202, b"{}")]) as server:
+        async with make(server.url) as client:
+            operation = client.meta.service_model.operation_model("InvokeEndpointAsync")
+            if "InputLocation" in operation.input_shape.required_members:
+                pytest.skip("this release's model has no Body for it")
+            await Peer(client).call("invoke_endpoint_async", EndpointName="echo")
+        assert len(server.requests) == 1
+        async with aiosmrt_client(server.url) as client:
+            with pytest.raises(ParamValidationError):
+                await client.invoke_endpoint_async(EndpointName="echo")
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -359,3 +420,29 @@ async def test_aiobotocore_has_one_pool_for_all_endpoints() -> None:
 def test_botocore_has_not_switched_to_revision_2_1() -> None:
     back_off = ExponentialBackoff(random=lambda: 1.0)
     assert [back_off.delay_amount(RetryContext(attempt_number=attempt)) for attempt in (1, 2, 3)] == [1, 2, 4]
+
+
+def test_botocores_defaults() -> None:
+    config = Config()
+    assert (config.connect_timeout, config.read_timeout, config.max_pool_connections) == (60, 60, 10)
+
+
+def test_botocores_sources_of_credentials() -> None:
+    """In the order of docs/credentials.md."""
+    providers = Session().get_component("credential_provider").providers
+    # Older releases lack the console's login.
+    assert [provider.METHOD for provider in providers if provider.METHOD != "login"] == [
+        "env",
+        "assume-role",
+        "assume-role-with-web-identity",
+        "sso",
+        "shared-credentials-file",
+        "custom-process",
+        "config-file",
+        "ec2-credentials-file",
+        "boto-config",
+        "container-role",
+        "iam-role",
+    ]
+    names = [provider.METHOD for provider in providers]
+    assert "login" not in names or names.index("login") == names.index("shared-credentials-file") + 1

@@ -449,6 +449,22 @@ async def test_stream_ends_inside_an_event(last: bytes) -> None:
         assert error.message == "the stream ended inside an event"
 
 
+@pytest.mark.parametrize(
+    "begin", [b"data: {", b'{"choices": "', b"data: x\ndata: "], ids=["events", "lines", "many lines"]
+)
+async def test_an_event_without_end_is_not_held(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiosmrt.integrations.openai._streams.MAX_ITEM_BYTES", 100_000)
+
+    async def model(invocation: Invocation) -> AsyncIterator[bytes]:
+        yield (chunk("first") + b"\n" if begin.startswith(b"{") else event("first")) + begin
+        for _ in range(100):
+            yield b"x" * 10_000
+
+    async with serving(model) as (llm, _):
+        error = await fails_with(llm, openai.APIConnectionError, ["first"])
+        assert "the stream has an event of more than" in error.message
+
+
 NOTHING = "the stream ended without an event"
 CUT = "the stream ended inside an event"
 NO_END = "the stream ended before its answer did: neither [DONE] nor a finish_reason came"

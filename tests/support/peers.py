@@ -62,7 +62,8 @@ async def aiobotocore_client(endpoint_url: str, **config: Any) -> AsyncIterator[
         "sagemaker-runtime",
         endpoint_url=endpoint_url,
         config=AioConfig(**config),
-        verify=False,  # plain HTTP; loading certificate authorities would be most of a test's time
+        # Loading certificate authorities would be most of a test's time.
+        verify=endpoint_url.startswith("https:"),
         **CLIENT_ARGUMENTS,
     )
     async with context as client:

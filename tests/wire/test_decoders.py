@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -1063,6 +1064,23 @@ def test_effort_is_linear(make: Callable[..., Any], begin: bytes, more: bytes) -
     assert seconds(1024 * 1024) < 64 * seconds(64 * 1024)
 
 
+@pytest.mark.parametrize(("make", "line"), [(SSEDecoder, b""), (SSEDecoder, b"ab"), (JSONDecoder, b"1,")])
+def test_many_short_lines_take_no_more_memory_than_long_ones(make: Callable[[], Any], line: bytes) -> None:
+    """An unfinished event is bounded in bytes, so it must not hold an object for each line."""
+    decoder = make()
+    decoder.feed(b"data: [\n")
+    lines = (b"data:" + line + b"\n") * 1000
+    tracemalloc.start()
+    try:
+        for _ in range(30):
+            decoder.feed(lines)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert decoder.pending_bytes >= 30_000
+    assert held < 2 * decoder.pending_bytes + 100_000
+
+
 def test_huge_value_in_small_pieces() -> None:
     value = ["x" * (20 * 1024 * 1024)]
     stream = json.dumps(value).encode()
@@ -1146,6 +1164,14 @@ def test_text_that_is_not_in_its_charset(charset: str, broken: bytes) -> None:
         assert str(decoder.failure) == fault
     items, fault = run(TranscodingDecoder(LineDecoder(), charset), [stream])
     assert [item.removeprefix("\ufeff") for item in items] == ["ab"]
+
+
+def test_a_fault_after_a_shift_to_another_alphabet() -> None:
+    """What precedes it is read as it began: the charset's state is that of the bytes before."""
+    stream = b"ab" + "日".encode("iso2022_jp").removesuffix(b"\x1b(B") + b"\x80"
+    for at in range(len(stream) + 1):
+        items, fault = run(TranscodingDecoder(TextDecoder(), "iso2022_jp"), [stream[:at], stream[at:]])
+        assert ("".join(items), fault) == ("ab日", "the text after character 3 of the stream is not iso2022_jp")
 
 
 @pytest.mark.parametrize(("charset", "half"), [("utf-16-le", b"a"), ("utf-32-be", b"abc"), ("shift_jis", b"\x93")])

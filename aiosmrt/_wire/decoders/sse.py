@@ -14,6 +14,9 @@ __all__ = ["FIELDS", "EventDecoder", "SSEDecoder"]
 # 10^18 milliseconds are 30 million years; int() needs some bound.
 _MAX_RETRY_DIGITS: Final = 18
 
+# So many data lines of an unfinished event are joined: a line of two bytes takes the memory of forty.
+_LINES_JOINED: Final = 1024
+
 _MESSAGE: Final = "message"
 FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 """How a line of server-sent events begins."""
@@ -25,7 +28,7 @@ _UNFINISHED: Final = "is unfinished: the stream ends inside a line"
 class EventDecoder(Decoder[T]):
     """The rules of server-sent events; `_complete` makes items of the events."""
 
-    __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_retry")
+    __slots__ = ("_after_cr", "_data", "_data_bytes", "_event", "_id", "_joined", "_retry")
 
     # What malformed UTF-8 is: an error ("strict"), or U+FFFD ("replace").
     _malformed: ClassVar[str]
@@ -34,8 +37,10 @@ class EventDecoder(Decoder[T]):
         super().__init__()
         # Whether the latest byte was a CR, so that an LF would belong to the same line end.
         self._after_cr = False
-        # The unfinished event: its data lines, their length with an LF each, and its type.
+        # The unfinished event: its data lines, how many of its items are not to be joined any more (the first line and
+        # those that were joined), their length with an LF each, and its type.
         self._data: list[bytes] = []
+        self._joined = 1
         self._data_bytes = 0
         self._event = ""
         self._id = ""
@@ -115,8 +120,7 @@ class EventDecoder(Decoder[T]):
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
-            self._data.append(value)
-            self._data_bytes += len(value) + 1
+            self._hold_line(value)
         elif field == b"event":
             self._event = value.decode(errors="replace")
         elif field == b"id":
@@ -132,6 +136,17 @@ class EventDecoder(Decoder[T]):
             self._fail(self._too_long(), len(items))
         elif field == b"data":
             self._take_data(items)
+
+    def _hold_line(self, value: bytes) -> None:
+        """Add a data line to the unfinished event."""
+        held = self._data
+        if not held:
+            self._joined = 1
+        elif len(held) - self._joined == _LINES_JOINED:
+            held[self._joined :] = [b"\n".join(held[self._joined :])]
+            self._joined += 1
+        held.append(value)
+        self._data_bytes += len(value) + 1
 
     def _take_plain_events(self, lines: bytes, items: list[T]) -> bytes:
         """Decode the whole events at once if each is one data line; return the lines that are left."""

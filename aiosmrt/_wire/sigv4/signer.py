@@ -108,7 +108,7 @@ def _faulty_part(access_key: object, secret_key: object, token: object, expires_
         if not part and name != "token":
             return f"{name} is empty"
         if name == "secret_key":
-            if not _is_encodable(part):
+            if part and not _is_encodable(part):
                 return "secret_key contains lone surrogates and cannot be encoded as UTF-8"
         elif part and not _is_visible_ascii(part):
             return f"{name} contains white space, a control character or a non-ASCII character"

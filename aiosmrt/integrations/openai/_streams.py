@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 import httpx2
 import openai
 
+from aiosmrt._wire.decoders.base import MAX_ITEM_BYTES
 from aiosmrt._wire.decoders.sse import FIELDS
 from aiosmrt.errors import AiosmrtError, DeserializationError, ResponseStreamingError
 from aiosmrt.integrations.openai._errors import envelope, envelope_of, stream_failure
@@ -46,6 +47,7 @@ _NO_END: Final = Fault(
     "the stream ended before its answer did: neither [DONE] nor a finish_reason came", ResponseStreamingError
 )
 _NOT_EVENTS: Final = Fault("the stream has a line that is neither a server-sent event nor JSON", DeserializationError)
+_TOO_LONG: Final = Fault(f"the stream has an event of more than {MAX_ITEM_BYTES} bytes", DeserializationError)
 _NO_OBJECT: Final = Fault("the stream has an event whose data is not a JSON object", DeserializationError)
 _WHOLE: Final = Fault("the container answered at once instead of by a stream", DeserializationError)
 
@@ -388,6 +390,8 @@ class ServedStream(httpx2.AsyncByteStream):
         self._begin = b""
         self._fault: Fault | None = None
         self._over = False
+        # bytes that came since something was passed on
+        self._held_bytes = 0
 
     def __repr__(self) -> str:
         return f"<ServedStream of {self._parts!r}>"
@@ -448,7 +452,8 @@ class ServedStream(httpx2.AsyncByteStream):
                 data = data.removeprefix(BOM_UTF8)
                 events = self._events = LineEvents() if data.lstrip()[:1] == b"{" else EventBytes()
             passed = events.feed(data)
-        self._fault = events.fault
+            self._held_bytes = 0 if passed else self._held_bytes + len(data)
+        self._fault = _TOO_LONG if self._held_bytes > MAX_ITEM_BYTES else events.fault
         return passed
 
     def _break_off(self, fault: Fault) -> NoReturn:
