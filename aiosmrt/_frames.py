@@ -6,9 +6,9 @@ Those of this package's frames, and of the libraries that it calls, are what a c
 from __future__ import annotations
 
 import inspect
-import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Final, TypeVar
@@ -18,7 +18,6 @@ __all__ = ["clear_locals", "without_frames"]
 Error = TypeVar("Error", bound=BaseException)
 
 _PACKAGE: Final = str(Path(__file__).parent)
-_LIBRARIES: Final = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 # Clearing the frame of one of these that waits would end it.
 _MAY_WAIT: Final = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
@@ -74,4 +73,12 @@ def _linked(error: BaseException) -> Iterator[BaseException]:
 
 def _is_function_of_library(frame: FrameType) -> bool:
     code = frame.f_code
-    return not code.co_flags & _MAY_WAIT and code.co_filename.startswith(_LIBRARIES)
+    return not code.co_flags & _MAY_WAIT and code.co_filename.startswith(_libraries())
+
+
+@cache
+def _libraries() -> tuple[str, ...]:
+    """The folders of libraries."""
+    import sysconfig  # only errors need it
+
+    return tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
