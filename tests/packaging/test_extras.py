@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,3 +68,16 @@ async def test_object_storage_of_the_local_runtime_needs_the_extra_s3() -> None:
     with pytest.raises(ConfigurationError, match=r"pip install 'aiosmrt\[s3\]'"):
         async with LocalRuntime({"queued": queued}, credentials=KEY, object_storage=storage):
             pass
+
+
+def test_the_command_names_its_extra_where_click_is_only_half_there() -> None:
+    program = """
+import sys, types
+sys.modules["click"] = types.ModuleType("click")
+from aiosmrt.cli import main
+sys.exit(main(["--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (253, "")
+    assert done.stderr.startswith("aiosmrt: error: click cannot be imported (")
+    assert done.stderr.endswith("); run: pip install 'aiosmrt[cli]'\n")
