@@ -74,6 +74,7 @@ def test_the_command_names_its_extra_where_click_is_only_half_there() -> None:
     program = """
 import sys, types
 sys.modules["click"] = types.ModuleType("click")
+sys.modules["click.shell_completion"] = types.ModuleType("click.shell_completion")
 from aiosmrt.cli import main
 sys.exit(main(["--help"]))
 """
