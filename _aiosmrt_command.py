@@ -24,7 +24,7 @@ def main() -> int:
 
         try:  # noqa: SIM105 (contextlib is one more import)
             import aiosmrt.cli.app  # noqa: F401 (imported here, as long as a signal ends it all)
-        except ImportError:
+        except (ImportError, AttributeError):
             # The command reports the missing extra.
             pass
         if handles:

@@ -563,7 +563,9 @@ class Client:
         """The time in seconds by the clock of deadlines."""
         return self._core.clock()
 
-    async def _before_deadline(self, began: float, operation_name: str, endpoint_name: str, work: Awaitable[T]) -> T:
+    async def _before_deadline(
+        self, began: float, operation_name: str, endpoint_name: str, work: Awaitable[T], reason: str = "body"
+    ) -> T:
         """The result of work that belongs to a call and comes before its request.
 
         Args:
@@ -571,6 +573,7 @@ class Client:
             operation_name: the operation that an error names.
             endpoint_name: the endpoint that an error names.
             work: makes the result.
+            reason: what for, as a member of `Waited`.
 
         Raises:
             DeadlineExceededError: the call's deadline has passed.
@@ -582,7 +585,7 @@ class Client:
             pass
         finally:
             del work
-        error = deadline_exceeded(deadline, Waited(body=clock() - began))
+        error = deadline_exceeded(deadline, Waited(**{reason: clock() - began}))
         error.operation, error.endpoint_name = operation_name, endpoint_name
         try:
             raise error
@@ -899,6 +902,7 @@ class Client:
         params: Mapping[str, Any],
         body: Body | DeferredBody | None = None,
         began: float | None = None,
+        before: str = "body",
     ) -> Call:
         """A call for checked parameters.
 
@@ -907,18 +911,24 @@ class Client:
             params: its parameters under AWS's names.
             body: the body, if ``params`` does not have it.
             began: when the call began, by the client's clock. Defaults to when it runs.
+            before: what it has waited for since then, as a member of `Waited`.
         """
         codec = self._core.codecs[operation_name]
         given = params.get("Body") if body is None else body
         try:
             head = codec.heads.head(codec.heads.values(params), given, params)
-            return Call(self._core, self._view, codec, head, given, began)
+            return Call(self._core, self._view, codec, head, given, began, before)
         finally:
             # error trackers report locals
             del params, given, body
 
     async def _invoke(
-        self, params: Mapping[str, Any], body: Body | DeferredBody, head: Head | None = None
+        self,
+        params: Mapping[str, Any],
+        body: Body | DeferredBody,
+        head: Head | None = None,
+        began: float | None = None,
+        before: str = "body",
     ) -> tuple[InvokeEndpointOutput, Waited]:
         """The result of InvokeEndpoint, and what the call has waited for.
 
@@ -926,12 +936,14 @@ class Client:
             params: its parameters under AWS's names, without the body.
             body: the body.
             head: what `_head` returned for these parameters; only for a body of bytes.
+            began: when the call began, by the client's clock; see `_now`. Defaults to now.
+            before: what it has waited for since then, as a member of `Waited`.
         """
         try:
             if head is None:
-                call = self._new_call("InvokeEndpoint", params, body)
+                call = self._new_call("InvokeEndpoint", params, body, began, before)
             else:
-                call = Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body)
+                call = Call(self._core, self._view, self._core.codecs["InvokeEndpoint"], head, body, began, before)
         finally:
             del params, body
         result = call.result(await call.run())

@@ -54,7 +54,8 @@
           ├── ProfileNotFoundError, ConfigFileError, InvalidConfigError, InvalidRetryModeError
           ├── InvalidMaxAttemptsError, InvalidDefaultsModeError, InvalidStsRegionalEndpointsError
           ├── InvalidChecksumConfigError
-          └── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
+          ├── NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
+          └── MissingExtraError           a package that an extra installs; an ImportError too
 
 Errors that have a counterpart in botocore inherit from it as well, so ``except`` clauses written for boto3 or
 aiobotocore keep catching. Each error carries the facts that retry decisions rest on, and never a payload, a custom
@@ -110,6 +111,7 @@ __all__ = [
     "InvalidStsRegionalEndpointsError",
     "JobFailedError",
     "JobTimeoutError",
+    "MissingExtraError",
     "ModelError",
     "ModelNotReadyException",
     "ModelStreamError",
@@ -167,9 +169,10 @@ class Waited(NamedTuple):
         back_off: between two attempts.
         attempt: for answers to its requests.
         rate: for the rate of AWS's retry mode ``adaptive``.
-        body: for its request body to be read or serialized, and hashed.
+        body: for its request body to be read or serialized, hashed, and uploaded by `Endpoint.submit`.
         preparation: for the client's configuration.
         credentials: for credentials.
+        session: for another call to open the stateful session.
 
     >>> str(Waited(slot=0.5, attempt=0.25))
     '0.500 s for a slot, 0.250 s for an answer to its request'
@@ -184,6 +187,7 @@ class Waited(NamedTuple):
     body: float = 0.0
     preparation: float = 0.0
     credentials: float = 0.0
+    session: float = 0.0
 
     @property
     def total_waiting(self) -> float:
@@ -201,6 +205,7 @@ class Waited(NamedTuple):
             "body": "for its request body",
             "preparation": "for the client's configuration",
             "credentials": "for credentials",
+            "session": "for another call to open the session",
         }
         known = {name: seconds for name, seconds in self._asdict().items() if seconds >= _SHOWN_SECONDS}
         return ", ".join(f"{seconds:.3f} s {texts[name]}" for name, seconds in known.items()) or "less than 1 ms"
@@ -214,7 +219,8 @@ class AiosmrtError(Exception):
     """Root of every error that this package raises on purpose.
 
     Attributes:
-        operation: the API operation, such as ``"InvokeEndpoint"``; None outside a call.
+        operation: the API operation, such as ``"InvokeEndpoint"``; None outside a call. It stands in the message as
+            well, with the endpoint, or, where the message is botocore's, in a note that tracebacks show.
         endpoint_name: the endpoint that was called; None outside a call.
         request_id: the service's request id; None when no response came.
         attempts: how many requests were sent; 0 when none was.
@@ -228,6 +234,9 @@ class AiosmrtError(Exception):
     """
 
     default_cause: Cause = "none"
+
+    # Whether the message is botocore's, and stays as it is.
+    _text_is_botocores: ClassVar[bool] = False
 
     args: tuple[Any, ...]
     operation: str | None = None
@@ -256,15 +265,38 @@ class AiosmrtError(Exception):
         """Whether the same request may succeed later without harm: no model is left running by this failure."""
         return self.cause not in ("none", "read_timeout", "model")
 
+    def note_call(self, operation: str, endpoint_name: str | None) -> None:
+        """Name the call that failed: in the attributes, and in the message or, where that is botocore's, in a note.
+
+        Args:
+            operation: the API operation.
+            endpoint_name: the endpoint; None if it is unknown.
+        """
+        self.operation, self.endpoint_name = operation, endpoint_name
+        if self._text_is_botocores:
+            note = _call(operation, endpoint_name)
+            if note not in getattr(self, "__notes__", ()):
+                self.add_note(note)
+
     def note_waited(self) -> None:
         """Say in the message for how long the call waited before it gave up, and for what."""
-        self.args = (f"{self} (gave up after waiting {self.waited})", *self.args[1:])
+        self.args = (f"{self._text} (gave up after waiting {self.waited})", *self.args[1:])
+
+    @property
+    def _text(self) -> str:
+        return str(self.args[0]) if self.args else type(self).__name__
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else type(self).__name__
+        if self.operation is None or self._text_is_botocores:
+            return self._text
+        return f"{self._text} ({_call(self.operation, self.endpoint_name)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _call(operation: str, endpoint_name: str | None) -> str:
+    return operation if endpoint_name is None else f"{operation} of endpoint {endpoint_name}"
 
 
 def _rebuild(cls: type[AiosmrtError], args: tuple[Any, ...], state: dict[str, Any]) -> AiosmrtError:
@@ -275,12 +307,14 @@ def _rebuild(cls: type[AiosmrtError], args: tuple[Any, ...], state: dict[str, An
 
 
 def fresh_copy(error: AiosmrtError) -> AiosmrtError:
-    """An error like another one, without its traceback, for a call that shares its fate.
+    """An error like another one, without its traceback and its notes, for a call that shares its fate.
 
     >>> fresh_copy(EndpointConnectionError("refused")).args
     ('refused',)
     """
-    return deepcopy(error)
+    copy = deepcopy(error)
+    copy.__dict__.pop("__notes__", None)
+    return copy
 
 
 class ServiceError(AiosmrtError, boto.ClientError):
@@ -297,6 +331,7 @@ class ServiceError(AiosmrtError, boto.ClientError):
     ('AccessDenied', 'An error occurred (AccessDenied) when calling the InvokeEndpoint operation: no')
     """
 
+    _text_is_botocores = True
     args: tuple[Any, ...]
 
     def __init__(
@@ -441,6 +476,7 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
     """
 
     default_cause: Cause = "connection"
+    _text_is_botocores = True
     args: tuple[Any, ...]
     _names_path: bool = False
 
@@ -467,7 +503,7 @@ class TransportError(AiosmrtError, boto.HTTPClientError):
             return
         self._names_path = True
         url = self.endpoint_url + path
-        self.args = (str(self).replace(f'"{self.endpoint_url}"', f'"{url}"', 1), *self.args[1:])
+        self.args = (self._text.replace(f'"{self.endpoint_url}"', f'"{url}"', 1), *self.args[1:])
         self.endpoint_url = url
 
 
@@ -562,6 +598,8 @@ class ParamValidationError(AiosmrtError, boto.ParamValidationError):
     Parameter validation failed:
     Missing required parameter in input: "Body"
     """
+
+    _text_is_botocores = True
 
     def __init__(self, faults: list[str]) -> None:
         report = "\n".join(faults)
@@ -680,6 +718,21 @@ class ClientStateError(AiosmrtError, RuntimeError):
 
 class ConfigurationError(AiosmrtError):
     """Something in arguments, environment or AWS configuration files is missing or contradictory."""
+
+    _text_is_botocores = True
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """Something needs a package that is not installed, or cannot be imported; names the extra that installs it.
+
+    Args:
+        message: what is missing, with the command that installs it.
+        name: the module.
+    """
+
+    def __init__(self, message: str, *, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class NoRegionError(ConfigurationError, boto.NoRegionError):

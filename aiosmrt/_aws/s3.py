@@ -488,9 +488,8 @@ class ObjectStore:
         if self._closed:
             return ClientStateError("the object store was closed")
         if isinstance(error, boto.ClientError):
-            details = error.response.get("Error", {})
-            code, status = details.get("Code", ""), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            code, message = str(code)[:_CODE_CHARACTERS], str(details.get("Message", ""))[:MAX_ERROR_BYTES]
+            code, message, status = _refusal(error.response, has_body=not operation.startswith("head_"))
+            code, message = code[:_CODE_CHARACTERS], message[:MAX_ERROR_BYTES]
             return ObjectStoreError(f"S3 answered {code} to {operation} of {uri}: {message}", code=code, status=status)
         code = type(error).__name__
         return ObjectStoreError(f"{operation} of {uri} at {endpoint_url} failed: {code}", code=code)
@@ -534,3 +533,33 @@ class ObjectStore:
             # botocore's text is about profiles, regions and URLs
             failure = ConfigurationError(f"the S3 client cannot be made: {type(error).__name__}: {error}")
         raise failure
+
+
+def _refusal(response: Mapping[str, Any], *, has_body: bool) -> tuple[str, str, int | None]:
+    """Code, message and status of an error response.
+
+    botocore puts an error with an XML namespace, as some services with S3's API send it, beside an empty one. A 403
+    with a body that is not S3's error is a proxy's, for which botocore returns the code of a 403 without a body.
+
+    Args:
+        response: botocore's dictionary of it.
+        has_body: whether the request is one whose response may have a body, other than HEAD.
+
+    >>> facts = {"HTTPStatusCode": 404}
+    >>> _refusal({"Error": {"Code": ""}, "Code": "NoSuchKey", "ResponseMetadata": facts}, has_body=True)
+    ('NoSuchKey', '', 404)
+    >>> facts = {"HTTPStatusCode": 403, "HTTPHeaders": {"content-length": "120"}}
+    >>> _refusal({"Error": {"Code": "403", "Message": "Forbidden"}, "ResponseMetadata": facts}, has_body=True)
+    ('Unknown', 'the body of the response, with status 403, is not an error of S3', 403)
+    >>> _refusal({"Error": {"Code": "403", "Message": "Forbidden"}, "ResponseMetadata": facts}, has_body=False)
+    ('403', 'Forbidden', 403)
+    """
+    details, facts = response.get("Error", {}), response.get("ResponseMetadata", {})
+    status = facts.get("HTTPStatusCode")
+    code, message = details.get("Code"), details.get("Message", "")
+    if not code and isinstance(named := response.get("Code"), str):
+        code, message = named, response.get("Message", "")
+    length = facts.get("HTTPHeaders", {}).get("content-length", "0")
+    if not code or (has_body and code == "403" and length != "0"):
+        code, message = "Unknown", f"the body of the response, with status {status}, is not an error of S3"
+    return code, message if isinstance(message, str) else "", status

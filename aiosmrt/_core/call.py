@@ -172,6 +172,7 @@ class Call:
         head: the checked request head.
         body: the request body as the caller gave it. If None, it is empty.
         began: when the call began, by the core's clock. Defaults to when it runs.
+        before: what it has waited for since then, as a member of `Waited`.
     """
 
     # whether it goes to the HTTP/2 endpoint
@@ -219,6 +220,7 @@ class Call:
         head: Head,
         body: Body | DeferredBody | None,
         began: float | None = None,
+        before: str = "body",
     ) -> None:
         self._core = core
         self._view = view
@@ -249,6 +251,8 @@ class Call:
         self.sent = 0
         # what is waited for now
         self._phase = ""
+        if began is not None:
+            self._account(before, core.clock() - began)
 
     # The call as a whole
 
@@ -278,14 +282,25 @@ class Call:
             method: the HTTP method.
             expires_in: seconds for which it is valid.
         """
+        core, deadline = self._core, self._view.deadline
+        if deadline is not None:
+            self._deadline = core.clock() + deadline
+        try:
+            return await self._before_deadline(self._presigned(method, expires_in))
+        except AiosmrtError as error:
+            self._name_call(error)
+            raise
+
+    async def _presigned(self, method: str, expires_in: int) -> str:
         core = self._core
         await self._make_ready()
         path = core.base_path + self._head.path
         query = core.signer.presign(
-            core.credentials.current() or await core.credentials.get(),
+            # Not a local variable, which error trackers report.
+            await self._waiting("credentials", core.credentials.get()),
             core.wall_clock() + core.clock_offset,
             SignedRequest(method, core.endpoint.host, path, "", self._head.headers),
-            await core.off_loop(body_digest, self._body),
+            await self._waiting("body", core.off_loop(body_digest, self._body)),
             expires_in=expires_in,
         )
         return f"{core.configuration().origin}{path}?{query}"
@@ -316,6 +331,7 @@ class Call:
         try:
             reply = await self._before_deadline(self._announced())
         except BaseException as raised:
+            self._name_call(raised)
             if self._ready:
                 self._emit(CallEnded, self.sent, core.clock() - started, type(raised).__name__)
             raise
@@ -334,7 +350,7 @@ class Call:
             self._announce()
         return await self._attempts(None)
 
-    async def _before_deadline(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _before_deadline(self, work: Coroutine[Any, Any, T]) -> T:
         if self._deadline is None:
             return await work
         try:
@@ -343,8 +359,17 @@ class Call:
             pass
         finally:
             del work
+        raise self._deadline_exceeded() from self._taken_last_error()
+
+    def _check_deadline(self) -> None:
+        """Raise if the deadline has passed but its timer has had no turn, because the program keeps the loop busy."""
+        if self._deadline is not None and self._core.clock() >= self._deadline:
+            raise self._deadline_exceeded() from self._taken_last_error()
+
+    def _taken_last_error(self) -> AiosmrtError | None:
+        """The last failure, which the history then forgets."""
         cause, self._own_history().last_error = self._history.last_error, None
-        raise self._deadline_exceeded() from cause
+        return cause
 
     def _deadline_exceeded(self) -> AiosmrtError:
         return self._placed(deadline_exceeded(self._view.deadline, self.waited))
@@ -354,7 +379,7 @@ class Call:
         core = self._core
         if not core.is_ready():
             await self._waiting("preparation", core.prepare())
-        self._body = await self._waiting("body", body_bytes(self._body, core.off_loop))
+        self._body = await self._waiting("body", body_bytes(self._body, core.read_file))
         self._codec.heads.check_body_size(len(self._body))
         self._ready = True
 
@@ -433,8 +458,8 @@ class Call:
                     now = core.wall_clock()
                 if failure is not None and self._history.finished:
                     raise failure  # noqa: TRY301 (it has ended the stream, which was closed since)
-                if self._deadline is not None and core.clock() >= self._deadline:
-                    raise OverdueError  # noqa: TRY301 (the loop was too busy for the timer)
+                if self._deadline is not None:
+                    self._check_deadline()
                 self.sent = attempt = self.sent + 1
                 self._sent_at = now
                 self._signed_offset = offset = core.clock_offset
@@ -488,9 +513,10 @@ class Call:
                 except AiosmrtError as error:
                     failure = error
                 self._report_failure(failure)
-        except BaseException:
+        except BaseException as raised:
             headers, credentials = "", None
             self._let_go()
+            self._name_call(raised)
             raise
         finally:
             del failure
@@ -964,13 +990,17 @@ class Call:
         """Attach operation, endpoint, attempt count and request id."""
         if error.request_id is None:
             error.request_id = self._request_id
-        error.operation = self._codec.operation.name
-        error.endpoint_name = self._head.endpoint_name
+        error.note_call(self._codec.operation.name, self._head.endpoint_name)
         error.attempts = self.sent
         error.never_reached = not self._core.reached
         if isinstance(error, TransportError):
             error.note_path(self._core.base_path + self._head.path)
         return error
+
+    def _name_call(self, error: BaseException) -> None:
+        """Attach operation and endpoint to an error that is not an attempt's, such as that there are no credentials."""
+        if isinstance(error, AiosmrtError) and error.operation is None:
+            error.note_call(self._codec.operation.name, self._head.endpoint_name)
 
     def _account(self, reason: str, seconds: float) -> None:
         """Count what was waited for."""

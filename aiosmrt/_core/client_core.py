@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import cache
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 from weakref import WeakSet
@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 __all__ = ["ClientCore", "Counters"]
 
 T = TypeVar("T")
+
+# Files that are read at once. Reading waits for disks and networks, so it needs more than one thread.
+_FILE_READERS: Final = 8
 
 
 class Counters:
@@ -138,6 +141,7 @@ class ClientCore(OneProcess):
         # binds to a loop where it is waited for, not where it is made
         self._lock = asyncio.Lock()
         self._executor: ThreadPoolExecutor | None = None
+        self._file_readers: ThreadPoolExecutor | None = None
         self._object_store: ObjectStore | None = None
         self._http2_endpoint: ResolvedEndpoint | None = None
         self._http2_pool: Http2Pool | None = None
@@ -321,7 +325,7 @@ class ClientCore(OneProcess):
             # Its tasks are gone, and nothing of it can be awaited any more.
             self.closed = True
             self.ready_in = 0
-            self._close_executor()
+            self._close_executors()
             return
         self.bind(asyncio.get_running_loop())
         self.closed = True
@@ -332,7 +336,7 @@ class ClientCore(OneProcess):
             admissions.close()
         async with AsyncExitStack() as stack:
             # All of it, the last first, whatever fails or is cancelled on the way.
-            stack.callback(self._close_executor)
+            stack.callback(self._close_executors)
             stack.push_async_callback(self.credentials.close)
             if self._object_store is not None:
                 stack.push_async_callback(self._object_store.close)
@@ -342,10 +346,11 @@ class ClientCore(OneProcess):
                 self.ready_in = 0
                 await self.transport.close()
 
-    def _close_executor(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
-            self._executor = None
+    def _close_executors(self) -> None:
+        for executor in (self._executor, self._file_readers):
+            if executor is not None:
+                executor.shutdown(wait=False)
+        self._executor = self._file_readers = None
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "ready_in", 0):
@@ -463,6 +468,18 @@ class ClientCore(OneProcess):
             # One thread: four uploads hashed at once would only take turns, and hold up the loop in between.
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aiosmrt")
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def read_file(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function that reads a file, in another thread than `off_loop`, where a slow file would hold up hashes.
+
+        Raises:
+            ClientStateError: the client was closed.
+        """
+        if self.closed:
+            raise ClientStateError("the client is closed")
+        if self._file_readers is None:
+            self._file_readers = ThreadPoolExecutor(max_workers=_FILE_READERS, thread_name_prefix="aiosmrt-file")
+        return await asyncio.get_running_loop().run_in_executor(self._file_readers, function, *arguments)
 
 
 @cache

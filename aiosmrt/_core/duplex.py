@@ -410,14 +410,15 @@ class BidirectionalStream(OneProcess):
             ClientStateError: it was entered before.
         """
         if self._beginning is not None:
-            raise ClientStateError("a bidirectional stream can be entered once")
+            raise self._call.place(ClientStateError("a bidirectional stream can be entered once"))
         self._beginning = asyncio.get_running_loop().create_task(self._begin(), name="aiosmrt-bidirectional")
         self._beginning.add_done_callback(lambda _: self._outbox.wake())
         try:
             while self._outbox.link is None and not self._beginning.done():
                 await self._outbox.changed()
             if self._beginning.done() and self._error is not None:
-                raise fresh_copy(self._error) from self._error.__cause__  # noqa: TRY301 (it is closed below)
+                # It is closed below.
+                raise self._call.place(fresh_copy(self._error)) from self._error.__cause__  # noqa: TRY301
         except BaseException:
             await self.aclose()
             raise
@@ -547,7 +548,7 @@ class BidirectionalStream(OneProcess):
     def check_can_send(self) -> None:
         """Raise what `send` would raise, whatever its arguments."""
         if self._outbox.is_ended:
-            raise ClientStateError("the input of this stream was ended")
+            raise self._call.place(ClientStateError("the input of this stream was ended"))
         self._raise_if_over()
 
     async def end_input(self) -> None:
@@ -566,11 +567,11 @@ class BidirectionalStream(OneProcess):
     def _raise_if_over(self) -> None:
         """Raise why nothing can be sent."""
         if self._beginning is None:
-            raise ClientStateError("a bidirectional stream must be entered with `async with`")
+            raise self._call.place(ClientStateError("a bidirectional stream must be entered with `async with`"))
         if self._is_closed:
-            raise ClientStateError("the stream is closed")
+            raise self._call.place(ClientStateError("the stream is closed"))
         if self._error is not None:
-            raise fresh_copy(self._error)
+            raise self._call.place(fresh_copy(self._error))
         link = self._link
         if link is None or not link.is_over or not self._beginning.done():
             return
@@ -578,7 +579,7 @@ class BidirectionalStream(OneProcess):
         link.take(self._take)
         error = self._failure or link.failure() or self._truncation(link)
         if error is None:
-            raise ClientStateError("the service has ended the stream: nothing more can be sent")
+            raise self._call.place(ClientStateError("the service has ended the stream: nothing more can be sent"))
         try:
             raise self._call.place(fresh_copy(error))
         finally:

@@ -84,6 +84,7 @@ class HeadBuilder:
         self.operation = operation
         self.members: tuple[Member, ...] = tuple(m for m in operation.members if m.location != "payload")
         self._body = next(m for m in operation.members if m.location == "payload")
+        self._endpoint_name = next(i for i, m in enumerate(self.members) if m.name == "EndpointName")
         self._input_location = next((i for i, m in enumerate(self.members) if m.name == "InputLocation"), None)
         self._fresh = tuple(i for i, m in enumerate(self.members) if m.name in _VARYING or m.rule.type == "integer")
         self._patterns: dict[str, re.Pattern[str]] = {}
@@ -150,10 +151,17 @@ class HeadBuilder:
             # error trackers report locals
             names_differ = bool(unknown) or any(fault.startswith(_MISSING) for fault in faults)
             types_differ = any(fault.startswith(_WRONG_TYPE) for fault in faults)
+            wrong: list[str] = []
+            self._check(self.members[self._endpoint_name], values[self._endpoint_name], wrong)
+            name = None if wrong else values[self._endpoint_name]
             del values, common, key, body, params
-            if names_differ:
-                raise ParameterNameError(faults)
-            raise ParameterTypeError(faults) if types_differ else ParamValidationError(faults)
+            kind = ParameterTypeError if types_differ else ParamValidationError
+            error = ParameterNameError(faults) if names_differ else kind(faults)
+            error.note_call(self.operation.name, name)
+            try:
+                raise error
+            finally:
+                del error
         if base is None:
             base = self._build(key)
             if len(self._heads) >= MAX_HEADS:

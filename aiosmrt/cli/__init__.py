@@ -30,10 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _occupy_closed_streams()
     try:
         from aiosmrt.cli.app import run
-    except ModuleNotFoundError as error:
-        if error.name != "click":
+    except (ImportError, AttributeError) as error:
+        from aiosmrt._extras import unusable
+
+        message = unusable(error, "cli")
+        if message is None:
             raise
-        sys.stderr.write("aiosmrt: error: click is not installed; run: pip install 'aiosmrt[cli]'\n")
+        sys.stderr.write(f"aiosmrt: error: {message}\n")
         return 253
     except KeyboardInterrupt:
         return 130

@@ -9,7 +9,7 @@ from typing import TypeVar
 from aiosmrt.errors import AiosmrtError
 from aiosmrt.serializers import OFF_LOOP_BYTES, Serializer, estimated_size
 
-__all__ = ["in_thread", "serialized"]
+__all__ = ["in_thread", "name_call", "serialized"]
 
 In = TypeVar("In")
 R = TypeVar("R")
@@ -19,7 +19,8 @@ async def serialized(serializer: Serializer[In], data: In, operation: str, endpo
     """Return the request body for some data.
 
     Args:
-        serializer: makes the body, in a thread if the data is large.
+        serializer: makes the body; in a thread if the data is large, or if it is the caller's own, which may take
+            any time.
         data: what the serializer takes.
         operation: the operation that an error reports.
         endpoint_name: the endpoint that an error reports.
@@ -28,12 +29,22 @@ async def serialized(serializer: Serializer[In], data: In, operation: str, endpo
         SerializationError: the serializer cannot express the data.
     """
     try:
-        if estimated_size(data) > OFF_LOOP_BYTES:
+        if not _is_own(serializer) or estimated_size(data) > OFF_LOOP_BYTES:
             return await in_thread(serializer.serialize, data)
         return serializer.serialize(data)
     except AiosmrtError as error:
         error.operation, error.endpoint_name = operation, endpoint_name
         raise
+
+
+def name_call(error: BaseException, operation: str, endpoint_name: str) -> None:
+    """Attach operation and endpoint to an error that does not have them yet."""
+    if isinstance(error, AiosmrtError) and error.operation is None:
+        error.note_call(operation, endpoint_name)
+
+
+def _is_own(serializer: object) -> bool:
+    return type(serializer).__module__.startswith("aiosmrt.serializers")
 
 
 async def in_thread(function: Callable[..., R], *arguments: object) -> R:

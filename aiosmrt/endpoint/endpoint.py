@@ -14,6 +14,7 @@ length, exceeds `OFF_LOOP_BYTES`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from aiosmrt._wire.operations import (
     INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
 )
 from aiosmrt.config import UNSET, Unset, is_whole, shown
-from aiosmrt.endpoint.bodies import in_thread, serialized
+from aiosmrt.endpoint.bodies import in_thread, name_call, serialized
 from aiosmrt.endpoint.duplex import DuplexStream, check_messages
 from aiosmrt.endpoint.fanout import Answer, Results
 from aiosmrt.endpoint.groups import GroupedResults, GroupScoring
@@ -41,9 +42,8 @@ from aiosmrt.endpoint.options import CallOptions, check_accepted, merged
 from aiosmrt.endpoint.protocols import EndpointClient
 from aiosmrt.endpoint.sessions import Session
 from aiosmrt.endpoint.streaming import PredictionStream, TimeoutsCount
-from aiosmrt.errors import AiosmrtError, DeserializationError, ParamValidationError, Waited
+from aiosmrt.errors import AiosmrtError, ParamValidationError, Waited
 from aiosmrt.serializers import OFF_LOOP_BYTES, Deserializer, Serializer, estimated_size
-from aiosmrt.serializers.codec import is_general
 from aiosmrt.serializers.frames import batches
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class Endpoint(Generic[In, Out]):
     """An endpoint, Python objects in and out; made by `aiosmrt.Client.endpoint`, which documents the arguments.
 
     It uses the client's connections, costs nothing to make, and may be used by many tasks at the same time. Large data
-    is serialized, and large answers are deserialized, in a thread; a custom serializer must allow that.
+    is serialized, and large answers are deserialized, in a thread; so is all data of a custom serializer in a stream,
+    in `submit` and under a deadline. A custom serializer must allow that.
     """
 
     __slots__ = (
@@ -234,7 +235,11 @@ class Endpoint(Generic[In, Out]):
             raise
 
     async def inference(
-        self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
+        self,
+        data: In,
+        options: CallOptions,
+        on_response: Callable[[InvokeEndpointOutput], None] | None = None,
+        began: float | None = None,
     ) -> Inference[Out]:
         """Do what `invoke` does; for `Session`, which must see a response even if its body cannot be read.
 
@@ -242,27 +247,36 @@ class Endpoint(Generic[In, Out]):
             data: what the serializer takes.
             options: see `CallOptions`.
             on_response: called with the response before it is deserialized.
+            began: when a call that has waited for its session began, by the client's clock. Defaults to now.
         """
         started = time.monotonic()
-        value, response, _ = await self._exchange(data, options, self._deserializer.deserialize, on_response)
+        value, response, _ = await self._exchange(data, options, self._deserializer.deserialize, on_response, began)
         return inference_of(value, response, time.monotonic() - started)
+
+    async def turn_to_open(self, opening: asyncio.Lock) -> float:
+        """Wait within the deadline until no other call opens the session; return when this call began.
+
+        Args:
+            opening: held while a call opens the session; held by this call afterwards.
+        """
+        began = self._client._now()
+        await self._client._before_deadline(began, INVOKE_ENDPOINT.name, self.name, opening.acquire(), "session")
+        return began
 
     async def acknowledgement(
         self, data: In, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None]
     ) -> Inference[Out | bytes]:
-        """Do what `inference` does, for a request whose answer may be a sentence for people in place of model output.
+        """Do what `inference` does, for a request whose answer need not be model output.
 
-        The value of such an answer is its body: one that the deserializer cannot read, and that does not have a type
-        which says more than that it is text or bytes.
+        What opens or closes a session stands in headers. Session handlers send along a sentence for people, a JSON
+        document, a page or nothing, under any type: where the deserializer cannot read it, the value is the body.
         """
 
         def deserialize(body: bytes, content_type: str) -> Out | bytes:
             try:
                 return self._deserializer.deserialize(body, content_type)
-            except Exception:
-                if is_general(content_type):
-                    return body
-                raise
+            except Exception:  # a custom deserializer's may be any
+                return body
 
         started = time.monotonic()
         value, response, _ = await self._exchange(data, options, deserialize, on_response)
@@ -274,6 +288,7 @@ class Endpoint(Generic[In, Out]):
         options: CallOptions,
         deserialize: Callable[[bytes, str], R],
         on_response: Callable[[InvokeEndpointOutput], None] | None = None,
+        began: float | None = None,
     ) -> tuple[R, InvokeEndpointOutput, Waited]:
         """Call the model; return the answer's value, the response, and how long the call waited."""
         params, head = self._params, None
@@ -294,7 +309,7 @@ class Endpoint(Generic[In, Out]):
             body = DeferredBody(partial(serialized, self._serializer, data, INVOKE_ENDPOINT.name, self.name))
         if type(body) is not bytes:
             head = None
-        invoking = self._client._invoke(params, body, head)
+        invoking = self._client._invoke(params, body, head, began, "session")
         # Nothing of the request is needed any more.
         del data, options, params, body, head
         response, waited = await invoking
@@ -380,6 +395,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del data, options, params
+            name_call(error, operation.name, self.name)
             clear_locals(error)
             raise
 
@@ -449,6 +465,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del options, params, model_query_string
+            name_call(error, operation.name, self.name)
             clear_locals(error)
             raise
 
@@ -560,6 +577,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del items, options
+            name_call(error, INVOKE_ENDPOINT.name, self.name)
             clear_locals(error)
             raise
 
@@ -597,6 +615,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del groups, options
+            name_call(error, INVOKE_ENDPOINT.name, self.name)
             clear_locals(error)
             raise
 
@@ -671,6 +690,7 @@ class Endpoint(Generic[In, Out]):
             )
         except BaseException as error:
             del frame, options
+            name_call(error, INVOKE_ENDPOINT.name, self.name)
             clear_locals(error)
             raise
 
@@ -686,7 +706,8 @@ class Endpoint(Generic[In, Out]):
         Args:
             open_with: data to open the session with on entering the block. By default, the first call opens it.
             close_with: data to send on leaving the block while the session is open. By default, nothing is sent and the
-                session ends at its expiry. The answers to both may be plain text, as those of AWS's session handlers.
+                session ends at its expiry. The answers to both need not be model output; AWS's session handlers send
+                plain text.
         """
         return Session(self, open_with=open_with, close_with=close_with)
 
@@ -732,8 +753,8 @@ class Endpoint(Generic[In, Out]):
         """
         began = self._client._now()
         operation = INVOKE_ENDPOINT_ASYNC
-        params: dict[str, Any] = {}
         body = None
+        params: dict[str, Any] = {}
         try:
             _check_one_is_given(not isinstance(data, Unset), input_location is not None)
             if upload_to is None:
@@ -761,8 +782,7 @@ class Endpoint(Generic[In, Out]):
             return self._job(await submitting)
         except BaseException as error:
             del data, options, params, body
-            if isinstance(error, DeserializationError):
-                error.operation, error.endpoint_name = operation.name, self.name
+            name_call(error, operation.name, self.name)
             clear_locals(error)
             raise
 
@@ -775,7 +795,11 @@ class Endpoint(Generic[In, Out]):
         Raises:
             ParamValidationError: ``handle`` is not a `JobHandle`, or belongs to another endpoint.
         """
-        check_handle(handle, self.name)
+        try:
+            check_handle(handle, self.name)
+        except ParamValidationError as error:
+            name_call(error, INVOKE_ENDPOINT_ASYNC.name, self.name)
+            raise
         return self._job(handle)
 
     def _job(self, handle: JobHandle) -> Job[Out]:

@@ -12,7 +12,8 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
@@ -29,6 +30,7 @@ from aiosmrt._wire.operations import (
 )
 from aiosmrt._wire.s3uri import S3_URI_FORM, split_s3_uri
 from aiosmrt.config import is_seconds
+from aiosmrt.endpoint.bodies import name_call
 from aiosmrt.endpoint.protocols import StorageClient
 from aiosmrt.errors import (
     AiosmrtError,
@@ -149,11 +151,12 @@ class Job(Generic[Out]):
         """
         if self._outcome is not None:
             return True
-        store = await self._client._object_store()
-        if self._is_new(await _modified_at(store, self.handle.output_location, _is_pending)):
-            return True
-        failure = self.handle.failure_location
-        return failure is not None and self._is_new(await _modified_at(store, failure, _may_be_pending))
+        with self._naming():
+            store = await self._client._object_store()
+            if self._is_new(await _modified_at(store, self.handle.output_location, _is_pending)):
+                return True
+            failure = self.handle.failure_location
+            return failure is not None and self._is_new(await _modified_at(store, failure, _may_be_pending))
 
     async def result(self, timeout: float | None = None, *, cleanup: bool = False) -> Out:
         """Wait for the answer.
@@ -179,14 +182,16 @@ class Job(Generic[Out]):
                 JobFailedError has a note.
             ParamValidationError: ``timeout`` is not a number of seconds.
         """
-        if timeout is not None and not is_seconds(timeout):
-            raise ParamValidationError([f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"])
-        try:
-            return await self._result(timeout, cleanup)
-        except BaseException as error:
-            # Error trackers report locals, and these hold the answer.
-            clear_locals(error)
-            raise
+        with self._naming():
+            if timeout is not None and not is_seconds(timeout):
+                fault = f"timeout must be a non-negative number of seconds, or None; got {timeout!r}"
+                raise ParamValidationError([fault])
+            try:
+                return await self._result(timeout, cleanup)
+            except BaseException as error:
+                # Error trackers report locals, and these hold the answer.
+                clear_locals(error)
+                raise
 
     async def _result(self, timeout: float | None, cleanup: bool) -> Out:
         clock = asyncio.get_running_loop().time
@@ -216,7 +221,7 @@ class Job(Generic[Out]):
             else "the inference expired without a result"
         )
         try:
-            raise self._located(late_error) from refusal
+            raise late_error from refusal
         finally:
             del late_error, refusal
 
@@ -228,11 +233,12 @@ class Job(Generic[Out]):
         Raises:
             ObjectStoreError: S3 failed.
         """
-        store = await self._client._object_store()
-        # The answer last: it stays if anything fails.
-        for uri in (self.handle.uploaded_to, self.handle.failure_location, self.handle.output_location):
-            if uri is not None:
-                await store.delete(uri)
+        with self._naming():
+            store = await self._client._object_store()
+            # The answer last: it stays if anything fails.
+            for uri in (self.handle.uploaded_to, self.handle.failure_location, self.handle.output_location):
+                if uri is not None:
+                    await store.delete(uri)
 
     async def _look(self) -> ObjectStoreError | None:
         """Look for the outcome; return S3's refusal, if any."""
@@ -241,17 +247,12 @@ class Job(Generic[Out]):
         get = partial(store.get, max_bytes=self._client._max_response_bytes)
         try:
             found, refusal = await _read(get, handle.output_location, _is_pending)
-        except ResponseStreamingError as error:
+        except ResponseStreamingError:
             if self._is_new(await store.modified_at(handle.output_location)):
-                self._located(error)
                 raise
             found = refusal = None
         if found is not None and self._is_new(found.modified_at):
-            try:
-                self._outcome = (await self._deserialized(found.body, found.content_type),)
-            except AiosmrtError as error:
-                self._located(error)
-                raise
+            self._outcome = (await self._deserialized(found.body, found.content_type),)
         elif handle.failure_location is not None:
             found, second_refusal = await _read(_beginning_in(store), handle.failure_location, _may_be_pending)
             if found is not None and self._is_new(found.modified_at):
@@ -279,20 +280,23 @@ class Job(Generic[Out]):
                 self._outcome = None
         except ObjectStoreError as error:
             if failure is None:
-                self._located(error)
                 raise
             failure.add_note(f"the job's objects could not be deleted: {error}")
         if failure is None:
             return cast("tuple[Out]", outcome)[0]
         try:
-            raise self._located(failure)
+            raise failure
         finally:
             del failure
 
-    def _located(self, error: AiosmrtError) -> AiosmrtError:
-        error.operation = INVOKE_ENDPOINT_ASYNC.name
-        error.endpoint_name = self.handle.endpoint_name
-        return error
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Have errors name the call that the job comes of."""
+        try:
+            yield
+        except AiosmrtError as error:
+            name_call(error, INVOKE_ENDPOINT_ASYNC.name, self.handle.endpoint_name)
+            raise
 
 
 async def submit(
@@ -462,6 +466,6 @@ async def _read(get: _Get, uri: str, pending: _Pending) -> tuple[StoredObject | 
     try:
         return await get(uri), None
     except ObjectStoreError as error:
-        if pending(error, str(error).partition(f" of {uri}: ")[2]):
+        if pending(error, str(error.args[0]).partition(f" of {uri}: ")[2]):
             return None, error
         raise

@@ -11,17 +11,23 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
 from aiosmrt._frames import clear_locals
 from aiosmrt._one_process import OneProcess
-from aiosmrt._wire.operations import NEW_SESSION
+from aiosmrt._wire.operations import (
+    INVOKE_ENDPOINT,
+    INVOKE_ENDPOINT_WITH_RESPONSE_STREAM,
+    NEW_SESSION,
+    Operation,
+)
 from aiosmrt.config import UNSET, Unset
 from aiosmrt.endpoint.inference import Inference
 from aiosmrt.endpoint.options import CallOptions
 from aiosmrt.endpoint.streaming import PredictionStream, TimeoutsCount
-from aiosmrt.errors import ClientStateError, SessionClosedError
+from aiosmrt.errors import AiosmrtError, ClientStateError, SessionClosedError
 
 if TYPE_CHECKING:
     from aiosmrt.types import InvokeEndpointOutput
@@ -39,8 +45,16 @@ class SessionEndpoint(Protocol[In_contra, Out]):
 
     name: str
 
+    async def turn_to_open(self, opening: asyncio.Lock) -> float:
+        """See `aiosmrt.endpoint.Endpoint.turn_to_open`."""
+        ...
+
     async def inference(
-        self, data: In_contra, options: CallOptions, on_response: Callable[[InvokeEndpointOutput], None] | None = None
+        self,
+        data: In_contra,
+        options: CallOptions,
+        on_response: Callable[[InvokeEndpointOutput], None] | None = None,
+        began: float | None = None,
     ) -> Inference[Out]:
         """See `aiosmrt.endpoint.Endpoint.inference`."""
         ...
@@ -79,8 +93,8 @@ class Session(OneProcess, Generic[In, Out]):
     Attributes:
         id: the session's id; None until it is open.
         expires_at: the session's expiry in UTC; None until it is open, or if the model named none.
-        opened_with: the answer to ``open_with``, if that was given. Its value is the body if that is plain text which
-            the deserializer cannot read: a session handler may answer with a sentence for people.
+        opened_with: the answer to ``open_with``, if that was given. Its value is the body, as bytes, where the
+            deserializer cannot read that: a session handler may answer with a sentence for people.
     """
 
     def __init__(
@@ -108,7 +122,7 @@ class Session(OneProcess, Generic[In, Out]):
 
     async def __aenter__(self) -> Session[In, Out]:
         if self._entered:
-            raise ClientStateError("a session can be entered only once; get another one from the endpoint")
+            raise self._named(ClientStateError("a session can be entered only once; get another one from the endpoint"))
         self._entered = True
         self._closed = None
         if not isinstance(self._open_with, Unset):
@@ -160,12 +174,16 @@ class Session(OneProcess, Generic[In, Out]):
         """
         try:
             self._check()
+            began = None
             if self.id is None:
-                async with self._opening:
+                began = await self._endpoint.turn_to_open(self._opening)
+                try:
                     self._check()
                     if self.id is None:
-                        return await self._open(self._endpoint.inference, data, options)
-            return await self._endpoint.inference(data, {**options, "session_id": self.id}, self._note)
+                        return await self._open(partial(self._endpoint.inference, began=began), data, options)
+                finally:
+                    self._opening.release()
+            return await self._endpoint.inference(data, {**options, "session_id": self.id}, self._note, began)
         except BaseException as error:
             del data, options
             clear_locals(error)
@@ -203,7 +221,8 @@ class Session(OneProcess, Generic[In, Out]):
         members: CallOptions = {**options, "session_id": NEW_SESSION}
         answer = await call(data, members, self._note)
         if self.id is None:
-            raise SessionClosedError("the model did not open a session: its answer to NEW_SESSION lacks a session id")
+            fault = "the model did not open a session: its answer to NEW_SESSION lacks a session id"
+            raise self._named(SessionClosedError(fault))
         return answer
 
     def _note(self, response: InvokeEndpointOutput) -> None:
@@ -219,17 +238,24 @@ class Session(OneProcess, Generic[In, Out]):
         return self.expires_at is not None and self._clock() >= self.expires_at.timestamp()
 
     def _opened(self) -> str:
-        """The session's id; raise if it has none yet."""
-        self._check()
+        """The session's id, for a stream; raise if it has none yet."""
+        self._check(INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
         if self.id is None:
-            raise SessionClosedError("the session is not open yet, and a stream cannot open it; use open_with")
+            fault = "the session is not open yet, and a stream cannot open it; use open_with"
+            raise self._named(SessionClosedError(fault), INVOKE_ENDPOINT_WITH_RESPONSE_STREAM)
         return self.id
 
-    def _check(self) -> None:
+    def _check(self, operation: Operation = INVOKE_ENDPOINT) -> None:
         if self._closed is not None:
-            raise SessionClosedError(f"the session is not usable: {self._closed}")
+            raise self._named(SessionClosedError(f"the session is not usable: {self._closed}"), operation)
         if self._expired():
-            raise SessionClosedError(f"the session expired at {self.expires_at:%Y-%m-%d %H:%M:%S} UTC")
+            fault = f"the session expired at {self.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+            raise self._named(SessionClosedError(fault), operation)
+
+    def _named(self, error: AiosmrtError, operation: Operation = INVOKE_ENDPOINT) -> AiosmrtError:
+        """Name the call that an error belongs to."""
+        error.note_call(operation.name, self._endpoint.name)
+        return error
 
 
 def _expiry(attributes: str) -> datetime | None:

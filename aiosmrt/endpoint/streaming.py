@@ -111,12 +111,12 @@ class PredictionStream(OneProcess):
             ClientStateError: the stream has not been entered.
         """
         if self._timed is None:
-            raise ClientStateError("a stream has timing once its `async with` block is entered")
+            raise self.located(ClientStateError("a stream has timing once its `async with` block is entered"))
         return self._timed.timing
 
     async def __aenter__(self) -> PredictionStream:
         if self._entered:
-            raise ClientStateError("a stream can be entered only once; get another one from the endpoint")
+            raise self.located(ClientStateError("a stream can be entered only once; get another one from the endpoint"))
         self._entered = True
         if self._first_part_timeout is not None:
             self._first_part_due = asyncio.get_running_loop().time() + self._first_part_timeout
@@ -127,7 +127,7 @@ class PredictionStream(OneProcess):
             raise
         if self._closed:
             response["Body"].close()
-            raise ClientStateError("the stream was closed while it was being opened")
+            raise self.located(ClientStateError("the stream was closed while it was being opened"))
         metadata = response["ResponseMetadata"]
         self._parts = self._timed = response["Body"]
         self.content_type = response.get("ContentType")
@@ -236,9 +236,9 @@ class PredictionStream(OneProcess):
 
     def _view(self, decoder: StreamDecoder[T], encoding: str = _UTF_8) -> View[T]:
         if self._parts is None:
-            raise ClientStateError("a stream can be read only inside its `async with` block")
+            raise self.located(ClientStateError("a stream can be read only inside its `async with` block"))
         if self._viewed:
-            raise ClientStateError("a stream can be read only once, and this one has a view already")
+            raise self.located(ClientStateError("a stream can be read only once, and this one has a view already"))
         if encoding not in _LIKE_UTF_8:
             decoder = TranscodingDecoder(decoder, encoding)
         self._viewed = True
@@ -343,12 +343,14 @@ class View(OneProcess, Generic[T]):
     async def _more(self) -> bool:
         """Get at least one item, or raise; return False at the end."""
         if self._reading:
-            raise ClientStateError("another task is waiting for this view's next item")
+            raise self._stream.located(ClientStateError("another task is waiting for this view's next item"))
         if self._cancelled:
-            raise ClientStateError("a read of this view was cancelled, which has closed the stream")
+            raise self._stream.located(
+                ClientStateError("a read of this view was cancelled, which has closed the stream")
+            )
         if self._stream.left and not self._over:
             # An end would look like the end of the answer.
-            raise ClientStateError("a stream can be read only inside its `async with` block")
+            raise self._stream.located(ClientStateError("a stream can be read only inside its `async with` block"))
         decoder = self._decoder
         began = asyncio.get_running_loop().time()
         self._reading = True

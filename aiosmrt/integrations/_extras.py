@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from aiosmrt._extras import unusable
 
 __all__ = ["extra"]
 
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Name the extra to install when a module imported in the block is missing.
+    """Name the extra to install when a module imported in the block is missing, or only half there.
 
     Args:
         name: the extra of aiosmrt that installs what the block imports.
 
     Raises:
         ModuleNotFoundError: a third-party module is missing; the message has the command that installs it.
+        ImportError: a third-party module cannot be imported; likewise.
 
     >>> with extra("fastapi"):
     ...     import no_such_module
@@ -27,9 +29,9 @@ def extra(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "aiosmrt", *sys.stdlib_module_names):
+    except (ImportError, AttributeError) as error:
+        message = unusable(error, name)
+        if message is None:
             raise
-        message = f"{package} is not installed; run: pip install 'aiosmrt[{name}]'"
-        raise ModuleNotFoundError(message, name=error.name, path=error.path) from error
+        kind = ModuleNotFoundError if isinstance(error, ModuleNotFoundError) else ImportError
+        raise kind(message, name=error.name, path=getattr(error, "path", None)) from error

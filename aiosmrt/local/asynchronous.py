@@ -39,6 +39,7 @@ from aiosmrt._wire.operations import (
 from aiosmrt.errors import ConfigurationError
 from aiosmrt.local.backends import Backend, ContainerFailure, ModelTimeoutError, model_limit
 from aiosmrt.local.error_responses import (
+    PRIMARY,
     CallContext,
     ErrorAnswer,
     ErrorReply,
@@ -288,7 +289,8 @@ class AsyncInference:
         except ErrorReply as error:
             raise _failed(error.answer) from None
         except ContainerFailure as failure:
-            raise _failed(model_error(job.context, failure.status, failure.message)) from None
+            failed = failure.container or PRIMARY
+            raise _failed(model_error(job.context, failure.status, failure.message, failed)) from None
         except ModelTimeoutError:
             message = model_error(job.context, 0, model_timed_out()).message or model_timed_out()
             raise _FailedJob("ModelInvocationTimeExceeded", message) from None

@@ -16,7 +16,7 @@ import re
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, Self, cast, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -24,7 +24,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.error_responses import PRIMARY, ErrorReply, model_not_ready
+from aiosmrt.local.error_responses import PRIMARY, ErrorReply, model_not_ready, validation_error
 
 __all__ = [
     "Backend",
@@ -37,6 +37,7 @@ __all__ = [
     "HandlerResult",
     "Invocation",
     "ModelTimeoutError",
+    "Pipeline",
     "Route",
     "StreamMessage",
     "UrlBackend",
@@ -51,6 +52,7 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 PING_TIMEOUT: Final = 2.0  # seconds, SageMaker's own limit for GET /ping
+MAX_PIPELINE_BYTES: Final = 25 * 1024 * 1024  # between two containers; AWS's limit for the last one's response
 MAX_ERROR_BYTES: Final = 64 * 1024  # more than enough of an error body for a message of 2,048 characters
 _UNSENDABLE: Final = re.compile("[\x00-\x1f\x7f]")
 CONTAINER_EXITED: Final = "An error occurred while handling request as the model process exited."
@@ -139,6 +141,9 @@ class ContainerFailure(Exception):
         status: the HTTP status, other than 2xx; 0 for a container that did not answer.
         message: the error's text, which the caller sees as ``OriginalMessage``. Defaults to an empty string.
     """
+
+    container: str | None = None
+    """The hostname of the container that failed, in a pipeline of several."""
 
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(status, message)
@@ -491,6 +496,65 @@ async def whole_body(body: bytes | AsyncIterator[bytes], max_bytes: int, contain
             raise ContainerFailure(0, too_large)
         collected += part
     return bytes(collected)
+
+
+class Pipeline:
+    """Containers in serial invocation mode: each gets the response of the one before it, the first one the request.
+
+    Args:
+        stages: the containers by hostname, in their order.
+    """
+
+    makes_sessions: bool = False
+
+    def __init__(self, stages: Mapping[str, Backend]) -> None:
+        self._stages = stages
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {list(self._stages)}>"
+
+    @asynccontextmanager
+    async def open(self, invocation: Invocation) -> AsyncIterator[ContainerReply]:
+        """Send an invocation through all containers; the reply is the last one's.
+
+        Raises:
+            ContainerFailure: one of them failed; ``container`` says which.
+            ErrorReply: one of them is not ready.
+        """
+        *earlier, (last_name, last) = self._stages.items()
+        for hostname, backend in earlier:
+            with _failing_in(hostname):
+                async with backend.open(replace(invocation, streaming=False)) as reply:
+                    body = await whole_body(reply.body, MAX_PIPELINE_BYTES, hostname)
+            content_type = reply.headers.get("content-type")
+            headers = {name: value for name, value in invocation.headers.items() if name.lower() != "content-type"}
+            if content_type is not None:
+                headers["Content-Type"] = content_type
+            invocation = replace(invocation, body=body, content_type=content_type, headers=headers)
+        with _failing_in(last_name):
+            async with last.open(invocation) as reply:
+                yield reply
+
+    @asynccontextmanager
+    async def converse(self, invocation: Invocation) -> AsyncIterator[AsyncIterator[StreamMessage]]:
+        """Refuse a bidirectional stream; the wording is ours.
+
+        Raises:
+            ErrorReply: always.
+        """
+        raise ErrorReply(
+            validation_error(f"Endpoint {invocation.endpoint} has several containers and no bidirectional streams.")
+        )
+        yield invocation.messages  # makes it a generator
+
+
+@contextmanager
+def _failing_in(hostname: str) -> Iterator[None]:
+    try:
+        yield
+    except ContainerFailure as failure:
+        failure.container = hostname
+        raise
 
 
 async def single(body: bytes) -> AsyncGenerator[bytes, None]:

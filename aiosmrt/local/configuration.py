@@ -39,6 +39,7 @@ The file is read strictly: a key that is unknown, missing or of the wrong type i
     [endpoints.pair.containers]         # a multi-container endpoint: the containers by hostname
     first = { url = "http://127.0.0.1:8083" }
     second = { url = "http://127.0.0.1:8084" }
+                                        # container_mode = "Serial" in [endpoints.pair] makes them a pipeline
 
     [[endpoints.shared.inference_components]]
     name = "adapter"
@@ -367,8 +368,9 @@ def _instance(table: _Table, folder: Path) -> InstanceSource:
     for hostname, container in containers.children().items():
         backends[hostname] = _backend(container, folder)
         container.end()
+    mode: Any = table.take("container_mode", str)
     try:
-        return MultiContainer(backends)
+        return MultiContainer(backends, "Direct" if mode is None else mode)
     except ConfigurationError as error:
         raise table.error("containers", str(error)) from error
 

@@ -29,6 +29,7 @@ __all__ = [
     "model_not_ready",
     "model_timed_out",
     "openai_answer",
+    "origin_rejected",
     "synchronous_only",
     "target_model_required",
     "target_model_unsupported",
@@ -309,3 +310,13 @@ def openai_answer(answer: ErrorAnswer) -> ErrorAnswer:
 def access_denied(status: int, code: str, message: str) -> ErrorAnswer:
     """Reject a request as AWS's authentication does, with the member ``message`` in lower case."""
     return ErrorAnswer(status, code, message, message_key="message")
+
+
+def origin_rejected(reason: str) -> ErrorAnswer:
+    """Reject an unsigned request that a web page may have sent.
+
+    Args:
+        reason: what tells, see `aiosmrt.local.origins.foreign_origin`.
+    """
+    message = f"The request was rejected because {reason}. Only signed requests are accepted from elsewhere."
+    return access_denied(403, "AccessDeniedException", message)

@@ -38,7 +38,7 @@ from aiosmrt._wire.sigv4.events import EVENTS_PAYLOAD, EventVerifier
 from aiosmrt.errors import ConfigurationError, EventStreamFormatError
 from aiosmrt.local.backends import ContainerFailure, ModelTimeoutError, StreamMessage, model_limit
 from aiosmrt.local.conversation import PartialText, StreamClosedByContainer
-from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, access_denied
+from aiosmrt.local.error_responses import CallContext, ErrorAnswer, ErrorReply, access_denied, origin_rejected
 from aiosmrt.local.fault_schedule import Effect, Stage
 from aiosmrt.local.faults import (
     CloseBeforeHeaders,
@@ -53,6 +53,7 @@ from aiosmrt.local.faults import (
     StreamFailure,
     Truncate,
 )
+from aiosmrt.local.origins import foreign_origin
 from aiosmrt.local.parameters import read_parameters, route_of
 from aiosmrt.local.requestlog import RequestRecord
 from aiosmrt.local.response_body import cut_connection
@@ -325,6 +326,7 @@ class _Exchange:
             server.service.region, server.service.account_id, "", record.started_at, record.request_id
         )
         try:
+            self._check_origin()
             operation, endpoint = route_of(record.method, path, (OPERATION,))
             record.operation, record.endpoint = operation.name, endpoint
             effects = server.service.effects(endpoint, OPERATION.name)
@@ -372,6 +374,17 @@ class _Exchange:
         limit = self._server.lifetime
         limit_text = f"{limit / 60:g} minutes" if limit >= 60 else f"{limit:g} seconds"
         return _failure("InternalStreamFailure", f"The stream has reached the limit of {limit_text}.")
+
+    def _check_origin(self) -> None:
+        """Reject requests of other origins if signatures are not verified."""
+        if self._server.service.verifier is not None:
+            return
+        headers: dict[str, list[str]] = {}
+        for name, value in self._fields:
+            headers.setdefault(name, []).append(value)
+        reason = foreign_origin(headers, self._pseudo.get(":authority"), self._pseudo.get(":scheme", "http"))
+        if reason is not None:
+            raise ErrorReply(origin_rejected(reason))
 
     def _verify(self, path: str, query: str, context: CallContext) -> None:
         verifier = self._server.service.verifier

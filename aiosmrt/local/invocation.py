@@ -176,7 +176,8 @@ class Invoker:
                     if not operation.streams:
                         payload = await whole_body(reply.body, self._max_response_bytes, container)
             except ContainerFailure as failure:
-                raise ErrorReply(model_error(context, failure.status, failure.message, container)) from failure
+                failed = failure.container or container
+                raise ErrorReply(model_error(context, failure.status, failure.message, failed)) from failure
             except ModelTimeoutError as error:
                 raise ErrorReply(model_error(context, 0, model_timed_out(container), container)) from error
             headers = self._reply_headers(operation, endpoint, invocation, route, reply, context)
@@ -236,7 +237,8 @@ class Invoker:
                         await stack.enter_async_context(workers.serve())
                     answers = await stack.enter_async_context(route.backend.converse(invocation))
             except ContainerFailure as failure:
-                raise ErrorReply(model_error(context, failure.status, failure.message, container)) from failure
+                failed = failure.container or container
+                raise ErrorReply(model_error(context, failure.status, failure.message, failed)) from failure
             except ModelTimeoutError as error:
                 raise ErrorReply(model_error(context, 0, model_timed_out(container), container)) from error
             yield answers, route.variant

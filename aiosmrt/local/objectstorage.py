@@ -30,7 +30,8 @@ _CHUNK_BYTES: Final = 1024 * 1024
 # S3's own URLs, virtual-hosted (the bucket is part of the host) and path-style, without a query.
 _S3_URL: Final = re.compile(
     r"https://(?:(?P<bucket>[a-zA-Z0-9._-]{3,255})\.)?s3[.-](?:[a-z0-9-]+\.){0,2}amazonaws\.com(?:\.cn)?(?::443)?"
-    r"/(?P<path>[^?#]+)"
+    r"/(?P<path>[^?#]+)",
+    re.IGNORECASE,
 )
 
 
@@ -43,6 +44,8 @@ def locate_object(uri: str) -> tuple[str, str] | None:
     ('inputs', 'day 1/rows.csv')
     >>> locate_object("https://s3.amazonaws.com/inputs/rows.csv")
     ('inputs', 'rows.csv')
+    >>> locate_object("https://Inputs.S3.AmazonAWS.com/Rows.csv")
+    ('inputs', 'Rows.csv')
     >>> locate_object("https://example.com/inputs/rows.csv") is None
     True
     """
@@ -54,7 +57,7 @@ def locate_object(uri: str) -> tuple[str, str] | None:
     except UnicodeDecodeError:
         return None
     if match["bucket"] is not None:
-        return match["bucket"], path
+        return match["bucket"].lower(), path
     return split_s3_uri(f"s3://{path}")
 
 

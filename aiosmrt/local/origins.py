@@ -19,14 +19,20 @@ _AUTHORITY: Final = re.compile(
 )
 
 
-def foreign_origin(headers: Mapping[str, Sequence[str]], authority: str | None = None) -> str | None:
+def foreign_origin(
+    headers: Mapping[str, Sequence[str]], authority: str | None = None, scheme: str = "http"
+) -> str | None:
     """Return why a request may come from a web page of another origin; None if it does not.
 
     Args:
         headers: the request's header values by name, in lower case.
-        authority: the authority of a request target in absolute form. If None, the target has the usual form.
+        authority: the authority of a request target in absolute form, or of a request over HTTP/2. If None, the target
+            has the usual form.
+        scheme: the request's. Defaults to ``http``.
 
     >>> foreign_origin({"host": ["127.0.0.1:8000"]}) is None
+    True
+    >>> foreign_origin({"origin": ["https://localhost"]}, "localhost", "https") is None
     True
     >>> foreign_origin({"host": ["evil.example:8000"]})
     'its Host is not a loopback name'
@@ -36,7 +42,7 @@ def foreign_origin(headers: Mapping[str, Sequence[str]], authority: str | None =
     hosts = [*headers.get("host", ()), *([] if authority is None else [authority])]
     if not hosts or not all(_AUTHORITY.fullmatch(host.strip()) for host in hosts):
         return "its Host is not a loopback name"
-    own = f"http://{hosts[-1].strip()}".lower()
+    own = f"{scheme}://{hosts[-1].strip()}".lower()
     if any(origin.strip().lower() != own for origin in headers.get("origin", ())):
         return "its Origin is another host"
     if any(site.strip().lower() in ("cross-site", "same-site") for site in headers.get("sec-fetch-site", ())):

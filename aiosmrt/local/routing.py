@@ -12,13 +12,13 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
 import aiohttp
 
 from aiosmrt._wire.s3uri import split_s3_uri
 from aiosmrt.errors import ConfigurationError
-from aiosmrt.local.backends import BackendSource, Container, Route, as_backend
+from aiosmrt.local.backends import BackendSource, Container, Pipeline, Route, as_backend
 from aiosmrt.local.capacity import Capacity
 from aiosmrt.local.error_responses import (
     CallContext,
@@ -53,20 +53,23 @@ NO_CAPACITY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class MultiContainer:
-    """The containers of a multi-container model in direct invocation mode.
-
-    Every call names one of them with ``TargetContainerHostname``.
+    """The containers of a multi-container model.
 
     Args:
         containers: what serves each container, by hostname; 1 to 15 of them.
+        mode: ``Direct``: every call names one of them with ``TargetContainerHostname``. ``Serial``, an inference
+            pipeline: each gets the response of the one before it, and calls name none. Defaults to ``Direct``.
 
     Raises:
-        ConfigurationError: too few or too many containers, or an invalid hostname.
+        ConfigurationError: too few or too many containers, an invalid hostname, or another mode.
     """
 
     containers: Mapping[str, BackendSource]
+    mode: Literal["Direct", "Serial"] = "Direct"
 
     def __post_init__(self) -> None:
+        if self.mode not in ("Direct", "Serial"):
+            raise ConfigurationError(f"the mode of a MultiContainer must be Direct or Serial; got {self.mode!r:.80}")
         if not 1 <= len(self.containers) <= MAX_CONTAINERS:
             raise ConfigurationError(
                 f"a MultiContainer needs 1 to {MAX_CONTAINERS} containers; got {len(self.containers)}"
@@ -297,6 +300,8 @@ class Endpoint:
             routes = self._component_routes(context, component)
             if hostname is not None:
                 raise ErrorReply(container_unsupported(context))
+            if target_variant is not None and target_variant != routes[0].variant:
+                raise ErrorReply(_variant_not_found(context, target_variant))
             return chance.choice(routes)
         if target_variant is not None:
             share = self._shares.get(target_variant)
@@ -347,6 +352,9 @@ def _backend_sources(target: InstanceSource | Sequence[InstanceSource]) -> Itera
 
 
 def _instance(variant: str, source: InstanceSource, session: Callable[[], aiohttp.ClientSession]) -> _Instance:
+    if isinstance(source, MultiContainer) and source.mode == "Serial":
+        stages = {hostname: as_backend(one, session) for hostname, one in source.containers.items()}
+        return {None: Route(variant, Pipeline(stages))}
     if isinstance(source, MultiContainer):
         return {
             hostname: Route(variant, as_backend(one, session), container=hostname)

@@ -31,9 +31,9 @@ from aiosmrt.local.error_responses import (
     CallContext,
     ErrorAnswer,
     ErrorReply,
-    access_denied,
     body_too_large,
     openai_answer,
+    origin_rejected,
 )
 from aiosmrt.local.fault_schedule import Effect, Stage
 from aiosmrt.local.faults import (
@@ -263,7 +263,11 @@ class _Exchange:
         if is_openai_path(path):
             self._openai = True
             return await self._openai_reply(stack, path, authority)
-        operation, endpoint = route_of(request.method, path)
+        try:
+            operation, endpoint = route_of(request.method, path)
+        except ErrorReply:
+            self._check_origin(authority)
+            raise
         record.operation, record.endpoint = operation.name, endpoint
         self._check_origin(authority)
         self._draw_effects(operation, endpoint)
@@ -348,8 +352,7 @@ class _Exchange:
         for name, value in self._request.headers.items():
             headers.setdefault(name.lower(), []).append(value)
         if (reason := foreign_origin(headers, authority)) is not None:
-            message = f"The request was rejected because {reason}. Only signed requests are accepted from elsewhere."
-            raise ErrorReply(access_denied(403, "AccessDeniedException", message))
+            raise ErrorReply(origin_rejected(reason))
 
     async def _verify(self, path: str, query: str, body: bytes) -> None:
         verifier = self._server.service.verifier

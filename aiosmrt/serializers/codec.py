@@ -27,7 +27,6 @@ __all__ = [
     "check_type",
     "encoding_of",
     "encoding_of_response",
-    "is_general",
     "is_text",
     "parsed",
 ]
@@ -120,12 +119,6 @@ def encoding_of_response(content_type: str, accept: str) -> str:
     if encoding is None:
         raise DeserializationError("the response is in an unknown charset")
     return encoding
-
-
-def is_general(content_type: str) -> bool:
-    """Return whether a ``Content-Type`` is missing or says little: ``application/octet-stream`` or ``text/plain``."""
-    found = _media_type(content_type)
-    return found in _UNTYPED or found == "text/plain"
 
 
 TEXT_TYPES: Final = r"text/.+|[^/]+/(.+\+)?(json|xml|yaml)|application/(x-)?(jsonlines|json-lines|jsonl|ndjson|csv)"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 from h2.errors import ErrorCodes
-from hpack import Encoder
+from hpack import Decoder, Encoder
 
 from aiosmrt.local import Invocation
 from tests.support.runtime import local_runtime
@@ -39,7 +39,7 @@ CLOSED_OR_FORGOTTEN = STREAM_CLOSED | PROTOCOL
 REQUEST = [
     (":method", "POST"),
     (":scheme", "http"),
-    (":authority", "x"),
+    (":authority", "localhost"),
     (":path", "/endpoints/echo/invocations-bidirectional-stream"),
 ]
 
@@ -424,3 +424,35 @@ async def _trailers(connection: Wire) -> None:
 async def test_what_is_rare_and_right(talk: Callable[[Wire], Awaitable[None]]) -> None:
     async with wire() as connection:
         await talk(connection)
+
+
+# Not of the RFC: without signatures, what a web page may have sent is refused, as over HTTP/1.1.
+
+
+async def status_of(fields: Sequence[tuple[str, str]]) -> str:
+    async with wire() as connection:
+        connection.write(head(fields))
+        answer = await connection.until(lambda found: found.kind == HEADERS)
+        return dict(Decoder().decode(answer.payload))[":status"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        changed(":authority", "evil.example"),
+        changed("origin", "https://evil.example"),
+        changed("origin", "null"),
+        changed("origin", "https://localhost"),
+        changed("sec-fetch-site", "cross-site"),
+        [(":path", "/"), *changed(":authority", "evil.example")[:1], (":method", "POST"), (":scheme", "http")],
+    ],
+    ids=lambda fields: " ".join(value for _, value in fields[:1] + fields[-1:]),
+)
+async def test_other_origins_are_refused(fields: list[tuple[str, str]]) -> None:
+    assert await status_of(fields) == "403"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8080", "[::1]", "LOCALHOST:80"])
+async def test_the_own_origin_is_accepted(host: str) -> None:
+    own = [*changed(":authority", host), ("origin", f"http://{host}"), ("sec-fetch-site", "same-origin")]
+    assert await status_of(own) == "200"

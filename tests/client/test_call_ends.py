@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -236,18 +237,15 @@ async def test_the_reader_of_a_stream_that_is_closed_does_not_sleep_on(
 async def test_what_a_call_waited_for_names_its_body(make_client: MakeClient, server: RecordingServer) -> None:
     server.answer = lambda request: UNAVAILABLE
 
-    class Slow:
-        def read(self, size: int = -1) -> bytes:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
             if size:
                 never.wait(0.05)
-            return b"1" if size else b""
-
-        def seek(self, offset: int, whence: int = 0) -> int:
-            return 0
+            return super().read(size)
 
     never = threading.Event()
     client = make_client(patience=0)
     with pytest.raises(errors.ServiceUnavailable) as caught:
-        await client.invoke_endpoint(EndpointName="churn", Body=Slow())  # type: ignore[arg-type]
+        await client.invoke_endpoint(EndpointName="churn", Body=Slow(b"1"))
     assert caught.value.waited.body >= 0.04
     assert set(client.statistics().waited) <= {"slot", "probe", "capacity", "back_off", "rate"}

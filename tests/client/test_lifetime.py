@@ -70,7 +70,11 @@ except ClientStateError as error:
     # The sockets of a loop that was closed under them are asyncio's to warn of.
     command = [sys.executable, "-W", "ignore::ResourceWarning", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "the client is closed\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "the client is closed (InvokeEndpoint of endpoint churn)\n",
+        "",
+    )
 
 
 def test_use_on_a_second_loop_is_refused(server_in_a_thread: str) -> None:

@@ -535,7 +535,7 @@ async def test_a_deadline_alone_is_the_patience(world: World, illness: str) -> N
         assert type(late.__cause__) is TYPES[illness]
         assert late.attempts == late.__cause__.attempts
         assert str(late).startswith("The call did not finish within its deadline of 100.0 s: it waited ")
-        assert str(late).endswith(str(late.waited))
+        assert f"it waited {late.waited} (" in str(late)
         assert f"{late.waited.probe:.3f} s for the service to recover" in str(late)
         assert late.waited.probe + late.waited.back_off == pytest.approx(100.0, abs=EXACT)
     assert first.result.attempts + second.result.attempts == client.statistics().attempts - 1
@@ -553,7 +553,7 @@ async def test_a_call_that_sent_nothing_names_what_the_service_answered_others(w
     for late, seconds in unsent:
         assert (type(late), type(late.__cause__)) == (DeadlineExceededError, errors.ServiceUnavailable)
         assert seconds == pytest.approx(4.0, abs=EXACT)
-        assert str(late).endswith("it waited 4.000 s for the service to recover")
+        assert "it waited 4.000 s for the service to recover (" in str(late)
     world.service.recover()
     assert (await world.outcomes(other))[0].result == b"ok"
 
@@ -566,7 +566,7 @@ async def test_the_deadline_names_a_wait_for_a_slot(world: World) -> None:
     outcome = await world.outcome(invoke(client.with_options(deadline=4.0)))
     assert (type(outcome.result), outcome.result.__cause__) == (DeadlineExceededError, None)
     assert outcome.seconds == pytest.approx(4.0, abs=EXACT)
-    assert str(outcome.result).endswith("it waited 4.000 s for a slot")
+    assert "it waited 4.000 s for a slot (" in str(outcome.result)
     assert (await world.outcomes(holder))[0] == (b"ok", pytest.approx(30.0))
 
 
@@ -581,9 +581,8 @@ async def test_the_deadline_names_back_off_and_answers(world: World) -> None:
     waited = late.waited
     assert waited.back_off > 0.1
     assert waited.back_off + waited.attempt == pytest.approx(5.0, abs=EXACT)
-    assert str(late).endswith(
-        f"{waited.back_off:.3f} s in back-off between attempts, {waited.attempt:.3f} s for an answer to its request"
-    )
+    said = f"{waited.back_off:.3f} s in back-off between attempts, {waited.attempt:.3f} s for an answer to its request"
+    assert f" {said} (" in str(late)
 
 
 async def test_without_a_limit_calls_wait_until_the_client_is_closed(world: World) -> None:

@@ -1,6 +1,7 @@
 """Refusals of S3 while waiting for a job: only one that may mean "not there yet" is waited out."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
@@ -48,6 +49,7 @@ class Storage:
 
     def __init__(self) -> None:
         self.objects: dict[str, Refusal | bytes] = {"out": NOT_YET[-1], "fail": NOT_YET[-1]}
+        self.namespace = ""
 
     def __call__(self, request: RecordedRequest) -> Response:
         _, _, *key = request.path.split("/")
@@ -59,10 +61,15 @@ class Storage:
             headers = [("Content-Type", "application/json"), ("Last-Modified", formatdate(usegmt=True))]
             return Response(200, headers, b"" if request.method == "HEAD" else found)
         status, code, message = found
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
-        if request.method == "HEAD" or not code:
-            body = b""
-        return Response(status, [("Content-Type", "application/xml")], body)
+        document = f"<Error{self.namespace}><Code>{code}</Code><Message>{message}</Message></Error>"
+        body = f"<?xml version='1.0'?>{document}".encode()
+        if not code:
+            body = message.encode()
+        response = Response(status, [("Content-Type", "application/xml")], body)
+        if request.method == "HEAD":
+            # The length is that of the body that GET has.
+            response = replace(response, body=b"", declared_length=len(body))
+        return response
 
 
 @pytest.fixture
@@ -92,6 +99,32 @@ async def test_a_definite_refusal_ends_the_waiting(job: Job[Any], storage: Stora
             await read()
         assert error.value.code == refusal[1]
         assert error.value.status == refusal[0]
+
+
+@pytest.mark.parametrize("page", ["<html>Forbidden</html>", '{"message": "Forbidden"}', "Forbidden"])
+@pytest.mark.parametrize("where", ["out", "fail"])
+async def test_a_refusal_that_is_not_of_s3_ends_the_waiting(job: Job[Any], storage: Storage, page: str, where: str):
+    """Such as a proxy's."""
+    storage.objects[where] = (403, "", page)
+    for read in (job.result, job.done):
+        with pytest.raises(ObjectStoreError, match="with status 403, is not an error of S3") as error:
+            await read()
+        assert (error.value.code, error.value.status) == ("Unknown", 403)
+
+
+@pytest.mark.parametrize("refusal", [*DEFINITE[:2], *NOT_YET[:2], NOT_YET[-1]], ids=refusal_id)
+async def test_an_error_may_have_an_xml_namespace(job: Job[Any], storage: Storage, refusal: Refusal):
+    storage.namespace = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+    storage.objects["out"] = refusal
+    if refusal in NOT_YET:
+        assert not await job.done()
+        with pytest.raises(JobTimeoutError):
+            await job.result(timeout=0)
+        return
+    with pytest.raises(ObjectStoreError) as error:
+        await job.result()
+    assert (error.value.code, error.value.status) == (refusal[1], refusal[0])
+    assert refusal[2] in str(error.value)
 
 
 @pytest.mark.parametrize("refusal", NOT_YET, ids=refusal_id)

@@ -663,7 +663,7 @@ async def test_a_failed_map_takes_no_more_items(serve: Serve):
         go.set()
         await some_turns()
     assert [(result.item, result.error) for result in found] == [(0, failure)]
-    assert str(failure) == "for all"
+    assert failure.args == ("for all",)
     assert items.next == 4
     assert len(model.gates) == 3
 

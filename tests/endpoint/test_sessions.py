@@ -10,7 +10,8 @@ from aiosmrt.endpoint import Endpoint, Session
 from aiosmrt.errors import ClientStateError, DeserializationError, ModelError, SessionClosedError
 from aiosmrt.local import LocalRuntime
 from aiosmrt.local.backends import ContainerFailure
-from aiosmrt.serializers import JSON
+from aiosmrt.serializers import ARROW, BYTES, CSV, JSON, JSON_LINES, NPY, PARQUET, TEXT
+from aiosmrt.testing import FakeClient, FakeResponse
 from tests.support.clients import Serve
 
 
@@ -169,9 +170,9 @@ async def test_an_opening_answer_that_cannot_be_read_opens_once(serve: Serve):
         assert await session.predict("b") == 1
     assert said == [b'"a"', b'"b"', b'"close"']
     said.clear()
-    with pytest.raises(DeserializationError):
-        async with endpoint.session(open_with="open", close_with="close"):
-            raise AssertionError
+    async with endpoint.session(open_with="open", close_with="close") as session:
+        assert session.opened_with is not None
+        assert session.opened_with.value == b"{"
     assert said == [b'"open"', b'"close"']
 
 
@@ -270,9 +271,41 @@ async def test_the_models_own_answers_must_be_readable(serve: Serve):
         assert session.is_open
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
-async def test_an_acknowledgement_of_another_type(serve: Serve, content_type: str):
-    endpoint = endpoint_of(await serve(chat=Handlers(content_type)))
-    with pytest.raises(DeserializationError):
-        async with endpoint.session(open_with={"requestType": "NEW_SESSION"}):
-            raise AssertionError("opened")
+@pytest.mark.parametrize(
+    "deserializer",
+    [JSON, JSON_LINES, CSV, TEXT, BYTES, NPY, ARROW, PARQUET, Number()],
+    ids=lambda one: type(one).__name__,
+)
+async def test_acknowledgements_of_any_type_are_protocol(serve: Serve, deserializer: Any):
+    said: list[tuple[str, bytes]] = []
+
+    async def model(invocation: Any) -> tuple[bytes, dict[str, str]]:
+        content_type, body = said[-1]
+        name, value = (
+            ("X-Amzn-SageMaker-New-Session-Id", "s-1; Expires=2999-01-01T00:00:00Z")
+            if invocation.new_session
+            else ("X-Amzn-SageMaker-Closed-Session-Id", "s-1")
+        )
+        return body, {name: value, "Content-Type": content_type}
+
+    client = await serve(chat=model)
+    endpoint = client.endpoint("chat", serializer=JSON, deserializer=deserializer)
+    for content_type in ("application/json", "text/html", "text/csv", "application/x-parquet", "application/x-npy"):
+        for body in (b"", b"Session s-1.", b"<html><p>Session</p></html>", b'{"session": "s-1"}', b"\xff\n"):
+            said.append((content_type, body))
+            async with endpoint.session(open_with="open", close_with="close") as session:
+                assert session.id == "s-1"
+                assert session.opened_with is not None
+                value = session.opened_with.value
+                # read by the deserializer, or passed on
+                assert value == body or not isinstance(value, bytes)
+            assert not session.is_open
+    assert len(said) == 25
+
+
+async def test_an_answer_without_a_session_opens_none():
+    """Whatever its body is."""
+    async with FakeClient({"chat": FakeResponse(b"<html></html>", content_type="text/html")}) as client:
+        with pytest.raises(SessionClosedError, match="lacks a session id"):
+            async with endpoint_of(client).session(open_with="open"):
+                raise AssertionError("opened")

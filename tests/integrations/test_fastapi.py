@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
 from fastapi import BackgroundTasks, Depends, FastAPI, Request, WebSocket
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +32,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aiosmrt
 from aiosmrt import ServerSentEvent, errors
+from aiosmrt._core.outcome import stream_error
 from aiosmrt._wire.decoders.sse import SSEDecoder
+from aiosmrt._wire.eventstream import EventHeaders
 from aiosmrt.endpoint import Endpoint, PredictionStream
 from aiosmrt.integrations import _extras
 from aiosmrt.integrations.fastapi import (
@@ -417,8 +420,9 @@ async def teapot(request: Request, error: Exception) -> Response:
         ({HTTPException: answering(502)}, 502, b"HTTPException"),
         ({502: answering(422)}, 422, b"HTTPException"),
         ({HTTPException: teapot, errors.ModelError: answering(422)}, 422, b"ModelError"),
-        ({Exception: answering(422)}, 502, b'{"detail":"ModelError"}'),
-        ({500: answering(422)}, 502, b'{"detail":"ModelError"}'),
+        ({ClientError: answering(422)}, 422, b"ModelError"),
+        ({TimeoutError: answering(422)}, 502, b'{"detail":"ModelError"}'),
+        ({ValueError: answering(422)}, 502, b'{"detail":"ModelError"}'),
     ],
 )
 async def test_exception_handlers_apply_before_the_first_event(
@@ -436,6 +440,39 @@ async def test_exception_handlers_apply_before_the_first_event(
         for path in ["/stream", "/call"] if installed else ["/stream"]:
             answer = await ask(server, path)
             assert (answer.status, answer.body) == (status, body)
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["installed", "not installed"])
+@pytest.mark.parametrize("key", [Exception, 500])
+async def test_a_handler_for_everything_else_has_streams_as_it_has_calls(
+    runtime: LocalRuntime, key: Any, installed: bool
+) -> None:
+    app = application(runtime)
+    if installed:
+        install_exception_handlers(app)
+    app.add_exception_handler(key, answering(422))
+    add_routes(app)
+    runtime.inject("llm", faults.ModelFailure(400))
+    expected = (502, b'{"detail":"ModelError"}') if installed else (422, b"ModelError")
+    async with served(app) as server:
+        for path in ("/stream", "/call"):
+            answer = await ask(server, path)
+            assert (answer.status, answer.body) == expected
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["installed", "not installed"])
+async def test_a_handler_for_timeouts_has_deadlines(runtime: LocalRuntime, installed: bool) -> None:
+    app = application(runtime, deadline=0.05)
+    if installed:
+        install_exception_handlers(app)
+    app.add_exception_handler(TimeoutError, answering(422))
+    add_routes(app)
+    runtime.inject("llm", faults.Stall())
+    async with served(app) as server:
+        for path in ("/stream", "/call"):
+            answer = await ask(server, path)
+            assert (answer.status, answer.body) == (422, b"DeadlineExceededError")
+    runtime.release_stalled()
 
 
 async def test_exception_handlers_of_a_mounted_application(runtime: LocalRuntime) -> None:
@@ -657,11 +694,27 @@ async def test_status_after_patience_or_deadline(
     assert {answer.body for answer in answers} == {f'{{"detail":"{detail}"}}'.encode()}
 
 
+STREAM = "InvokeEndpointWithResponseStream"
+
+
+def stream_error_of(kind: str, **members: object) -> errors.ServiceError:
+    """The error for an exception inside a stream."""
+    headers = EventHeaders({":message-type": "exception", ":exception-type": kind})
+    return stream_error(headers, json.dumps({"Message": "later", **members}).encode(), STREAM)
+
+
 def test_status_of_constructed_errors() -> None:
     gateway = {"Error": {"Code": "503"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
     stream_error = {"Error": {"Code": "ModelStreamError"}, "ErrorCode": "ModelInvocationTimeExceeded"}
     expected = {
         errors.ModelStreamError(stream_error, "InvokeEndpointWithResponseStream"): 504,
+        errors.InternalStreamFailure({"Error": {"Code": "InternalStreamFailure"}}, STREAM): 502,
+        stream_error_of("ModelError", OriginalStatusCode=429): 429,
+        stream_error_of("ModelError", OriginalStatusCode=503): 503,
+        stream_error_of("ModelError", OriginalStatusCode=500): 502,
+        stream_error_of("ThrottlingException"): 429,
+        stream_error_of("ModelNotReadyException"): 503,
+        stream_error_of("ServiceUnavailableException"): 503,
         errors.StreamTimeoutError("The first part did not come"): 504,
         errors.DeadlineExceededError("too late"): 504,
         errors.ServiceError(gateway, "InvokeEndpoint"): 503,
@@ -682,6 +735,8 @@ def test_status_of_constructed_errors() -> None:
         errors.ClientStateError("closed"): 500,
     }
     assert {error: http_exception(error).status_code for error in expected} == expected
+    asked_to_wait = {error for error, status in expected.items() if status in (429, 503)}
+    assert {error for error in expected if http_exception(error).headers} == asked_to_wait
     assert {http_exception(error).detail for error, status in expected.items() if status == 500} == {
         "InternalServerError"
     }
@@ -1753,19 +1808,30 @@ async def test_documentation(model: GatedModel, runtime: LocalRuntime, monkeypat
 WITHOUT_EXTRA = """
 import sys
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 
 
 class Missing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in sys.argv[2].split():
+        if name.partition(".")[0] not in sys.argv[2].split():
+            return None
+        if sys.argv[3] == "gone":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if sys.argv[3] == "broken":
+            raise ImportError("libsomething.so.1: cannot open shared object file", name=name)
+        if "." in name:
+            return None
+        # what a removal that is broken off leaves: a folder
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = ["/nonexistent"]
+        return spec
 
 
 sys.meta_path.insert(0, Missing())
 try:
     __import__(sys.argv[1])
-except ModuleNotFoundError as error:
-    print(error, error.name)
+except ImportError as error:
+    print(type(error).__name__, error, error.name)
 """
 
 
@@ -1779,10 +1845,33 @@ except ModuleNotFoundError as error:
     ],
 )
 def test_a_missing_extra_is_named(module: str, missing: str, message: str) -> None:
-    command = [sys.executable, "-c", WITHOUT_EXTRA, f"aiosmrt.integrations.{module}", missing]
+    said = import_without(missing, f"aiosmrt.integrations.{module}", "gone")
+    assert said.startswith("ModuleNotFoundError ")
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("fastapi", "starlette", "fastapi"),
+        ("openai", "openai", "openai"),
+        ("opentelemetry", "opentelemetry", "otel"),
+    ],
+)
+@pytest.mark.parametrize("state", ["broken", "emptied"])
+def test_an_extra_that_is_only_half_there_is_named(module: str, package: str, extra: str, state: str) -> None:
+    said = import_without(package, f"aiosmrt.integrations.{module}", state)
+    assert said.startswith(("ImportError ", "ModuleNotFoundError "))
+    assert f" {package} cannot be imported (" in f" {said}"
+    assert f"); run: pip install 'aiosmrt[{extra}]'" in said
+
+
+def import_without(packages: str, module: str, state: str) -> str:
+    """What an import says where packages are gone, broken, or left as an empty folder."""
+    command = [sys.executable, "-c", WITHOUT_EXTRA, module, packages, state]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert message in done.stdout
+    return done.stdout
 
 
 @pytest.mark.parametrize("module", [_encoding, _errors, _extras], ids=lambda module: module.__name__.rpartition(".")[2])

@@ -952,10 +952,10 @@ async def test_objects_are_made_by_the_validator(client: Client, monkeypatch: py
 @pytest.mark.parametrize(
     ("fault", "error", "status", "message", "headers"),
     [
-        (faults.throttling(), openai.RateLimitError, 429, "ThrottlingException", {}),
+        (faults.throttling(), openai.RateLimitError, 429, "ThrottlingException", {"retry-after": "1"}),
         (faults.too_many_requests(1.5), openai.RateLimitError, 429, "429", {"retry-after": "2"}),
-        (faults.no_capacity(), openai.InternalServerError, 503, "has no capacity", {}),
-        (faults.model_not_ready(), openai.InternalServerError, 503, "still being provisioned", {}),
+        (faults.no_capacity(), openai.InternalServerError, 503, "has no capacity", {"retry-after": "1"}),
+        (faults.model_not_ready(), openai.InternalServerError, 503, "still being provisioned", {"retry-after": "1"}),
         (faults.internal_failure(), openai.InternalServerError, 500, "An internal failure occurred.", {}),
         (faults.internal_dependency(), openai.InternalServerError, 530, "", {}),
         (faults.bad_gateway(), openai.InternalServerError, 502, "Bad Gateway", {}),
@@ -964,7 +964,8 @@ async def test_objects_are_made_by_the_validator(client: Client, monkeypatch: py
         (faults.ModelFailure(0, "died"), openai.InternalServerError, 502, "died", {}),
         (faults.ModelFailure(200, "no JSON"), openai.InternalServerError, 502, "no JSON", {}),
         (faults.ModelFailure(302, "moved"), openai.InternalServerError, 502, "moved", {}),
-        (faults.ModelFailure(429, "queue is full"), openai.RateLimitError, 429, "queue is full", {}),
+        (faults.ModelFailure(429, "queue is full"), openai.RateLimitError, 429, "queue is full", {"retry-after": "1"}),
+        (faults.ModelFailure(503, "loading"), openai.InternalServerError, 503, "loading", {"retry-after": "1"}),
         (
             faults.ModelFailure(400, '{"error": {"message": "too long", "type": "bad", "param": "p", "code": "c"}}'),
             openai.BadRequestError,

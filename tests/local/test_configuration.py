@@ -96,6 +96,7 @@ instances = [{ url = "http://127.0.0.1:8081" }, { handler = "tests.local.test_co
 
 [endpoints.pair]
 multi_model = true
+container_mode = "Serial"
 containers.first.url = "http://127.0.0.1:8083"
 containers.second.handler = "tests.local.test_configuration:model"
 
@@ -169,6 +170,7 @@ def test_every_key(tmp_path: Path) -> None:
     assert pair.multi_model
     assert isinstance(pair.variants[0].target, MultiContainer)
     assert list(pair.variants[0].target.containers) == ["first", "second"]
+    assert pair.variants[0].target.mode == "Serial"
     assert pair.variants[0].target.containers["first"] == "http://127.0.0.1:8083"
     (component,) = shared.inference_components
     assert (component.name, component.variant) == ("adapter", "Spare")
@@ -249,6 +251,10 @@ STORAGE = "[object_storage]\nendpoint_url = 'http://127.0.0.1:8333'\naccess_key 
         ("[[credentials]]\naccess_key = ' '\nsecret_key = 's'", "credentials[0].access_key: access_key contains"),
         ("endpoints.churn.containers = {}", "endpoints.churn.containers: a MultiContainer needs 1 to 15 containers"),
         (f"[endpoints.churn]\n{URL}\ncontainers.a.{URL}", "endpoints.churn.url: is unknown"),
+        (
+            f'[endpoints.churn]\ncontainer_mode = "serial"\ncontainers.a.{URL}',
+            "endpoints.churn.containers: the mode of a MultiContainer must be Direct or Serial; got 'serial'",
+        ),
         (f"endpoints.churn.containers.a_b.{URL}", "endpoints.churn.containers: invalid container hostname 'a_b'"),
         (f"endpoints.churn.containers.a = {{ {URL}, ulr = 1 }}", "endpoints.churn.containers.a.ulr: is unknown"),
         (STORAGE, "object_storage.buckets: is missing"),

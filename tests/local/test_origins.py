@@ -67,6 +67,15 @@ async def test_own_origin(host: str, origin: bool) -> None:
         assert (await ask(runtime.url, Draft(runtime.url, host=host, headers=headers))).status == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/ping", "/endpoints/echo", "/endpoints/echo/openai/v1/chat/completions"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+async def test_other_origins_learn_nothing_on_any_path(path: str, method: str) -> None:
+    async with unsigned(echo) as runtime:
+        for host, headers in (("evil.example", []), (None, [("Origin", "null")])):
+            draft = Draft(runtime.url, path, method=method, host=host or f"localhost:{runtime.port}", headers=headers)
+            assert (await ask(runtime.url, draft)).status == 403
+
+
 async def test_absolute_form() -> None:
     async with unsigned(echo) as runtime:
         for authority, status in ((f"127.0.0.1:{runtime.port}", 200), ("evil.example", 403)):
@@ -87,7 +96,7 @@ async def test_preflight_requests_are_not_granted() -> None:
     async with unsigned(echo) as runtime:
         headers = [("Origin", "https://evil.example"), ("Access-Control-Request-Method", "POST")]
         answer = await ask(runtime.url, Draft(runtime.url, method="OPTIONS", body=b"", headers=headers))
-    assert answer.status == 404
+    assert answer.status == 403
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 

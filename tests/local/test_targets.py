@@ -116,6 +116,58 @@ class TestContainers:
         assert answer.status == 200
         assert model in answer.body
 
+    @pytest.mark.parametrize("path", [CALL, STREAM])
+    async def test_serial_invocation(self, path: str) -> None:
+        """Each container gets the response of the one before it, with its type."""
+        seen: list[tuple[str, bytes, str | None, str | None, bool]] = []
+
+        def stage(name: str, content_type: str | None) -> Any:
+            async def serve(invocation: Invocation) -> tuple[bytes, dict[str, str]]:
+                passed_on = invocation.headers.get("Content-Type")
+                seen.append((name, invocation.body, invocation.content_type, passed_on, invocation.streaming))
+                return invocation.body + name.encode(), {} if content_type is None else {"Content-Type": content_type}
+
+            return serve
+
+        stages = {"a": stage("a", "text/csv"), "b": stage("b", None), "c": stage("c", "application/json")}
+        async with local_runtime({"line": MultiContainer(stages, mode="Serial")}) as runtime:
+            answer = await ask(runtime, "line", ("Content-Type", "text/plain"), path=path)
+            assert answer.status == 200
+            assert b"1,2,3abc" in answer.body
+            assert rejection(await ask(runtime, "line", hostname("a"), path=path))[1] == (
+                "TARGET_CONTAINER_HOSTNAME_HEADER_NOT_SUPPORTED"
+            )
+        assert seen == [
+            ("a", b"1,2,3", "text/plain", "text/plain", False),
+            ("b", b"1,2,3a", "text/csv", "text/csv", False),
+            ("c", b"1,2,3ab", None, None, path == STREAM),
+        ]
+
+    @pytest.mark.parametrize("path", [CALL, STREAM])
+    @pytest.mark.parametrize("failing", ["first", "second"])
+    async def test_a_pipeline_names_the_container_that_failed(self, path: str, failing: str) -> None:
+        async def fails(invocation: Invocation) -> bytes:
+            raise ContainerFailure(500, "out of memory")
+
+        stages = {name: fails if name == failing else container(name) for name in ("first", "second")}
+        async with local_runtime({"line": MultiContainer(stages, mode="Serial")}) as runtime:
+            answer = await ask(runtime, "line", path=path)
+        assert answer.status == 424
+        assert f"Received server error (500) from {failing} with message" in json.loads(answer.body)["Message"]
+
+    def test_modes(self) -> None:
+        with pytest.raises(ConfigurationError, match="must be Direct or Serial; got 'serial'"):
+            MultiContainer({"first": container("one")}, mode="serial")  # type: ignore[arg-type]
+
+    async def test_a_components_variant_must_be_the_one_that_is_asked_for(self, runtime: LocalRuntime) -> None:
+        def ask_for(variant: str) -> Any:
+            component = ("X-Amzn-SageMaker-Inference-Component", "adapter")
+            return ask(runtime, "components", component, ("X-Amzn-SageMaker-Target-Variant", variant))
+
+        assert (await ask_for("AllTraffic")).status == 200
+        message = f"Variant other of Endpoint components of account {ACCOUNT} not found."
+        assert rejection(await ask_for("other")) == (message, None)
+
     async def test_multi_model_containers(self, runtime: LocalRuntime) -> None:
         assert (await ask(runtime, "both", MODEL, hostname("second"))).body == b"two second m.tar.gz"
 

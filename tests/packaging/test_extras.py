@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def test_what_is_missing_and_what_is_broken_are_told_apart(
         installed("partly_there", "numpy")
     what = "is not installed" if fault is None else "cannot be imported"
     assert str(caught.value) == f"partly_there {what}; run: pip install 'aiosmrt[numpy]'"
+    assert isinstance(caught.value, ImportError)
 
 
 @pytest.mark.usefixtures("no_aiobotocore")
@@ -66,3 +68,17 @@ async def test_object_storage_of_the_local_runtime_needs_the_extra_s3() -> None:
     with pytest.raises(ConfigurationError, match=r"pip install 'aiosmrt\[s3\]'"):
         async with LocalRuntime({"queued": queued}, credentials=KEY, object_storage=storage):
             pass
+
+
+def test_the_command_names_its_extra_where_click_is_only_half_there() -> None:
+    program = """
+import sys, types
+sys.modules["click"] = types.ModuleType("click")
+sys.modules["click.shell_completion"] = types.ModuleType("click.shell_completion")
+from aiosmrt.cli import main
+sys.exit(main(["--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (253, "")
+    assert done.stderr.startswith("aiosmrt: error: click cannot be imported (")
+    assert done.stderr.endswith("); run: pip install 'aiosmrt[cli]'\n")

@@ -6,7 +6,7 @@ import math
 import re
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from fastapi.exception_handlers import http_exception_handler
 from starlette.applications import Starlette
@@ -97,13 +97,19 @@ def http_exception(error: AiosmrtError) -> HTTPException:
 
 
 def _status(error: AiosmrtError) -> int:
-    if isinstance(error, ModelError):
+    if isinstance(error, (ModelError, EventStreamError)):
         # "Come back later" from the container reaches the caller as such; its other statuses concern this application.
-        container_status = error.original_status_code
+        container_status = error.response.get("OriginalStatusCode")
         if container_status in (429, 503):
-            return container_status
+            return cast("int", container_status)
         if container_status == 0:
             return 504
+    if isinstance(error, EventStreamError):
+        # The service's own refusals, inside a stream whose status was 200.
+        if error.throttling:
+            return 429
+        if error.cause == "model_not_ready" or error.code.startswith(ServiceUnavailable.__name__):
+            return 503
     if isinstance(error, ModelStreamError) and error.error_code == "ModelInvocationTimeExceeded":
         return 504
     for status, classes in _STATUSES:
@@ -119,7 +125,8 @@ def install_exception_handlers(app: Starlette) -> None:
     """Make an application answer with `http_exception` when a handler raises an `AiosmrtError`.
 
     The responses have the format of the application's own handlers for HTTP exceptions, if it has any. Its handlers for
-    more specific errors, such as `ModelError`, take precedence. The application's own faults stay unhandled exceptions,
+    more specific errors, such as `ModelError`, and for other classes that these errors are, such as botocore's
+    ``ClientError`` and ``TimeoutError``, take precedence. The application's own faults stay unhandled exceptions,
     which the server logs with a traceback.
 
     A handler that returns what a model sent may return NaN, an infinity or a lone surrogate, which a JSON response
@@ -136,6 +143,8 @@ def install_exception_handlers(app: Starlette) -> None:
         # A WebSocket cannot be answered with a status.
         if not isinstance(error, AiosmrtError) or connection.scope["type"] != "http":
             raise error
+        if (own := _handler_of_another_base(connection.scope, error)) is not None:
+            return await _called(own, connection, error)
         answer = http_exception(error)
         if answer.status_code == 500:
             raise error
@@ -173,12 +182,28 @@ def _is_raised_by_a_writer(error: Exception) -> bool:
 def exception_handler_for(scope: Scope, error: Exception) -> _Handler | None:
     """Return the exception handler that Starlette would call for an error of this request, or None.
 
-    Handlers for ``Exception`` and 500 are not among them: those are for what nothing else handles.
+    That is one for ``Exception`` or 500 where no other handles the error.
     """
     by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
     if isinstance(error, HTTPException) and error.status_code in by_status:
         return by_status[error.status_code]  # type: ignore[no-any-return]
-    return next((by_class[cls] for cls in type(error).__mro__ if cls in by_class), None)
+    handler = next((by_class[cls] for cls in type(error).__mro__ if cls in by_class), None)
+    if handler is not None:
+        return handler  # type: ignore[no-any-return]
+    # Starlette keeps these apart, for a middleware outside all others.
+    own = getattr(scope.get("app"), "exception_handlers", {})
+    return own.get(500) or own.get(Exception)
+
+
+def _handler_of_another_base(scope: Scope, error: AiosmrtError) -> _Handler | None:
+    """The application's handler for a class of botocore's that the error is too, or for timeouts.
+
+    In the order of the error's bases, `AiosmrtError` comes first. Handlers for ``ValueError`` or ``RuntimeError`` are
+    about the application's own errors, or a caller's.
+    """
+    by_class = scope["starlette.exception_handlers"][0]
+    bases = [cls for cls in type(error).__mro__ if cls.__module__ == "botocore.exceptions" or cls is TimeoutError]
+    return next((by_class[cls] for cls in bases if cls in by_class), None)
 
 
 async def _respond(connection: Request, answer: HTTPException) -> Response:

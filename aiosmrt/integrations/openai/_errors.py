@@ -176,9 +176,9 @@ def _response(
     if error is not None:
         if error.request_id is not None:
             headers["x-request-id"] = error.request_id
-        if error.retry_after is not None:
-            # in whole seconds (RFC 9110, 10.2.3)
-            headers["retry-after"] = str(ceil(error.retry_after))
+        if error.retry_after is not None or status in (_TOO_MANY_REQUESTS, _UNAVAILABLE):
+            # In whole seconds (RFC 9110, 10.2.3). Without the service's hint, the delay that AWS's SDKs start with.
+            headers["retry-after"] = str(max(1, ceil(error.retry_after or 1)))
     content = json.dumps(document).encode()
     headers["content-length"] = str(len(content))
     # As a stream, so that httpx2 reads it, which sets `elapsed`.
