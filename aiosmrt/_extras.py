@@ -33,7 +33,8 @@ def installed(module: str, extra: str) -> Any:
         package = module.partition(".")[0]
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == package
         what = f"{package} is not installed" if is_missing else f"{module} cannot be imported"
-        raise MissingExtraError(f"{what}; run: pip install 'aiosmrt[{extra}]'", name=error.name) from error
+        name = error.name if isinstance(error, ImportError) else module
+        raise MissingExtraError(f"{what}; run: pip install 'aiosmrt[{extra}]'", name=name) from error
 
 
 def unusable(error: ImportError | AttributeError, extra: str) -> str | None:

@@ -6,6 +6,7 @@ Those of this package's frames, and of the libraries that it calls, are what a c
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -17,7 +18,7 @@ __all__ = ["clear_locals", "without_frames"]
 
 Error = TypeVar("Error", bound=BaseException)
 
-_PACKAGE: Final = str(Path(__file__).parent)
+_PACKAGE: Final = f"{Path(__file__).parent}{os.sep}"
 
 # Clearing the frame of one of these that waits would end it.
 _MAY_WAIT: Final = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR

@@ -94,6 +94,8 @@ def _is_inside_response(protocol: Any) -> bool:
     parser = getattr(protocol, "_parser", None)
     if parser is None:
         return False
+    if getattr(parser, "_tail", b"") or getattr(parser, "_lines", ()):
+        return True  # of the parser that is written in Python
     try:
         return parser.feed_eof() is not None
     except Exception:  # aiohttp has a dozen of them for half a head

@@ -10,8 +10,8 @@ __all__ = ["OneProcess"]
 class OneProcess:
     """The base of objects that can be neither pickled nor copied.
 
-    Pickled, some would carry secrets; the others fail over whatever in them comes first, with an error that says
-    nothing.
+    Pickled, some would carry secrets; the others fail at the first member that cannot be pickled, with an error
+    that does not help.
     """
 
     __slots__ = ()

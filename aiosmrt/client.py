@@ -586,7 +586,7 @@ class Client:
         finally:
             del work
         error = deadline_exceeded(deadline, Waited(**{reason: clock() - began}))
-        error.operation, error.endpoint_name = operation_name, endpoint_name
+        error.note_call(operation_name, endpoint_name)
         try:
             raise error
         finally:

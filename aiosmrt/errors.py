@@ -219,7 +219,7 @@ class AiosmrtError(Exception):
     """Root of every error that this package raises on purpose.
 
     Attributes:
-        operation: the API operation, such as ``"InvokeEndpoint"``; None outside a call. It stands in the message as
+        operation: the API operation, such as ``"InvokeEndpoint"``; None outside a call. It is in the message as
             well, with the endpoint, or, where the message is botocore's, in a note that tracebacks show.
         endpoint_name: the endpoint that was called; None outside a call.
         request_id: the service's request id; None when no response came.
@@ -733,6 +733,16 @@ class MissingExtraError(ConfigurationError, ImportError):
     def __init__(self, message: str, *, name: str | None = None) -> None:
         super().__init__(message)
         self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An ImportError keeps its name outside its dictionary.
+        return _rebuild_missing_extra, (self._text, self.name, self.__dict__)
+
+
+def _rebuild_missing_extra(message: str, name: str | None, state: dict[str, Any]) -> MissingExtraError:
+    error = MissingExtraError(message, name=name)
+    error.__dict__.update(state)
+    return error
 
 
 class NoRegionError(ConfigurationError, boto.NoRegionError):

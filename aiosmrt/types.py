@@ -26,7 +26,10 @@ Body: TypeAlias = "bytes | bytearray | memoryview | str | IO[bytes]"
 
 
 class ResponseMetadata(TypedDict):
-    """About the response; ``HTTPHeaders`` has its names in lower case, ``RetryAttempts`` counts retries."""
+    """About the response; ``HTTPHeaders`` has its names in lower case, ``RetryAttempts`` counts retries.
+
+    ``RequestId`` is required, as in the stubs for boto3; a proxy's response may lack it.
+    """
 
     RequestId: str
     HostId: NotRequired[str]

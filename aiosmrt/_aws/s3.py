@@ -553,13 +553,17 @@ def _refusal(response: Mapping[str, Any], *, has_body: bool) -> tuple[str, str, 
     ('Unknown', 'the body of the response, with status 403, is not an error of S3', 403)
     >>> _refusal({"Error": {"Code": "403", "Message": "Forbidden"}, "ResponseMetadata": facts}, has_body=False)
     ('403', 'Forbidden', 403)
+    >>> facts = {"HTTPStatusCode": 403, "HTTPHeaders": {"transfer-encoding": "chunked"}}
+    >>> _refusal({"Error": {"Code": "403", "Message": "Forbidden"}, "ResponseMetadata": facts}, has_body=True)[0]
+    'Unknown'
     """
     details, facts = response.get("Error", {}), response.get("ResponseMetadata", {})
     status = facts.get("HTTPStatusCode")
     code, message = details.get("Code"), details.get("Message", "")
     if not code and isinstance(named := response.get("Code"), str):
         code, message = named, response.get("Message", "")
-    length = facts.get("HTTPHeaders", {}).get("content-length", "0")
-    if not code or (has_body and code == "403" and length != "0"):
+    headers = facts.get("HTTPHeaders", {})
+    is_empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+    if not code or (has_body and code == "403" and not is_empty):
         code, message = "Unknown", f"the body of the response, with status {status}, is not an error of S3"
     return code, message if isinstance(message, str) else "", status

@@ -57,8 +57,8 @@ __all__ = [
     "target_of",
 ]
 
-# Targets whose admissions are kept while no call uses them: any of them up to this number of targets, beyond it those
-# that know of a limit or of failures, the ones used last.
+# Up to this many targets, all admissions are kept while no call uses them; beyond it, only those that know of a limit
+# or of failures, most recently used first.
 _MAX_IDLE = 1024
 
 # as the log names them

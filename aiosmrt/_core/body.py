@@ -53,12 +53,12 @@ class DeferredBody:
         return await making
 
 
-async def body_bytes(body: Body | DeferredBody | None, read_file: OffLoop) -> bytes | memoryview:
+async def body_bytes(body: Body | DeferredBody | None, in_reader: OffLoop) -> bytes | memoryview:
     """A request body as bytes that do not change any more.
 
     Args:
         body: as the caller gave it. If None, it is empty.
-        read_file: where files are read.
+        in_reader: runs what reads files.
 
     Raises:
         ParamValidationError: text that cannot be encoded, or a file that is not binary or not seekable.
@@ -85,7 +85,7 @@ async def body_bytes(body: Body | DeferredBody | None, read_file: OffLoop) -> by
         return bytes(body)
     if isinstance(body, bytearray):
         return bytes(body)
-    return await read_file(_read_file, body)
+    return await in_reader(_read_file, body)
 
 
 def body_digest(body: bytes | memoryview) -> str:

@@ -372,7 +372,7 @@ class Call:
         return cause
 
     def _deadline_exceeded(self) -> AiosmrtError:
-        return self._placed(deadline_exceeded(self._view.deadline, self.waited))
+        return self.place(deadline_exceeded(self._view.deadline, self.waited))
 
     async def _make_ready(self) -> None:
         """Have the client's configuration, and a body that does not change any more."""
@@ -688,7 +688,7 @@ class Call:
                     raise self._ended(failure)
                 finally:
                     del failure
-            raise self._placed(TooManyWaitingError(view.max_waiting))
+            raise self.place(TooManyWaitingError(view.max_waiting))
         if admission.illness == "capacity" and view.wait_for_capacity is not None:
             history = self._own_history()
             if history.capacity_since is None:
@@ -716,7 +716,7 @@ class Call:
         if isinstance(error, ServiceError):
             metadata = error.response.setdefault("ResponseMetadata", {})
             metadata["RetryAttempts"] = max(0, self.sent - 1)
-        return self._placed(error)
+        return self.place(error)
 
     def waits_out(self, illness: Illness) -> bool:
         """Whether it waits while its target is ill with this; see `aiosmrt._core.admission.Caller`."""
@@ -821,7 +821,7 @@ class Call:
         if error.throttling:
             core.counters.throttles += 1
             self._own_history().refusals += 1
-        self._placed(error)
+        self.place(error)
         self._request_id = None
         if not self._holds_slot:
             return  # it failed before it was sent: no credentials, a closed client
@@ -986,7 +986,7 @@ class Call:
             self._log_failure(error, f"gives up; waited {error.waited}")
         return error
 
-    def _placed(self, error: AiosmrtError) -> AiosmrtError:
+    def place(self, error: AiosmrtError) -> AiosmrtError:
         """Attach operation, endpoint, attempt count and request id."""
         if error.request_id is None:
             error.request_id = self._request_id
@@ -1039,11 +1039,11 @@ class Call:
 
     def stream_error(self, headers: EventHeaders, payload: bytes) -> AiosmrtError:
         """The error for an ``exception`` or ``error`` message of this call's stream."""
-        return self._placed(stream_error(headers, payload, self._codec.operation.name))
+        return self.place(stream_error(headers, payload, self._codec.operation.name))
 
     async def retry_stream(self, error: AiosmrtError, *, stream_started: bool) -> ReplyStream:
         """Make further attempts after a stream failed, if the policy allows; otherwise raise ``error``."""
-        self._placed(error)
+        self.place(error)
         try:
             stream: ReplyStream = await self._before_deadline(self._attempts(error, stream_started=stream_started))
         except AiosmrtError as failure:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import cache
+from functools import cache, partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -40,6 +40,7 @@ from aiosmrt._core.configure import (
 from aiosmrt._core.log import LOGGER, apply_environment
 from aiosmrt._core.template import OperationCodec
 from aiosmrt._core.view import View
+from aiosmrt._daemon import run_in_daemon_thread
 from aiosmrt._extras import installed
 from aiosmrt._one_process import OneProcess
 from aiosmrt._policy.retry import invocation_ids
@@ -61,8 +62,8 @@ __all__ = ["ClientCore", "Counters"]
 
 T = TypeVar("T")
 
-# Files that are read at once. Reading waits for disks and networks, so it needs more than one thread.
-_FILE_READERS: Final = 8
+# Files that are read at once, beside those whose callers have left.
+_FILE_READERS: Final = 64
 
 
 class Counters:
@@ -141,7 +142,8 @@ class ClientCore(OneProcess):
         # binds to a loop where it is waited for, not where it is made
         self._lock = asyncio.Lock()
         self._executor: ThreadPoolExecutor | None = None
-        self._file_readers: ThreadPoolExecutor | None = None
+        # binds to a loop where it is waited for
+        self._file_readers = asyncio.Semaphore(_FILE_READERS)
         self._object_store: ObjectStore | None = None
         self._http2_endpoint: ResolvedEndpoint | None = None
         self._http2_pool: Http2Pool | None = None
@@ -325,7 +327,7 @@ class ClientCore(OneProcess):
             # Its tasks are gone, and nothing of it can be awaited any more.
             self.closed = True
             self.ready_in = 0
-            self._close_executors()
+            self._close_executor()
             return
         self.bind(asyncio.get_running_loop())
         self.closed = True
@@ -336,7 +338,7 @@ class ClientCore(OneProcess):
             admissions.close()
         async with AsyncExitStack() as stack:
             # All of it, the last first, whatever fails or is cancelled on the way.
-            stack.callback(self._close_executors)
+            stack.callback(self._close_executor)
             stack.push_async_callback(self.credentials.close)
             if self._object_store is not None:
                 stack.push_async_callback(self._object_store.close)
@@ -346,11 +348,10 @@ class ClientCore(OneProcess):
                 self.ready_in = 0
                 await self.transport.close()
 
-    def _close_executors(self) -> None:
-        for executor in (self._executor, self._file_readers):
-            if executor is not None:
-                executor.shutdown(wait=False)
-        self._executor = self._file_readers = None
+    def _close_executor(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "ready_in", 0):
@@ -470,16 +471,15 @@ class ClientCore(OneProcess):
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def read_file(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function that reads a file, in another thread than `off_loop`, where a slow file would hold up hashes.
+        """Run a function that reads a file in its own thread, for which no one waits once its caller has left.
 
         Raises:
             ClientStateError: the client was closed.
         """
         if self.closed:
             raise ClientStateError("the client is closed")
-        if self._file_readers is None:
-            self._file_readers = ThreadPoolExecutor(max_workers=_FILE_READERS, thread_name_prefix="aiosmrt-file")
-        return await asyncio.get_running_loop().run_in_executor(self._file_readers, function, *arguments)
+        async with self._file_readers:
+            return await run_in_daemon_thread(partial(function, *arguments), name="aiosmrt-file")
 
 
 @cache

@@ -16,8 +16,10 @@ T = TypeVar("T")
 _LATE: Final = 0.001
 
 # How many iterations a loop that was busy gets, to process what has arrived by then: aiohttp takes a few, and each
-# reads up to 256 KiB of a body.
+# reads up to 256 KiB of a body. After some time, it gets no more than it takes to read a short answer.
 _ITERATIONS: Final = 20
+_SHORT_ITERATIONS: Final = 4
+_SHORT_SECONDS: Final = 0.1  # of such iterations
 
 
 class OverdueError(Exception):
@@ -35,7 +37,7 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
         work: makes the result.
 
     Raises:
-        OverdueError: its time is over. A TimeoutError that the work raises is passed on.
+        OverdueError: its time is over. A TimeoutError that the work raises before that is passed on.
     """
     timer = asyncio.timeout(None)
     due = None if seconds is None else _Due(seconds, timer)
@@ -43,7 +45,8 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
         async with timer:
             return await work
     except TimeoutError as late:
-        if isinstance(late, AiosmrtError) or not timer.expired():
+        is_overdue = due is not None and due.is_over
+        if not is_overdue and (isinstance(late, AiosmrtError) or not timer.expired()):
             raise
     finally:
         if due is not None:
@@ -65,12 +68,23 @@ class _Due:
         self._iterations = 0
         self._handle: asyncio.Handle = loop.call_at(self._when, self._expire)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over, and only what has arrived by then is still processed."""
+        return self._iterations > 0
+
     def cancel(self) -> None:
         self._handle.cancel()
 
     def _expire(self) -> None:
         now = self._loop.time()
-        if self._iterations < _ITERATIONS and (self._iterations or now - self._when > _LATE):
+        if self._iterations == 0:
+            is_late = now - self._when > _LATE
+            self._when = now
+        else:
+            is_late = True
+        most = _ITERATIONS if now - self._when < _SHORT_SECONDS else _SHORT_ITERATIONS
+        if is_late and self._iterations < most:
             self._iterations += 1
             self._handle = self._loop.call_soon(self._expire)
         else:

@@ -337,10 +337,6 @@ class DuplexCall(Call):
         self.outbox.commit()
         super().first_part(seconds)
 
-    def place(self, error: AiosmrtError) -> AiosmrtError:
-        """Attach operation, endpoint, attempt count and request id."""
-        return self._placed(error)
-
     def notify(self, kind: Any, *facts: Any) -> None:
         """Tell observers."""
         self._emit(kind, *facts)
@@ -358,7 +354,7 @@ class DuplexCall(Call):
         if code is not None and code.isdecimal() and code not in _TRANSIENT_CLOSURES:
             # The container has closed on purpose, and would again.
             error.cause = "model"
-        self._placed(error)
+        self.place(error)
         return error
 
 

@@ -271,6 +271,10 @@ class StreamOwner(Protocol):
         """Send the request again if the policy allows it; raise ``error`` otherwise."""
         ...
 
+    def place(self, error: AiosmrtError) -> AiosmrtError:
+        """Attach to an error which call it is of."""
+        ...
+
     def elapsed(self) -> float:
         """Seconds since the call began."""
         ...
@@ -405,7 +409,7 @@ class EventStream(OneProcess):
         if self._receiving:
             raise ClientStateError("another task is waiting for this stream's next part")
         if self._dropped:
-            raise ResponseStreamingError("the response stream is closed")
+            raise self._owner.place(ResponseStreamingError("the response stream is closed", cause="none"))
         self._receiving = True
         try:
             while self._open:

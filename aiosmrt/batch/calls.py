@@ -59,7 +59,7 @@ class RowCalls:
                 else:
                     value = await in_thread(self._deserialize, body, content_type)
             except AiosmrtError as error:
-                error.operation, error.endpoint_name = _OPERATION, self._endpoint_name
+                error.note_call(_OPERATION, self._endpoint_name)
                 error.request_id = request_id
                 error.attempts = call.sent
                 raise

@@ -227,7 +227,7 @@ def _readable(read: Callable[[], T]) -> T:
         return read()
     except AiosmrtError:
         raise
-    except Exception:  # of whatever library; it may quote values
+    except Exception:  # from any library; it may quote values
         fault = "the table has a value that cannot be read, such as a date out of range, or a column of several types"
     raise BatchInputError(fault)
 

@@ -413,7 +413,7 @@ class Scorer:
                         outcomes[number] = convert(result.value)
                         continue
                     except DeserializationError as misfit:
-                        misfit.operation, misfit.endpoint_name = "InvokeEndpoint", self.endpoint_name
+                        misfit.note_call("InvokeEndpoint", self.endpoint_name)
                         error = misfit
                 fail(number, error)
         return outcomes

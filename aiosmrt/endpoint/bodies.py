@@ -33,7 +33,7 @@ async def serialized(serializer: Serializer[In], data: In, operation: str, endpo
             return await in_thread(serializer.serialize, data)
         return serializer.serialize(data)
     except AiosmrtError as error:
-        error.operation, error.endpoint_name = operation, endpoint_name
+        error.note_call(operation, endpoint_name)
         raise
 
 
@@ -44,7 +44,7 @@ def name_call(error: BaseException, operation: str, endpoint_name: str) -> None:
 
 
 def _is_own(serializer: object) -> bool:
-    return type(serializer).__module__.startswith("aiosmrt.serializers")
+    return type(serializer).__module__.startswith("aiosmrt.serializers.")
 
 
 async def in_thread(function: Callable[..., R], *arguments: object) -> R:

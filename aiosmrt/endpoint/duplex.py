@@ -151,7 +151,7 @@ class DuplexStream(OneProcess, Generic[In, Out]):
             f"a text message must be UTF-8, and this one is not at byte {position}; "
             "with data_type='BINARY', it is sent as it is"
         )
-        fault.operation, fault.endpoint_name = OPERATION.name, self._endpoint_name
+        fault.note_call(OPERATION.name, self._endpoint_name)
         raise fault
 
     async def send_all(

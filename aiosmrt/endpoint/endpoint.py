@@ -268,7 +268,7 @@ class Endpoint(Generic[In, Out]):
     ) -> Inference[Out | bytes]:
         """Do what `inference` does, for a request whose answer need not be model output.
 
-        What opens or closes a session stands in headers. Session handlers send along a sentence for people, a JSON
+        What opens or closes a session is in headers. Session handlers send along a sentence for people, a JSON
         document, a page or nothing, under any type: where the deserializer cannot read it, the value is the body.
         """
 
@@ -302,7 +302,7 @@ class Endpoint(Generic[In, Out]):
             try:
                 body = self._serializer.serialize(data)
             except AiosmrtError as error:
-                error.operation, error.endpoint_name = INVOKE_ENDPOINT.name, self.name
+                error.note_call(INVOKE_ENDPOINT.name, self.name)
                 raise
         else:
             # Made within the call's deadline, in a thread if it is large.
@@ -323,7 +323,7 @@ class Endpoint(Generic[In, Out]):
             return await in_thread(deserialize, answer, content_type), response, waited
         except AiosmrtError as error:
             metadata = response["ResponseMetadata"]
-            error.operation, error.endpoint_name = INVOKE_ENDPOINT.name, self.name
+            error.note_call(INVOKE_ENDPOINT.name, self.name)
             error.request_id = metadata.get("RequestId")
             error.attempts = metadata["RetryAttempts"] + 1
             raise
@@ -832,8 +832,8 @@ def _check_grouping(batch_size: object, *, needs_one: bool, excludes_one: bool) 
         raise ParamValidationError(["options_for is for calls with one item; leave batch_size out"])
 
 
-def _check_one_is_given(data: bool, input_location: bool) -> None:
-    if data == input_location:
+def _check_one_is_given(has_data: bool, has_location: bool) -> None:
+    if has_data == has_location:
         raise ParamValidationError(["exactly one of data and input_location must be given"])
 
 

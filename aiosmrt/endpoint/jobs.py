@@ -291,7 +291,7 @@ class Job(Generic[Out]):
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
-        """Have errors name the call that the job comes of."""
+        """Have errors name the call that the job comes from."""
         try:
             yield
         except AiosmrtError as error:

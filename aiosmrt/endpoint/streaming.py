@@ -173,21 +173,21 @@ class PredictionStream(OneProcess):
         Raises:
             DeserializationError: the charset is unknown.
         """
-        return self._view(TextDecoder(), self._encoding())
+        return self._text_view(TextDecoder())
 
     def lines(self) -> View[str]:
         """Iterate over lines, without their ends (LF or CRLF); the last one may lack its end.
 
         Iterating raises `DeserializationError` at bytes that are not in the charset; see `text`.
         """
-        return self._view(LineDecoder(), self._encoding())
+        return self._text_view(LineDecoder())
 
     def jsonl(self) -> View[Any]:
         """Iterate over JSON Lines: one value for each line that is not blank.
 
         Iterating raises `DeserializationError` at a line that is not JSON. The charset is that of `text`.
         """
-        return self._view(JSONLinesDecoder(), self._encoding())
+        return self._text_view(JSONLinesDecoder())
 
     def sse(self, *, accept: str = _EVENTS) -> View[ServerSentEvent]:
         """Iterate over server-sent events as the WHATWG defines them: ``event``, ``data``, ``id`` and ``retry``.
@@ -216,7 +216,7 @@ class PredictionStream(OneProcess):
         Iterating raises `DeserializationError` at bytes that are not JSON, or if the stream ends inside a value. The
         charset is that of `text`.
         """
-        return self._view(JSONDecoder(), self._encoding())
+        return self._text_view(JSONDecoder())
 
     def _encoding(self) -> str:
         """Python's name for the answer's charset."""
@@ -234,15 +234,22 @@ class PredictionStream(OneProcess):
         self.close()
         self.located(error)
 
-    def _view(self, decoder: StreamDecoder[T], encoding: str = _UTF_8) -> View[T]:
+    def _text_view(self, decoder: StreamDecoder[T]) -> View[T]:
+        """A view of text in the charset of the answer."""
+        self._check_unread()
+        encoding = self._encoding()
+        return self._view(decoder if encoding in _LIKE_UTF_8 else TranscodingDecoder(decoder, encoding))
+
+    def _view(self, decoder: StreamDecoder[T]) -> View[T]:
+        self._check_unread()
+        self._viewed = True
+        return View(self, decoder)
+
+    def _check_unread(self) -> None:
         if self._parts is None:
             raise self.located(ClientStateError("a stream can be read only inside its `async with` block"))
         if self._viewed:
             raise self.located(ClientStateError("a stream can be read only once, and this one has a view already"))
-        if encoding not in _LIKE_UTF_8:
-            decoder = TranscodingDecoder(decoder, encoding)
-        self._viewed = True
-        return View(self, decoder)
 
     # For a view
 

@@ -34,4 +34,6 @@ def extra(name: str) -> Iterator[None]:
         if message is None:
             raise
         kind = ModuleNotFoundError if isinstance(error, ModuleNotFoundError) else ImportError
-        raise kind(message, name=error.name, path=getattr(error, "path", None)) from error
+        # The name of an AttributeError is the attribute's.
+        module = error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", None)
+        raise kind(message, name=module, path=getattr(error, "path", None)) from error

@@ -104,7 +104,7 @@ def frame_records(frame: Any) -> list[dict[Any, Any]]:
     """Return the rows of a frame as dictionaries; a missing value is None.
 
     Raises:
-        SerializationError: two columns have the same name, be it as text, or Python cannot express a value.
+        SerializationError: two columns have the same name, even if only as text, or Python cannot express a value.
     """
     library = _library(frame)
     names = list(frame.schema.names if library == "pyarrow" else frame.columns)

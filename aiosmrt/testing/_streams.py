@@ -82,6 +82,10 @@ class _Owner:
     async def retry_stream(self, error: AiosmrtError, *, stream_started: bool) -> NoReturn:
         raise error
 
+    def place(self, error: AiosmrtError) -> AiosmrtError:
+        error.note_call("InvokeEndpointWithResponseStream", None)
+        return error
+
     def elapsed(self) -> float:
         return asyncio.get_running_loop().time() - self._began
 

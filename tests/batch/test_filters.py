@@ -76,7 +76,7 @@ def test_a_missing_library_is_named() -> None:
         "except Exception as error: print(type(error).__name__, error)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "ConfigurationError" in ended.stdout
+    assert "MissingExtraError" in ended.stdout
     assert "pip install 'aiosmrt[batch]'" in ended.stdout
 
 

@@ -228,7 +228,7 @@ async def test_max_payload_mb_bounds_bodies(
     assert (report.scored, report.failed) == (100, 1)
     (error,) = errors_of(out)
     assert error["index"] == 100
-    assert error["message"].endswith("makes a body of 210 bytes; the limit is 100")
+    assert error["message"].endswith("makes a body of 210 bytes; the limit is 100 (InvokeEndpoint of endpoint doubles)")
     sizes = [len(body) for body in model.bodies]
     assert max(sizes) <= 100
     # Another row would not have fitted.

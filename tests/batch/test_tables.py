@@ -249,7 +249,7 @@ async def test_answers_nested_as_deep_as_python_reads_fail_at_most_their_rows(tm
     errors = lines_of(Path(report.errors))
     assert len(taken) == report.scored > 0
     assert {error["message"] for error in errors} == {
-        "the response is nested too deeply",
+        "the response is nested too deeply (InvokeEndpoint of endpoint nested)",
         "the answer cannot be read: it is nested too deeply",
     }
 
@@ -1028,7 +1028,7 @@ async def test_openai_batch_in_and_out(tmp_path: Path) -> None:
     assert refused["response"]["status_code"] == 424
     assert (refused["custom_id"], refused["error"]["code"]) == ("second", "ModelError")
     assert [line["error"]["message"].partition(": ")[2] for line in unreadable] == [
-        "custom_id must be text",
-        "method must be POST",
-        "body must be an object",
+        "custom_id must be text (InvokeEndpoint of endpoint chat)",
+        "method must be POST (InvokeEndpoint of endpoint chat)",
+        "body must be an object (InvokeEndpoint of endpoint chat)",
     ]

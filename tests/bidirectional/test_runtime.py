@@ -370,7 +370,7 @@ async def test_a_model_that_waits_for_nothing_fills_sockets_and_no_more_and_lets
         h2.initiate_connection()
         h2.increment_flow_control_window(2**31 - 2**16)
         h2.send_headers(
-            1, header_fields([(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", PATH)])
+            1, header_fields([(":method", "POST"), (":scheme", "http"), (":authority", host), (":path", PATH)])
         )
         writer.write(h2.data_to_send())
         watching = asyncio.create_task(watch())

@@ -73,15 +73,32 @@ async def test_what_keeps_the_loop_busy_beyond_the_deadline_is_not_sent(
 
 
 async def test_a_file_that_hangs_holds_up_no_other_call(make_client: MakeClient, server: RecordingServer) -> None:
-    client, file = make_client(), Hung()
-    hung = asyncio.create_task(client.invoke_endpoint(EndpointName="churn", Body=file))
-    await asyncio.to_thread(file.asked.wait)
+    client, files = make_client(), [Hung() for _ in range(20)]
+    hung = [asyncio.create_task(client.invoke_endpoint(EndpointName="churn", Body=file)) for file in files]
+    for file in files:
+        await asyncio.to_thread(file.asked.wait)
     for body in (b"1" * (HASH_INLINE_BYTES + 1), io.BytesIO(b"3,4")):
         await client.invoke_endpoint(EndpointName="churn", Body=body)
-    assert not hung.done()
-    file.go_on.set()
-    await hung
-    assert len(server.requests) == 3
+    assert not any(call.done() for call in hung)
+    for file in files:
+        file.go_on.set()
+    await asyncio.gather(*hung)
+    assert len(server.requests) == 22
+
+
+async def test_callers_that_left_hung_files_hold_up_no_other_call(
+    make_client: MakeClient, server: RecordingServer
+) -> None:
+    client, files = make_client(), [Hung() for _ in range(100)]
+    for file in files:
+        hung = asyncio.create_task(client.invoke_endpoint(EndpointName="churn", Body=file))
+        await asyncio.to_thread(file.asked.wait)
+        hung.cancel()
+        await asyncio.wait({hung})
+    await client.invoke_endpoint(EndpointName="churn", Body=io.BytesIO(b"3,4"))
+    for file in files:
+        file.go_on.set()
+    assert len(server.requests) == 1
 
 
 async def test_a_callers_own_serializer_does_not_outlast_the_deadline(

@@ -218,8 +218,10 @@ async def test_a_stream_that_was_closed_does_not_look_ended(client: Client, serv
             await stream.aclose()
         else:
             stream.close()
-        with pytest.raises(ResponseStreamingError, match="closed"):
+        with pytest.raises(ResponseStreamingError, match="closed") as raised:
             await some(stream, 1)
+        assert isinstance(raised.value, aiosmrt.AiosmrtError)
+        assert (raised.value.retry_safe, raised.value.endpoint_name) == (False, "e")
         with pytest.raises(ResponseStreamingError, match="closed"):
             await stream.receive()
     read_to_its_end = await opened(client)

@@ -10,8 +10,9 @@ Responses are written from a grammar, most of them damaged, and cut into segment
 - what ours accepts, llhttp accepts, with the same status, fields, body and end, and ours keeps the connection only if
   llhttp would;
 - a response that was not damaged is accepted;
-- the connection answers what the parser accepts, as a reply and as a stream, and fails otherwise; it is never released
-  while more bytes are there, and a complete response never leaves its caller waiting.
+- the connection answers what the parser accepts, as a reply and as a stream, and fails otherwise, and if something
+  follows that does not begin another response; it is never released while more bytes are there, and a complete response
+  never leaves its caller waiting.
 
 The first disagreement is printed with the bytes that show it, made as short as it gets, and the exit status is 1.
 """
@@ -624,22 +625,31 @@ class Checker:
             if reply is not None:
                 raise Disagreement(f"answered {which}")
             return
+        beyond = stream[message.end : fed]
+        is_whole = not beyond or _begins_response(beyond)
         if reply is None:
-            if fed == message.end:
+            if is_whole:
                 raise Disagreement(f"not answered {which}")
             return  # more came with its end
-        if (reply.status, reply.headers, reply.body, reply.end) != (
-            message.status,
-            message.headers,
-            message.body,
-            message.end,
-        ):
+        if not is_whole:
+            raise Disagreement(f"answered though it does not end there {which}")
+        if (reply.status, reply.headers, reply.body) != (message.status, message.headers, message.body):
             raise Disagreement(f"answered otherwise {which}")
+        if beyond:
+            if reply.persistent:
+                raise Disagreement(f"kept with another response {which}")
+            return
         # A read that fills the buffer leaves open whether more is there.
         if reply.persistent > message.persistent or (
             reply.persistent < message.persistent and len(stream) < buffer_bytes
         ):
             raise Disagreement(f"kept or not {which}")
+
+
+def _begins_response(beyond: bytes) -> bool:
+    """Tell whether what follows a body may be another response; the connection looks at a few bytes."""
+    begin = beyond[:16].lstrip(b"\r\n")[:7]
+    return b"HTTP/1.".startswith(begin)
 
 
 def _compare_with_llhttp(ours: Message, stream: bytes) -> None:

@@ -604,6 +604,19 @@ async def test_other_recursion_errors_are_not_handled(runtime: LocalRuntime, own
         assert (await ask(server, "/deep")).status == (502 if own is None else 418)
 
 
+async def test_a_handler_for_every_exception_leaves_deep_answers_alone(runtime: LocalRuntime) -> None:
+    app = application(runtime)
+    install_exception_handlers(app)
+    app.add_exception_handler(Exception, teapot)
+
+    @app.post("/", response_model=None)
+    async def deep() -> Any:
+        return too_deep()
+
+    async with served(app) as server:
+        assert (await ask(server, "/")).status == 502
+
+
 @pytest.mark.parametrize("own", [None, "before", "after"], ids=["no handler", "handler before", "handler after"])
 async def test_other_value_errors_are_not_handled(runtime: LocalRuntime, own: str | None) -> None:
     app = application(runtime)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 import aiosmrt
 from aiosmrt._extras import installed
-from aiosmrt.errors import ConfigurationError
+from aiosmrt.errors import ConfigurationError, MissingExtraError
 from aiosmrt.local import (
     AsyncInferenceConfig,
     Credentials,
@@ -82,3 +84,10 @@ sys.exit(main(["--help"]))
     assert (done.returncode, done.stdout) == (253, "")
     assert done.stderr.startswith("aiosmrt: error: click cannot be imported (")
     assert done.stderr.endswith("); run: pip install 'aiosmrt[cli]'\n")
+
+
+def test_an_error_of_a_missing_extra_keeps_its_module_when_copied() -> None:
+    with pytest.raises(MissingExtraError) as raised:
+        installed("no_such_module", "numpy")
+    for copied in (copy.deepcopy(raised.value), pickle.loads(pickle.dumps(raised.value))):
+        assert (type(copied), copied.name, str(copied)) == (MissingExtraError, "no_such_module", str(raised.value))

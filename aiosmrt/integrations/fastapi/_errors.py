@@ -158,7 +158,7 @@ def install_exception_handlers(app: Starlette) -> None:
         return await respond_with_502(connection, error)
 
     async def handle_recursion_error(connection: Request, error: Exception) -> Response:
-        if (own := exception_handler_for(connection.scope, RuntimeError())) is not None:
+        if (own := _handler_of_class(connection.scope, RuntimeError)) is not None:
             return await _called(own, connection, error)
         if connection.scope["type"] != "http" or not _is_raised_by_a_writer(error):
             raise error
@@ -184,15 +184,20 @@ def exception_handler_for(scope: Scope, error: Exception) -> _Handler | None:
 
     That is one for ``Exception`` or 500 where no other handles the error.
     """
-    by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
+    by_status = scope.get("starlette.exception_handlers", ({}, {}))[1]
     if isinstance(error, HTTPException) and error.status_code in by_status:
         return by_status[error.status_code]  # type: ignore[no-any-return]
-    handler = next((by_class[cls] for cls in type(error).__mro__ if cls in by_class), None)
-    if handler is not None:
-        return handler  # type: ignore[no-any-return]
+    if (handler := _handler_of_class(scope, type(error))) is not None:
+        return handler
     # Starlette keeps these apart, for a middleware outside all others.
     own = getattr(scope.get("app"), "exception_handlers", {})
     return own.get(500) or own.get(Exception)
+
+
+def _handler_of_class(scope: Scope, error_class: type[BaseException]) -> _Handler | None:
+    """The handler for a class or one of its bases other than ``Exception``."""
+    by_class: dict[type[BaseException], _Handler] = scope.get("starlette.exception_handlers", ({}, {}))[0]
+    return next((by_class[cls] for cls in error_class.__mro__ if cls in by_class), None)
 
 
 def _handler_of_another_base(scope: Scope, error: AiosmrtError) -> _Handler | None:

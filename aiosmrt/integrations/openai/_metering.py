@@ -126,7 +126,7 @@ class Meter:
 
 
 def _text(name: str) -> str:
-    """A name without half surrogate pairs, which would cost an exporter of metrics the whole batch.
+    """A name without half surrogate pairs, with which a metrics exporter would drop the whole batch.
 
     >>> _text("llm-\\ud83d")
     'llm-?'
