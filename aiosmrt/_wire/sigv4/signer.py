@@ -21,7 +21,7 @@ from hashlib import sha256
 from math import inf, isnan
 from numbers import Real
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qsl, quote
 
 from aiosmrt._wire.sigv4.canonical import (
@@ -101,16 +101,6 @@ class Credentials:
         object.__setattr__(self, "secret_key", secret_key)
         object.__setattr__(self, "token", token)
         object.__setattr__(self, "expires_at", expires_at)
-
-    # They do not change.
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("Credentials cannot be pickled, because they are secret: find them in each process")
 
 
 def _faulty_part(access_key: object, secret_key: object, token: object, expires_at: object) -> str | None:
