@@ -100,7 +100,8 @@ async def _no_content(answer: Mapping[str, Any]) -> bytes:
 async def _content(uri: str, max_bytes: int | None, cut: bool, answer: Mapping[str, Any]) -> bytes:
     """Read an object's content, up to a limit."""
     headers = answer["ResponseMetadata"]["HTTPHeaders"]
-    async with answer["Body"] as body:
+    body = answer["Body"]
+    async with body:  # in aiobotocore 2.13, what it enters is aiohttp's response
         if "content-length" not in headers and "transfer-encoding" not in headers:
             # Such a body ends with its connection. aiohttp does not tell whether that was closed or cut, and S3 always
             # gives a length.
