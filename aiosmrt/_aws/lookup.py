@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import atexit
 import getpass
+import os
+import select
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +26,9 @@ class LookUp:
         self._abandoned = False
         self._terminal_attributes: list[Any] | None = None
         self._process: subprocess.Popen[Any] | None = None
+        # Closed when the look-up is abandoned, so that no thread waits at the terminal as the program ends.
+        self._waking: int | None = None
+        self._lock = threading.Lock()
 
     def ask(self, prompt: str) -> str:
         """Ask for an MFA code on the terminal; blocks.
@@ -31,7 +37,54 @@ class LookUp:
             RuntimeError: the look-up was abandoned.
         """
         with self.prompting():
-            return getpass.getpass(prompt)
+            if self._terminal_attributes is None:
+                return getpass.getpass(prompt)
+            return self._ask_at_terminal(prompt)
+
+    def _ask_at_terminal(self, prompt: str) -> str:
+        """The same as getpass, which would keep its thread at the terminal until somebody presses Enter."""
+        import termios
+
+        terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
+        try:
+            attributes = termios.tcgetattr(terminal)
+            silent = attributes[:]
+            silent[3] &= ~termios.ECHO
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)
+            try:
+                os.write(terminal, prompt.encode(errors="replace"))
+                self._wait_for(terminal)
+                line = os.read(terminal, 4096)
+            finally:
+                termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+            os.write(terminal, b"\n")
+        finally:
+            os.close(terminal)
+        if not line:
+            raise EOFError
+        return line.decode(errors="replace").rstrip("\n")
+
+    def _wait_for(self, terminal: int) -> None:
+        """Wait until the terminal has a line.
+
+        Raises:
+            RuntimeError: the look-up was abandoned.
+        """
+        woken, self._waking = os.pipe()
+        try:
+            self._check()
+            with suppress(ValueError):  # select does not take the 1,025th file: then reading waits, as in getpass
+                select.select([terminal, woken], [], [])
+            self._check()
+        finally:
+            os.close(woken)
+            self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._waking is not None:
+                os.close(self._waking)
+            self._waking = None
 
     @contextmanager
     def prompting(self) -> Iterator[None]:
@@ -71,6 +124,7 @@ class LookUp:
         if self._process is not None and self._process.returncode is None:
             # The thread is waiting for its end.
             self._process.kill()
+        self._wake()
         self._restore_terminal()
 
     def _restore_terminal(self) -> None:

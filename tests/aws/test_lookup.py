@@ -171,6 +171,26 @@ async def test_a_client_closed_at_the_prompt_leaves_the_terminal_in_order(
     assert terminal.echoes
 
 
+async def test_no_thread_stays_at_the_prompt_of_a_client_that_was_closed(
+    terminals: list[Terminal], tmp_path: Path
+) -> None:
+    go_on = tmp_path / "go-on"
+    os.mkfifo(go_on)
+    after = (
+        "import threading\n"
+        "    for thread in threading.enumerate():\n"
+        "        if thread.daemon: thread.join(20)\n"
+        "    print('left', sum(thread.daemon for thread in threading.enumerate()), flush=True)"
+    )
+    terminal = Terminal(program("await asyncio.to_thread(open, sys.argv[2])", after), "http://127.0.0.1:9", str(go_on))
+    terminals.append(terminal)
+    await asyncio.to_thread(terminal.read_until, b"Enter MFA code")
+    await asyncio.to_thread(go_on.write_text, "")
+    await asyncio.to_thread(terminal.read_until, b"left ")
+    await asyncio.to_thread(terminal.wait)
+    assert b"left 0" in terminal.output
+
+
 async def test_a_code_is_passed_on(terminals: list[Terminal], services: CredentialServices) -> None:
     async with RecordingServer() as server:
         terminal = Terminal(program(after="print('done')"), server.url)
