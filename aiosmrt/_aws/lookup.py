@@ -42,7 +42,7 @@ class LookUp:
             return self._ask_at_terminal(prompt)
 
     def _ask_at_terminal(self, prompt: str) -> str:
-        """The same as getpass, which would keep its thread at the terminal until somebody presses Enter."""
+        """The same as getpass, which would keep its thread there until Enter is pressed."""
         import termios
 
         terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
