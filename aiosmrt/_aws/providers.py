@@ -458,7 +458,7 @@ def _expires_at(source: object) -> float | None:
 
 
 def _time_of(text: str) -> float | None:
-    """A time in seconds since 1970; None if the text is no time."""
+    """A time in seconds since 1970; None if the text is not a time."""
     try:
         return _timestamp(datetime.fromisoformat(text))
     except ValueError:

@@ -60,7 +60,7 @@ _PARTS_AT_ONCE: Final = 4
 _READS: Final = 4
 _PAUSE_SECONDS: Final = 0.2
 
-# S3's codes are words; what is longer is none.
+# S3's codes are single words; longer text comes from another server.
 _CODE_CHARACTERS: Final = 256
 
 # The second is aiobotocore's code for the response to a HEAD request, which lacks a body.

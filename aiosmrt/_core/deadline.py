@@ -30,7 +30,7 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
     """Return the result of some work; cancel it when its time is over.
 
     If the loop was busy when its time was over, what has arrived by then is processed first: an answer that lies in the
-    socket is no late answer.
+    socket is not late.
 
     Args:
         seconds: the time that it may take. If None, any.
